@@ -1,0 +1,42 @@
+# Public targets: demo, test, check, bench. Everything runs in .venv, which is made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+SEED ?= 1
+DATA ?=
+# A package index to take torch from, where the default one has only CUDA builds (see README).
+TORCH_INDEX ?=
+
+export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
+
+.PHONY: demo test test-slow check bench install clean
+install: $(STAMP)
+
+$(STAMP): setup.cfg constraints.txt scripts/preflight.sh
+	@sh scripts/preflight.sh "$(PYTHON)"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(BIN)/python scripts/prebuild.py
+	@touch $@
+
+demo: $(STAMP)
+	$(BIN)/python -m sleepfm.demo --seed $(SEED) $(if $(DATA),--data "$(DATA)")
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(STAMP)
+	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""Entry points for the ``deepspeed`` launcher; they only wire."""

@@ -1,0 +1,1 @@
+"""EDF to shards with Ray: ``python -m shards``."""

@@ -1,0 +1,1 @@
+"""Subcommands of ``sleepfm``: each module has ``configure(parser)``, which sets ``run(arguments) -> exit status``."""

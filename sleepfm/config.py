@@ -1,0 +1,138 @@
+"""Configuration: YAML files with ``extends``, ``key=value`` overrides, validated by pydantic.
+
+A file may name others, relative to itself, under ``extends``; later files and the file itself win key by key. An override is a
+dotted path (``train.steps=100``) whose value is read as YAML. A key that the model does not know is an error that names the
+nearest key it does know.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from sleepfm.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of every configuration section: unknown keys are refused, values cannot be changed after validation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in ``path`` with everything it ``extends`` merged below it.
+
+    Raises:
+        ConfigError: missing file, invalid YAML, not a mapping, or a cycle of ``extends``.
+    """
+    return _read(Path(path), ())
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot read configuration ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    if content is None:
+        content = {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: a configuration is a mapping of keys, found a {type(content).__name__}")
+    bases = content.pop("extends", [])
+    merged: Any = OmegaConf.create({})
+    for base in [bases] if isinstance(bases, str) else bases:
+        merged = OmegaConf.merge(merged, _read(path.parent / base, (*seen, path)))
+    plain = OmegaConf.to_container(OmegaConf.merge(merged, content), resolve=False)
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """``values`` with every ``dotted.key=value`` of ``overrides`` applied.
+
+    Raises:
+        ConfigError: an override without ``=`` or with a malformed key.
+    """
+    overrides = list(overrides)
+    for item in overrides:
+        if "=" not in item or item.startswith("="):
+            raise ConfigError(f"override {item!r}: expected key=value, for example train.steps=100")
+    try:
+        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(overrides))
+        plain = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"overrides {overrides}: {str(error).splitlines()[0]}") from error
+    assert isinstance(plain, dict)
+    return {str(key): value for key, value in plain.items()}
+
+
+def validate(schema: type[ConfigT], values: dict[str, Any], origin: str) -> ConfigT:
+    """``values`` as a ``schema``; ``origin`` names the file in errors.
+
+    Raises:
+        ConfigError: listing every wrong key with what was expected and the nearest known name.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{origin}: " + "; ".join(_explain(schema, item) for item in error.errors())) from error
+
+
+def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read ``path``, apply ``overrides`` and validate as ``schema``. Raises :class:`ConfigError`."""
+    return validate(schema, apply_overrides(read_yaml(Path(path)), overrides), str(path))
+
+
+def to_dict(config: BaseModel) -> dict[str, Any]:
+    """The resolved configuration as plain JSON types."""
+    return config.model_dump(mode="json")
+
+
+def to_yaml(config: BaseModel) -> str:
+    """The resolved configuration as YAML text, keys in declaration order."""
+    return yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of ``value`` (a configuration or plain JSON types) in canonical JSON: same content, same digest."""
+    plain = to_dict(value) if isinstance(value, BaseModel) else value
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _explain(schema: type[BaseModel], item: Any) -> str:
+    where = ".".join(str(part) for part in item["loc"])
+    if item["type"] != "extra_forbidden":
+        return f"key {where!r}: {item['msg']} (found {item['input']!r})" if where else str(item["msg"])
+    known = _known_keys(schema)
+    near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or difflib.get_close_matches(
+        where.rsplit(".", 1)[-1], known, n=1, cutoff=0.5
+    )
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    return f"unknown key {where!r}; {hint}"
+
+
+def _known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, field in schema.model_fields.items():
+        keys.append(prefix + name)
+        for candidate in (field.annotation, *getattr(field.annotation, "__args__", ())):
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                keys.extend(_known_keys(candidate, f"{prefix}{name}."))
+    return keys

@@ -1,0 +1,82 @@
+"""Every error a user can meet, in one tree.
+
+A message names the file, channel or key, says what was found and what to do. ``exit_status`` is what a command returns when the
+error ends it: 1 for refused input, 2 for wrong usage or configuration.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+
+class SleepFMError(Exception):
+    """Base of all errors raised on purpose."""
+
+    exit_status = 1
+
+
+class RecordingError(SleepFMError):
+    """A recording (EDF, BDF) that cannot be read as what it claims to be."""
+
+
+class MontageError(SleepFMError):
+    """A channel that is missing, ambiguous, or unfit (unit, rate) for its canonical name."""
+
+
+class AnnotationError(SleepFMError):
+    """A scoring file that cannot be read or does not belong to its recording."""
+
+
+class SignalError(SleepFMError):
+    """A signal array of the wrong shape, length, rate or content."""
+
+
+class DatasetError(SleepFMError):
+    """A data set folder (shards and manifest) that is missing, incomplete or of another version."""
+
+
+class ShardError(DatasetError):
+    """A shard whose bytes are not what the manifest says."""
+
+
+class ModelError(SleepFMError):
+    """A model that does not fit its configuration, weights or input."""
+
+
+class CheckpointError(SleepFMError):
+    """A training checkpoint that cannot be resumed."""
+
+
+class TrainingError(SleepFMError):
+    """A training run that has to stop."""
+
+
+class RegistryError(SleepFMError):
+    """A model, version or alias that the registry does not hold, or whose bytes have changed."""
+
+
+class ConfigError(SleepFMError):
+    """A configuration file or ``key=value`` override that is wrong."""
+
+    exit_status = 2
+
+
+class UsageError(SleepFMError):
+    """Command line arguments that make no sense together."""
+
+    exit_status = 2
+
+
+def exit_with(command: Callable[[], int]) -> int:
+    """Run ``command`` and turn a :class:`SleepFMError` into one line on stderr and its exit status."""
+    try:
+        return command()
+    except SleepFMError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return error.exit_status
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0

@@ -1,0 +1,1 @@
+"""Tasks, metrics, probes, fine-tuning and reports."""

@@ -1,0 +1,1 @@
+"""NeuroNet, SynthSleepNet and their parts. Knows nothing of files."""

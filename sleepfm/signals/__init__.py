@@ -1,0 +1,1 @@
+"""Signals: recordings, montage, annotations, filters, labels, quality. Knows nothing of torch."""

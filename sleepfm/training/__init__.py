@@ -1,0 +1,1 @@
+"""The training engine: DeepSpeed, schedules, checkpoints, tracking. Knows nothing of sleep stages."""
