@@ -1,4 +1,4 @@
-"""Build DeepSpeed's shared-memory collective once, at install time, so that the first training run does not wait for a compiler."""
+"""Build DeepSpeed's shared-memory collective at install time, so that no training run waits for a compiler."""
 
 from __future__ import annotations
 

@@ -13,7 +13,11 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "load", "read_recording", "score"]
 
-_HOME = {"load": "sleepfm.registry", "score": "sleepfm.scoring", "read_recording": "sleepfm.signals.recording"}
+_HOME = {
+    "load": "sleepfm.registry",
+    "score": "sleepfm.scoring",
+    "read_recording": "sleepfm.signals.recording",
+}
 
 
 def __getattr__(name: str) -> Any:

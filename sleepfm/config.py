@@ -1,8 +1,8 @@
 """Configuration: YAML files with ``extends``, ``key=value`` overrides, validated by pydantic.
 
-A file may name others, relative to itself, under ``extends``; later files and the file itself win key by key. An override is a
-dotted path (``train.steps=100``) whose value is read as YAML. A key that the model does not know is an error that names the
-nearest key it does know.
+A file may name others, relative to itself, under ``extends``; later files and the file itself win key by
+key. An override is a dotted path (``train.steps=100``) whose value is read as YAML. A key that the schema does
+not know is an error that names the nearest key it does know.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sleepfm.errors import ConfigError
 
 
 class Config(BaseModel):
-    """Base of every configuration section: unknown keys are refused, values cannot be changed after validation."""
+    """Base of every configuration section: unknown keys are refused, values are fixed once validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
@@ -91,7 +91,9 @@ def validate(schema: type[ConfigT], values: dict[str, Any], origin: str) -> Conf
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(schema, item) for item in error.errors())) from error
+        raise ConfigError(
+            f"{origin}: " + "; ".join(_explain(schema, item) for item in error.errors())
+        ) from error
 
 
 def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
@@ -110,7 +112,7 @@ def to_yaml(config: BaseModel) -> str:
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of ``value`` (a configuration or plain JSON types) in canonical JSON: same content, same digest."""
+    """SHA-256 of ``value`` (a configuration or plain JSON types) in canonical JSON."""
     plain = to_dict(value) if isinstance(value, BaseModel) else value
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -24,13 +24,17 @@ CHANNEL_MODALITY = {
 }
 CHANNELS = tuple(CHANNEL_MODALITY)
 
-CHANNEL_UNIT = {name: {"ECG": "mV", "SPO2": "%"}.get(name, "uV") for name in CHANNELS} | {
-    name: "" for name in ("AIRFLOW", "THORAX", "ABDOMEN")
+# Unit of each channel; flow and effort belts carry no calibrated unit.
+CHANNEL_UNIT = {
+    **dict.fromkeys(("EEG_C3", "EEG_C4", "EOG_L", "EOG_R", "EMG_CHIN"), "uV"),
+    "ECG": "mV",
+    **dict.fromkeys(("AIRFLOW", "THORAX", "ABDOMEN"), ""),
+    "SPO2": "%",
 }
 
 
 class Stage(IntEnum):
-    """Sleep stages (AASM 2007; R&K stages 3 and 4 are both N3). ``UNSCORED`` also covers movement; it is never Wake."""
+    """Sleep stages (AASM 2007; R&K 3 and 4 are both N3). ``UNSCORED`` covers movement too; it is never Wake."""
 
     UNSCORED = -1
     W = 0

@@ -1,0 +1,87 @@
+"""Configuration files: inheritance, overrides, and errors that name the key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sleepfm.config import Config, apply_overrides, digest, load_config, read_yaml, to_dict, to_yaml
+from sleepfm.errors import ConfigError
+
+
+class Optimiser(Config):
+    lr: float = 1e-3
+    steps: int = 10
+
+
+class Job(Config):
+    name: str
+    optimiser: Optimiser = Optimiser()
+
+
+def write(folder: Path, name: str, text: str) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_file_wins_over_what_it_extends_and_an_override_over_both(tmp_path: Path) -> None:
+    write(tmp_path, "base.yaml", "name: base\noptimiser: {lr: 0.1, steps: 5}\n")
+    path = write(tmp_path, "jobs/job.yaml", "extends: ../base.yaml\nname: job\noptimiser: {steps: 7}\n")
+    job = load_config(Job, path, ["optimiser.lr=1e-4"])
+    assert (job.name, job.optimiser.lr, job.optimiser.steps) == ("job", 1e-4, 7)
+
+
+def test_later_bases_win(tmp_path: Path) -> None:
+    write(tmp_path, "a.yaml", "name: a\n")
+    write(tmp_path, "b.yaml", "name: b\n")
+    assert read_yaml(write(tmp_path, "c.yaml", "extends: [a.yaml, b.yaml]\n")) == {"name": "b"}
+
+
+def test_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
+    path = write(tmp_path, "job.yaml", "name: x\n")
+    with pytest.raises(ConfigError, match=r"unknown key 'optimiser\.stepz'.*optimiser\.steps"):
+        load_config(Job, path, ["optimiser.stepz=3"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: [", "not valid YAML"),
+        ("- a\n- b\n", "a configuration is a mapping"),
+        ("extends: missing.yaml\n", "cannot read configuration"),
+        ("extends: job.yaml\n", "extends itself"),
+        ("optimiser: {lr: fast}\nname: x\n", r"optimiser\.lr.*found 'fast'"),
+        ("optimiser: {}\n", "'name'"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_its_name_and_reason(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, "job.yaml", text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(Job, path)
+    assert "yaml" in str(caught.value)
+
+
+@pytest.mark.parametrize("override", ["steps", "=3", ""])
+def test_an_override_without_key_or_value_is_refused(override: str) -> None:
+    with pytest.raises(ConfigError, match="key=value"):
+        apply_overrides({}, [override])
+
+
+@given(st.floats(1e-6, 1.0), st.integers(1, 10**6))
+def test_yaml_round_trip_keeps_the_digest(lr: float, steps: int) -> None:
+    import yaml
+
+    job = Job(name="x", optimiser=Optimiser(lr=lr, steps=steps))
+    again = Job.model_validate(yaml.safe_load(to_yaml(job)))
+    assert again == job
+    assert digest(again) == digest(to_dict(job))
+
+
+def test_digest_ignores_key_order_and_sees_values() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": 2})
