@@ -1,4 +1,4 @@
-"""Build DeepSpeed's shared-memory collective at install time, so that no training run waits for a compiler."""
+"""Build DeepSpeed's shared-memory collective at install time: no training run then waits for a compiler."""
 
 from __future__ import annotations
 

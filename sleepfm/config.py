@@ -1,8 +1,8 @@
 """Configuration: YAML files with ``extends``, ``key=value`` overrides, validated by pydantic.
 
 A file may name others, relative to itself, under ``extends``; later files and the file itself win key by
-key. An override is a dotted path (``train.steps=100``) whose value is read as YAML. A key that the schema does
-not know is an error that names the nearest key it does know.
+key. An override is a dotted path (``train.steps=100``) whose value is read as YAML. A key that the schema
+does not know is an error that names the nearest key it does know.
 """
 
 from __future__ import annotations

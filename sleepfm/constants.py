@@ -34,7 +34,7 @@ CHANNEL_UNIT = {
 
 
 class Stage(IntEnum):
-    """Sleep stages (AASM 2007; R&K 3 and 4 are both N3). ``UNSCORED`` covers movement too; it is never Wake."""
+    """Sleep stages (AASM 2007; R&K 3 and 4 are both N3). ``UNSCORED`` covers movement too; it is never W."""
 
     UNSCORED = -1
     W = 0

@@ -1,7 +1,7 @@
 """Every error a user can meet, in one tree.
 
-A message names the file, channel or key, says what was found and what to do. ``exit_status`` is what a command
-returns when the error ends it: 1 for refused input, 2 for wrong usage or configuration.
+A message names the file, channel or key, says what was found and what to do. ``exit_status`` is what a
+command returns when the error ends it: 1 for refused input, 2 for wrong usage or configuration.
 """
 
 from __future__ import annotations

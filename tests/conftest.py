@@ -11,7 +11,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder of real, openly licensed recordings beside the checkout; the test is skipped where it is missing."""
+    """Folder of real, openly licensed recordings beside the checkout; skips the test where missing."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real recordings at {SHARED_DATA}")
     return SHARED_DATA
