@@ -1,0 +1,106 @@
+"""What the engine needs from a stage of training: a module, a stream, a loss, a validation, and what to export.
+
+A stage is one job (a unimodal or multimodal pretraining, a probe, a fine-tune). The engine runs any of them and knows nothing of
+channels, sleep stages or events. Life of a stage, on every rank unless stated otherwise::
+
+    stage = ...                            # same arguments on every rank; the module must come out identical
+    loss(model, batch, seed)               # once a micro-step
+    validate(module)                       # every `train.validate_every` steps and at the end; rank 0 only
+    export(module, folder)                 # once, after the last step, with the best weights; rank 0 only
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from sleepfm.data.batch import Batch
+
+
+class Loss(Protocol):
+    """What a stage's loss gives; ``sleepfm.models``' ``LossOutput`` fits. Parts are scalars, for the log only."""
+
+    @property
+    def loss(self) -> Tensor: ...
+
+    @property
+    def parts(self) -> Mapping[str, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """A :class:`Loss` for stages whose model gives logits rather than a loss."""
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Stream(Protocol):
+    """An infinite, stateless sequence of items: a pure function of the position, the same on every rank."""
+
+    def __len__(self) -> int:
+        """Items in one pass."""
+
+    def batch(self, start: int, count: int) -> Batch:
+        """The items at global positions ``start .. start + count``."""
+
+
+@dataclass(frozen=True)
+class Export:
+    """What a finished stage puts into its package beside the weights.
+
+    ``config`` becomes the package's ``config.yaml`` (the engine adds ``training``); it holds at least ``model``, from which
+    :func:`sleepfm.models.build_model` makes the module, and for a downstream task ``task`` and ``threshold``. ``metrics`` are final
+    figures (``test/...``), logged and tagged but never used for selection. ``card`` is the text of ``MODEL_CARD.md``.
+    """
+
+    config: dict[str, Any]
+    card: str
+    metrics: dict[str, float] = field(default_factory=dict)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+class Stage(Protocol):
+    """One training job, as the engine sees it."""
+
+    @property
+    def name(self) -> str:
+        """For logs and the tracking run, such as ``pretrain-eeg`` or ``finetune-stage``."""
+
+    @property
+    def module(self) -> nn.Module:
+        """The module, identical on every rank (same seed or same weights); ``requires_grad`` says what trains."""
+
+    @property
+    def stream(self) -> Stream:
+        """Training items, the same global order on every rank."""
+
+    @property
+    def dataset_digest(self) -> str:
+        """Digest of the data set that the stream reads."""
+
+    @property
+    def parents(self) -> Sequence[str]:
+        """Registered versions this stage starts from, as ``name:version``."""
+
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> Loss:
+        """Loss of this rank's micro-batch, mean over its items.
+
+        ``model`` is the module wrapped by DeepSpeed: call it once, with keyword or positional tensors. It computes under autocast;
+        what the stage computes from its output afterwards is in fp32. ``seed`` is the run's seed, for
+        :func:`sleepfm.models.noise_for`.
+        """
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Figures on the validation split, at bounded cost, such as ``{"val/kappa": 0.6}``.
+
+        Runs on rank 0 alone while the others wait, with whole fp32 weights and the module in eval mode.
+        """
+
+    def export(self, module: nn.Module, folder: Path) -> Export:
+        """The package's contents for the best weights; may write further files (predictions, figures) into ``folder``."""
