@@ -1,0 +1,305 @@
+"""Metrics of a task with intervals over subjects, beside what a model that learned nothing would reach.
+
+An interval is the 2.5 to 97.5 percentile over resamples of *subjects* (nights of a person stay together),
+since epochs of one night are not independent. Undefined values are nan and carry the reason in ``note``;
+nothing is filled in.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sleepfm.errors import ModelError
+from sleepfm.evaluation import agreement, ranking
+from sleepfm.evaluation.tasks import Task
+
+Float = NDArray[np.float64]
+CALIBRATION_BINS = 15
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A value with its 95 % interval over subjects; nan where undefined, with the reason in ``note``."""
+
+    value: float
+    ci_low: float = math.nan
+    ci_high: float = math.nan
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What ``model -> split`` gave for one task. ``confusion`` rows are truth, columns prediction, in
+    ``classes`` order.
+    """
+
+    task: str
+    classes: tuple[str, ...]
+    n_epochs: int
+    n_unscored: int
+    n_subjects: int
+    threshold: float | None
+    majority_class: str
+    prevalence: dict[str, float]
+    metrics: dict[str, Metric]
+    confusion: tuple[tuple[int, ...], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types; nan becomes null."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Evaluation:
+        """Inverse of :meth:`to_dict`."""
+        metrics = {name: Metric(**_with_nan(entry)) for name, entry in values["metrics"].items()}
+        prevalence = _with_nan(values["prevalence"])
+        confusion = tuple(tuple(row) for row in values["confusion"])
+        fixed = {"metrics": metrics, "prevalence": prevalence, "confusion": confusion}
+        return cls(**{**values, "classes": tuple(values["classes"]), **fixed})
+
+
+def evaluate(
+    task: Task,
+    truth: ArrayLike,
+    probability: ArrayLike,
+    subject: ArrayLike,
+    *,
+    threshold: float = 0.5,
+    n_boot: int = 1000,
+    seed: int = 0,
+) -> Evaluation:
+    """Every figure reported for ``task``.
+
+    Args:
+        truth: [N] labels; -1 (unscored) epochs are left out and counted.
+        probability: [N, K], rows sum to one.
+        subject: [N] key of the person each epoch is of.
+        threshold: binary tasks call an epoch positive from this probability on; chosen on ``val``, never
+            here.
+        n_boot: resamples of subjects; the same ``seed`` gives the same intervals.
+
+    ``majority_accuracy`` is the accuracy of always naming the commonest class of ``truth``; ``brier`` is the
+    mean squared error of the positive class (binary) or summed over classes (Brier 1950); ``ece`` bins the
+    positive probability (binary) or that of the named class (multiclass) in 15 equal widths; ``auroc`` and
+    ``auprc`` of a multiclass task are means over the classes that occur, one against the rest.
+
+    Raises:
+        ModelError: shapes that do not belong together, labels out of range, or probabilities that are none.
+    """
+    truth_, probability_, subject_ = _checked(task, truth, probability, subject)
+    scored = truth_ >= 0
+    n_unscored = int((~scored).sum())
+    truth_, probability_ = truth_[scored], probability_[scored]
+    names, index = np.unique(subject_[scored], return_inverse=True)
+    n_classes, n_subjects = len(task.classes), len(names)
+    held = np.bincount(truth_, minlength=n_classes)
+    binary = task.kind == "binary"
+    if binary:
+        predicted = (probability_[:, 1] >= threshold).astype(np.intp)
+    else:
+        predicted = probability_.argmax(axis=1)
+
+    counts = np.ones((1, n_subjects))
+    if n_subjects > 1:
+        rng = np.random.default_rng(seed)
+        counts = np.concatenate(
+            [counts, rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), n_boot)]
+        )
+    flat = (index * n_classes + truth_) * n_classes + predicted
+    by_subject = np.bincount(flat, minlength=n_subjects * n_classes**2).reshape(n_subjects, n_classes**2)
+    confusion = (counts @ by_subject).reshape(-1, n_classes, n_classes)
+
+    values = _confusion_values(task, confusion, int(held.argmax()))
+    values |= _calibration_values(task, truth_, probability_, predicted, index, counts)
+    values |= _ranking_values(task, truth_, probability_, index, counts, held)
+    notes = _notes(task, held)
+    return Evaluation(
+        task=task.name,
+        classes=task.classes,
+        n_epochs=len(truth_),
+        n_unscored=n_unscored,
+        n_subjects=n_subjects,
+        threshold=float(threshold) if binary else None,
+        majority_class=task.classes[int(held.argmax())],
+        prevalence={
+            name: float(held[k] / len(truth_)) if len(truth_) else math.nan
+            for k, name in enumerate(task.classes)
+        },
+        metrics={
+            name: _metric(column, n_subjects, notes.get(name, notes[""])) for name, column in values.items()
+        },
+        confusion=tuple(tuple(int(cell) for cell in row) for row in confusion[0]),
+    )
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A decision threshold, the rule that chose it and the F1 it gave where it was chosen."""
+
+    value: float
+    rule: str
+    f1: float
+
+
+def choose_threshold(truth: ArrayLike, positive_probability: ArrayLike) -> Threshold:
+    """The probability from which on an epoch is called positive that gives the highest F1 (of ties, the
+    highest).
+
+    Meant for ``val`` only. Without a positive epoch there is nothing to choose by: 0.5, and the rule says so.
+    """
+    truth_, score = np.asarray(truth), np.asarray(positive_probability, dtype=float)
+    score, truth_ = score[truth_ >= 0], truth_[truth_ >= 0]
+    if not (truth_ == 1).any():
+        return Threshold(0.5, "default: no positive epoch to choose by", math.nan)
+    order = np.argsort(-score, kind="stable")
+    score, hits = score[order], np.cumsum(truth_[order] == 1)
+    called = np.arange(1, len(score) + 1)
+    last_of_tie = np.append(score[1:] != score[:-1], True)
+    f1 = np.where(last_of_tie, 2 * hits / (called + hits[-1]), -1.0)
+    best = int(f1.argmax())
+    return Threshold(float(score[best]), "max F1 on val", float(f1[best]))
+
+
+def _checked(
+    task: Task, truth: ArrayLike, probability: ArrayLike, subject: ArrayLike
+) -> tuple[NDArray[np.intp], Float, NDArray[Any]]:
+    truth_ = np.asarray(truth).astype(np.intp)
+    probability_, subject_ = np.asarray(probability, dtype=float), np.asarray(subject)
+    expected = (len(truth_), len(task.classes))
+    if truth_.ndim != 1 or probability_.shape != expected or subject_.shape != truth_.shape:
+        raise ModelError(
+            f"task {task.name}: expected truth [N], probability [N, {expected[1]}] and subject [N]; found "
+            f"{truth_.shape}, {probability_.shape} and {subject_.shape}"
+        )
+    if len(truth_) and not -1 <= truth_.min() <= truth_.max() < expected[1]:
+        raise ModelError(
+            f"task {task.name}: labels from -1 to {expected[1] - 1} expected, "
+            f"found {truth_.min()} to {truth_.max()}"
+        )
+    sums = probability_.sum(axis=1)
+    wrong = ~(np.isfinite(probability_).all(axis=1) & (np.abs(sums - 1) < 1e-3))
+    if wrong[truth_ >= 0].any():
+        raise ModelError(
+            f"task {task.name}: {int(wrong.sum())} of {len(truth_)} rows of probability are not finite "
+            "or do not sum to 1"
+        )
+    return truth_, probability_, subject_
+
+
+def _confusion_values(task: Task, confusion: Float, majority: int) -> dict[str, Float]:
+    held = confusion.sum(axis=-1)
+    total = held.sum(axis=-1)
+    share = np.divide(held[:, majority], total, out=np.full(len(total), np.nan), where=total > 0)
+    f1 = agreement.class_f1(confusion)
+    values = {
+        "accuracy": agreement.accuracy(confusion),
+        "majority_accuracy": share,
+        "kappa": agreement.kappa(confusion),
+        "macro_f1": agreement.macro_f1(confusion),
+        "mcc": agreement.matthews(confusion),
+    }
+    if task.kind == "binary":
+        values["sensitivity"] = agreement.recall(confusion, 1)
+        values["specificity"] = agreement.recall(confusion, 0)
+        values["precision"] = agreement.precision(confusion, 1)
+    return values | {f"f1_{name}": f1[:, k] for k, name in enumerate(task.classes)}
+
+
+def _calibration_values(
+    task: Task,
+    truth: NDArray[np.intp],
+    probability: Float,
+    predicted: NDArray[np.intp],
+    index: NDArray[np.intp],
+    counts: Float,
+) -> dict[str, Float]:
+    if task.kind == "binary":
+        confidence, correct = probability[:, 1], (truth == 1).astype(float)
+        error = (confidence - correct) ** 2
+    else:
+        confidence = np.take_along_axis(probability, predicted[:, None], axis=1)[:, 0]
+        correct = (predicted == truth).astype(float)
+        error = ((probability - np.eye(len(task.classes))[truth]) ** 2).sum(axis=1)
+    n_subjects = counts.shape[1]
+    bins = np.clip((confidence * CALIBRATION_BINS).astype(np.intp), 0, CALIBRATION_BINS - 1)
+    cell = index * CALIBRATION_BINS + bins
+    # |sum of confidence - sum of hits| per bin over all epochs: the bin's own count cancels.
+    gap = np.bincount(cell, confidence - correct, n_subjects * CALIBRATION_BINS)
+    gap = np.abs(counts @ gap.reshape(n_subjects, CALIBRATION_BINS)).sum(axis=1)
+    total = counts @ np.bincount(index, minlength=n_subjects).astype(float)
+    squared = counts @ np.bincount(index, error, n_subjects)
+    undefined = np.full(len(total), np.nan)
+    return {
+        "brier": np.divide(squared, total, out=undefined.copy(), where=total > 0),
+        "ece": np.divide(gap, total, out=undefined.copy(), where=total > 0),
+    }
+
+
+def _ranking_values(
+    task: Task,
+    truth: NDArray[np.intp],
+    probability: Float,
+    index: NDArray[np.intp],
+    counts: Float,
+    held: NDArray[np.intp],
+) -> dict[str, Float]:
+    positives = [1] if task.kind == "binary" else [k for k in range(len(held)) if held[k]]
+    areas, precisions = [], []
+    for k in positives if len(truth) else []:
+        positive, score = truth == k, probability[:, k]
+        area, precision = ranking.resampled(positive, score, index, counts[1:])
+        areas.append(np.append(ranking.auroc(positive, score), area))
+        precisions.append(np.append(ranking.average_precision(positive, score), precision))
+    if not areas:
+        undefined = np.full(len(counts), np.nan)
+        return {"auroc": undefined, "auprc": undefined}
+    return {"auroc": np.mean(areas, axis=0), "auprc": np.mean(precisions, axis=0)}
+
+
+def _notes(task: Task, held: NDArray[np.intp]) -> dict[str, str]:
+    absent = [name for k, name in enumerate(task.classes) if not held[k]]
+    if not held.sum():
+        return {"": "no scored epoch"}
+    notes = {"": ""}
+    if absent:
+        missing = ", ".join(absent)
+        notes |= dict.fromkeys(("macro_f1", "auroc", "auprc", "kappa", "mcc"), f"{missing} absent in truth")
+        notes |= {f"f1_{name}": f"{name} absent in truth" for name in absent}
+        if task.kind == "binary":
+            side = "specificity" if not held[0] else "sensitivity"
+            notes[side] = f"{missing} absent in truth"
+    return notes
+
+
+def _metric(column: Float, n_subjects: int, note: str) -> Metric:
+    value, resamples = float(column[0]), column[1:]
+    if math.isnan(value):
+        return Metric(math.nan, note=note or "undefined: the model names one class only")
+    if n_subjects < 2:
+        return Metric(value, note=_join(note, "one subject: no interval"))
+    valid = resamples[np.isfinite(resamples)]
+    if len(valid) < 0.9 * len(resamples) or not len(valid):
+        return Metric(value, note=_join(note, "no interval: undefined in over a tenth of the resamples"))
+    low, high = np.percentile(valid, [2.5, 97.5])
+    return Metric(value, float(low), float(high), note)
+
+
+def _join(*notes: str) -> str:
+    return "; ".join(note for note in notes if note)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _with_nan(values: dict[str, Any]) -> dict[str, Any]:
+    return {key: math.nan if cell is None else cell for key, cell in values.items()}

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import metrics as sk
+
+from sleepfm.errors import ConfigError, ModelError
+from sleepfm.evaluation import agreement, ranking
+from sleepfm.evaluation.metrics import Evaluation, choose_threshold, evaluate
+from sleepfm.evaluation.tasks import TASKS, get_task
+
+STAGE, APNEA = TASKS["stage"], TASKS["apnea"]
+
+
+def night(n=4000, n_subjects=10, n_classes=5, seed=0, ties=False):
+    rng = np.random.default_rng(seed)
+    truth = rng.choice(n_classes, n, p=rng.dirichlet(np.full(n_classes, 3.0)))
+    logits = rng.normal(size=(n, n_classes))
+    logits[np.arange(n), truth] += 1.2
+    if ties:
+        logits = np.round(logits)
+    probability = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    subject = rng.integers(0, n_subjects, n).astype(str)
+    return truth, probability, subject
+
+
+def value(evaluation, name):
+    return evaluation.metrics[name].value
+
+
+def test_stage_values_equal_sklearn():
+    truth, probability, subject = night()
+    got = evaluate(STAGE, truth, probability, subject, n_boot=20)
+    predicted = probability.argmax(axis=1)
+    assert value(got, "accuracy") == pytest.approx(sk.accuracy_score(truth, predicted))
+    assert value(got, "kappa") == pytest.approx(sk.cohen_kappa_score(truth, predicted))
+    assert value(got, "macro_f1") == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
+    assert value(got, "mcc") == pytest.approx(sk.matthews_corrcoef(truth, predicted))
+    assert value(got, "auroc") == pytest.approx(sk.roc_auc_score(truth, probability, multi_class="ovr"))
+    assert value(got, "auprc") == pytest.approx(sk.average_precision_score(np.eye(5)[truth], probability))
+    assert value(got, "brier") == pytest.approx(((probability - np.eye(5)[truth]) ** 2).sum(1).mean())
+    assert np.array_equal(got.confusion, sk.confusion_matrix(truth, predicted))
+    f1 = sk.f1_score(truth, predicted, average=None)
+    assert [value(got, f"f1_{name}") for name in got.classes] == pytest.approx(list(f1))
+    assert value(got, "majority_accuracy") == pytest.approx(np.bincount(truth).max() / len(truth))
+    assert sum(got.prevalence.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_binary_values_equal_sklearn(ties):
+    truth, probability, subject = night(n_classes=2, ties=ties, seed=3)
+    got = evaluate(APNEA, truth, probability, subject, threshold=0.3, n_boot=20)
+    predicted = probability[:, 1] >= 0.3
+    assert value(got, "auroc") == pytest.approx(sk.roc_auc_score(truth, probability[:, 1]))
+    assert value(got, "auprc") == pytest.approx(sk.average_precision_score(truth, probability[:, 1]))
+    assert value(got, "sensitivity") == pytest.approx(sk.recall_score(truth, predicted))
+    assert value(got, "specificity") == pytest.approx(sk.recall_score(truth, predicted, pos_label=0))
+    assert value(got, "precision") == pytest.approx(sk.precision_score(truth, predicted))
+    assert value(got, "brier") == pytest.approx(sk.brier_score_loss(truth, probability[:, 1]))
+    assert got.threshold == 0.3
+
+
+def slow_ece(confidence, correct, n_bins=15):
+    total = 0.0
+    for b in range(n_bins):
+        inside = [i for i, c in enumerate(confidence) if min(int(c * n_bins), n_bins - 1) == b]
+        if inside:
+            total += (
+                abs(np.mean(confidence[inside]) - np.mean(correct[inside])) * len(inside) / len(confidence)
+            )
+    return total
+
+
+def test_ece_equals_the_loop():
+    truth, probability, subject = night(n=600)
+    predicted = probability.argmax(axis=1)
+    want = slow_ece(probability.max(axis=1), (predicted == truth).astype(float))
+    assert value(evaluate(STAGE, truth, probability, subject, n_boot=5), "ece") == pytest.approx(want)
+    truth, probability, subject = night(n=600, n_classes=2)
+    want = slow_ece(probability[:, 1], truth.astype(float))
+    assert value(evaluate(APNEA, truth, probability, subject, n_boot=5), "ece") == pytest.approx(want)
+
+
+def test_interval_equals_resampling_epochs_of_subjects_by_hand():
+    truth, probability, subject = night(n=1500, n_subjects=6, n_classes=2, seed=5, ties=True)
+    got = evaluate(APNEA, truth, probability, subject, n_boot=60, seed=11)
+    names = np.unique(subject)
+    counts = np.random.default_rng(11).multinomial(6, np.full(6, 1 / 6), 60)
+    rows = {key: [] for key in ("kappa", "auroc", "auprc", "brier", "macro_f1")}
+    for count in counts:
+        take = np.concatenate(
+            [np.repeat(np.flatnonzero(subject == s), c) for s, c in zip(names, count, strict=True)]
+        )
+        t, p = truth[take], probability[take, 1]
+        rows["kappa"].append(sk.cohen_kappa_score(t, p >= 0.5))
+        rows["auroc"].append(sk.roc_auc_score(t, p))
+        rows["auprc"].append(sk.average_precision_score(t, p))
+        rows["brier"].append(sk.brier_score_loss(t, p))
+        rows["macro_f1"].append(sk.f1_score(t, p >= 0.5, average="macro"))
+    for name, values in rows.items():
+        metric = got.metrics[name]
+        assert [metric.ci_low, metric.ci_high] == pytest.approx(list(np.percentile(values, [2.5, 97.5]))), (
+            name
+        )
+
+
+def test_resampling_with_more_scores_than_bins_stays_close():
+    truth, probability, subject = night(n=30_000, n_classes=2, n_subjects=5)
+    index = subject.astype(int)
+    counts = np.array([[1, 1, 1, 1, 1], [2, 0, 1, 1, 1]], float)
+    aurocs, precisions = ranking.resampled(truth == 1, probability[:, 1], index, counts)
+    assert aurocs[0] == pytest.approx(sk.roc_auc_score(truth, probability[:, 1]), abs=1e-3)
+    assert precisions[0] == pytest.approx(sk.average_precision_score(truth, probability[:, 1]), abs=1e-3)
+    take = np.concatenate([np.flatnonzero(index == 0)] * 2 + [np.flatnonzero(index > 1)])
+    assert aurocs[1] == pytest.approx(sk.roc_auc_score(truth[take], probability[take, 1]), abs=1e-3)
+
+
+def test_same_seed_same_interval_and_epoch_order_does_not_matter():
+    truth, probability, subject = night(n=900)
+    order = np.random.default_rng(1).permutation(900)
+    first = evaluate(STAGE, truth, probability, subject, n_boot=50, seed=2)
+    again = evaluate(STAGE, truth[order], probability[order], subject[order], n_boot=50, seed=2)
+    for name in first.metrics:
+        got, want = again.metrics[name], first.metrics[name]
+        assert (got.value, got.ci_low, got.ci_high) == pytest.approx((want.value, want.ci_low, want.ci_high))
+
+
+def test_unscored_epochs_are_left_out_and_counted():
+    truth, probability, subject = night(n=500)
+    whole = evaluate(STAGE, truth, probability, subject, n_boot=5)
+    padded = evaluate(
+        STAGE,
+        np.append(truth, [-1] * 7),
+        np.vstack([probability, np.full((7, 5), np.nan)]),
+        np.append(subject, ["new"] * 7),
+        n_boot=5,
+    )
+    assert padded.n_unscored == 7 and padded.n_epochs == 500 and padded.n_subjects == whole.n_subjects
+    assert padded.metrics == whole.metrics
+
+
+def test_absent_classes_are_named_not_filled_in():
+    truth, probability, subject = night(n=500)
+    truth = np.where(truth == 3, 2, truth)
+    got = evaluate(STAGE, truth, probability, subject, n_boot=30)
+    assert math.isnan(value(got, "f1_N3")) and "N3" in got.metrics["f1_N3"].note
+    present = [value(got, f"f1_{n}") for n in got.classes if n != "N3"]
+    assert value(got, "macro_f1") == pytest.approx(np.mean(present)) and "N3" in got.metrics["macro_f1"].note
+
+
+def test_one_class_and_one_subject_and_nothing():
+    probability = np.tile([0.8, 0.2], (50, 1))
+    got = evaluate(APNEA, np.zeros(50, int), probability, ["a"] * 50)
+    assert value(got, "accuracy") == 1.0 == value(got, "majority_accuracy")
+    for name in ("auroc", "auprc", "kappa", "sensitivity"):
+        assert math.isnan(value(got, name)) and got.metrics[name].note
+    assert math.isnan(got.metrics["accuracy"].ci_low) and "one subject" in got.metrics["accuracy"].note
+    empty = evaluate(APNEA, np.full(50, -1), probability, ["a"] * 50)
+    assert empty.n_epochs == 0 and all(m.note == "no scored epoch" for m in empty.metrics.values())
+
+
+def test_json_round_trip():
+    truth, probability, subject = night(n=300, n_classes=2)
+    for t in (truth, np.zeros(300, int)):
+        got = evaluate(APNEA, t, probability, subject, n_boot=10)
+        assert Evaluation.from_dict(got.to_dict()).to_dict() == got.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("truth", "probability", "subject"),
+    [
+        ([0, 1], [[0.5, 0.5]], ["a", "a"]),
+        ([0, 2], [[0.5, 0.5], [0.5, 0.5]], ["a", "a"]),
+        ([0, 1], [[0.5, 0.5], [0.9, 0.9]], ["a", "a"]),
+        ([0, 1], [[0.5, 0.5], [np.nan, 0.9]], ["a", "a"]),
+        ([0, 1], [[0.5, 0.5], [0.1, 0.9]], ["a"]),
+    ],
+)
+def test_wrong_input_is_refused(truth, probability, subject):
+    with pytest.raises(ModelError, match="apnea"):
+        evaluate(APNEA, truth, probability, subject)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 6)), min_size=1, max_size=25))
+def test_threshold_is_the_best_of_all(pairs):
+    truth, score = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs]) / 6
+    chosen = choose_threshold(truth, score)
+    if truth.sum() == 0:
+        assert chosen.value == 0.5 and "no positive" in chosen.rule
+        return
+    tried = {t: sk.f1_score(truth, score >= t, zero_division=0.0) for t in np.unique(score)}
+    assert chosen.f1 == pytest.approx(max(tried.values())) == pytest.approx(tried[chosen.value])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), min_size=1, max_size=30))
+def test_agreement_equals_sklearn_on_any_confusion(pairs):
+    truth, predicted = np.array(pairs).T
+    confusion = agreement.confusion_matrix(truth, predicted, 3)
+    kappa = agreement.kappa(confusion)
+    if len(set(truth) | set(predicted)) > 1:
+        assert kappa == pytest.approx(sk.cohen_kappa_score(truth, predicted))
+    else:
+        assert np.isnan(kappa)
+    want = sk.f1_score(truth, predicted, labels=sorted(set(truth)), average="macro", zero_division=0.0)
+    assert agreement.macro_f1(confusion) == pytest.approx(want)
+
+
+def test_a_thousand_resamples_take_under_two_seconds():
+    truth, probability, subject = night(n=40_000, n_subjects=40)
+    start = time.process_time()
+    evaluate(STAGE, truth, probability, subject, n_boot=1000)
+    assert time.process_time() - start < 4.0  # processor seconds over two threads
+
+
+def test_unknown_task_names_the_nearest():
+    with pytest.raises(ConfigError, match="hypopnea"):
+        get_task("hypopnoea")
