@@ -81,6 +81,10 @@ class Stage(Protocol):
         """Training items, the same global order on every rank."""
 
     @property
+    def epochs_per_item(self) -> int:
+        """30-s epochs in one item of the stream, for the throughput figure: 1, or the length of a sequence."""
+
+    @property
     def dataset_digest(self) -> str:
         """Digest of the data set that the stream reads."""
 
