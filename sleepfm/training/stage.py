@@ -1,7 +1,7 @@
-"""What the engine needs from a stage of training: a module, a stream, a loss, a validation, and what to export.
+"""What the engine needs from a stage of training: a module, a stream, a loss, a validation, an export.
 
-A stage is one job (a unimodal or multimodal pretraining, a probe, a fine-tune). The engine runs any of them and knows nothing of
-channels, sleep stages or events. Life of a stage, on every rank unless stated otherwise::
+A stage is one job (a unimodal or multimodal pretraining, a probe, a fine-tune). The engine runs any of them and
+knows nothing of channels, sleep stages or events. Life of a stage, on every rank unless stated otherwise::
 
     stage = ...                            # same arguments on every rank; the module must come out identical
     loss(model, batch, seed)               # once a micro-step
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Loss(Protocol):
-    """What a stage's loss gives; ``sleepfm.models``' ``LossOutput`` fits. Parts are scalars, for the log only."""
+    """What a stage's loss gives; ``LossOutput`` of the models fits. Parts are scalars, for the log only."""
 
     @property
     def loss(self) -> Tensor: ...
@@ -54,9 +54,10 @@ class Stream(Protocol):
 class Export:
     """What a finished stage puts into its package beside the weights.
 
-    ``config`` becomes the package's ``config.yaml`` (the engine adds ``training``); it holds at least ``model``, from which
-    :func:`sleepfm.models.build_model` makes the module, and for a downstream task ``task`` and ``threshold``. ``metrics`` are final
-    figures (``test/...``), logged and tagged but never used for selection. ``card`` is the text of ``MODEL_CARD.md``.
+    ``config`` becomes the package's ``config.yaml`` (the engine adds ``training``); it holds at least ``model``,
+    from which :func:`sleepfm.models.build_model` makes the module, and for a downstream task ``task`` and
+    ``threshold``. ``metrics`` are final figures (``test/...``), logged and tagged but never used for selection.
+    ``card`` is the text of ``MODEL_CARD.md``.
     """
 
     config: dict[str, Any]
@@ -74,7 +75,7 @@ class Stage(Protocol):
 
     @property
     def module(self) -> nn.Module:
-        """The module, identical on every rank (same seed or same weights); ``requires_grad`` says what trains."""
+        """The module, identical on every rank; ``requires_grad`` says what trains."""
 
     @property
     def stream(self) -> Stream:
@@ -82,7 +83,7 @@ class Stage(Protocol):
 
     @property
     def epochs_per_item(self) -> int:
-        """30-s epochs in one item of the stream, for the throughput figure: 1, or the length of a sequence."""
+        """30-s epochs in one item of the stream: 1, or the length of a sequence (for the throughput)."""
 
     @property
     def dataset_digest(self) -> str:
@@ -95,9 +96,9 @@ class Stage(Protocol):
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> Loss:
         """Loss of this rank's micro-batch, mean over its items.
 
-        ``model`` is the module wrapped by DeepSpeed: call it once, with keyword or positional tensors. It computes under autocast;
-        what the stage computes from its output afterwards is in fp32. ``seed`` is the run's seed, for
-        :func:`sleepfm.models.noise_for`.
+        ``model`` is the module wrapped by DeepSpeed: call it once, with keyword or positional tensors. It
+        computes under autocast; what the stage computes from its output afterwards is in fp32. ``seed`` is the
+        run's seed, for :func:`sleepfm.models.noise_for`.
         """
 
     def validate(self, module: nn.Module) -> dict[str, float]:
@@ -107,4 +108,4 @@ class Stage(Protocol):
         """
 
     def export(self, module: nn.Module, folder: Path) -> Export:
-        """The package's contents for the best weights; may write further files (predictions, figures) into ``folder``."""
+        """The package's contents for the best weights; may write predictions and figures into ``folder``."""
