@@ -1,0 +1,102 @@
+"""A pretrained encoder, temporal context and a head: sleep stages, apnea or hypopnea for every epoch of a sequence."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from sleepfm.config import Config
+from sleepfm.errors import ModelError
+from sleepfm.models.context import ContextConfig, build_context
+from sleepfm.models.heads import Head, HeadConfig
+from sleepfm.models.lora import LoRALinear, add_lora
+
+
+class TuneConfig(Config):
+    """What of the encoder trains: nothing, low-rank updates of the named linear layers, or all of it.
+
+    The default targets are the paper's: the two linear layers of every frame backbone and the MLP of the last fusion block.
+    """
+
+    mode: Literal["frozen", "lora", "full"] = "frozen"
+    rank: int = Field(4, ge=1)
+    alpha: float = 8.0
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = ("feature_layer.0", "feature_layer.2", "mlp.fc1", "mlp.fc2")
+
+
+class DownstreamConfig(Config):
+    """``encoder`` is the configuration of the pretrained model, as :func:`sleepfm.models.build.build_model` takes it."""
+
+    kind: Literal["downstream"] = "downstream"
+    task: str
+    classes: tuple[str, ...] = Field(min_length=2)
+    encoder: dict[str, Any]
+    tune: TuneConfig = TuneConfig()
+    context: ContextConfig = ContextConfig(kind="none")
+    head: HeadConfig = HeadConfig()
+
+
+class Downstream(nn.Module):
+    """Encoder, context and head.
+
+    Args:
+        config: what to build.
+        encoder: a SynthSleepNet or NeuroNet with ``channels``, ``dim`` and ``encode``; the configuration's own, freshly
+            initialised, if not given. What ``config.tune`` leaves frozen stays bit-identical and in eval mode.
+    """
+
+    def __init__(self, config: DownstreamConfig, encoder: nn.Module) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = encoder
+        self._adapt()
+        self.context = build_context(config.context, encoder.dim)
+        self.head = Head(encoder.dim, len(config.classes), config.head)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Canonical channels, in the order ``forward`` takes them."""
+        return self.encoder.channels
+
+    def _adapt(self) -> None:
+        tune = self.config.tune
+        self.encoder.requires_grad_(tune.mode == "full")
+        if tune.mode == "lora":
+            add_lora(self.encoder, tune.targets, 1, tune.rank, tune.alpha, tune.dropout)
+            self._own_lora = [layer for layer in self.encoder.modules() if self._is_own(layer)]
+
+    def _is_own(self, layer: nn.Module) -> bool:
+        return isinstance(layer, LoRALinear) and layer.lora_a.requires_grad
+
+    def train(self, mode: bool = True) -> Downstream:
+        """Frozen parts stay in eval mode: their batch statistics and dropout belong to their own training."""
+        super().train(mode)
+        if self.config.tune.mode != "full":
+            self.encoder.eval()
+        if self.config.tune.mode == "lora":
+            for layer in self._own_lora:
+                layer.dropout.train(mode)
+        return self
+
+    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to embeddings ``[B, L, D]``."""
+        batch, length = signals.shape[:2]
+        every = present[:, None].expand(batch, length, -1).flatten(0, 1)
+        return self.encoder.encode(signals.flatten(0, 1), every).unflatten(0, (batch, length))
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Embeddings ``[B, L, D]`` of consecutive epochs to logits ``[B, L, K]``."""
+        if embedding.ndim != 3 or embedding.shape[-1] != self.encoder.dim:
+            raise ModelError(f"expected embeddings [B, L, {self.encoder.dim}], found {list(embedding.shape)}")
+        return self.head(self.context(embedding))
+
+    def forward(self, signals: Tensor, present: Tensor) -> Tensor:
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to logits ``[B, L, K]``."""
+        return self.classify(self.encode(signals, present))
+
+    def embed(self, signals: dict[str, Tensor]) -> Tensor:
+        """One embedding ``[B, D]`` per epoch from any subset of channels, each ``[B, T]``."""
+        return self.encoder.embed(signals)

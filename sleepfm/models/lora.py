@@ -1,0 +1,90 @@
+"""Low-rank adaptation of frozen linear layers, one adapter a channel over one shared weight.
+
+LoRA (arXiv 2106.09685) adds ``scale * B A x`` to a frozen ``W x``; rank-stabilised scaling (arXiv 2312.03732) is
+``scale = alpha / sqrt(rank)``. The channels of a modality (left and right EOG, C3 and C4) share one frozen backbone and differ
+only in their adapters, so they run stacked in one batch: every row of the batch carries the index of its adapter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sleepfm.errors import ModelError
+
+
+class LoRALinear(nn.Module):
+    """A frozen ``nn.Linear`` with ``adapters`` low-rank updates.
+
+    Args:
+        base: the layer to adapt; its parameters are frozen and stay bit-identical.
+        adapters: how many independent updates (channels that share ``base``).
+        rank, alpha, dropout: of every update.
+
+    ``lora_a`` is ``[A, R, in]`` (Gaussian, standard deviation ``1 / rank``), ``lora_b`` is ``[A, out, R]`` (zero), so the layer
+    starts equal to ``base``.
+    """
+
+    def __init__(self, base: nn.Linear, adapters: int, rank: int, alpha: float, dropout: float) -> None:
+        super().__init__()
+        if rank < 1 or adapters < 1:
+            raise ModelError(f"LoRA needs a rank and a number of adapters of at least 1, found {rank} and {adapters}")
+        self.base = base.requires_grad_(False)
+        self.scale = alpha / math.sqrt(rank)
+        self.dropout = nn.Dropout(dropout)
+        self.lora_a = nn.Parameter(torch.empty(adapters, rank, base.in_features))
+        self.lora_b = nn.Parameter(torch.zeros(adapters, base.out_features, rank))
+        nn.init.normal_(self.lora_a, std=1 / rank)
+        self._index: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, S, in] -> [N, S, out]``; row ``n`` uses adapter ``index[n]`` of :func:`adapters`.
+
+        A layer with one adapter needs no index and takes any shape ``[..., in]``.
+
+        Raises:
+            ModelError: several adapters and no index for every row.
+        """
+        low_in = self.dropout(x)
+        if self.lora_a.shape[0] == 1:
+            return self.base(x) + self.scale * F.linear(F.linear(low_in, self.lora_a[0]), self.lora_b[0])
+        index = self._index
+        if index is None or index.shape[0] != x.shape[0]:
+            found = "none" if index is None else str(index.shape[0])
+            raise ModelError(f"{x.shape[0]} rows need as many adapter indices, found {found}; use adapters(...)")
+        low = torch.einsum("nsi,nri->nsr", low_in, self.lora_a[index].to(low_in.dtype))
+        return self.base(x) + self.scale * torch.einsum("nsr,nor->nso", low, self.lora_b[index].to(low.dtype))
+
+
+def add_lora(module: nn.Module, suffixes: tuple[str, ...], adapters: int, rank: int, alpha: float, dropout: float) -> int:
+    """Replace every ``nn.Linear`` of ``module`` whose name ends in one of ``suffixes``; returns how many.
+
+    Raises:
+        ModelError: no layer matched, which would silently train nothing.
+    """
+    names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n.endswith(suffixes)]
+    if not names:
+        raise ModelError(f"LoRA targets {suffixes} match no linear layer of {type(module).__name__}")
+    for name in names:
+        parent = module.get_submodule(name.rpartition(".")[0])
+        leaf = name.rpartition(".")[2]
+        setattr(parent, leaf, LoRALinear(getattr(parent, leaf), adapters, rank, alpha, dropout))
+    return len(names)
+
+
+@contextmanager
+def adapters(module: nn.Module, index: Tensor) -> Iterator[None]:
+    """Within the block every :class:`LoRALinear` of ``module`` uses adapter ``index[n]`` (``[N]`` integers) for row ``n``."""
+    layers = [layer for layer in module.modules() if isinstance(layer, LoRALinear)]
+    for layer in layers:
+        layer._index = index
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._index = None

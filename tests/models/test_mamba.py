@@ -1,0 +1,95 @@
+"""Mamba-2's PyTorch path against the plain recurrence."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sleepfm.errors import ModelError
+from sleepfm.models.mamba import Mamba2, state_space_duality
+
+LENGTHS = (1, 2, 3, 63, 64, 65, 127, 128, 200, 1000)
+
+
+def inputs(length: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
+    generator = torch.Generator().manual_seed(length)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=dtype)
+
+    x, b, c = normal(2, length, 3, 4), normal(2, length, 5), normal(2, length, 5)
+    dt = torch.rand(2, length, 3, generator=generator, dtype=dtype) * 0.1
+    a = -(torch.rand(3, generator=generator, dtype=dtype) * 15 + 1)
+    return x, dt, a, b, c
+
+
+def recurrence(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """One step after another, as the paper states it."""
+    state = x.new_zeros(x.shape[0], x.shape[2], x.shape[3], b.shape[-1])
+    outputs = []
+    for t in range(x.shape[1]):
+        decay = torch.exp(dt[:, t] * a)[..., None, None]
+        state = decay * state + (dt[:, t, :, None] * x[:, t])[..., None] * b[:, t, None, None]
+        outputs.append((state * c[:, t, None, None]).sum(-1))
+    return torch.stack(outputs, 1)
+
+
+@pytest.mark.parametrize("length", [*LENGTHS, pytest.param(4096, marks=pytest.mark.slow)])
+def test_chunks_equal_the_plain_recurrence_forward_and_gradient(length: int) -> None:
+    leaves = [value.requires_grad_() for value in inputs(length)]
+    chunked = state_space_duality(*leaves)
+    chunked_gradients = torch.autograd.grad(chunked.square().mean(), leaves)
+    plain = recurrence(*leaves)
+    plain_gradients = torch.autograd.grad(plain.square().mean(), leaves)
+    torch.testing.assert_close(chunked, plain, atol=1e-5, rtol=1e-5)
+    for mine, theirs in zip(chunked_gradients, plain_gradients, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_output_does_not_look_ahead() -> None:
+    torch.manual_seed(0)
+    layer = Mamba2(32, d_state=8, headdim=16)
+    u = torch.randn(2, 150, 32)
+    changed = u.clone()
+    changed[:, 100:] += 1
+    with torch.no_grad():
+        torch.testing.assert_close(layer(u)[:, :100], layer(changed)[:, :100])
+
+
+def test_parameters_are_named_and_shaped_as_in_mamba_ssm() -> None:
+    shapes = {name: tuple(value.shape) for name, value in Mamba2(512, d_state=16).state_dict().items()}
+    assert shapes == {
+        "in_proj.weight": (2 * 1024 + 2 * 16 + 16, 512),
+        "conv1d.weight": (1024 + 32, 1, 4),
+        "conv1d.bias": (1024 + 32,),
+        "dt_bias": (16,),
+        "A_log": (16,),
+        "D": (16,),
+        "norm.weight": (1024,),
+        "out_proj.weight": (512, 1024),
+    }
+
+
+def test_initial_step_sizes_and_decays_are_in_the_published_ranges() -> None:
+    layer = Mamba2(512, d_state=16)
+    step = torch.nn.functional.softplus(layer.dt_bias)
+    assert 9e-4 < step.min() and step.max() < 0.11
+    decay = layer.A_log.exp()
+    assert 1 <= decay.min() and decay.max() <= 16
+
+
+def test_state_space_parameters_stay_fp32_under_bf16_autocast() -> None:
+    torch.manual_seed(0)
+    layer = Mamba2(32, d_state=8, headdim=16)
+    u = torch.randn(2, 70, 32)
+    exact = layer(u)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        mixed = layer(u)
+    assert {layer.A_log.dtype, layer.D.dtype, layer.dt_bias.dtype} == {torch.float32}
+    torch.testing.assert_close(mixed.float(), exact, atol=3e-2, rtol=3e-2)
+
+
+def test_heads_that_do_not_fit_are_refused() -> None:
+    with pytest.raises(ModelError, match="not a multiple of headdim 48"):
+        Mamba2(32, headdim=48)
