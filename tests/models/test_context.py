@@ -1,0 +1,53 @@
+"""Temporal contexts: they see their own sequence, as far as they may, at any length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from sleepfm.models.context import ContextConfig, build_context
+
+KINDS = ("mamba", "lstm", "attention")
+DIM = 32
+
+
+def context(kind: str, bidirectional: bool = False) -> torch.nn.Module:
+    torch.manual_seed(0)
+    config = ContextConfig(kind=kind, bidirectional=bidirectional, d_state=8, headdim=16, heads=4, layers=2)
+    return build_context(config, DIM).eval()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sequence_does_not_see_the_others_in_its_batch(kind: str) -> None:
+    module = context(kind)
+    x = torch.randn(3, 20, DIM)
+    with torch.no_grad():
+        torch.testing.assert_close(module(x)[1:2], module(x[1:2]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_only_a_bidirectional_context_looks_ahead(kind: str, bidirectional: bool) -> None:
+    module = context(kind, bidirectional)
+    x = torch.randn(1, 20, DIM)
+    later = x.clone()
+    later[:, 12:] += 3
+    earlier = x.clone()
+    earlier[:, :5] += 3
+    with torch.no_grad():
+        moved_by_the_future = (module(x)[:, :12] - module(later)[:, :12]).abs().max()
+        moved_by_the_past = (module(x)[:, 5:] - module(earlier)[:, 5:]).abs().max()
+    assert (moved_by_the_future > 1e-3) == bidirectional
+    assert moved_by_the_past > 1e-3
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "none"])
+@pytest.mark.parametrize("length", [1, 20, 1400])
+def test_any_length_up_to_a_whole_night(kind: str, length: int) -> None:
+    with torch.no_grad():
+        assert context(kind)(torch.randn(1, length, DIM)).shape == (1, length, DIM)
+
+
+def test_no_context_is_no_context() -> None:
+    x = torch.randn(2, 5, DIM)
+    assert torch.equal(context("none")(x), x)
