@@ -1,0 +1,82 @@
+"""EOG, left and right: slow rolling and rapid eye movements in antiphase, blinks and EEG in phase."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.signal import lfilter, resample_poly
+
+from sleepfm.constants import Stage
+from sleepfm.data.synthetic.artefact import add_movements
+from sleepfm.data.synthetic.microstate import Microstates
+from sleepfm.data.synthetic.noise import Floats, band_noise, drift, upsample
+from sleepfm.data.synthetic.subject import Subject
+
+RATE = 50
+EEG_RATE = 125
+# Slow rolling movements in µV (root mean square) by state, and in W with the eyes closed.
+ROLLING = np.array([2.0, 22.0, 2.5, 1.5, 2.0], dtype=np.float32)
+DROWSY = 12.0
+EEG_SHARE = 0.4
+BLINKS_PER_MINUTE = 14.0
+SACCADES_PER_MINUTE = 22.0
+REM_BURSTS_PER_MINUTE = 4.5
+# The amplifier's high pass and gaze drift bring the potential back to zero with this time constant (s).
+RETURN_SECONDS = 0.9
+
+
+def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
+    """Left and right EOG, each [T * 50] in µV."""
+    rng = subject.rng("eog")
+    n = len(micro.state) * RATE
+    awake = micro.state == Stage.W
+    rolling = ROLLING[micro.state] + np.where(awake & ~micro.eyes_open, np.float32(DROWSY), np.float32(0.0))
+    rolling *= np.exp(0.4 * drift(rng, len(rolling), 20.0))
+    gaze = band_noise(rng, n, RATE, 0.15, 0.5)
+    gaze *= upsample((rolling * np.float32(subject.eye)).astype(np.float32), RATE)
+    gaze += _saccades(subject, micro, rng, n)
+    lids = _blinks(subject, awake & micro.eyes_open, rng, n)
+    frontal = resample_poly(eeg[0] + eeg[1], 2, EEG_RATE // 25)[:n].astype(np.float32)
+    frontal *= np.float32(EEG_SHARE / 2.0)
+    sides = []
+    for sign in (1.0, -1.0):
+        side = (
+            frontal
+            + lids * np.float32(rng.uniform(0.85, 1.1))
+            + gaze * np.float32(sign * rng.uniform(0.85, 1.1))
+        )
+        side += np.float32(2.5) * rng.standard_normal(n, dtype=np.float32)
+        add_movements(rng, side, RATE, micro.movements, size=45.0)
+        sides.append(side)
+    return sides[0], sides[1]
+
+
+def _saccades(subject: Subject, micro: Microstates, rng: np.random.Generator, n: int) -> Floats:
+    steps = np.zeros(n, dtype=np.float32)
+    open_eyes = (micro.state == Stage.W) & micro.eyes_open
+    for second in np.flatnonzero(
+        open_eyes & (rng.random(len(open_eyes)) < SACCADES_PER_MINUTE / 60.0)
+    ).tolist():
+        steps[int((second + rng.random()) * RATE)] += rng.normal(0.0, 55.0)
+    # Phasic REM comes in clusters of a few minutes (drift), each burst a few saccades to and fro.
+    density = (
+        subject.rem_density * REM_BURSTS_PER_MINUTE / 60.0 * np.exp(0.6 * drift(rng, len(open_eyes), 60.0))
+    )
+    bursts = np.flatnonzero((micro.state == Stage.REM) & (rng.random(len(density)) < density))
+    for second in bursts.tolist():
+        place, sign = (second + rng.random()) * RATE, rng.choice([-1.0, 1.0])
+        for _ in range(int(rng.integers(1, 6))):
+            if place < n:
+                steps[int(place)] += sign * rng.uniform(30.0, 90.0)
+            place += RATE * rng.uniform(0.25, 0.9)
+            sign = -sign if rng.random() < 0.8 else sign
+    moved = lfilter(np.full(3, 1.0 / 3.0), [1.0, -np.exp(-1.0 / (RETURN_SECONDS * RATE))], steps)
+    return np.float32(subject.eye) * moved.astype(np.float32)
+
+
+def _blinks(subject: Subject, open_eyes: np.ndarray, rng: np.random.Generator, n: int) -> Floats:
+    hits = np.flatnonzero(open_eyes & (rng.random(len(open_eyes)) < BLINKS_PER_MINUTE / 60.0))
+    impulses = np.zeros(n, dtype=np.float32)
+    impulses[((hits + rng.random(len(hits))) * RATE).astype(np.int64)] = rng.uniform(60.0, 130.0, len(hits))
+    time = np.arange(int(0.9 * RATE), dtype=np.float32) / RATE
+    shape = np.exp(-0.5 * ((time - 0.15) / 0.06) ** 2) - 0.18 * np.exp(-0.5 * ((time - 0.45) / 0.12) ** 2)
+    return np.float32(subject.eye) * np.convolve(impulses, shape.astype(np.float32))[:n]

@@ -1,0 +1,125 @@
+"""One synthetic night: traits, scoring and the fourteen signals of an SHHS1 recording."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sleepfm.constants import EPOCH_SECONDS, Stage
+from sleepfm.data.synthetic.artefact import add_movements
+from sleepfm.data.synthetic.ecg import beat_times, draw_ecg, heart_rate
+from sleepfm.data.synthetic.edf import Channel
+from sleepfm.data.synthetic.eeg import draw_eeg
+from sleepfm.data.synthetic.emg import draw_emg
+from sleepfm.data.synthetic.eog import draw_eog
+from sleepfm.data.synthetic.events import Event, draw_arousals, draw_position, draw_respiratory_events
+from sleepfm.data.synthetic.hypnogram import draw_hypnogram
+from sleepfm.data.synthetic.microstate import Microstates, draw_microstates
+from sleepfm.data.synthetic.noise import Floats
+from sleepfm.data.synthetic.respiration import RATE as BREATHING_RATE
+from sleepfm.data.synthetic.respiration import breathe, find_desaturations
+from sleepfm.data.synthetic.subject import Subject, draw_subject
+
+# Header of SHHS1 recordings: 8-bit signals, belts with inverted physical limits, "EEG" C4-A1 and "EEG(sec)"
+# C3-A2.
+SHHS1_CHANNELS = (
+    Channel("SaO2", "", 1, "0.00", "100.00", -32768, 32767),
+    Channel("H.R.", "", 1, "0.00", "250.00", -32768, 32767),
+    Channel("EEG(sec)", "uV", 125, "-125.00", "125.00", -128, 127),
+    Channel("ECG", "mV", 125, "-1.25", "1.25", -128, 127),
+    Channel("EMG", "uV", 125, "-31.25", "31.25", -128, 127),
+    Channel("EOG(L)", "uV", 50, "-125.00", "125.00", -128, 127),
+    Channel("EOG(R)", "uV", 50, "-125.00", "125.00", -128, 127),
+    Channel("EEG", "uV", 125, "-125.00", "125.00", -128, 127),
+    Channel("THOR RES", "", 10, "1.00", "-1.00", -128, 127),
+    Channel("ABDO RES", "", 10, "1.00", "-1.00", -128, 127),
+    Channel("POSITION", "", 1, "0.00", "3.00", 0, 3),
+    Channel("LIGHT", "", 1, "0.00", "1.00", 0, 1),
+    Channel("NEW AIR", "", 10, "-125.00", "125.00", -128, 127),
+    Channel("OX STAT", "", 1, "0.00", "3.00", 0, 3),
+)
+# A moving epoch whose signals are hidden for more than half of it is scored as movement (Rechtschaffen and
+# Kales 1968).
+MOVEMENT_SECONDS = 15.0
+STAGE_4_SHARE = 0.45
+
+
+@dataclass(frozen=True)
+class Night:
+    """A finished night.
+
+    Attributes:
+        subject: whose.
+        stages: [E] true stage; codes: [E] as scored by Rechtschaffen and Kales (3 or 4 for N3, 6 movement).
+        events: all scored events in order of onset.
+        signals: by EDF label, each [E * 30 * rate] in the unit of the EDF header.
+        start: clock time hh.mm.ss.
+    """
+
+    subject: Subject
+    stages: NDArray[np.int8]
+    codes: NDArray[np.int8]
+    events: tuple[Event, ...]
+    signals: dict[str, Floats]
+    start: str
+
+
+def draw_night(seed: int, number: int, n_epochs: int) -> Night:
+    """Night of subject ``number`` in the cohort with ``seed``, ``n_epochs`` 30-s epochs long."""
+    subject = draw_subject(seed, number)
+    rng = subject.rng("night")
+    seconds = n_epochs * EPOCH_SECONDS
+    stages = draw_hypnogram(subject, n_epochs)
+    position = draw_position(subject, seconds)
+    respiratory = draw_respiratory_events(subject, stages, position)
+    arousals = draw_arousals(subject, stages, respiratory)
+    micro = draw_microstates(subject, stages, arousals)
+    breathing = breathe(subject, stages, position, respiratory)
+    beats = beat_times(subject, stages, breathing, arousals)
+    ecg = draw_ecg(subject, seconds, beats, breathing)
+    eeg = draw_eeg(subject, micro, ecg)
+    left, right = draw_eog(subject, micro, eeg)
+    emg = draw_emg(subject, micro, breathing, ecg)
+    add_movements(rng, ecg, 125, micro.movements, size=0.25)
+    thorax, abdomen, flow = 0.3 * breathing.thorax, 0.3 * breathing.abdomen, 35.0 * breathing.flow
+    for belt, size in ((thorax, 0.3), (abdomen, 0.3), (flow, 20.0)):
+        add_movements(rng, belt, BREATHING_RATE, micro.movements, size=size)
+    light = np.repeat((stages > Stage.W).cumsum() == 0, EPOCH_SECONDS)
+    desaturations = find_desaturations(breathing.spo2, respiratory, subject.delay)
+    events = sorted([*respiratory, *arousals, *desaturations], key=lambda event: (event.onset, event.kind))
+    hour, minute, second = rng.integers((21, 0, 0), (24, 60, 60)).tolist()
+    return Night(
+        subject=subject,
+        stages=stages,
+        codes=_codes(rng, stages, micro),
+        events=tuple(events),
+        signals={
+            "SaO2": np.round(breathing.spo2),
+            "H.R.": np.round(heart_rate(beats, seconds)),
+            "EEG(sec)": eeg[0],
+            "ECG": ecg,
+            "EMG": emg,
+            "EOG(L)": left,
+            "EOG(R)": right,
+            "EEG": eeg[1],
+            "THOR RES": thorax,
+            "ABDO RES": abdomen,
+            "POSITION": position.astype(np.float32),
+            "LIGHT": light.astype(np.float32),
+            "NEW AIR": flow,
+            "OX STAT": np.zeros(seconds, dtype=np.float32),
+        },
+        start=f"{hour:02d}.{minute:02d}.{second:02d}",
+    )
+
+
+def _codes(rng: np.random.Generator, stages: NDArray[np.int8], micro: Microstates) -> NDArray[np.int8]:
+    codes = np.where(stages == Stage.REM, 5, stages).astype(np.int8)
+    codes[(stages == Stage.N3) & (rng.random(len(stages)) < STAGE_4_SHARE)] = 4
+    moving = np.zeros(len(stages) * EPOCH_SECONDS, dtype=np.float32)
+    for onset, duration in micro.movements:
+        moving[int(onset) : int(onset + duration)] = 1.0
+    codes[moving.reshape(len(stages), -1).sum(axis=1) > MOVEMENT_SECONDS] = 6
+    return codes
