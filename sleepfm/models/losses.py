@@ -1,0 +1,114 @@
+"""Losses of both models, in fp32 whatever the precision around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+CHUNK = 1024
+
+
+@dataclass(frozen=True)
+class LossOutput:
+    """The scalar to minimise and detached scalars for the log."""
+
+    loss: Tensor
+    parts: dict[str, Tensor] = field(default_factory=dict)
+
+
+def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Mean squared error per sample over the tokens where ``mask`` is True, ``[B, N, D]`` and ``[B, N]`` to ``[B]``.
+
+    The target is detached (REFERENCE D20: a target that carries gradient can shrink). Normalised per sample, so that the
+    mean over a batch does not depend on how the batch is divided among ranks. A sample without any masked token gives 0.
+    """
+    error = F.mse_loss(prediction.float(), target.detach().float(), reduction="none").mean(-1)
+    weight = mask.float()
+    return (error * weight).sum(-1) / weight.sum(-1).clamp(min=1)
+
+
+def nt_xent(
+    a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, gather: bool = True
+) -> Tensor:
+    """Normalised temperature-scaled cross entropy (SimCLR, arXiv 2002.05709) of positive pairs ``a[n], b[n]``.
+
+    All ``2 N`` rows are anchors; an anchor's negatives are the other ``2 N - 2`` rows; its similarity with itself takes no part.
+    One pair alone has no negatives and a loss of 0.
+
+    Args:
+        a, b: embeddings ``[N, D]``, normalised here.
+        temperature: divides cosine similarities.
+        valid: ``[N]``, False for pairs that are neither anchors nor negatives.
+        gather: take negatives from all ranks, with gradient; every rank must call with the same ``N``. The mean over ranks of
+            the result is then the loss of the concatenated batch.
+
+    Memory grows with ``N D + CHUNK N``: longer batches are computed in chunks of anchors, again in the backward pass.
+    """
+    with torch.autocast(a.device.type, enabled=False):
+        count, device = a.shape[0], a.device
+        keep = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid
+        anchors = F.normalize(torch.cat([a.float(), b.float()]), dim=1)
+        world = dist.get_world_size() if gather and dist.is_available() and dist.is_initialized() else 1
+        if world > 1:
+            everyone = _AllGather.apply(anchors).flatten(0, 1)
+            valid_all = _all_gather(keep.to(torch.uint8)).bool().repeat(1, 2).flatten()
+            offset = dist.get_rank() * 2 * count
+        else:
+            everyone, valid_all, offset = anchors, keep.repeat(2), 0
+        rows = torch.arange(2 * count, device=device)
+        itself, positive = offset + rows, offset + (rows + count) % (2 * count)
+        losses = [
+            _anchor_losses(anchors[part], everyone, valid_all, itself[part], positive[part], temperature)
+            if 2 * count <= CHUNK
+            else checkpoint(
+                _anchor_losses,
+                anchors[part],
+                everyone,
+                valid_all,
+                itself[part],
+                positive[part],
+                temperature,
+                use_reentrant=False,
+                preserve_rng_state=False,
+            )
+            for part in rows.split(CHUNK)
+        ]
+        total = torch.where(keep.repeat(2), torch.cat(losses), 0.0).sum()
+        return total * world / valid_all.sum().clamp(min=1)
+
+
+def _anchor_losses(
+    anchors: Tensor, everyone: Tensor, valid: Tensor, itself: Tensor, positive: Tensor, temperature: float
+) -> Tensor:
+    """Cross entropy ``[n]`` of ``anchors`` ``[n, D]`` against ``everyone`` ``[M, D]``."""
+    logits = anchors @ everyone.T / temperature
+    columns = torch.arange(everyone.shape[0], device=logits.device)
+    # An invalid anchor keeps its positive, so that its row stays finite; the caller drops it.
+    allowed = (valid[None] | (columns[None] == positive[:, None])) & (columns[None] != itself[:, None])
+    return F.cross_entropy(logits.masked_fill(~allowed, float("-inf")), positive, reduction="none")
+
+
+def _all_gather(x: Tensor) -> Tensor:
+    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.stack(parts)
+
+
+class _AllGather(torch.autograd.Function):
+    """``[n, ...] -> [world, n, ...]``; the gradient is summed over ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return _all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        grad = grad.contiguous()
+        dist.all_reduce(grad)
+        return grad[dist.get_rank()]

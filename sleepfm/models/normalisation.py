@@ -1,0 +1,25 @@
+"""Batch normalisation of rows, and the small networks of the models that need it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class RowBatchNorm(nn.BatchNorm1d):
+    """``nn.BatchNorm1d`` on rows ``[N, D]`` that takes a batch of one, or none, in training: by the running statistics then."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] < 2:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+def mlp(sizes: Sequence[int]) -> nn.Sequential:
+    """Linear layers ``sizes[0] -> sizes[1] -> ...`` on rows, batch normalisation and ELU after all but the last."""
+    layers: list[nn.Module] = []
+    for size_in, size_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+        layers += [nn.Linear(size_in, size_out), RowBatchNorm(size_out), nn.ELU()]
+    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
