@@ -1,12 +1,12 @@
 """What the engine needs from a stage of training: a module, a stream, a loss, a validation, an export.
 
-A stage is one job (a unimodal or multimodal pretraining, a probe, a fine-tune). The engine runs any of them and
-knows nothing of channels, sleep stages or events. Life of a stage, on every rank unless stated otherwise::
+A stage is one job (a unimodal or multimodal pretraining, a probe, a fine-tune). The engine runs any of them
+and knows nothing of channels, sleep stages or events. Life of a stage, on every rank unless stated::
 
-    stage = ...                            # same arguments on every rank; the module must come out identical
-    loss(model, batch, seed)               # once a micro-step
-    validate(module)                       # every `train.validate_every` steps and at the end; rank 0 only
-    export(module, folder)                 # once, after the last step, with the best weights; rank 0 only
+    stage = ...                 # same arguments on every rank; the module must come out identical
+    loss(model, batch, seed)    # once a micro-step
+    validate(module)            # every train.validate_every steps and after the last; rank 0 only
+    export(module, folder)      # once, with the best weights; rank 0 only
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class Stream(Protocol):
 class Export:
     """What a finished stage puts into its package beside the weights.
 
-    ``config`` becomes the package's ``config.yaml`` (the engine adds ``training``); it holds at least ``model``,
-    from which :func:`sleepfm.models.build_model` makes the module, and for a downstream task ``task`` and
-    ``threshold``. ``metrics`` are final figures (``test/...``), logged and tagged but never used for selection.
-    ``card`` is the text of ``MODEL_CARD.md``.
+    ``config`` becomes the package's ``config.yaml`` (the engine adds ``training``); it holds at least
+    ``model``, from which :func:`sleepfm.models.build_model` makes the module, and for a downstream task
+    ``task`` and ``threshold``. ``metrics`` are final figures (``test/...``), logged and tagged but
+    never used for selection. ``card`` is the text of ``MODEL_CARD.md``.
     """
 
     config: dict[str, Any]
@@ -97,8 +97,8 @@ class Stage(Protocol):
         """Loss of this rank's micro-batch, mean over its items.
 
         ``model`` is the module wrapped by DeepSpeed: call it once, with keyword or positional tensors. It
-        computes under autocast; what the stage computes from its output afterwards is in fp32. ``seed`` is the
-        run's seed, for :func:`sleepfm.models.noise_for`.
+        computes under autocast; what the stage computes from its output afterwards is in fp32. ``seed`` is
+        the run's seed, for :func:`sleepfm.models.noise_for`.
         """
 
     def validate(self, module: nn.Module) -> dict[str, float]:

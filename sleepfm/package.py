@@ -1,0 +1,127 @@
+"""A package: the folder that holds one trained model.
+
+``model.safetensors`` (fp32), ``config.yaml`` (``model`` is what :func:`sleepfm.models.build_model` takes,
+``weights.sha256`` is the digest of the weights) and ``MODEL_CARD.md``. Nothing in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from sleepfm.errors import ModelError, RegistryError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS = "model.safetensors"
+CONFIG = "config.yaml"
+CARD = "MODEL_CARD.md"
+
+
+def write_package(
+    folder: str | Path,
+    module: nn.Module,
+    config: Mapping[str, Any],
+    card: str,
+    tags: Mapping[str, str] | None = None,
+) -> dict[str, str]:
+    """Write ``module`` as a package into ``folder`` and return ``tags`` with the digests a registry keeps.
+
+    Floating-point tensors are stored in fp32. ``config`` holds at least ``model``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(folder / WEIGHTS, module.state_dict())
+    weights = sha256_file(folder / WEIGHTS)
+    content = dict(config) | {"weights": {"sha256": weights, "bytes": (folder / WEIGHTS).stat().st_size}}
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    (folder / CONFIG).write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(card, encoding="utf-8")
+    return dict(tags or {}) | {"sha256": weights, "sha256.config": sha256_file(folder / CONFIG)}
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write ``state`` to ``path`` atomically: floating-point tensors in fp32, tied ones once a name."""
+    import torch
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, value in state.items():
+        kind = torch.float32 if value.is_floating_point() else value.dtype
+        tensors[name] = value.detach().to("cpu", kind, copy=True).contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
+    temporary.replace(path)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A package's ``config.yaml``.
+
+    Raises:
+        RegistryError: the folder is not a package.
+    """
+    try:
+        content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RegistryError(f"{folder}: not a model package, no {CONFIG} ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RegistryError(f"{folder / CONFIG}: not valid YAML; the package is damaged") from error
+    if not isinstance(content, dict) or "model" not in content or "sha256" not in content.get("weights", {}):
+        raise RegistryError(f"{folder / CONFIG}: no keys 'model' and 'weights.sha256'; not a model package")
+    return content
+
+
+def verify(folder: Path, label: str, registered: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Check every digest of the package in ``folder`` and return its configuration.
+
+    ``registered`` is the tags of its registered version; without it the package must be consistent in itself.
+
+    Raises:
+        RegistryError: naming the file whose bytes have changed.
+    """
+    config = read_config(folder)
+    expected = {WEIGHTS: config["weights"]["sha256"]}
+    if registered is not None:
+        expected = {CONFIG: registered.get("sha256.config", ""), WEIGHTS: registered.get("sha256", "")}
+    for file, digest in expected.items():
+        path = folder / file
+        if not path.is_file():
+            raise RegistryError(f"{path}: missing; the package of {label} is incomplete")
+        found = sha256_file(path)
+        if found != digest:
+            raise RegistryError(
+                f"{path}: SHA-256 is {found[:12]}, but {label} states {digest[:12] or 'none'}; "
+                "the file has changed: restore it or train again"
+            )
+    return config
+
+
+def load_weights(module: nn.Module, path: Path) -> dict[str, str]:
+    """Load ``path`` into ``module`` strictly and return the file's metadata.
+
+    Raises:
+        ModelError: names or shapes do not fit the module.
+    """
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        metadata = file.metadata() or {}
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(f"{path}: does not fit its configuration ({reason})") from error
+    return metadata
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,139 @@
+"""The configuration sections that every training job shares."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sleepfm.config import Config, digest, to_dict
+
+
+class TrainConfig(Config):
+    """How long, how fast and how safely to train.
+
+    A step is one optimiser step over ``global_batch`` items, taken as ``accumulation`` micro-steps of
+    ``global_batch / accumulation`` items each, of which every rank computes its equal share. A
+    contrastive loss therefore sees the same items together at any number of processes.
+    """
+
+    output: str
+    steps: int | None = Field(None, ge=1)
+    passes: float | None = Field(None, gt=0)
+    """Passes over the stream, instead of ``steps``."""
+    global_batch: int = Field(256, ge=1)
+    accumulation: int = Field(1, ge=1)
+    micro_batch: int | None = Field(None, ge=1)
+    """Items per rank and micro-step. Derived; if stated, checked."""
+    lr: float = Field(gt=0)
+    final_lr: float = Field(0.0, ge=0, le=1)
+    """Learning rate at the last step as a share of ``lr``."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(0.01, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip: float = Field(0.0, ge=0)
+    """Largest global gradient norm; 0 does not clip."""
+    seed: int = 777
+    validate_every: int = Field(0, ge=0)
+    """Steps between validations; 0 validates once, after the last step."""
+    checkpoint_every: int = Field(200, ge=1)
+    keep: int = Field(2, ge=1)
+    """Checkpoints kept."""
+    log_every: int = Field(10, ge=1)
+    """Steps between figures sent to the tracking server; the local trace holds every step."""
+    max_skipped: int = Field(5, ge=1)
+    """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
+
+    @model_validator(mode="after")
+    def _one_length(self) -> TrainConfig:
+        if (self.steps is None) == (self.passes is None):
+            raise ValueError("train.steps or train.passes: state exactly one of them")
+        return self
+
+
+_SET_BY_TRAIN = {
+    "optimizer",
+    "scheduler",
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+}
+
+
+class DeepSpeedConfig(Config):
+    """What is left to DeepSpeed; ``extra`` is merged into its configuration last (offload and such)."""
+
+    zero: Literal[0, 1, 2, 3] = 1
+    dtype: Literal["bf16", "fp32"] = "bf16"
+    """Compute type; parameters, buffers and optimiser states are fp32 either way."""
+    reduce_dtype: Literal["bf16", "fp32"] = "fp32"
+    """Type in which gradients of matrix and convolution weights travel; bf16 halves the traffic."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+    @field_validator("extra")
+    @classmethod
+    def _not_what_training_sets(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(_SET_BY_TRAIN & extra.keys()):
+            raise ValueError(f"{', '.join(taken)} follow from train.*; state them there")
+        return extra
+
+
+class RegistryConfig(Config):
+    """Under which name the result is registered and what moves ``alias`` to it."""
+
+    name: str
+    metric: str
+    mode: Literal["max", "min"] = "max"
+    alias: str = "champion"
+
+
+class TrackingConfig(Config):
+    """Where runs and models are kept: ``uri``, else ``MLFLOW_TRACKING_URI``, else the default store."""
+
+    uri: str | None = None
+    experiment: str = "sleepfm"
+
+
+class RunConfig(Config):
+    """Base of every job's configuration."""
+
+    train: TrainConfig
+    deepspeed: DeepSpeedConfig = DeepSpeedConfig()
+    registry: RegistryConfig
+    tracking: TrackingConfig = TrackingConfig()
+
+
+# Where a run writes, how often it reports, and how its state is spread do not change what is learnt.
+_INCIDENTAL = {
+    "train": ("output", "log_every", "checkpoint_every", "keep", "micro_batch"),
+    "tracking": ("uri", "experiment"),
+    "deepspeed": ("zero", "extra"),
+}
+
+
+def essence(config: RunConfig) -> dict[str, Any]:
+    """What of ``config`` decides the result: two runs with equal essences must give the same loss trace."""
+    plain = to_dict(config)
+    for section, keys in _INCIDENTAL.items():
+        plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
+    return plain
+
+
+def config_digest(config: RunConfig) -> str:
+    """SHA-256 of :func:`essence`."""
+    return digest(essence(config))
+
+
+def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
+    """Dotted keys whose values differ between two plain configurations, as ``key (left -> right)``."""
+    found: list[str] = []
+    for key in sorted(left.keys() | right.keys()):
+        a, b = left.get(key), right.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found.extend(differing_keys(a, b, f"{prefix}{key}."))
+        elif a != b:
+            found.append(f"{prefix}{key} ({a!r} -> {b!r})")
+    return found

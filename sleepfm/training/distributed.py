@@ -1,0 +1,213 @@
+"""Processes of one training job: who they are, how they start, agree and end."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NoReturn, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from sleepfm.errors import ConfigError, SleepFMError, TrainingError
+
+T = TypeVar("T")
+
+# The launcher ends every process as soon as one has failed; rank 0 gets this long to say why before
+# another does.
+_GRACE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others of its job."""
+
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+
+    @staticmethod
+    def from_environment() -> World:
+        """What the launcher says; a process without a launcher is a job of one.
+
+        Raises:
+            ConfigError: a launcher's variable that is not a number.
+        """
+
+        def number(name: str, default: int) -> int:
+            text = os.environ.get(name, str(default))
+            if not text.isdigit():
+                raise ConfigError(f"environment variable {name}={text!r}: expected a number, as launchers set it")
+            return int(text)
+
+        return World(number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0), number("LOCAL_SIZE", 1))
+
+
+def import_deepspeed() -> ModuleType:
+    """DeepSpeed, without the parts that only cost start-up time.
+
+    Its autotuner would import MLflow (1.5 s in every process), and does without. Its ZeRO optimisers ask
+    whether theirs is a Muon optimiser, whose module compiles kernels on import (1.5 s); an empty class of
+    that name answers them. Its shared-memory collective serves inference only, but would be compiled on
+    first use (a minute). Nothing here uses the three.
+    """
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    hidden = "mlflow" not in sys.modules
+    if hidden:
+        sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        import deepspeed
+    finally:
+        if hidden:
+            del sys.modules["mlflow"]
+    muon = ModuleType("deepspeed.runtime.zero.muon.muon_optimizer")
+    muon.MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
+    sys.modules.setdefault(muon.__name__, muon)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    # DeepSpeed calls collectives by names that torch is about to rename, and says so once a process.
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    return deepspeed
+
+
+def start(world: World, timeout_seconds: float) -> None:
+    """Divide the cores among the processes of this host and join the process group.
+
+    A collective that waits longer than ``timeout_seconds`` for a rank fails instead of hanging.
+    """
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    if world.size == 1 and "MASTER_ADDR" not in os.environ:
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+    deepspeed = import_deepspeed()
+    if world.device.type == "cuda":
+        torch.cuda.set_device(world.device)
+    deepspeed.init_distributed(
+        "nccl" if world.device.type == "cuda" else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=datetime.timedelta(seconds=timeout_seconds),
+    )
+
+
+def _free_port() -> str:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
+def broadcast_json(world: World, value: Any) -> Any:
+    """Rank 0's ``value`` (plain JSON types) on every rank."""
+    if world.size == 1:
+        return value
+    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(world.device)
+    length = torch.tensor([len(payload)], device=world.device)
+    dist.broadcast(length, src=0)
+    if not world.is_main:
+        payload = torch.empty(int(length), dtype=torch.uint8, device=world.device)
+    dist.broadcast(payload, src=0)
+    return json.loads(bytes(payload.cpu().tolist()))
+
+
+def gather_json(world: World, value: Any) -> list[Any]:
+    """Every rank's ``value`` (plain JSON types), in the order of ranks, on every rank."""
+    if world.size == 1:
+        return [value]
+    payload = json.dumps(value).encode()
+    lengths = [torch.zeros(1, dtype=torch.int64, device=world.device) for _ in range(world.size)]
+    dist.all_gather(lengths, torch.tensor([len(payload)], device=world.device))
+    longest = max(int(length) for length in lengths)
+    padded = torch.zeros(longest, dtype=torch.uint8)
+    padded[: len(payload)] = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+    everyone = [torch.empty(longest, dtype=torch.uint8, device=world.device) for _ in range(world.size)]
+    dist.all_gather(everyone, padded.to(world.device))
+    return [json.loads(bytes(row[: int(length)].cpu().tolist())) for row, length in zip(everyone, lengths, strict=True)]
+
+
+def on_main(world: World, work: Callable[[], T]) -> T:
+    """Run ``work`` on rank 0 while the others wait; its result (plain JSON types), or its error, on
+    every rank.
+
+    Rank 0 may use all cores of its host meanwhile.
+    """
+    outcome: dict[str, Any] = {}
+    failure: SleepFMError | None = None
+    if world.is_main:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(threads * world.local_size)
+        try:
+            outcome["value"] = work()
+        except SleepFMError as error:
+            failure = error
+            outcome["error"] = str(error)
+        finally:
+            torch.set_num_threads(threads)
+    outcome = broadcast_json(world, outcome)
+    if failure is not None:
+        raise failure
+    if "error" in outcome:
+        raise TrainingError(outcome["error"])
+    return outcome["value"]
+
+
+def assert_agreement(world: World, facts: dict[str, str]) -> None:
+    """Refuse to start when a rank has another configuration, data set or weights than rank 0.
+
+    ``facts`` maps what is compared to a hexadecimal SHA-256.
+
+    Raises:
+        TrainingError: naming the ranks and what differs.
+    """
+    if world.size == 1:
+        return
+    own = torch.tensor([list(bytes.fromhex(value)) for value in facts.values()], dtype=torch.uint8)
+    own = own.to(world.device)
+    everyone = [torch.empty_like(own) for _ in range(world.size)]
+    dist.all_gather(everyone, own)
+    problems = [
+        f"rank {rank} has another {name}"
+        for rank, theirs in enumerate(everyone)
+        for row, name in enumerate(facts)
+        if not torch.equal(theirs[row], everyone[0][row])
+    ]
+    if problems:
+        raise TrainingError(f"processes disagree: {'; '.join(problems)} than rank 0; start all with the same files")
+
+
+def exit_ranked(command: Callable[[], int]) -> NoReturn:
+    """End this process with the status of ``command``; an expected error is one line, from rank 0 where
+    it can be.
+
+    The other ranks hold their line back until rank 0 has had time to print its own, which is nearly
+    always the same; the launcher ends them meanwhile.
+    """
+    rank = os.environ.get("RANK", "0")
+    try:
+        status = command()
+    except SleepFMError as error:
+        status = error.exit_status
+        if rank == "0":
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(_GRACE_SECONDS)
+            print(f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
+    except KeyboardInterrupt:
+        status = 130
+    sys.exit(status)

@@ -1,0 +1,290 @@
+"""The training engine: any stage, under DeepSpeed, in steps that do not depend on restarts.
+
+Step ``s`` is a function of (weights, ``s``, seed): which items it takes, its masks, its dropout, its learning
+rate. A run that is killed and resumed from the checkpoint of step ``s`` repeats nothing and skips nothing.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from sleepfm.errors import TrainingError
+from sleepfm.training import checkpoint
+from sleepfm.training.config import RunConfig, config_digest
+from sleepfm.training.distributed import World, assert_agreement, gather_json, import_deepspeed, on_main
+from sleepfm.training.feed import Feed, Shares
+from sleepfm.training.preemption import Preemption
+from sleepfm.training.schedule import learning_rate, parameter_groups
+from sleepfm.training.selection import Best
+from sleepfm.training.stage import Loss, Stage
+from sleepfm.training.weights import StatisticsGuard, average_statistics, state_digest, whole_state
+
+Report = Callable[[int, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How training ended: ``step`` steps done; ``finished`` is false if it was asked to leave early."""
+
+    step: int
+    finished: bool
+    module: nn.Module
+    """On rank 0, with the best weights if finished."""
+    best: Best
+    seconds: float
+
+
+def total_steps(config: RunConfig, stage: Stage) -> int:
+    """Optimiser steps of the whole run."""
+    if config.train.steps is not None:
+        return config.train.steps
+    assert config.train.passes is not None
+    return max(1, math.ceil(config.train.passes * len(stage.stream) / config.train.global_batch))
+
+
+def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) -> dict[str, Any]:
+    """DeepSpeed's own configuration. Learning rate and schedule stay with the engine."""
+    train, options = config.train, config.deepspeed
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": shares.micro_batch,
+        "gradient_accumulation_steps": shares.accumulation,
+        "gradient_clipping": train.clip,
+        "steps_per_print": None,
+        "zero_optimization": {"stage": options.zero},
+        "zero_allow_untested_optimizer": True,
+        "optimizer": {
+            "type": "AdamW",
+            "params": {"lr": train.lr, "betas": list(train.betas), "torch_adam": True},
+        },
+    }
+    if options.dtype == "bf16":
+        # Autocast keeps parameters, buffers and norms in fp32 and computes in bf16. The listed module classes
+        # are those whose gradients travel in bf16.
+        settings["torch_autocast"] = {
+            "enabled": True,
+            "dtype": "bfloat16",
+            **({"lower_precision_safe_modules": []} if options.reduce_dtype == "fp32" else {}),
+        }
+    if from_universal:
+        settings["checkpoint"] = {"load_universal": True}
+    return _merged(settings, options.extra)
+
+
+def train(stage: Stage, config: RunConfig, world: World, resume: bool, report: Report) -> Trained:
+    """Train ``stage`` to its last step, or until asked to leave.
+
+    ``report(step, row)`` is called on rank 0 after every step (``loss``, ``parts``, ``lr`` …) and after every
+    validation (keys with a slash).
+
+    Raises:
+        TrainingError: ranks disagree, too many non-finite steps in a row, or a rank was lost.
+        CheckpointError: a checkpoint that cannot be loaded or saved.
+    """
+    try:
+        return _Run(stage, config, world, resume, report).run()
+    except dist.DistError as error:
+        raise TrainingError(f"rank {world.rank} lost contact with another rank: {_first_line(error)}") from error
+    except RuntimeError as error:
+        # gloo reports a closed connection as a plain RuntimeError.
+        if "gloo" not in str(error):
+            raise
+        raise TrainingError(f"rank {world.rank} lost contact with another rank: {_first_line(error)}") from error
+
+
+class _Run:
+    def __init__(self, stage: Stage, config: RunConfig, world: World, resume: bool, report: Report) -> None:
+        self.stage, self.config, self.world, self.report = stage, config, world, report
+        self.output = Path(config.train.output)
+        self.steps = total_steps(config, stage)
+        self.shares = Shares.of(config.train, world)
+        self.zero = config.deepspeed.zero
+        self.best = Best(self.output / "best", config.registry)
+        module = stage.module
+        assert_agreement(
+            world,
+            {
+                "configuration": config_digest(config),
+                "data set": stage.dataset_digest,
+                "initial weights": state_digest(module),
+            },
+        )
+        # With ZeRO 3 no rank holds whole weights: validation and export use a copy that was made before.
+        self.whole = copy.deepcopy(module) if self.zero == 3 and world.is_main else module
+        saved = checkpoint.newest(self.output) if resume else None
+        self.step = saved.step if saved else 0
+        folder = saved.folder if saved else None
+        elastic = saved is not None and (saved.processes, saved.zero) != (world.size, self.zero)
+        if saved is not None and elastic and not (saved.zero == self.zero == 0):
+            folder = checkpoint.universal(saved, world)
+        from_universal = folder is not None and saved is not None and folder != saved.folder
+        module.train()
+        self.engine, *_ = import_deepspeed().initialize(
+            model=module,
+            model_parameters=parameter_groups(module, config.train.weight_decay),
+            config=deepspeed_config(config, self.shares, from_universal),
+            dist_init_required=False,
+        )
+        if hasattr(self.engine.optimizer, "check_grad_overflow"):
+            # DeepSpeed looks for non-finite gradients only under its own bf16 and fp16 modes; so do we.
+            self.engine.optimizer.check_grad_overflow = True
+        if saved is not None and folder is not None:
+            checkpoint.load(self.engine, saved, folder)
+        self.guard = StatisticsGuard(self.engine.module)
+        self.skipped_in_row = 0
+
+    def run(self) -> Trained:
+        train = self.config.train
+        began = time.perf_counter()
+        feed = Feed(self.stage.stream, self.shares, self.world, self.step, self.steps)
+        finished = True
+        try:
+            with Preemption() as preemption:
+                while self.step < self.steps:
+                    leave = self._step(feed, preemption.requested)
+                    last = self.step == self.steps
+                    if last or (train.validate_every and self.step % train.validate_every == 0):
+                        self._validate()
+                    if last or leave or self.step % train.checkpoint_every == 0:
+                        self._save()
+                    if leave and not last:
+                        finished = False
+                        break
+        finally:
+            feed.close()
+        if finished and self.world.is_main:
+            self.best.load_into(self.whole)
+        return Trained(self.step, finished, self.whole, self.best, time.perf_counter() - began)
+
+    def _step(self, feed: Feed, leave: bool) -> bool:
+        """One optimiser step; true if any rank was asked to leave."""
+        train, world = self.config.train, self.world
+        began, waited = time.perf_counter(), feed.waited_seconds
+        rate = learning_rate(train, self.step, self.steps)
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = rate
+        self.guard.keep()
+        sums: dict[str, torch.Tensor] = {}
+        records: list[str] = []
+        for part in range(self.shares.accumulation):
+            batch = feed.next()
+            torch.manual_seed(_seed(train.seed, self.step, part, world.rank))
+            loss: Loss = self.stage.loss(self.engine, batch, train.seed)
+            for name, value in {"loss": loss.loss, **loss.parts}.items():
+                sums[name] = sums.get(name, 0) + value.detach().double() / self.shares.accumulation
+            if not torch.isfinite(loss.loss):
+                records.extend(batch.record)
+            self.engine.backward(loss.loss)
+            if part == self.shares.accumulation - 1 and self.zero == 0:
+                self._drop_bad_gradients()
+            self.engine.step()
+        names = sorted(sums)
+        flat = torch.stack([*(sums[name] for name in names), torch.tensor(float(leave)).to(sums["loss"])])
+        if world.size > 1:
+            dist.all_reduce(flat)
+        *means, leaving = (flat / world.size).tolist()
+        figures = dict(zip(names, means, strict=True))
+        applied = self._applied()
+        self.step += 1
+        seconds = time.perf_counter() - began
+        row: dict[str, Any] = {
+            "step": self.step,
+            "loss": figures.pop("loss"),
+            "parts": figures,
+            "lr": rate,
+            "grad_norm": self._gradient_norm(),
+            "epochs_per_s": train.global_batch * self.stage.epochs_per_item / seconds,
+            "data_wait": (feed.waited_seconds - waited) / seconds,
+        }
+        if not applied:
+            row["skipped"] = True
+            self._skip(row, records, [*batch.record])
+        else:
+            self.skipped_in_row = 0
+        if world.is_main:
+            self.report(self.step, row)
+        return leaving > 0
+
+    def _drop_bad_gradients(self) -> None:
+        """ZeRO 0 leaves gradients to a plain optimiser, which would apply non-finite ones."""
+        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
+        self.norm = torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
+        if not math.isfinite(self.norm):
+            for parameter in self.engine.module.parameters():
+                parameter.grad = None
+
+    def _applied(self) -> bool:
+        return math.isfinite(self.norm) if self.zero == 0 else bool(self.engine.was_step_applied())
+
+    def _gradient_norm(self) -> float:
+        norm = self.norm if self.zero == 0 else self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else math.nan
+
+    def _skip(self, row: dict[str, Any], bad: list[str], seen: list[str]) -> None:
+        """Undo what a skipped step did to batch statistics; stop after too many in a row."""
+        self.guard.restore()
+        self.skipped_in_row += 1
+        by_rank = gather_json(self.world, {"bad": bad, "seen": seen})
+        named = sorted({name for rank in by_rank for name in rank["bad"]})
+        row["recordings"] = named or sorted({name for rank in by_rank for name in rank["seen"]})
+        if self.skipped_in_row >= self.config.train.max_skipped:
+            raise TrainingError(
+                f"step {self.step}: {self.skipped_in_row} steps in a row had a non-finite "
+                f"{'loss' if named else 'gradient'} (train.max_skipped); recordings of the last one: "
+                f"{', '.join(row['recordings'])}; lower train.lr or look at these recordings"
+            )
+
+    def _validate(self) -> None:
+        """Figures of the validation split from rank 0; keeps the weights if they are the best so far."""
+        average_statistics(self.engine.module, self.world)
+        state = whole_state(self.engine.module, self.world, self.zero == 3)
+
+        def work() -> dict[str, float]:
+            if self.zero == 3:
+                self.whole.load_state_dict(state)
+            self.whole.eval()
+            with torch.no_grad():
+                figures = self.stage.validate(self.whole)
+            self.whole.train()
+            self.best.offer(self.step, figures, state)
+            return figures
+
+        figures = on_main(self.world, work)
+        if self.world.is_main:
+            self.report(self.step, figures)
+
+    def _save(self) -> None:
+        average_statistics(self.engine.module, self.world)
+        checkpoint.save(self.engine, self.world, self.output, self.step, self.zero, self.config.train.keep)
+
+
+def _seed(seed: int, step: int, part: int, rank: int) -> int:
+    """A seed for this micro-step, from a fixed mixing of its coordinates (splitmix64)."""
+    value = 0
+    for number in (seed, step, part, rank):
+        value = (value ^ number) + 0x9E3779B97F4A7C15 & 0xFFFFFFFFFFFFFFFF
+        value = (value ^ value >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+        value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+        value ^= value >> 31
+    return value >> 1
+
+
+def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in extra.items():
+        below = merged.get(key)
+        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).splitlines()[0]

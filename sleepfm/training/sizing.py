@@ -1,0 +1,41 @@
+"""Parameter counts and memory per rank by ZeRO stage, for ``--dry-run``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+_BYTES = 4  # parameters, gradients, and each of master copy, first and second moment are fp32
+
+
+@dataclass(frozen=True)
+class Size:
+    """Numbers of parameters."""
+
+    total: int
+    trainable: int
+
+    @staticmethod
+    def of(module: nn.Module) -> Size:
+        sizes = [(p.numel(), p.requires_grad) for p in module.parameters()]
+        return Size(sum(n for n, _ in sizes), sum(n for n, trains in sizes if trains))
+
+    def bytes_per_rank(self, zero: int, processes: int) -> int:
+        """Bytes of parameters, gradients and optimiser state on one rank (Rajbhandari et al. 2020, figure 1).
+
+        ZeRO 1 shards the optimiser state (with its master copy), 2 also gradients, 3 also parameters.
+        Activations are not counted.
+        """
+        parameters = self.total / (processes if zero == 3 else 1)
+        gradients = self.trainable / (processes if zero >= 2 else 1)
+        moments = 2 * self.trainable if zero == 0 else 3 * self.trainable / processes
+        return round(_BYTES * (parameters + gradients + moments))
+
+    def describe(self, processes: int) -> str:
+        """Lines for a person."""
+        lines = [f"parameters: {self.total:,}, of which {self.trainable:,} train"]
+        for zero in range(4):
+            gib = self.bytes_per_rank(zero, processes) / 2**30
+            lines.append(f"ZeRO {zero} on {processes} processes: {gib:.3f} GiB a rank without activations")
+        return "\n".join(lines)

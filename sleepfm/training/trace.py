@@ -1,0 +1,32 @@
+"""The loss trace: one JSON line a step, on disk, whatever happens to the tracking server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sleepfm.training.files import write_atomic
+
+
+def read_trace(path: Path) -> list[dict[str, Any]]:
+    """All whole rows of ``path``; a last line cut short by a kill is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]
+
+
+class Trace:
+    """Appends rows ``{"step": …, "loss": …}`` to ``path``, first cutting off rows after ``step``."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        kept = [row for row in read_trace(path) if row["step"] <= step]
+        write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+
+    def append(self, row: dict[str, Any]) -> None:
+        self._file.write(json.dumps(row) + "\n")
+
+    def close(self) -> None:
+        self._file.close()

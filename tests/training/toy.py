@@ -1,0 +1,112 @@
+"""A stage small enough to be launched many times, run by the tests as ``deepspeed toy.py CONFIG key=value``.
+
+It has what makes resuming hard: dropout, batch statistics, undecayed parameters, a frozen part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sleepfm.config import Config
+from sleepfm.training.config import RunConfig
+from sleepfm.training.job import Context, run
+from sleepfm.training.stage import Export, StepLoss
+
+
+class ToyConfig(Config):
+    width: int = 16
+    dropout: float = 0.1
+    statistics: bool = True
+    nan_at: tuple[int, ...] = ()
+    """Items whose loss is not finite."""
+    seconds: float = 0.0
+    """Seconds a micro-step takes, so that a test can interrupt it."""
+    kill_at: int = -1
+    """Item at which the process kills itself, as long as ``kill_flag`` is absent."""
+    kill_flag: str = ""
+    differ: bool = False
+    """Whether ranks start with different weights."""
+
+
+class ToyRunConfig(RunConfig):
+    toy: ToyConfig = ToyConfig()
+
+
+@dataclass
+class ToyBatch:
+    signals: Tensor  # [B, 8]
+    item: Tensor  # [B]
+    record: list[str]
+
+
+class ToyStream:
+    def __len__(self) -> int:
+        return 40
+
+    def batch(self, start: int, count: int) -> ToyBatch:
+        rows = []
+        for item in range(start, start + count):
+            generator = torch.Generator().manual_seed(item % len(self))
+            rows.append(torch.randn(8, generator=generator))
+        items = range(start, start + count)
+        return ToyBatch(torch.stack(rows), torch.tensor(items), [f"night{item % len(self)}" for item in items])
+
+
+class ToyModule(nn.Module):
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        self.frozen = nn.Linear(8, 8).requires_grad_(False)
+        self.inner = nn.Linear(8, config.width)
+        self.norm = nn.BatchNorm1d(config.width) if config.statistics else nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+        self.outer = nn.Linear(config.width, 8)
+        self.cls_token = nn.Parameter(torch.zeros(1, 8))
+
+    def forward(self, signals: Tensor) -> Tensor:
+        hidden = self.dropout(nn.functional.gelu(self.norm(self.inner(self.frozen(signals)))))
+        return self.outer(hidden) + self.cls_token
+
+
+class ToyStage:
+    name = "toy"
+    epochs_per_item = 1
+    dataset_digest = hashlib.sha256(b"toy").hexdigest()
+    parents: tuple[str, ...] = ()
+
+    def __init__(self, config: ToyRunConfig, context: Context) -> None:
+        self.toy = config.toy
+        torch.manual_seed(config.train.seed + (context.world.rank if config.toy.differ else 0))
+        self.module = ToyModule(config.toy)
+        self.stream = ToyStream()
+
+    def loss(self, model: Callable[..., Any], batch: ToyBatch, seed: int) -> StepLoss:
+        time.sleep(self.toy.seconds)
+        if self.toy.kill_at in batch.item and not Path(self.toy.kill_flag).exists():
+            Path(self.toy.kill_flag).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        output = model(batch.signals).float()
+        error = (output - batch.signals).pow(2).mean(1)
+        for item in self.toy.nan_at:
+            error = torch.where(batch.item == item, error * float("nan"), error)
+        return StepLoss(error.mean(), {"largest": error.max()})
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        signals = ToyStream().batch(10_000, 40).signals
+        return {"val/error": (module(signals) - signals).pow(2).mean().item()}
+
+    def export(self, module: nn.Module, folder: Path) -> Export:
+        return Export({"model": {"kind": "toy", "width": self.toy.width}}, "# toy\n", {"test/one": 1.0})
+
+
+if __name__ == "__main__":
+    run(ToyRunConfig, ToyStage, lambda config: ToyStage.dataset_digest, "toy")
