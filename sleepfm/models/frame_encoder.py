@@ -52,9 +52,7 @@ class SqueezeExcite(nn.Module):
 class ResidualBlock(nn.Module):
     """Two convolutions with padding 1 whatever the kernel; the residual loses its right end where they shrink the signal."""
 
-    def __init__(
-        self, size_in: int, size_out: int, kernel: int, stride: int, squeeze: bool, reduction: int
-    ) -> None:
+    def __init__(self, size_in: int, size_out: int, kernel: int, stride: int, squeeze: bool, reduction: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv1d(size_in, size_out, kernel, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm1d(size_out)
@@ -107,9 +105,7 @@ class FrameEncoder(nn.Module):
     def forward(self, frames: Tensor) -> Tensor:
         """``[B, F, window] -> [B, F, feature]``."""
         if frames.shape[-1] != self.window:
-            raise ModelError(
-                f"the frame encoder takes frames of {self.window} samples, found {frames.shape[-1]}"
-            )
+            raise ModelError(f"the frame encoder takes frames of {self.window} samples, found {frames.shape[-1]}")
         x = self.stem(frames.flatten(0, 1)[:, None])
         flat = torch.cat([branch(x) for branch in self.branches], dim=-1).flatten(1)
         return self.feature_layer(flat).unflatten(0, frames.shape[:2])

@@ -33,9 +33,7 @@ def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> T
     return (error * weight).sum(-1) / weight.sum(-1).clamp(min=1)
 
 
-def nt_xent(
-    a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, gather: bool = True
-) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, gather: bool = True) -> Tensor:
     """Normalised temperature-scaled cross entropy (SimCLR, arXiv 2002.05709) of positive pairs ``a[n], b[n]``.
 
     All ``2 N`` rows are anchors; an anchor's negatives are the other ``2 N - 2`` rows; its similarity with itself takes no part.

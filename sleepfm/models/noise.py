@@ -15,9 +15,7 @@ def noise_for(items: Tensor, shape: tuple[int, ...], seed: int) -> Tensor:
     Row ``b`` is a function of ``(seed, items[b])`` alone: Philox-4x64 (Salmon et al., SC 2011) keyed by the two.
     """
     rows = [
-        np.random.Generator(
-            np.random.Philox(key=np.array([seed & _KEY_MASK, item & _KEY_MASK], dtype=np.uint64))
-        )
+        np.random.Generator(np.random.Philox(key=np.array([seed & _KEY_MASK, item & _KEY_MASK], dtype=np.uint64)))
         for item in items.tolist()
     ]
     noise = np.empty((len(rows), *shape), dtype=np.float32)

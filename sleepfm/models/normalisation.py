@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 class RowBatchNorm(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` on rows ``[N, D]`` that takes a batch of one, or none, in training: by the running statistics then."""
+    """``nn.BatchNorm1d`` on rows ``[N, D]`` that takes a batch of one (or none) in training, by running statistics."""
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.shape[0] < 2:
@@ -20,6 +21,6 @@ class RowBatchNorm(nn.BatchNorm1d):
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
     """Linear layers ``sizes[0] -> sizes[1] -> ...`` on rows, batch normalisation and ELU after all but the last."""
     layers: list[nn.Module] = []
-    for size_in, size_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for size_in, size_out in pairwise(sizes[:-1]):
         layers += [nn.Linear(size_in, size_out), RowBatchNorm(size_out), nn.ELU()]
     return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))

@@ -1,0 +1,216 @@
+"""NeuroNet (arXiv 2404.17585): masked prediction of frame features and contrast of two masked views.
+
+One network per modality; its channels (C3 and C4, left and right EOG) are samples of one network.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+
+from sleepfm.config import Config
+from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SAMPLES
+from sleepfm.errors import ModelError
+from sleepfm.models import guards
+from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
+from sleepfm.models.frames import frame_count, frames, samples
+from sleepfm.models.inputs import check_signals, stack_channels
+from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent
+from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
+from sleepfm.models.normalisation import mlp
+from sleepfm.models.position import Position, sincos
+from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
+
+
+class TransformerConfig(Config):
+    """Width, depth and attention heads of a stack of blocks."""
+
+    dim: int = Field(ge=1)
+    depth: int = Field(ge=1)
+    heads: int = Field(8, ge=1)
+
+
+class NeuroNetConfig(Config):
+    """Defaults are those of SynthSleepNet's unimodal networks (REFERENCE 4.5)."""
+
+    kind: Literal["neuronet"] = "neuronet"
+    channels: tuple[str, ...] = Field(("EEG_C3", "EEG_C4"), min_length=1)
+    window_s: float = Field(4.0, gt=0)
+    step_s: float = Field(1.0, gt=0)
+    frame_encoder: FrameEncoderConfig = FrameEncoderConfig()
+    encoder: TransformerConfig = TransformerConfig(dim=768, depth=4)
+    decoder: TransformerConfig = TransformerConfig(dim=256, depth=3)
+    projector: tuple[int, ...] = Field((1024, 512), min_length=1)
+    mask_ratio: float = Field(0.8, gt=0, lt=1)
+    temperature: float = Field(0.05, gt=0)
+    alpha: float = Field(1.0, ge=0, description="weight of the contrastive loss")
+    position: Position = "1d"
+
+    @field_validator("channels")
+    @classmethod
+    def _one_modality(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
+        modalities = {CHANNEL_MODALITY.get(name) for name in channels}
+        if len(modalities) != 1 or None in modalities or len(set(channels)) != len(channels):
+            raise ValueError(f"channels of one modality are needed, out of {', '.join(CHANNEL_MODALITY)}")
+        return channels
+
+    @property
+    def modality(self) -> str:
+        """Modality of the channels."""
+        return CHANNEL_MODALITY[self.channels[0]]
+
+    @property
+    def frames(self) -> int:
+        """Frames in an epoch."""
+        return frame_count(EPOCH_SAMPLES, samples(self.window_s), samples(self.step_s))
+
+
+class NeuroNetEncoder(nn.Module):
+    """Signals to tokens: frame encoder, linear embedding, fixed position, class token, transformer blocks.
+
+    Raises:
+        ModelError: dimensions that do not fit each other.
+    """
+
+    def __init__(self, config: NeuroNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.frames = config.frames
+        self.dim = dim = config.encoder.dim
+        self.frame_backbone = FrameEncoder(config.frame_encoder, samples(config.window_s))
+        self.patch_embed = nn.Linear(self.frame_backbone.feature, dim)
+        self.blocks = nn.ModuleList(Block(dim, config.encoder.heads) for _ in range(config.encoder.depth))
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        # A parameter, not a buffer: the released networks trained theirs, and a converted one carries it.
+        position = torch.cat([torch.zeros(1, dim), sincos(self.frames, dim, config.position)])
+        self.pos_embed = nn.Parameter(position[None], requires_grad=False)
+        nn.init.normal_(self.cls_token, std=0.02)
+        for module in (self.patch_embed, self.blocks, self.norm):
+            init_transformer(module)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Signals ``[B, T]`` to frame features ``[B, F, feature]``."""
+        config = self.config
+        return self.frame_backbone(frames(x, samples(config.window_s), samples(config.step_s)))
+
+    def tokens(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Frame features ``[B, F, feature]`` to the class token and frame tokens.
+
+        Args:
+            features: of :meth:`features`.
+            keep: ``[B, V, K]`` indices of visible frames in each of ``V`` masked views, which are then
+                stacked in the batch: ``[B V, 1 + K, D]``. All frames without: ``[B, 1 + F, D]``.
+        """
+        x = self.patch_embed(features) + self.pos_embed[:, 1:]
+        if keep is not None:
+            x = take(x[:, None].expand(-1, keep.shape[1], -1, -1), keep).flatten(0, 1)
+        first = (self.cls_token + self.pos_embed[:, :1]).to(x.dtype)
+        x = torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Signals ``[B, T]`` to tokens ``[B, 1 + F, D]``, the class token first."""
+        return self.tokens(self.features(x))
+
+
+class NeuroNet(nn.Module):
+    """Encoder with the decoder and projector that pretraining needs."""
+
+    def __init__(self, config: NeuroNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = NeuroNetEncoder(config)
+        width, feature = config.decoder.dim, self.encoder.frame_backbone.feature
+        self.decoder_embed = nn.Linear(config.encoder.dim, width)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        self.decoder_pos_embed = nn.Parameter(sincos(config.frames, width, config.position)[None], requires_grad=False)
+        self.decoder_blocks = nn.ModuleList(Block(width, config.decoder.heads) for _ in range(config.decoder.depth))
+        self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
+        self.decoder_pred = nn.Linear(width, feature)
+        self.projector = mlp((config.encoder.dim, *config.projector))
+        nn.init.normal_(self.mask_token, std=0.02)
+        for module in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
+            init_transformer(module)
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Canonical channels, in the order :meth:`encode` takes them."""
+        return self.config.channels
+
+    @property
+    def dim(self) -> int:
+        """Width of an embedding."""
+        return self.config.encoder.dim
+
+    @property
+    def noise_shape(self) -> tuple[int, int]:
+        """Shape of one item's masking noise: two views of the frames."""
+        return (2, self.config.frames)
+
+    def forward(self, signals: Tensor, noise: Tensor) -> LossOutput:
+        """The pretraining loss of signals ``[B, T]``; masks come from ``noise`` ``[B, 2, F]`` alone.
+
+        ``loss = reconstruction (both views) + alpha NT-Xent(class tokens of the views)``.
+
+        Raises:
+            ModelError: another shape of signals or noise.
+        """
+        config = self.config
+        if signals.ndim != 2 or signals.shape[1] != EPOCH_SAMPLES:
+            raise ModelError(f"expected signals [B, {EPOCH_SAMPLES}], found {list(signals.shape)}")
+        if tuple(noise.shape) != (signals.shape[0], *self.noise_shape):
+            raise ModelError(f"expected noise {[signals.shape[0], *self.noise_shape]}, found {list(noise.shape)}")
+        features = self.encoder.features(signals)
+        keep = keep_indices(noise, kept_count(config.frames, config.mask_ratio))
+        latent = self.encoder.tokens(features, keep)
+        prediction = self.decode(latent[:, 1:], keep.flatten(0, 1)).unflatten(0, keep.shape[:2])
+        mask = hidden(keep, config.frames)
+        error = masked_reconstruction(prediction, features[:, None].expand_as(prediction), mask).mean(0)
+        # Each view through the projector by itself: batch statistics are those of one view.
+        views = latent[:, 0].unflatten(0, keep.shape[:2])
+        first, second = self.projector(views[:, 0]), self.projector(views[:, 1])
+        contrast = nt_xent(first, second, config.temperature)
+        loss = error.sum() + config.alpha * contrast
+        parts = {
+            "reconstruction": error.sum().detach(),
+            "contrastive": contrast.detach(),
+            "reconstruction_vs_mean": guards.relative_reconstruction(error.mean().detach(), features),
+            "alignment": guards.alignment(first, second),
+            "uniformity": guards.uniformity(first),
+            "embedding_std": guards.embedding_std(views[:, 0]),
+            "effective_rank": guards.effective_rank(views[:, 0]),
+        }
+        return LossOutput(loss, parts)
+
+    def decode(self, visible: Tensor, keep: Tensor) -> Tensor:
+        """Features ``[N, F, feature]`` of all frames from the visible tokens ``[N, K, D]`` at ``keep`` ``[N, K]``."""
+        x = unshuffle(self.decoder_embed(visible), keep, self.mask_token, self.config.frames)
+        x = x + self.decoder_pos_embed
+        for block in self.decoder_blocks:
+            x = block(x)
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
+        """``[B, C, T]`` with presence ``[B, C]`` to ``[B, D]``: the mean over frame tokens and present channels.
+
+        An epoch without any present channel gives zeros.
+        """
+        check_signals(signals, present, self.channels)
+        tokens = self.encoder(signals[present])[:, 1:].mean(1).float()
+        rows = torch.zeros(*present.shape, self.dim, device=tokens.device)
+        rows = rows.masked_scatter(present[..., None], tokens)
+        return rows.sum(1) / present.sum(1, keepdim=True).clamp(min=1)
+
+    def embed(self, signals: dict[str, Tensor]) -> Tensor:
+        """One embedding ``[B, D]`` per epoch from any subset of the channels, each ``[B, T]``.
+
+        Raises:
+            ModelError: an unknown channel, another length, or values that are not finite.
+        """
+        return self.encode(*stack_channels(signals, self.channels))
