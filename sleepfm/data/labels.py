@@ -1,0 +1,110 @@
+"""Labels and quality of whole recordings, and the part of the labels that a label fraction leaves."""
+
+from __future__ import annotations
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.format import LABELS, QUALITY_MEMBER, label_member
+from sleepfm.data.order import permutation
+from sleepfm.data.reader import ShardReader
+from sleepfm.errors import DatasetError
+
+
+class RecordLabels:
+    """Labels of one recording at a time, [E] int8 each, the last ``cache`` recordings kept.
+
+    ``fraction`` < 1 keeps, of the epochs of each recording that carry ``target``, a share drawn without
+    replacement and stratified by class: ``max(1, round(fraction * n))`` of the ``n`` epochs of every class. So
+    every subject keeps at least one epoch of each class it has (one positive, where one exists), also at 1 %,
+    which then is a little more than 1 % of the rare classes. The draw depends on (``seed``, recording name) only, and
+    a smaller fraction is a subset of a larger one. All labels of the other epochs become -1.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        reader: ShardReader,
+        labels: Sequence[str],
+        target: str = "stage",
+        fraction: float = 1.0,
+        seed: int = 0,
+        cache: int = 4096,
+    ) -> None:
+        unknown = [name for name in (*labels, target) if name not in LABELS]
+        if unknown:
+            raise DatasetError(f"unknown labels {unknown}; a data set holds {', '.join(LABELS)}")
+        if not 0 < fraction <= 1:
+            raise DatasetError(f"label fraction {fraction}: expected a number above 0 and at most 1")
+        self._dataset = dataset
+        self._reader = reader
+        self._names = tuple(dict.fromkeys((*labels, target)))
+        self._target = target
+        self._fraction = fraction
+        self._seed = seed
+        self._cache = cache
+        self._kept: OrderedDict[int, dict[str, NDArray[np.int8]]] = OrderedDict()
+
+    def of(self, record: int) -> dict[str, NDArray[np.int8]]:
+        """The labels of the recording in row ``record``. Raises :class:`ShardError` if unreadable."""
+        if record in self._kept:
+            self._kept.move_to_end(record)
+            return self._kept[record]
+        labels = {
+            name: read_epochwise(self._dataset, self._reader, record, label_member(name), np.int8)[0]
+            for name in self._names
+        }
+        if self._fraction < 1:
+            outside = ~self._draw(labels[self._target], self._dataset.names[record])
+            for values in labels.values():
+                values[outside] = -1
+        while len(self._kept) >= self._cache:
+            self._kept.popitem(last=False)
+        self._kept[record] = labels
+        return labels
+
+    def labelled(self, record: int) -> NDArray[np.bool_]:
+        """[E], which epochs of the recording carry ``target``."""
+        return self.of(record)[self._target] >= 0
+
+    def _draw(self, target: NDArray[np.int8], name: str) -> NDArray[np.bool_]:
+        order = permutation(len(target), self._seed, zlib.crc32(name.encode()))
+        drawn = np.zeros(len(target), np.bool_)
+        for value in np.unique(target[target >= 0]):
+            members = order[target[order] == value]
+            drawn[members[: max(1, round(self._fraction * len(members)))]] = True
+        return drawn
+
+
+def read_epochwise(
+    dataset: Dataset, reader: ShardReader, record: int, member: str, dtype: type[np.generic], rows: int = 1
+) -> NDArray[np.generic]:
+    """A member with one value an epoch, joined over the samples of a recording: [rows, E].
+
+    Raises:
+        ShardError: the shard is missing or ends early.
+        DatasetError: the data set does not hold the member.
+    """
+    first, epochs = int(dataset.first_segment[record]), int(dataset.n_epochs[record])
+    offsets = dataset.offsets(member)
+    values = np.empty((rows, epochs), dtype)
+    for begin in range(0, epochs, dataset.segment_epochs):
+        count = min(dataset.segment_epochs, epochs - begin)
+        offset = int(offsets[first + begin // dataset.segment_epochs])
+        if offset < 0:
+            raise DatasetError(f"{dataset.path}: {dataset.names[record]} has no member {member}")
+        content = reader.read_bytes(int(dataset.shard_of[record]), offset, rows * count * values.itemsize)
+        values[:, begin : begin + count] = np.frombuffer(content, values.dtype).reshape(rows, count)
+    return values
+
+
+def usable_epochs(dataset: Dataset, reader: ShardReader, record: int) -> NDArray[np.bool_]:
+    """[C, E], epochs without any of the quality flags that the data set excludes, channels as in the recording."""
+    rows = int(dataset.present[record].sum())
+    quality = read_epochwise(dataset, reader, record, QUALITY_MEMBER, np.uint8, rows)
+    return (quality & np.uint8(dataset.description["quality_mask"])) == 0  # type: ignore[operator]

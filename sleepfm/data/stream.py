@@ -1,0 +1,361 @@
+"""Infinite, stateless streams of training items: a pure function of (data set, settings, seed, position).
+
+Any rank reads its own slice of the global positions and a resumed run goes on from its step number; there is
+nothing to save. :class:`EpochStream` pools single epochs of single channels (unimodal pretraining),
+:class:`SequenceStream` gives consecutive epochs of all channels of one recording (multimodal pretraining with
+length 1, downstream with more).
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
+from sleepfm.data.batch import Batch
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.format import CHANNEL_SCALE
+from sleepfm.data.labels import RecordLabels, usable_epochs
+from sleepfm.data.order import Index, PassOrder, Window
+from sleepfm.data.reader import ShardReader, plan_runs, scaled
+from sleepfm.errors import DatasetError, ShardError
+
+log = logging.getLogger(__name__)
+
+SCALES = np.array([CHANNEL_SCALE[channel] for channel in CHANNELS], np.float32)
+# Too few items say nothing about a share; this many corrupt ones are always borne.
+CORRUPT_FLOOR = 10
+
+
+class Items:
+    """Items of a stream, [N] each: row of the recording, index in CHANNELS (EpochStream), first epoch."""
+
+    def __init__(self, record: Index, channel: Index, first: Index) -> None:
+        self.record = record
+        self.channel = channel
+        self.first = first
+
+    def __getitem__(self, index: slice | Index) -> Items:
+        return Items(self.record[index], self.channel[index], self.first[index])
+
+    @staticmethod
+    def concatenate(parts: Sequence[Items]) -> Items:
+        """All items of ``parts`` in order."""
+        if len(parts) == 1:
+            return parts[0]
+        return Items(
+            np.concatenate([part.record for part in parts]),
+            np.concatenate([part.channel for part in parts]),
+            np.concatenate([part.first for part in parts]),
+        )
+
+
+class Stream(ABC):
+    """What both streams share: order, replacement of corrupt items, counting. For one thread at a time.
+
+    ``read`` and ``skipped`` count items since the stream was made.
+    """
+
+    def __init__(
+        self, dataset: Dataset, reader: ShardReader, seed: int, shuffle_shards: int, max_corrupt: float
+    ) -> None:
+        self.dataset = dataset
+        self.read = 0
+        self.skipped = 0
+        self._reader = reader
+        self._seed = seed
+        self._shuffle_shards = shuffle_shards
+        self._max_corrupt = max_corrupt
+        self._windows: OrderedDict[tuple[int, int], Items] = OrderedDict()
+
+    def _set_units(self, shard: Index, items: Index) -> None:
+        """The units that items come from, sorted by shard: the shard and the item count of each, [U]."""
+        if not items.sum():
+            raise DatasetError(f"{self.dataset.path}: no item fits {self._describe()}; lower the requirements")
+        self._shards, start = np.unique(shard, return_index=True)
+        self._unit_range = np.append(start, len(shard))
+        self._unit_items = items
+        self._order = PassOrder(np.add.reduceat(items, start), self._seed, self._shuffle_shards)
+
+    def __len__(self) -> int:
+        """Items in one pass."""
+        return self._order.total
+
+    def batch(self, start: int, count: int) -> Batch:
+        """The items at positions ``start .. start + count`` of the infinite stream.
+
+        A corrupt item is replaced by the next intact one of its window, counted and logged.
+
+        Raises:
+            ShardError: more than ``max_corrupt`` of the items read were corrupt.
+        """
+        parts = []
+        for window, chosen, _ in self._order.pieces(start, count):
+            parts.append(self._window_items(window)[chosen])
+        items = Items.concatenate(parts)
+        batch, intact = self._load(items)
+        self.read += count
+        for slot in np.flatnonzero(~intact).tolist():
+            self._replace(batch, slot, start + slot, items)
+        return Batch(
+            batch.signals,
+            batch.present,
+            batch.valid,
+            batch.labels,
+            torch.arange(start, start + count),
+            [self.dataset.names[row] for row in items.record.tolist()],
+            torch.from_numpy(items.first),
+        )
+
+    def _replace(self, batch: Batch, slot: int, position: int, items: Items) -> None:
+        window, chosen, _ = next(iter(self._order.pieces(position, 1)))
+        candidates = self._window_items(window)
+        for step in range(1, window.size):
+            self.skipped += 1
+            log.warning("skipped a corrupt item: %s", self._reader.last_fault)
+            if self.skipped > max(CORRUPT_FLOOR, self._max_corrupt * self.read):
+                break
+            place = (chosen.start + step) % window.size
+            substitute = candidates[slice(place, place + 1)]
+            loaded, intact = self._load(substitute)
+            if intact.all():
+                batch.signals[slot] = loaded.signals[0]
+                batch.present[slot] = loaded.present[0]
+                batch.valid[slot] = loaded.valid[0]
+                for name, values in loaded.labels.items():
+                    batch.labels[name][slot] = values[0]
+                items.record[slot], items.first[slot] = substitute.record[0], substitute.first[0]
+                return
+        raise ShardError(
+            f"{self.dataset.path}: {self.skipped} of {self.read} items read are corrupt, more than the share of "
+            f"{self._max_corrupt:g} that is borne; last: {self._reader.last_fault}; "
+            f"run `python -m shards verify {self.dataset.path}`"
+        )
+
+    def _window_items(self, window: Window) -> Items:
+        key = (window.pass_number, window.index)
+        if key not in self._windows:
+            units = np.concatenate(
+                [np.arange(self._unit_range[shard], self._unit_range[shard + 1]) for shard in window.shards]
+            )
+            order = self._order.shuffle(window)
+            while len(self._windows) >= 2:
+                self._windows.popitem(last=False)
+            self._windows[key] = self._expand(units)[order]
+        self._windows.move_to_end(key)
+        return self._windows[key]
+
+    @abstractmethod
+    def _describe(self) -> str:
+        """The settings, for an error."""
+
+    @abstractmethod
+    def _expand(self, units: Index) -> Items:
+        """All items of ``units``, in order."""
+
+    @abstractmethod
+    def _load(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
+        """The items as a batch (positions not filled in), and which of them are intact."""
+
+
+class EpochStream(Stream):
+    """Single epochs of single channels, pooled over ``channels``: ``signals`` [B, 3000], no labels."""
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        channels: Sequence[str],
+        seed: int,
+        shuffle_shards: int = 8,
+        require_good_quality: bool = True,
+        max_corrupt: float = 0.01,
+    ) -> None:
+        """``require_good_quality`` leaves out epochs with a flag that the data set excludes.
+
+        Raises:
+            DatasetError: the split holds no such epoch.
+        """
+        super().__init__(dataset, ShardReader(dataset), seed, shuffle_shards, max_corrupt)
+        self.split = split
+        self.channels = tuple(channels)
+        self._good = require_good_quality
+        rows = dataset.select(split, channels)
+        numbers = np.array([CHANNELS.index(channel) for channel in channels])
+        at, which = np.nonzero(dataset.present[np.ix_(rows, numbers)])
+        record, channel = rows[at], numbers[which]
+        items = dataset.usable[record, channel] if self._good else dataset.n_epochs[record]
+        kept = items > 0
+        self._record, self._channel = record[kept], channel[kept]
+        self._set_units(dataset.shard_of[self._record].astype(np.int64), items[kept])
+
+    def _describe(self) -> str:
+        return f"split {self.split!r}, channels {', '.join(self.channels)}, good quality {self._good}"
+
+    def _expand(self, units: Index) -> Items:
+        counts = self._unit_items[units]
+        if self._good:
+            usable: dict[int, NDArray[np.bool_]] = {}
+            parts = []
+            for record, channel, count in zip(
+                self._record[units].tolist(), self._channel[units].tolist(), counts.tolist(), strict=True
+            ):
+                if record not in usable:
+                    usable[record] = usable_epochs(self.dataset, self._reader, record)
+                good = np.flatnonzero(usable[record][self.dataset.channel_row[record, channel]])
+                if len(good) != count:
+                    raise ShardError(
+                        f"{self.dataset.path}: {self.dataset.names[record]} {CHANNELS[channel]} has {len(good)} "
+                        f"usable epochs, the manifest says {count}; run `python -m shards verify`"
+                    )
+                parts.append(good)
+            first = np.concatenate(parts)
+        else:
+            first = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return Items(np.repeat(self._record[units], counts), np.repeat(self._channel[units], counts), first)
+
+    def _load(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
+        size = len(items.record)
+        one = np.ones(size, np.int64)
+        runs = plan_runs(self.dataset, items.record, items.channel, items.first, one, np.arange(size))
+        buffer = np.empty((size, EPOCH_SAMPLES), np.int16)
+        intact = self._reader.read_epochs(runs, buffer)  # one run an item, in order
+        signals = torch.from_numpy(scaled(buffer, SCALES[items.channel]))
+        true = torch.ones(size, 1, dtype=torch.bool)
+        return Batch(signals, true, true.clone(), {}, torch.empty(0), [], torch.empty(0)), intact
+
+
+class SequenceStream(Stream):
+    """``length`` consecutive epochs of one recording, all ``channels``: ``signals`` [B, L, C, 3000].
+
+    Windows start every ``stride`` epochs (default: ``length``); a last one that ends with the recording covers
+    what is left over. A recording shorter than ``length`` gives one window, padded at its end. ``present`` says
+    which channels the recording has; recordings with none of them are not items.
+
+    ``labelled_only`` leaves out windows in which no epoch carries ``target`` (after ``label_fraction``, see
+    :class:`~sleepfm.data.labels.RecordLabels`). Respiratory labels are those of the shards: -1 where events were
+    not scored or the epoch has no stage, 0 or 1 elsewhere, wake included.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        channels: Sequence[str],
+        length: int = 1,
+        stride: int | None = None,
+        seed: int = 0,
+        label_fraction: float = 1.0,
+        label_seed: int = 0,
+        labels: Sequence[str] = ("stage", "apnea", "hypopnea"),
+        target: str = "stage",
+        labelled_only: bool = False,
+        shuffle_shards: int = 8,
+        max_corrupt: float = 0.01,
+    ) -> None:
+        """``labels=()`` reads none. Raises :class:`DatasetError` if the split holds no such window."""
+        super().__init__(dataset, ShardReader(dataset), seed, shuffle_shards, max_corrupt)
+        self.split = split
+        self.channels = tuple(channels)
+        self.length = length
+        self.stride = stride or length
+        self._numbers = np.array([CHANNELS.index(channel) for channel in channels])
+        self._label_names = tuple(labels)
+        self._labels = RecordLabels(dataset, self._reader, labels, target, label_fraction, label_seed)
+        self._labelled_only = labelled_only
+        self._record = dataset.select(split, channels)
+        if labelled_only:
+            items = np.array([len(self._starts(row)) for row in self._record.tolist()])
+            self._record, items = self._record[items > 0], items[items > 0]
+        else:
+            items = 1 + np.ceil(np.maximum(dataset.n_epochs[self._record] - length, 0) / self.stride).astype(int)
+        self._set_units(dataset.shard_of[self._record].astype(np.int64), items)
+
+    def _describe(self) -> str:
+        return (
+            f"split {self.split!r}, channels {', '.join(self.channels)}, length {self.length}, "
+            f"labelled only {self._labelled_only}"
+        )
+
+    def _starts(self, record: int) -> Index:
+        starts = window_starts(int(self.dataset.n_epochs[record]), self.length, self.stride)
+        if not self._labelled_only:
+            return starts
+        before = np.concatenate([[0], np.cumsum(self._labels.labelled(record))])
+        ends = np.minimum(starts + self.length, len(before) - 1)
+        return starts[before[ends] > before[starts]]
+
+    def _expand(self, units: Index) -> Items:
+        starts = [self._starts(record) for record in self._record[units].tolist()]
+        record = np.repeat(self._record[units], [len(part) for part in starts])
+        return Items(record, np.zeros_like(record), np.concatenate(starts))
+
+    def _load(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
+        return load_windows(
+            self.dataset,
+            self._reader,
+            self._labels if self._label_names else None,
+            self._label_names,
+            self._numbers,
+            items,
+            self.length,
+        )
+
+
+def window_starts(epochs: int, length: int, stride: int) -> Index:
+    """First epochs of the windows of a recording; the last window ends with the recording, or is padded."""
+    last = max(epochs - length, 0)
+    starts = np.arange(0, last + stride, stride)
+    return np.minimum(starts, last)
+
+
+def load_windows(
+    dataset: Dataset,
+    reader: ShardReader,
+    labels: RecordLabels | None,
+    label_names: Sequence[str],
+    channels: Index,
+    items: Items,
+    length: int,
+) -> tuple[Batch, NDArray[np.bool_]]:
+    """Windows of ``length`` epochs from ``items``; see :class:`SequenceStream`. Second: which are intact."""
+    size, width = len(items.record), len(channels)
+    count = np.minimum(dataset.n_epochs[items.record] - items.first, length)
+    present = dataset.present[items.record[:, None], channels]  # [B, C]
+    item, column = np.nonzero(present)
+    runs = plan_runs(
+        dataset, items.record[item], channels[column], items.first[item], count[item], np.arange(len(item)) * length
+    )
+    buffer = np.zeros((len(item) * length, EPOCH_SAMPLES), np.int16)
+    run_intact = reader.read_epochs(runs, buffer)
+    intact = np.ones(size, np.bool_)
+    intact[item[runs.owner[~run_intact]]] = False
+    # [B, C, L, 3000] filled at the present channels, seen as [B, L, C, 3000]
+    values = np.zeros((size, width, length, EPOCH_SAMPLES), np.float32)
+    values[item, column] = scaled(buffer, np.repeat(SCALES[channels[column]], length)).reshape(
+        len(item), length, EPOCH_SAMPLES
+    )
+    signals = torch.from_numpy(values).transpose(1, 2)
+    valid = np.arange(length) < count[:, None]
+    stacked = {name: np.full((size, length), -1, np.int64) for name in label_names}
+    if labels is not None:
+        for row, (record, first) in enumerate(zip(items.record.tolist(), items.first.tolist(), strict=True)):
+            of_record = labels.of(record)
+            for name, target in stacked.items():
+                target[row, : count[row]] = of_record[name][first : first + length]
+    batch = Batch(
+        signals,
+        torch.from_numpy(present),
+        torch.from_numpy(valid),
+        {name: torch.from_numpy(target) for name, target in stacked.items()},
+        torch.empty(0),
+        [],
+        torch.empty(0),
+    )
+    return batch, intact
