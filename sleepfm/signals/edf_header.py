@@ -88,7 +88,7 @@ def parse_header(path: Path) -> Header:
             header_bytes = _FIXED * (n_signals + 1)
             if size < header_bytes:
                 raise RecordingError(
-                    f"{path}: {n_signals} signals need a header of {header_bytes} bytes, the file has {size}; it is cut off"
+                    f"{path}: {n_signals} signals need {header_bytes} bytes of header, the file has {size}: cut off"
                 )
             columns = _columns(stream.read(header_bytes - _FIXED), n_signals)
     except OSError as error:
@@ -102,7 +102,7 @@ def parse_header(path: Path) -> Header:
     record_seconds = _number(path, "duration of a data record", fixed[244:252])
     if record_seconds < 0 or (record_seconds == 0 and not all(signal.is_annotation for signal in signals)):
         raise RecordingError(
-            f"{path}: data records of {record_seconds:g} s give its signals no rate (EDF+ allows 0 s for annotations only)"
+            f"{path}: data records of {record_seconds:g} s give its signals no rate (only annotations may have 0 s)"
         )
     return Header(
         start=_start(fixed, warnings),

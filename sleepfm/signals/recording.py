@@ -164,7 +164,7 @@ def _place(
 
 def _annotations(path: Path, header: Header) -> tuple[NDArray[np.float64], tuple[Annotation, ...]]:
     """Onset of every record relative to the first, and all annotations with a text, in order of onset."""
-    onsets = np.arange(header.n_records) * header.record_seconds
+    onsets: NDArray[np.float64] = np.arange(header.n_records) * header.record_seconds
     found: list[Annotation] = []
     carriers = [signal for signal in header.signals if signal.is_annotation]
     for number, carrier in enumerate(carriers):
