@@ -73,9 +73,7 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
         if create:
             file.parent.mkdir(parents=True, exist_ok=True)
         elif not file.exists():
-            raise RegistryError(
-                f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI"
-            )
+            raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
@@ -106,6 +104,14 @@ def experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
         return found.experiment_id
 
 
+_pinned: dict[str, Resolved] = {}
+
+
+def pin(address: str, found: Resolved) -> None:
+    """From now on, in this process, ``address`` means ``found``: a job asks once and keeps to the answer."""
+    _pinned[address] = found
+
+
 def resolve(uri: str | Path, store: str | None = None) -> Resolved:
     """The package that ``uri`` names, fetched into a local folder if the store is remote.
 
@@ -113,6 +119,8 @@ def resolve(uri: str | Path, store: str | None = None) -> Resolved:
         RegistryError: not an address, or nothing registered under it; the message lists what is.
     """
     text = str(uri)
+    if text in _pinned:
+        return _pinned[text]
     if not text.startswith("models:"):
         folder = Path(text)
         if not folder.is_dir():
@@ -145,7 +153,7 @@ def resolve(uri: str | Path, store: str | None = None) -> Resolved:
 
 def load_package(source: str | Path | Resolved, store: str | None = None) -> Package:
     """Load a package with every digest checked. Raises :class:`RegistryError` and :class:`ModelError`."""
-    from sleepfm.models import build_model
+    from sleepfm.models.build import build_model
 
     found = source if isinstance(source, Resolved) else resolve(source, store)
     config = verify(found.path, found.label, found.tags if found.name else None)
@@ -196,9 +204,7 @@ def register(
         every_tag["artifacts"] = artifacts
         created = mlflow_client.create_model_version(name, source=source, run_id=run_id, tags=every_tag)
     except MlflowException as error:
-        raise RegistryError(
-            f"{store_uri(store)}: cannot register {name} ({str(error).splitlines()[0]})"
-        ) from error
+        raise RegistryError(f"{store_uri(store)}: cannot register {name} ({str(error).splitlines()[0]})") from error
     return str(created.version)
 
 
@@ -293,8 +299,7 @@ def _folder_of(mlflow_client: MlflowClient, version: ModelVersion, uri: str) -> 
         return Path(download_artifacts(artifact_uri=version.source, tracking_uri=uri))
     except (MlflowException, OSError) as error:
         raise RegistryError(
-            f"models:/{version.name}/{version.version}: cannot fetch {version.source} "
-            f"({str(error).splitlines()[0]})"
+            f"models:/{version.name}/{version.version}: cannot fetch {version.source} ({str(error).splitlines()[0]})"
         ) from error
 
 

@@ -18,32 +18,32 @@ class TrainConfig(Config):
     """
 
     output: str
-    steps: int | None = Field(None, ge=1)
-    passes: float | None = Field(None, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    passes: float | None = Field(default=None, gt=0)
     """Passes over the stream, instead of ``steps``."""
-    global_batch: int = Field(256, ge=1)
-    accumulation: int = Field(1, ge=1)
-    micro_batch: int | None = Field(None, ge=1)
+    global_batch: int = Field(default=256, ge=1)
+    accumulation: int = Field(default=1, ge=1)
+    micro_batch: int | None = Field(default=None, ge=1)
     """Items per rank and micro-step. Derived; if stated, checked."""
     lr: float = Field(gt=0)
-    final_lr: float = Field(0.0, ge=0, le=1)
+    final_lr: float = Field(default=0.0, ge=0, le=1)
     """Learning rate at the last step as a share of ``lr``."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup: int = Field(0, ge=0)
+    warmup: int = Field(default=0, ge=0)
     """Steps of linear warm-up."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: float = Field(0.0, ge=0)
+    clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
     seed: int = 777
-    validate_every: int = Field(0, ge=0)
+    validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 validates once, after the last step."""
-    checkpoint_every: int = Field(200, ge=1)
-    keep: int = Field(2, ge=1)
+    checkpoint_every: int = Field(default=200, ge=1)
+    keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     """Steps between figures sent to the tracking server; the local trace holds every step."""
-    max_skipped: int = Field(5, ge=1)
+    max_skipped: int = Field(default=5, ge=1)
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.preemption import Preemption
 from sleepfm.training.schedule import learning_rate, parameter_groups
 from sleepfm.training.selection import Best
-from sleepfm.training.stage import Loss, Stage
+from sleepfm.training.stage import Loss, Stage, ValidatesLoss
 from sleepfm.training.weights import StatisticsGuard, average_statistics, state_digest, whole_state
 
 Report = Callable[[int, dict[str, Any]], None]
@@ -179,20 +179,16 @@ class _Run:
             batch = feed.next()
             torch.manual_seed(_seed(train.seed, self.step, part, world.rank))
             loss: Loss = self.stage.loss(self.engine, batch, train.seed)
-            for name, value in {"loss": loss.loss, **loss.parts}.items():
-                sums[name] = sums.get(name, 0) + value.detach().double() / self.shares.accumulation
+            _accumulate(sums, loss, 1 / self.shares.accumulation)
             if not torch.isfinite(loss.loss):
                 records.extend(batch.record)
             self.engine.backward(loss.loss)
             if part == self.shares.accumulation - 1 and self.zero == 0:
                 self._drop_bad_gradients()
             self.engine.step()
-        names = sorted(sums)
-        flat = torch.stack([*(sums[name] for name in names), torch.tensor(float(leave)).to(sums["loss"])])
-        if world.size > 1:
-            dist.all_reduce(flat)
-        *means, leaving = (flat / world.size).tolist()
-        figures = dict(zip(names, means, strict=True))
+        sums["leaving"] = torch.tensor(float(leave)).to(sums["loss"])
+        figures = _means(sums, world)
+        leaving = figures.pop("leaving")
         applied = self._applied()
         self.step += 1
         seconds = time.perf_counter() - began
@@ -246,6 +242,7 @@ class _Run:
     def _validate(self) -> None:
         """Figures of the validation split from rank 0; keeps the weights if they are the best so far."""
         average_statistics(self.engine.module, self.world)
+        losses = self._validation_loss()
         state = whole_state(self.engine.module, self.world, self.zero == 3)
 
         def work() -> dict[str, float]:
@@ -253,7 +250,7 @@ class _Run:
                 self.whole.load_state_dict(state)
             self.whole.eval()
             with torch.no_grad():
-                figures = self.stage.validate(self.whole)
+                figures = losses | self.stage.validate(self.whole)
             self.whole.train()
             self.best.offer(self.step, figures, state)
             return figures
@@ -262,9 +259,42 @@ class _Run:
         if self.world.is_main:
             self.report(self.step, figures)
 
+    def _validation_loss(self) -> dict[str, float]:
+        """``val/loss`` and its parts over held-out items, with the items of a step shared as in training."""
+        stage, shares = self.stage, self.shares
+        if not isinstance(stage, ValidatesLoss):
+            return {}
+        steps = min(stage.validation_items, len(stage.validation)) // shares.global_batch
+        sums: dict[str, torch.Tensor] = {}
+        self.engine.eval()
+        with torch.no_grad():
+            for number in range(steps * shares.accumulation):
+                step, part = divmod(number, shares.accumulation)
+                start = shares.start(step, part, self.world.rank)
+                batch = stage.validation.batch(start, shares.micro_batch).to(self.world.device)
+                loss = stage.loss(self.engine, batch, self.config.train.seed)
+                _accumulate(sums, loss, 1 / (steps * shares.accumulation))
+        self.engine.train()
+        return {f"val/{name}": value for name, value in _means(sums, self.world).items()}
+
     def _save(self) -> None:
         average_statistics(self.engine.module, self.world)
         checkpoint.save(self.engine, self.world, self.output, self.step, self.zero, self.config.train.keep)
+
+
+def _accumulate(sums: dict[str, torch.Tensor], loss: Loss, weight: float) -> None:
+    for name, value in {"loss": loss.loss, **loss.parts}.items():
+        sums[name] = sums.get(name, 0) + value.detach().double() * weight
+
+
+def _means(sums: dict[str, torch.Tensor], world: World) -> dict[str, float]:
+    """Means over ranks, in one collective."""
+    if not sums:
+        return {}
+    flat = torch.stack([sums[name] for name in sorted(sums)])
+    if world.size > 1:
+        dist.all_reduce(flat)
+    return dict(zip(sorted(sums), (flat / world.size).tolist(), strict=True))
 
 
 def _seed(seed: int, step: int, part: int, rank: int) -> int:

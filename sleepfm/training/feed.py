@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
-import queue
-import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
-import torch
-
+from sleepfm.data.batch import Batch
+from sleepfm.data.prefetch import Prefetcher
 from sleepfm.errors import ConfigError
 from sleepfm.training.config import TrainConfig
 from sleepfm.training.distributed import World
 from sleepfm.training.stage import Stream
-
-if TYPE_CHECKING:
-    from sleepfm.data.batch import Batch
 
 
 @dataclass(frozen=True)
@@ -55,60 +48,25 @@ class Shares:
 
 
 class Feed:
-    """Iterates over this rank's micro-batches from ``step`` to ``steps``, on ``device``, ``depth`` ahead."""
+    """This rank's micro-batches from ``step`` to ``steps``, on its device, and how long they were waited for."""
 
-    def __init__(self, stream: Stream, shares: Shares, world: World, step: int, steps: int, depth: int = 2) -> None:
-        self._queue: queue.Queue[Any] = queue.Queue(maxsize=depth)
-        self._stopped = threading.Event()
-        self._device = world.device
-        starts = (shares.start(s, part, world.rank) for s in range(step, steps) for part in range(shares.accumulation))
-        self._thread = threading.Thread(
-            target=self._fill, args=(stream, starts, shares.micro_batch), name="feed", daemon=True
+    def __init__(self, stream: Stream, shares: Shares, world: World, step: int, steps: int) -> None:
+        plan = (
+            (shares.start(number, part, world.rank), shares.micro_batch)
+            for number in range(step, steps)
+            for part in range(shares.accumulation)
         )
+        self._device = world.device
+        self._batches = Prefetcher(stream, plan, pin=world.device.type == "cuda")
         self.waited_seconds = 0.0
-        self._thread.start()
 
     def next(self) -> Batch:
         """The next micro-batch; an error of the stream is raised here."""
         began = time.perf_counter()
-        item = self._queue.get()
+        batch = next(self._batches)
         self.waited_seconds += time.perf_counter() - began
-        if isinstance(item, BaseException):
-            raise item
-        return to_device(item, self._device)
+        return batch.to(self._device)
 
     def close(self) -> None:
-        self._stopped.set()
-        while not self._queue.empty():
-            self._queue.get_nowait()
-        self._thread.join(timeout=5)
-
-    def _fill(self, stream: Stream, starts: Any, count: int) -> None:
-        for start in starts:
-            item: Any
-            try:
-                item = stream.batch(start, count)
-            except BaseException as error:
-                item = error
-            while not self._stopped.is_set():
-                try:
-                    self._queue.put(item, timeout=0.2)
-                    break
-                except queue.Full:
-                    continue
-            if self._stopped.is_set() or isinstance(item, BaseException):
-                return
-
-
-def to_device(batch: Any, device: torch.device) -> Any:
-    """``batch``, a dataclass of tensors, dictionaries of tensors and plain values, on ``device``."""
-    if device.type == "cpu":
-        return batch
-    moved: dict[str, Any] = {}
-    for item in dataclasses.fields(batch):
-        value = getattr(batch, item.name)
-        if isinstance(value, torch.Tensor):
-            moved[item.name] = value.to(device, non_blocking=True)
-        elif isinstance(value, dict):
-            moved[item.name] = {key: tensor.to(device, non_blocking=True) for key, tensor in value.items()}
-    return dataclasses.replace(batch, **moved)
+        """Stop reading ahead."""
+        self._batches.close()

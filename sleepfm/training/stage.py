@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from sleepfm.data.batch import Batch
+from sleepfm.data.batch import Batch
 
 
 class Loss(Protocol):
@@ -109,3 +108,16 @@ class Stage(Protocol):
 
     def export(self, module: nn.Module, folder: Path) -> Export:
         """The package's contents for the best weights; may write predictions and figures into ``folder``."""
+
+
+@runtime_checkable
+class ValidatesLoss(Protocol):
+    """A stage whose loss is also taken on held-out items, by every rank, in steps shared as in training."""
+
+    @property
+    def validation(self) -> Stream:
+        """Held-out items."""
+
+    @property
+    def validation_items(self) -> int:
+        """How many of them at most, rounded down to whole steps; fewer than one step skips it."""

@@ -55,7 +55,7 @@ class Tracker:
         self._opened = threading.Event()
         self._status = "FINISHED"
         self._problem = ""
-        self.run_id: str | None = None
+        self.run_id = ""
         self._thread = threading.Thread(target=self._deliver_all, name="tracking", daemon=True)
         self._thread.start()
 
@@ -70,7 +70,7 @@ class Tracker:
         Raises:
             RegistryError: the server did not answer in time.
         """
-        if not self._opened.wait(patience_seconds) or self.run_id is None:
+        if not self._opened.wait(patience_seconds) or not self.run_id:
             raise RegistryError(
                 f"{self._uri}: no answer ({self._problem or 'yet'}); the trained package is in "
                 f"{self._output / 'package'}: start the same command again to register it"

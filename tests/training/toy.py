@@ -10,7 +10,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sleepfm.config import Config
+from sleepfm.data.batch import Batch
 from sleepfm.training.config import RunConfig
 from sleepfm.training.job import Context, run
 from sleepfm.training.stage import Export, StepLoss
@@ -42,24 +42,19 @@ class ToyRunConfig(RunConfig):
     toy: ToyConfig = ToyConfig()
 
 
-@dataclass
-class ToyBatch:
-    signals: Tensor  # [B, 8]
-    item: Tensor  # [B]
-    record: list[str]
-
-
 class ToyStream:
     def __len__(self) -> int:
         return 40
 
-    def batch(self, start: int, count: int) -> ToyBatch:
+    def batch(self, start: int, count: int) -> Batch:
         rows = []
         for item in range(start, start + count):
             generator = torch.Generator().manual_seed(item % len(self))
             rows.append(torch.randn(8, generator=generator))
-        items = range(start, start + count)
-        return ToyBatch(torch.stack(rows), torch.tensor(items), [f"night{item % len(self)}" for item in items])
+        ones = torch.ones(count, 1, dtype=torch.bool)
+        item = torch.arange(start, start + count)
+        names = [f"night{position % len(self)}" for position in item.tolist()]
+        return Batch(torch.stack(rows), ones, ones, {}, item, names, torch.zeros(count, dtype=torch.long))
 
 
 class ToyModule(nn.Module):
@@ -89,7 +84,7 @@ class ToyStage:
         self.module = ToyModule(config.toy)
         self.stream = ToyStream()
 
-    def loss(self, model: Callable[..., Any], batch: ToyBatch, seed: int) -> StepLoss:
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         time.sleep(self.toy.seconds)
         if self.toy.kill_at in batch.item and not Path(self.toy.kill_flag).exists():
             Path(self.toy.kill_flag).touch()

@@ -1,0 +1,18 @@
+"""A probe on a frozen encoder: ``deepspeed [launcher options] launch/probe.py CONFIG [key=value …]``."""
+
+from __future__ import annotations
+
+from sleepfm.evaluation.probe import ProbeStage
+from sleepfm.evaluation.settings import ProbeConfig
+from sleepfm.training.job import Context, run
+from sleepfm.training.source import dataset_digest
+
+
+def build_stage(config: ProbeConfig, context: Context) -> ProbeStage:
+    """The stage, with the encoder that this run started from."""
+    context.pull(config.encoder)
+    return ProbeStage(config, context.world)
+
+
+if __name__ == "__main__":
+    run(ProbeConfig, build_stage, dataset_digest, __doc__)

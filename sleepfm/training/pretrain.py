@@ -1,0 +1,190 @@
+"""The two pretraining stages: a NeuroNet per modality, then SynthSleepNet on the four of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from sleepfm.config import Config, to_dict
+from sleepfm.constants import CHANNEL_MODALITY
+from sleepfm.data.batch import Batch
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.stream import EpochStream, SequenceStream
+from sleepfm.errors import ConfigError, ModelError
+from sleepfm.models.build import build_model, model_config
+from sleepfm.models.losses import LossOutput
+from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
+from sleepfm.models.noise import noise_for
+from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
+from sleepfm.registry import Resolved, load_package
+from sleepfm.training.config import RunConfig
+from sleepfm.training.job import Context
+from sleepfm.training.monitor import Monitor, MonitorConfig
+from sleepfm.training.stage import Export, Stage, Stream
+
+
+class DataConfig(Config):
+    """Where the shards are, what is learnt from, and on how many items the loss is validated."""
+
+    path: str
+    split: Literal["pretrain", "label"] = "pretrain"
+    shuffle_shards: int = Field(default=8, ge=1)
+    """Shards whose items are shuffled together."""
+    validation_items: int = Field(default=512, ge=0)
+
+
+class PretrainConfig(RunConfig):
+    """Configuration of ``launch/pretrain.py``; ``encoders`` is for the multimodal stage alone."""
+
+    data: DataConfig
+    model: NeuroNetConfig | SynthSleepNetConfig = Field(discriminator="kind")
+    encoders: dict[str, str] = Field(default_factory=dict)
+    """Address of the pretrained NeuroNet of each modality."""
+    monitor: MonitorConfig = MonitorConfig()
+
+    @model_validator(mode="after")
+    def _encoders_fit_the_model(self) -> PretrainConfig:
+        needed: set[str] = set()
+        if isinstance(self.model, SynthSleepNetConfig):
+            needed = {CHANNEL_MODALITY[name] for name in self.model.channels}
+        if needed != self.encoders.keys():
+            raise ValueError(
+                f"encoders: model.channels need {', '.join(sorted(needed)) or 'none'}, "
+                f"found {', '.join(sorted(self.encoders)) or 'none'}"
+            )
+        return self
+
+
+def build_stage(config: PretrainConfig, context: Context) -> Stage:
+    """The stage that ``config.model.kind`` asks for, with the same weights on every rank."""
+    if isinstance(config.model, NeuroNetConfig):
+        return UnimodalStage(config)
+    return MultimodalStage(config, {name: context.pull(uri) for name, uri in config.encoders.items()})
+
+
+class PretrainStage:
+    """What both stages share."""
+
+    epochs_per_item = 1
+
+    def __init__(self, config: PretrainConfig, module: NeuroNet | SynthSleepNet, parents: list[str]) -> None:
+        self.config = config
+        self.module = module
+        self.parents = parents
+        self.dataset = Dataset.open(config.data.path)
+        self.dataset_digest = self.dataset.digest
+        self.validation_items = config.data.validation_items
+        self._monitor = Monitor(self.dataset, tuple(module.channels), config.monitor, config.train.seed)
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Probes of the frozen encoder from ``label`` to ``val``."""
+        return self._monitor(module)
+
+    def export(self, module: nn.Module, folder: Path) -> Export:
+        """The whole model, decoders included, so that pretraining can be taken up again elsewhere."""
+        config = self.config
+        size = sum(parameter.numel() for parameter in module.parameters())
+        card = "\n".join(
+            [
+                f"# {config.registry.name}",
+                "",
+                f"Pretrained without labels on the channels {', '.join(self.module.channels)}: 30-s epochs at "
+                f"100 Hz, filtered and robust-scaled per recording. {size:,} parameters.",
+                "",
+                f"* data set digest `{self.dataset_digest}`, split `{config.data.split}`",
+                f"* started from {', '.join(self.parents) or 'random weights'}",
+                f"* selected by `{config.registry.metric}` ({config.registry.mode}) on subjects of `val`, with "
+                f"labels of `label`; `test` was not read",
+                "",
+                "`sleepfm.load(...)` gives a module whose `embed({channel: [B, 3000]})` returns one vector an "
+                "epoch. Not a medical device.",
+                "",
+            ]
+        )
+        return Export({"model": model_config(module), "channels": list(self.module.channels)}, card)
+
+
+class UnimodalStage(PretrainStage):
+    """A NeuroNet on single epochs of single channels of one modality."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        torch.manual_seed(config.train.seed)
+        module = build_model(to_dict(config.model))
+        assert isinstance(module, NeuroNet)
+        super().__init__(config, module, [])
+        self.stream: Stream = self._stream(config.data.split)
+        self.validation: Stream = self._stream("val")
+
+    @property
+    def name(self) -> str:
+        """``pretrain-<modality>``."""
+        assert isinstance(self.config.model, NeuroNetConfig)
+        return f"pretrain-{self.config.model.modality.lower()}"
+
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
+        """NeuroNet's loss; masks belong to the items."""
+        assert isinstance(self.module, NeuroNet)
+        return model(batch.signals, noise_for(batch.item, self.module.noise_shape, seed))
+
+    def _stream(self, split: str) -> EpochStream:
+        seed, shuffle = self.config.train.seed, self.config.data.shuffle_shards
+        return EpochStream(self.dataset, split, self.module.channels, seed, shuffle)
+
+
+class MultimodalStage(PretrainStage):
+    """SynthSleepNet on single epochs of all channels, from the registered NeuroNets."""
+
+    def __init__(self, config: PretrainConfig, sources: dict[str, Resolved]) -> None:
+        encoders, before = {}, {}
+        for modality, source in sources.items():
+            package = load_package(source)
+            if not isinstance(package.module, NeuroNet) or package.module.config.modality != modality:
+                raise ConfigError(f"encoders.{modality}: {source.uri} is not a NeuroNet of {modality}")
+            encoders[modality] = package.module.encoder
+            before[modality] = {name: value.clone() for name, value in package.module.encoder.state_dict().items()}
+        assert isinstance(config.model, SynthSleepNetConfig)
+        torch.manual_seed(config.train.seed)
+        module = SynthSleepNet(config.model, encoders)
+        assert_unchanged(module, before, {name: source.uri for name, source in sources.items()})
+        super().__init__(config, module, [source.label for source in sources.values()])
+        self.stream: Stream = self._stream(config.data.split)
+        self.validation: Stream = self._stream("val")
+
+    @property
+    def name(self) -> str:
+        """``pretrain-multimodal``."""
+        return "pretrain-multimodal"
+
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
+        """SynthSleepNet's loss on sequences of one epoch."""
+        assert isinstance(self.module, SynthSleepNet)
+        return model(batch.signals[:, 0], batch.present, noise_for(batch.item, self.module.noise_shape, seed))
+
+    def _stream(self, split: str) -> SequenceStream:
+        seed, shuffle = self.config.train.seed, self.config.data.shuffle_shards
+        return SequenceStream(self.dataset, split, self.module.channels, seed=seed, labels=(), shuffle_shards=shuffle)
+
+
+def assert_unchanged(module: SynthSleepNet, before: dict[str, dict[str, Tensor]], sources: dict[str, str]) -> None:
+    """The pretrained encoders stand in ``module`` bit for bit (the reference initialised them anew, D1).
+
+    ``before`` is the state of each modality's encoder as it was loaded, ``sources`` its address.
+
+    Raises:
+        ModelError: naming the first tensor that differs.
+    """
+    for group, encoder in module.backbones.encoders.items():
+        modality = CHANNEL_MODALITY.get(group, group)
+        after = {name.replace(".base.", "."): value for name, value in encoder.state_dict().items()}
+        for name, value in before[modality].items():
+            if name not in after or not torch.equal(after[name], value):
+                raise ModelError(f"{group}: {name} is not what {sources[modality]} holds")
