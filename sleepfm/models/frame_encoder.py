@@ -1,6 +1,8 @@
-"""From a frame of signal to a feature vector: a convolutional stem and branches of residual blocks with different kernels.
+"""From a frame of signal to a feature vector: a convolutional stem and branches of residual blocks with
+different kernels.
 
-The dimensions of SynthSleepNet (REFERENCE 4.5) are the defaults; NeuroNet's own (5.2) and the small ones are configurations.
+The dimensions of SynthSleepNet's released code are the defaults; NeuroNet's own and the small ones are
+configurations in ``configs/models``.
 """
 
 from __future__ import annotations
@@ -16,19 +18,20 @@ from sleepfm.errors import ModelError
 class FrameEncoderConfig(Config):
     """``channels`` and ``strides`` have an entry per block, ``kernels`` and ``pools`` one per branch.
 
-    ``pools`` are the widths of the average pooling (stride 1) that ends each branch; ``squeeze`` adds squeeze-and-excitation.
+    ``pools`` are the widths of the average pooling (stride 1) that ends each branch; ``squeeze`` adds
+    squeeze-and-excitation.
     """
 
-    stem: int = Field(64, ge=1)
-    stem_stride: int = Field(2, ge=1)
+    stem: int = Field(default=64, ge=1)
+    stem_stride: int = Field(default=2, ge=1)
     channels: tuple[int, ...] = (64, 128, 128, 256)
     strides: tuple[int, ...] = (1, 1, 2, 2)
     kernels: tuple[int, ...] = (3, 5, 7)
     pools: tuple[int, ...] = (16, 11, 6)
     squeeze: bool = True
-    reduction: int = Field(16, ge=1)
+    reduction: int = Field(default=16, ge=1)
     feature: int | None = Field(
-        None, ge=1, description="width of the feature; half of the flattened branches by default"
+        default=None, ge=1, description="width of the feature; half of the flattened branches by default"
     )
 
 
@@ -50,7 +53,9 @@ class SqueezeExcite(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions with padding 1 whatever the kernel; the residual loses its right end where they shrink the signal."""
+    """Two convolutions with padding 1 whatever the kernel; the residual loses its right end where they shrink
+    the signal.
+    """
 
     def __init__(self, size_in: int, size_out: int, kernel: int, stride: int, squeeze: bool, reduction: int) -> None:
         super().__init__()
@@ -84,7 +89,7 @@ class FrameEncoder(nn.Module):
         if len(config.channels) != len(config.strides) or len(config.kernels) != len(config.pools):
             raise ModelError(
                 f"frame encoder: {len(config.channels)} channels for {len(config.strides)} strides and "
-                f"{len(config.kernels)} kernels for {len(config.pools)} pools; one of each per block and per branch is needed"
+                f"{len(config.kernels)} kernels for {len(config.pools)} pools; give one per block and one per branch"
             )
         self.window = window
         self.stem = nn.Sequential(
@@ -131,8 +136,8 @@ def _lengths(config: FrameEncoderConfig, window: int) -> list[int]:
         length -= pool - 1
         if length < 1:
             raise ModelError(
-                f"a window of {window} samples is too short for the frame encoder: the branch of kernel {kernel} with strides "
-                f"{config.strides} and pool {pool} leaves {length} samples; use a longer window or smaller pools"
+                f"a window of {window} samples is too short for the frame encoder: kernel {kernel}, strides "
+                f"{config.strides} and pool {pool} leave {length} samples; take a longer window or smaller pools"
             )
         lengths.append(length)
     return lengths

@@ -9,14 +9,18 @@ from torch.nn import functional as F
 
 @torch.no_grad()
 def embedding_std(x: Tensor) -> Tensor:
-    """Mean over features of the standard deviation over rows ``[N, D]`` of unit length, times ``sqrt(D)``: about 1 when spread."""
+    """Mean over features of the standard deviation over rows ``[N, D]`` of unit length, times ``sqrt(D)``:
+    about 1 when spread.
+    """
     unit = F.normalize(x.float(), dim=1)
     return unit.std(dim=0, correction=0).mean() * x.shape[1] ** 0.5
 
 
 @torch.no_grad()
 def effective_rank(x: Tensor) -> Tensor:
-    """Exponential of the entropy of the normalised singular values of the centred ``[N, D]`` (Roy & Vetterli, EUSIPCO 2007)."""
+    """Exponential of the entropy of the normalised singular values of the centred ``[N, D]`` (Roy & Vetterli,
+    EUSIPCO 2007).
+    """
     x = x.float() - x.float().mean(0)
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
@@ -32,7 +36,9 @@ def alignment(a: Tensor, b: Tensor) -> Tensor:
 
 @torch.no_grad()
 def uniformity(x: Tensor) -> Tensor:
-    """Log of the mean Gaussian potential of pairs of rows ``[N, D]`` on the sphere (arXiv 2005.10242); 0 for fewer than two rows."""
+    """Log of the mean Gaussian potential of pairs of rows ``[N, D]`` on the sphere (arXiv 2005.10242); 0 for
+    fewer than two rows.
+    """
     if x.shape[0] < 2:
         return torch.zeros((), device=x.device)
     return torch.pdist(F.normalize(x.float(), dim=1)).square().mul(-2).exp().mean().log()
@@ -40,6 +46,8 @@ def uniformity(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def relative_reconstruction(error: Tensor, target: Tensor) -> Tensor:
-    """Reconstruction error relative to predicting the mean token of ``target`` ``[..., D]``: below 1 when something is learned."""
+    """Reconstruction error relative to predicting the mean token of ``target`` ``[..., D]``: below 1 when
+    something is learned.
+    """
     tokens = target.float().flatten(0, -2)
     return error / tokens.var(dim=0, correction=0).mean().clamp(min=torch.finfo(tokens.dtype).tiny)

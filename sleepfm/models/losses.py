@@ -23,10 +23,12 @@ class LossOutput:
 
 
 def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Mean squared error per sample over the tokens where ``mask`` is True, ``[B, N, D]`` and ``[B, N]`` to ``[B]``.
+    """Mean squared error per sample over the tokens where ``mask`` is True, ``[B, N, D]`` and ``[B, N]`` to
+    ``[B]``.
 
-    The target is detached (REFERENCE D20: a target that carries gradient can shrink). Normalised per sample, so that the
-    mean over a batch does not depend on how the batch is divided among ranks. A sample without any masked token gives 0.
+    The target is detached (a target that carries gradient can shrink to please the loss). Normalised per sample,
+    so that the mean over a batch does not depend on how the batch is divided among ranks. A sample without
+    any masked token gives 0.
     """
     error = F.mse_loss(prediction.float(), target.detach().float(), reduction="none").mean(-1)
     weight = mask.float()
@@ -34,19 +36,21 @@ def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> T
 
 
 def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, gather: bool = True) -> Tensor:
-    """Normalised temperature-scaled cross entropy (SimCLR, arXiv 2002.05709) of positive pairs ``a[n], b[n]``.
+    """Normalised temperature-scaled cross entropy (SimCLR, arXiv 2002.05709) of positive pairs ``a[n],
+    b[n]``.
 
-    All ``2 N`` rows are anchors; an anchor's negatives are the other ``2 N - 2`` rows; its similarity with itself takes no part.
-    One pair alone has no negatives and a loss of 0.
+    All ``2 N`` rows are anchors; an anchor's negatives are the other ``2 N - 2`` rows; its similarity with
+    itself takes no part. One pair alone has no negatives and a loss of 0.
 
     Args:
         a, b: embeddings ``[N, D]``, normalised here.
         temperature: divides cosine similarities.
         valid: ``[N]``, False for pairs that are neither anchors nor negatives.
-        gather: take negatives from all ranks, with gradient; every rank must call with the same ``N``. The mean over ranks of
-            the result is then the loss of the concatenated batch.
+        gather: take negatives from all ranks, with gradient; every rank must call with the same ``N``. The
+            mean over ranks of the result is then the loss of the concatenated batch.
 
-    Memory grows with ``N D + CHUNK N``: longer batches are computed in chunks of anchors, again in the backward pass.
+    Memory grows with ``N D + CHUNK N``: longer batches are computed in chunks of anchors, again in the
+    backward pass.
     """
     with torch.autocast(a.device.type, enabled=False):
         count, device = a.shape[0], a.device
@@ -110,3 +114,12 @@ class _AllGather(torch.autograd.Function):
         grad = grad.contiguous()
         dist.all_reduce(grad)
         return grad[dist.get_rank()]
+
+
+def any_rank(flags: Tensor) -> Tensor:
+    """True where any rank's boolean ``flags`` is."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return flags
+    shared = flags.to(torch.uint8)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return shared.bool()

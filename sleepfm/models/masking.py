@@ -1,4 +1,4 @@
-"""Random masking of tokens and its inverse, from noise that the caller draws (:mod:`sleepfm.models.noise`)."""
+"""Random masking of tokens and its inverse, from noise that the caller draws (:mod:`.noise`)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ def kept_count(length: int, mask_ratio: float) -> int:
 
 
 def keep_indices(noise: Tensor, count: int) -> Tensor:
-    """Indices ``[..., count]`` of the ``count`` smallest entries of ``noise`` ``[..., F]``, in order of the noise."""
+    """Indices ``[..., count]`` of the ``count`` smallest entries of ``noise`` ``[..., F]``, in order of the
+    noise.
+    """
     return noise.argsort(dim=-1)[..., :count]
 
 
@@ -22,7 +24,9 @@ def take(tokens: Tensor, keep: Tensor) -> Tensor:
 
 
 def unshuffle(visible: Tensor, keep: Tensor, fill: Tensor, length: int) -> Tensor:
-    """``[..., length, D]`` with ``visible`` ``[..., K, D]`` back at its places and ``fill`` ``[D]`` everywhere else."""
+    """``[..., length, D]`` with ``visible`` ``[..., K, D]`` back at its places and ``fill`` ``[D]``
+    everywhere else.
+    """
     full = fill.to(visible.dtype).expand(*visible.shape[:-2], length, visible.shape[-1])
     return full.scatter(-2, keep[..., None].expand_as(visible), visible)
 

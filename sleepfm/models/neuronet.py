@@ -30,23 +30,23 @@ class TransformerConfig(Config):
 
     dim: int = Field(ge=1)
     depth: int = Field(ge=1)
-    heads: int = Field(8, ge=1)
+    heads: int = Field(default=8, ge=1)
 
 
 class NeuroNetConfig(Config):
-    """Defaults are those of SynthSleepNet's unimodal networks (REFERENCE 4.5)."""
+    """Defaults are those of SynthSleepNet's unimodal networks."""
 
     kind: Literal["neuronet"] = "neuronet"
-    channels: tuple[str, ...] = Field(("EEG_C3", "EEG_C4"), min_length=1)
-    window_s: float = Field(4.0, gt=0)
-    step_s: float = Field(1.0, gt=0)
+    channels: tuple[str, ...] = Field(default=("EEG_C3", "EEG_C4"), min_length=1)
+    window_s: float = Field(default=4.0, gt=0)
+    step_s: float = Field(default=1.0, gt=0)
     frame_encoder: FrameEncoderConfig = FrameEncoderConfig()
     encoder: TransformerConfig = TransformerConfig(dim=768, depth=4)
     decoder: TransformerConfig = TransformerConfig(dim=256, depth=3)
-    projector: tuple[int, ...] = Field((1024, 512), min_length=1)
-    mask_ratio: float = Field(0.8, gt=0, lt=1)
-    temperature: float = Field(0.05, gt=0)
-    alpha: float = Field(1.0, ge=0, description="weight of the contrastive loss")
+    projector: tuple[int, ...] = Field(default=(1024, 512), min_length=1)
+    mask_ratio: float = Field(default=0.8, gt=0, lt=1)
+    temperature: float = Field(default=0.05, gt=0)
+    alpha: float = Field(default=1.0, ge=0, description="weight of the contrastive loss")
     position: Position = "1d"
 
     @field_validator("channels")
@@ -189,7 +189,9 @@ class NeuroNet(nn.Module):
         return LossOutput(loss, parts)
 
     def decode(self, visible: Tensor, keep: Tensor) -> Tensor:
-        """Features ``[N, F, feature]`` of all frames from the visible tokens ``[N, K, D]`` at ``keep`` ``[N, K]``."""
+        """Features ``[N, F, feature]`` of all frames from the visible tokens ``[N, K, D]`` at ``keep`` ``[N,
+        K]``.
+        """
         x = unshuffle(self.decoder_embed(visible), keep, self.mask_token, self.config.frames)
         x = x + self.decoder_pos_embed
         for block in self.decoder_blocks:
@@ -197,7 +199,8 @@ class NeuroNet(nn.Module):
         return self.decoder_pred(self.decoder_norm(x))
 
     def encode(self, signals: Tensor, present: Tensor) -> Tensor:
-        """``[B, C, T]`` with presence ``[B, C]`` to ``[B, D]``: the mean over frame tokens and present channels.
+        """``[B, C, T]`` with presence ``[B, C]`` to ``[B, D]``: the mean over frame tokens and present
+        channels.
 
         An epoch without any present channel gives zeros.
         """

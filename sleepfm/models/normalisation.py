@@ -10,7 +10,9 @@ from torch.nn import functional as F
 
 
 class RowBatchNorm(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` on rows ``[N, D]`` that takes a batch of one (or none) in training, by running statistics."""
+    """``nn.BatchNorm1d`` on rows ``[N, D]`` that takes a batch of one (or none) in training, by running
+    statistics.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         if self.training and x.shape[0] < 2:
@@ -19,7 +21,9 @@ class RowBatchNorm(nn.BatchNorm1d):
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:
-    """Linear layers ``sizes[0] -> sizes[1] -> ...`` on rows, batch normalisation and ELU after all but the last."""
+    """Linear layers ``sizes[0] -> sizes[1] -> ...`` on rows, batch normalisation and ELU after all but the
+    last.
+    """
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise(sizes[:-1]):
         layers += [nn.Linear(size_in, size_out), RowBatchNorm(size_out), nn.ELU()]

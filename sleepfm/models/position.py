@@ -13,8 +13,9 @@ Position = Literal["reference", "1d"]
 def sincos(length: int, dim: int, kind: Position) -> Tensor:
     """Position embedding ``[length, dim]``.
 
-    ``1d`` gives every feature pair its own frequency (arXiv 1706.03762). ``reference`` is MAE's two-dimensional embedding on a
-    grid of ``length`` rows and one column, as in the released code: the first half of the features is constant.
+    ``1d`` gives every feature pair its own frequency (arXiv 1706.03762). ``reference`` is MAE's
+    two-dimensional embedding on a grid of ``length`` rows and one column, as in the released code: the first
+    half of the features is constant.
     """
     steps = torch.arange(length, dtype=torch.float64)
     if kind == "1d":

@@ -24,7 +24,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
         """``[B, N, D] -> [B, N, D]``; ``keys`` ``[B, N]`` is False for tokens that nobody attends to."""
         batch, length, dim = x.shape
-        query, key, value = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(x).view(batch, length, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
         mask = None if keys is None else keys[:, None, None, :]
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.proj(mixed.transpose(1, 2).reshape(batch, length, dim))
@@ -60,7 +60,9 @@ class Block(nn.Module):
 
 
 def init_transformer(module: nn.Module) -> None:
-    """Xavier-uniform linear layers without bias, unit layer norms (as MAE, arXiv 2111.06377), in place and recursively."""
+    """Xavier-uniform linear layers without bias, unit layer norms (as MAE, arXiv 2111.06377), in place and
+    recursively.
+    """
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             nn.init.xavier_uniform_(layer.weight)

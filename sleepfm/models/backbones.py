@@ -1,0 +1,113 @@
+"""Frozen unimodal encoders under a multimodal model, adapted to each channel by LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from sleepfm.config import Config
+from sleepfm.constants import CHANNEL_MODALITY
+from sleepfm.errors import ModelError
+from sleepfm.models.lora import LoRALinear, adapters, add_lora
+from sleepfm.models.neuronet import NeuroNetEncoder
+
+Layout = Literal["shared", "copies"]
+
+
+class LoRAConfig(Config):
+    """Low-rank updates of the attention's output projections, scaled by ``alpha / sqrt(rank)``."""
+
+    rank: int = Field(default=4, ge=1)
+    alpha: float = 16.0
+    dropout: float = Field(default=0.05, ge=0, lt=1)
+    targets: tuple[str, ...] = ("attn.proj",)
+
+
+class Backbones(nn.Module):
+    """One frozen encoder per modality (``shared``) or per channel (``copies``, the paper's layout), LoRA per
+    channel.
+
+    Args:
+        channels: canonical names, in the order of the signals.
+        encoders: pretrained encoder per modality. Taken over as they are: bit-identical, frozen and in eval
+            mode for good; with ``copies`` every channel gets a copy.
+        lora: low-rank updates, zero at construction.
+        layout: see above.
+
+    Raises:
+        ModelError: encoders of different width or number of frames.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[str],
+        encoders: Mapping[str, NeuroNetEncoder],
+        lora: LoRAConfig,
+        layout: Layout,
+    ) -> None:
+        super().__init__()
+        shapes = {name: (encoder.frames, encoder.dim) for name, encoder in encoders.items()}
+        if len(set(shapes.values())) != 1:
+            found = ", ".join(f"{name} {frames} x {dim}" for name, (frames, dim) in shapes.items())
+            raise ModelError(f"encoders of all modalities need the same frames x width, found {found}")
+        self.frames, self.dim = next(iter(shapes.values()))
+        self._groups: list[tuple[str, tuple[int, ...]]] = []
+        self.encoders = nn.ModuleDict()
+        for name, places in _groups(channels, layout):
+            encoder = encoders[CHANNEL_MODALITY[channels[places[0]]]]
+            if layout == "copies":
+                encoder = _copy(encoder)
+            encoder.requires_grad_(False)
+            add_lora(encoder, lora.targets, len(places), lora.rank, lora.alpha, lora.dropout)
+            self.encoders[name] = encoder
+            self._groups.append((name, places))
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Backbones:
+        """Only the dropout of the low-rank updates follows ``mode``; batch statistics stay those of
+        pretraining.
+        """
+        super().train(mode)
+        self.encoders.eval()
+        for layer in self.encoders.modules():
+            if isinstance(layer, LoRALinear) and layer.lora_a.requires_grad:
+                layer.dropout.train(mode)
+        return self
+
+    def forward(self, signals: Tensor, present: Tensor) -> list[Tensor]:
+        """Frame tokens of every channel from ``[B, C, T]`` and ``[B, C]``: for channel ``c``, ``[present[:,
+        c].sum(), F, E]``.
+
+        The channels of a group run stacked in one batch, without rows for absent channels.
+        """
+        tokens: list[Tensor] = [signals] * present.shape[1]
+        for name, places in self._groups:
+            encoder = self.encoders[name]
+            rows = torch.cat([signals[present[:, place], place] for place in places])
+            counts = present[:, list(places)].sum(0)
+            index = torch.arange(len(places), device=counts.device).repeat_interleave(counts)
+            with adapters(encoder, index):
+                out = encoder(rows)[:, 1:]
+            for place, part in zip(places, out.split(counts.tolist()), strict=True):
+                tokens[place] = part
+        return tokens
+
+
+def _groups(channels: Sequence[str], layout: Layout) -> list[tuple[str, tuple[int, ...]]]:
+    if layout == "copies":
+        return [(name, (place,)) for place, name in enumerate(channels)]
+    modalities = dict.fromkeys(CHANNEL_MODALITY[name] for name in channels)
+    return [
+        (modality, tuple(p for p, name in enumerate(channels) if CHANNEL_MODALITY[name] == modality))
+        for modality in modalities
+    ]
+
+
+def _copy(encoder: NeuroNetEncoder) -> NeuroNetEncoder:
+    twin = NeuroNetEncoder(encoder.config)
+    twin.load_state_dict(encoder.state_dict())
+    return twin
