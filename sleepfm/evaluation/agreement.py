@@ -45,7 +45,7 @@ def macro_f1(confusion: Float) -> Float:
 
 
 def recall(confusion: Float, which: int) -> Float:
-    """Share of the epochs of class ``which`` called so; of two classes, sensitivity (1) and specificity (0)."""
+    """Share of the epochs of class ``which`` called so; of 2 classes: sensitivity (1), specificity (0)."""
     return _ratio(confusion[..., which, which], confusion[..., which, :].sum(axis=-1))
 
 

@@ -107,9 +107,7 @@ def evaluate(
     counts = np.ones((1, n_subjects))
     if n_subjects > 1:
         rng = np.random.default_rng(seed)
-        counts = np.concatenate(
-            [counts, rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), n_boot)]
-        )
+        counts = np.concatenate([counts, rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), n_boot)])
     flat = (index * n_classes + truth_) * n_classes + predicted
     by_subject = np.bincount(flat, minlength=n_subjects * n_classes**2).reshape(n_subjects, n_classes**2)
     confusion = (counts @ by_subject).reshape(-1, n_classes, n_classes)
@@ -127,12 +125,9 @@ def evaluate(
         threshold=float(threshold) if binary else None,
         majority_class=task.classes[int(held.argmax())],
         prevalence={
-            name: float(held[k] / len(truth_)) if len(truth_) else math.nan
-            for k, name in enumerate(task.classes)
+            name: float(held[k] / len(truth_)) if len(truth_) else math.nan for k, name in enumerate(task.classes)
         },
-        metrics={
-            name: _metric(column, n_subjects, notes.get(name, notes[""])) for name, column in values.items()
-        },
+        metrics={name: _metric(column, n_subjects, notes.get(name, notes[""])) for name, column in values.items()},
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion[0]),
     )
 
@@ -178,8 +173,7 @@ def _checked(
         )
     if len(truth_) and not -1 <= truth_.min() <= truth_.max() < expected[1]:
         raise ModelError(
-            f"task {task.name}: labels from -1 to {expected[1] - 1} expected, "
-            f"found {truth_.min()} to {truth_.max()}"
+            f"task {task.name}: labels from -1 to {expected[1] - 1} expected, found {truth_.min()} to {truth_.max()}"
         )
     sums = probability_.sum(axis=1)
     wrong = ~(np.isfinite(probability_).all(axis=1) & (np.abs(sums - 1) < 1e-3))

@@ -70,9 +70,7 @@ def slow_ece(confidence, correct, n_bins=15):
     for b in range(n_bins):
         inside = [i for i, c in enumerate(confidence) if min(int(c * n_bins), n_bins - 1) == b]
         if inside:
-            total += (
-                abs(np.mean(confidence[inside]) - np.mean(correct[inside])) * len(inside) / len(confidence)
-            )
+            total += abs(np.mean(confidence[inside]) - np.mean(correct[inside])) * len(inside) / len(confidence)
     return total
 
 
@@ -93,9 +91,7 @@ def test_interval_equals_resampling_epochs_of_subjects_by_hand():
     counts = np.random.default_rng(11).multinomial(6, np.full(6, 1 / 6), 60)
     rows = {key: [] for key in ("kappa", "auroc", "auprc", "brier", "macro_f1")}
     for count in counts:
-        take = np.concatenate(
-            [np.repeat(np.flatnonzero(subject == s), c) for s, c in zip(names, count, strict=True)]
-        )
+        take = np.concatenate([np.repeat(np.flatnonzero(subject == s), c) for s, c in zip(names, count, strict=True)])
         t, p = truth[take], probability[take, 1]
         rows["kappa"].append(sk.cohen_kappa_score(t, p >= 0.5))
         rows["auroc"].append(sk.roc_auc_score(t, p))
@@ -104,9 +100,7 @@ def test_interval_equals_resampling_epochs_of_subjects_by_hand():
         rows["macro_f1"].append(sk.f1_score(t, p >= 0.5, average="macro"))
     for name, values in rows.items():
         metric = got.metrics[name]
-        assert [metric.ci_low, metric.ci_high] == pytest.approx(list(np.percentile(values, [2.5, 97.5]))), (
-            name
-        )
+        assert [metric.ci_low, metric.ci_high] == pytest.approx(list(np.percentile(values, [2.5, 97.5]))), name
 
 
 def test_resampling_with_more_scores_than_bins_stays_close():

@@ -1,0 +1,104 @@
+"""``sleepfm embed``: one embedding for each 30-s epoch, to Parquet."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sleepfm.errors import RecordingError, SleepFMError, UsageError
+
+CHUNK = 64
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``sleepfm embed``."""
+    parser.add_argument("source", metavar="SRC", help="a recording, a folder of recordings, or a data set")
+    parser.add_argument("--model", required=True, metavar="URI", help="any model of the registry, or a package")
+    parser.add_argument("--out", required=True, metavar="FILE.parquet")
+    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (a name or a YAML file)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Embed night by night; the file appears when all are done. 1 if a recording was refused."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from sleepfm.registry import load_package
+
+    source, out = Path(arguments.source), Path(arguments.out)
+    if not source.exists():
+        raise RecordingError(f"{source}: no such file or folder")
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; name a file, such as {out / 'embeddings.parquet'}")
+    package = load_package(arguments.model)
+    encoder: Any = getattr(package.module, "encoder", package.module)
+    schema = pa.schema(
+        [
+            ("record", pa.string()),
+            ("epoch", pa.int32()),
+            ("stage", pa.int8()),
+            ("embedding", pa.list_(pa.float32())),
+        ],
+        metadata={"model": package.source.uri, "model_sha256": package.config["weights"]["sha256"]},
+    )
+    refused = 0
+    out.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        with pq.ParquetWriter(unfinished, schema) as writer:
+            for result in _embedded(source, encoder, arguments.cohort):
+                if isinstance(result, SleepFMError):
+                    refused += 1
+                    print(f"refused: {result}", file=sys.stderr, flush=True)
+                    continue
+                record, embedding, stage = result
+                usable = embedding.isfinite().all(dim=1).tolist()
+                columns = {
+                    "record": [record] * len(embedding),
+                    "epoch": list(range(1, len(embedding) + 1)),
+                    "stage": [s if s >= 0 else None for s in stage.tolist()],
+                    "embedding": [row if ok else None for row, ok in zip(embedding.numpy(), usable, strict=True)],
+                }
+                writer.write_table(pa.table(columns, schema=schema))
+                print(f"{record}: {len(embedding)} epochs", flush=True)
+        unfinished.replace(out)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return 1 if refused else 0
+
+
+def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
+    """(record, embedding [E, D], stage [E]) of every night, or the error that refused it."""
+    import torch
+
+    from sleepfm.data.dataset import Dataset
+    from sleepfm.data.format import DATASET_FILE
+    from sleepfm.data.labels import RecordLabels
+    from sleepfm.data.reader import ShardReader
+    from sleepfm.evaluation.inference import embed, prepared_epochs, stored_epochs
+    from sleepfm.scoring import prepare_night
+    from sleepfm.signals.cohort import load_cohort
+    from sleepfm.signals.prepare import discover
+
+    if (source / DATASET_FILE).is_file():
+        dataset = Dataset.open(source)
+        labels = RecordLabels(dataset, ShardReader(dataset), ("stage",))
+        for row, record in enumerate(dataset.names):
+            try:
+                embedding = embed(encoder, stored_epochs(dataset, record, encoder.channels, CHUNK))
+                yield record, embedding, torch.from_numpy(labels.of(row)["stage"])
+            except SleepFMError as error:
+                yield error
+        return
+    for path in discover(source, None if cohort == "auto" else load_cohort(cohort)):
+        try:
+            night = prepare_night(path, cohort)
+            embedding = embed(encoder, prepared_epochs(night, encoder.channels, CHUNK))
+            yield night.record, embedding, torch.from_numpy(night.stage)
+        except SleepFMError as error:
+            yield error

@@ -1,0 +1,86 @@
+"""``sleepfm score``: recordings in, one folder of results a night out."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sleepfm.errors import SleepFMError, UsageError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``sleepfm score``."""
+    parser.add_argument("recordings", nargs="+", metavar="EDF", help="recordings (EDF, EDF+, BDF)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder that gets one folder a night")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        action="extend",
+        metavar="URI",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; the champions by default",
+    )
+    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (a name or a YAML file)")
+    parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Score every recording; 1 if any was refused, each with its reason."""
+    if arguments.scoring and len(arguments.recordings) > 1:
+        raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
+    from sleepfm.evaluation.results import write_night
+    from sleepfm.scoring import Scorer, prepare_night
+
+    scorer = Scorer.load(arguments.model)
+    out = Path(arguments.out)
+    out.mkdir(parents=True, exist_ok=True)
+    scoring = Path(arguments.scoring) if arguments.scoring else None
+    written: dict[str, str] = {}
+    refused = 0
+    for number, path in enumerate(arguments.recordings, 1):
+        prefix = f"[{number}/{len(arguments.recordings)}] {path}"
+        try:
+            night = prepare_night(path, arguments.cohort, scoring)
+            if night.record in written:
+                raise UsageError(f"{path}: named {night.record!r} like {written[night.record]}; use another --out")
+            score = scorer.score(night)
+            folder = out / night.record
+            with whole_folder(folder) as unfinished:
+                write_night(unfinished, score, night)
+        except SleepFMError as error:
+            refused += 1
+            print(f"refused: {error}", file=sys.stderr, flush=True)
+            continue
+        written[night.record] = str(path)
+        slept = score.statistics.total_sleep_time
+        print(
+            f"{prefix}: {score.n_epochs} epochs, {slept:.0f} min of sleep, AHI {score.ahi:.1f} -> {folder}",
+            flush=True,
+        )
+        for warning in score.warnings:
+            print(f"  {warning}", flush=True)
+    return 1 if refused else 0
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``folder`` only if the block succeeds."""
+    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        yield unfinished
+        if folder.exists():
+            replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(replaced)
+            unfinished.rename(folder)
+            shutil.rmtree(replaced)
+        else:
+            unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

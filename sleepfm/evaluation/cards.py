@@ -1,0 +1,56 @@
+"""The text of a downstream model's ``MODEL_CARD.md``: what it is, how it was made, what it reached, where it
+ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from sleepfm.evaluation.metrics import Evaluation, Metric
+
+HEADLINES = (
+    "accuracy",
+    "majority_accuracy",
+    "kappa",
+    "macro_f1",
+    "auroc",
+    "auprc",
+    "sensitivity",
+    "specificity",
+    "brier",
+    "ece",
+)
+
+
+def downstream_card(title: str, facts: Mapping[str, object], validation: Evaluation, test: Evaluation | None) -> str:
+    """Markdown with a table of ``facts`` and one of figures; intervals are over resamples of subjects."""
+    lines = [f"# {title}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {value} |" for name, value in facts.items()]
+    lines += ["", "## Figures", "", "| figure | val | test |", "|---|---|---|"]
+    for name in HEADLINES:
+        if name in validation.metrics:
+            held = _cell(test.metrics[name]) if test else "–"
+            lines.append(f"| {name} | {_cell(validation.metrics[name])} | {held} |")
+    shares = ", ".join(f"{name} {share:.3f}" for name, share in validation.prevalence.items())
+    lines += [
+        "",
+        "Values with 95 % intervals over resamples of subjects. The model and, for binary tasks, its threshold "
+        "were selected on `val`; `test` was read once. `majority_accuracy` is what always naming the commonest "
+        f"class reaches. Prevalence on `val`: {shares}.",
+        "",
+        "## Limits",
+        "",
+        "For research; not a medical device. One prediction for each 30-s epoch; recordings unlike the "
+        "training cohort (other montage, age, disorder) need their own evaluation.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cell(metric: Metric) -> str:
+    if math.isnan(metric.value):
+        return f"undefined ({metric.note})"
+    if math.isnan(metric.ci_low):
+        return f"{metric.value:.3f}"
+    return f"{metric.value:.3f} ({metric.ci_low:.3f}–{metric.ci_high:.3f})"

@@ -1,0 +1,134 @@
+"""From epoch probabilities to respiratory events, their index per hour of sleep, and agreement with scored
+events.
+
+An epoch-level model says whether an epoch holds an event, not where: a run of consecutive positive epochs is
+reported as one event over the whole run. Two events in neighbouring epochs therefore count once, and onset
+and duration are multiples of 30 s.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS, Stage
+from sleepfm.signals.annotations import Event
+
+AHI_DEFINITION = (
+    "apneas and hypopneas that overlap an epoch scored as sleep, per hour of epochs scored as sleep (TST); "
+    "a model's event is a run of positive epochs, and a hypopnea needs neither desaturation nor arousal"
+)
+RESPIRATORY_TYPES = (*APNEA_TYPES, "apnea", "hypopnea")
+
+
+def runs(flags: ArrayLike) -> list[tuple[int, int]]:
+    """First index and one past the last of every run of true values in ``flags`` [N]."""
+    padded = np.concatenate([[0], np.asarray(flags, dtype=bool).astype(np.int8), [0]])
+    edges = np.flatnonzero(np.diff(padded)).tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))
+
+
+def events_from_epochs(positive: ArrayLike, kind: str) -> tuple[Event, ...]:
+    """One event of type ``kind`` for each run of true values in ``positive`` [E]."""
+    return tuple(
+        Event(float(start * EPOCH_SECONDS), float((end - start) * EPOCH_SECONDS), kind) for start, end in runs(positive)
+    )
+
+
+def events_from_probability(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
+    """Events of type ``kind`` where ``probability`` [E] reaches ``threshold``; nan never does."""
+    return events_from_epochs(np.asarray(probability, dtype=float) >= threshold, kind)
+
+
+def respiratory_index(events: Sequence[Event], stages: ArrayLike, kinds: Sequence[str]) -> float:
+    """Events of ``kinds`` in sleep per hour of sleep in ``stages`` [E]; nan without an epoch of sleep.
+
+    With all respiratory kinds this is the AHI by :data:`AHI_DEFINITION`.
+    """
+    asleep = np.asarray(stages) > Stage.W
+    if not asleep.any():
+        return math.nan
+    counted = sum(event.type in kinds and _overlaps(event, asleep) for event in events)
+    return counted / (asleep.sum() * EPOCH_SECONDS / 3600)
+
+
+def ahi(events: Sequence[Event], stages: ArrayLike) -> float:
+    """Apnea-hypopnea index by :data:`AHI_DEFINITION`."""
+    return respiratory_index(events, stages, RESPIRATORY_TYPES)
+
+
+@dataclass(frozen=True)
+class EventAgreement:
+    """One-to-one matches between detected and scored events."""
+
+    matched: int
+    missed: int
+    false: int
+
+    @property
+    def precision(self) -> float:
+        """Share of detected events that match one; nan when none was detected."""
+        found = self.matched + self.false
+        return self.matched / found if found else math.nan
+
+    @property
+    def recall(self) -> float:
+        """Share of scored events that were matched; nan when none was scored."""
+        held = self.matched + self.missed
+        return self.matched / held if held else math.nan
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of both; nan when nothing was scored and nothing detected."""
+        total = 2 * self.matched + self.missed + self.false
+        return 2 * self.matched / total if total else math.nan
+
+    def __add__(self, other: EventAgreement) -> EventAgreement:
+        """Counts of two recordings together."""
+        return EventAgreement(self.matched + other.matched, self.missed + other.missed, self.false + other.false)
+
+
+def match_events(detected: Sequence[Event], scored: Sequence[Event], min_iou: float = 0.2) -> EventAgreement:
+    """Match events one to one, greatest intersection over union first, down to ``min_iou`` (above 0).
+
+    0.2 lets an event of 15 s match the two epochs (60 s) it lies across. Ties go to the earlier events.
+    """
+    pairs = _overlapping_pairs(_spans(detected), _spans(scored), min_iou)
+    used_detected, used_scored = set(), set()
+    for _, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if i not in used_detected and j not in used_scored:
+            used_detected.add(i)
+            used_scored.add(j)
+    matched = len(used_detected)
+    return EventAgreement(matched, len(scored) - matched, len(detected) - matched)
+
+
+def _spans(events: Sequence[Event]) -> NDArray[np.float64]:
+    """Onset and end [N, 2] by onset."""
+    spans = np.array([(event.onset, event.onset + event.duration) for event in events], float).reshape(-1, 2)
+    return spans[np.lexsort((spans[:, 1], spans[:, 0]))]
+
+
+def _overlapping_pairs(
+    first: NDArray[np.float64], second: NDArray[np.float64], min_iou: float
+) -> list[tuple[float, int, int]]:
+    pairs = []
+    # Ends need not ascend with onsets, so look back from the latest end reached so far.
+    reach = np.maximum.accumulate(second[:, 1]) if len(second) else second[:, 1]
+    for i, (onset, end) in enumerate(first):
+        for j in range(int(np.searchsorted(reach, onset, "right")), int(np.searchsorted(second[:, 0], end))):
+            inter = min(end, second[j, 1]) - max(onset, second[j, 0])
+            union = (end - onset) + (second[j, 1] - second[j, 0]) - inter
+            if inter > 0 and inter / union >= min_iou:
+                pairs.append((inter / union, i, j))
+    return pairs
+
+
+def _overlaps(event: Event, epochs: NDArray[np.bool_]) -> bool:
+    first = max(0, math.floor(event.onset / EPOCH_SECONDS))
+    last = max(first + 1, math.ceil((event.onset + event.duration) / EPOCH_SECONDS))
+    return bool(epochs[first:last].any())

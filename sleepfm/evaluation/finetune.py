@@ -1,0 +1,99 @@
+"""The fine-tune: a registered encoder with low-rank updates, temporal context over consecutive epochs, and a
+head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sleepfm.data.batch import Batch
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.stream import SequenceStream
+from sleepfm.evaluation.losses import class_weights, classification_loss
+from sleepfm.evaluation.outcome import package_contents, validation_figures
+from sleepfm.evaluation.plan import downstream_plan, labels_of_split, training_labels
+from sleepfm.evaluation.predict import Predictions, predict
+from sleepfm.evaluation.settings import FinetuneConfig
+from sleepfm.evaluation.tasks import TASKS
+from sleepfm.models.downstream import Downstream
+from sleepfm.registry import Resolved, load_package
+from sleepfm.training.stage import Export, StepLoss
+
+
+class FinetuneStage:
+    """The training job of one fine-tune, for :func:`sleepfm.training.engine.train`.
+
+    ``source`` is the package of the encoder.
+
+    Raises:
+        RegistryError: the encoder's bytes have changed.
+        DatasetError: an empty split, or no labelled epoch.
+        ConfigError: the encoder is a downstream model.
+    """
+
+    def __init__(self, config: FinetuneConfig, source: Resolved) -> None:
+        self.config, self.task = config, TASKS[config.task]
+        self.name = f"finetune-{config.task}"
+        self.epochs_per_item = config.sequence.length
+        self.dataset = Dataset.open(config.data.path)
+        self.dataset_digest = self.dataset.digest
+        self.parents = [source.label]
+        encoder = load_package(source).module
+        plan = downstream_plan(config, encoder, source)
+        torch.manual_seed(config.train.seed)
+        self.module = Downstream(plan, encoder)
+        self.stream = SequenceStream(
+            self.dataset,
+            "label",
+            self.module.channels,
+            length=config.sequence.length,
+            stride=config.sequence.stride,
+            seed=config.train.seed,
+            label_fraction=config.data.label_fraction,
+            label_seed=config.data.label_seed,
+            labels=(config.task,),
+            target=config.task,
+            labelled_only=True,
+        )
+        for split in ("val", "test"):
+            self.dataset.select(split, self.module.channels)
+        kept = training_labels(self.dataset, config.task, config.data)
+        labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task))
+        self.n_labelled = int((labels >= 0).sum())
+        self.weights = class_weights(labels, len(self.task.classes), config.weighting)
+
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
+        """Cross-entropy of every scored epoch of the sequences; ``seed`` is not used, dropout has its own."""
+        logits = model(batch.signals, batch.present)
+        return classification_loss(logits, batch.labels[self.config.task], self.weights)
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Headline figures on ``val``, every epoch once."""
+        return validation_figures(self.task, self._predict(module, "val"))
+
+    def export(self, module: nn.Module, folder: Path) -> Export:
+        """The package of encoder, context and head; reads ``test`` for the first and only time."""
+        assert isinstance(module, Downstream)
+        tune, context = self.config.tune, self.config.context
+        facts = {
+            "encoder": self.parents[0],
+            "dataset": self.dataset.digest,
+            "training": f"fine-tune (encoder {tune.mode}, context {context.kind})",
+            "labelled epochs": self.n_labelled,
+            "label fraction": self.config.data.label_fraction,
+            "class weighting": self.config.weighting,
+        }
+        validation, test = self._predict(module, "val"), self._predict(module, "test")
+        return package_contents(
+            self.config, module, folder, validation, test, facts, window=self.config.sequence.length
+        )
+
+    def _predict(self, module: nn.Module, split: str) -> Predictions:
+        assert isinstance(module, Downstream)
+        window, chunk = self.config.sequence.length, self.config.evaluate.chunk
+        return predict(module, self.dataset, split, window=window, chunk=chunk)

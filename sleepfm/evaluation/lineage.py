@@ -1,0 +1,133 @@
+"""The graph from shards to models, drawn as SVG text that stands inside an HTML page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import Any
+
+from sleepfm.evaluation.tasks import TASKS
+
+BOX_WIDTH, LINE_HEIGHT, GAP_X, GAP_Y, MARGIN = 236, 15, 70, 18, 10
+FILL = {"data": "#eef5ec", "pretrained": "#eaf1f9", "downstream": "#f6eef8"}
+STROKE = {"data": "#6a9c5c", "pretrained": "#4c7fb0", "downstream": "#8e5ba6"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """A data set or a model version. ``kind`` is ``data``, ``pretrained`` or ``downstream``; ``lines`` stand
+    below the title.
+    """
+
+    key: str
+    kind: str
+    title: str
+    lines: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Lineage:
+    """Nodes and the edges (parent key, child key) between them; edges must not form a cycle."""
+
+    nodes: tuple[Node, ...]
+    edges: tuple[tuple[str, str], ...]
+
+
+def from_registry(models: Iterable[tuple[str, str]], store: str | None = None) -> Lineage:
+    """The graph above ``models`` (name, version): their ancestors and the data sets these were made from.
+
+    Raises:
+        RegistryError: no such version.
+    """
+    from sleepfm.registry import lineage
+
+    nodes: dict[str, Node] = {}
+    edges: dict[tuple[str, str], None] = {}
+    downstream = {task.registered_name for task in TASKS.values()}
+
+    def add(entry: dict[str, Any]) -> str:
+        key, tags = f"{entry['name']}:{entry['version']}", entry["tags"]
+        kind = "downstream" if entry["name"] in downstream else "pretrained"
+        lines = (f"weights {tags['sha256'][:12]}", f"commit {tags['git_commit'][:12]}")
+        parents = [add(parent) for parent in entry["parents"]]
+        if not parents:
+            digest = tags["dataset_digest"]
+            nodes.setdefault(digest, Node(digest, "data", "shards", (f"digest {digest[:12]}",)))
+            parents = [digest]
+        nodes.setdefault(key, Node(key, kind, f"{entry['name']} v{entry['version']}", lines))
+        edges.update(dict.fromkeys((parent, key) for parent in parents))
+        return key
+
+    for name, version in models:
+        add(lineage(name, version, store))
+    return Lineage(tuple(nodes.values()), tuple(edges))
+
+
+def to_svg(lineage: Lineage) -> str:
+    """The graph as an ``<svg>`` element: each node right of all its parents, columns centred."""
+    column = _columns(lineage)
+    n_columns = max(column.values(), default=0) + 1
+    stacks = [[node for node in lineage.nodes if column[node.key] == c] for c in range(n_columns)]
+    heights = [sum(_height(node) for node in stack) + GAP_Y * (len(stack) - 1) for stack in stacks]
+    tall = max(heights, default=0)
+    place: dict[str, tuple[float, float]] = {}
+    for c, (stack, height) in enumerate(zip(stacks, heights, strict=True)):
+        y = MARGIN + (tall - height) / 2
+        for node in stack:
+            place[node.key] = (MARGIN + c * (BOX_WIDTH + GAP_X), y)
+            y += _height(node) + GAP_Y
+    nodes = {node.key: node for node in lineage.nodes}
+    width, height = 2 * MARGIN + n_columns * BOX_WIDTH + (n_columns - 1) * GAP_X, tall + 2 * MARGIN
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="100%" '
+        f'style="max-width:{width}px" role="img" aria-label="lineage from shards to models">'
+    ]
+    parts += [_edge(place[a], nodes[a], place[b], nodes[b]) for a, b in lineage.edges]
+    parts += [_box(node, *place[node.key]) for node in lineage.nodes]
+    return "\n".join([*parts, "</svg>"])
+
+
+def _columns(lineage: Lineage) -> dict[str, int]:
+    """Column of each node: one right of its rightmost parent."""
+    parents: dict[str, list[str]] = {node.key: [] for node in lineage.nodes}
+    for parent, child in lineage.edges:
+        parents[child].append(parent)
+    column: dict[str, int] = {}
+    while len(column) < len(parents):
+        ready = [k for k, above in parents.items() if k not in column and all(p in column for p in above)]
+        if not ready:
+            raise ValueError(f"lineage has a cycle among {sorted(set(parents) - set(column))}")
+        for key in ready:
+            column[key] = max((column[p] + 1 for p in parents[key]), default=0)
+    return column
+
+
+def _height(node: Node) -> int:
+    return 14 + LINE_HEIGHT * (1 + len(node.lines))
+
+
+def _edge(start: tuple[float, float], a: Node, end: tuple[float, float], b: Node) -> str:
+    x0, y0 = start[0] + BOX_WIDTH, start[1] + _height(a) / 2
+    x1, y1 = end[0], end[1] + _height(b) / 2
+    bend = GAP_X * 0.6
+    path = f"M{x0:g},{y0:g} C{x0 + bend:g},{y0:g} {x1 - bend:g},{y1:g} {x1 - 6:g},{y1:g}"
+    head = f"M{x1:g},{y1:g} l-7,-3.5 v7 z"
+    return f'<path d="{path}" fill="none" stroke="#9aa7b3" stroke-width="1.2"/><path d="{head}" fill="#9aa7b3"/>'
+
+
+def _box(node: Node, x: float, y: float) -> str:
+    lines: Sequence[str] = node.lines
+    texts = [
+        f'<text x="{x + 10:g}" y="{y + 20:g}" font-size="12.5" font-weight="600" fill="#22303c">'
+        f"{escape(node.title)}</text>"
+    ]
+    texts += [
+        f'<text x="{x + 10:g}" y="{y + 20 + LINE_HEIGHT * (i + 1):g}" font-size="11" fill="#52616e">'
+        f"{escape(line)}</text>"
+        for i, line in enumerate(lines)
+    ]
+    return (
+        f'<rect x="{x:g}" y="{y:g}" width="{BOX_WIDTH}" height="{_height(node)}" rx="6" '
+        f'fill="{FILL[node.kind]}" stroke="{STROKE[node.kind]}" stroke-width="1.2"/>' + "".join(texts)
+    )

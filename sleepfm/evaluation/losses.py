@@ -1,0 +1,37 @@
+"""The supervised loss of the downstream tasks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sleepfm.training.stage import StepLoss
+
+
+def class_weights(labels: Tensor, n_classes: int, weighting: str) -> Tensor:
+    """Weight [K] of each class: 1, or the inverse of its frequency among the scored ``labels``, with mean 1
+    over epochs.
+
+    A class that does not occur keeps weight 1: nothing is learnt about it either way.
+    """
+    weights = torch.ones(n_classes)
+    if weighting == "inverse":
+        counts = torch.bincount(labels[labels >= 0].flatten(), minlength=n_classes)
+        held = counts > 0
+        weights[held] = counts.sum() / (held.sum() * counts[held])
+    return weights
+
+
+def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> StepLoss:
+    """Weighted cross-entropy of ``logits`` [B, L, K] against ``labels`` [B, L], -1 left out.
+
+    The sum is divided by B * L whatever was scored, so that the mean over ranks is the mean over the whole
+    batch.
+    """
+    flat, target = logits.float().flatten(0, -2), labels.flatten()
+    scored = target >= 0
+    each = F.cross_entropy(flat, target.clamp(min=0), reduction="none") * weights.to(flat)[target.clamp(min=0)]
+    loss = (each * scored).mean()
+    correct = ((flat.argmax(dim=-1) == target) & scored).float().mean()
+    return StepLoss(loss, {"accuracy": correct})

@@ -1,0 +1,111 @@
+"""From predictions on ``val`` and ``test`` to a package's contents: the end that the probe and the fine-tune
+share.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from sleepfm.errors import TrainingError
+from sleepfm.evaluation.cards import downstream_card
+from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
+from sleepfm.evaluation.predict import Predictions
+from sleepfm.evaluation.settings import DownstreamJob
+from sleepfm.evaluation.tasks import TASKS, Task
+from sleepfm.models.build import model_config
+from sleepfm.models.downstream import Downstream
+from sleepfm.training.files import read_json, write_json
+from sleepfm.training.stage import Export
+
+EVALUATION_FILE = "evaluation.json"
+
+
+def validation_figures(task: Task, predictions: Predictions) -> dict[str, float]:
+    """``val/<figure>`` of the headline figures, without intervals; binary ones at the threshold of max F1."""
+    threshold = _threshold(task, predictions)
+    result = judge(task, predictions, threshold.value, resamples=0, seed=0)
+    names = ("accuracy", "majority_accuracy", "kappa", "macro_f1", "auroc", "auprc")
+    return {f"val/{name}": result.metrics[name].value for name in names}
+
+
+def judge(task: Task, predictions: Predictions, threshold: float, resamples: int = 1000, seed: int = 0) -> Evaluation:
+    """Every figure of ``predictions``; epochs without a prediction (no usable channel) are left out as
+    unscored.
+    """
+    truth = predictions.truth.copy()
+    truth[~predictions.scored] = -1
+    return evaluate(
+        task,
+        truth,
+        predictions.probability,
+        predictions.subject,
+        threshold=threshold,
+        n_boot=resamples,
+        seed=seed,
+    )
+
+
+def package_contents(
+    job: DownstreamJob,
+    module: Downstream,
+    folder: Path,
+    validation: Predictions,
+    test: Predictions | None,
+    facts: dict[str, Any],
+    window: int,
+) -> Export:
+    """Choose the threshold on ``validation``, read ``test`` once, and write predictions and figures into
+    ``folder``.
+
+    ``facts`` go into the model card and, as they are, into ``config.yaml``; ``window`` is how many epochs the
+    context sees at once.
+    """
+    task = TASKS[job.task]
+    threshold = _threshold(task, validation)
+    options = {"resamples": job.evaluate.resamples, "seed": job.evaluate.seed}
+    on_val = judge(task, validation, threshold.value, **options)
+    on_test = judge(task, test, threshold.value, **options) if test is not None else None
+    validation.write(folder / "predictions-val.parquet")
+    results = {"val": on_val.to_dict()}
+    if test is not None and on_test is not None:
+        test.write(folder / "predictions-test.parquet")
+        results["test"] = on_test.to_dict()
+    write_json(folder / EVALUATION_FILE, {"facts": facts, "results": results})
+    binary = task.kind == "binary"
+    config: dict[str, Any] = {
+        "model": model_config(module),
+        "task": task.name,
+        "window": window,
+        "threshold": threshold.value if binary else None,
+        "threshold_rule": threshold.rule if binary else None,
+        "facts": facts,
+    }
+    metrics = _flat("val", on_val) | (_flat("test", on_test) if on_test is not None else {})
+    title = f"{task.registered_name}: {', '.join(task.classes)} of 30-s epochs"
+    shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
+    return Export(config, downstream_card(title, shown, on_val, on_test), metrics)
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
+    """The facts and the evaluations by split that :func:`package_contents` wrote into ``folder``.
+
+    Raises:
+        TrainingError: no finished downstream job wrote there.
+    """
+    content = read_json(folder / EVALUATION_FILE)
+    if content is None:
+        raise TrainingError(f"{folder}: no {EVALUATION_FILE}; no probe or fine-tune has finished there")
+    return content["facts"], {split: Evaluation.from_dict(v) for split, v in content["results"].items()}
+
+
+def _threshold(task: Task, predictions: Predictions) -> Threshold:
+    if task.kind != "binary":
+        return Threshold(math.nan, "argmax", math.nan)
+    scored = predictions.scored
+    return choose_threshold(predictions.truth[scored], predictions.probability[scored, 1])
+
+
+def _flat(split: str, result: Evaluation) -> dict[str, float]:
+    return {f"{split}/{name}": m.value for name, m in result.metrics.items() if not math.isnan(m.value)}

@@ -1,0 +1,51 @@
+"""What the probe and the fine-tune set up alike: the model's configuration and the labels it learns from."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.labels import RecordLabels
+from sleepfm.data.reader import ShardReader
+from sleepfm.errors import ConfigError
+from sleepfm.evaluation.settings import DownstreamJob, FinetuneConfig, LabelledData
+from sleepfm.evaluation.tasks import TASKS
+from sleepfm.models.build import model_config
+from sleepfm.models.context import ContextConfig
+from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
+from sleepfm.registry import Resolved
+
+
+def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) -> DownstreamConfig:
+    """Configuration of the model that ``job`` trains on ``encoder``.
+
+    Raises:
+        ConfigError: the encoder is a downstream model.
+    """
+    if isinstance(encoder, Downstream):
+        raise ConfigError(f"encoder: {source.uri} is a downstream model; name a pretrained encoder")
+    task = TASKS[job.task]
+    tune, context = TuneConfig(mode="frozen"), ContextConfig(kind="none")
+    if isinstance(job, FinetuneConfig):
+        tune, context = job.tune, job.context
+    return DownstreamConfig(
+        task=task.name,
+        classes=task.classes,
+        encoder=model_config(encoder),
+        tune=tune,
+        context=context,
+        head=job.head,
+    )
+
+
+def training_labels(dataset: Dataset, task: str, data: LabelledData) -> RecordLabels:
+    """Labels of ``task`` with everything outside ``data.label_fraction`` at -1."""
+    reader = ShardReader(dataset)
+    return RecordLabels(dataset, reader, (task,), task, data.label_fraction, data.label_seed)
+
+
+def labels_of_split(dataset: Dataset, labels: RecordLabels, split: str, task: str) -> NDArray[np.int64]:
+    """All labels of ``task`` in ``split``, joined."""
+    return np.concatenate([labels.of(row)[task] for row in dataset.select(split).tolist()]).astype(np.int64)

@@ -1,0 +1,260 @@
+"""Reports as single HTML files: images and drawings inside, no script, nothing fetched.
+
+:func:`build_report` writes the page of a whole run (``index.html``), :func:`night_page` that of one scored
+night.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from sleepfm.constants import CHANNEL_UNIT, EPOCH_SECONDS, RATE_HZ, STAGE_NAMES
+from sleepfm.errors import DatasetError
+from sleepfm.evaluation import charts, plots
+from sleepfm.evaluation.events import AHI_DEFINITION, EventAgreement
+from sleepfm.evaluation.lineage import Lineage, to_svg
+from sleepfm.evaluation.metrics import Evaluation, Metric
+from sleepfm.signals.annotations import Event
+from sleepfm.training.files import write_atomic
+from sleepfm.training.trace import read_trace
+from sleepfm.version import __version__
+
+if TYPE_CHECKING:
+    from sleepfm.scoring import NightScore
+    from sleepfm.signals.prepare import PreparedRecording
+
+PAGE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model reached on one split.
+
+    ``labelled_epochs`` is how many labelled epochs its head was trained on; ``events`` compares runs of
+    positive epochs with the scored events of the same recordings.
+    """
+
+    title: str
+    model: str
+    split: str
+    evaluation: Evaluation
+    labelled_epochs: int | None = None
+    events: EventAgreement | None = None
+
+
+@dataclass(frozen=True)
+class NightExample:
+    """One scored night and the signals it was scored from; ``held_out`` says in words what the models had
+    seen of it.
+    """
+
+    score: NightScore
+    prepared: PreparedRecording
+    held_out: str = ""
+
+
+@dataclass(frozen=True)
+class SubsetResult:
+    """A task's figures when the model is given ``modalities`` only."""
+
+    modalities: tuple[str, ...]
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What one step of the run took."""
+
+    name: str
+    seconds: float
+    peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class ReportData:
+    """Everything a run's report shows. A section whose field is empty is left out.
+
+    Args:
+        title: headline; ``summary``: one sentence under it; ``notes``: what a reader must know to read the
+            figures right.
+        results: one per model and split, in the order shown.
+        traces: stage of training to its ``trace.jsonl``.
+        night: the example night.
+        subsets: accuracy by subset of modalities, one task.
+        lineage: from shards to models.
+        environment: name to value (versions, processor, seed …); ``configuration``: name to YAML text.
+        steps: cost of each step.
+    """
+
+    title: str
+    summary: str = ""
+    results: Sequence[Result] = ()
+    traces: Mapping[str, Path] = field(default_factory=dict)
+    night: NightExample | None = None
+    subsets: Sequence[SubsetResult] = ()
+    lineage: Lineage | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    configuration: Mapping[str, str] = field(default_factory=dict)
+    steps: Sequence[StepCost] = ()
+    notes: Sequence[str] = ()
+
+
+def build_report(out_dir: Path, data: ReportData) -> Path:
+    """Write ``out_dir/index.html`` whole or not at all, and return its path.
+
+    Raises:
+        DatasetError: a trace that is not JSON lines with a ``step``.
+    """
+    traces = {name: loss_columns(path) for name, path in data.traces.items()}
+    confusions = [charts.confusion_figure(r.evaluation.confusion, r.evaluation.classes) for r in data.results]
+    page = _render(
+        "report.html",
+        data=data,
+        losses=_image(charts.losses_figure(traces)) if traces else "",
+        confusions=[_image(figure) for figure in confusions],
+        night=_night_context(data.night) if data.night else None,
+        lineage=Markup(to_svg(data.lineage)) if data.lineage else "",
+    )
+    write_atomic(out_dir / "index.html", page)
+    return out_dir / "index.html"
+
+
+def night_page(path: Path, example: NightExample) -> None:
+    """Write the report of one night to ``path``, whole or not at all."""
+    write_atomic(path, _render("night.html", night=_night_context(example), title=example.score.record))
+
+
+def loss_columns(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Columns of a training trace: ``step``, ``loss`` and the parts of the loss.
+
+    Raises:
+        DatasetError: no rows, or rows without ``step`` and ``loss``.
+    """
+    rows = read_trace(path)
+    if not rows or any("step" not in row or "loss" not in row for row in rows):
+        raise DatasetError(f"{path}: expected the trace of a training run, rows with 'step' and 'loss'")
+    columns = {name: [row[name] for row in rows] for name in ("step", "loss")}
+    columns |= {part: [row.get("parts", {}).get(part, math.nan) for row in rows] for part in rows[-1].get("parts", {})}
+    return {name: np.array(values, float) for name, values in columns.items()}
+
+
+def figure_bytes(example: NightExample) -> bytes:
+    """``night.png``: the whole night on one page."""
+    score, prepared = example.score, example.prepared
+    scored = prepared.stage if (prepared.stage >= 0).any() else None
+    return plots.png(
+        plots.night_figure(
+            score.stages,
+            score.hypnodensity,
+            score.events,
+            title=score.record,
+            scored_stages=scored,
+            scored_events=prepared.events if scored is not None else None,
+            spo2=prepared.channels.get("SPO2"),
+        )
+    )
+
+
+def choose_page(example: NightExample) -> float:
+    """Second at which the page of signals starts, a whole epoch.
+
+    The page shows the first apnea (else hypopnea) that was both scored and detected; else the first event of
+    either kind; else the middle of N2.
+    """
+    score, prepared = example.score, example.prepared
+    scored = [e for e in prepared.events if plots.event_family(e.type) in ("apnea", "hypopnea")]
+    scored.sort(key=lambda e: (plots.event_family(e.type) != "apnea", e.onset))
+    both = [e for e in scored if any(_overlap(e, found) for found in score.events)]
+    n2 = np.flatnonzero(score.stages == STAGE_NAMES.index("N2"))
+    onsets = [e.onset for e in (*both, *score.events, *scored)] + [EPOCH_SECONDS * n for n in n2[len(n2) // 2 :]]
+    last = max(0.0, score.n_epochs * EPOCH_SECONDS - PAGE_SECONDS)
+    return min(last, float(onsets[0] // EPOCH_SECONDS * EPOCH_SECONDS)) if onsets else 0.0
+
+
+def _overlap(a: Event, b: Event) -> bool:
+    return a.onset < b.onset + b.duration and b.onset < a.onset + a.duration
+
+
+def _night_context(example: NightExample) -> dict[str, Any]:
+    start = choose_page(example)
+    return {
+        "score": example.score,
+        "held_out": example.held_out,
+        "overview": _embed(figure_bytes(example)),
+        "page": _image(_page(example, start)),
+        "ahi_definition": AHI_DEFINITION,
+        "stages": STAGE_NAMES,
+        "scored": (example.prepared.stage >= 0).any(),
+    }
+
+
+def _page(example: NightExample, start: float) -> Figure:
+    prepared = example.prepared
+    first, last = int(start * RATE_HZ), int((start + PAGE_SECONDS) * RATE_HZ)
+    signals = {}
+    for name, samples in prepared.channels.items():
+        samples = samples[first:last]
+        # Back from robust-scaled to the channel's unit.
+        scaled = name in prepared.iqr and name != "SPO2"
+        signals[name] = samples * prepared.iqr[name] + prepared.median[name] if scaled else samples
+    epoch, page = int(start // EPOCH_SECONDS), Event(start, PAGE_SECONDS, "page")
+    stages = dict.fromkeys(STAGE_NAMES[s] for s in example.score.stages[epoch : epoch + 2] if s >= 0)
+    named = " and ".join(stages) or "unscored"
+    shown = [e for e in prepared.events if plots.event_family(e.type) in ("apnea", "hypopnea")]
+    return plots.page_figure(
+        signals,
+        CHANNEL_UNIT,
+        start,
+        PAGE_SECONDS,
+        [event for event in example.score.events if _overlap(event, page)],
+        [event for event in shown if _overlap(event, page)],
+        title=f"{example.score.record}, epochs {epoch + 1} and {epoch + 2}, {named}",
+    )
+
+
+def format_metric(metric: Metric | None, scale: float = 1.0) -> Markup:
+    """``0.712`` with its interval in small type below; a dash where undefined."""
+    if metric is None or math.isnan(metric.value):
+        return Markup("–")
+    digits = 3 if scale == 1.0 else 1
+    text = Markup(f"{metric.value * scale:.{digits}f}")
+    if not math.isnan(metric.ci_low):
+        bounds = f"{metric.ci_low * scale:.{digits}f}–{metric.ci_high * scale:.{digits}f}"
+        text += Markup(f' <span class="ci">{bounds}</span>')
+    return text
+
+
+def format_number(value: float | None, digits: int = 1) -> str:
+    """``value`` with ``digits`` decimals, a dash for nan or nothing."""
+    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _image(figure: Figure) -> Markup:
+    return _embed(plots.png(figure))
+
+
+def _embed(content: bytes) -> Markup:
+    return Markup("data:image/png;base64,") + base64.b64encode(content).decode()
+
+
+def _render(template: str, **context: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("sleepfm.evaluation", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"metric": format_metric, "number": format_number}
+    return environment.get_template(template).render(version=__version__, **context)

@@ -1,0 +1,82 @@
+"""Configuration of the downstream jobs (``launch/probe.py`` and ``launch/finetune.py``)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from sleepfm.config import Config
+from sleepfm.data.dataset import read_description
+from sleepfm.evaluation.tasks import TASKS
+from sleepfm.models.context import ContextConfig
+from sleepfm.models.downstream import TuneConfig
+from sleepfm.models.heads import HeadConfig
+from sleepfm.training.config import RunConfig
+
+
+class LabelledData(Config):
+    """Which labelled epochs train the head: a share of those of each recording of ``label``."""
+
+    path: str
+    label_fraction: float = Field(default=1.0, gt=0, le=1)
+    label_seed: int = 0
+
+
+class EvaluateConfig(Config):
+    """How the finished model is judged; ``chunk`` epochs go through the encoder at a time."""
+
+    resamples: int = Field(default=1000, ge=0)
+    seed: int = 0
+    chunk: int = Field(default=64, ge=1)
+
+
+class SequenceConfig(Config):
+    """Consecutive epochs seen at once; training sequences start every ``stride`` epochs."""
+
+    length: int = Field(default=20, ge=1)
+    stride: int = Field(default=10, ge=1)
+
+
+class DownstreamJob(RunConfig):
+    """What the probe and the fine-tune share.
+
+    ``weighting`` ``inverse`` weighs each class by the inverse of its frequency among the labelled epochs
+    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's.
+    """
+
+    task: Literal["stage", "apnea", "hypopnea"]
+    encoder: str = "models:/sleepfm-synthsleepnet@champion"
+    data: LabelledData
+    head: HeadConfig = HeadConfig()
+    weighting: Literal["none", "inverse"] = "none"
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="after")
+    def _registered_under_its_task(self) -> DownstreamJob:
+        expected = TASKS[self.task].registered_name
+        if self.registry.name != expected:
+            raise ValueError(f"registry.name: task {self.task} is registered as {expected!r}")
+        return self
+
+
+class ProbeConfig(DownstreamJob):
+    """A head on a frozen encoder. Embeddings are kept in ``cache`` for the next job on the same encoder and
+    data set.
+    """
+
+    cache: str = "runs/cache/embeddings"
+
+
+class FinetuneConfig(DownstreamJob):
+    """Encoder, temporal context and head together."""
+
+    tune: TuneConfig = TuneConfig(mode="lora")
+    context: ContextConfig = ContextConfig(kind="mamba")
+    sequence: SequenceConfig = SequenceConfig()
+
+
+def dataset_digest(config: DownstreamJob) -> str:
+    """Digest of the data set, without opening it. Raises :class:`DatasetError`."""
+    return str(read_description(Path(config.data.path))["digest"])

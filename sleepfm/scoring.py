@@ -1,0 +1,241 @@
+"""A night in, stages and respiratory events out: the registered models applied to one recording.
+
+Signals go through :func:`sleepfm.signals.prepare.prepare`, the function that made the training data, so that
+training and inference cannot differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sleepfm.errors import ModelError, MontageError
+from sleepfm.evaluation.events import ahi, events_from_probability, respiratory_index
+from sleepfm.evaluation.inference import classify_night, embed, prepared_epochs
+from sleepfm.evaluation.night import SleepStatistics, sleep_statistics
+from sleepfm.evaluation.tasks import TASKS
+from sleepfm.models.downstream import Downstream
+from sleepfm.registry import load_package
+from sleepfm.signals.annotations import Event
+from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.prepare import PreparedRecording, prepare
+from sleepfm.signals.recording import Recording
+
+if TYPE_CHECKING:
+    import mne
+    from torch import nn
+
+CHAMPIONS = tuple(f"models:/{task.registered_name}@champion" for task in TASKS.values())
+
+
+@dataclass(frozen=True)
+class NightScore:
+    """What the models say about one night.
+
+    Attributes:
+        record: name of the recording.
+        channels: canonical channels that were used.
+        models: task to the address of the model that scored it.
+        stages: [E] int8, -1 where no channel could be used (or no model of the stages was given).
+        hypnodensity: [E, 5] probability of each stage, nan where unscored.
+        probability: task to [E] probability of an event in the epoch, nan where unscored.
+        threshold: task to the probability from which an epoch is called positive.
+        events: apneas and hypopneas, by onset.
+        warnings: what a reader must know: channels missing, epochs without signal.
+    """
+
+    record: str
+    channels: tuple[str, ...]
+    models: dict[str, str]
+    stages: NDArray[np.int8]
+    hypnodensity: NDArray[np.float64]
+    probability: dict[str, NDArray[np.float64]]
+    threshold: dict[str, float]
+    events: tuple[Event, ...]
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def n_epochs(self) -> int:
+        """Epochs of 30 s."""
+        return len(self.stages)
+
+    @property
+    def statistics(self) -> SleepStatistics:
+        """Sleep time, efficiency, latencies and stage minutes."""
+        return sleep_statistics(self.stages)
+
+    @property
+    def ahi(self) -> float:
+        """Apneas and hypopneas per hour of sleep; nan without sleep, or when either was not scored."""
+        return ahi(self.events, self.stages) if {"apnea", "hypopnea"} <= self.models.keys() else float("nan")
+
+    @property
+    def apnea_index(self) -> float:
+        """Apneas per hour of sleep."""
+        return respiratory_index(self.events, self.stages, ("apnea",))
+
+    @property
+    def hypopnea_index(self) -> float:
+        """Hypopneas per hour of sleep."""
+        return respiratory_index(self.events, self.stages, ("hypopnea",))
+
+    def count(self, kind: str) -> int:
+        """Events of type ``kind``, in sleep or not."""
+        return sum(event.type == kind for event in self.events)
+
+
+@dataclass(frozen=True)
+class TaskModel:
+    """A downstream model with what its package says about how to use it."""
+
+    model: Downstream
+    task: str
+    window: int
+    threshold: float
+    address: str
+
+
+class Scorer:
+    """Models loaded once, for any number of nights; at most one for each task."""
+
+    def __init__(self, models: Sequence[TaskModel]) -> None:
+        self.models = {model.task: model for model in models}
+        if len(self.models) < len(models):
+            raise ModelError(f"two models for one task: {', '.join(m.address for m in models)}; give one for each")
+        # Probes of one encoder share it, and each night then passes through it once.
+        self._encoder = {task: _digest(entry.model.encoder) for task, entry in self.models.items()}
+
+    @classmethod
+    def load(cls, addresses: Sequence[str | Path] | None = None, store: str | None = None) -> Scorer:
+        """Load models by registry address or package folder; the champion of every task by default.
+
+        Raises:
+            RegistryError: nothing registered there, or bytes that have changed.
+            ModelError: a model that is not a downstream model, or two for one task.
+        """
+        return cls([_load(address, store) for address in (addresses or CHAMPIONS)])
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Every channel that some model can use."""
+        return tuple(dict.fromkeys(name for entry in self.models.values() for name in entry.model.channels))
+
+    def score(self, night: PreparedRecording, chunk: int = 64) -> NightScore:
+        """Score a prepared night with the channels it has.
+
+        Raises:
+            MontageError: it has none that the models can use.
+        """
+        used = [name for name in self.channels if name in night.channels]
+        for entry in self.models.values():
+            if not set(entry.model.channels) & set(used):
+                raise MontageError(
+                    f"{night.path}: none of the channels of {entry.address} ({', '.join(entry.model.channels)}); "
+                    f"found {', '.join(night.channels) or 'no canonical channel'}"
+                )
+        embedded: dict[str, Any] = {}
+        probability: dict[str, NDArray[np.float64]] = {}
+        for task, entry in self.models.items():
+            key = self._encoder[task]
+            if key not in embedded:
+                epochs = prepared_epochs(night, entry.model.channels, chunk)
+                embedded[key] = embed(entry.model.encoder, epochs)
+            probability[task] = classify_night(entry.model, embedded[key], entry.window)
+        return self._assemble(night, used, probability)
+
+    def _assemble(
+        self, night: PreparedRecording, used: Sequence[str], probability: Mapping[str, NDArray[np.float64]]
+    ) -> NightScore:
+        density = probability.get("stage", np.full((night.n_epochs, len(TASKS["stage"].classes)), np.nan))
+        unscored = np.isnan(density).any(axis=1)
+        stages = np.where(unscored, -1, np.nan_to_num(density).argmax(axis=1)).astype(np.int8)
+        events: list[Event] = []
+        for task in ("apnea", "hypopnea"):
+            if task in probability:
+                entry = self.models[task]
+                events += events_from_probability(probability[task][:, 1], entry.threshold, task)
+        warnings = []
+        missing = [name for name in self.channels if name not in used]
+        if missing:
+            warnings.append(f"scored without {', '.join(missing)}, which the recording does not have")
+        if "stage" in probability and unscored.any():
+            warnings.append(f"{int(unscored.sum())} of {night.n_epochs} epochs hold no usable signal")
+        return NightScore(
+            record=night.record,
+            channels=tuple(used),
+            models={task: entry.address for task, entry in self.models.items()},
+            stages=stages,
+            hypnodensity=density,
+            probability={task: p[:, 1] for task, p in probability.items() if task != "stage"},
+            threshold={task: e.threshold for task, e in self.models.items() if task != "stage"},
+            events=tuple(sorted(events, key=lambda event: (event.onset, event.type))),
+            warnings=tuple(warnings),
+        )
+
+
+def score(
+    recording: str | Path | Recording | mne.io.BaseRaw,
+    model: str | Path | nn.Module | Sequence[str | Path | nn.Module] | None = None,
+    cohort: str = "auto",
+) -> NightScore:
+    """Score one night.
+
+    Args:
+        recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
+        model: registry address, package folder or loaded module, or several; the champions of
+            ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea`` by default.
+        cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them.
+
+    Raises:
+        RecordingError, MontageError, SignalError: the recording cannot be used.
+        RegistryError, ModelError: the models cannot.
+    """
+    if model is None:
+        model = CHAMPIONS
+    chosen = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+    return Scorer([_load(item, None) for item in chosen]).score(prepare_night(recording, cohort))
+
+
+def prepare_night(
+    recording: str | Path | Recording | mne.io.BaseRaw, cohort: str = "auto", scoring: Path | None = None
+) -> PreparedRecording:
+    """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
+    rules = None if cohort == "auto" else load_cohort(cohort)
+    path = recording.path if isinstance(recording, Recording) else Path(recording)
+    return prepare(path, rules, scoring=scoring)
+
+
+def _load(item: str | Path | nn.Module, store: str | None) -> TaskModel:
+    if isinstance(item, Downstream):
+        # A bare module does not carry its package's threshold and window.
+        return TaskModel(item, item.config.task, 20, 0.5, "a module in memory")
+    if not isinstance(item, (str, Path)):
+        raise ModelError(f"{type(item).__name__} gives no stages or events; a Downstream model is needed")
+    package = load_package(item, store)
+    if not isinstance(package.module, Downstream):
+        raise ModelError(
+            f"{package.source.uri}: a {package.config['model']['kind']} gives no stages or events; "
+            "name a model of sleepfm-stage, sleepfm-apnea or sleepfm-hypopnea"
+        )
+    threshold = package.config.get("threshold")
+    return TaskModel(
+        package.module,
+        package.module.config.task,
+        int(package.config.get("window", 20)),
+        0.5 if threshold is None else float(threshold),
+        package.source.uri,
+    )
+
+
+def _digest(module: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
