@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -93,6 +94,7 @@ class Cohort(Config):
         return f"{self.subject_prefix or self.name}-{subject}", visit["visit"] if visit else ""
 
 
+@lru_cache(maxsize=64)
 def load_cohort(name: str) -> Cohort:
     """The cohort of ``configs/cohorts/NAME.yaml``, or of a YAML file given by its path.
 
