@@ -9,9 +9,8 @@ from sleepfm.training.source import dataset_digest
 
 
 def build_stage(config: FinetuneConfig, context: Context) -> FinetuneStage:
-    """The stage, with the encoder that this run started from."""
-    context.pull(config.encoder)
-    return FinetuneStage(config)
+    """The stage, from the encoder version that this run started with."""
+    return FinetuneStage(config, context.pull(config.encoder))
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ from sleepfm.training.source import dataset_digest
 
 
 def build_stage(config: ProbeConfig, context: Context) -> ProbeStage:
-    """The stage, with the encoder that this run started from."""
-    context.pull(config.encoder)
-    return ProbeStage(config, context.world)
+    """The stage, from the encoder version that this run started with."""
+    return ProbeStage(config, context.pull(config.encoder), context.world)
 
 
 if __name__ == "__main__":

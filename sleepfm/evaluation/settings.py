@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from sleepfm.config import Config
-from sleepfm.data.dataset import read_description
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
@@ -75,8 +73,3 @@ class FinetuneConfig(DownstreamJob):
     tune: TuneConfig = TuneConfig(mode="lora")
     context: ContextConfig = ContextConfig(kind="mamba")
     sequence: SequenceConfig = SequenceConfig()
-
-
-def dataset_digest(config: DownstreamJob) -> str:
-    """Digest of the data set, without opening it. Raises :class:`DatasetError`."""
-    return str(read_description(Path(config.data.path))["digest"])
