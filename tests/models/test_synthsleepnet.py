@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sleepfm.config import read_yaml
+from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.losses import nt_xent
@@ -268,7 +269,7 @@ def test_encoders_of_different_width_are_refused() -> None:
     encoders = {name: NeuroNetEncoder(config.encoder_config(name)) for name in config.modalities}
     wide = config.encoder_config("ECG")
     encoders["ECG"] = NeuroNetEncoder(wide.model_copy(update={"encoder": wide.encoder.model_copy(update={"dim": 64})}))
-    with pytest.raises(ModelError, match="same frames x width.*ECG 27 x 64"):
+    with pytest.raises(ModelError, match=r"same frames x width.*ECG 27 x 64"):
         SynthSleepNet(config, encoders)
     with pytest.raises(ModelError, match="no encoder for ECG"):
         SynthSleepNet(config, {k: v for k, v in encoders.items() if k != "ECG"})
