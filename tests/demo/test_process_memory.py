@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 
-from sleepfm.process_memory import PeakMemory, tree_pss
+from sleepfm.demo.process_memory import PeakMemory, tree_pss
 
 CHILD = "block = bytearray(200 << 20); import time; time.sleep(1.5)"
 

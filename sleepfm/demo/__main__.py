@@ -1,0 +1,61 @@
+"""``python -m sleepfm.demo``: what ``make demo`` calls."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from sleepfm.config import digest, load_config, to_dict
+from sleepfm.demo.plan import MODALITIES, TASKS, DemoConfig, Plan
+from sleepfm.demo.runner import Journal, Runner
+from sleepfm.errors import UsageError, exit_with
+from sleepfm.paths import config_root
+
+
+def main() -> int:
+    """Parse the arguments and run every step."""
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
+    parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
+    parser.add_argument("--config", default="demo/default.yaml", help="settings, below configs/")
+    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    return exit_with(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the cohort, the shards, the models, the scored night and the report."""
+    if arguments.data is not None and not arguments.data.is_dir():
+        raise UsageError(f"--data {arguments.data}: no such folder")
+    config = load_config(DemoConfig, config_root() / arguments.config, arguments.overrides)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    data = arguments.data.resolve() if arguments.data else None
+    seed = arguments.seed
+    identity = digest({"config": to_dict(config), "seed": seed, "data": str(data) if data else None})
+    journal = Journal.open(arguments.out, identity)
+    plan = Plan(config, arguments.out, seed, data)
+    runner = Runner(arguments.out, journal, config.n_steps - (data is not None))
+    if data is None:
+        runner.run(plan.synth())
+    runner.run(plan.build())
+    for modality in MODALITIES:
+        runner.run(plan.pretrain(modality))
+    runner.run(plan.multimodal())
+    for task in TASKS:
+        runner.run(plan.probe(task))
+    runner.run(plan.finetune())
+    runner.run(plan.score())
+
+    from sleepfm.demo.summary import print_table, write_report
+
+    page = write_report(plan, journal)
+    print_table(plan, journal)
+    print(f"report: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""What the demo runs, and with which settings."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import Field
+
+from sleepfm.config import Config
+from sleepfm.data.dataset import Dataset
+from sleepfm.demo.runner import PORT, Step
+from sleepfm.errors import DatasetError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+BIN = Path(sys.executable).parent
+MODALITIES = ("EEG", "EOG", "EMG", "ECG")
+TASKS = ("stage", "apnea", "hypopnea")
+
+
+class CohortConfig(Config):
+    """Size of the synthetic cohort."""
+
+    subjects: int = Field(ge=1)
+    hours: float = Field(gt=0)
+
+
+class DemoConfig(Config):
+    """Settings of the demo: overrides (``key=value``) for every kind of job, on top of its own configuration file."""
+
+    cohort: CohortConfig
+    processes: int = Field(2, ge=1)
+    build: list[str] = []
+    unimodal: list[str] = []
+    multimodal: list[str] = []
+    probe: list[str] = []
+    finetune: list[str] = []
+
+    @property
+    def n_steps(self) -> int:
+        """Commands of a demo on a synthetic cohort."""
+        return 2 + len(MODALITIES) + 1 + len(TASKS) + 1 + 1
+
+
+class Plan:
+    """The demo's commands in ``folder``. Later ones depend on what earlier ones registered."""
+
+    def __init__(self, config: DemoConfig, folder: Path, seed: int, data: Path | None) -> None:
+        self.config = config
+        self.folder = folder
+        self.seed = seed
+        self.data = data
+        self.source = data or folder / "cohort"
+        self.shards = folder / "shards"
+
+    def output(self, name: str) -> Path:
+        """Folder of the training job ``name``."""
+        return self.folder / name
+
+    def synth(self) -> Step:
+        """Make the cohort."""
+        size = self.config.cohort
+        arguments = ["--subjects", str(size.subjects), "--hours", f"{size.hours:g}", "--seed", str(self.seed)]
+        workers = ["--workers", str(self.config.processes)]
+        return Step("synth", [str(BIN / "sleepfm"), "synth", str(self.source), *arguments, *workers])
+
+    def build(self) -> Step:
+        """Make the shards."""
+        cohort = ["--cohort", "auto" if self.data else "shhs1"]
+        arguments = [str(self.source), str(self.shards), *cohort, "--workers", str(self.config.processes)]
+        command = [sys.executable, "-m", "shards", "build", *arguments, *self.config.build]
+        return Step("shards", command, refusals_ok=self.data is not None)
+
+    def pretrain(self, modality: str) -> Step:
+        """Pretrain one modality's NeuroNet."""
+        name = modality.lower()
+        return self._train(f"pretrain-{name}", "pretrain", f"pretrain/{name}-tiny", self.config.unimodal)
+
+    def multimodal(self) -> Step:
+        """Pretrain SynthSleepNet on the four NeuroNets."""
+        encoders = [f"encoders.{m}={self.address(f'pretrain-{m.lower()}')}" for m in MODALITIES]
+        return self._train(
+            "pretrain-multimodal", "pretrain", "pretrain/multimodal-tiny", [*encoders, *self.config.multimodal]
+        )
+
+    def probe(self, task: str) -> Step:
+        """Train a head for ``task`` on the frozen encoder."""
+        encoder = f"encoder={self.address('pretrain-multimodal')}"
+        return self._train(f"probe-{task}", "probe", f"downstream/probe-{task}-tiny", [encoder, *self.config.probe])
+
+    def finetune(self) -> Step:
+        """Fine-tune for sleep stages with Mamba context."""
+        encoder = f"encoder={self.address('pretrain-multimodal')}"
+        return self._train(
+            "finetune-stage", "finetune", "downstream/finetune-stage-tiny", [encoder, *self.config.finetune]
+        )
+
+    def score(self) -> Step:
+        """Score one night of the test split."""
+        recording = self.unseen_night()
+        models = self.scoring_models()
+        arguments = [str(recording), "--out", str(self.folder / "scored")]
+        scoring = self.scoring_file(recording)
+        arguments += ["--scoring", str(scoring)] if scoring else []
+        arguments += ["--model", *models] if models else []
+        return Step("score", [str(BIN / "sleepfm"), "score", *arguments])
+
+    def unseen_night(self) -> Path:
+        """A recording of the test split: the one with the most respiratory events scored, so that there is much to see.
+
+        Raises:
+            DatasetError: the test split is empty.
+        """
+        dataset = Dataset.open(self.shards)
+        nights = [row for row in dataset.records if row.split == "test"]
+        if not nights:
+            raise DatasetError(f"{self.shards}: no recording in the test split; the demo needs more recordings")
+        return self.source / max(nights, key=lambda row: (row.has_events, row.scored_epochs, row.record)).source
+
+    def scoring_file(self, recording: Path) -> Path | None:
+        """The scoring that belongs to a recording of the source, if there is one."""
+        from sleepfm.signals.annotations import find_scoring
+        from sleepfm.signals.cohort import recognise_cohort
+        from sleepfm.signals.recording import read_recording
+
+        return find_scoring(recording, self.source, recognise_cohort(read_recording(recording)))
+
+    def scoring_models(self) -> list[str]:
+        """Models to score with; none where the champions are this demo's own."""
+        staging = max(("probe-stage", "finetune-stage"), key=lambda name: self.metric(name, "val/kappa"))
+        chosen = [self.address(name) for name in (staging, "probe-apnea", "probe-hypopnea")]
+        return [] if all(address.endswith("@champion") for address in chosen) else chosen
+
+    def metric(self, name: str, metric: str) -> float:
+        """A figure of the finished job ``name``."""
+        return float(self.result(name)["metrics"][metric])
+
+    def address(self, name: str) -> str:
+        """Registry address of what the job ``name`` made: the champion, or its version where another one is champion.
+
+        A registry may hold a better model from other data; the report must still speak of one chain.
+        """
+        result = self.result(name)
+        version = "@champion" if result["promoted"] else f"/{result['version']}"
+        return f"models:/{result['name']}{version}"
+
+    def result(self, name: str) -> dict:
+        """``result.json`` of the finished job ``name``."""
+        return json.loads((self.output(name) / "result.json").read_text())
+
+    def _train(self, name: str, script: str, config: str, overrides: Sequence[str]) -> Step:
+        launcher = [str(BIN / "deepspeed"), "--num_gpus", str(self.config.processes), "--master_port", PORT]
+        paths = [f"data.path={self.shards}", f"train.output={self.output(name)}"]
+        job = [str(REPOSITORY / "launch" / f"{script}.py"), str(REPOSITORY / "configs" / f"{config}.yaml")]
+        return Step(name, [*launcher, *job, *paths, *overrides])

@@ -1,0 +1,93 @@
+"""The demo's report page and its closing table."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+from sleepfm.demo.plan import MODALITIES, TASKS, Plan
+from sleepfm.demo.runner import Journal
+from sleepfm.evaluation.lineage import from_registry
+from sleepfm.evaluation.outcome import read_results
+from sleepfm.evaluation.report import NightExample, ReportData, Result, StepCost, build_report
+from sleepfm.evaluation.tasks import TASKS as DEFINITIONS
+from sleepfm.scoring import Scorer, prepare_night
+
+TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
+JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]
+HEADLINE = {"stage": ("kappa", "macro_f1", "accuracy"), "apnea": ("auroc", "auprc"), "hypopnea": ("auroc", "auprc")}
+
+
+def write_report(plan: Plan, journal: Journal) -> Path:
+    """Write ``report/index.html`` from what the steps left behind; returns its path."""
+    recording = plan.unseen_night()
+    night = prepare_night(recording, "auto", plan.scoring_file(recording))
+    score = Scorer.load(plan.scoring_models() or None).score(night)
+    versions = [(plan.result(name)["name"], str(plan.result(name)["version"])) for name in JUDGED]
+    size = plan.config.cohort
+    origin = f"recordings of {plan.data}" if plan.data else f"{size.subjects} synthetic nights of {size.hours:g} h"
+    data = ReportData(
+        title="SleepFM: from recordings to scored nights",
+        summary=f"{origin}, seed {plan.seed}: shards, pretraining, probes, fine-tuning and one unseen night.",
+        results=list(_results(plan)),
+        traces={name: plan.output(name) / "trace.jsonl" for name in [*TRAINED, *JUDGED]},
+        night=NightExample(score, night, "its subject is in the test split: no model has seen it"),
+        lineage=from_registry(versions),
+        environment=_environment(plan),
+        configuration={name: (plan.output(name) / "config.yaml").read_text() for name in [*TRAINED, *JUDGED]},
+        steps=[StepCost(name, done.seconds, done.peak_bytes) for name, done in journal.steps.items()],
+        notes=["Synthetic nights are far easier than patients: the figures show that the chain works, not more."]
+        if plan.data is None
+        else [],
+    )
+    return build_report(plan.folder / "report", data)
+
+
+def print_table(plan: Plan, journal: Journal) -> None:
+    """The closing table: what was reached on test subjects, and what it cost."""
+    print(f"\n{'model':<24} {'figure':<10} {'test':>6}   95 % interval   majority")
+    for result in _results(plan):
+        for name in HEADLINE[result.evaluation.task]:
+            metric = result.evaluation.metrics[name]
+            majority = f"{result.evaluation.metrics['majority_accuracy'].value:8.3f}" if name == "accuracy" else ""
+            interval = f"[{metric.low:.3f}, {metric.high:.3f}]"
+            print(f"{result.model:<24} {name:<10} {metric.value:6.3f}   {interval:<15} {majority}")
+    seconds = sum(done.seconds for done in journal.steps.values())
+    peak = max(done.peak_bytes for done in journal.steps.values())
+    print(f"\n{len(journal.steps)} steps, {seconds / 60:.1f} minutes, peak memory {peak / 2**30:.1f} GiB")
+
+
+def _results(plan: Plan) -> Iterator[Result]:
+    for name in JUDGED:
+        facts, evaluations = read_results(plan.output(name))
+        if "test" in evaluations:
+            made = plan.result(name)
+            task = DEFINITIONS[evaluations["test"].task]
+            yield Result(
+                title=f"{name}: {', '.join(task.classes)}",
+                model=f"{made['name']} v{made['version']}",
+                split="test",
+                evaluation=evaluations["test"],
+                labelled_epochs=facts.get("labelled epochs"),
+            )
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    import deepspeed
+    import mlflow
+    import ray
+    import torch
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "deepspeed": deepspeed.__version__,
+        "ray": ray.__version__,
+        "mlflow": mlflow.__version__,
+        "cores": str(psutil.cpu_count()),
+        "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
+        "seed": str(plan.seed),
+    }
