@@ -31,7 +31,7 @@ BEFORE, AFTER = 32, 56
 PHASES = 32
 # Beats a minute: slowing at the end of an apnea with all flow lost, and the rise that follows (Guilleminault
 # 1984).
-SLOWING, RISE = 6.0, 13.0
+SLOWING, RISE = 8.0, 15.0
 AROUSAL_RISE = 8.0
 
 
@@ -53,9 +53,7 @@ def beat_times(
         startle[first : first + len(after)] = np.maximum(startle[first : first + len(after)], response)
     rate += np.maximum(subject.cyclic * RISE * breathing.release, AROUSAL_RISE * startle)
     rate -= subject.cyclic * SLOWING * breathing.strain
-    turns = np.concatenate([[0.0], np.cumsum(np.clip(rate, 35.0, 160.0), dtype=np.float64)]) / (
-        60.0 * BREATHING_RATE
-    )
+    turns = np.concatenate([[0.0], np.cumsum(np.clip(rate, 35.0, 160.0), dtype=np.float64)]) / (60.0 * BREATHING_RATE)
     times = np.interp(np.arange(1, int(turns[-1]) + 1), turns, np.arange(n + 1) / BREATHING_RATE)
     return times + 0.004 * rng.standard_normal(len(times))
 

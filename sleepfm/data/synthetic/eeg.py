@@ -19,7 +19,7 @@ RATE = 125
 BACKGROUND = np.array([6.5, 6.5, 8.0, 10.0, 6.5], dtype=np.float32)
 DELTA = np.array([2.0, 4.0, 9.0, 29.0, 3.5], dtype=np.float32)
 THETA = np.array([3.0, 7.5, 6.5, 6.0, 6.0], dtype=np.float32)
-ALPHA = np.array([11.0, 3.0, 2.0, 1.5, 2.8], dtype=np.float32)
+ALPHA = np.array([13.0, 3.0, 2.0, 1.5, 2.8], dtype=np.float32)
 BETA = np.array([4.2, 2.6, 2.0, 1.2, 2.7], dtype=np.float32)
 # Arousal (AASM: abrupt shift to alpha, theta or above 16 Hz for at least 3 s).
 AROUSAL_FACTOR = {"background": 1.1, "delta": 0.5, "theta": 1.2, "alpha": 1.0, "beta": 2.2}
@@ -53,7 +53,7 @@ def draw_eeg(subject: Subject, micro: Microstates, ecg: Floats) -> tuple[Floats,
     total = np.sqrt(sum((level * level for level in levels.values()), np.zeros_like(levels["delta"])))
     channels = []
     for _ in range(2):
-        own = band_noise(rng, n, RATE, 0.3, 60.0, power_law(0.9, knee=1.0))
+        own = band_noise(rng, n, RATE, 0.3, 60.0, power_law(1.6, knee=1.0))
         own *= upsample(OWN * total, RATE)
         own += shared
         channels.append(own)
@@ -91,9 +91,7 @@ def _levels(subject: Subject, micro: Microstates, rng: np.random.Generator) -> d
     return levels
 
 
-def _add_waves(
-    subject: Subject, micro: Microstates, rng: np.random.Generator, channels: list[Floats]
-) -> None:
+def _add_waves(subject: Subject, micro: Microstates, rng: np.random.Generator, channels: list[Floats]) -> None:
     calm = np.where(micro.arousal > 0.0, 0.0, 1.0)
 
     def onsets(per_minute: NDArray[np.float64]) -> list[int]:
@@ -130,7 +128,7 @@ def spindle(rng: np.random.Generator, centre: float) -> Floats:
 
 def k_complex(rng: np.random.Generator, relative: float) -> Floats:
     """A K-complex in µV: sharp negative, then slower positive wave, at least 0.5 s in all (AASM)."""
-    size, stretch = relative * rng.uniform(60.0, 105.0), rng.uniform(0.85, 1.25)
+    size, stretch = relative * rng.uniform(75.0, 125.0), rng.uniform(0.85, 1.25)
     time = np.arange(int(1.3 * stretch * RATE), dtype=np.float32) / (RATE * stretch)
     sharp = np.exp(-0.5 * ((time - 0.28) / 0.09) ** 2)
     slow = np.exp(-0.5 * ((time - 0.68) / 0.18) ** 2)
@@ -141,7 +139,7 @@ def vertex_wave(rng: np.random.Generator) -> Floats:
     """A vertex sharp wave in µV: negative, under 0.5 s (AASM)."""
     time = np.arange(int(0.5 * RATE), dtype=np.float32) / RATE
     width = rng.uniform(0.04, 0.07)
-    size = rng.uniform(35.0, 65.0)
+    size = rng.uniform(40.0, 75.0)
     wave = 0.3 * np.exp(-0.5 * ((time - 0.36) / 0.06) ** 2) - np.exp(-0.5 * ((time - 0.2) / width) ** 2)
     return (size * wave).astype(np.float32)
 

@@ -26,7 +26,7 @@ def draw_emg(subject: Subject, micro: Microstates, breathing: Breathing, ecg: Fl
     n = seconds * RATE
     tone = TONE.copy()
     tone[Stage.REM] *= subject.rem_tone
-    level = tone[micro.state] * np.exp(0.12 * drift(rng, seconds, 120.0) + 0.12 * drift(rng, seconds, 3.0))
+    level = tone[micro.body] * np.exp(0.12 * drift(rng, seconds, 120.0) + 0.12 * drift(rng, seconds, 3.0))
     awake = micro.state == Stage.W
     level *= np.where(awake & (drift(rng, seconds, 8.0) > 1.2), 1.8, 1.0)
     # An arousal of NREM raises the tone at once; it dies away over the seconds after.
@@ -37,9 +37,7 @@ def draw_emg(subject: Subject, micro: Microstates, breathing: Breathing, ecg: Fl
     grid = (np.arange(seconds) + 0.5) * BREATHING_RATE
     fine = np.interp(np.arange(seconds * BREATHING_RATE) + 0.5, grid, level)
     fine *= 1.0 + subject.snore * (1.3 * breathing.snore - 0.2)
-    envelope = np.interp(np.arange(n) / RATE, (np.arange(len(fine)) + 0.5) / BREATHING_RATE, fine).astype(
-        np.float32
-    )
+    envelope = np.interp(np.arange(n) / RATE, (np.arange(len(fine)) + 0.5) / BREATHING_RATE, fine).astype(np.float32)
     _add_twitches(envelope, micro, rng)
     emg = band_noise(rng, n, RATE, 10.0, 62.0)
     emg *= envelope
@@ -51,9 +49,7 @@ def draw_emg(subject: Subject, micro: Microstates, breathing: Breathing, ecg: Fl
 
 
 def _add_twitches(envelope: Floats, micro: Microstates, rng: np.random.Generator) -> None:
-    hits = np.flatnonzero(
-        (micro.state == Stage.REM) & (rng.random(len(micro.state)) < TWITCHES_PER_MINUTE / 60.0)
-    )
+    hits = np.flatnonzero((micro.body == Stage.REM) & (rng.random(len(micro.body)) < TWITCHES_PER_MINUTE / 60.0))
     for second in hits.tolist():
         shape = np.hanning(int(RATE * rng.uniform(0.15, 0.6))).astype(np.float32)
         add_at(envelope, int((second + rng.random()) * RATE), np.float32(rng.uniform(1.5, 5.0)) * shape)

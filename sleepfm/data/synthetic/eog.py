@@ -19,9 +19,9 @@ DROWSY = 12.0
 EEG_SHARE = 0.4
 BLINKS_PER_MINUTE = 14.0
 SACCADES_PER_MINUTE = 22.0
-REM_BURSTS_PER_MINUTE = 4.5
+REM_BURSTS_PER_MINUTE = 2.8
 # The amplifier's high pass and gaze drift bring the potential back to zero with this time constant (s).
-RETURN_SECONDS = 0.9
+RETURN_SECONDS = 0.5
 
 
 def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
@@ -29,7 +29,7 @@ def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -
     rng = subject.rng("eog")
     n = len(micro.state) * RATE
     awake = micro.state == Stage.W
-    rolling = ROLLING[micro.state] + np.where(awake & ~micro.eyes_open, np.float32(DROWSY), np.float32(0.0))
+    rolling = ROLLING[micro.body] + np.where(awake & ~micro.eyes_open, np.float32(DROWSY), np.float32(0.0))
     rolling *= np.exp(0.4 * drift(rng, len(rolling), 20.0))
     gaze = band_noise(rng, n, RATE, 0.15, 0.5)
     gaze *= upsample((rolling * np.float32(subject.eye)).astype(np.float32), RATE)
@@ -39,11 +39,7 @@ def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -
     frontal *= np.float32(EEG_SHARE / 2.0)
     sides = []
     for sign in (1.0, -1.0):
-        side = (
-            frontal
-            + lids * np.float32(rng.uniform(0.85, 1.1))
-            + gaze * np.float32(sign * rng.uniform(0.85, 1.1))
-        )
+        side = frontal + lids * np.float32(rng.uniform(0.85, 1.1)) + gaze * np.float32(sign * rng.uniform(0.85, 1.1))
         side += np.float32(2.5) * rng.standard_normal(n, dtype=np.float32)
         add_movements(rng, side, RATE, micro.movements, size=45.0)
         sides.append(side)
@@ -53,15 +49,11 @@ def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -
 def _saccades(subject: Subject, micro: Microstates, rng: np.random.Generator, n: int) -> Floats:
     steps = np.zeros(n, dtype=np.float32)
     open_eyes = (micro.state == Stage.W) & micro.eyes_open
-    for second in np.flatnonzero(
-        open_eyes & (rng.random(len(open_eyes)) < SACCADES_PER_MINUTE / 60.0)
-    ).tolist():
+    for second in np.flatnonzero(open_eyes & (rng.random(len(open_eyes)) < SACCADES_PER_MINUTE / 60.0)).tolist():
         steps[int((second + rng.random()) * RATE)] += rng.normal(0.0, 55.0)
     # Phasic REM comes in clusters of a few minutes (drift), each burst a few saccades to and fro.
-    density = (
-        subject.rem_density * REM_BURSTS_PER_MINUTE / 60.0 * np.exp(0.6 * drift(rng, len(open_eyes), 60.0))
-    )
-    bursts = np.flatnonzero((micro.state == Stage.REM) & (rng.random(len(density)) < density))
+    density = subject.rem_density * REM_BURSTS_PER_MINUTE / 60.0 * np.exp(0.9 * drift(rng, len(open_eyes), 60.0))
+    bursts = np.flatnonzero((micro.body == Stage.REM) & (rng.random(len(density)) < density))
     for second in bursts.tolist():
         place, sign = (second + rng.random()) * RATE, rng.choice([-1.0, 1.0])
         for _ in range(int(rng.integers(1, 6))):
@@ -69,7 +61,7 @@ def _saccades(subject: Subject, micro: Microstates, rng: np.random.Generator, n:
                 steps[int(place)] += sign * rng.uniform(30.0, 90.0)
             place += RATE * rng.uniform(0.25, 0.9)
             sign = -sign if rng.random() < 0.8 else sign
-    moved = lfilter(np.full(3, 1.0 / 3.0), [1.0, -np.exp(-1.0 / (RETURN_SECONDS * RATE))], steps)
+    moved = lfilter(np.hanning(7)[1:-1] / 3.0, [1.0, -np.exp(-1.0 / (RETURN_SECONDS * RATE))], steps)
     return np.float32(subject.eye) * moved.astype(np.float32)
 
 

@@ -19,13 +19,15 @@ from sleepfm.data.synthetic.subject import Subject
 MIXTURE = np.array(
     [
         [0.93, 0.07, 0.00, 0.00, 0.00],
-        [0.22, 0.56, 0.20, 0.00, 0.02],
+        [0.20, 0.52, 0.18, 0.00, 0.10],
         [0.01, 0.07, 0.87, 0.05, 0.00],
         [0.00, 0.00, 0.25, 0.75, 0.00],
-        [0.02, 0.08, 0.03, 0.00, 0.87],
+        [0.03, 0.17, 0.02, 0.00, 0.78],
     ]
 )
 BOUT_SECONDS = 8.0
+# Share of REM in which chin tone is kept.
+REM_WITHOUT_ATONIA = 0.12
 # Standard deviation of where a stage really changes, around the epoch's edge (s).
 EDGE_SECONDS = 6.0
 OPEN_SECONDS, CLOSED_SECONDS = 20.0, 30.0
@@ -36,10 +38,18 @@ MOVING_AROUSAL = 0.25
 
 @dataclass(frozen=True)
 class Microstates:
-    """Per second [T]: ``state`` (as :class:`Stage`), ``eyes_open``, ``arousal`` (0..1); and body
-    ``movements``."""
+    """What happens in each second [T] of a night.
+
+    Attributes:
+        state: of the brain, as :class:`Stage`.
+        body: of the chin and the eyes, as :class:`Stage`: in REM the muscles stay slack while the EEG wavers.
+        eyes_open: when awake.
+        arousal: 0 to 1.
+        movements: onset and duration in s of body movements.
+    """
 
     state: NDArray[np.int8]
+    body: NDArray[np.int8]
     eyes_open: NDArray[np.bool_]
     arousal: Floats
     movements: tuple[tuple[float, float], ...]
@@ -55,6 +65,9 @@ def draw_microstates(subject: Subject, stages: NDArray[np.int8], arousals: Seque
     chosen = rng.random(int(bout[-1]) + 1)[bout]
     state = (MIXTURE.cumsum(axis=1)[stages[place]] < chosen[:, None]).sum(axis=1).astype(np.int8)
     state = np.minimum(state, Stage.REM).astype(np.int8)
+    dreaming = (stages[place] == Stage.REM) & (state != Stage.W)
+    tense = rng.random(int(bout[-1]) + 1)[bout] < REM_WITHOUT_ATONIA
+    body = np.where(dreaming, np.where(tense, Stage.N2, Stage.REM), state).astype(np.int8)
 
     arousal = np.zeros(seconds, dtype=np.float32)
     movements: list[tuple[float, float]] = []
@@ -67,7 +80,7 @@ def draw_microstates(subject: Subject, stages: NDArray[np.int8], arousals: Seque
     movements.extend(
         (float(start), float(rng.uniform(2.0, 10.0))) for start in np.flatnonzero(rng.random(seconds) < rate)
     )
-    return Microstates(state, _eyes(rng, seconds), arousal, tuple(sorted(movements)))
+    return Microstates(state, body, _eyes(rng, seconds), arousal, tuple(sorted(movements)))
 
 
 def _eyes(rng: np.random.Generator, seconds: int) -> NDArray[np.bool_]:

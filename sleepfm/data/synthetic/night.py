@@ -37,7 +37,7 @@ SHHS1_CHANNELS = (
     Channel("ABDO RES", "", 10, "1.00", "-1.00", -128, 127),
     Channel("POSITION", "", 1, "0.00", "3.00", 0, 3),
     Channel("LIGHT", "", 1, "0.00", "1.00", 0, 1),
-    Channel("NEW AIR", "", 10, "-125.00", "125.00", -128, 127),
+    Channel("NEW AIR", "uV", 10, "-125.00", "125.00", -128, 127),
     Channel("OX STAT", "", 1, "0.00", "3.00", 0, 3),
 )
 # A moving epoch whose signals are hidden for more than half of it is scored as movement (Rechtschaffen and

@@ -75,6 +75,11 @@ def breathe(
     for event in events:
         _apply(event, rng, flow_gain, effort_gain, paradox, strain, release, snore)
 
+    # Valves and chests take a moment; the first breath after an event is not a step.
+    flow_gain, effort_gain, paradox = (_smooth(gain) for gain in (flow_gain, effort_gain, paradox))
+
+    # Inspiration is shorter than expiration.
+    phase -= 0.35 * np.cos(phase)
     wave = np.sin(phase).astype(np.float32)
     inspiration = np.maximum(wave, 0.0)
     flow = depth * flow_gain * (wave + 0.15 * np.sin(2.0 * phase + 0.6).astype(np.float32))
@@ -115,15 +120,11 @@ def _apply(
     start, growth = (0.75, 1.1) if event.reduction == 1.0 else (0.8, 0.7 * event.reduction)
     effort = np.where(struggling, start + growth * progress, 0.05)
     effort_gain[first:last] = 1.0 + closing * (effort - 1.0)
-    paradox[first:last] = (
-        closing * struggling * (event.reduction if event.reduction == 1.0 else 0.6 * event.reduction)
-    )
+    paradox[first:last] = closing * struggling * (event.reduction if event.reduction == 1.0 else 0.6 * event.reduction)
     # A closed airway is silent; a narrowed one snores louder; struggling recruits the upper airway muscles a
     # little.
     vibration = (
-        0.1 + 0.25 * progress * struggling
-        if event.reduction == 1.0
-        else np.float32(1.0 + 0.5 * event.reduction)
+        0.1 + 0.25 * progress * struggling if event.reduction == 1.0 else np.float32(1.0 + 0.5 * event.reduction)
     )
     snore[first:last] *= 1.0 + closing * (vibration - 1.0)
     strain[first:last] = event.reduction * progress
@@ -137,18 +138,19 @@ def _apply(
     release[last:stop] = np.maximum(release[last:stop], size * decay * np.minimum(after / 2.0, 1.0))
 
 
-def _saturation(
-    subject: Subject, rng: np.random.Generator, ventilation: Floats, rem: NDArray[np.bool_]
-) -> Floats:
+def _smooth(gain: Floats) -> Floats:
+    window = np.hanning(13)[1:-1].astype(np.float32)
+    return np.convolve(np.pad(gain, 5, mode="edge"), window / window.sum(), mode="valid")
+
+
+def _saturation(subject: Subject, rng: np.random.Generator, ventilation: Floats, rem: NDArray[np.bool_]) -> Floats:
     second = np.clip(1.0 - ventilation, 0.0, 1.0).reshape(-1, RATE).mean(axis=1)
     # Shallow breaths within normal variation do not empty the stores; REM has smaller lung volume.
     lost = np.maximum(second - 0.25, 0.0) / 0.75 * np.where(rem[::RATE], 1.25, 1.0)
     decay = float(np.exp(-1.0 / REFILL_SECONDS))
     debt = lfilter([subject.desaturation], [1.0, -decay], lost)
     delay = round(subject.delay)
-    delayed = (
-        np.concatenate([np.zeros(delay), debt[: len(debt) - delay]]) if delay < len(debt) else 0.0 * debt
-    )
+    delayed = np.concatenate([np.zeros(delay), debt[: len(debt) - delay]]) if delay < len(debt) else 0.0 * debt
     smooth = lfilter([0.3], [1.0, -0.7], delayed)
     calm = subject.spo2 + 0.4 * drift(rng, len(debt), 120.0)
     return np.clip(calm - 1.15 * smooth, 60.0, 99.0).astype(np.float32)
@@ -167,7 +169,7 @@ def find_desaturations(spo2: Floats, events: Sequence[Event], delay: float) -> l
             continue
         baseline, nadir = float(before.max()), float(window.min())
         lowest = first + int(window.argmin())
-        highs = np.flatnonzero(rounded[first:lowest] >= baseline - 0.5)
+        highs = np.flatnonzero(rounded[first:lowest] >= baseline - 1.0)
         onset = float(first + int(highs[-1]) if len(highs) else first)
         taken = found and found[-1].end > onset
         if baseline - nadir >= DESATURATION and lowest > onset and not taken:
