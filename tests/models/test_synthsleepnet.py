@@ -80,9 +80,7 @@ def test_construction_leaves_pretrained_encoders_bit_identical_and_lora_zero() -
             new = key.replace("attn.proj.", "attn.proj.base.")
             assert torch.equal(held[new], value), key
     for place, channel in enumerate(SIX):
-        modality = {"EEG_C3": "EEG", "EEG_C4": "EEG", "EOG_L": "EOG", "EOG_R": "EOG", "EMG_CHIN": "EMG"}.get(
-            channel, "ECG"
-        )
+        modality = CHANNEL_MODALITY[channel]
         torch.testing.assert_close(tokens[place], before[modality].eval()(x)[:, 1:], atol=1e-5, rtol=1e-5)
 
 
