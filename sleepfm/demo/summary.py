@@ -53,7 +53,7 @@ def print_table(plan: Plan, journal: Journal) -> None:
         for name in HEADLINE[result.evaluation.task]:
             metric = result.evaluation.metrics[name]
             majority = f"{result.evaluation.metrics['majority_accuracy'].value:8.3f}" if name == "accuracy" else ""
-            interval = f"[{metric.low:.3f}, {metric.high:.3f}]"
+            interval = f"[{metric.ci_low:.3f}, {metric.ci_high:.3f}]"
             print(f"{result.model:<24} {name:<10} {metric.value:6.3f}   {interval:<15} {majority}")
     seconds = sum(done.seconds for done in journal.steps.values())
     peak = max(done.peak_bytes for done in journal.steps.values())

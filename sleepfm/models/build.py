@@ -6,13 +6,17 @@ from typing import Any
 
 from torch import nn
 
-from sleepfm.config import to_dict, validate
+from sleepfm.config import Config, to_dict, validate
 from sleepfm.errors import ConfigError
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 
-SCHEMAS = {"neuronet": NeuroNetConfig, "synthsleepnet": SynthSleepNetConfig, "downstream": DownstreamConfig}
+SCHEMAS: dict[str, type[Config]] = {
+    "neuronet": NeuroNetConfig,
+    "synthsleepnet": SynthSleepNetConfig,
+    "downstream": DownstreamConfig,
+}
 
 
 def build_model(config: dict[str, Any], origin: str = "model") -> NeuroNet | SynthSleepNet | Downstream:

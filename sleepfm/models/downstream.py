@@ -51,7 +51,7 @@ class Downstream(nn.Module):
     def __init__(self, config: DownstreamConfig, encoder: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.encoder = encoder
+        self.encoder: Any = encoder  # a module with channels, dim, encode and embed
         self._adapt()
         self.context = build_context(config.context, encoder.dim)
         self.head = Head(encoder.dim, len(config.classes), config.head)
