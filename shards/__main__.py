@@ -1,0 +1,109 @@
+"""``python -m shards build|verify|info|export``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sleepfm.errors import exit_with
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a subcommand. Exit status: 0 done, 1 input was refused or a fault found, 2 wrong usage or configuration."""
+    parser = argparse.ArgumentParser(prog="python -m shards", description="Recordings to shards, and back.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    build = commands.add_parser("build", help="convert a folder of EDF recordings into a data set of shards")
+    build.add_argument("source", metavar="SRC", help="folder of EDF or BDF recordings and their scorings")
+    build.add_argument("out", metavar="OUT", help="data set folder; a build that exists in it is continued")
+    build.add_argument("--cohort", help="name in configs/cohorts, a YAML file, or auto (default)")
+    build.add_argument(
+        "--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)"
+    )
+    build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
+    build.add_argument("--retry-refused", action="store_true", help="try refused recordings again")
+    build.add_argument("overrides", nargs="*", metavar="key=value", help="configuration, see configs/shards.yaml")
+
+    verify = commands.add_parser("verify", help="check every checksum, offset and count of a data set")
+    info = commands.add_parser("info", help="show what a data set holds")
+    export = commands.add_parser("export", help="write a data set in another layout")
+    for command in (verify, info, export):
+        command.add_argument("out", metavar="OUT", help="data set folder")
+    export.add_argument("folder", metavar="DIR", type=Path)
+    export.add_argument("--format", choices=["parquet"], default="parquet", help="one x.parquet and y.parquet each")
+    export.add_argument("--rule", choices=["overlap", "reference"], default="overlap", help="event to epoch label")
+
+    # Overrides may stand before and behind options, which argparse alone does not take in a subcommand.
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and (arguments.command != "build" or any(item.startswith("-") or "=" not in item for item in rest)):
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    run = {"build": _build, "verify": _verify, "info": _info, "export": _export}[arguments.command]
+    arguments.rest = rest
+    return exit_with(lambda: run(arguments))
+
+
+def _build(arguments: argparse.Namespace) -> int:
+    from shards.build import build
+    from shards.cluster import check_paths
+    from shards.config import load_build_config
+
+    check_paths(arguments.source, arguments.out)
+    overrides = [*arguments.overrides, *arguments.rest]
+    if arguments.cohort:
+        overrides.append(f"cohort={arguments.cohort}")
+    config = load_build_config(arguments.config, overrides)
+    result = build(Path(arguments.source), Path(arguments.out), config, arguments.workers, arguments.retry_refused)
+    counts = result.description["counts"]
+    print(
+        f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB"
+    )
+    print(f"digest {result.description['digest']}")
+    if not result.quarantine:
+        return 0
+    print(f"{len(result.quarantine)} recordings refused (manifest/quarantine.parquet):")
+    for error, count in Counter(row["error"] for row in result.quarantine).most_common():
+        print(f"  {count:6d}  {error}")
+    for row in result.quarantine:
+        print(f"  {row['source']}: {row['reason']}")
+    return 1
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from shards.verify import verify
+
+    faults = 0
+    for fault in verify(Path(arguments.out)):
+        faults += 1
+        print(fault, flush=True)
+    print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")
+    return 1 if faults else 0
+
+
+def _info(arguments: argparse.Namespace) -> int:
+    from shards.info import info
+
+    print(info(Path(arguments.out)))
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from shards.export import export_parquet
+
+    for count, record in enumerate(export_parquet(Path(arguments.out), arguments.folder, arguments.rule), start=1):
+        print(f"{count:6d}  {record}", flush=True)
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""A build from folder to data set: plan, run what is not done, write the manifest."""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from shards.cluster import cluster, run_shards
+from shards.config import BuildConfig, chosen_cohort, identity
+from shards.files import remove_temporaries
+from shards.manifest import rows, sidecars, write_manifest
+from shards.plan import Plan, ShardPlan, extend, read_plan, write_plan
+from shards.progress import Progress
+from shards.task import read_sidecar
+from sleepfm.config import digest
+from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
+from sleepfm.errors import DatasetError, RecordingError, UsageError
+from sleepfm.signals.prepare import discover
+
+LOCK_FILE = ".lock"
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """The written ``dataset.json`` and all rows of the quarantine."""
+
+    description: dict[str, Any]
+    quarantine: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What finished shards hold: their names, and the paths they converted and refused."""
+
+    shards: set[str]
+    converted: set[str]
+    refused: set[str]
+
+
+def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refused: bool = False) -> BuildResult:
+    """Convert every recording below ``source`` that ``out`` does not hold yet; see :mod:`shards`.
+
+    Raises:
+        RecordingError: ``source`` holds no recording; nothing is written.
+        ConfigError: ``out`` holds a build of another configuration; nothing is written.
+        UsageError: ``out`` lies in ``source`` or the other way round.
+        DatasetError: ``out`` is something else, is being built by another process, or its source has changed.
+        ShardError: ``out`` cannot be written to, or tasks failed.
+    """
+    source, out = source.resolve(), out.resolve()
+    if source == out or out in source.parents or source in out.parents:
+        raise UsageError(f"{out}: the output must lie outside the source {source}")
+    wanted = identity(config)
+    read_plan(out, wanted)
+    paths = discover(source, chosen_cohort(config))
+    if not paths:
+        raise RecordingError(f"{source}: no EDF or BDF recording in this folder; nothing was written")
+    root = source if source.is_dir() else source.parent
+    found = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
+    for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
+        folder.mkdir(parents=True, exist_ok=True)
+    with _locked(out):
+        remove_temporaries(out)
+        for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
+            remove_temporaries(folder)
+        before = read_plan(out, wanted)
+        done = _survey(out, before)
+        plan = _plan(before, done, found, root, config.recordings, retry_refused)
+        if plan != before:
+            write_plan(out, plan)
+        todo = [shard for shard in plan.shards if shard.name not in done.shards]
+        if todo:
+            _run(todo, root, out, config, plan, workers)
+        description = write_manifest(out, plan)
+    refused = [row for sidecar in sidecars(out, plan, digest(wanted)) for row in rows("quarantine", sidecar, plan)]
+    return BuildResult(description, refused)
+
+
+def _survey(out: Path, plan: Plan) -> _Done:
+    done = _Done(set(), set(), set())
+    for shard in plan.shards:
+        sidecar = read_sidecar(out, shard, digest(plan.identity))
+        if sidecar is not None:
+            done.shards.add(shard.name)
+            done.converted.update(record["source"] for record in sidecar["records"])
+            done.refused.update(refusal["path"] for refusal in sidecar["quarantine"])
+    done.refused.difference_update(done.converted)
+    return done
+
+
+def _plan(plan: Plan, done: _Done, found: dict[str, int], source: Path, size: int, retry_refused: bool) -> Plan:
+    """The plan brought up to the source: sizes of what is still to do, and shards for what is new."""
+    changed = {entry.path for entry in plan.entries() if found.get(entry.path, entry.size) != entry.size}
+    for path in sorted(changed & done.converted):
+        raise DatasetError(f"{source / path}: has changed since it was converted; build into another folder")
+    pending = [shard for shard in plan.shards if shard.name not in done.shards]
+    for shard in pending:
+        for entry in shard.entries:
+            if entry.path not in found:
+                raise DatasetError(
+                    f"{source / entry.path}: was found when this build began and is gone; give the same source "
+                    "folder, put the file back, or build into another folder"
+                )
+    current = Plan(
+        plan.identity,
+        tuple(shard if shard.name in done.shards else _with_sizes(shard, found) for shard in plan.shards),
+    )
+    waiting = {entry.path for shard in pending for entry in shard.entries}
+    retry = (done.refused if retry_refused else done.refused & changed) & found.keys() - waiting
+    return extend(current, found, size, retry)
+
+
+def _with_sizes(shard: ShardPlan, found: dict[str, int]) -> ShardPlan:
+    return replace(shard, entries=tuple(replace(entry, size=found[entry.path]) for entry in shard.entries))
+
+
+def _run(todo: list[ShardPlan], source: Path, out: Path, config: BuildConfig, plan: Plan, workers: int) -> None:
+    count = sum(len(shard.entries) for shard in todo)
+    finished = len(plan.shards) - len(todo)
+    kept = f", {finished} shards are finished already" if finished else ""
+    print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
+    progress = Progress(len(todo), count)
+    with cluster(workers) as ray:
+        run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update)
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keeps other builds out of the folder; the system gives the lock back when the process dies."""
+    with (out / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DatasetError(f"{out}: another build is writing here; wait for it or end it") from error
+        yield

@@ -1,0 +1,115 @@
+"""Configuration of a build (``configs/shards.yaml``)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from sleepfm.config import Config, digest, load_config, to_dict
+from sleepfm.constants import CHANNELS
+from sleepfm.data.format import SCHEMA
+from sleepfm.errors import ConfigError
+from sleepfm.paths import config_root
+from sleepfm.signals.cohort import AUTO, Cohort, cohort_names, load_cohort
+from sleepfm.signals.labels import EventRule
+from sleepfm.signals.quality import Quality
+
+
+class SplitConfig(Config):
+    """Fractions of the subjects in each split, and the salt of the hash that places them."""
+
+    salt: str
+    pretrain: float = Field(ge=0, le=1)
+    label: float = Field(ge=0, le=1)
+    val: float = Field(ge=0, le=1)
+    test: float = Field(ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _whole(self) -> SplitConfig:
+        total = self.pretrain + self.label + self.val + self.test
+        if abs(total - 1) > 1e-9:
+            raise ValueError(f"the fractions of the splits sum to {total:g}, not to 1")
+        return self
+
+
+class QualityConfig(Config):
+    """Flags that make an epoch of a channel unusable for pretraining."""
+
+    exclude: list[str]
+
+    @field_validator("exclude")
+    @classmethod
+    def _known(cls, value: list[str]) -> list[str]:
+        unknown = sorted(set(value) - set(Quality.__members__))
+        if unknown:
+            raise ValueError(f"unknown quality flags {unknown}; known: {', '.join(Quality.__members__)}")
+        return value
+
+    @property
+    def mask(self) -> int:
+        """The flags as one bit mask."""
+        return sum(Quality[name].value for name in set(self.exclude))
+
+
+class RayConfig(Config):
+    """How the work is spread; changes no byte of the result."""
+
+    task_memory_mb: int = Field(ge=64)
+    retries: int = Field(ge=0)
+
+
+class BuildConfig(Config):
+    """Everything that shapes a data set, and ``ray``, which does not."""
+
+    cohort: str
+    require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
+    event_rule: EventRule
+    segment_epochs: int = Field(ge=1, le=1200)
+    recordings: int = Field(ge=1, le=4096)
+    split: SplitConfig
+    quality: QualityConfig
+    ray: RayConfig
+
+
+def load_build_config(path: Path | None = None, overrides: Sequence[str] = ()) -> BuildConfig:
+    """``configs/shards.yaml``, or ``path``, with overrides. Raises :class:`ConfigError`."""
+    return load_config(BuildConfig, path or config_root() / "shards.yaml", overrides)
+
+
+def chosen_cohort(config: BuildConfig) -> Cohort | None:
+    """The cohort by name, None for ``auto``. Raises :class:`ConfigError` for an unknown one."""
+    return None if config.cohort == AUTO else load_cohort(config.cohort)
+
+
+def identity(config: BuildConfig) -> dict[str, Any]:
+    """What decides the bytes: format, configuration without ``ray``, and the content of the cohort rules."""
+    cohorts = cohort_names() if config.cohort == AUTO else [config.cohort]
+    return {
+        "schema": SCHEMA,
+        **{key: value for key, value in to_dict(config).items() if key != "ray"},
+        "cohort_rules": digest([to_dict(load_cohort(name)) for name in cohorts]),
+    }
+
+
+def check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
+    """Raises :class:`ConfigError` that names the first key in which a build in ``folder`` differs."""
+    old, new = _flat(stored), _flat(wanted)
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key):
+            raise ConfigError(
+                f"{folder}: holds a build with {key}={old.get(key)!r}, this one has {key}={new.get(key)!r}; "
+                "build into another folder, or give the same configuration"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

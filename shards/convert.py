@@ -1,0 +1,138 @@
+"""A prepared recording as WebDataset samples and manifest rows."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shards.plan import Entry
+from shards.writer import ShardWriter
+from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, STAGE_NAMES
+from sleepfm.data.format import (
+    CHANNEL_SCALE,
+    CRC_MEMBER,
+    EPOCH_BYTES,
+    HEADER_MEMBER,
+    INT16_MAX,
+    LABELS,
+    MEMBERS,
+    QUALITY_MEMBER,
+    channel_member,
+    label_member,
+)
+from sleepfm.signals.prepare import PreparedRecording
+
+RESPIRATORY = ("apnea", "hypopnea", "desaturation")
+
+
+@dataclass(frozen=True)
+class Converted:
+    """Manifest rows of one recording: its row of ``records`` and, a sample each, its rows of ``segments``."""
+
+    record: dict[str, Any]
+    segments: list[list[int]]
+
+
+def quantise(signal: NDArray[np.float32], scale: float) -> tuple[NDArray[np.int16], int]:
+    """``signal`` as int16 in steps of ``scale``, and how many samples were clipped on the way."""
+    steps = np.rint(signal * np.float32(1 / scale))
+    clipped = int(np.count_nonzero(np.abs(steps) > INT16_MAX))
+    return np.clip(steps, -INT16_MAX, INT16_MAX).astype("<i2"), clipped
+
+
+def epoch_labels(night: PreparedRecording) -> dict[str, NDArray[np.int8]]:
+    """All labels of the night, [E]. Respiratory ones are -1 where the stage is unscored; wake keeps 0 or 1."""
+    labels = {"stage": night.stage, **night.labels}
+    for name in RESPIRATORY:
+        labels[name] = np.where(night.stage < 0, np.int8(-1), labels[name])
+    return labels
+
+
+def write_recording(
+    night: PreparedRecording, entry: Entry, writer: ShardWriter, segment_epochs: int, quality_mask: int
+) -> Converted:
+    """Write the samples of ``night`` and describe them."""
+    channels = [channel for channel in CHANNELS if channel in night.channels]
+    labels = epoch_labels(night)
+    steps: dict[str, NDArray[np.int16]] = {}
+    clipped: dict[str, int] = {}
+    for channel in channels:
+        flat, clipped[channel] = quantise(night.channels.pop(channel), CHANNEL_SCALE[channel])
+        steps[channel] = flat.reshape(night.n_epochs, EPOCH_SAMPLES)
+    segments = []
+    for number, begin in enumerate(range(0, night.n_epochs, segment_epochs)):
+        end = min(begin + segment_epochs, night.n_epochs)
+        members = {channel_member(channel): steps[channel][begin:end].tobytes() for channel in channels}
+        members |= {label_member(name): labels[name][begin:end].tobytes() for name in LABELS}
+        members[QUALITY_MEMBER] = b"".join(night.quality[channel][begin:end].tobytes() for channel in channels)
+        members[CRC_MEMBER] = b"".join(_checksums(members[channel_member(channel)]) for channel in channels)
+        members[HEADER_MEMBER] = _header(night, entry, channels, number, begin, end)
+        offsets = writer.write(f"{entry.record}_{number:04d}", members)
+        segments.append([begin, end - begin, *(offsets[member] for member in MEMBERS)])
+    usable = {
+        f"usable_{channel}": int(np.count_nonzero((night.quality[channel] & quality_mask) == 0))
+        if channel in channels
+        else 0
+        for channel in CHANNELS
+    }
+    record = {
+        "record": entry.record,
+        "subject": night.subject,
+        "visit": night.visit,
+        "cohort": night.cohort,
+        "source": entry.path,
+        "source_bytes": entry.size,
+        "n_epochs": night.n_epochs,
+        "n_segments": len(segments),
+        "channels": channels,
+        "scored_epochs": int(np.count_nonzero(labels["stage"] >= 0)),
+        "has_events": bool((labels["apnea"] >= 0).any()),
+        **{f"epochs_{name}": int(np.count_nonzero(labels["stage"] == n)) for n, name in enumerate(STAGE_NAMES)},
+        **{f"epochs_{name}": int(np.count_nonzero(labels[name] == 1)) for name in LABELS[1:]},
+        **usable,
+        "signals": {
+            channel: {
+                "median": night.median[channel],
+                "iqr": night.iqr[channel],
+                "clipped_samples": clipped[channel],
+            }
+            for channel in channels
+        },
+        "provenance": night.provenance,
+    }
+    return Converted(record, segments)
+
+
+def _checksums(content: bytes) -> bytes:
+    view = memoryview(content)
+    epochs = range(0, len(content), EPOCH_BYTES)
+    return np.array([zlib.crc32(view[at : at + EPOCH_BYTES]) for at in epochs], "<u4").tobytes()
+
+
+def _header(night: PreparedRecording, entry: Entry, channels: list[str], number: int, begin: int, end: int) -> bytes:
+    """The sample's JSON: all a reader of the tar alone needs. Event times are seconds from the recording's start."""
+    header = {
+        "record": entry.record,
+        "subject": night.subject,
+        "visit": night.visit,
+        "cohort": night.cohort,
+        "segment": number,
+        "first_epoch": begin,
+        "epochs": end - begin,
+        "n_epochs": night.n_epochs,
+        "channels": channels,
+        "scale": {channel: CHANNEL_SCALE[channel] for channel in channels},
+        "median": {channel: night.median[channel] for channel in channels},
+        "iqr": {channel: night.iqr[channel] for channel in channels},
+        "events": [
+            asdict(event)
+            for event in night.events
+            if event.onset < end * EPOCH_SECONDS and event.onset + event.duration > begin * EPOCH_SECONDS
+        ],
+    }
+    return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

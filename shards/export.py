@@ -1,0 +1,115 @@
+"""A data set as the reference's folders: ``x.parquet`` and ``y.parquet`` for each recording.
+
+The columns are those that SynthSleepNet's ``dataset/data_parser.py`` writes, for people who have loaders for
+them: ``x`` holds the scaled signals at 100 Hz end to end, ``y`` one row an epoch. What differs is meant to: the
+night is filtered whole, ``EEG_C4`` and ``EEG_C3`` are those derivations (the reference's names are swapped), and an
+unscored epoch has stage -1 instead of being counted as wake.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from shards.files import atomic_file
+from sleepfm.constants import CHANNELS
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.evaluation import iter_record
+from sleepfm.data.format import HEADER_MEMBER
+from sleepfm.data.reader import ShardReader
+from sleepfm.errors import DatasetError
+from sleepfm.signals.labels import EventRule, event_labels
+from sleepfm.signals.scoring_types import Event, Scoring
+
+SIGNAL_COLUMNS = {
+    "EEG_C4": "EEG_C4",
+    "EEG_C3": "EEG_C3",
+    "EOG_L": "EOG_Left",
+    "EOG_R": "EOG_Right",
+    "ECG": "ECG",
+    "EMG_CHIN": "EMG_Chin",
+    "AIRFLOW": "Airflow",
+}
+EVENT_COLUMNS = {
+    "obstructive_apnea": "Obstructive Apnea",
+    "central_apnea": "Central Apnea",
+    "mixed_apnea": "Mixed Apnea",
+    "hypopnea": "Hypopnea",
+    "desaturation": "SpO2 Desaturation",
+}
+STAGE_COLUMN = "Sleep Stage"
+
+
+def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Iterator[str]:
+    """Write one folder a recording below ``folder``; yields each recording's name when it is written.
+
+    Channels that a recording lacks are no column. A recording whose events were not scored has -1 in their columns.
+
+    Args:
+        rule: how events become labels, ``overlap`` (as in the shards) or ``reference`` (the reference's rounding).
+
+    Raises:
+        DatasetError: not a data set, or ``folder`` holds something else.
+        ShardError: a sample is corrupt, or ``folder`` cannot be written to.
+    """
+    dataset = Dataset.open(path)
+    if folder.exists() and (not folder.is_dir() or any(not item.is_dir() for item in folder.iterdir())):
+        raise DatasetError(f"{folder}: exists and is not an export; give a new or an empty folder")
+    reader = ShardReader(dataset)
+    for row, record in enumerate(dataset.names):
+        target = folder / record
+        target.mkdir(parents=True, exist_ok=True)
+        _write(target / "x.parquet", _signals(dataset, reader, row))
+        _write(target / "y.parquet", _labels(dataset, reader, row, rule))
+        yield record
+
+
+def _signals(dataset: Dataset, reader: ShardReader, row: int) -> dict[str, NDArray[np.float32]]:
+    present = {CHANNELS[number] for number in np.flatnonzero(dataset.present[row])}
+    columns = {}
+    for channel, column in SIGNAL_COLUMNS.items():
+        if channel in present:
+            parts = iter_record(dataset, dataset.names[row], [channel], labels=(), reader=reader)
+            columns[column] = np.concatenate([batch.signals.numpy().reshape(-1) for batch in parts])
+    return columns
+
+
+def _labels(dataset: Dataset, reader: ShardReader, row: int, rule: EventRule) -> dict[str, NDArray[np.int32]]:
+    epochs = int(dataset.n_epochs[row])
+    events = _events(dataset, reader, row)
+    batches = list(iter_record(dataset, dataset.names[row], [], labels=("stage", "arousal"), reader=reader))
+    stage = np.concatenate([batch.labels["stage"].numpy().reshape(-1) for batch in batches])
+    scored = any((batch.labels["arousal"] >= 0).any() for batch in batches)
+    scoring = Scoring((), events, "", has_events=scored)
+    columns = {
+        column: event_labels(scoring, epochs, (kind,), rule).astype(np.int32) for kind, column in EVENT_COLUMNS.items()
+    }
+    return {**columns, STAGE_COLUMN: stage.astype(np.int32)}
+
+
+def _events(dataset: Dataset, reader: ShardReader, row: int) -> tuple[Event, ...]:
+    """All events of a recording, from the headers of its samples; one that spans two samples is in both."""
+    first, shard = int(dataset.first_segment[row]), int(dataset.shard_of[row])
+    samples = -(-int(dataset.n_epochs[row]) // dataset.segment_epochs)
+    found: dict[Event, None] = {}
+    for offset in dataset.offsets(HEADER_MEMBER)[first : first + samples].tolist():
+        size = _member_size(reader, shard, offset)
+        header = json.loads(reader.read_bytes(shard, offset, size))
+        found.update(dict.fromkeys(Event(**event) for event in header["events"]))
+    return tuple(found)
+
+
+def _member_size(reader: ShardReader, shard: int, offset: int) -> int:
+    """Size of the tar member whose content begins at ``offset``, from its header block (USTAR, octal)."""
+    return int(reader.read_bytes(shard, offset - 512 + 124, 12).rstrip(b"\0 "), 8)
+
+
+def _write(path: Path, columns: dict[str, NDArray[np.float32]] | dict[str, NDArray[np.int32]]) -> None:
+    with atomic_file(path) as file:
+        pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), file)

@@ -1,0 +1,63 @@
+"""What a data set holds, as a short table."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.parquet as pq
+
+from sleepfm.constants import CHANNELS, EPOCH_SECONDS, STAGE_NAMES
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.format import MANIFEST_FOLDER
+
+
+def info(path: Path) -> str:
+    """The text of ``python -m shards info``. Raises :class:`DatasetError` for a folder that is no data set."""
+    dataset = Dataset.open(path)
+    description = dataset.description
+    counts = description["counts"]
+    lines = [
+        f"{dataset.path}",
+        f"digest   {dataset.digest}",
+        f"cohort   {dataset.config['cohort']}, samples of {dataset.segment_epochs} epochs",
+        f"holds    {counts['records']} recordings, {counts['epochs'] * EPOCH_SECONDS / 3600:.1f} h, "
+        f"{counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB; {counts['quarantined']} refused",
+        "",
+    ]
+    records = pq.read_table(dataset.path / MANIFEST_FOLDER / "records.parquet").to_pandas()
+    lines.append(_splits(description["split"], records))
+    if len(records):
+        lines += ["", _channels(records)]
+    quarantine = pq.read_table(dataset.path / MANIFEST_FOLDER / "quarantine.parquet").to_pandas()
+    for row in quarantine.itertuples():
+        lines.append(f"refused  {row.source}: {row.error}: {row.reason}")
+    return "\n".join(lines)
+
+
+def _splits(split: dict[str, dict[str, int]], records: pd.DataFrame) -> str:
+    events = ("apnea", "hypopnea", "desaturation", "arousal")
+    table = []
+    for name, counts in split.items():
+        chosen = records[records["split"] == name]
+        scored = max(int(chosen["scored_epochs"].sum()), 1)
+        stages = {stage: f"{chosen[f'epochs_{stage}'].sum() / scored:.0%}" for stage in STAGE_NAMES}
+        flagged = {event: int(chosen[f"epochs_{event}"].sum()) for event in events}
+        table.append({"split": name, **counts, "scored": int(chosen["scored_epochs"].sum()), **stages, **flagged})
+    return pd.DataFrame(table).to_string(index=False)
+
+
+def _channels(records: pd.DataFrame) -> str:
+    present = Counter(channel for channels in records["channels"] for channel in channels)
+    epochs = records["n_epochs"].sum()
+    table = [
+        {
+            "channel": channel,
+            "recordings": present[channel],
+            "usable epochs": int(records[f"usable_{channel}"].sum()),
+            "of all": f"{records[f'usable_{channel}'].sum() / epochs:.0%}",
+        }
+        for channel in CHANNELS
+    ]
+    return pd.DataFrame(table).to_string(index=False)

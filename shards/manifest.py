@@ -1,0 +1,189 @@
+"""The manifest of a data set, merged from the shards' sidecars; ``dataset.json`` comes last.
+
+Rows are written a few shards at a time, so that the memory this takes does not grow with the cohort.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from shards.config import QualityConfig, SplitConfig
+from shards.files import atomic_file, write_json
+from shards.plan import Plan
+from shards.split import split_of
+from shards.task import read_sidecar
+from sleepfm.config import digest
+from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
+from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SCHEMA, SHARD_FOLDER
+from sleepfm.errors import DatasetError
+
+SHARDS_IN_ROW_GROUP = 64
+
+RECORDS = pa.schema(
+    [
+        ("record", pa.string()),
+        ("subject", pa.string()),
+        ("visit", pa.string()),
+        ("cohort", pa.string()),
+        ("split", pa.string()),
+        ("shard", pa.string()),
+        ("source", pa.string()),
+        ("source_bytes", pa.int64()),
+        ("n_epochs", pa.int32()),
+        ("n_segments", pa.int32()),
+        ("channels", pa.list_(pa.string())),
+        ("scored_epochs", pa.int32()),
+        ("has_events", pa.bool_()),
+        *((f"epochs_{name}", pa.int32()) for name in (*STAGE_NAMES, *LABELS[1:])),
+        *((f"usable_{channel}", pa.int32()) for channel in CHANNELS),
+        ("signals", pa.string()),  # JSON: per channel median, iqr, clipped_samples
+        ("provenance", pa.string()),  # JSON: montage, missing and ambiguous channels, scoring, warnings
+    ]
+)
+SEGMENTS = pa.schema(
+    [
+        ("record", pa.dictionary(pa.int32(), pa.string())),
+        ("segment", pa.int32()),
+        ("first_epoch", pa.int32()),
+        ("n_epochs", pa.int32()),
+        *((f"offset_{member}", pa.int64()) for member in MEMBERS),
+    ]
+)
+SHARDS = pa.schema([("shard", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()), ("records", pa.int32())])
+QUARANTINE = pa.schema(
+    [("source", pa.string()), ("source_bytes", pa.int64()), ("error", pa.string()), ("reason", pa.string())]
+)
+TABLES = {"records": RECORDS, "segments": SEGMENTS, "shards": SHARDS, "quarantine": QUARANTINE}
+
+
+def sidecars(out: Path, plan: Plan, build: str) -> Iterator[dict[str, Any]]:
+    """The sidecar of every planned shard in order. Raises :class:`DatasetError` for one that is not done."""
+    for shard in plan.shards:
+        sidecar = read_sidecar(out, shard, build)
+        if sidecar is None:
+            raise DatasetError(f"{out / SHARD_FOLDER / shard.name}: not finished; run the same build again")
+        yield sidecar
+
+
+def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
+    """Write ``manifest/*.parquet`` and then ``dataset.json``; returns the latter's content.
+
+    A ``dataset.json`` that would change is removed first: the folder is a whole data set before and after, and
+    not a data set in between.
+
+    Raises:
+        DatasetError: a shard is not done.
+        ShardError: the folder cannot be written to.
+    """
+    build = digest(plan.identity)
+    description = describe(out, plan, build)
+    path = out / DATASET_FILE
+    tables_exist = all((out / MANIFEST_FOLDER / f"{name}.parquet").exists() for name in TABLES)
+    if tables_exist and path.exists() and json.loads(path.read_text(encoding="utf-8")) == description:
+        return description
+    path.unlink(missing_ok=True)
+    (out / MANIFEST_FOLDER).mkdir(exist_ok=True)
+    for name, schema in TABLES.items():
+        with atomic_file(out / MANIFEST_FOLDER / f"{name}.parquet") as file, pq.ParquetWriter(file, schema) as writer:
+            group: list[dict[str, Any]] = []
+            for number, sidecar in enumerate(sidecars(out, plan, build)):
+                group += rows(name, sidecar, plan)
+                if (number + 1) % SHARDS_IN_ROW_GROUP == 0:
+                    writer.write_table(pa.Table.from_pylist(group, schema))
+                    group = []
+            writer.write_table(pa.Table.from_pylist(group, schema))
+    write_json(path, description)
+    return description
+
+
+def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
+    """The content of ``dataset.json``.
+
+    Counts the recordings, subjects and epochs of each split and gives the data set its digest.
+    """
+    splits = SplitConfig(**plan.identity["split"])
+    counts = dict.fromkeys(("shards", "records", "segments", "epochs", "bytes", "quarantined"), 0)
+    split = {name: {"subjects": 0, "records": 0, "epochs": 0} for name in SPLITS}
+    subjects: dict[str, str] = {}
+    content: list[Any] = []
+    for sidecar in sidecars(out, plan, build):
+        counts["shards"] += bool(sidecar["records"])
+        counts["bytes"] += sidecar["bytes"]
+        counts["quarantined"] += len(rows("quarantine", sidecar, plan))
+        members = []
+        for record in sidecar["records"]:
+            counts["records"] += 1
+            counts["segments"] += record["n_segments"]
+            counts["epochs"] += record["n_epochs"]
+            name = split_of(record["subject"], splits)
+            split[name]["records"] += 1
+            split[name]["epochs"] += record["n_epochs"]
+            split[name]["subjects"] += record["subject"] not in subjects
+            subjects[record["subject"]] = name
+            members.append([record["record"], name])
+        if members:
+            content.append([sidecar["shard"], sidecar["sha256"], members])
+    return {
+        "schema": SCHEMA,
+        "config": plan.identity,
+        "config_digest": build,
+        "digest": dataset_digest(build, content),
+        "quality_mask": QualityConfig(**plan.identity["quality"]).mask,
+        "counts": counts,
+        "split": split,
+    }
+
+
+def dataset_digest(build: str, shards: list[Any]) -> str:
+    """The data set's digest, over all that a model trained on it depends on.
+
+    Args:
+        build: digest of the build's identity.
+        shards: for every shard in order, [name, SHA-256, [[record, split], ...]].
+    """
+    return digest([build, shards])
+
+
+def rows(table: str, sidecar: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
+    """The rows that one shard gives to ``table``."""
+    if table == "quarantine":
+        # A recording that was planned again is judged by its latest shard alone.
+        return [
+            {"source": row["path"], "source_bytes": row["size"], "error": row["error"], "reason": row["reason"]}
+            for row in sidecar["quarantine"]
+            if plan.latest[row["path"]] == sidecar["shard"]
+        ]
+    if not sidecar["records"]:
+        return []
+    if table == "shards":
+        return [
+            {
+                "shard": sidecar["shard"],
+                "bytes": sidecar["bytes"],
+                "sha256": sidecar["sha256"],
+                "records": len(sidecar["records"]),
+            }
+        ]
+    if table == "records":
+        splits = SplitConfig(**plan.identity["split"])
+        return [
+            {
+                **record,
+                "split": split_of(record["subject"], splits),
+                "shard": sidecar["shard"],
+                "signals": json.dumps(record["signals"], sort_keys=True),
+                "provenance": json.dumps(record["provenance"], sort_keys=True, ensure_ascii=False),
+            }
+            for record in sidecar["records"]
+        ]
+    return [
+        dict(zip(SEGMENTS.names, (record["record"], number, *segment), strict=True))
+        for record, segments in zip(sidecar["records"], sidecar["segments"], strict=True)
+        for number, segment in enumerate(segments)
+    ]

@@ -1,0 +1,144 @@
+"""Which recording goes into which shard: decided once, kept in ``plan.json``, only ever appended to.
+
+A build that goes on, after a crash or with further recordings in the source, keeps every earlier decision, so
+finished shards stay as they are and the result does not depend on what happened on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from shards.config import check_same
+from shards.files import write_json
+from sleepfm.errors import DatasetError
+
+PLAN_FILE = "plan.json"
+# USTAR holds 100 characters; what follows the record's key in a member's name takes up to 25.
+LONGEST_KEY = 70
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One recording: path relative to the source (POSIX), size in bytes, unique key."""
+
+    path: str
+    size: int
+    record: str
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """One shard and one task: ``name`` is the file name of the tar."""
+
+    name: str
+    entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All shards of a data set, and the identity of the build (:func:`shards.config.identity`)."""
+
+    identity: dict[str, Any]
+    shards: tuple[ShardPlan, ...] = ()
+
+    def entries(self) -> Iterable[Entry]:
+        """All recordings, in shard order."""
+        return (entry for shard in self.shards for entry in shard.entries)
+
+    @cached_property
+    def latest(self) -> dict[str, str]:
+        """Path of every recording -> the last shard it was planned into."""
+        return {entry.path: shard.name for shard in self.shards for entry in shard.entries}
+
+
+def read_plan(out: Path, identity: dict[str, Any]) -> Plan:
+    """The plan in ``out``, or an empty one.
+
+    Raises:
+        ConfigError: the folder holds a build of another configuration.
+        DatasetError: the folder holds something else, or a plan that cannot be read.
+    """
+    path = out / PLAN_FILE
+    if not path.exists():
+        if out.exists() and (not out.is_dir() or any(p for p in out.iterdir() if p.name != ".lock")):
+            raise DatasetError(f"{out}: exists and is not a build of shards; give a new or an empty folder")
+        return Plan(identity)
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        shards = tuple(
+            ShardPlan(shard["name"], tuple(Entry(**entry) for entry in shard["entries"])) for shard in stored["shards"]
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{path}: not a build plan ({error}); build into a new folder") from error
+    check_same(stored["identity"], identity, out)
+    return Plan(identity, shards)
+
+
+def write_plan(out: Path, plan: Plan) -> None:
+    """Write ``plan.json`` atomically."""
+    shards = [{"name": shard.name, "entries": [asdict(entry) for entry in shard.entries]} for shard in plan.shards]
+    write_json(out / PLAN_FILE, {"identity": plan.identity, "shards": shards})
+
+
+def extend(plan: Plan, found: dict[str, int], size: int, retry: Iterable[str] = ()) -> Plan:
+    """``plan`` with shards of ``size`` recordings appended for what it does not hold yet.
+
+    Args:
+        found: path relative to the source -> bytes.
+        retry: paths that are planned again although they are known, because they were refused.
+    """
+    again = set(retry)
+    known = {entry.path: entry for entry in plan.entries()}
+    new = sorted(path for path in found if path not in known or path in again)
+    names = _name([path for path in new if path not in known], {entry.record for entry in known.values()})
+    names |= {path: known[path].record for path in new if path in known}
+    entries = [Entry(path, found[path], names[path]) for path in new]
+    first = len(plan.shards)
+    shards = [
+        ShardPlan(f"shard-{first + number:06d}.tar", tuple(entries[begin : begin + size]))
+        for number, begin in enumerate(range(0, len(entries), size))
+    ]
+    return Plan(plan.identity, (*plan.shards, *shards))
+
+
+def _name(paths: list[str], taken: set[str]) -> dict[str, str]:
+    """A key for every path: its file name where that is unique, else more of the path, else with a digest."""
+    keys: dict[str, str] = {}
+    rest = paths
+    for candidate in (_stem_key, _path_key, _digest_key):
+        count = Counter(candidate(path) for path in rest)
+        chosen = {
+            path: candidate(path)
+            for path in rest
+            if count[candidate(path)] == 1 and candidate(path) not in taken and len(candidate(path)) <= LONGEST_KEY
+        }
+        keys |= chosen
+        taken = taken | set(chosen.values())
+        rest = [path for path in rest if path not in chosen]
+    assert not rest, "digests of different paths are different"
+    return keys
+
+
+def _stem_key(path: str) -> str:
+    return _safe(PurePosixPath(path).stem)
+
+
+def _path_key(path: str) -> str:
+    return _safe(path)
+
+
+def _digest_key(path: str) -> str:
+    return f"{_stem_key(path)[: LONGEST_KEY - 17]}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
+
+
+def _safe(text: str) -> str:
+    """``text`` in characters that member names can hold; WebDataset ends a sample's key at the first dot."""
+    return re.sub(r"[^0-9A-Za-z_-]+", "-", text).strip("-") or "record"

@@ -1,0 +1,165 @@
+"""One shard from its recordings: what a Ray task runs, and what it leaves behind.
+
+The tar is written under a temporary name and renamed; the JSON beside it is written the same way afterwards and
+marks the shard as done. It holds the manifest rows, so that nothing of size passes through Ray.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from shards.config import BuildConfig, chosen_cohort
+from shards.convert import Converted, write_recording
+from shards.files import atomic_file, write_json
+from shards.plan import Entry, ShardPlan
+from shards.writer import ShardWriter
+from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.data.format import SHARD_FOLDER
+from sleepfm.errors import SleepFMError
+from sleepfm.signals.prepare import PreparedRecording, prepare
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A recording that was not converted: relative path, bytes, class of the error, and the reason."""
+
+    path: str
+    size: int
+    error: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one shard's task did; ``hours`` of recording."""
+
+    shard: str
+    converted: int
+    hours: float
+    seconds: float
+    refusals: tuple[Refusal, ...]
+
+
+def sidecar_path(out: Path, shard: str) -> Path:
+    """The JSON that marks ``shard`` as done."""
+    return (out / SHARD_FOLDER / shard).with_suffix(".json")
+
+
+def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, build: str) -> Outcome:
+    """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
+
+    A recording that raises a :class:`SleepFMError`, or whose file the system cannot read, is refused and the rest
+    goes on. Any other exception is a programming error: it ends the task, with the recording named in a note.
+
+    Args:
+        build: digest of the build's identity, kept in the sidecar.
+
+    Raises:
+        ShardError: the output folder cannot be written to.
+    """
+    started = time.monotonic()
+    cohort = chosen_cohort(config)
+
+    def night_of(entry: Entry) -> PreparedRecording | Refusal:
+        try:
+            return prepare(source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule)
+        except (SleepFMError, OSError) as error:
+            reason = str(error).replace(f"{source}{os.sep}", "")
+            return Refusal(entry.path, entry.size, type(error).__name__, reason)
+
+    content = write_shard(out, shard, night_of, config, build, source)
+    return Outcome(
+        shard.name,
+        len(content["records"]),
+        sum(record["n_epochs"] for record in content["records"]) * EPOCH_SECONDS / 3600,
+        time.monotonic() - started,
+        tuple(Refusal(**refusal) for refusal in content["quarantine"]),
+    )
+
+
+def write_shard(
+    out: Path,
+    shard: ShardPlan,
+    night_of: Callable[[Entry], PreparedRecording | Refusal],
+    config: BuildConfig,
+    build: str,
+    source: Path,
+) -> dict[str, Any]:
+    """Write the tar and then the sidecar of ``shard`` and return the sidecar's content.
+
+    ``night_of`` is called once an entry, in order; one night is in memory at a time. A shard of which every
+    recording is refused has a sidecar but no tar.
+
+    Raises:
+        ShardError: the output folder cannot be written to.
+    """
+    converted: list[Converted] = []
+    refusals: list[Refusal] = []
+    tar = out / SHARD_FOLDER / shard.name
+    with atomic_file(tar) as file:
+        writer = ShardWriter(file)
+        for entry in shard.entries:
+            with _named(source / entry.path):
+                night = night_of(entry)
+                if isinstance(night, Refusal):
+                    refusals.append(night)
+                else:
+                    converted.append(write_recording(night, entry, writer, config.segment_epochs, config.quality.mask))
+        writer.close()
+    if not converted:
+        tar.unlink()
+    content: dict[str, Any] = {
+        "build": build,
+        "shard": shard.name,
+        "entries": entries_digest(shard),
+        "bytes": writer.bytes if converted else 0,
+        "sha256": writer.sha256 if converted else "",
+        "records": [_relative(item.record, source) for item in converted],
+        "segments": [item.segments for item in converted],
+        "quarantine": [asdict(refusal) for refusal in refusals],
+    }
+    write_json(sidecar_path(out, shard.name), content)
+    return content
+
+
+def read_sidecar(out: Path, shard: ShardPlan, build: str) -> dict[str, Any] | None:
+    """The sidecar of ``shard``, or None where the shard is not done: absent, of another build, or tar amiss."""
+    try:
+        content: dict[str, Any] = json.loads(sidecar_path(out, shard.name).read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    tar = out / SHARD_FOLDER / shard.name
+    size = tar.stat().st_size if tar.exists() else 0
+    same = content.get("build") == build and content.get("entries") == entries_digest(shard)
+    return content if same and content.get("bytes") == size else None
+
+
+def entries_digest(shard: ShardPlan) -> str:
+    """Digest of what a shard is made from."""
+    text = json.dumps([asdict(entry) for entry in shard.entries], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Names the recording in whatever error passes."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f"while converting {path}")
+        raise
+
+
+def _relative(record: dict[str, Any], source: Path) -> dict[str, Any]:
+    """The row without the place of the source, which is no property of the data."""
+    prefix = json.dumps(f"{source}{os.sep}", ensure_ascii=False)[1:-1]
+    relative: dict[str, Any] = json.loads(json.dumps(record, ensure_ascii=False).replace(prefix, ""))
+    return relative

@@ -1,0 +1,141 @@
+"""Is a data set what its manifest says: every checksum, offset and count."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.lib
+import pyarrow.parquet as pq
+
+from shards.config import SplitConfig
+from shards.manifest import TABLES, dataset_digest
+from shards.split import split_of
+from sleepfm.config import digest
+from sleepfm.data.dataset import read_description
+from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
+from sleepfm.errors import DatasetError
+
+CHUNK = 2**20
+
+
+def verify(path: Path) -> Iterator[str]:
+    """Yields one line for each fault found; none means that the data set is whole.
+
+    Checks the tables against ``dataset.json`` and its digest, the folder against the tables (missing and extra
+    shards), size and SHA-256 of every tar, and that every member stands where ``segments.parquet`` says.
+
+    Raises:
+        DatasetError: not a data set, or a table of its manifest cannot be read.
+    """
+    path = path.resolve()
+    description = read_description(path)
+    tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES}
+    records = tables["records"].to_pylist()
+    shards = tables["shards"].to_pylist()
+    yield from _check_counts(path, description, tables)
+    yield from _check_splits(records, SplitConfig(**description["config"]["split"]))
+    by_shard: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for record in records:
+        by_shard[record["shard"]].append(record)
+    content = [
+        [shard["shard"], shard["sha256"], [[row["record"], row["split"]] for row in by_shard[shard["shard"]]]]
+        for shard in shards
+    ]
+    build = digest(description["config"])
+    if build != description["config_digest"] or dataset_digest(build, content) != description["digest"]:
+        yield f"{path / DATASET_FILE}: the digest is not that of the manifest"
+    for tar in sorted((path / SHARD_FOLDER).glob("*.tar")):
+        if tar.name not in by_shard:
+            yield f"{tar}: a shard that the manifest does not list"
+    segments, first = tables["segments"], 0
+    for shard in shards:
+        members: dict[str, int] = {}
+        for record in by_shard[shard["shard"]]:
+            own = segments.slice(first, record["n_segments"])
+            first += record["n_segments"]
+            yield from _check_segments(record, own)
+            members |= _members(own)
+        yield from _check_shard(path / SHARD_FOLDER / shard["shard"], shard, members)
+
+
+def _table(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (OSError, pyarrow.lib.ArrowException) as error:
+        raise DatasetError(f"{path}: cannot read the manifest ({str(error).splitlines()[0]})") from error
+
+
+def _check_counts(path: Path, description: dict[str, Any], tables: dict[str, pa.Table]) -> Iterator[str]:
+    found = {
+        "records": tables["records"].num_rows,
+        "shards": tables["shards"].num_rows,
+        "segments": tables["segments"].num_rows,
+        "epochs": int(tables["records"]["n_epochs"].to_numpy().sum()),
+        "bytes": int(tables["shards"]["bytes"].to_numpy().sum()),
+        "quarantined": tables["quarantine"].num_rows,
+    }
+    for name, count in description["counts"].items():
+        if found[name] != count:
+            yield f"{path / MANIFEST_FOLDER}: {found[name]} {name}, {DATASET_FILE} says {count}"
+
+
+def _check_splits(records: list[dict[str, Any]], config: SplitConfig) -> Iterator[str]:
+    seen: set[str] = set()
+    for row in records:
+        expected = split_of(row["subject"], config)
+        if row["split"] != expected:
+            yield f"{row['record']}: in split {row['split']}, its subject's is {expected}"
+        if row["record"] in seen:
+            yield f"{row['record']}: listed twice"
+        seen.add(row["record"])
+
+
+def _check_segments(record: dict[str, Any], segments: pa.Table) -> Iterator[str]:
+    names = set(segments["record"].to_pylist())
+    first, epochs = segments["first_epoch"].to_numpy(), segments["n_epochs"].to_numpy()
+    if (
+        names != {record["record"]}
+        or not np.array_equal(first, np.cumsum(epochs) - epochs)
+        or epochs.sum() != record["n_epochs"]
+    ):
+        yield f"{record['record']}: its samples do not make up its {record['n_epochs']} epochs"
+
+
+def _members(segments: pa.Table) -> dict[str, int]:
+    """Member name -> byte offset, for some rows of ``segments``."""
+    keys = [f"{row['record']}_{row['segment']:04d}" for row in segments.select(["record", "segment"]).to_pylist()]
+    return {
+        f"{key}.{member}": offset
+        for member in MEMBERS
+        for key, offset in zip(keys, segments[f"offset_{member}"].to_pylist(), strict=True)
+        if offset >= 0
+    }
+
+
+def _check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int]) -> Iterator[str]:
+    if not tar.is_file():
+        yield f"{tar}: missing"
+        return
+    size = tar.stat().st_size
+    if size != shard["bytes"]:
+        yield f"{tar}: {size} bytes, the manifest says {shard['bytes']}"
+        return
+    hashed = hashlib.sha256()
+    with tar.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            hashed.update(chunk)
+    if hashed.hexdigest() != shard["sha256"]:
+        yield f"{tar}: its SHA-256 is not the manifest's; its bytes have changed"
+        return
+    with tarfile.open(tar) as archive:
+        stored = {member.name: member.offset_data for member in archive}
+    if stored != members:
+        wrong = sorted(set(stored.items()) ^ set(members.items()))
+        yield f"{tar}: {len(wrong)} members are not where segments.parquet says; first {wrong[0][0]}"

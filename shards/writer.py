@@ -1,0 +1,63 @@
+"""A tar of WebDataset samples with reproducible bytes, known digest and known byte offsets."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import BinaryIO
+
+from webdataset.writer import TarWriter
+
+from sleepfm.data.format import MEMBERS
+
+BLOCK = 512  # tar: a header block, then the content padded to whole blocks
+
+
+class _HashingFile:
+    """Passes writes on and digests them."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, content: bytes) -> int:
+        self.sha256.update(content)
+        self.bytes += len(content)
+        return self._file.write(content)
+
+
+class ShardWriter:
+    """Writes samples through WebDataset's ``TarWriter`` with fixed time and owner.
+
+    ``bytes`` and ``sha256`` describe the whole tar once it is closed.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = _HashingFile(file)
+        self._tar = TarWriter(self._file, user="sleepfm", group="sleepfm", mtime=0, encoder=False, compress=False)
+
+    def write(self, key: str, members: Mapping[str, bytes]) -> dict[str, int]:
+        """Append one sample; returns the byte offset of each of :data:`MEMBERS` in the tar, -1 where absent."""
+        offset = self._tar.tarstream.offset
+        offsets = dict.fromkeys(MEMBERS, -1)
+        # TarWriter sorts the members of a sample by name.
+        for name in sorted(members):
+            offsets[name] = offset + BLOCK
+            offset += BLOCK + -(-len(members[name]) // BLOCK) * BLOCK
+        self._tar.write({"__key__": key, **members})
+        # A name too long for a plain header would put further blocks before it.
+        assert self._tar.tarstream.offset == offset, f"{key}: tar layout is not the expected one"
+        return offsets
+
+    def close(self) -> None:
+        """Write the end of the archive."""
+        self._tar.close()
+
+    @property
+    def bytes(self) -> int:
+        return self._file.bytes
+
+    @property
+    def sha256(self) -> str:
+        return self._file.sha256.hexdigest()
