@@ -24,7 +24,7 @@ class LoRAConfig(Config):
     rank: int = Field(default=4, ge=1)
     alpha: float = 16.0
     dropout: float = Field(default=0.05, ge=0, lt=1)
-    targets: tuple[str, ...] = ("attn.proj",)
+    targets: tuple[str, ...] = (r".*attn\.proj",)
 
 
 class Backbones(nn.Module):
@@ -102,8 +102,7 @@ def _groups(channels: Sequence[str], layout: Layout) -> list[tuple[str, tuple[in
         return [(name, (place,)) for place, name in enumerate(channels)]
     modalities = dict.fromkeys(CHANNEL_MODALITY[name] for name in channels)
     return [
-        (modality, tuple(p for p, name in enumerate(channels) if CHANNEL_MODALITY[name] == modality))
-        for modality in modalities
+        (modality, tuple(p for p, name in enumerate(channels) if CHANNEL_MODALITY[name] == modality)) for modality in modalities
     ]
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.models.mamba import mamba2
+from sleepfm.models.normalisation import RowBatchNorm
 
 
 class ContextConfig(Config):
@@ -44,7 +45,7 @@ class _SequenceNorm(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm1d(dim)
+        self.norm = RowBatchNorm(dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])

@@ -17,14 +17,15 @@ from sleepfm.models.lora import LoRALinear, add_lora
 class TuneConfig(Config):
     """What of the encoder trains: nothing, low-rank updates of the named linear layers, or all of it.
 
-    The default targets are the paper's: the two linear layers of every frame backbone and the MLP of the last fusion block.
+    ``targets`` are regular expressions on whole names of linear layers; ``{last}`` is the index of the encoder's last block.
+    The default ones are the paper's: the two linear layers of every frame backbone and the MLP of the last fusion block.
     """
 
     mode: Literal["frozen", "lora", "full"] = "frozen"
     rank: int = Field(4, ge=1)
     alpha: float = 8.0
     dropout: float = Field(0.05, ge=0, lt=1)
-    targets: tuple[str, ...] = ("feature_layer.0", "feature_layer.2", "mlp.fc1", "mlp.fc2")
+    targets: tuple[str, ...] = (r".*feature_layer\.[02]", r"(?:encoder\.)?blocks\.{last}\.mlp\.fc[12]")
 
 
 class DownstreamConfig(Config):
@@ -44,41 +45,41 @@ class Downstream(nn.Module):
 
     Args:
         config: what to build.
-        encoder: a SynthSleepNet or NeuroNet with ``channels``, ``dim`` and ``encode``; the configuration's own, freshly
-            initialised, if not given. What ``config.tune`` leaves frozen stays bit-identical and in eval mode.
+        encoder: a SynthSleepNet or NeuroNet, taken over without what only pretraining needs. What ``config.tune`` leaves
+            frozen stays bit-identical and in eval mode.
     """
 
     def __init__(self, config: DownstreamConfig, encoder: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.encoder: Any = encoder  # a module with channels, dim, encode and embed
-        self._adapt()
-        self.context = build_context(config.context, encoder.dim)
-        self.head = Head(encoder.dim, len(config.classes), config.head)
+        self.encoder: Any = encoder
+        self.encoder.drop_pretraining()
+        self._own_lora = self._adapt()
+        self.context = build_context(config.context, self.encoder.dim)
+        self.head = Head(self.encoder.dim, len(config.classes), config.head)
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Canonical channels, in the order ``forward`` takes them."""
         return self.encoder.channels
 
-    def _adapt(self) -> None:
+    def _adapt(self) -> list[LoRALinear]:
+        """Freeze what does not train; returns the low-rank layers that do (those of pretraining stay frozen)."""
         tune = self.config.tune
         self.encoder.requires_grad_(tune.mode == "full")
-        if tune.mode == "lora":
-            add_lora(self.encoder, tune.targets, 1, tune.rank, tune.alpha, tune.dropout)
-            self._own_lora = [layer for layer in self.encoder.modules() if self._is_own(layer)]
-
-    def _is_own(self, layer: nn.Module) -> bool:
-        return isinstance(layer, LoRALinear) and layer.lora_a.requires_grad
+        if tune.mode != "lora":
+            return []
+        last = self.encoder.config.encoder.depth - 1
+        targets = [target.replace("{last}", str(last)) for target in tune.targets]
+        return add_lora(self.encoder, targets, 1, tune.rank, tune.alpha, tune.dropout)
 
     def train(self, mode: bool = True) -> Downstream:
         """Frozen parts stay in eval mode: their batch statistics and dropout belong to their own training."""
         super().train(mode)
         if self.config.tune.mode != "full":
             self.encoder.eval()
-        if self.config.tune.mode == "lora":
-            for layer in self._own_lora:
-                layer.dropout.train(mode)
+        for layer in self._own_lora:
+            layer.dropout.train(mode)
         return self
 
     def encode(self, signals: Tensor, present: Tensor) -> Tensor:

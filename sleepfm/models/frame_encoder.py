@@ -30,9 +30,7 @@ class FrameEncoderConfig(Config):
     pools: tuple[int, ...] = (16, 11, 6)
     squeeze: bool = True
     reduction: int = Field(default=16, ge=1)
-    feature: int | None = Field(
-        default=None, ge=1, description="width of the feature; half of the flattened branches by default"
-    )
+    feature: int | None = Field(default=None, ge=1, description="width of the feature; half of the flattened branches by default")
 
 
 class SqueezeExcite(nn.Module):
@@ -103,9 +101,7 @@ class FrameEncoder(nn.Module):
         )
         flat = config.channels[-1] * sum(_lengths(config, window))
         self.feature = config.feature or flat // 2
-        self.feature_layer = nn.Sequential(
-            nn.Linear(flat, self.feature), nn.ELU(), nn.Linear(self.feature, self.feature)
-        )
+        self.feature_layer = nn.Sequential(nn.Linear(flat, self.feature), nn.ELU(), nn.Linear(self.feature, self.feature))
 
     def forward(self, frames: Tensor) -> Tensor:
         """``[B, F, window] -> [B, F, feature]``."""

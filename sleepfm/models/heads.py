@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sleepfm.config import Config
+from sleepfm.models.normalisation import RowBatchNorm
 
 
 class HeadConfig(Config):
@@ -37,4 +38,4 @@ class Head(nn.Module):
 
 
 def _hidden(size_in: int, size_out: int, dropout: float) -> tuple[nn.Module, ...]:
-    return nn.Linear(size_in, size_out), nn.BatchNorm1d(size_out), nn.ELU(), nn.Dropout(dropout)
+    return nn.Linear(size_in, size_out), RowBatchNorm(size_out), nn.ELU(), nn.Dropout(dropout)

@@ -8,7 +8,8 @@ only in their adapters, so they run stacked in one batch: every row of the batch
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -61,20 +62,27 @@ class LoRALinear(nn.Module):
         return self.base(x) + self.scale * torch.einsum("nsr,nor->nso", low, self.lora_b[index].to(low.dtype))
 
 
-def add_lora(module: nn.Module, suffixes: tuple[str, ...], adapters: int, rank: int, alpha: float, dropout: float) -> int:
-    """Replace every ``nn.Linear`` of ``module`` whose name ends in one of ``suffixes``; returns how many.
+def add_lora(
+    module: nn.Module, targets: Sequence[str], adapters: int, rank: int, alpha: float, dropout: float
+) -> list[LoRALinear]:
+    """Replace every ``nn.Linear`` of ``module`` whose whole name matches one of the regular expressions ``targets``.
+
+    Returns:
+        The new layers.
 
     Raises:
         ModelError: no layer matched, which would silently train nothing.
     """
-    names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and n.endswith(suffixes)]
+    wanted = re.compile("|".join(f"(?:{target})" for target in targets))
+    names = [n for n, m in module.named_modules() if isinstance(m, nn.Linear) and wanted.fullmatch(n)]
     if not names:
-        raise ModelError(f"LoRA targets {suffixes} match no linear layer of {type(module).__name__}")
+        raise ModelError(f"LoRA targets {list(targets)} match no linear layer of {type(module).__name__}")
+    layers = []
     for name in names:
-        parent = module.get_submodule(name.rpartition(".")[0])
-        leaf = name.rpartition(".")[2]
-        setattr(parent, leaf, LoRALinear(getattr(parent, leaf), adapters, rank, alpha, dropout))
-    return len(names)
+        parent, leaf = module.get_submodule(name.rpartition(".")[0]), name.rpartition(".")[2]
+        layers.append(LoRALinear(getattr(parent, leaf), adapters, rank, alpha, dropout))
+        setattr(parent, leaf, layers[-1])
+    return layers
 
 
 @contextmanager

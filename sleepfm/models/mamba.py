@@ -21,7 +21,7 @@ CHUNK = 64
 
 
 def mamba2(d_model: int, d_state: int, d_conv: int, expand: int, headdim: int) -> nn.Module:
-    """A causal Mamba-2 layer ``[B, L, d_model] -> [B, L, d_model]``: ``mamba_ssm.Mamba2`` where CUDA and the package are present."""
+    """A causal Mamba-2 layer on ``[B, L, d_model]``: ``mamba_ssm.Mamba2`` where CUDA and the package are."""
     sizes = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "headdim": headdim}
     if torch.cuda.is_available() and importlib.util.find_spec("mamba_ssm") is not None:
         from mamba_ssm import Mamba2 as FusedMamba2

@@ -198,6 +198,12 @@ class NeuroNet(nn.Module):
             x = block(x)
         return self.decoder_pred(self.decoder_norm(x))
 
+    def drop_pretraining(self) -> None:
+        """Remove what only :meth:`forward` needs: decoder, projector and mask token. ``encode`` and ``embed`` stay."""
+        for name in ("decoder_embed", "mask_token", "decoder_pos_embed", "decoder_blocks", "decoder_norm"):
+            delattr(self, name)
+        del self.decoder_pred, self.projector
+
     def encode(self, signals: Tensor, present: Tensor) -> Tensor:
         """``[B, C, T]`` with presence ``[B, C]`` to ``[B, D]``: the mean over frame tokens and present
         channels.

@@ -208,9 +208,7 @@ class SynthSleepNet(nn.Module):
         x = unshuffle(self.decoder_embed(visible), keep, self.mask_token, self.frames) + self.decoder_position
         return self.decoders[self.channels[place]](x, self.decoder_norm)
 
-    def _reconstruction(
-        self, fused: Tensor, tokens: list[Tensor], present: Tensor, keep: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    def _reconstruction(self, fused: Tensor, tokens: list[Tensor], present: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Mean over samples of the mean over present channels, and the same relative to predicting each
         channel's mean token.
         """
@@ -238,6 +236,12 @@ class SynthSleepNet(nn.Module):
             unimodal = _spread(self.projectors[name](part.mean(1)), rows)
             losses.append(nt_xent(fused, unimodal, self.config.temperature, rows))
         return torch.stack(losses).sum() / any_rank(present.any(0)).sum().clamp(min=1)
+
+    def drop_pretraining(self) -> None:
+        """Remove what only :meth:`forward` needs: decoders, projectors and the mask token. ``encode`` and ``embed`` stay."""
+        for name in ("decoder_embed", "mask_token", "decoder_position", "decoders", "decoder_norm", "projectors"):
+            delattr(self, name)
+        del self.fusion_projector
 
     def encode(self, signals: Tensor, present: Tensor) -> Tensor:
         """``[B, C, T]`` with presence ``[B, C]`` to ``[B, D]``: the mean of the fused tokens of the present

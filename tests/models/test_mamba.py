@@ -74,9 +74,9 @@ def test_parameters_are_named_and_shaped_as_in_mamba_ssm() -> None:
 def test_initial_step_sizes_and_decays_are_in_the_published_ranges() -> None:
     layer = Mamba2(512, d_state=16)
     step = torch.nn.functional.softplus(layer.dt_bias)
-    assert 9e-4 < step.min() and step.max() < 0.11
+    assert step.min() > 9e-4 and step.max() < 0.11
     decay = layer.A_log.exp()
-    assert 1 <= decay.min() and decay.max() <= 16
+    assert decay.min() >= 1 and decay.max() <= 16
 
 
 def test_state_space_parameters_stay_fp32_under_bf16_autocast() -> None:
