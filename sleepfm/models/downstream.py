@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pydantic import Field
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class Downstream(nn.Module):
     def __init__(self, config: DownstreamConfig, encoder: nn.Module) -> None:
         super().__init__()
         self.config = config
-        self.encoder: Any = encoder
+        self.encoder: Any = cast(Any, encoder)
         self.encoder.drop_pretraining()
         self._own_lora = self._adapt()
         self.context = build_context(config.context, self.encoder.dim)
