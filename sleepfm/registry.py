@@ -70,6 +70,8 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
     uri = store_uri(uri)
     file = _sqlite_file(uri)
     if file is not None:
+        # MLflow keeps open stores by address, which must not change its meaning with the working folder.
+        uri = f"sqlite:///{file.resolve()}"
         if create:
             file.parent.mkdir(parents=True, exist_ok=True)
         elif not file.exists():
@@ -135,9 +137,7 @@ def resolve(uri: str | Path, store: str | None = None) -> Resolved:
     name, alias, number = match["name"], match["alias"], match["version"]
     try:
         version = (
-            mlflow_client.get_model_version_by_alias(name, alias)
-            if alias
-            else mlflow_client.get_model_version(name, number)
+            mlflow_client.get_model_version_by_alias(name, alias) if alias else mlflow_client.get_model_version(name, number)
         )
     except MlflowException as error:
         wanted = f"alias {alias!r}" if alias else f"version {number}"
@@ -208,9 +208,7 @@ def register(
     return str(created.version)
 
 
-def promote(
-    name: str, version: str, metric: str, mode: str = "max", alias: str = "champion", store: str | None = None
-) -> bool:
+def promote(name: str, version: str, metric: str, mode: str = "max", alias: str = "champion", store: str | None = None) -> bool:
     """Move ``alias`` of ``name`` to ``version`` if its ``metric`` is strictly better than the holder's.
 
     The first version with a finite metric always gets it. Returns whether ``version`` holds the alias now.

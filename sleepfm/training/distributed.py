@@ -82,7 +82,7 @@ def import_deepspeed() -> ModuleType:
     muon.MuonWithAuxAdam = type("MuonWithAuxAdam", (), {})  # type: ignore[attr-defined]
     sys.modules.setdefault(muon.__name__, muon)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls collectives by names that torch is about to rename, and says so once a process.
     warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
     return deepspeed

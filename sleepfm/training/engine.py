@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -58,7 +59,8 @@ def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) ->
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": shares.micro_batch,
         "gradient_accumulation_steps": shares.accumulation,
-        "gradient_clipping": train.clip,
+        # Without ZeRO the engine clips, see _Run._finish_plain_gradients.
+        "gradient_clipping": train.clip if options.zero else 0.0,
         "steps_per_print": None,
         "zero_optimization": {"stage": options.zero},
         "zero_allow_untested_optimizer": True,
@@ -92,13 +94,12 @@ def train(stage: Stage, config: RunConfig, world: World, resume: bool, report: R
     """
     try:
         return _Run(stage, config, world, resume, report).run()
-    except dist.DistError as error:
-        raise TrainingError(f"rank {world.rank} lost contact with another rank: {_first_line(error)}") from error
-    except RuntimeError as error:
+    except (dist.DistError, RuntimeError) as error:
         # gloo reports a closed connection as a plain RuntimeError.
-        if "gloo" not in str(error):
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
-        raise TrainingError(f"rank {world.rank} lost contact with another rank: {_first_line(error)}") from error
+        reason = re.sub(r"^\[[^]]*\]\s*", "", _first_line(error)).split(". ")[0]
+        raise TrainingError(f"rank {world.rank} lost contact with another rank: {reason}") from error
 
 
 class _Run:
@@ -141,6 +142,7 @@ class _Run:
             checkpoint.load(self.engine, saved, folder)
         self.guard = StatisticsGuard(self.engine.module)
         self.skipped_in_row = 0
+        self.norm = math.nan
 
     def run(self) -> Trained:
         train = self.config.train
@@ -184,7 +186,7 @@ class _Run:
                 records.extend(batch.record)
             self.engine.backward(loss.loss)
             if part == self.shares.accumulation - 1 and self.zero == 0:
-                self._drop_bad_gradients()
+                self._finish_plain_gradients()
             self.engine.step()
         sums["leaving"] = torch.tensor(float(leave)).to(sums["loss"])
         figures = _means(sums, world)
@@ -210,13 +212,16 @@ class _Run:
             self.report(self.step, row)
         return leaving > 0
 
-    def _drop_bad_gradients(self) -> None:
-        """ZeRO 0 leaves gradients to a plain optimiser, which would apply non-finite ones."""
-        gradients = [p.grad for p in self.engine.module.parameters() if p.grad is not None]
-        self.norm = torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
+    def _finish_plain_gradients(self) -> None:
+        """Without ZeRO a plain optimiser applies whatever gradients there are: clip them, or drop bad ones."""
+        parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.norm = norm.item()
         if not math.isfinite(self.norm):
-            for parameter in self.engine.module.parameters():
+            for parameter in parameters:
                 parameter.grad = None
+        elif self.config.train.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip, norm)
 
     def _applied(self) -> bool:
         return math.isfinite(self.norm) if self.zero == 0 else bool(self.engine.was_step_applied())

@@ -91,8 +91,8 @@ class ToyStage:
             os.kill(os.getpid(), signal.SIGKILL)
         output = model(batch.signals).float()
         error = (output - batch.signals).pow(2).mean(1)
-        for item in self.toy.nan_at:
-            error = torch.where(batch.item == item, error * float("nan"), error)
+        bad = torch.isin(batch.item, torch.tensor(self.toy.nan_at, dtype=torch.long))
+        error = error * torch.ones_like(error).masked_fill(bad, float("nan"))
         return StepLoss(error.mean(), {"largest": error.max()})
 
     def validate(self, module: nn.Module) -> dict[str, float]:

@@ -1,0 +1,166 @@
+"""Packages and the registry: what goes in comes out, and a changed byte does not."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from sleepfm import registry
+from sleepfm.errors import ModelError, RegistryError
+from sleepfm.models.build import build_model, model_config
+from sleepfm.package import CONFIG, WEIGHTS, load_weights, read_config, verify, write_package
+
+MODEL = {
+    "kind": "neuronet",
+    "channels": ["ECG"],
+    "frame_encoder": {
+        "stem": 4,
+        "stem_stride": 4,
+        "channels": [4, 8],
+        "strides": [2, 2],
+        "pools": [3, 2, 1],
+        "reduction": 4,
+        "feature": 16,
+    },
+    "encoder": {"dim": 16, "depth": 1, "heads": 2},
+    "decoder": {"dim": 8, "depth": 1, "heads": 2},
+    "projector": [16, 8],
+}
+
+
+@pytest.fixture(scope="module")
+def module() -> nn.Module:
+    torch.manual_seed(3)
+    return build_model(MODEL).eval()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Working folder of the tests that share a store: making one takes seconds."""
+    return tmp_path_factory.mktemp("registry")
+
+
+@pytest.fixture
+def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(folder)
+    return registry.DEFAULT_STORE
+
+
+def publish(module: nn.Module, store: str, name: str, value: float, parents: tuple[str, ...] = ()) -> str:
+    """A new version of ``name`` whose validation figure is ``value``."""
+    client = registry.client(store, create=True)
+    run = client.create_run(registry.experiment_id(client, store, "test"))
+    folder = Path("packages") / f"{name}-{value}"
+    tags = write_package(folder, module, {"model": model_config(module), "note": value}, "# card\n", {"a": "b"})
+    version = registry.register(name, folder, run.info.run_id, tags, {"val/kappa": value}, parents, store)
+    again = registry.register(name, folder, run.info.run_id, tags, {"val/kappa": value}, parents, store)
+    assert again == version
+    return version
+
+
+def test_a_package_gives_back_the_module_bit_for_bit(tmp_path: Path, module: nn.Module) -> None:
+    tags = write_package(tmp_path, module, {"model": model_config(module)}, "# card\n")
+    assert tags["sha256"] == read_config(tmp_path)["weights"]["sha256"]
+    loaded = registry.load(tmp_path)
+    assert not loaded.training
+    for name, value in module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    signals = {"ECG": torch.randn(2, 3000)}
+    assert torch.equal(loaded.embed(signals), module.embed(signals))
+
+
+def test_weights_are_stored_in_fp32_whatever_they_were_trained_in(tmp_path: Path) -> None:
+    half = nn.BatchNorm1d(3).to(torch.bfloat16)
+    write_package(tmp_path, half, {"model": {}}, "")
+    kinds = {name: value.dtype for name, value in load_file(tmp_path / WEIGHTS).items()}
+    assert kinds.pop("num_batches_tracked") == torch.int64
+    assert set(kinds.values()) == {torch.float32}
+
+
+@pytest.mark.parametrize("file", [WEIGHTS, CONFIG])
+def test_a_changed_byte_is_refused(store: str, module: nn.Module, file: str) -> None:
+    name = f"changed-{file}"
+    publish(module, store, name, 0.5)
+    found = registry.resolve(f"models:/{name}/1")
+    path = found.path / file
+    content = bytearray(path.read_bytes())
+    content[-2] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(RegistryError, match=rf"{file}.*(changed|YAML)"):
+        registry.load(f"models:/{name}/1")
+
+
+def test_a_package_without_a_file_or_of_another_shape_is_refused(tmp_path: Path, module: nn.Module) -> None:
+    with pytest.raises(RegistryError, match="not a model package"):
+        registry.load(tmp_path)
+    with pytest.raises(RegistryError, match="no such folder"):
+        registry.load(tmp_path / "nowhere")
+    write_package(tmp_path, module, {"model": model_config(module)}, "")
+    with pytest.raises(ModelError, match="does not fit"):
+        load_weights(nn.Linear(2, 2), tmp_path / WEIGHTS)
+    (tmp_path / WEIGHTS).unlink()
+    with pytest.raises(RegistryError, match="missing"):
+        verify(tmp_path, "it")
+
+
+def test_the_champion_moves_only_when_the_metric_improves(store: str, module: nn.Module) -> None:
+    outcomes = []
+    for value in (0.5, 0.4, 0.5, math.nan, 0.6):
+        version = publish(module, store, "up", value)
+        outcomes.append(registry.promote("up", version, "val/kappa"))
+    assert outcomes == [True, False, False, False, True]
+    assert registry.resolve("models:/up@champion").version == "5"
+    with pytest.raises(RegistryError, match=r"no metric 'val/f1'"):
+        registry.promote("up", "1", "val/f1")
+
+
+def test_for_an_error_lower_is_better(store: str, module: nn.Module) -> None:
+    for value in (0.5, 0.6, 0.4):
+        registry.promote("down", publish(module, store, "down", value), "val/kappa", "min")
+    assert registry.resolve("models:/down@champion").version == "3"
+
+
+def test_what_is_not_there_is_named_with_what_is(
+    store: str, module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(module, store, "named", 0.5)
+    with pytest.raises(RegistryError, match=r"no alias 'champion'.*version 1 and alias none"):
+        registry.resolve("models:/named@champion")
+    with pytest.raises(RegistryError, match="no version 7"):
+        registry.resolve("models:/named/7")
+    with pytest.raises(RegistryError, match=r"registered models: .*named"):
+        registry.resolve("models:/unnamed@champion")
+    with pytest.raises(RegistryError, match="expected models:/NAME@ALIAS"):
+        registry.resolve("models:/named")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RegistryError, match=r"no registry at runs/mlflow\.db"):
+        registry.resolve("models:/named@champion")
+    assert not Path("runs").exists()
+
+
+def test_lineage_goes_back_to_the_first_parents(store: str, module: nn.Module) -> None:
+    publish(module, store, "sleepfm-a", 0.1)
+    publish(module, store, "sleepfm-b", 0.2, ("sleepfm-a:1",))
+    publish(module, store, "sleepfm-c", 0.3, ("sleepfm-b:1", "sleepfm-a:1"))
+    tree = registry.lineage("sleepfm-c", "1")
+    assert [parent["name"] for parent in tree["parents"]] == ["sleepfm-b", "sleepfm-a"]
+    assert tree["parents"][0]["parents"][0]["name"] == "sleepfm-a"
+    listed = [(version.name, version.version) for version in registry.versions()]
+    assert [name for name, _ in listed if name.startswith("sleepfm")] == ["sleepfm-a", "sleepfm-b", "sleepfm-c"]
+
+
+def test_a_moved_folder_still_resolves(
+    store: str, module: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(module, store, "moved", 0.5)
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    shutil.rmtree(registry.resolve("models:/moved/1").path)
+    monkeypatch.chdir(tmp_path)
+    assert registry.load("models:/moved/1").state_dict().keys() == module.state_dict().keys()
