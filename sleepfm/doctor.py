@@ -7,12 +7,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import SleepFMError
-from sleepfm.signals.annotations import align, find_scoring, read_scoring
-from sleepfm.signals.cohort import Cohort, recognise_cohort
-from sleepfm.signals.montage import Montage, resolve
-from sleepfm.signals.prepare import check_usable, discover
-from sleepfm.signals.recording import Recording, read_recording
+from sleepfm.signals.cohort import Cohort
+from sleepfm.signals.labels import stage_labels
+from sleepfm.signals.prepare import Examination, discover, examine, require_channels
 
 
 @dataclass
@@ -22,15 +21,19 @@ class Finding:
     path: str
     refused: str = ""
     cohort: str = ""
+    record: str = ""
     subject: str = ""
+    visit: str = ""
     hours: float = 0.0
+    epochs: int = 0
     signals: list[dict[str, Any]] = field(default_factory=list)
-    mapped: dict[str, str] = field(default_factory=dict)
+    channels: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     ambiguous: dict[str, str] = field(default_factory=dict)
-    inverted: list[str] = field(default_factory=list)
     gaps: int = 0
     scoring: str = ""
+    scored_epochs: int = 0
+    events: int = 0
     warnings: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
@@ -38,8 +41,8 @@ class Finding:
         return asdict(self)
 
 
-def examine(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
-    """One :class:`Finding` a recording below ``root``, in order; no signal is decoded.
+def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
+    """One :class:`Finding` a recording below ``root``, in order. Headers and scorings are read, no samples.
 
     Raises:
         RecordingError: no such folder, or no recording in it.
@@ -47,33 +50,31 @@ def examine(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
     for path in discover(root, cohort):
         finding = Finding(str(path))
         try:
-            _examine(finding, path, root, cohort)
+            examination = examine(path, cohort, root if root.is_dir() else None)
+            _fill(finding, examination)
+            require_channels(examination)
         except SleepFMError as error:
             finding.refused = str(error)
         yield finding
 
 
-def _examine(finding: Finding, path: Path, root: Path, cohort: Cohort | None) -> None:
-    recording = read_recording(path)
-    cohort = cohort or recognise_cohort(recording)
-    finding.cohort, finding.subject = cohort.name, cohort.identify(path)[0]
+def _fill(finding: Finding, examination: Examination) -> None:
+    recording, scoring = examination.recording, examination.scoring
+    finding.cohort = examination.cohort.name
+    finding.record = examination.identity.record
+    finding.subject, finding.visit = examination.identity.subject, examination.identity.visit
     finding.hours = recording.duration / 3600
+    finding.epochs = examination.n_epochs
+    finding.signals = [{"label": s.label, "unit": s.unit, "rate": s.rate} for s in recording.signals]
+    montage = examination.montage
+    finding.channels = {name: derivation.describe() for name, derivation in montage.channels.items()}
+    finding.missing, finding.ambiguous = montage.missing, montage.ambiguous
     finding.gaps = len(recording.gaps)
     finding.warnings = list(recording.warnings)
-    finding.signals = [{"label": s.label, "unit": s.unit, "rate": s.rate} for s in recording.signals]
-    montage = resolve(recording, cohort)
-    finding.mapped = {name: derivation.description for name, derivation in montage.channels.items()}
-    finding.missing, finding.ambiguous = montage.missing, montage.ambiguous
-    finding.inverted = _inverted(recording, montage)
-    check_usable(recording, montage)
-    scoring = find_scoring(path, root if root.is_dir() else path.parent, cohort)
     if scoring is not None:
-        _, remarks = align(read_scoring(scoring), recording, cohort)
-        finding.scoring = str(scoring)
-        finding.warnings += remarks
-
-
-def _inverted(recording: Recording, montage: Montage) -> list[str]:
-    """Channels whose header runs its physical range downwards, which turns the signal over."""
-    used = {name: recording.signals[derivation.signal] for name, derivation in montage.channels.items()}
-    return [name for name, signal in used.items() if signal.physical_min > signal.physical_max]
+        finding.scoring = scoring.source
+        finding.scored_epochs = int((stage_labels(scoring, examination.n_epochs) >= 0).sum())
+        finding.events = len(scoring.events)
+        finding.warnings += scoring.warnings
+    if recording.duration % EPOCH_SECONDS > 1.0:
+        finding.warnings.append(f"the last {recording.duration % EPOCH_SECONDS:.1f} s are less than an epoch; cut")

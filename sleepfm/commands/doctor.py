@@ -1,55 +1,89 @@
-"""``sleepfm doctor DIR``: report a folder before building from it."""
+"""``sleepfm doctor DIR``: report a folder of recordings before building from it."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from sleepfm.doctor import Finding, examine
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.constants import CHANNELS
+from sleepfm.signals.montage import NO_LABEL
+
+if TYPE_CHECKING:
+    from sleepfm.doctor import Finding
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments."""
+    """Arguments of ``sleepfm doctor``."""
     parser.add_argument("folder", metavar="DIR", type=Path, help="folder of EDF or BDF recordings, or one recording")
-    parser.add_argument(
-        "--cohort", default="auto", help="cohort whose rules apply (default: recognise each recording's)"
-    )
+    parser.add_argument("--cohort", default="auto", help="whose rules apply: a name or a YAML file (default auto)")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Report; exit status 1 where a recording would be refused."""
-    cohort = None if arguments.cohort == "auto" else load_cohort(arguments.cohort)
-    findings = []
-    for finding in examine(arguments.folder, cohort):
+    from sleepfm.doctor import examine_folder
+    from sleepfm.signals.cohort import AUTO, load_cohort
+
+    cohort = None if arguments.cohort == AUTO else load_cohort(arguments.cohort)
+    findings: list[Finding] = []
+    for finding in examine_folder(arguments.folder, cohort):
         findings.append(finding)
         if not arguments.json:
-            print(_text(finding), flush=True)
+            print("\n".join(_lines(finding)), flush=True)
     refused = sum(bool(finding.refused) for finding in findings)
     if arguments.json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=1, ensure_ascii=False))
     else:
-        print(f"{len(findings)} recordings: {len(findings) - refused} usable, {refused} would be quarantined")
+        mapped = Counter(name for finding in findings if not finding.refused for name in finding.channels)
+        usable = len(findings) - refused
+        print()
+        if usable:
+            print("channel    in usable recordings")
+            print("\n".join(f"{name:<10} {mapped[name]:>6} of {usable}" for name in CHANNELS))
+        print(f"{len(findings)} recordings: {usable} usable, {refused} would be quarantined")
     return 1 if refused else 0
 
 
-def _text(finding: Finding) -> str:
+def _lines(finding: Finding) -> list[str]:
     lines = [finding.path]
     if finding.cohort:
         gaps = f", {finding.gaps} gaps" if finding.gaps else ""
-        lines.append(f"  cohort {finding.cohort}, subject {finding.subject}, {finding.hours:.2f} h{gaps}")
-        rates = {signal["label"]: f"{signal['rate']:g} Hz, {signal['unit'] or 'no unit'}" for signal in finding.signals}
-        for name, description in finding.mapped.items():
-            source = next((text for label, text in rates.items() if description.startswith(label)), "")
-            flag = ", inverted by its header" if name in finding.inverted else ""
-            lines.append(f"  {name:<9} <- {description} ({source}{flag})")
-        lines += [f"  {name:<9} ambiguous: {reason}" for name, reason in finding.ambiguous.items()]
-        lines += [f"  {name:<9} missing: {reason}" for name, reason in finding.missing.items()]
-        lines.append(f"  scoring   {finding.scoring or 'none found'}")
-        lines += [f"  warning   {warning}" for warning in finding.warnings]
+        lines.append(
+            f"  cohort {finding.cohort}, subject {finding.subject}, {finding.epochs} epochs ({finding.hours:.2f} h), "
+            f"{len(finding.signals)} signals{gaps}"
+        )
+    for name in CHANNELS:
+        if name in finding.channels:
+            lines.append(f"  {name:<9} {_mapped(finding.channels[name])}")
+        elif name in finding.ambiguous:
+            lines.append(f"  {name:<9} AMBIGUOUS {finding.ambiguous[name]}")
+        elif finding.missing.get(name, NO_LABEL) != NO_LABEL:
+            lines.append(f"  {name:<9} missing: {finding.missing[name]}")
+    absent = [name for name in CHANNELS if finding.missing.get(name) == NO_LABEL]
+    if absent:
+        lines.append(f"  {'missing':<9} {', '.join(absent)}: {NO_LABEL}")
+    if finding.cohort:
+        scored = f"{finding.scoring}: {finding.scored_epochs} epochs scored, {finding.events} events"
+        lines.append(f"  scoring   {scored if finding.scoring else 'none found'}")
+    lines += [f"  warning   {warning}" for warning in finding.warnings]
     if finding.refused:
-        lines.append(f"  REFUSED   {finding.refused}")
-    return "\n".join(lines)
+        lines.append(f"  REFUSED   {finding.refused.removeprefix(finding.path + ': ')}")
+    return lines
+
+
+def _mapped(channel: dict[str, Any]) -> str:
+    text = " - ".join([channel["signal"], *channel["reference"]])
+    text += f", {channel['rate']:g} Hz, {channel['unit'] or 'no unit'}"
+    if channel["derivation"] and channel["derivation"] != channel["signal"]:
+        text += f", {channel['derivation']}"
+    if channel["polarity"]["header_inverted"]:
+        text += ", turned over by its header"
+    if channel["polarity"]["inverted_by_rule"]:
+        text += ", turned over by the cohort's rule"
+    if channel["substitute"]:
+        text += f" (substitute: {channel['substitute']})"
+    return text

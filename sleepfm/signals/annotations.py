@@ -1,140 +1,175 @@
-"""Scored stages and events of a night: one result type for every format they come in."""
+"""Scorings: one result type for every format, read by content, and reconciled with the recording's length."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from typing import Literal
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohort import Cohort
-from sleepfm.signals.recording import Recording
+from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.noxturnal import is_noxturnal, read_noxturnal
+from sleepfm.signals.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
+from sleepfm.signals.recording import read_edf_header, read_recording
+from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
+
+__all__ = ["Event", "Scoring", "StageInterval", "find_scoring", "read_scoring", "reconcile"]
+
+# Folders above a recording in which its scoring is looked for: NSRR keeps both two levels below the cohort.
+_LEVELS = 4
 
 
-@dataclass(frozen=True)
-class StageInterval:
-    """``stage`` (:class:`~sleepfm.constants.Stage`) from ``onset`` for ``duration`` seconds."""
+def read_scoring(path: str | Path, start: datetime | None = None) -> Scoring:
+    """Read a scoring file; its format is told by its content.
 
-    onset: float
-    duration: float
-    stage: int
-
-
-@dataclass(frozen=True)
-class Event:
-    """A scored event of one of :data:`~sleepfm.constants.EVENT_TYPES`; onset and duration in seconds."""
-
-    onset: float
-    duration: float
-    type: str
-
-
-@dataclass(frozen=True)
-class Scoring:
-    """What a scoring file says.
-
-    Times are in seconds from ``start``, or from the recording's first sample where ``start`` is None.
-    ``covers_recording``: the format scores every epoch from first to last, so its length must be the recording's.
-    """
-
-    stages: tuple[StageInterval, ...]
-    events: tuple[Event, ...]
-    source: str
-    has_events: bool = True
-    covers_recording: bool = False
-    start: datetime | None = None
-
-    @property
-    def end(self) -> float:
-        """Seconds from the start to the end of the last scored interval."""
-        return max((interval.onset + interval.duration for interval in self.stages), default=0.0)
-
-
-def read_scoring(path: Path) -> Scoring:
-    """Read a scoring file of any known format, told apart by content.
+    Args:
+        start: date and time of the recording's first sample. Formats with clock times need it, and an EDF+
+            hypnogram that starts at another time is shifted by the difference.
 
     Raises:
-        AnnotationError: unreadable, of no known format, or without any scored epoch.
+        AnnotationError: missing, of no known format, damaged, or without stages.
+        RecordingError: an EDF+ file that is damaged.
     """
+    path = Path(path)
     try:
-        with path.open("rb") as stream:
-            head = stream.read(4096)
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
-    scoring = _reader(path, head)(path)
-    if not scoring.stages:
-        raise AnnotationError(f"{path}: holds no scored sleep stage")
-    return scoring
+    if data[:8].rstrip(b" \0") == b"0" or data[:8] == b"\xffBIOSEMI":
+        return _read_edf(path, start)
+    if len(data) > MAX_BYTES:
+        raise AnnotationError(f"{path}: more than {MAX_BYTES >> 20} MiB, too large for a scoring file")
+    text = _decode(data)
+    if text.lstrip().startswith("<"):
+        root = parse_xml(data, str(path))
+        if root.tag == "PSGAnnotation":
+            return read_nsrr(root, path)
+        raise AnnotationError(f"{path}: XML with the root {root.tag!r}; NSRR's is PSGAnnotation")
+    if is_noxturnal(text):
+        return read_noxturnal(text, path, start)
+    raise AnnotationError(f"{path}: not NSRR XML, EDF+ annotations or a Noxturnal export; convert it to one")
 
 
-def _reader(path: Path, head: bytes) -> Callable[[Path], Scoring]:
-    from sleepfm.signals import edf_hypnogram, noxturnal, nsrr_xml
+def find_scoring(edf: Path, root: Path | None, cohort: Cohort) -> Path | None:
+    """The scoring file of the recording ``edf`` by the cohort's patterns, or None.
 
-    if head[:8].strip() == b"0" or head.startswith(b"\xffBIOSEMI"):
-        return edf_hypnogram.read
-    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return noxturnal.read
-    if head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        return nsrr_xml.read
-    raise AnnotationError(f"{path}: no known scoring format (NSRR XML, EDF+ hypnogram, Noxturnal export)")
-
-
-def find_scoring(recording: Path, root: Path, cohort: Cohort) -> Path | None:
-    """The scoring file of a recording by the cohort's patterns, beside it or anywhere below ``root``.
+    Each pattern is tried in the recording's folder and in those above it, up to ``root`` and at least where NSRR
+    keeps its annotations.
 
     Raises:
-        AnnotationError: several files fit one pattern.
+        AnnotationError: several files match equally well.
     """
-    key = re.search(cohort.scoring.key, recording.stem) if cohort.scoring.key else None
+    key = re.search(cohort.scoring.key, edf.name) if cohort.scoring.key else None
+    folder = edf.parent
+    above = [folder, *folder.parents][: _LEVELS + 1]
+    if root is not None and root in folder.parents:
+        above = [folder, *folder.parents][: max(_LEVELS, folder.parents.index(root) + 1) + 1]
     for pattern in cohort.scoring.files:
         if "{key}" in pattern and key is None:
             continue
-        name = pattern.format(stem=_literal(recording.stem), key=_literal(key[0]) if key else "")
-        for folder in (recording.parent, root):
-            found = sorted(path for path in folder.glob(name) if path.is_file() and path != recording)
-            if len(found) > 1:
-                named = ", ".join(path.name for path in found[:5])
-                raise AnnotationError(f"{recording}: {named} all fit the pattern {pattern!r}; keep one or name it")
+        name = pattern.format(stem=_literal(edf.stem), folder=_literal(folder.name), key=_literal(key[0] if key else ""))
+        for place in above:
+            found = sorted(path for path in place.glob(name) if path.is_file() and path != edf)
             if found:
-                return found[0]
+                return _only(edf, found)
+    if cohort.scoring.same_header:
+        return _only(edf, _with_same_header(edf, cohort.scoring.same_header))
     return None
 
 
-def _literal(text: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in text)
-
-
-def align(scoring: Scoring, recording: Recording, cohort: Cohort) -> tuple[Scoring, list[str]]:
-    """The scoring on the recording's own clock, and what was reconciled on the way.
+def reconcile(scoring: Scoring, duration: float, longer: Literal["cut", "error"], name: str) -> Scoring:
+    """``scoring`` with what lies outside a recording of ``duration`` s cut off, and a warning for it.
 
     Raises:
-        AnnotationError: the lengths differ by more than one epoch, or the two do not overlap in time.
+        AnnotationError: it overlaps the recording nowhere; it is more than an epoch longer where that is an
+            ``error``; it is more than an epoch shorter though its format scores whole nights; stages overlap.
     """
-    remarks = []
-    if scoring.start is not None:
-        if recording.start is None:
-            raise AnnotationError(f"{scoring.source}: has clock times, but the start of {recording.path} is unknown")
-        scoring = _shift(scoring, (scoring.start - recording.start).total_seconds())
-    excess = scoring.end - recording.duration
-    if scoring.covers_recording and abs(excess) > EPOCH_SECONDS and not (excess > 0 and cohort.scoring.longer_is_cut):
+    _check_overlap(scoring, name)
+    if scoring.begin >= duration or scoring.end <= 0:
         raise AnnotationError(
-            f"{scoring.source}: scores {scoring.end:g} s, {recording.path.name} lasts {recording.duration:g} s: "
-            f"{abs(excess):g} s {'more' if excess > 0 else 'less'}, which is more than one epoch; is it this night's?"
+            f"{name}: {scoring.source} covers {scoring.begin:.0f} to {scoring.end:.0f} s, the recording 0 to "
+            f"{duration:.0f} s; it belongs to another night"
         )
+    excess = scoring.end - duration
+    if excess > EPOCH_SECONDS and longer == "error":
+        raise AnnotationError(
+            f"{name}: {scoring.source} is {excess:.1f} s ({excess / EPOCH_SECONDS:.1f} epochs) longer than the "
+            f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
+        )
+    if scoring.whole_night and -excess > EPOCH_SECONDS:
+        raise AnnotationError(
+            f"{name}: {scoring.source} is {-excess:.1f} s ({-excess / EPOCH_SECONDS:.1f} epochs) shorter than the "
+            f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
+        )
+    events = tuple(event for event in scoring.events if 0 <= event.onset < duration)
+    warnings = []
     if excess > EPOCH_SECONDS:
-        remarks.append(f"scoring goes on for {excess:g} s after the recording; cut")
-    if not any(s.onset < recording.duration and s.onset + s.duration > 0 for s in scoring.stages):
-        raise AnnotationError(f"{scoring.source}: scores no moment of {recording.path.name}; it is of another night")
-    return scoring, remarks
+        warnings.append(f"scoring goes on for {excess:.1f} s after the recording's end; cut")
+    if scoring.begin < 0:
+        warnings.append(f"scoring begins {-scoring.begin:.1f} s before the recording; cut")
+    if len(events) < len(scoring.events):
+        warnings.append(f"{len(scoring.events) - len(events)} events outside the recording are left out")
+    return replace(scoring, events=events, warnings=scoring.warnings + tuple(warnings))
 
 
-def _shift(scoring: Scoring, seconds: float) -> Scoring:
-    return replace(
-        scoring,
-        stages=tuple(replace(interval, onset=interval.onset + seconds) for interval in scoring.stages),
-        events=tuple(replace(event, onset=event.onset + seconds) for event in scoring.events),
-        start=None,
-    )
+def _check_overlap(scoring: Scoring, name: str) -> None:
+    end = float("-inf")
+    for interval in scoring.stages:
+        if interval.onset < end - 1.0:
+            raise AnnotationError(
+                f"{name}: {scoring.source}: the stage at {interval.onset:g} s starts before the one before it ends ({end:g} s)"
+            )
+        end = max(end, interval.end)
+
+
+def _read_edf(path: Path, start: datetime | None) -> Scoring:
+    recording = read_recording(path)
+    shift = (recording.start - start).total_seconds() if recording.start and start else 0.0
+    scoring = from_annotations(recording.annotations, f"EDF+ annotations {path.name}", shift)
+    if scoring is None:
+        raise AnnotationError(f"{path}: none of its {len(recording.annotations)} annotations is a sleep stage")
+    return scoring
+
+
+def _decode(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif data.startswith(b"\xef\xbb\xbf"):
+        encoding = "utf-8-sig"
+    else:
+        encoding = "utf-8"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode("latin-1")
+
+
+def _literal(text: str) -> str:
+    """``text`` for use inside a glob pattern."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in text)
+
+
+def _with_same_header(edf: Path, pattern: str) -> list[Path]:
+    mine = read_edf_header(edf)
+    found = []
+    for path in sorted(edf.parent.glob(pattern)):
+        if path != edf and path.is_file():
+            other = read_edf_header(path)
+            if not other.ordinary and (other.patient, other.start) == (mine.patient, mine.start):
+                found.append(path)
+    return found
+
+
+def _only(edf: Path, found: list[Path]) -> Path | None:
+    # A scoring exported beside each format of a recording has the same ending as that recording.
+    same = [path for path in found if path.suffix.lower() == edf.suffix.lower()]
+    best = same if same else found
+    if len(best) > 1:
+        names = ", ".join(path.name for path in best)
+        raise AnnotationError(f"{edf}: several scorings fit: {names}; keep one")
+    return best[0] if best else None

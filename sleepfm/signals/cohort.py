@@ -1,11 +1,12 @@
-"""Cohorts: what a study's files look like. Harmonisation is rules in ``configs/cohorts/*.yaml``, not code."""
+"""Cohorts: what is known of a source of recordings, as rules in ``configs/cohorts/*.yaml``."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
@@ -13,123 +14,187 @@ from sleepfm.config import Config, load_config
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.signals.recording import Recording
+
+if TYPE_CHECKING:
+    from sleepfm.signals.recording import Recording
+
+AUTO = "auto"
+GENERIC = "generic"
+DEFAULTS = "defaults"
 
 
-class Rule(Config):
-    """One way to make a canonical channel.
+def _expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression ({error})") from error
+    return value
 
-    ``signal`` lists the labels that mean the same derivation; with ``reference`` the signal found is referred to the
-    signal of one of those labels, with two ``linked`` references to their mean. ``unit`` replaces a unit that the files
-    leave empty or wrong; ``note`` is recorded with the choice, for substitutes.
+
+class ChannelRule(Config):
+    """One way to make a canonical channel out of signals of a recording.
+
+    Attributes:
+        signal: labels of the active signal, any of them; compared without case, spaces and punctuation.
+        reference: electrodes to subtract, each with its labels; several are averaged (linked mastoids).
+        derivation: what the result is, for the record (``C4-A1``).
+        substitute: why this stands in for the canonical derivation, where it is not that derivation.
+        unit: the documented unit, used only where the header leaves it empty.
+        invert: turn the signal upside down, where the cohort's polarity is documented to be wrong.
     """
 
-    signal: list[str] = Field(min_length=1)
-    reference: list[str] = []
-    linked: list[str] = []
-    unit: str | None = None
+    signal: tuple[str, ...] = Field(min_length=1)
+    reference: tuple[tuple[str, ...], ...] = ()
+    derivation: str = ""
+    substitute: str = ""
+    unit: str = ""
     invert: bool = False
-    note: str = ""
+
+
+class Recognise(Config):
+    """How ``auto`` tells the cohort: by a pattern of the file name, or by labels that are all there."""
+
+    name: str = ""
+    labels: tuple[str, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return _expression(value)
+
+
+class Identity(Config):
+    """Regular expression searched in the file name, with groups ``subject`` and ``visit``.
+
+    A file that does not match is its own subject. ``subject`` is prefixed by ``prefix``, so that
+    cohorts cannot share a subject by chance and two visits of one study do on purpose.
+    """
+
+    pattern: str = ""
+    prefix: str = ""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return _expression(value)
+
+
+class ScoringRules(Config):
+    """Where the scoring of a recording is, and how its length is reconciled.
+
+    Attributes:
+        files: glob patterns relative to the recording's folder or a folder above it, in order of preference;
+            ``{stem}`` is the file name without ending, ``{folder}`` the folder's name, ``{key}`` what ``key``
+            matches in the file name (a pattern that names it is left out where it does not match).
+        key: regular expression.
+        same_header: annotation files beside the recording (a glob) that belong to it if patient and start agree.
+        longer: what to do with a scoring that goes on after the recording: ``cut`` it (as the cohort publishes
+            it) or refuse it as an ``error``.
+    """
+
+    files: tuple[str, ...] = ()
+    key: str = ""
+    same_header: str = ""
+    longer: Literal["cut", "error"] = "error"
+
+    @field_validator("key")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return _expression(value)
 
 
 class Band(Config):
-    """Pass band in Hz."""
+    """Pass band in Hz; a missing edge is open, both missing is no filter."""
 
-    low: float = Field(gt=0)
-    high: float = Field(gt=0)
+    low: float | None = None
+    high: float | None = None
 
 
-class ScoringFiles(Config):
-    """Where the scored stages and events of a recording are, relative to its folder or the source's root.
+class QualityLimits(Config):
+    """Per-epoch limits of a modality, in the canonical unit.
 
-    ``files`` are patterns in which ``{stem}`` is the recording's file name without extension and ``{key}`` what ``key``
-    matches in it. ``longer_is_cut`` accepts a hypnogram that goes on after the recording, as some cohorts publish it.
+    Attributes:
+        flat: peak to peak within a second, at or below which the second is flat.
+        range: distance from the night's median, beyond which a sample is out of range.
+        low: value below which a sensor is off (oximetry).
+        mains: whether to look for 50 or 60 Hz.
     """
 
-    files: list[str] = []
-    key: str = ""
-    longer_is_cut: bool = False
-    events: bool = True
+    flat: float | None = None
+    range: float | None = None
+    low: float | None = None
+    mains: bool = False
 
 
 class Cohort(Config):
-    """One study. ``subject`` and ``visit`` are regular expressions on the file name; visits share the subject."""
+    """One cohort's rules. Keys of the mappings below are canonical channels."""
 
     name: str
     source: str
-    recordings: list[str] = ["**/*.edf", "**/*.EDF", "**/*.bdf", "**/*.BDF"]
-    scoring: ScoringFiles = ScoringFiles()
-    subject: str = r"(?P<subject>.+)"
-    visit: str = ""
-    subject_prefix: str = ""
-    channels: dict[str, list[Rule]]
-    recognised_by: list[str] = []
-    recognised_name: str = ""
+    recognise: Recognise = Recognise()
+    identity: Identity = Identity()
+    scoring: ScoringRules = ScoringRules()
+    channels: dict[str, tuple[ChannelRule, ...]]
     minimum_rate: dict[str, float]
     filters: dict[str, Band]
-    event_rule: Literal["overlap", "reference"] = "overlap"
+    quality: dict[str, QualityLimits]
 
-    @field_validator("channels", "minimum_rate", "filters")
+    @field_validator("channels", "minimum_rate", "filters", "quality")
     @classmethod
     def _canonical(cls, value: dict[str, object]) -> dict[str, object]:
-        unknown = sorted(set(value) - set(CHANNELS))
-        if unknown:
-            raise ValueError(f"{unknown} are no canonical channels; known: {', '.join(CHANNELS)}")
+        for name in value:
+            if name not in CHANNELS:
+                raise ValueError(f"{name!r} is no canonical channel; those are {', '.join(CHANNELS)}")
         return value
 
-    @field_validator("subject", "visit", "recognised_name")
-    @classmethod
-    def _expression(cls, value: str) -> str:
-        try:
-            re.compile(value)
-        except re.error as error:
-            raise ValueError(f"not a regular expression ({error})") from error
-        return value
 
-    def identify(self, path: Path) -> tuple[str, str]:
-        """Subject key and visit of the recording at ``path``. A name that does not match is its own subject."""
-        match = re.search(self.subject, path.stem)
-        subject = match["subject"] if match else path.stem
-        visit = re.search(self.visit, path.stem) if self.visit else None
-        return f"{self.subject_prefix or self.name}-{subject}", visit["visit"] if visit else ""
+def normalise_label(label: str) -> str:
+    """A label without case, spaces and punctuation; a sign at its end stays, since ``ECG+`` is not ``ECG-``."""
+    text = unicodedata.normalize("NFKC", label).casefold().strip()
+    sign = text[-1:] if text[-1:] in ("+", "-") else ""
+    return "".join(character for character in text if character.isalnum()) + sign
 
 
 @lru_cache(maxsize=64)
-def load_cohort(name: str) -> Cohort:
-    """The cohort of ``configs/cohorts/NAME.yaml``, or of a YAML file given by its path.
+def load_cohort(name_or_path: str) -> Cohort:
+    """A cohort by the name of its file in ``configs/cohorts`` or by the path of a YAML file.
 
     Raises:
-        ConfigError: no such cohort (the known ones are named), or a wrong file.
+        ConfigError: no such cohort (the known ones are named), or a file that is not valid.
     """
-    path = Path(name)
+    path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
-        path = config_root() / "cohorts" / f"{name}.yaml"
-        if not path.is_file():
-            raise ConfigError(
-                f"unknown cohort {name!r}; known: auto, {', '.join(known_cohorts())}; or give a YAML file"
-            )
+        path = config_root() / "cohorts" / f"{name_or_path}.yaml"
+        if name_or_path == DEFAULTS or not path.is_file():
+            known = ", ".join([AUTO, *cohort_names()])
+            raise ConfigError(f"cohort {name_or_path!r} is not known; choose of {known}, or give a YAML file")
     return load_config(Cohort, path)
 
 
-def known_cohorts() -> list[str]:
-    """Names of the shipped cohorts."""
-    return sorted(p.stem for p in (config_root() / "cohorts").glob("*.yaml") if p.stem != "defaults")
+def cohort_names() -> tuple[str, ...]:
+    """Names of the cohorts that come with the package."""
+    folder = config_root() / "cohorts"
+    return tuple(sorted(path.stem for path in folder.glob("*.yaml") if path.stem != DEFAULTS))
 
 
 def recognise_cohort(recording: Recording) -> Cohort:
-    """The shipped cohort whose labels and file names this recording has; ``generic`` (AASM names) where none fits.
+    """The cohort whose file name pattern matches, else the one all of whose labels are there, else ``generic``.
 
-    A cohort is recognised when all its ``recognised_by`` labels are there and ``recognised_name`` matches the file.
+    Raises:
+        ConfigError: two cohorts fit equally well.
     """
-    labels = {normalise(signal.label) for signal in recording.signals}
-    for name in known_cohorts():
-        cohort = load_cohort(name)
-        wanted = {normalise(label) for label in cohort.recognised_by}
-        if wanted and wanted <= labels and re.search(cohort.recognised_name, recording.path.name, re.IGNORECASE):
-            return cohort
-    return load_cohort("generic")
-
-
-def normalise(label: str) -> str:
-    """A label without case, spaces and punctuation: ``EEG (sec)`` and ``eeg(SEC)`` are one label."""
-    return re.sub(r"[^0-9a-z\u00e0-\u00ff]+", "", label.casefold())
+    cohorts = [load_cohort(name) for name in cohort_names() if name != GENERIC]
+    labels = {normalise_label(signal.label) for signal in recording.signals}
+    by_labels = [
+        cohort
+        for cohort in cohorts
+        if cohort.recognise.labels and labels.issuperset(map(normalise_label, cohort.recognise.labels))
+    ]
+    by_name = [cohort for cohort in cohorts if cohort.recognise.name and re.search(cohort.recognise.name, recording.path.name)]
+    for fitting in (by_name, by_labels):
+        if len(fitting) > 1:
+            names = ", ".join(cohort.name for cohort in fitting)
+            raise ConfigError(f"{recording.path}: may be of cohort {names}; say which with --cohort")
+        if fitting:
+            return fitting[0]
+    return load_cohort(GENERIC)

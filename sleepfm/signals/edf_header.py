@@ -1,22 +1,25 @@
-"""EDF and BDF headers: bounded, validated parsing.
+"""EDF and BDF headers: parsed from untrusted bytes, checked against the size of the file.
 
-EDF (Kemp et al. 1992), EDF+ (2003) and BDF (BioSemi): a header is text in fixed-width fields, 256 bytes for the
-recording and 256 for each signal. It comes from an untrusted file, so nothing is allocated from a number that it claims
-before that number has been held against the size of the file.
+European Data Format (Kemp et al. 1992, Electroenceph Clin Neurophysiol 82:391), EDF+ (Kemp and Olivan 2003,
+Clin Neurophysiol 114:1755), and BioSemi's 24-bit BDF(+), which differs in its first eight bytes and its sample
+width only. Nothing is allocated from a number that the header claims before the file's size has confirmed it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
+from fractions import Fraction
+from typing import BinaryIO
 
 from sleepfm.errors import RecordingError
 
+FIXED_BYTES = 256
+SIGNAL_BYTES = 256
 ANNOTATION_LABELS = ("EDF Annotations", "BDF Annotations")
-MAX_SIGNALS = 4096
-_FIXED = 256
+# Widths of the per-signal fields in their order in the file (EDF specification, header record).
 _WIDTHS = {
     "label": 16,
     "transducer": 80,
@@ -29,11 +32,16 @@ _WIDTHS = {
     "samples": 8,
     "reserved": 32,
 }
+_NUMBER = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
+_INTEGER = re.compile(r"[+-]?\d+(\.0*)?")
+# No recording is longer; a header that claims more is damaged.
+LONGEST_SECONDS = 7 * 86_400.0
+_SHORTEST_RECORD = 1e-6
 
 
 @dataclass(frozen=True)
 class SignalHeader:
-    """One signal as the header states it; ``samples`` a data record, ``offset`` its first byte inside a record."""
+    """One signal as the header describes it; ``offset`` is its first byte in a data record."""
 
     label: str
     transducer: str
@@ -48,109 +56,133 @@ class SignalHeader:
 
     @property
     def is_annotation(self) -> bool:
-        """Whether this is an EDF+ time-stamped annotation list rather than a signal."""
         return self.label in ANNOTATION_LABELS
 
 
 @dataclass(frozen=True)
-class Header:
-    """A validated header. ``warnings`` lists the repairs that were made."""
+class EdfHeader:
+    """A header that fits its file.
 
-    start: datetime | None
-    discontinuous: bool
+    Attributes:
+        variant: ``EDF``, ``EDF+C``, ``EDF+D``, ``BDF``, ``BDF+C`` or ``BDF+D``.
+        sample_bytes: 2 in EDF, 3 in BDF.
+        patient: the patient field, only to tell whether two files describe one night.
+        start: date and time of the first record, without what the first time stamp adds; None if invalid.
+        record_seconds: exact duration of a data record; 0 only where it holds annotations alone.
+        n_records: whole data records that the file really holds (as claimed, where the two agree).
+        warnings: what was repaired.
+    """
+
+    variant: str
     sample_bytes: int
-    header_bytes: int
-    record_bytes: int
+    patient: str
+    start: datetime | None
+    record_seconds: Fraction
     n_records: int
-    record_seconds: float
+    record_bytes: int
+    data_offset: int
     signals: tuple[SignalHeader, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def ordinary(self) -> tuple[SignalHeader, ...]:
+        """The signals that are not annotations."""
+        return tuple(signal for signal in self.signals if not signal.is_annotation)
 
-def parse_header(path: Path) -> Header:
-    """Read and validate the header of ``path``.
+
+def read_header(file: BinaryIO, size: int, name: str) -> EdfHeader:
+    """Parse the header of ``file``, an EDF or BDF of ``size`` bytes called ``name`` in messages.
 
     Raises:
-        RecordingError: not an EDF or BDF file, a field that is no number, no or missing data records.
+        RecordingError: not EDF or BDF, damaged beyond repair, or truncated.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as stream:
-            fixed = stream.read(_FIXED)
-            if len(fixed) < _FIXED:
-                raise RecordingError(
-                    f"{path}: {size} bytes are too few for an EDF header; the file is empty or cut off"
-                )
-            sample_bytes = _sample_bytes(path, fixed)
-            n_signals = _integer(path, "number of signals", fixed[252:256])
-            if not 1 <= n_signals <= MAX_SIGNALS:
-                raise RecordingError(f"{path}: the header claims {n_signals} signals; 1 to {MAX_SIGNALS} are possible")
-            header_bytes = _FIXED * (n_signals + 1)
-            if size < header_bytes:
-                raise RecordingError(
-                    f"{path}: {n_signals} signals need {header_bytes} bytes of header, the file has {size}: cut off"
-                )
-            columns = _columns(stream.read(header_bytes - _FIXED), n_signals)
-    except OSError as error:
-        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from error
-
+    fixed = file.read(FIXED_BYTES)
+    if len(fixed) < FIXED_BYTES:
+        raise RecordingError(f"{name}: {size} bytes, shorter than the {FIXED_BYTES} of an EDF header")
+    if fixed[:8].rstrip(b" \0") == b"0":
+        kind, sample_bytes = "EDF", 2
+    elif fixed[:8] == b"\xffBIOSEMI":
+        kind, sample_bytes = "BDF", 3
+    else:
+        raise RecordingError(f"{name}: neither EDF nor BDF (starts with {fixed[:8]!r}); convert it to EDF first")
     warnings: list[str] = []
-    signals = _signals(path, columns, sample_bytes)
-    record_bytes = sample_bytes * sum(signal.samples for signal in signals)
-    if record_bytes == 0:
-        raise RecordingError(f"{path}: the header gives every signal 0 samples per data record")
-    record_seconds = _number(path, "duration of a data record", fixed[244:252])
-    if record_seconds < 0 or (record_seconds == 0 and not all(signal.is_annotation for signal in signals)):
+    reserved = decode_text(fixed[192:236])
+    variant = reserved[:5] if reserved[:5] in (f"{kind}+C", f"{kind}+D") else kind
+    n_signals = _integer(fixed[252:256], name, "number of signals")
+    data_offset = FIXED_BYTES + n_signals * SIGNAL_BYTES
+    if n_signals < 1 or data_offset > size:
         raise RecordingError(
-            f"{path}: data records of {record_seconds:g} s give its signals no rate (only annotations may have 0 s)"
+            f"{name}: claims {n_signals} signals, whose header alone takes {data_offset} bytes; "
+            f"the file has {size}: damaged or truncated"
         )
-    return Header(
-        start=_start(fixed, warnings),
-        discontinuous=fixed[192:197] in (b"EDF+D", b"BDF+D"),
+    claimed_offset = decode_text(fixed[184:192])
+    if claimed_offset != str(data_offset):
+        warnings.append(f"header length is given as {claimed_offset!r}; {n_signals} signals make it {data_offset}")
+    record_seconds = _duration(fixed[244:252], name)
+    signals = _signals(file.read(n_signals * SIGNAL_BYTES), n_signals, sample_bytes, name)
+    record_bytes = sum(signal.samples for signal in signals) * sample_bytes
+    if record_bytes == 0:
+        raise RecordingError(f"{name}: its {n_signals} signals hold no samples; there is nothing to read")
+    n_records = _count_records(fixed[236:244], size - data_offset, record_bytes, name, warnings)
+    if n_records * record_seconds > LONGEST_SECONDS:
+        raise RecordingError(
+            f"{name}: {n_records} records of {float(record_seconds):g} s are {LONGEST_SECONDS / 86_400:.0f} days "
+            "or more; the header is damaged"
+        )
+    return EdfHeader(
+        variant=variant,
         sample_bytes=sample_bytes,
-        header_bytes=header_bytes,
-        record_bytes=record_bytes,
-        n_records=_record_count(path, fixed, size - header_bytes, record_bytes, warnings),
+        patient=decode_text(fixed[8:88]),
+        start=_start(fixed, variant, warnings),
         record_seconds=record_seconds,
+        n_records=n_records,
+        record_bytes=record_bytes,
+        data_offset=data_offset,
         signals=signals,
         warnings=tuple(warnings),
     )
 
 
-def _sample_bytes(path: Path, fixed: bytes) -> int:
-    if fixed[:8] == b"\xffBIOSEMI":
-        return 3
-    if fixed[:8].strip() == b"0":
-        return 2
-    raise RecordingError(f"{path}: neither EDF nor BDF (the first 8 bytes are {fixed[:8]!r})")
+def decode_text(field: bytes) -> str:
+    """A header field as text: ASCII by the specification, UTF-8 or Latin-1 in the wild.
+
+    A field cut inside a UTF-8 character (labels end after 16 bytes) loses that character only.
+    """
+    field = field.rstrip(b" \0")
+    try:
+        text = field.decode("utf-8")
+    except UnicodeDecodeError as error:
+        if error.end >= len(field) and error.reason == "unexpected end of data" and error.start > 0:
+            text = field[: error.start].decode("utf-8")
+        else:
+            text = field.decode("latin-1")
+    return "".join(character if character.isprintable() else " " for character in text).strip()
 
 
-def _columns(block: bytes, n_signals: int) -> dict[str, list[bytes]]:
-    columns, position = {}, 0
-    for name, width in _WIDTHS.items():
-        columns[name] = [block[position + i * width : position + (i + 1) * width] for i in range(n_signals)]
+def _signals(block: bytes, n_signals: int, sample_bytes: int, name: str) -> tuple[SignalHeader, ...]:
+    columns: dict[str, list[bytes]] = {}
+    position = 0
+    for field, width in _WIDTHS.items():
+        columns[field] = [block[position + i * width : position + (i + 1) * width] for i in range(n_signals)]
         position += n_signals * width
-    return columns
-
-
-def _signals(path: Path, columns: dict[str, list[bytes]], sample_bytes: int) -> tuple[SignalHeader, ...]:
-    signals, offset = [], 0
-    for i, raw_label in enumerate(columns["label"]):
-        label = _text(raw_label)
-        where = f"signal {i + 1} ({label!r}): "
-        samples = _integer(path, where + "samples per data record", columns["samples"][i])
+    signals = []
+    offset = 0
+    for i in range(n_signals):
+        label = decode_text(columns["label"][i])
+        where = f"of signal {i + 1} ({label!r})"
+        samples = _integer(columns["samples"][i], name, f"samples per record {where}")
         if samples < 0:
-            raise RecordingError(f"{path}: {where}{samples} samples per data record")
+            raise RecordingError(f"{name}: samples per record {where} is {samples}; the header is damaged")
         signals.append(
             SignalHeader(
                 label=label,
-                transducer=_text(columns["transducer"][i]),
-                unit=_text(columns["unit"][i]),
-                physical_min=_number(path, where + "physical minimum", columns["physical_min"][i]),
-                physical_max=_number(path, where + "physical maximum", columns["physical_max"][i]),
-                digital_min=_integer(path, where + "digital minimum", columns["digital_min"][i]),
-                digital_max=_integer(path, where + "digital maximum", columns["digital_max"][i]),
-                prefilter=_text(columns["prefilter"][i]),
+                transducer=decode_text(columns["transducer"][i]),
+                unit=decode_text(columns["unit"][i]),
+                physical_min=_number(columns["physical_min"][i], name, f"physical minimum {where}"),
+                physical_max=_number(columns["physical_max"][i], name, f"physical maximum {where}"),
+                digital_min=_integer(columns["digital_min"][i], name, f"digital minimum {where}"),
+                digital_max=_integer(columns["digital_max"][i], name, f"digital maximum {where}"),
+                prefilter=decode_text(columns["prefilter"][i]),
                 samples=samples,
                 offset=offset,
             )
@@ -159,57 +191,68 @@ def _signals(path: Path, columns: dict[str, list[bytes]], sample_bytes: int) -> 
     return tuple(signals)
 
 
-def _record_count(path: Path, fixed: bytes, data_bytes: int, record_bytes: int, warnings: list[str]) -> int:
-    claimed = _integer(path, "number of data records", fixed[236:244])
-    held, trailing = divmod(data_bytes, record_bytes)
-    if held == 0:
-        raise RecordingError(f"{path}: holds no whole data record; there is nothing to read")
-    if claimed > held:
+def _count_records(field: bytes, data_bytes: int, record_bytes: int, name: str, warnings: list[str]) -> int:
+    whole, rest = divmod(data_bytes, record_bytes)
+    text = decode_text(field)
+    claimed = int(float(text)) if _INTEGER.fullmatch(text) else -1
+    if claimed < 0:
+        warnings.append(f"number of records is given as {text!r}; the file holds {whole}")
+        claimed = whole
+    if claimed == whole == 0 or (whole == 0 and not rest):
+        raise RecordingError(f"{name}: holds a header and no data records; fetch or export it again")
+    if whole < claimed and rest:
         raise RecordingError(
-            f"{path}: the header promises {claimed} data records, the file holds {held}; it is cut off, fetch it again"
+            f"{name}: truncated, {whole} whole records and {rest} bytes of the next, of {claimed} records; fetch it again"
         )
-    if claimed <= 0:
-        warnings.append(f"number of data records is {claimed} in the header; {held} counted from the file's size")
-        return held
-    surplus = (held - claimed) * record_bytes + trailing
-    if surplus:
-        warnings.append(f"{surplus} bytes after the last of {claimed} data records left unread")
+    if whole < claimed:
+        warnings.append(f"header claims {claimed} records; the file holds {whole}")
+        return whole
+    if whole > claimed and not rest:
+        warnings.append(f"header claims {claimed} records; the file holds {whole}")
+        return whole
+    trailing = data_bytes - claimed * record_bytes
+    if trailing:
+        warnings.append(f"{trailing} bytes after the last record are ignored")
+    if claimed == 0:
+        raise RecordingError(f"{name}: claims no data records and holds {trailing} stray bytes; export it again")
     return claimed
 
 
-def _start(fixed: bytes, warnings: list[str]) -> datetime | None:
-    text = f"{_text(fixed[168:176])} {_text(fixed[176:184])}"
+def _duration(field: bytes, name: str) -> Fraction:
+    value = _number(field, name, "duration of a data record")
+    if value != 0 and not _SHORTEST_RECORD <= value <= LONGEST_SECONDS:
+        raise RecordingError(f"{name}: duration of a data record is {value:g} s; the header is damaged")
+    return Fraction(decode_text(field).replace(",", ".")) if value else Fraction(0)
+
+
+def _start(fixed: bytes, variant: str, warnings: list[str]) -> datetime | None:
+    date, time = decode_text(fixed[168:176]), decode_text(fixed[176:184])
     try:
-        start = datetime.strptime(text, "%d.%m.%y %H.%M.%S")
+        day, month, year = (int(part) for part in re.split(r"[.\-:/]", date))
+        hour, minute, second = (int(part) for part in re.split(r"[.\-:/]", time))
+        # Two digits of the year: 85-99 are 1985-1999, 00-84 are 2000-2084 (EDF+ specification 2.1.3.2).
+        century = 1900 if year >= 85 else 2000
+        start = datetime(century + year, month, day, hour, minute, second)
     except ValueError:
-        warnings.append(f"start {text!r} is no date and time; the start is unknown")
+        warnings.append(f"start date and time {date!r} {time!r} is not a date; the clock time is unknown")
         return None
-    # EDF: years 85 to 99 are 1985 to 1999, 00 to 84 are 2000 to 2084.
-    century = 1900 if start.year % 100 >= 85 else 2000
-    return start.replace(year=century + start.year % 100)
+    # EDF+ repeats the start date with all four digits of the year in the recording field.
+    long_date = re.match(r"Startdate \d{1,2}-[A-Z]{3}-((?:19|20)\d\d) ", decode_text(fixed[88:168]) + " ")
+    if "+" in variant and long_date and int(long_date[1]) % 100 == year:
+        return start.replace(year=int(long_date[1]))
+    return start
 
 
-def _text(raw: bytes) -> str:
-    try:
-        text = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        text = raw.decode("latin-1")
-    return text.strip(" \0")
-
-
-def _number(path: Path, what: str, raw: bytes) -> float:
-    text = _text(raw).replace(",", ".")
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
+def _number(field: bytes, name: str, what: str) -> float:
+    text = decode_text(field)
+    value = float(text.replace(",", ".")) if _NUMBER.fullmatch(text) else math.nan
     if not math.isfinite(value):
-        raise RecordingError(f"{path}: {what} should be a number, found {text!r}; the header is damaged")
+        raise RecordingError(f"{name}: {what} is {text!r}, not a number; the header is damaged, export it again")
     return value
 
 
-def _integer(path: Path, what: str, raw: bytes) -> int:
-    value = _number(path, what, raw)
-    if value != int(value):
-        raise RecordingError(f"{path}: {what} should be a whole number, found {_text(raw)!r}; the header is damaged")
-    return int(value)
+def _integer(field: bytes, name: str, what: str) -> int:
+    text = decode_text(field)
+    if not _INTEGER.fullmatch(text):
+        raise RecordingError(f"{name}: {what} is {text!r}, not a whole number; the header is damaged, export it again")
+    return int(text.split(".")[0])

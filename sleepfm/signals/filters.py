@@ -1,7 +1,7 @@
-"""Whole-night processing of one channel: resampling to 100 Hz, zero-phase filtering, robust scaling.
+"""Whole-night resampling and filtering: one pass over the night, then cut, so that epochs have no edges.
 
-The night is processed whole and cut afterwards: per-epoch filtering distorts the first and last second of every epoch.
-Gaps (NaN) split the night into pieces that are processed by themselves.
+Resampling is polyphase by the exact ratio of the rates; filters are linear-phase FIR as ``mne`` designs them by
+default (Hamming window, transition bands of a quarter of the edge), applied without delay.
 """
 
 from __future__ import annotations
@@ -15,72 +15,115 @@ from numpy.typing import NDArray
 from scipy.signal import oaconvolve, resample_poly
 
 from sleepfm.constants import RATE_HZ
-from sleepfm.signals.cohort import Band
+from sleepfm.errors import SignalError
+from sleepfm.signals.cohort import GENERIC, Band, load_cohort
 
-Signal = NDArray[np.float32]
+# Ratios of rates are exact up to this denominator; the error beyond is below 1e-8.
+_LARGEST_DENOMINATOR = 10_000
+# Held by sample and hold between readings, so that steps (a finger that comes off) do not ring.
+_STEPPED = ("SPO2",)
 
 
-def preprocess(x: Signal, rate: float, band: Band | None) -> Signal:
-    """Resample ``x`` ``[T]`` from ``rate`` to 100 Hz and pass ``band`` with zero phase; NaN stays NaN.
+def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Band | None = None) -> NDArray[np.float32]:
+    """A whole night at 100 Hz, filtered without phase shift.
 
-    Without a band (SpO2) nothing is filtered and samples are joined by lines, since a percentage must not ring.
+    Args:
+        signal: [T] samples at ``rate`` Hz in the canonical unit; NaN in gaps.
+        channel: canonical name; decides the default band and that oximetry is not filtered.
+        band: pass band; by default the one in ``configs/cohorts/defaults.yaml``.
+
+    Returns:
+        [ceil(T * 100 / rate)] float32; gaps stay NaN, each piece between them is processed for itself.
+
+    Raises:
+        SignalError: not one-dimensional, empty, or without a positive rate.
     """
-    out = np.full(round(len(x) * RATE_HZ / rate), np.nan, np.float32)
-    for first, last in _pieces(x):
-        piece = _process(x[first:last], rate, band)
-        start = round(first * RATE_HZ / rate)
-        piece = piece[: len(out) - start]
-        out[start : start + len(piece)] = piece
-    return out
+    if signal.ndim != 1 or not len(signal) or not rate > 0:
+        raise SignalError(f"{channel}: expected samples [T] at a positive rate, found {signal.shape} at {rate} Hz")
+    band = load_cohort(GENERIC).filters.get(channel, Band()) if band is None else band
+    low, high = effective_band(band, rate)
+    ratio = RATE_HZ / Fraction(rate).limit_denominator(_LARGEST_DENOMINATOR)
+    ratio = ratio.limit_denominator(_LARGEST_DENOMINATOR)
+    result = np.full(_ceil(len(signal) * ratio), np.nan, dtype=np.float32)
+    for start, stop in finite_runs(signal):
+        piece = signal[start:stop]
+        if channel in _STEPPED:
+            resampled = _hold(piece, ratio)
+        else:
+            # Without its offset the piece starts near the zero that the resampler assumes before it.
+            resampled = resample_poly(piece - np.median(piece), ratio.numerator, ratio.denominator)
+            if low is None and high is None:
+                resampled += np.median(piece)
+            else:
+                resampled = _filter(resampled, low, high)
+        place = round(start * ratio)
+        result[place : place + len(resampled)] = resampled[: len(result) - place]
+    return result
 
 
-def robust_scale(x: Signal) -> tuple[Signal, float, float]:
-    """``(x - median) / IQR`` over all finite samples, with median and IQR; without spread it comes back zero."""
-    finite = x[np.isfinite(x)]
-    if len(finite) == 0:
-        return np.zeros_like(x), 0.0, 0.0
-    low, median, high = (float(v) for v in np.percentile(finite, (25, 50, 75)))
-    if high == low:
-        return np.zeros_like(x), median, 0.0
-    return ((x - np.float32(median)) / np.float32(high - low)).astype(np.float32), median, high - low
+def effective_band(band: Band, rate: float) -> tuple[float | None, float | None]:
+    """Edges in Hz that a signal of ``rate`` Hz can carry: the upper one is at most its Nyquist frequency.
+
+    Raises:
+        SignalError: nothing is left between them.
+    """
+    high = band.high if band.high is None or band.high < rate / 2 else rate / 2
+    if high is not None and band.low is not None and band.low >= high:
+        raise SignalError(f"a rate of {rate:g} Hz carries nothing of the band {band.low:g} to {band.high:g} Hz")
+    return band.low, high if high is None or high < RATE_HZ / 2 else None
 
 
-def _process(x: Signal, rate: float, band: Band | None) -> Signal:
-    if band is None:
-        wanted = np.arange(round(len(x) * RATE_HZ / rate)) / RATE_HZ
-        return np.interp(wanted, np.arange(len(x)) / rate, x).astype(np.float32)
-    ratio = Fraction(RATE_HZ / rate).limit_denominator(10_000)
-    y = resample_poly(x, ratio.numerator, ratio.denominator, padtype="line") if ratio != 1 else x
-    return _zero_phase(np.asarray(y, np.float32), band, rate)
+def robust_scale(signal: NDArray[np.float32]) -> tuple[NDArray[np.float32], float, float]:
+    """``signal`` with median 0 and interquartile range 1, and the two that were taken out; NaN is left out.
+
+    Raises:
+        SignalError: no finite sample, or an interquartile range of 0 (flat for more than half of the night).
+    """
+    finite = signal[np.isfinite(signal)]
+    if not len(finite):
+        raise SignalError("no finite sample")
+    lower, median, upper = (float(value) for value in np.percentile(finite, (25.0, 50.0, 75.0)))
+    spread = upper - lower
+    if not spread > 0:
+        raise SignalError(f"flat: half of the samples are {median:g}")
+    return (signal - np.float32(median)) / np.float32(spread), median, spread
 
 
-def _zero_phase(x: Signal, band: Band, rate: float) -> Signal:
-    # A signal sampled below twice the upper edge has nothing there to remove.
-    high = band.high if band.high < rate / 2 else None
-    taps = design(band.low, high)
-    half = len(taps) // 2
-    reach = min(half, len(x) - 1)
-    # Odd reflection keeps level and slope across the ends of the night; zeros beyond it where the night is very short.
-    ends = np.pad(np.pad(x, reach, "reflect", reflect_type="odd"), half - reach)
-    return oaconvolve(ends, taps, mode="valid").astype(np.float32)
-
-
-@lru_cache(maxsize=32)
-def design(low: float, high: float | None) -> NDArray[np.float32]:
-    """Symmetric FIR taps of odd length for 100 Hz, designed by MNE (Hamming window, its default transition bands)."""
-    from mne.filter import create_filter
-
-    taps = create_filter(None, RATE_HZ, low, high, fir_design="firwin", phase="zero", verbose="ERROR")
-    return np.asarray(taps, np.float32)
-
-
-def _pieces(x: Signal) -> Iterator[tuple[int, int]]:
-    """First and end index of every run of finite samples."""
-    finite = np.isfinite(x)
+def finite_runs(signal: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
+    """Start and stop (exclusive) of every run without NaN."""
+    finite = np.isfinite(signal)
     if finite.all():
-        if len(x):
-            yield 0, len(x)
+        yield 0, len(signal)
         return
     edges = np.flatnonzero(np.diff(np.concatenate(([False], finite, [False])).astype(np.int8)))
-    for first, last in edges.reshape(-1, 2):
-        yield int(first), int(last)
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+@lru_cache(maxsize=64)
+def design(low: float | None, high: float | None) -> NDArray[np.float32]:
+    """Taps of the symmetric FIR at 100 Hz, odd in number."""
+    # Imported here: reading a recording must not pay for it.
+    from mne.filter import create_filter
+
+    taps = create_filter(None, float(RATE_HZ), low, high, verbose="error")
+    return np.asarray(taps, dtype=np.float32)
+
+
+def _filter(signal: NDArray[np.float32], low: float | None, high: float | None) -> NDArray[np.float32]:
+    taps = design(low, high)
+    half = len(taps) // 2
+    # Odd reflection about the ends, and zeros where the signal is shorter than half the filter.
+    reach = min(half, len(signal) - 1)
+    padded = np.pad(signal, reach, mode="reflect", reflect_type="odd")
+    padded = np.pad(padded, half - reach)
+    return oaconvolve(padded, taps, mode="valid").astype(np.float32, copy=False)
+
+
+def _hold(signal: NDArray[np.float32], ratio: Fraction) -> NDArray[np.float32]:
+    """The reading in force at each 10-ms sample."""
+    places = np.arange(_ceil(len(signal) * ratio)) * ratio.denominator // ratio.numerator
+    return signal[np.minimum(places, len(signal) - 1)]
+
+
+def _ceil(value: Fraction) -> int:
+    return -(-value.numerator // value.denominator)

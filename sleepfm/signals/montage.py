@@ -1,126 +1,175 @@
-"""From a recording's own labels to canonical channels, by the cohort's rules. Never guesses: see :func:`resolve`."""
+"""Montage: which signals of a recording make its canonical channels, by the cohort's rules, never by guess."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import CHANNEL_UNIT
+from sleepfm.constants import CHANNEL_UNIT, CHANNELS
 from sleepfm.errors import MontageError
-from sleepfm.signals.cohort import Cohort, Rule, normalise
+from sleepfm.signals.cohort import ChannelRule, Cohort, normalise_label
 from sleepfm.signals.recording import Recording, SignalInfo
-from sleepfm.signals.units import factor
+from sleepfm.signals.units import to_canonical
+
+NO_LABEL = "no signal of that name"
 
 
-UNKNOWN_LABEL = "no signal of a known label"
+@dataclass(frozen=True)
+class Source:
+    """A signal of the recording and the factor to the canonical unit."""
+
+    index: int
+    label: str
+    unit: str
+    factor: float
+    header_inverted: bool
 
 
 @dataclass(frozen=True)
 class Derivation:
-    """How one canonical channel is made: ``scale * (signal - mean(references))``, by number of signal."""
+    """How a canonical channel is made: ``active`` minus the mean of ``references``, upside down if ``invert``.
+
+    ``limits`` is the range of the recorder in the canonical unit, None for a difference of signals; ``choice``
+    counts the cohort's rules for this channel from 1 in order of preference.
+    """
 
     channel: str
-    signal: int
-    references: tuple[int, ...]
-    scale: float
-    description: str
+    active: Source
+    references: tuple[Source, ...]
+    rate: float
+    limits: tuple[float, float] | None
+    derivation: str
+    substitute: str
+    invert: bool
+    choice: int
+
+    def describe(self) -> dict[str, Any]:
+        """What to keep beside the data, in JSON types."""
+        sources = (self.active, *self.references)
+        return {
+            "signal": self.active.label,
+            "reference": [source.label for source in self.references],
+            "derivation": self.derivation,
+            "substitute": self.substitute,
+            "choice": self.choice,
+            "rate": self.rate,
+            "unit": self.active.unit,
+            "factor": self.active.factor,
+            "polarity": {
+                "header_inverted": [source.label for source in sources if source.header_inverted],
+                "inverted_by_rule": self.invert,
+            },
+        }
 
 
-@dataclass
+@dataclass(frozen=True)
 class Montage:
-    """What :func:`resolve` found; ``missing`` and ``ambiguous`` say why a channel is not there."""
+    """Canonical channels found; for the others why they are missing, or which candidates make them ambiguous."""
 
     channels: dict[str, Derivation] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     ambiguous: dict[str, str] = field(default_factory=dict)
 
 
-def resolve(recording: Recording, cohort: Cohort) -> Montage:
-    """Apply the cohort's rules in their order of preference to every canonical channel it has rules for.
+class _AmbiguousError(Exception):
+    """Several signals fit one place of a rule; the message names them."""
 
-    A label that fits but whose unit or rate does not is passed over with its reason; two signals that fit the same rule
-    make the channel ambiguous, with both named: it is then left out until a rule decides.
+
+class _UnfitError(Exception):
+    """No signal fits one place of a rule; the message says why, empty where no label matched."""
+
+
+def resolve(recording: Recording, cohort: Cohort) -> Montage:
+    """Apply ``cohort``'s rules to the recording's labels, units and rates.
+
+    The first rule of a channel that finds exactly one fitting signal for each of its places is taken. More than
+    one is ambiguous, whatever later rules would say.
     """
     montage = Montage()
-    for channel, rules in cohort.channels.items():
-        reasons: list[str] = []
-        for rule in rules:
-            candidates = _fitting(recording, channel, rule, cohort, reasons)
-            if len(candidates) > 1:
-                named = ", ".join(f"{recording.signals[i].label!r} (signal {i + 1})" for i in candidates)
-                montage.ambiguous[channel] = f"{named} all fit; name one in the cohort's rules"
+    for channel in CHANNELS:
+        reasons = []
+        for choice, rule in enumerate(cohort.channels.get(channel, ()), start=1):
+            try:
+                montage.channels[channel] = _apply(recording, cohort, channel, rule, choice)
                 break
-            if candidates:
-                derivation = _derivation(recording, channel, rule, candidates[0], reasons)
-                if derivation is not None:
-                    montage.channels[channel] = derivation
-                    break
+            except _AmbiguousError as error:
+                montage.ambiguous[channel] = str(error)
+                break
+            except _UnfitError as error:
+                reasons += [str(error)] if str(error) else []
         else:
-            montage.missing[channel] = "; ".join(reasons) or UNKNOWN_LABEL
+            montage.missing[channel] = "; ".join(dict.fromkeys(reasons)) or NO_LABEL
     return montage
 
 
 def derive(recording: Recording, derivation: Derivation) -> tuple[NDArray[np.float32], float]:
-    """The channel in its canonical unit at its native rate: ``([T], rate in Hz)``, NaN inside gaps."""
-    signal = recording.read(derivation.signal)
+    """Samples [T] in the canonical unit at the native rate (Hz), gaps NaN. Raises :class:`RecordingError`."""
+    signal = recording.read(derivation.active.index)
+    signal *= np.float32(derivation.active.factor)
     for reference in derivation.references:
-        signal -= recording.read(reference) / np.float32(len(derivation.references))
-    signal *= np.float32(derivation.scale)
-    return signal, recording.signals[derivation.signal].rate
+        other = recording.read(reference.index)
+        other *= np.float32(reference.factor / len(derivation.references))
+        signal -= other
+    if derivation.invert:
+        np.negative(signal, out=signal)
+    return signal, derivation.rate
 
 
-def _fitting(recording: Recording, channel: str, rule: Rule, cohort: Cohort, reasons: list[str]) -> list[int]:
-    wanted = {normalise(label) for label in rule.signal}
-    fitting = []
-    for index, signal in enumerate(recording.signals):
-        if normalise(signal.label) not in wanted:
+def _apply(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule, choice: int) -> Derivation:
+    active = _find(recording, cohort, channel, rule, rule.signal)
+    references = tuple(_find(recording, cohort, channel, rule, labels) for labels in rule.reference)
+    info = recording.signals[active.index]
+    for reference in references:
+        other = recording.signals[reference.index]
+        if (other.rate, other.n_samples) != (info.rate, info.n_samples):
+            raise _UnfitError(
+                f"{info.label!r} at {info.rate:g} Hz and its reference {other.label!r} at {other.rate:g} Hz cannot be subtracted"
+            )
+    ends = sorted((info.physical_min * active.factor, info.physical_max * active.factor))
+    limits = None if references else (-ends[1], -ends[0]) if rule.invert else (ends[0], ends[1])
+    return Derivation(
+        channel=channel,
+        active=active,
+        references=references,
+        rate=info.rate,
+        limits=limits,
+        derivation=rule.derivation,
+        substitute=rule.substitute,
+        invert=rule.invert,
+        choice=choice,
+    )
+
+
+def _find(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule, labels: tuple[str, ...]) -> Source:
+    wanted = {normalise_label(label) for label in labels}
+    fitting: list[Source] = []
+    unfit: list[str] = []
+    for index, info in enumerate(recording.signals):
+        if normalise_label(info.label) not in wanted:
             continue
-        fault = _fault(signal, channel, rule, cohort)
-        if fault:
-            reasons.append(f"{signal.label!r}: {fault}")
-        else:
-            fitting.append(index)
-    return fitting
+        try:
+            fitting.append(_fit(index, info, cohort, channel, rule))
+        except MontageError as error:
+            unfit.append(f"{info.label!r}: {error}")
+    if len(fitting) > 1:
+        names = ", ".join(f"{source.label!r} (signal {source.index + 1})" for source in fitting)
+        raise _AmbiguousError(f"{names} all fit; name one in a cohort file")
+    if not fitting:
+        if not unfit and labels is not rule.signal:
+            unfit = [f"{'/'.join(rule.signal[:3])} has no reference {'/'.join(labels[:3])}"]
+        raise _UnfitError("; ".join(unfit))
+    return fitting[0]
 
 
-def _fault(signal: SignalInfo, channel: str, rule: Rule, cohort: Cohort) -> str:
-    lowest = cohort.minimum_rate.get(channel, 0.0)
-    if signal.rate < lowest:
-        return f"{signal.rate:g} Hz is below the {lowest:g} Hz that {channel} needs"
-    try:
-        factor(rule.unit or signal.unit, CHANNEL_UNIT[channel])
-    except MontageError as error:
-        return str(error)
-    return ""
-
-
-def _derivation(recording: Recording, channel: str, rule: Rule, signal: int, reasons: list[str]) -> Derivation | None:
-    info = recording.signals[signal]
-    references: list[int] = []
-    for labels in [rule.reference] if rule.reference else [[label] for label in rule.linked]:
-        found = _reference(recording, info, labels)
-        if found is None:
-            reasons.append(f"{info.label!r}: no single reference among {labels} at its rate and unit")
-            return None
-        references.append(found)
-    scale = factor(rule.unit or info.unit, CHANNEL_UNIT[channel]) * (-1.0 if rule.invert else 1.0)
-    text = info.label
-    if references:
-        text += " - " + " - ".join(recording.signals[i].label for i in references)
-    if rule.invert:
-        text += ", inverted"
-    if rule.note:
-        text += f" ({rule.note})"
-    return Derivation(channel, signal, tuple(references), scale, text)
-
-
-def _reference(recording: Recording, signal: SignalInfo, labels: list[str]) -> int | None:
-    wanted = {normalise(label) for label in labels}
-    found = [
-        index
-        for index, other in enumerate(recording.signals)
-        if normalise(other.label) in wanted and other.unit == signal.unit and other.n_samples == signal.n_samples
-    ]
-    return found[0] if len(found) == 1 else None
+def _fit(index: int, info: SignalInfo, cohort: Cohort, channel: str, rule: ChannelRule) -> Source:
+    if info.problem:
+        raise MontageError(info.problem)
+    least = cohort.minimum_rate.get(channel, 0.0)
+    if info.rate < least:
+        raise MontageError(f"{info.rate:g} Hz is below the {least:g} Hz that {channel} needs")
+    unit = info.unit.strip() or rule.unit
+    factor = to_canonical(unit, CHANNEL_UNIT[channel])
+    return Source(index, info.label, unit, factor, info.inverted)

@@ -1,9 +1,9 @@
-"""One recording from file to canonical epochs: the only way in, for sharding and for scoring alike."""
+"""From a recording on disk to harmonised channels and labels: the one way, for training data and for scoring."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,31 +11,49 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import APNEA_TYPES, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
-from sleepfm.errors import MontageError, RecordingError, SleepFMError
-from sleepfm.signals.annotations import Event, Scoring, align, find_scoring, read_scoring
-from sleepfm.signals.cohort import Cohort, recognise_cohort
-from sleepfm.signals.filters import preprocess, robust_scale
-from sleepfm.signals.labels import event_labels, stage_labels
-from sleepfm.signals.montage import UNKNOWN_LABEL, Derivation, Montage, derive, resolve
+from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS
+from sleepfm.errors import MontageError, RecordingError, SignalError
+from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
+from sleepfm.signals.cohort import Band, Cohort, QualityLimits, recognise_cohort
+from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.filters import effective_band, preprocess, robust_scale
+from sleepfm.signals.identity import Identity, identify
+from sleepfm.signals.labels import LABELS, EventRule, event_labels, stage_labels
+from sleepfm.signals.montage import NO_LABEL, Derivation, Montage, derive, resolve
 from sleepfm.signals.quality import Quality, epoch_quality
-from sleepfm.signals.recording import Recording, read_recording
+from sleepfm.signals.recording import Recording, read_edf_header, read_recording
+from sleepfm.signals.scoring_types import Event, Scoring
 
-EVENT_TASKS: dict[str, tuple[str, ...]] = {
-    "apnea": APNEA_TYPES,
-    "hypopnea": ("hypopnea",),
-    "desaturation": ("desaturation",),
-    "arousal": ("arousal",),
-}
+_SUFFIXES = (".edf", ".bdf")
+# Kept in their own unit: a percentage means the same in every recording.
+_UNSCALED = ("SPO2",)
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is known of a recording before a sample is read."""
+
+    recording: Recording
+    cohort: Cohort
+    identity: Identity
+    montage: Montage
+    scoring: Scoring | None
+    n_epochs: int
 
 
 @dataclass
 class PreparedRecording:
-    """A night in the data contract's form.
+    """A recording in canonical form.
 
-    ``channels`` are robust-scaled signals at 100 Hz, ``[n_epochs * 3000]`` (SpO2 stays in %); samples inside gaps are 0
-    and their epochs carry :attr:`Quality.GAP`. ``median`` and ``iqr`` are in the channel's unit. ``stage`` and every
-    entry of ``labels`` are ``[n_epochs]`` with -1 for unscored. ``provenance`` records every decision about this night.
+    Attributes:
+        record: unique name; ``subject`` is the same for all visits of a person.
+        channels: canonical name to [n_epochs * 3000] float32 at 100 Hz, median 0 and interquartile range 1
+            (SPO2 in %). Samples in gaps are 0 and their epochs have the quality bit GAP. Absent channels are absent.
+        median, iqr: what scaling took out, in the canonical unit.
+        quality: canonical name to [n_epochs] bits of :class:`sleepfm.signals.quality.Quality`.
+        stage: [n_epochs], -1 where unscored.
+        labels: apnea, hypopnea, desaturation, arousal: [n_epochs] 0 or 1, -1 if events were not scored.
+        provenance: every decision made, in JSON types.
     """
 
     record: str
@@ -44,147 +62,227 @@ class PreparedRecording:
     cohort: str
     path: Path
     n_epochs: int
+    channels: dict[str, NDArray[np.float32]]
+    median: dict[str, float]
+    iqr: dict[str, float]
+    quality: dict[str, NDArray[np.uint8]]
     stage: NDArray[np.int8]
-    labels: dict[str, NDArray[np.int8]]
     events: tuple[Event, ...]
-    channels: dict[str, NDArray[np.float32]] = field(default_factory=dict)
-    median: dict[str, float] = field(default_factory=dict)
-    iqr: dict[str, float] = field(default_factory=dict)
-    quality: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    labels: dict[str, NDArray[np.int8]]
     provenance: dict[str, Any] = field(default_factory=dict)
 
 
-def prepare(
-    path: str | Path,
-    cohort: Cohort | None = None,
-    root: Path | None = None,
-    scoring: Path | None = None,
-    require: Iterable[str] = (),
-) -> PreparedRecording:
-    """Read, harmonise, resample, filter, scale and label one recording.
+def discover(root: Path, cohort: Cohort | None = None) -> list[Path]:
+    """Recordings (EDF and BDF) at or below ``root``, sorted.
 
-    Args:
-        path: EDF or BDF file.
-        cohort: its rules; recognised from the recording if not given.
-        root: where to look for a scoring file besides the recording's own folder.
-        scoring: the scoring file, if it is not to be looked for.
-        require: canonical channels without which the recording is refused.
-
-    A recording without scoring is fine: all its labels are unscored.
+    A file of annotations alone is no recording; it is listed only if it scores none of those found, so that
+    nothing in the folder goes unaccounted for. Unreadable files are listed: preparing them says why.
 
     Raises:
-        RecordingError: unreadable, or shorter than one epoch.
-        MontageError: a required channel, or every channel, is missing or ambiguous.
-        AnnotationError: its scoring is unreadable or not of this night.
-    """
-    path = Path(path)
-    recording = read_recording(path)
-    cohort = cohort or recognise_cohort(recording)
-    n_epochs = int(recording.duration // EPOCH_SECONDS)
-    if n_epochs == 0:
-        raise RecordingError(f"{path}: lasts {recording.duration:g} s, less than one epoch of {EPOCH_SECONDS} s")
-    montage = resolve(recording, cohort)
-    _check(recording, montage, require)
-    scored, remarks = _scoring(recording, cohort, root or path.parent, scoring)
-    subject, visit = cohort.identify(path)
-    night = PreparedRecording(
-        record=record_key(path),
-        subject=subject,
-        visit=visit,
-        cohort=cohort.name,
-        path=path,
-        n_epochs=n_epochs,
-        stage=stage_labels(scored, n_epochs),
-        labels={task: event_labels(scored, n_epochs, types, cohort.event_rule) for task, types in EVENT_TASKS.items()},
-        events=tuple(e for e in scored.events if e.onset < n_epochs * EPOCH_SECONDS),
-        provenance={
-            "montage": {name: derivation.description for name, derivation in montage.channels.items()},
-            "missing": dict(montage.missing),
-            "ambiguous": dict(montage.ambiguous),
-            "scoring": scored.source,
-            "warnings": [*recording.warnings, *remarks],
-            "gaps": len(recording.gaps),
-        },
-    )
-    for derivation in montage.channels.values():
-        _add_channel(night, recording, derivation, cohort)
-    if not night.channels:
-        raise MontageError(f"{path}: every channel found is flat: {', '.join(montage.channels)}")
-    gaps = np.logical_or.reduce([(flags & Quality.GAP) > 0 for flags in night.quality.values()])
-    night.stage[gaps] = Stage.UNSCORED
-    return night
-
-
-def discover(root: str | Path, cohort: Cohort | None = None) -> list[Path]:
-    """All recordings below ``root`` (or ``root`` itself, if it is one), sorted; hypnogram files are none.
-
-    Raises:
-        RecordingError: there is no such folder, or no EDF or BDF file in it.
+        RecordingError: ``root`` does not exist or holds no EDF or BDF file.
     """
     root = Path(root)
     if root.is_file():
         return [root]
     if not root.is_dir():
-        raise RecordingError(f"{root}: no such file or folder")
-    patterns = cohort.recordings if cohort else Cohort.model_fields["recordings"].default
-    found = sorted({path for pattern in patterns for path in root.glob(pattern) if path.is_file()})
-    recordings = [path for path in found if not _only_annotations(path)]
-    if not recordings:
-        raise RecordingError(f"{root}: no EDF or BDF recording in this folder (looked for {', '.join(patterns)})")
-    return recordings
+        raise RecordingError(f"{root}: no such file or folder of recordings")
+    files = sorted(
+        Path(folder) / name
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+    )
+    if not files:
+        raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
+    annotations = [path for path in files if _annotations_only(path)]
+    recordings = [path for path in files if path not in set(annotations)]
+    if annotations:
+        used = {_scoring_of(path, root, cohort) for path in recordings}
+        recordings += [path for path in annotations if path not in used]
+    return sorted(recordings)
 
 
-def record_key(path: Path) -> str:
-    """The recording's name in shards and tables: its file name, with what a tar member name cannot hold replaced."""
-    return re.sub(r"[^0-9A-Za-z_-]+", "_", path.stem)
+def examine(path: Path, cohort: Cohort | None = None, root: Path | None = None, scoring: Path | None = None) -> Examination:
+    """Everything about a recording but its samples: cohort, montage, scoring; no channel is required yet.
+
+    Args:
+        cohort: its rules, or None to recognise them.
+        root: folder below which the scoring may be.
+        scoring: the scoring file; by default it is looked for, and then in the recording's own annotations.
+
+    Raises:
+        RecordingError: unreadable, annotations alone, or shorter than an epoch.
+        AnnotationError: a scoring that cannot be read or belongs to another recording.
+    """
+    recording = read_recording(path)
+    if not recording.signals:
+        raise RecordingError(
+            f"{path}: holds {len(recording.annotations)} annotations and no signal, and scores no recording here; "
+            "put it beside its recording"
+        )
+    cohort = cohort or recognise_cohort(recording)
+    return examine_recording(recording, cohort, scoring or find_scoring(path, root, cohort))
 
 
-def _only_annotations(path: Path) -> bool:
-    """Whether the file holds annotations alone; a damaged one counts as a recording, to be refused with its reason."""
+def examine_recording(recording: Recording, cohort: Cohort, scoring: Path | None = None) -> Examination:
+    """As :func:`examine`, for a recording that is open already."""
+    n_epochs = int((recording.duration + 1e-6) // EPOCH_SECONDS)
+    if n_epochs < 1:
+        raise RecordingError(f"{recording.path}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")
+    if scoring is not None:
+        scored: Scoring | None = read_scoring(scoring, recording.start)
+    else:
+        scored = from_annotations(recording.annotations, "EDF+ annotations of the recording")
+    if scored is not None:
+        scored = reconcile(scored, recording.duration, cohort.scoring.longer, str(recording.path))
+    return Examination(
+        recording=recording,
+        cohort=cohort,
+        identity=identify(recording.path, cohort),
+        montage=resolve(recording, cohort),
+        scoring=scored,
+        n_epochs=n_epochs,
+    )
+
+
+def require_channels(examination: Examination, require: Sequence[str] = ()) -> None:
+    """Refuse a recording whose montage is ambiguous, empty, or lacks a required channel.
+
+    Raises:
+        MontageError: naming each channel with its candidates or the reason why it is missing.
+    """
+    montage, path = examination.montage, examination.recording.path
+    if montage.ambiguous:
+        raise MontageError(f"{path}: " + "; ".join(f"{name} is ambiguous: {why}" for name, why in montage.ambiguous.items()))
+    if not montage.channels:
+        signals = examination.recording.signals
+        labels = ", ".join([repr(signal.label) for signal in signals[:8]] + ["..."] * (len(signals) > 8))
+        reasons = "; ".join(f"{name}: {why}" for name, why in montage.missing.items() if why != NO_LABEL)
+        raise MontageError(
+            f"{path}: no canonical channel by the rules of cohort {examination.cohort.name!r} among "
+            f"{len(signals)} signals ({labels})"
+            f"{'; ' + reasons if reasons else ''}; name them in a cohort file"
+        )
+    lacking = [name for name in require if name not in montage.channels]
+    if lacking:
+        raise MontageError(f"{path}: " + "; ".join(f"{name} is missing: {montage.missing[name]}" for name in lacking))
+
+
+def prepare(
+    path: Path,
+    cohort: Cohort | None = None,
+    root: Path | None = None,
+    scoring: Path | None = None,
+    require: Sequence[str] = (),
+    rule: EventRule = "overlap",
+) -> PreparedRecording:
+    """Read, harmonise, filter, scale and label the recording at ``path``.
+
+    Args:
+        cohort, root, scoring: as for :func:`examine`.
+        require: canonical channels without which the recording is refused.
+        rule: how events label epochs.
+
+    Raises:
+        RecordingError, MontageError, AnnotationError, SignalError: the recording cannot be used, and why.
+    """
+    return prepare_examined(examine(Path(path), cohort, root, scoring), require, rule)
+
+
+def prepare_examined(examination: Examination, require: Sequence[str] = (), rule: EventRule = "overlap") -> PreparedRecording:
+    """The second half of :func:`prepare`: the samples."""
+    require_channels(examination, require)
+    recording, cohort, n_epochs = examination.recording, examination.cohort, examination.n_epochs
+    scoring = examination.scoring
+    prepared = PreparedRecording(
+        record=examination.identity.record,
+        subject=examination.identity.subject,
+        visit=examination.identity.visit,
+        cohort=cohort.name,
+        path=recording.path,
+        n_epochs=n_epochs,
+        channels={},
+        median={},
+        iqr={},
+        quality={},
+        stage=stage_labels(scoring, n_epochs),
+        events=scoring.events if scoring else (),
+        labels={name: event_labels(scoring, n_epochs, types, rule) for name, types in LABELS.items()},
+        provenance=_provenance(examination, rule),
+    )
+    for channel, derivation in examination.montage.channels.items():
+        try:
+            _add_channel(prepared, recording, cohort, derivation)
+        except SignalError as error:
+            prepared.provenance["missing"][channel] = str(error)
+    lacking = [name for name in require if name not in prepared.channels]
+    if lacking or not prepared.channels:
+        reasons = "; ".join(f"{name}: {why}" for name, why in prepared.provenance["missing"].items())
+        raise SignalError(f"{recording.path}: no usable signal in {', '.join(lacking) or 'any channel'} ({reasons})")
+    return prepared
+
+
+def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Cohort, derivation: Derivation) -> None:
+    channel, n_epochs = derivation.channel, prepared.n_epochs
+    signal, rate = derive(recording, derivation)
+    finite = signal[np.isfinite(signal)]
+    if not len(finite) or finite.min() == finite.max():
+        raise SignalError("flat for the whole recording")
+    del finite
+    band = cohort.filters.get(channel, Band())
+    low, high = effective_band(band, rate)
+    quality = epoch_quality(signal, rate, channel, n_epochs, derivation.limits, cohort.quality.get(channel, QualityLimits()))
+    samples = preprocess(signal, rate, channel, band)[: n_epochs * EPOCH_SAMPLES]
+    del signal
+    if channel in _UNSCALED:
+        finite = samples[np.isfinite(samples)]
+        lower, median, upper = np.percentile(finite, (25.0, 50.0, 75.0))
+        prepared.median[channel], prepared.iqr[channel] = float(median), float(upper - lower)
+    else:
+        samples, prepared.median[channel], prepared.iqr[channel] = robust_scale(samples)
+    np.nan_to_num(samples, copy=False, nan=0.0)
+    prepared.channels[channel] = samples
+    prepared.quality[channel] = quality
+    entry = prepared.provenance["channels"][channel] = derivation.describe()
+    entry["band"] = [low, high]
+    if band.high is not None and high is not None and high < band.high:
+        entry["band_cut"] = f"upper edge {band.high:g} Hz is above the Nyquist frequency; {high:g} Hz"
+    entry["epochs_flagged"] = {flag.name: int(((quality & flag) > 0).sum()) for flag in Quality if (quality & flag).any()}
+
+
+def _provenance(examination: Examination, rule: EventRule) -> dict[str, Any]:
+    recording, scoring = examination.recording, examination.scoring
+    return {
+        "file": recording.path.name,
+        "format": recording.format,
+        "duration": recording.duration,
+        "clock": recording.start.time().isoformat() if recording.start else None,
+        "gaps": [list(gap) for gap in recording.gaps],
+        "warnings": list(recording.warnings),
+        "cohort": examination.cohort.name,
+        "channels": {},
+        "missing": dict(examination.montage.missing),
+        "event_rule": rule,
+        "scoring": {
+            "source": scoring.source,
+            "has_events": scoring.has_events,
+            "ignored": scoring.ignored,
+            "warnings": list(scoring.warnings),
+        }
+        if scoring
+        else None,
+    }
+
+
+def _annotations_only(path: Path) -> bool:
     try:
-        return not read_recording(path).signals
-    except SleepFMError:
+        return not read_edf_header(path).ordinary
+    except RecordingError:
         return False
 
 
-def _check(recording: Recording, montage: Montage, require: Iterable[str]) -> None:
-    faults = montage.missing | montage.ambiguous
-    lacking = [
-        f"{name}: {faults.get(name, 'the cohort has no rule for it')}"
-        for name in require
-        if name not in montage.channels
-    ]
-    if lacking:
-        raise MontageError(f"{recording.path}: required channels are not there: {'; '.join(lacking)}")
-    if not montage.channels:
-        labels = ", ".join(signal.label for signal in recording.signals[:12])
-        near = "; ".join(f"{name}: {reason}" for name, reason in faults.items() if reason != UNKNOWN_LABEL)
-        raise MontageError(
-            f"{recording.path}: no canonical channel among its signals ({labels}){'; ' + near if near else ''}; "
-            "if they are sleep signals, name their labels in a cohort file"
-        )
-
-
-def _scoring(recording: Recording, cohort: Cohort, root: Path, path: Path | None) -> tuple[Scoring, list[str]]:
-    path = path or find_scoring(recording.path, root, cohort)
-    if path is None:
-        return Scoring((), (), "", has_events=False), []
-    return align(read_scoring(path), recording, cohort)
-
-
-def _add_channel(night: PreparedRecording, recording: Recording, derivation: Derivation, cohort: Cohort) -> None:
-    name = derivation.channel
-    raw, rate = derive(recording, derivation)
-    flags = epoch_quality(raw, rate, name, night.n_epochs)
-    signal = preprocess(raw, rate, cohort.filters.get(name))[: night.n_epochs * EPOCH_SAMPLES]
-    signal = np.pad(signal, (0, night.n_epochs * EPOCH_SAMPLES - len(signal)), constant_values=np.nan)
-    if name == "SPO2":
-        median, iqr = 0.0, 1.0
-    else:
-        signal, median, iqr = robust_scale(signal)
-    if iqr == 0.0:
-        night.provenance["missing"][name] = f"{derivation.description!r} is flat all night"
-        return
-    night.channels[name] = np.nan_to_num(signal, copy=False)
-    night.median[name], night.iqr[name] = median, iqr
-    night.quality[name] = flags
+def _scoring_of(path: Path, root: Path, cohort: Cohort | None) -> Path | None:
+    try:
+        return find_scoring(path, root, cohort or recognise_cohort(read_recording(path)))
+    except RecordingError:
+        return None

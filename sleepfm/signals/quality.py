@@ -1,4 +1,4 @@
-"""Quality of every epoch of one channel, judged on the signal before filtering."""
+"""What is wrong with each epoch of a channel, judged on the recorded signal before any filter."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import CHANNEL_UNIT, EPOCH_SECONDS
-
-# Smallest standard deviation of a connected electrode and largest amplitude of a plausible signal, by canonical unit.
-_FLAT_BELOW = {"uV": 0.1, "mV": 0.002, "%": -1.0, "": 0.0}
-_RANGE = {"uV": (-5000.0, 5000.0), "mV": (-20.0, 20.0), "%": (40.0, 100.5), "": (-np.inf, np.inf)}
-_CLIPPED_SHARE = 0.01
-_DISCONNECTED_SHARE = 0.5
-_MAINS_SHARE = 0.5
+from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.signals.cohort import GENERIC, QualityLimits, load_cohort
 
 
 class Quality(IntFlag):
-    """What is wrong with an epoch; 0 is nothing."""
+    """Bits of an epoch's quality; 0 is good."""
 
     FLAT = 1
     CLIPPED = 2
@@ -28,49 +22,104 @@ class Quality(IntFlag):
     GAP = 32
 
 
-def epoch_quality(raw: NDArray[np.float32], rate: float, channel: str, n_epochs: int) -> NDArray[np.uint8]:
-    """Bits of :class:`Quality` for every epoch, ``[n_epochs]``.
+# Shares of an epoch from which on a fault counts.
+_FLAT_SHARE = 0.5
+_CLIPPED_SHARE = 0.01
+_RANGE_SHARE = 0.05
+_LOW_SHARE = 0.1
+# Share of the power above 1 Hz that lies within 1 Hz of the mains frequency.
+_MAINS_SHARE = 0.5
+_MAINS_HZ = (50.0, 60.0)
+_CHUNK_EPOCHS = 64
+
+
+def epoch_quality(
+    signal: NDArray[np.float32],
+    rate: float,
+    channel: str,
+    n_epochs: int,
+    limits: tuple[float, float] | None = None,
+    thresholds: QualityLimits | None = None,
+) -> NDArray[np.uint8]:
+    """Bits of :class:`Quality` for each epoch, [E] uint8.
 
     Args:
-        raw: ``[T]`` in the channel's canonical unit at its native ``rate`` in Hz, NaN inside gaps.
+        signal: [T] in the canonical unit at its native ``rate``, NaN in gaps.
+        limits: the recorder's range in that unit; samples at either end are clipped.
+        thresholds: limits of the channel, by default those in ``configs/cohorts/defaults.yaml``.
 
-    Flat: hardly any variation. Clipped: more than 1 % of samples at the night's extreme values. Disconnected: more than
-    half of them. Mains: more than half of the variance within 1 Hz of 50 or 60 Hz. Out of range: values that no electrode
-    or oximeter gives.
+    FLAT: half of the seconds vary by no more than a threshold. CLIPPED: 1 % of the samples at the recorder's
+    limits. OUT_OF_RANGE: 5 % far from the night's median. DISCONNECTED: mains and out of range together, as from
+    an electrode that came off; in oximetry, 10 % below what a sensor on a finger shows. MAINS: most power above
+    1 Hz at 50 or 60 Hz. GAP: a sample is missing.
     """
-    unit = CHANNEL_UNIT[channel]
-    flags = np.zeros(n_epochs, np.uint8)
-    if n_epochs == 0:
-        return flags
-    samples = int(EPOCH_SECONDS * rate)
-    starts = np.round(np.arange(n_epochs) * EPOCH_SECONDS * rate).astype(np.int64)
-    lowest, highest = np.nanmin(raw, initial=np.inf), np.nanmax(raw, initial=-np.inf)
-    low, high = _RANGE[unit]
-    for epoch, start in enumerate(starts):
-        x = raw[start : start + samples]
-        finite = x[np.isfinite(x)]
-        if len(finite) < samples:
-            flags[epoch] |= Quality.GAP
-        if len(finite) < 2:
-            continue
-        if finite.std() <= _FLAT_BELOW[unit]:
-            flags[epoch] |= Quality.FLAT
-        at_extremes = ((finite == lowest) | (finite == highest)).mean()
-        if unit != "%" and at_extremes > _CLIPPED_SHARE:
-            flags[epoch] |= Quality.CLIPPED | (Quality.DISCONNECTED if at_extremes > _DISCONNECTED_SHARE else 0)
-        if finite.min() < low or finite.max() > high:
-            flags[epoch] |= Quality.OUT_OF_RANGE
-        if unit in ("uV", "mV") and _mains_share(finite, rate) > _MAINS_SHARE:
-            flags[epoch] |= Quality.MAINS
-    return flags
+    if thresholds is None:
+        thresholds = load_cohort(GENERIC).quality.get(channel, QualityLimits())
+    quality = np.zeros(n_epochs, dtype=np.uint8)
+    centre = float(np.nanmedian(signal)) if np.isfinite(signal).any() else 0.0
+    length = max(1, int(EPOCH_SECONDS * rate))
+    for first in range(0, n_epochs, _CHUNK_EPOCHS):
+        stop = min(n_epochs, first + _CHUNK_EPOCHS)
+        starts = np.rint(np.arange(first, stop) * EPOCH_SECONDS * rate).astype(np.int64)
+        places = np.minimum(starts[:, None] + np.arange(length), len(signal) - 1)
+        quality[first:stop] = _judge(signal[places], rate, centre, limits, thresholds)
+    return quality
 
 
-def _mains_share(x: NDArray[np.float32], rate: float) -> float:
-    """Share of the variance within 1 Hz of 50 or 60 Hz; 0 where the rate does not reach that far."""
-    if rate / 2 <= 51:
-        return 0.0
-    power = np.abs(np.fft.rfft(x - x.mean())) ** 2
-    frequency = np.fft.rfftfreq(len(x), 1 / rate)
-    near = (np.abs(frequency - 50) <= 1) | (np.abs(frequency - 60) <= 1)
-    total = power.sum()
-    return float(power[near].sum() / total) if total > 0 else 0.0
+def _judge(
+    epochs: NDArray[np.float32],
+    rate: float,
+    centre: float,
+    limits: tuple[float, float] | None,
+    thresholds: QualityLimits,
+) -> NDArray[np.uint8]:
+    """Bits of ``epochs`` [E, samples]."""
+    gap = np.isnan(epochs)
+    epochs = np.where(gap, np.float32(centre), epochs)
+    bits = np.where(gap.any(axis=1), np.uint8(Quality.GAP), np.uint8(0))
+
+    def mark(where: NDArray[np.bool_], flag: Quality) -> None:
+        bits[where] |= np.uint8(flag)
+
+    if thresholds.flat is not None:
+        mark(_flat_share(epochs, rate, thresholds.flat) >= _FLAT_SHARE, Quality.FLAT)
+    if limits is not None and limits[0] < limits[1]:
+        # Half a step of the coarsest recorder in use, 8 bits.
+        margin = (limits[1] - limits[0]) / 512
+        clipped = (epochs <= limits[0] + margin) | (epochs >= limits[1] - margin)
+        mark(clipped.mean(axis=1) >= _CLIPPED_SHARE, Quality.CLIPPED)
+    outside = np.zeros(len(epochs), dtype=bool)
+    if thresholds.range is not None:
+        outside = (np.abs(epochs - centre) > thresholds.range).mean(axis=1) >= _RANGE_SHARE
+        mark(outside, Quality.OUT_OF_RANGE)
+    if thresholds.mains:
+        mains = _mains_share(epochs, rate) >= _MAINS_SHARE
+        mark(mains, Quality.MAINS)
+        mark(mains & outside, Quality.DISCONNECTED)
+    if thresholds.low is not None:
+        off = (epochs < thresholds.low).mean(axis=1) >= _LOW_SHARE
+        mark(off, Quality.DISCONNECTED)
+    return bits
+
+
+def _flat_share(epochs: NDArray[np.float32], rate: float, threshold: float) -> NDArray[np.float64]:
+    """Share of the seconds of each epoch [E] that vary by at most ``threshold`` from peak to peak."""
+    second = max(2, int(rate))
+    seconds = epochs[:, : epochs.shape[1] // second * second].reshape(len(epochs), -1, second)
+    if not seconds.size:
+        return np.zeros(len(epochs))
+    share: NDArray[np.float64] = (np.ptp(seconds, axis=2) <= threshold).mean(axis=1)
+    return share
+
+
+def _mains_share(epochs: NDArray[np.float32], rate: float) -> NDArray[np.float64]:
+    """Share of each epoch's power above 1 Hz that lies within 1 Hz of 50 or 60 Hz, the larger of the two, [E]."""
+    frequency = np.fft.rfftfreq(epochs.shape[1], 1.0 / rate)
+    power = np.abs(np.fft.rfft(epochs - epochs.mean(axis=1, keepdims=True), axis=1)) ** 2
+    total = power[:, frequency >= 1.0].sum(axis=1)
+    shares = [
+        power[:, np.abs(frequency - mains) <= 1.0].sum(axis=1) / np.maximum(total, np.finfo(np.float32).tiny)
+        for mains in _MAINS_HZ
+        if mains + 1.0 < rate / 2
+    ]
+    return np.max(shares, axis=0) if shares else np.zeros(len(epochs))

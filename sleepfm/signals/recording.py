@@ -1,32 +1,31 @@
-"""A recording: signals at their own rates, annotations and gaps, read from EDF, EDF+, BDF or BDF+.
+"""Recordings: EDF, EDF+C, EDF+D, BDF and BDF+, one signal decoded at a time at its own rate.
 
-Only the signal that is asked for is decoded; the file stays mapped, not loaded. The gaps of a discontinuous recording
-(EDF+D) stay gaps: NaN in the signal, so that nothing after them moves in time.
+Samples are read in blocks of records, so that neither a signal that nobody asked for nor the whole file is ever
+held in memory. In EDF+D the pause between two records is a gap of NaN, as long as its time stamps say.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass
-from datetime import datetime
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.errors import RecordingError
-from sleepfm.signals.edf_header import Header, SignalHeader, parse_header
-
-# Longer than any polysomnography; bounds what a hostile time stamp can make us allocate.
-MAX_SECONDS = 7 * 86_400
-# EDF+ 2.2.2: onset, optional duration after 0x15, texts between 0x14, closed by 0x14 0x00.
-_TAL = re.compile(rb"([+-]\d+(?:\.\d*)?)(?:\x15(\d+(?:\.\d*)?))?\x14((?:[^\x00\x14]*\x14)*)\x00")
+from sleepfm.signals.edf_annotations import Annotation
+from sleepfm.signals.edf_blocks import iter_blocks
+from sleepfm.signals.edf_header import EdfHeader, SignalHeader, read_header
+from sleepfm.signals.edf_timeline import Timeline, read_timeline
 
 
 @dataclass(frozen=True)
 class SignalInfo:
-    """One signal: ``rate`` in Hz, ``unit`` and ``label`` as the file spells them, physical limits in that unit."""
+    """A signal of a recording. ``rate`` is in Hz and 0 where the file gives its records no duration."""
 
     label: str
     unit: str
@@ -36,91 +35,118 @@ class SignalInfo:
     physical_max: float
     digital_min: int
     digital_max: int
-    prefilter: str
-    transducer: str
+    prefilter: str = ""
+    transducer: str = ""
 
+    @property
+    def inverted(self) -> bool:
+        """Whether the header turns the signal upside down (physical minimum above maximum)."""
+        return (self.physical_max - self.physical_min) * (self.digital_max - self.digital_min) < 0
 
-@dataclass(frozen=True)
-class Annotation:
-    """An EDF+ annotation: ``onset`` and ``duration`` in seconds from the first sample."""
-
-    onset: float
-    duration: float
-    text: str
+    @property
+    def problem(self) -> str:
+        """Why the samples have no meaning, or an empty text."""
+        if self.rate <= 0 or self.n_samples == 0:
+            return "has no sampling rate (data records of duration 0)"
+        if self.digital_min == self.digital_max:
+            return f"has the digital range {self.digital_min} to {self.digital_max}, which scales nothing"
+        if self.physical_min == self.physical_max:
+            return f"has the physical range {self.physical_min:g} to {self.physical_max:g}, which is empty"
+        return ""
 
 
 @dataclass(frozen=True)
 class Recording:
-    """An opened recording.
+    """A recording on disk; samples are read on request.
 
-    ``duration`` is in seconds from the first to the last sample, gaps included; ``gaps`` are (onset, duration) in
-    seconds; ``signals`` leaves out annotation signals; ``warnings`` lists header faults that were repaired.
+    Attributes:
+        start: date and time of the first sample; None if the header has no valid one.
+        duration: seconds from the first sample to the end of the last record, gaps included.
+        signals: ordinary signals in file order, annotation signals left out.
+        gaps: (onset, duration) in s of every pause of an EDF+D.
+        annotations: texts of EDF+ and BDF+, onset from the first sample.
+        warnings: repairs of the header.
     """
 
     path: Path
+    format: str
+    patient: str
     start: datetime | None
     duration: float
     signals: tuple[SignalInfo, ...]
     gaps: tuple[tuple[float, float], ...]
     annotations: tuple[Annotation, ...]
     warnings: tuple[str, ...]
-    _header: Header
-    _onsets: NDArray[np.float64] | None
+    source: Callable[[int], NDArray[np.float32]] = field(repr=False, compare=False)
 
     def read(self, signal: int) -> NDArray[np.float32]:
-        """Signal number ``signal`` in its physical unit at its own rate, ``[n_samples]``, NaN inside gaps.
+        """Samples [T] of ``signals[signal]`` in its physical unit at its own rate; gaps are NaN.
 
         Raises:
-            RecordingError: the header gives this signal no usable calibration.
+            RecordingError: no such signal, one without a scale, or a file that changed since it was opened.
         """
-        header = _ordinary(self._header)[signal]
-        digital = _digital(self.path, self._header, header)  # [records, samples]
-        span = header.digital_max - header.digital_min
-        gain = (header.physical_max - header.physical_min) / span if span else 0.0
-        if gain == 0.0:
-            raise RecordingError(
-                f"{self.path}: signal {header.label!r} has no calibration (physical {header.physical_min:g} to "
-                f"{header.physical_max:g}, digital {header.digital_min} to {header.digital_max})"
-            )
-        physical = digital.astype(np.float32)
-        physical *= np.float32(gain)
-        physical += np.float32(header.physical_min - gain * header.digital_min)
-        if self._onsets is None:
-            return physical.reshape(-1)
-        return _place(physical, self._onsets, self.signals[signal].rate, self.signals[signal].n_samples)
+        if not 0 <= signal < len(self.signals):
+            raise RecordingError(f"{self.path}: has no signal {signal}; it has {len(self.signals)}")
+        info = self.signals[signal]
+        if info.problem:
+            raise RecordingError(f"{self.path}: signal {info.label!r} {info.problem}")
+        return self.source(signal)
 
 
 def read_recording(path: str | Path) -> Recording:
-    """Open an EDF, EDF+C, EDF+D, BDF or BDF+ file.
+    """Open an EDF or BDF recording: header, time stamps and annotations; no samples yet.
 
     Raises:
-        RecordingError: the file is not one of these, is cut off, or its header or time stamps make no sense.
+        RecordingError: the file is missing, is not EDF or BDF, is damaged or truncated.
     """
     path = Path(path)
-    header = parse_header(path)
-    onsets, annotations = _annotations(path, header)
-    length = header.record_seconds
-    placed = onsets if header.discontinuous and length > 0 else None
-    gaps: tuple[tuple[float, float], ...] = ()
-    duration = header.n_records * length
-    if placed is not None:
-        gaps = _gaps(path, placed, length)
-        duration = float(placed[-1]) + length
-    signals = tuple(_info(signal, header, duration) for signal in _ordinary(header))
-    return Recording(path, header.start, duration, signals, gaps, annotations, header.warnings, header, placed)
+    header, timeline = _open(path)
+    signals = tuple(_info(header, timeline, signal) for signal in header.ordinary)
+    return Recording(
+        path=path,
+        format=header.variant,
+        patient=header.patient,
+        start=header.start + timedelta(seconds=timeline.first) if header.start else None,
+        duration=timeline.duration,
+        signals=signals,
+        gaps=timeline.gaps,
+        annotations=timeline.annotations,
+        warnings=header.warnings + timeline.warnings,
+        source=lambda signal: _read_samples(path, header, timeline, signal),
+    )
 
 
-def _ordinary(header: Header) -> list[SignalHeader]:
-    return [signal for signal in header.signals if not signal.is_annotation and signal.samples > 0]
+def read_edf_header(path: Path) -> EdfHeader:
+    """The header alone. Raises :class:`RecordingError` as :func:`read_recording`."""
+    try:
+        with path.open("rb") as file:
+            return read_header(file, os.fstat(file.fileno()).st_size, str(path))
+    except OSError as error:
+        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _info(signal: SignalHeader, header: Header, duration: float) -> SignalInfo:
-    rate = signal.samples / header.record_seconds
+def _open(path: Path) -> tuple[EdfHeader, Timeline]:
+    if path.exists() and not path.is_file():
+        raise RecordingError(f"{path}: not a regular file")
+    header = read_edf_header(path)
+    try:
+        with path.open("rb") as file:
+            return header, read_timeline(file, header, str(path))
+    except OSError as error:
+        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _rate(header: EdfHeader, signal: SignalHeader) -> Fraction:
+    return signal.samples / header.record_seconds if header.record_seconds else Fraction(0)
+
+
+def _info(header: EdfHeader, timeline: Timeline, signal: SignalHeader) -> SignalInfo:
+    rate = _rate(header, signal)
     return SignalInfo(
         label=signal.label,
         unit=signal.unit,
-        rate=rate,
-        n_samples=round(duration * rate),
+        rate=float(rate),
+        n_samples=timeline.n_samples(rate, signal.samples),
         physical_min=signal.physical_min,
         physical_max=signal.physical_max,
         digital_min=signal.digital_min,
@@ -130,73 +156,32 @@ def _info(signal: SignalHeader, header: Header, duration: float) -> SignalInfo:
     )
 
 
-def _bytes_of(path: Path, header: Header, signal: SignalHeader) -> NDArray[np.uint8]:
-    """The signal's bytes ``[records, samples x bytes]``, copied out of the mapped file."""
+def _read_samples(path: Path, header: EdfHeader, timeline: Timeline, index: int) -> NDArray[np.float32]:
+    signal = header.ordinary[index]
+    rate = _rate(header, signal)
+    gain = (signal.physical_max - signal.physical_min) / (signal.digital_max - signal.digital_min)
+    offset = signal.physical_min - gain * signal.digital_min
+    samples = np.full(timeline.n_samples(rate, signal.samples), np.nan, dtype=np.float32)
+    end = signal.offset + signal.samples * header.sample_bytes
     try:
-        mapped = np.memmap(
-            path, np.uint8, "r", offset=header.header_bytes, shape=(header.n_records, header.record_bytes)
-        )
-    except (OSError, ValueError) as error:
-        raise RecordingError(f"{path}: cannot be read ({error}); it changed since it was opened") from error
-    return np.array(mapped[:, signal.offset : signal.offset + signal.samples * header.sample_bytes])
+        with path.open("rb", buffering=0) as file:
+            for piece in timeline.pieces:
+                place = piece.place(rate)
+                for block in iter_blocks(file.fileno(), header, str(path), signal.offset, end, piece.first, piece.stop):
+                    digital = _decode(block, header.sample_bytes)
+                    samples[place : place + digital.size] = digital * gain + offset
+                    place += digital.size
+    except OSError as error:
+        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from error
+    return samples
 
 
-def _digital(path: Path, header: Header, signal: SignalHeader) -> NDArray[np.integer]:
-    raw = _bytes_of(path, header, signal)
-    if header.sample_bytes == 2:
-        return raw.view("<i2")
-    parts = raw.reshape(header.n_records, signal.samples, 3)
-    # The third byte carries the sign of BDF's 24-bit little-endian integers.
-    high = parts[..., 2].view(np.int8).astype(np.int32) << 16
-    return high | (parts[..., 1].astype(np.int32) << 8) | parts[..., 0]
-
-
-def _place(
-    records: NDArray[np.float32], onsets: NDArray[np.float64], rate: float, n_samples: int
-) -> NDArray[np.float32]:
-    signal = np.full(n_samples, np.nan, np.float32)
-    for onset, record in zip(onsets, records, strict=True):
-        first = round(onset * rate)
-        piece = record[: n_samples - first]
-        signal[first : first + len(piece)] = piece
-    return signal
-
-
-def _annotations(path: Path, header: Header) -> tuple[NDArray[np.float64], tuple[Annotation, ...]]:
-    """Onset of every record relative to the first, and all annotations with a text, in order of onset."""
-    onsets: NDArray[np.float64] = np.arange(header.n_records) * header.record_seconds
-    found: list[Annotation] = []
-    carriers = [signal for signal in header.signals if signal.is_annotation]
-    for number, carrier in enumerate(carriers):
-        for index, row in enumerate(_bytes_of(path, header, carrier)):
-            for place, (onset, duration, texts) in enumerate(_tals(row.tobytes())):
-                if number == 0 and place == 0 and texts[:1] == [""]:
-                    onsets[index] = onset  # EDF+ 2.2.4: the first list of a record keeps its time
-                found += [Annotation(onset, duration, text) for text in texts if text]
-    if header.discontinuous and not carriers:
-        raise RecordingError(
-            f"{path}: marked discontinuous (EDF+D) but without annotations that give the records' times"
-        )
-    first = float(onsets[0]) if carriers else 0.0
-    shifted = [Annotation(a.onset - first, a.duration, a.text) for a in found]
-    return onsets - first, tuple(sorted(shifted, key=lambda a: a.onset))
-
-
-def _tals(block: bytes) -> Iterator[tuple[float, float, list[str]]]:
-    for match in _TAL.finditer(block):
-        texts = [text.decode("utf-8", "replace").strip() for text in match[3].split(b"\x14")[:-1]]
-        yield float(match[1]), float(match[2] or 0), texts or [""]
-
-
-def _gaps(path: Path, onsets: NDArray[np.float64], length: float) -> tuple[tuple[float, float], ...]:
-    missing = np.diff(onsets) - length
-    tolerance = 1e-3 * length + 1e-6
-    if (missing < -tolerance).any():
-        index = int(np.argmin(missing))
-        raise RecordingError(
-            f"{path}: data record {index + 2} starts at {onsets[index + 1]:g} s, before the one ahead of it ends "
-            f"({onsets[index] + length:g} s); its time stamps are damaged"
-        )
-    if onsets[-1] > MAX_SECONDS:
-        raise RecordingError(f"{path}: time stamps span {onsets[-1]:g} s, more than {MAX_SECONDS // 86_400} days")
-    return tuple((float(onsets[i] + length), float(missing[i])) for i in np.flatnonzero(missing > tolerance))
+def _decode(block: NDArray[np.uint8], sample_bytes: int) -> NDArray[np.float64]:
+    """Little-endian two's complement integers of two or three bytes, [records, bytes] to [T]."""
+    if sample_bytes == 2:
+        return np.ascontiguousarray(block).view("<i2").ravel().astype(np.float64)
+    triplets = np.ascontiguousarray(block).reshape(-1, 3)
+    digital = triplets[..., 0].astype(np.int32)
+    digital |= triplets[..., 1].astype(np.int32) << 8
+    digital |= triplets[..., 2].view(np.int8).astype(np.int32) << 16
+    return digital.astype(np.float64)

@@ -1,27 +1,43 @@
-"""Physical units as files spell them, and their factors to the canonical ones. An unknown one is never assumed."""
+"""Physical units of the header, scaled to the unit of the canonical channel."""
 
 from __future__ import annotations
 
+import re
+import unicodedata
+
 from sleepfm.errors import MontageError
 
-# U+00B5 (micro sign) and U+03BC (Greek mu) look alike; both occur, also as latin-1.
-_VOLTS = {"v": 1.0, "mv": 1e-3, "uv": 1e-6, "\u00b5v": 1e-6, "\u03bcv": 1e-6, "nv": 1e-9}
-_VOLTS |= {"volt": 1.0, "volts": 1.0, "millivolt": 1e-3, "microvolt": 1e-6, "microvolts": 1e-6}
-_PERCENT = {"%": 1.0, "percent": 1.0, "%spo2": 1.0, "%sao2": 1.0}
+# Powers of ten by which a prefix scales volts. "M" is left out: in EDF headers it is as likely a misspelt milli.
+_PREFIX = {"": 0, "m": -3, "u": -6, "U": -6, "n": -9, "N": -9}
+_VOLT = re.compile(r"(?P<prefix>[muUnN]?)\s*(?:[vV]|[vV]olts?)")
+_SPELT = {"microvolt": "uV", "microvolts": "uV", "millivolt": "mV", "millivolts": "mV"}
+_PERCENT = {"%", "percent", "pct", "%spo2", "%sao2", "% spo2", "% sao2", "%sat"}
+_CANONICAL_POWER = {"V": 0, "mV": -3, "uV": -6}
 
 
-def factor(unit: str, canonical: str) -> float:
-    """What a value in ``unit`` is multiplied by to be in ``canonical`` (``uV``, ``mV``, ``%`` or ``""`` for unitless).
+def normalise_unit(unit: str) -> str:
+    """One spelling for each unit: both mu characters (U+00B5, U+03BC) and a UTF-8 mu read as Latin-1 are "u"."""
+    text = unit.replace("\u00c2\u00b5", "u").replace("\u00ce\u00bc", "u")
+    text = unicodedata.normalize("NFKC", text).replace("\u03bc", "u").strip().rstrip(".")
+    text = text.replace("muV", "uV")
+    return _SPELT.get(text.casefold(), text)
+
+
+def to_canonical(unit: str, canonical: str) -> float:
+    """Factor that turns values in ``unit`` into ``canonical`` ("uV", "mV", "%", or "" for uncalibrated).
 
     Raises:
-        MontageError: ``unit`` is not a known spelling of a unit of that kind.
+        MontageError: a unit that is empty, unknown, or of another quantity. Nothing is assumed.
     """
     if canonical == "":
-        return 1.0  # flow and effort: whatever the amplifier gave, scaled per record later
-    spelled = unit.strip().casefold().replace(" ", "")
-    known = _PERCENT if canonical == "%" else _VOLTS
-    if spelled not in known:
-        raise MontageError(
-            f"unit {unit!r} is none of {', '.join(sorted(known))}; state it in the cohort's rule as `unit:`"
-        )
-    return known[spelled] / (1.0 if canonical == "%" else _VOLTS[canonical.casefold()])
+        return 1.0
+    text = normalise_unit(unit)
+    if canonical == "%":
+        if text.casefold() in _PERCENT:
+            return 1.0
+        raise MontageError(f"unit {unit!r} is not a percentage")
+    match = _VOLT.fullmatch(text)
+    if match is None:
+        what = "no unit is given" if not text else f"unit {unit!r} is not a voltage that is known"
+        raise MontageError(f"{what}; {canonical} or a multiple is needed")
+    return float(10.0 ** (_PREFIX[match["prefix"]] - _CANONICAL_POWER[canonical]))

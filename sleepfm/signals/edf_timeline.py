@@ -1,0 +1,136 @@
+"""When each data record was taken: continuous pieces, the gaps between them, and the annotations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import pairwise
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sleepfm.errors import RecordingError
+from sleepfm.signals.edf_annotations import Annotation, parse_record
+from sleepfm.signals.edf_blocks import iter_blocks
+from sleepfm.signals.edf_header import LONGEST_SECONDS, EdfHeader
+
+# A record that starts this late after the end of the one before it starts a new piece.
+_JITTER_SECONDS = 0.01
+# A few damaged time stamps must not make a small file claim a large array.
+_LARGEST_DILUTION = 100.0
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Records ``first`` to ``stop`` (exclusive) without a pause, the first at ``onset`` s."""
+
+    first: int
+    stop: int
+    onset: float
+
+    def place(self, rate: Fraction) -> int:
+        """Index of the piece's first sample on the timeline of a signal of ``rate`` Hz."""
+        return round(self.onset * float(rate))
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Pieces of a recording; ``first`` is the offset of the first sample from the header's start time in s."""
+
+    first: float
+    duration: float
+    pieces: tuple[Piece, ...]
+    gaps: tuple[tuple[float, float], ...]
+    annotations: tuple[Annotation, ...]
+    warnings: tuple[str, ...]
+
+    def n_samples(self, rate: Fraction, samples: int) -> int:
+        """Length of a signal of ``rate`` Hz and ``samples`` a record, gaps included."""
+        last = self.pieces[-1]
+        return last.place(rate) + (last.stop - last.first) * samples
+
+
+def read_timeline(file: BinaryIO, header: EdfHeader, name: str) -> Timeline:
+    """Read every annotation signal of an open file.
+
+    Raises:
+        RecordingError: an EDF+D without time stamps, with overlapping records, or with absurd ones.
+    """
+    seconds = float(header.record_seconds)
+    pieces: tuple[Piece, ...] = (Piece(0, header.n_records, 0.0),)
+    gaps: tuple[tuple[float, float], ...] = ()
+    duration = header.n_records * seconds
+    if not any(signal.is_annotation for signal in header.signals):
+        return Timeline(0.0, duration, pieces, gaps, (), ())
+    stamps, found, malformed = _read_stamps(file, header, name)
+    warnings = [f"{malformed} malformed annotation lists are ignored"] if malformed else []
+    first = 0.0 if np.isnan(stamps[0]) else float(stamps[0])
+    if seconds and header.variant.endswith("+D"):
+        pieces, gaps, duration = _split(stamps, seconds, name)
+    elif seconds and len(jumps := _jumps(stamps, seconds)):
+        warnings.append(f"declared continuous, but {len(jumps)} records are not where their time stamps say; taken as continuous")
+    annotations = sorted(
+        (Annotation(item.onset - first, item.duration, item.text) for item in found), key=lambda item: item.onset
+    )
+    return Timeline(first, duration, pieces, gaps, tuple(annotations), tuple(warnings))
+
+
+def _read_stamps(file: BinaryIO, header: EdfHeader, name: str) -> tuple[NDArray[np.float64], list[Annotation], int]:
+    """Time stamp of each record [n_records] (NaN where it has none), all texts, malformed lists."""
+    places = [
+        (signal.offset, signal.offset + signal.samples * header.sample_bytes) for signal in header.signals if signal.is_annotation
+    ]
+    stamps = np.full(header.n_records, np.nan)
+    found: list[Annotation] = []
+    malformed = 0
+    begin, end = min(place[0] for place in places), max(place[1] for place in places)
+    record = 0
+    for block in iter_blocks(file.fileno(), header, name, begin, end, 0, header.n_records):
+        for row in block:
+            line = row.tobytes()
+            parsed = parse_record([line[a - begin : b - begin] for a, b in places])
+            if parsed.onset is not None:
+                stamps[record] = parsed.onset
+            found += parsed.annotations
+            malformed += parsed.malformed
+            record += 1
+    return stamps, found, malformed
+
+
+def _jumps(stamps: NDArray[np.float64], seconds: float) -> NDArray[np.intp]:
+    """Records whose time stamp is not the end of the record before."""
+    return 1 + np.flatnonzero(np.abs(np.diff(stamps) - seconds) > _JITTER_SECONDS)
+
+
+def _split(
+    stamps: NDArray[np.float64], seconds: float, name: str
+) -> tuple[tuple[Piece, ...], tuple[tuple[float, float], ...], float]:
+    """Pieces, gaps and duration of a discontinuous recording."""
+    unstamped = np.flatnonzero(np.isnan(stamps))
+    if len(unstamped):
+        raise RecordingError(f"{name}: discontinuous, but record {unstamped[0] + 1} has no time stamp; export it again")
+    jumps = _jumps(stamps, seconds).tolist()
+    for i in jumps:
+        if stamps[i] < stamps[i - 1] + seconds:
+            raise RecordingError(
+                f"{name}: record {i + 1} starts at {stamps[i]:g} s, before record {i} ends at "
+                f"{stamps[i - 1] + seconds:g} s; its time stamps are damaged"
+            )
+    pieces: list[Piece] = []
+    gaps: list[tuple[float, float]] = []
+    end = 0.0
+    for start, stop in pairwise([0, *jumps, len(stamps)]):
+        # Jitter of many records can add up to more than a short pause: pieces never overlap.
+        onset = max(end, float(stamps[start] - stamps[0]))
+        if pieces and onset > end:
+            gaps.append((end, onset - end))
+        pieces.append(Piece(start, stop, onset))
+        end = onset + (stop - start) * seconds
+    recorded = len(stamps) * seconds
+    if end > min(LONGEST_SECONDS, _LARGEST_DILUTION * recorded):
+        raise RecordingError(
+            f"{name}: its time stamps span {end / 3600:.1f} h for {recorded:g} s of signal; "
+            "they are damaged, or the file has to be split at its pauses"
+        )
+    return tuple(pieces), tuple(gaps), end

@@ -1,0 +1,58 @@
+"""What a scoring file says, whatever its format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class StageInterval:
+    """One stage (:class:`sleepfm.constants.Stage`) from ``onset`` s, for ``duration`` s."""
+
+    onset: float
+    duration: float
+    stage: int
+
+    @property
+    def end(self) -> float:
+        return self.onset + self.duration
+
+
+@dataclass(frozen=True)
+class Event:
+    """An event of ``type`` (:data:`sleepfm.constants.EVENT_TYPES`) from ``onset`` s, for ``duration`` s."""
+
+    onset: float
+    duration: float
+    type: str
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """Stages and events of one night, in seconds from its first sample, sorted by onset.
+
+    Attributes:
+        source: format and file name.
+        has_events: whether events were scored at all; without it, no event means nothing.
+        whole_night: the format gives every epoch a code, so a scoring shorter than the recording is an error.
+        ignored: texts that are no stage and no event of ours, with how often they occur.
+        warnings: what was repaired or cut.
+    """
+
+    stages: tuple[StageInterval, ...]
+    events: tuple[Event, ...]
+    source: str
+    has_events: bool
+    whole_night: bool = False
+    ignored: dict[str, int] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def begin(self) -> float:
+        """Onset of the first stage in s."""
+        return self.stages[0].onset
+
+    @property
+    def end(self) -> float:
+        """End of the last stage in s."""
+        return max(interval.end for interval in self.stages)
