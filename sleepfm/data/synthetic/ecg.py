@@ -29,6 +29,8 @@ WAVES = (
 )
 BEFORE, AFTER = 32, 56
 PHASES = 32
+# Beats drawn at a time, to bound memory.
+BLOCK_BEATS = 4096
 # Beats a minute: slowing at the end of an apnea with all flow lost, and the rise that follows (Guilleminault
 # 1984).
 SLOWING, RISE = 8.0, 15.0
@@ -66,13 +68,7 @@ def draw_ecg(subject: Subject, seconds: int, beats: NDArray[np.float64], breathi
     chest = np.interp(beats, grid, breathing.thorax)
     slow = np.exp(0.06 * drift(rng, len(beats), 300.0))
     amplitude = subject.r_wave * slow * (1.0 + subject.r_breathing * chest)
-    position = beats * RATE
-    first = np.floor(position).astype(np.int64)
-    phase = ((position - first) * PHASES).astype(np.int64)
-    waves = _template()[phase] * amplitude[:, None].astype(np.float32)
-    place = first[:, None] + np.arange(-BEFORE, AFTER)
-    inside = (place >= 0) & (place < n)
-    ecg = np.bincount(place[inside], weights=waves[inside], minlength=n).astype(np.float32)
+    ecg = _complexes(beats * RATE, amplitude, n)
     ecg += np.float32(0.06) * band_noise(rng, n, RATE, 0.05, 0.6)
     ecg += np.float32(0.012) * band_noise(rng, n, RATE, 8.0, 60.0)
     return ecg
@@ -84,6 +80,22 @@ def heart_rate(beats: NDArray[np.float64], seconds: int) -> Floats:
     each = np.interp(np.arange(seconds) + 0.5, (beats[1:] + beats[:-1]) / 2.0, instant)
     padded = np.pad(each, (7, 0), mode="edge")
     return np.convolve(padded, np.full(8, 1.0 / 8.0), mode="valid").astype(np.float32)
+
+
+def _complexes(position: NDArray[np.float64], amplitude: NDArray[np.float64], n: int) -> Floats:
+    """P-QRS-T complexes [n] with R peaks at ``position`` (samples, fractional) of ``amplitude``."""
+    first = np.floor(position).astype(np.int64)
+    phase = ((position - first) * PHASES).astype(np.int64)
+    template, reach = _template(), np.arange(BEFORE + AFTER)
+    signal = np.zeros(n + BEFORE + 2 * AFTER, dtype=np.float32)
+    for start in range(0, len(first), BLOCK_BEATS):
+        block = slice(start, start + BLOCK_BEATS)
+        begin = int(first[start])
+        place = (first[block, None] - begin + reach).ravel()
+        waves = template[phase[block]] * amplitude[block, None]
+        sums = np.bincount(place, weights=waves.ravel())
+        signal[begin : begin + len(sums)] += sums
+    return signal[BEFORE : BEFORE + n]
 
 
 def _template() -> Floats:

@@ -10,6 +10,9 @@ import numpy as np
 
 from sleepfm.data.synthetic.noise import Floats
 
+# Digitised at a time, to bound memory.
+BLOCK_SECONDS = 1800
+
 
 @dataclass(frozen=True)
 class Channel:
@@ -37,9 +40,13 @@ def write_edf(path: Path, channels: Sequence[Channel], signals: Sequence[Floats]
     01.01.85."""
     with path.open("wb") as file:
         file.write(_header(channels, seconds, start))
-        digital = [channel.digitise(signal) for channel, signal in zip(channels, signals, strict=True)]
-        records = [values.reshape(seconds, channel.rate) for channel, values in zip(channels, digital, strict=True)]
-        file.write(np.concatenate(records, axis=1).tobytes())
+        for first in range(0, seconds, BLOCK_SECONDS):
+            last = min(first + BLOCK_SECONDS, seconds)
+            records = [
+                channel.digitise(signal[first * channel.rate : last * channel.rate]).reshape(-1, channel.rate)
+                for channel, signal in zip(channels, signals, strict=True)
+            ]
+            file.write(np.concatenate(records, axis=1).data)
 
 
 def _header(channels: Sequence[Channel], seconds: int, start: str) -> bytes:

@@ -58,11 +58,10 @@ def draw_eeg(subject: Subject, micro: Microstates, ecg: Floats) -> tuple[Floats,
         own += shared
         channels.append(own)
     _add_waves(subject, micro, rng, channels)
-    time = np.arange(n, dtype=np.float32)
-    mains = np.sin(time * np.float32(2.0 * np.pi * 60.0 / RATE))
+    mains = np.sin(2.0 * np.pi * 60.0 / RATE * np.arange(RATE)).astype(np.float32)  # 60 whole turns
     for channel in channels:
         channel *= np.float32(subject.eeg_gain)
-        channel += np.float32(rng.uniform(0.3, 1.0) * subject.mains) * mains
+        channel.reshape(-1, RATE)[:] += np.float32(rng.uniform(0.3, 1.0) * subject.mains) * mains
         channel += np.float32(1000.0 * rng.uniform(0.0, 1.0) * subject.ecg_leak) * ecg[:n]
         add_movements(rng, channel, RATE, micro.movements, size=55.0)
         add_pops(rng, channel, RATE, per_hour=1.5, size=90.0)

@@ -7,7 +7,7 @@ import numpy as np
 from sleepfm.constants import Stage
 from sleepfm.data.synthetic.artefact import add_movements
 from sleepfm.data.synthetic.microstate import Microstates
-from sleepfm.data.synthetic.noise import Floats, add_at, band_noise, drift
+from sleepfm.data.synthetic.noise import Floats, add_at, band_noise, drift, upsample
 from sleepfm.data.synthetic.respiration import RATE as BREATHING_RATE
 from sleepfm.data.synthetic.respiration import Breathing
 from sleepfm.data.synthetic.subject import Subject
@@ -34,10 +34,9 @@ def draw_emg(subject: Subject, micro: Microstates, breathing: Breathing, ecg: Fl
     for lag in range(1, 5):
         burst[lag:] = np.maximum(burst[lag:], 0.7**lag * micro.arousal[:-lag])
     level = level + ~awake * burst * AROUSAL_GAIN * TONE[Stage.N2]
-    grid = (np.arange(seconds) + 0.5) * BREATHING_RATE
-    fine = np.interp(np.arange(seconds * BREATHING_RATE) + 0.5, grid, level)
-    fine *= 1.0 + subject.snore * (1.3 * breathing.snore - 0.2)
-    envelope = np.interp(np.arange(n) / RATE, (np.arange(len(fine)) + 0.5) / BREATHING_RATE, fine).astype(np.float32)
+    fine = upsample(level, BREATHING_RATE)
+    fine *= 1.0 + np.float32(subject.snore) * (1.3 * breathing.snore - 0.2)
+    envelope = upsample(0.5 * (fine[::2] + fine[1::2]), 2 * RATE // BREATHING_RATE)
     _add_twitches(envelope, micro, rng)
     emg = band_noise(rng, n, RATE, 10.0, 62.0)
     emg *= envelope

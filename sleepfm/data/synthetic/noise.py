@@ -27,14 +27,13 @@ def band_noise(
     """
     length = fft.next_fast_len(n, real=True)
     first, last = max(1, int(low * length / rate)), min(length // 2, int(high * length / rate) + 1)
-    count = last - first
-    bins = rng.standard_normal(2 * count, dtype=np.float32).view(np.complex64)
+    spectrum = np.zeros(length // 2 + 1, dtype=np.complex64)
+    bins = spectrum[first:last]
+    rng.standard_normal(out=spectrum.view(np.float32)[2 * first : 2 * last], dtype=np.float32)
     if shape is not None:
         bins *= shape(np.arange(first, last, dtype=np.float32) * np.float32(rate / length))
-    power = float(np.vdot(bins, bins).real)
-    spectrum = np.zeros(length // 2 + 1, dtype=np.complex64)
-    spectrum[first:last] = bins * np.float32(length / np.sqrt(2.0 * power))
-    return fft.irfft(spectrum, length)[:n]
+    bins *= np.float32(length / np.sqrt(2.0 * float(np.vdot(bins, bins).real)))
+    return fft.irfft(spectrum, length, overwrite_x=True)[:n]
 
 
 def peak(centre: float, width: float) -> Callable[[Floats], Floats]:
@@ -59,10 +58,10 @@ def drift(rng: np.random.Generator, n: int, steps: float) -> Floats:
 def upsample(values: NDArray[np.floating], factor: int) -> Floats:
     """Linear interpolation of ``values`` [N], each at the middle of its step, to [N * factor]."""
     padded = np.concatenate([values[:1], values, values[-1:]]).astype(np.float32)
-    weight = ((np.arange(factor) + 0.5) / factor).astype(np.float32)[None, :]
-    # Halfway between neighbouring means gives the step's edges; the step's own samples lie around its middle.
+    weight = ((np.arange(factor) + 0.5) / factor).astype(np.float32)
+    ramp = np.diff(padded)[:, None] * weight  # [N + 1, factor], from the middle of one step to that of the next
+    ramp += padded[:-1, None]
     half = factor // 2
-    ramp = padded[:-1, None] * (np.float32(1.0) - weight) + padded[1:, None] * weight  # [N + 1, factor]
     flat: Floats = ramp.reshape(-1)
     return flat[factor - half : factor - half + len(values) * factor]
 
