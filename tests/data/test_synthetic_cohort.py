@@ -46,7 +46,10 @@ def test_layout(cohort):
         "synth.json",
     ]
     statement = json.loads((cohort / "synth.json").read_text())
-    assert statement.items() >= {"subjects": 2, "hours": 0.5, "seed": 4, "cohort": "shhs1", "complete": True}.items()
+    assert (
+        statement.items()
+        >= {"subjects": 2, "hours": 0.5, "seed": 4, "cohort": "shhs1", "complete": True}.items()
+    )
 
 
 def test_same_bytes_with_two_processes_and_in_another_order(cohort, tmp_path):
@@ -191,6 +194,9 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 
 def test_command_writes_and_says_where(tmp_path, capsys):
-    assert main(["synth", str(tmp_path), "--subjects", "1", "--hours", "0.2", "--seed", "9", "--workers", "1"]) == 0
+    assert (
+        main(["synth", str(tmp_path), "--subjects", "1", "--hours", "0.2", "--seed", "9", "--workers", "1"])
+        == 0
+    )
     assert str(EDFS) in capsys.readouterr().out
     assert (tmp_path / EDFS / "shhs1-200001.edf").stat().st_size == 3840 + 720 * 1270

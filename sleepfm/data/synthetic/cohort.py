@@ -69,7 +69,9 @@ def write_cohort(
                 paths = list(progress(pool.map(write, range(subjects))))
         _state(out / STATEMENT, statement, complete=True)
     except OSError as error:
-        raise RecordingError(f"{error.filename or out}: cannot write the cohort ({error.strerror})") from error
+        raise RecordingError(
+            f"{error.filename or out}: cannot write the cohort ({error.strerror})"
+        ) from error
     return paths
 
 

@@ -90,7 +90,9 @@ def _levels(subject: Subject, micro: Microstates, rng: np.random.Generator) -> d
     return levels
 
 
-def _add_waves(subject: Subject, micro: Microstates, rng: np.random.Generator, channels: list[Floats]) -> None:
+def _add_waves(
+    subject: Subject, micro: Microstates, rng: np.random.Generator, channels: list[Floats]
+) -> None:
     calm = np.where(micro.arousal > 0.0, 0.0, 1.0)
 
     def onsets(per_minute: NDArray[np.float64]) -> list[int]:

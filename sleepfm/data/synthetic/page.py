@@ -1,4 +1,4 @@
-"""Draw 30-s pages of the synthetic cohort for the manual: ``python -m sleepfm.data.synthetic.page FOLDER``."""
+"""Draw pages of the synthetic cohort for the manual: ``python -m sleepfm.data.synthetic.page FOLDER``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,14 @@ SEED, HOURS = 1, 3
 PAGE_SUBJECT = 15
 RATES = {channel.label: channel.rate for channel in SHHS1_CHANNELS}
 # Label and half the height of its lane, in the channel's unit.
-NEURAL = (("EEG", 100.0), ("EEG(sec)", 100.0), ("EOG(L)", 100.0), ("EOG(R)", 100.0), ("EMG", 20.0), ("ECG", 1.0))
+NEURAL = (
+    ("EEG", 100.0),
+    ("EEG(sec)", 100.0),
+    ("EOG(L)", 100.0),
+    ("EOG(R)", 100.0),
+    ("EMG", 20.0),
+    ("ECG", 1.0),
+)
 BREATHING = (
     ("ECG", 1.0),
     ("EMG", 20.0),
@@ -35,7 +42,9 @@ COLOURS = {"hypopnea": "#e8a33d", "arousal": "#7a5ea8", "desaturation": "#3d7fb8
 APNEA_COLOUR = "#c8443c"
 
 
-def draw_page(night: Night, start: float, seconds: float, lanes: Sequence[tuple[str, float]], title: str) -> Figure:
+def draw_page(
+    night: Night, start: float, seconds: float, lanes: Sequence[tuple[str, float]], title: str
+) -> Figure:
     """Signals of ``night`` from ``start`` on, one lane each, with scored events shaded."""
     figure = Figure(figsize=(13.0, 0.95 * len(lanes) + 0.9), layout="constrained")
     axes = figure.subplots(len(lanes), 1, sharex=True)
@@ -82,8 +91,12 @@ def draw_hypnograms(nights: Sequence[Night]) -> Figure:
 
 
 def typical_epoch(night: Night, stage: Stage) -> int:
-    """An epoch of ``stage`` that no event touches: with the calmest eyes in W, the busiest in REM, else the middle
-    one of the longest run."""
+    """An epoch of ``stage`` that no event touches: with the calmest eyes in W, the busiest in REM, else in the
+    middle of the longest run.
+
+    Raises:
+        UsageError: events touch all epochs of ``stage``.
+    """
     free = night.stages == stage
     for event in night.events:
         free[int(event.onset // EPOCH_SECONDS) : int(event.end // EPOCH_SECONDS) + 1] = False
