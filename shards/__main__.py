@@ -21,9 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_argument("source", metavar="SRC", help="folder of EDF or BDF recordings and their scorings")
     build.add_argument("out", metavar="OUT", help="data set folder; a build that exists in it is continued")
     build.add_argument("--cohort", help="name in configs/cohorts, a YAML file, or auto (default)")
-    build.add_argument(
-        "--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)"
-    )
+    build.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
     build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
     build.add_argument("--retry-refused", action="store_true", help="try refused recordings again")
     build.add_argument("overrides", nargs="*", metavar="key=value", help="configuration, see configs/shards.yaml")
@@ -58,17 +56,16 @@ def _build(arguments: argparse.Namespace) -> int:
     config = load_build_config(arguments.config, overrides)
     result = build(Path(arguments.source), Path(arguments.out), config, arguments.workers, arguments.retry_refused)
     counts = result.description["counts"]
-    print(
-        f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB"
-    )
+    print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
     if not result.quarantine:
         return 0
-    print(f"{len(result.quarantine)} recordings refused (manifest/quarantine.parquet):")
+    for row in result.quarantine:
+        if row["source"] not in result.printed:
+            print(f"refused {row['source']}: {row['error']}: {row['reason']}")
+    print(f"{len(result.quarantine)} recordings refused, see {arguments.out}/manifest/quarantine.parquet:")
     for error, count in Counter(row["error"] for row in result.quarantine).most_common():
         print(f"  {count:6d}  {error}")
-    for row in result.quarantine:
-        print(f"  {row['source']}: {row['reason']}")
     return 1
 
 

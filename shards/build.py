@@ -13,7 +13,7 @@ from shards.cluster import cluster, run_shards
 from shards.config import BuildConfig, chosen_cohort, identity
 from shards.files import remove_temporaries
 from shards.manifest import rows, sidecars, write_manifest
-from shards.plan import Plan, ShardPlan, extend, read_plan, write_plan
+from shards.plan import LOCK_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.progress import Progress
 from shards.task import read_sidecar
 from sleepfm.config import digest
@@ -21,15 +21,14 @@ from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError, RecordingError, UsageError
 from sleepfm.signals.prepare import discover
 
-LOCK_FILE = ".lock"
-
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The written ``dataset.json`` and all rows of the quarantine."""
+    """The written ``dataset.json``, all rows of the quarantine, and the paths whose refusal was printed on the way."""
 
     description: dict[str, Any]
     quarantine: list[dict[str, Any]]
+    printed: set[str]
 
 
 @dataclass(frozen=True)
@@ -73,11 +72,10 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         if plan != before:
             write_plan(out, plan)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
-        if todo:
-            _run(todo, root, out, config, plan, workers)
+        printed = _run(todo, root, out, config, plan, workers) if todo else set()
         description = write_manifest(out, plan)
     refused = [row for sidecar in sidecars(out, plan, digest(wanted)) for row in rows("quarantine", sidecar, plan)]
-    return BuildResult(description, refused)
+    return BuildResult(description, refused, printed)
 
 
 def _survey(out: Path, plan: Plan) -> _Done:
@@ -118,7 +116,7 @@ def _with_sizes(shard: ShardPlan, found: dict[str, int]) -> ShardPlan:
     return replace(shard, entries=tuple(replace(entry, size=found[entry.path]) for entry in shard.entries))
 
 
-def _run(todo: list[ShardPlan], source: Path, out: Path, config: BuildConfig, plan: Plan, workers: int) -> None:
+def _run(todo: list[ShardPlan], source: Path, out: Path, config: BuildConfig, plan: Plan, workers: int) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
     finished = len(plan.shards) - len(todo)
     kept = f", {finished} shards are finished already" if finished else ""
@@ -126,6 +124,7 @@ def _run(todo: list[ShardPlan], source: Path, out: Path, config: BuildConfig, pl
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
         run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update)
+    return {refusal.path for refusal in progress.refusals}
 
 
 @contextmanager

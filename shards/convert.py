@@ -75,9 +75,7 @@ def write_recording(
         offsets = writer.write(f"{entry.record}_{number:04d}", members)
         segments.append([begin, end - begin, *(offsets[member] for member in MEMBERS)])
     usable = {
-        f"usable_{channel}": int(np.count_nonzero((night.quality[channel] & quality_mask) == 0))
-        if channel in channels
-        else 0
+        f"usable_{channel}": int(np.count_nonzero((night.quality[channel] & quality_mask) == 0)) if channel in channels else 0
         for channel in CHANNELS
     }
     record = {

@@ -87,9 +87,7 @@ def _labels(dataset: Dataset, reader: ShardReader, row: int, rule: EventRule) ->
     stage = np.concatenate([batch.labels["stage"].numpy().reshape(-1) for batch in batches])
     scored = any((batch.labels["arousal"] >= 0).any() for batch in batches)
     scoring = Scoring((), events, "", has_events=scored)
-    columns = {
-        column: event_labels(scoring, epochs, (kind,), rule).astype(np.int32) for kind, column in EVENT_COLUMNS.items()
-    }
+    columns = {column: event_labels(scoring, epochs, (kind,), rule).astype(np.int32) for kind, column in EVENT_COLUMNS.items()}
     return {**columns, STAGE_COLUMN: stage.astype(np.int32)}
 
 

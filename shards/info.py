@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from sleepfm.constants import CHANNELS, EPOCH_SECONDS, STAGE_NAMES
+from sleepfm.constants import CHANNELS, EPOCH_SECONDS, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
 
@@ -39,12 +39,12 @@ def info(path: Path) -> str:
 def _splits(split: dict[str, dict[str, int]], records: pd.DataFrame) -> str:
     events = ("apnea", "hypopnea", "desaturation", "arousal")
     table = []
-    for name, counts in split.items():
+    for name in SPLITS:
         chosen = records[records["split"] == name]
         scored = max(int(chosen["scored_epochs"].sum()), 1)
         stages = {stage: f"{chosen[f'epochs_{stage}'].sum() / scored:.0%}" for stage in STAGE_NAMES}
         flagged = {event: int(chosen[f"epochs_{event}"].sum()) for event in events}
-        table.append({"split": name, **counts, "scored": int(chosen["scored_epochs"].sum()), **stages, **flagged})
+        table.append({"split": name, **split[name], "scored": int(chosen["scored_epochs"].sum()), **stages, **flagged})
     return pd.DataFrame(table).to_string(index=False)
 
 

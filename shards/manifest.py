@@ -56,9 +56,7 @@ SEGMENTS = pa.schema(
     ]
 )
 SHARDS = pa.schema([("shard", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()), ("records", pa.int32())])
-QUARANTINE = pa.schema(
-    [("source", pa.string()), ("source_bytes", pa.int64()), ("error", pa.string()), ("reason", pa.string())]
-)
+QUARANTINE = pa.schema([("source", pa.string()), ("source_bytes", pa.int64()), ("error", pa.string()), ("reason", pa.string())])
 TABLES = {"records": RECORDS, "segments": SEGMENTS, "shards": SHARDS, "quarantine": QUARANTINE}
 
 
@@ -109,7 +107,7 @@ def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
     """
     splits = SplitConfig(**plan.identity["split"])
     counts = dict.fromkeys(("shards", "records", "segments", "epochs", "bytes", "quarantined"), 0)
-    split = {name: {"subjects": 0, "records": 0, "epochs": 0} for name in SPLITS}
+    split = {name: dict.fromkeys(("subjects", "records", "epochs"), 0) for name in SPLITS}
     subjects: dict[str, str] = {}
     content: list[Any] = []
     for sidecar in sidecars(out, plan, build):

@@ -18,9 +18,11 @@ from typing import Any
 
 from shards.config import check_same
 from shards.files import write_json
+from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 
 PLAN_FILE = "plan.json"
+LOCK_FILE = ".lock"
 # USTAR holds 100 characters; what follows the record's key in a member's name takes up to 25.
 LONGEST_KEY = 70
 
@@ -68,7 +70,7 @@ def read_plan(out: Path, identity: dict[str, Any]) -> Plan:
     """
     path = out / PLAN_FILE
     if not path.exists():
-        if out.exists() and (not out.is_dir() or any(p for p in out.iterdir() if p.name != ".lock")):
+        if out.exists() and not _is_fresh(out):
             raise DatasetError(f"{out}: exists and is not a build of shards; give a new or an empty folder")
         return Plan(identity)
     try:
@@ -80,6 +82,14 @@ def read_plan(out: Path, identity: dict[str, Any]) -> Plan:
         raise DatasetError(f"{path}: not a build plan ({error}); build into a new folder") from error
     check_same(stored["identity"], identity, out)
     return Plan(identity, shards)
+
+
+def _is_fresh(out: Path) -> bool:
+    """Whether ``out`` holds no more than the empty folders and the lock that a build makes before its plan."""
+    return out.is_dir() and all(
+        path.name == LOCK_FILE or (path.name in (SHARD_FOLDER, MANIFEST_FOLDER) and not any(path.iterdir()))
+        for path in out.iterdir()
+    )
 
 
 def write_plan(out: Path, plan: Plan) -> None:

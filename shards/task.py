@@ -72,7 +72,7 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
         try:
             return prepare(source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule)
         except (SleepFMError, OSError) as error:
-            reason = str(error).replace(f"{source}{os.sep}", "")
+            reason = str(error).replace(f"{source}{os.sep}", "").removeprefix(f"{entry.path}: ")
             return Refusal(entry.path, entry.size, type(error).__name__, reason)
 
     content = write_shard(out, shard, night_of, config, build, source)

@@ -45,8 +45,7 @@ def verify(path: Path) -> Iterator[str]:
     for record in records:
         by_shard[record["shard"]].append(record)
     content = [
-        [shard["shard"], shard["sha256"], [[row["record"], row["split"]] for row in by_shard[shard["shard"]]]]
-        for shard in shards
+        [shard["shard"], shard["sha256"], [[row["record"], row["split"]] for row in by_shard[shard["shard"]]]] for shard in shards
     ]
     build = digest(description["config"])
     if build != description["config_digest"] or dataset_digest(build, content) != description["digest"]:
@@ -100,11 +99,7 @@ def _check_splits(records: list[dict[str, Any]], config: SplitConfig) -> Iterato
 def _check_segments(record: dict[str, Any], segments: pa.Table) -> Iterator[str]:
     names = set(segments["record"].to_pylist())
     first, epochs = segments["first_epoch"].to_numpy(), segments["n_epochs"].to_numpy()
-    if (
-        names != {record["record"]}
-        or not np.array_equal(first, np.cumsum(epochs) - epochs)
-        or epochs.sum() != record["n_epochs"]
-    ):
+    if names != {record["record"]} or not np.array_equal(first, np.cumsum(epochs) - epochs) or epochs.sum() != record["n_epochs"]:
         yield f"{record['record']}: its samples do not make up its {record['n_epochs']} epochs"
 
 

@@ -6,8 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from typing import BinaryIO
 
-from webdataset.writer import TarWriter
-
 from sleepfm.data.format import MEMBERS
 
 BLOCK = 512  # tar: a header block, then the content padded to whole blocks
@@ -34,6 +32,9 @@ class ShardWriter:
     """
 
     def __init__(self, file: BinaryIO) -> None:
+        # Here and not above: it imports torch, which the driver has no use for.
+        from webdataset.writer import TarWriter
+
         self._file = _HashingFile(file)
         self._tar = TarWriter(self._file, user="sleepfm", group="sleepfm", mtime=0, encoder=False, compress=False)
 
