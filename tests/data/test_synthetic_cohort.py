@@ -5,6 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -77,6 +80,24 @@ def test_rerun_keeps_whole_files_makes_missing_ones_and_grows(tmp_path):
     assert kept.stat().st_mtime_ns == stamp
     write_cohort(tmp_path, subjects=3, hours=0.2, seed=1)
     assert contents(tmp_path).items() >= {k: v for k, v in before.items() if k != "synth.json"}.items()
+
+
+def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_finished_by_the_next(tmp_path):
+    command = [sys.executable, "-m", "sleepfm.cli", "synth", str(tmp_path / "killed"), "--subjects", "4"]
+    command += ["--hours", "1", "--seed", "2", "--workers", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    first = tmp_path / "killed" / EDFS / "shhs1-200001.edf"
+    while not first.exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    assert not json.loads((tmp_path / "killed" / "synth.json").read_text())["complete"]
+    for edf in (tmp_path / "killed").rglob("*.edf"):
+        assert edf.stat().st_size == 3840 + 3600 * 1270
+    assert subprocess.run(command, capture_output=True).returncode == 0
+    write_cohort(tmp_path / "whole", subjects=4, hours=1, seed=2)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
 @pytest.mark.parametrize("change", [{"seed": 2}, {"hours": 0.3}, {"subjects": 1}])

@@ -113,4 +113,4 @@ def _state(path: Path, statement: dict[str, str | int | float], complete: bool) 
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    return path.with_name(f".{path.name}.part")

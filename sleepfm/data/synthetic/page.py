@@ -91,8 +91,8 @@ def draw_hypnograms(nights: Sequence[Night]) -> Figure:
 
 
 def typical_epoch(night: Night, stage: Stage) -> int:
-    """An epoch of ``stage`` that no event touches: with the calmest eyes in W, the busiest in REM, else in the
-    middle of the longest run.
+    """An epoch of ``stage`` that no event touches: with the calmest eyes in W, the busiest in REM, else in
+    the middle of the longest run.
 
     Raises:
         UsageError: events touch all epochs of ``stage``.
