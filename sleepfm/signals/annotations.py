@@ -156,6 +156,8 @@ def _literal(text: str) -> str:
 
 def _with_same_header(edf: Path, pattern: str) -> list[Path]:
     mine = read_edf_header(edf)
+    if mine.start is None:
+        return []
     found = []
     for path in sorted(edf.parent.glob(pattern)):
         if path != edf and path.is_file():

@@ -22,6 +22,7 @@ from sleepfm.signals.cohort import GENERIC, Band, load_cohort
 _LARGEST_DENOMINATOR = 10_000
 # Held by sample and hold between readings, so that steps (a finger that comes off) do not ring.
 _STEPPED = ("SPO2",)
+_CENTRE_SAMPLES = 8192
 
 
 def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Band | None = None) -> NDArray[np.float32]:
@@ -51,9 +52,10 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
             resampled = _hold(piece, ratio)
         else:
             # Without its offset the piece starts near the zero that the resampler assumes before it.
-            resampled = resample_poly(piece - np.median(piece), ratio.numerator, ratio.denominator)
+            offset = centre(piece)
+            resampled = resample_poly(piece - offset, ratio.numerator, ratio.denominator)
             if low is None and high is None:
-                resampled += np.median(piece)
+                resampled += offset
             else:
                 resampled = _filter(resampled, low, high)
         place = round(start * ratio)
@@ -87,6 +89,13 @@ def robust_scale(signal: NDArray[np.float32]) -> tuple[NDArray[np.float32], floa
     if not spread > 0:
         raise SignalError(f"flat: half of the samples are {median:g}")
     return (signal - np.float32(median)) / np.float32(spread), median, spread
+
+
+def centre(signal: NDArray[np.float32]) -> np.float32:
+    """The middle of a signal as a few thousand evenly spaced samples show it, NaN left out; 0 if none is finite."""
+    few = signal[:: max(1, len(signal) // _CENTRE_SAMPLES)]
+    few = few[np.isfinite(few)]
+    return np.float32(np.median(few)) if len(few) else np.float32(0.0)
 
 
 def finite_runs(signal: NDArray[np.float32]) -> Iterator[tuple[int, int]]:

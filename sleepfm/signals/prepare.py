@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS
+from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import MontageError, RecordingError, SignalError
 from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
 from sleepfm.signals.cohort import Band, Cohort, QualityLimits, recognise_cohort
@@ -51,7 +51,7 @@ class PreparedRecording:
             (SPO2 in %). Samples in gaps are 0 and their epochs have the quality bit GAP. Absent channels are absent.
         median, iqr: what scaling took out, in the canonical unit.
         quality: canonical name to [n_epochs] bits of :class:`sleepfm.signals.quality.Quality`.
-        stage: [n_epochs], -1 where unscored.
+        stage: [n_epochs], -1 where unscored or mostly not recorded.
         labels: apnea, hypopnea, desaturation, arousal: [n_epochs] 0 or 1, -1 if events were not scored.
         provenance: every decision made, in JSON types.
     """
@@ -194,6 +194,8 @@ def prepare_examined(examination: Examination, require: Sequence[str] = (), rule
     require_channels(examination, require)
     recording, cohort, n_epochs = examination.recording, examination.cohort, examination.n_epochs
     scoring = examination.scoring
+    stage = stage_labels(scoring, n_epochs)
+    stage[_mostly_gap(recording, n_epochs)] = Stage.UNSCORED
     prepared = PreparedRecording(
         record=examination.identity.record,
         subject=examination.identity.subject,
@@ -205,7 +207,7 @@ def prepare_examined(examination: Examination, require: Sequence[str] = (), rule
         median={},
         iqr={},
         quality={},
-        stage=stage_labels(scoring, n_epochs),
+        stage=stage,
         events=scoring.events if scoring else (),
         labels={name: event_labels(scoring, n_epochs, types, rule) for name, types in LABELS.items()},
         provenance=_provenance(examination, rule),
@@ -225,10 +227,8 @@ def prepare_examined(examination: Examination, require: Sequence[str] = (), rule
 def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Cohort, derivation: Derivation) -> None:
     channel, n_epochs = derivation.channel, prepared.n_epochs
     signal, rate = derive(recording, derivation)
-    finite = signal[np.isfinite(signal)]
-    if not len(finite) or finite.min() == finite.max():
+    if np.fmin.reduce(signal) == np.fmax.reduce(signal) or np.isnan(np.fmax.reduce(signal)):
         raise SignalError("flat for the whole recording")
-    del finite
     band = cohort.filters.get(channel, Band())
     low, high = effective_band(band, rate)
     quality = epoch_quality(signal, rate, channel, n_epochs, derivation.limits, cohort.quality.get(channel, QualityLimits()))
@@ -240,7 +240,7 @@ def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Coho
         prepared.median[channel], prepared.iqr[channel] = float(median), float(upper - lower)
     else:
         samples, prepared.median[channel], prepared.iqr[channel] = robust_scale(samples)
-    np.nan_to_num(samples, copy=False, nan=0.0)
+    samples[np.isnan(samples)] = 0.0
     prepared.channels[channel] = samples
     prepared.quality[channel] = quality
     entry = prepared.provenance["channels"][channel] = derivation.describe()
@@ -248,6 +248,15 @@ def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Coho
     if band.high is not None and high is not None and high < band.high:
         entry["band_cut"] = f"upper edge {band.high:g} Hz is above the Nyquist frequency; {high:g} Hz"
     entry["epochs_flagged"] = {flag.name: int(((quality & flag) > 0).sum()) for flag in Quality if (quality & flag).any()}
+
+
+def _mostly_gap(recording: Recording, n_epochs: int) -> NDArray[np.bool_]:
+    """Epochs [E] of which half or more was not recorded: nobody can have seen their stage."""
+    edges = np.arange(n_epochs + 1) * float(EPOCH_SECONDS)
+    missing = np.zeros(n_epochs)
+    for onset, duration in recording.gaps:
+        missing += np.clip(np.minimum(edges[1:], onset + duration) - np.maximum(edges[:-1], onset), 0.0, None)
+    return missing >= EPOCH_SECONDS / 2
 
 
 def _provenance(examination: Examination, rule: EventRule) -> dict[str, Any]:

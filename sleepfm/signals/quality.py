@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.signals.cohort import GENERIC, QualityLimits, load_cohort
+from sleepfm.signals.filters import centre
 
 
 class Quality(IntFlag):
@@ -27,7 +28,7 @@ _FLAT_SHARE = 0.5
 _CLIPPED_SHARE = 0.01
 _RANGE_SHARE = 0.05
 _LOW_SHARE = 0.1
-# Share of the power above 1 Hz that lies within 1 Hz of the mains frequency.
+# Share of the variance within a second that lies about the mains frequency.
 _MAINS_SHARE = 0.5
 _MAINS_HZ = (50.0, 60.0)
 _CHUNK_EPOCHS = 64
@@ -50,32 +51,32 @@ def epoch_quality(
 
     FLAT: half of the seconds vary by no more than a threshold. CLIPPED: 1 % of the samples at the recorder's
     limits. OUT_OF_RANGE: 5 % far from the night's median. DISCONNECTED: mains and out of range together, as from
-    an electrode that came off; in oximetry, 10 % below what a sensor on a finger shows. MAINS: most power above
-    1 Hz at 50 or 60 Hz. GAP: a sample is missing.
+    an electrode that came off; in oximetry, 10 % below what a sensor on a finger shows. MAINS: most of the
+    variance within a second at 50 or 60 Hz. GAP: a sample is missing.
     """
     if thresholds is None:
         thresholds = load_cohort(GENERIC).quality.get(channel, QualityLimits())
     quality = np.zeros(n_epochs, dtype=np.uint8)
-    centre = float(np.nanmedian(signal)) if np.isfinite(signal).any() else 0.0
+    middle = float(centre(signal))
     length = max(1, int(EPOCH_SECONDS * rate))
     for first in range(0, n_epochs, _CHUNK_EPOCHS):
         stop = min(n_epochs, first + _CHUNK_EPOCHS)
         starts = np.rint(np.arange(first, stop) * EPOCH_SECONDS * rate).astype(np.int64)
         places = np.minimum(starts[:, None] + np.arange(length), len(signal) - 1)
-        quality[first:stop] = _judge(signal[places], rate, centre, limits, thresholds)
+        quality[first:stop] = _judge(signal[places], rate, middle, limits, thresholds)
     return quality
 
 
 def _judge(
     epochs: NDArray[np.float32],
     rate: float,
-    centre: float,
+    middle: float,
     limits: tuple[float, float] | None,
     thresholds: QualityLimits,
 ) -> NDArray[np.uint8]:
     """Bits of ``epochs`` [E, samples]."""
     gap = np.isnan(epochs)
-    epochs = np.where(gap, np.float32(centre), epochs)
+    epochs = np.where(gap, np.float32(middle), epochs)
     bits = np.where(gap.any(axis=1), np.uint8(Quality.GAP), np.uint8(0))
 
     def mark(where: NDArray[np.bool_], flag: Quality) -> None:
@@ -90,7 +91,7 @@ def _judge(
         mark(clipped.mean(axis=1) >= _CLIPPED_SHARE, Quality.CLIPPED)
     outside = np.zeros(len(epochs), dtype=bool)
     if thresholds.range is not None:
-        outside = (np.abs(epochs - centre) > thresholds.range).mean(axis=1) >= _RANGE_SHARE
+        outside = (np.abs(epochs - np.float32(middle)) > thresholds.range).mean(axis=1) >= _RANGE_SHARE
         mark(outside, Quality.OUT_OF_RANGE)
     if thresholds.mains:
         mains = _mains_share(epochs, rate) >= _MAINS_SHARE
@@ -112,14 +113,22 @@ def _flat_share(epochs: NDArray[np.float32], rate: float, threshold: float) -> N
     return share
 
 
-def _mains_share(epochs: NDArray[np.float32], rate: float) -> NDArray[np.float64]:
-    """Share of each epoch's power above 1 Hz that lies within 1 Hz of 50 or 60 Hz, the larger of the two, [E]."""
-    frequency = np.fft.rfftfreq(epochs.shape[1], 1.0 / rate)
-    power = np.abs(np.fft.rfft(epochs - epochs.mean(axis=1, keepdims=True), axis=1)) ** 2
-    total = power[:, frequency >= 1.0].sum(axis=1)
-    shares = [
-        power[:, np.abs(frequency - mains) <= 1.0].sum(axis=1) / np.maximum(total, np.finfo(np.float32).tiny)
-        for mains in _MAINS_HZ
-        if mains + 1.0 < rate / 2
-    ]
-    return np.max(shares, axis=0) if shares else np.zeros(len(epochs))
+def _mains_share(epochs: NDArray[np.float32], rate: float) -> NDArray[np.float32]:
+    """Share of the variance within the seconds of each epoch that is a sine of 50 or 60 Hz, the larger of both, [E].
+
+    Each second is projected on a sine and a cosine, which takes in about 1 Hz to either side.
+    """
+    second = round(rate)
+    tones = [mains for mains in _MAINS_HZ if mains + 1.0 < rate / 2]
+    count = epochs.shape[1] // second if second else 0
+    if not tones or not count:
+        return np.zeros(len(epochs), dtype=np.float32)
+    seconds = epochs[:, : count * second].reshape(-1, second)
+    seconds = seconds - seconds.mean(axis=1, keepdims=True)
+    phase = 2 * np.pi * np.outer(np.arange(second) / rate, tones)
+    waves = np.concatenate([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32)
+    projected = (seconds @ waves).reshape(len(epochs), count, 2, len(tones))
+    power = np.square(projected).sum(axis=(1, 2)) * np.float32(2 / second)
+    total = np.square(seconds).reshape(len(epochs), -1).sum(axis=1)
+    share: NDArray[np.float32] = power.max(axis=1) / np.maximum(total, np.finfo(np.float32).tiny)
+    return share
