@@ -20,6 +20,8 @@ LABELS = {
 }
 # The AASM's least duration of an apnea or hypopnea (AASM manual, respiratory rules).
 _LEAST_OVERLAP = 10.0
+# Onset plus duration minus onset is not always the duration.
+_TOLERANCE = 1e-6
 
 
 def stage_labels(scoring: Scoring | None, n_epochs: int) -> NDArray[np.int8]:
@@ -61,10 +63,9 @@ def event_labels(scoring: Scoring | None, n_epochs: int, types: Iterable[str], r
             first, stop = round(event.onset / EPOCH_SECONDS), round(end / EPOCH_SECONDS)
             labels[max(first, 0) : max(stop, 0)] = 1
             continue
-        least = min(_LEAST_OVERLAP, event.duration)
-        first = max(0, int(event.onset // EPOCH_SECONDS))
-        for epoch in range(first, min(n_epochs, int(end // EPOCH_SECONDS) + 1)):
+        least = min(_LEAST_OVERLAP, event.duration) - _TOLERANCE
+        for epoch in range(max(0, int(event.onset // EPOCH_SECONDS)), min(n_epochs, int(end // EPOCH_SECONDS) + 1)):
             overlap = min(end, (epoch + 1) * EPOCH_SECONDS) - max(event.onset, epoch * EPOCH_SECONDS)
-            if overlap >= least and (overlap > 0 or event.onset // EPOCH_SECONDS == epoch):
+            if overlap >= least:
                 labels[epoch] = 1
     return labels

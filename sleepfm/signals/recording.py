@@ -22,6 +22,9 @@ from sleepfm.signals.edf_blocks import iter_blocks
 from sleepfm.signals.edf_header import EdfHeader, SignalHeader, read_header
 from sleepfm.signals.edf_timeline import Timeline, read_timeline
 
+# Beyond this a header is damaged, and samples would not fit their type.
+_LARGEST_VALUE = 1e15
+
 
 @dataclass(frozen=True)
 class SignalInfo:
@@ -52,6 +55,8 @@ class SignalInfo:
             return f"has the digital range {self.digital_min} to {self.digital_max}, which scales nothing"
         if self.physical_min == self.physical_max:
             return f"has the physical range {self.physical_min:g} to {self.physical_max:g}, which is empty"
+        if max(abs(self.physical_min), abs(self.physical_max)) > _LARGEST_VALUE:
+            return f"has the physical range {self.physical_min:g} to {self.physical_max:g}, which nothing measures"
         return ""
 
 

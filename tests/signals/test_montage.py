@@ -1,0 +1,155 @@
+"""Canonical channels by rule: aliases, references, units, rates, substitutes, ambiguity."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import yaml
+from made_edf import Made, noise, write_edf
+
+from sleepfm.config import load_config
+from sleepfm.constants import CHANNELS
+from sleepfm.errors import ConfigError
+from sleepfm.paths import config_root
+from sleepfm.signals.cohort import Cohort, cohort_names, load_cohort, normalise_label, recognise_cohort
+from sleepfm.signals.identity import identify
+from sleepfm.signals.montage import derive, resolve
+from sleepfm.signals.recording import read_recording
+
+
+def make(tmp_path, *signals, name="night.edf"):
+    """A 2-s recording of ``(label, unit, rate)``."""
+    made = [Made(label, noise(2 * rate, seed), rate, unit) for seed, (label, unit, rate) in enumerate(signals)]
+    return read_recording(write_edf(tmp_path / name, made))
+
+
+def rules(tmp_path, **channels) -> Cohort:
+    path = tmp_path / "rules.yaml"
+    path.write_text(yaml.safe_dump({"name": "rules", "source": "test", "channels": channels}), encoding="utf-8")
+    values = yaml.safe_load((config_root() / "cohorts" / "defaults.yaml").read_text(encoding="utf-8"))
+    path.write_text(yaml.safe_dump({**values, **yaml.safe_load(path.read_text(encoding="utf-8"))}), encoding="utf-8")
+    return load_config(Cohort, path)
+
+
+def test_every_shipped_cohort_is_sound():
+    assert {"generic", "nox", "shhs1", "shhs2", "sleep-edf"} <= set(cohort_names())
+    for name in cohort_names():
+        cohort = load_cohort(name)
+        assert cohort.name == name and cohort.source
+        assert set(cohort.filters) == set(cohort.quality) == set(cohort.minimum_rate) == set(CHANNELS)
+        for channel, candidates in cohort.channels.items():
+            assert channel in CHANNELS and all(rule.derivation for rule in candidates)
+
+
+def test_unknown_cohorts_and_channels_are_named(tmp_path):
+    with pytest.raises(ConfigError, match="shhs1"):
+        load_cohort("shsh1")
+    with pytest.raises(ConfigError, match="EEG_CZ"):
+        rules(tmp_path, EEG_CZ=[{"signal": ["Cz"]}])
+    with pytest.raises(ConfigError, match="signals"):
+        rules(tmp_path, EEG_C3=[{"signals": ["C3"]}])
+
+
+def test_nox_montage_among_ninety_signals(shared_data):
+    recording = read_recording(shared_data / "nox-a1" / "subject1.edf")
+    cohort = recognise_cohort(recording)
+    montage = resolve(recording, cohort)
+    assert cohort.name == "nox" and not montage.ambiguous and set(montage.channels) == set(CHANNELS)
+    chosen = {name: derivation.active.label for name, derivation in montage.channels.items()}
+    assert chosen["EEG_C3"] == "C3-M2" and chosen["EMG_CHIN"] == "1-F" and chosen["SPO2"] == "Saturation"
+    signal, rate = derive(recording, montage.channels["EEG_C4"])
+    assert rate == 200 and signal.shape == (24_000,) and 5 < np.subtract(*np.percentile(signal, (75, 25))) < 100
+    ecg, _ = derive(recording, montage.channels["ECG"])
+    assert 0.05 < np.ptp(ecg) < 5  # mV
+
+
+def test_sleep_edf_has_no_emg_and_only_declared_substitutes(shared_data):
+    recording = read_recording(shared_data / "sleep-edf" / "short_psg.edf")
+    cohort = recognise_cohort(recording)
+    montage = resolve(recording, cohort)
+    assert cohort.name == "sleep-edf" and "1 Hz is below" in montage.missing["EMG_CHIN"]
+    assert set(montage.channels) == {"EEG_C4", "EOG_L"}
+    assert all(derivation.describe()["substitute"] for derivation in montage.channels.values())
+    assert not resolve(recording, load_cohort("generic")).channels.keys() & {"EEG_C3", "EEG_C4", "EMG_CHIN"}
+
+
+def test_shhs_labels(tmp_path, shared_data):
+    signals = [("EEG(SEC)", "uV", 125), ("EEG", "uV", 125), ("EOG(L)", "uV", 50), ("EOG(R)", "uV", 50), ("EMG", "uV", 125)]
+    signals += [("SaO2", "", 1), ("ECG", "mV", 125), ("NEW AIR", "", 10), ("THOR RES", "", 10), ("ABDO RES", "", 10)]
+    recording = make(tmp_path, *signals, name="shhs2-200077.edf")
+    cohort = recognise_cohort(recording)
+    montage = resolve(recording, cohort)
+    assert cohort.name == "shhs2" and set(montage.channels) == set(CHANNELS)
+    assert montage.channels["EEG_C3"].active.label == "EEG(SEC)" and montage.channels["EEG_C3"].derivation == "C3-A2"
+    assert montage.channels["EEG_C4"].active.label == "EEG" and montage.channels["EEG_C4"].derivation == "C4-A1"
+    assert montage.channels["SPO2"].active.unit == "%"
+    visits = [identify(tmp_path / f"shhs{visit}-200077.edf", load_cohort(f"shhs{visit}")) for visit in (1, 2)]
+    assert visits[0].subject == visits[1].subject and visits[0].record != visits[1].record
+    assert [identity.visit for identity in visits] == ["1", "2"]
+
+
+def test_nights_of_one_person_in_sleep_edf(tmp_path):
+    cohort = load_cohort("sleep-edf")
+    nights = [identify(tmp_path / name, cohort) for name in ("SC4001E0-PSG.edf", "SC4002E0-PSG.edf", "SC4011E0-PSG.edf")]
+    assert nights[0].subject == nights[1].subject != nights[2].subject
+    assert [night.visit for night in nights] == ["1", "2", "1"]
+
+
+def test_referencing(tmp_path):
+    recording = make(tmp_path, ("C3", "uV", 100), ("A2", "mV", 100), ("A1", "uV", 100), ("E2", "uV", 100))
+    montage = resolve(recording, load_cohort("generic"))
+    c3, rate = derive(recording, montage.channels["EEG_C3"])
+    assert rate == 100
+    np.testing.assert_allclose(c3, recording.read(0) - 1000 * recording.read(1), rtol=1e-4, atol=1e-2)
+    assert montage.channels["EOG_R"].describe()["reference"] == ["A1"]
+    linked = rules(tmp_path, EEG_C3=[{"signal": ["C3"], "reference": [["A1"], ["A2"]], "invert": True}])
+    derived, _ = derive(recording, resolve(recording, linked).channels["EEG_C3"])
+    mean = (recording.read(2) + 1000 * recording.read(1)) / 2
+    np.testing.assert_allclose(derived, mean - recording.read(0), rtol=1e-4, atol=1e-2)
+
+
+def test_an_electrode_without_its_reference_is_missing_and_says_so(tmp_path):
+    montage = resolve(make(tmp_path, ("C4", "uV", 100), ("M1", "uV", 50)), load_cohort("generic"))
+    assert "EEG_C4" not in montage.channels and "M1" in montage.missing["EEG_C4"]
+
+
+def test_ambiguity_names_the_candidates(tmp_path):
+    recording = make(tmp_path, ("C3-M2", "uV", 100), ("C3-A2", "uV", 100), ("Chin", "uV", 200), ("chin", "uV", 200))
+    montage = resolve(recording, load_cohort("generic"))
+    assert not montage.channels
+    assert "'C3-M2' (signal 1)" in montage.ambiguous["EEG_C3"] and "'C3-A2'" in montage.ambiguous["EEG_C3"]
+    assert "EMG_CHIN" in montage.ambiguous
+
+
+def test_an_unfit_duplicate_does_not_make_it_ambiguous(tmp_path):
+    montage = resolve(make(tmp_path, ("EMG Chin", "uV", 1), ("EMG chin", "uV", 200)), load_cohort("generic"))
+    assert montage.channels["EMG_CHIN"].active.index == 1
+
+
+@pytest.mark.parametrize("unit", ["", "Ohm", "MV"])
+def test_units_are_never_assumed(tmp_path, unit):
+    montage = resolve(make(tmp_path, ("C3-M2", unit, 100), ("Airflow", unit, 25)), load_cohort("generic"))
+    assert "EEG_C3" in montage.missing and "unit" in montage.missing["EEG_C3"]
+    assert "AIRFLOW" in montage.channels
+
+
+def test_preference_and_choice(tmp_path):
+    both = resolve(make(tmp_path, ("Nasal Pressure", "", 25), ("Thermistor", "", 25)), load_cohort("generic"))
+    one = resolve(make(tmp_path, ("Nasal Pressure", "", 25)), load_cohort("generic"))
+    assert (both.channels["AIRFLOW"].choice, one.channels["AIRFLOW"].choice) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("EEG(sec)", "eeg SEC", True),
+        ("C3:M2", "c3-m2", True),
+        ("EOG (L)", "EOG-L", True),
+        ("ECG+", "ECG-", False),
+        ("EEG", "EEG2", False),
+        ("C3 (Imp)", "C3", False),
+        ("1 Impédance", "1 IMPÉDANCE", True),
+    ],
+)
+def test_labels_compare_without_case_space_and_punctuation(one, other, same):
+    assert (normalise_label(one) == normalise_label(other)) is same

@@ -1,0 +1,301 @@
+"""EDF and BDF as they are and as they should not be."""
+
+from __future__ import annotations
+
+import tracemalloc
+import warnings
+from datetime import datetime
+
+import edfio
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_edf import Made, noise, tal, write_edf
+
+from sleepfm.errors import RecordingError
+from sleepfm.signals.recording import read_recording
+
+READABLE = [
+    "nox-a1/subject1.edf",
+    "sleep-edf/short_psg.edf",
+    "sleep-edf/short_psg.bdf",
+    "sleep-edf/SC4001EC-Hypnogram.edf",
+    "sleep-edf/SC4001EC-Hypnogram.bdf",
+    "edf-zoo/edfio/mne_test.bdf",
+    "edf-zoo/edfio/test_subsecond.bdf",
+    "edf-zoo/mne-python/duplicate_channel_labels.edf",
+    "edf-zoo/mne-python/test.bdf",
+    "edf-zoo/mne-python/test.edf",
+    "edf-zoo/mne-python/test_edf_stim_channel.edf",
+    "edf-zoo/mne-python/test_stim_channel.edf",
+    "edf-zoo/mne-python/test_uneven_samp.edf",
+    "edf-zoo/nsrr-edfize/simulated-01.edf",
+    "edf-zoo/pyedflib/test_generator.bdf",
+    "edf-zoo/pyedflib/test_generator_datarec_generator_0_5.bdf",
+    "edf-zoo/pyedflib/test_generator_datarec_generator_2.bdf",
+    "edf-zoo/pyedflib/test_legacy.edf",
+    "edf-zoo/pyedflib/test_subsecond.edf",
+    "edf-zoo/pyedflib/test_utf8.edf",
+    "edf-zoo/wfdb-python/test_edfann.edf",
+]
+
+
+@pytest.mark.parametrize("name", READABLE)
+def test_equals_edfio_on_real_files(shared_data, name):
+    path = shared_data / name
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        other = edfio.read_edf(path) if path.suffix == ".edf" else edfio.read_bdf(path)
+    recording = read_recording(path)
+    assert len(recording.signals) == len(other.signals)
+    for index, (info, signal) in enumerate(zip(recording.signals, other.signals, strict=True)):
+        assert info.rate == pytest.approx(signal.sampling_frequency, rel=1e-9)
+        samples = recording.read(index)
+        assert samples.dtype == np.float32 and len(samples) == info.n_samples
+        np.testing.assert_allclose(samples, signal.data, rtol=1e-6, atol=1e-6 * np.abs(signal.data).max())
+    theirs = [annotation for annotation in other.annotations if annotation.text]
+    assert [annotation.text for annotation in recording.annotations] == [annotation.text for annotation in theirs]
+    for mine, its in zip(recording.annotations, theirs, strict=True):
+        assert (mine.onset, mine.duration) == pytest.approx((its.onset, its.duration or 0.0))
+    assert recording.start is not None and recording.start.time().replace(microsecond=0) == other.starttime.replace(microsecond=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nsrr-edfize/zero-data-records.edf", "no data records"),
+        ("nsrr-edfize/invalid-date.edf", "no data records"),
+        ("preraulab-deidentify/test.edf", "not a whole number"),
+    ],
+)
+def test_unusable_real_files_say_why(shared_data, name, reason):
+    with pytest.raises(RecordingError, match=reason):
+        read_recording(shared_data / "edf-zoo" / name)
+
+
+def test_labels_in_every_encoding(tmp_path, shared_data):
+    labels = {recording.label for recording in read_recording(shared_data / "nox-a1" / "subject1.edf").signals}
+    assert {"1 Impédance", "C3-M2"} <= labels
+    for raw, text in [
+        ("Impédance".encode(), "Impédance"),
+        ("Impédance".encode("latin-1"), "Impédance"),
+        ("fifteen bytes +é".encode(), "fifteen bytes +"),  # cut after 16 bytes, inside the last character
+        (b"EEG\x00\x00", "EEG"),
+    ]:
+        path = write_edf(tmp_path / "labels.edf", [Made(raw, noise(10), 10)])
+        assert read_recording(path).signals[0].label == text
+
+
+@st.composite
+def files(draw):
+    bdf = draw(st.booleans())
+    bits = 23 if bdf else 15
+    records = draw(st.integers(1, 5))
+    seconds = draw(st.sampled_from(["1", "0.5", "2", "10", "9.59375", "30", "0,25"]))
+    signals = []
+    for number in range(draw(st.integers(1, 3))):
+        per_record = draw(st.integers(1, 7))
+        values = st.integers(-(2**bits), 2**bits - 1)
+        digital = np.array(draw(st.lists(values, min_size=records * per_record, max_size=records * per_record)))
+        physical = draw(st.sampled_from([("-100", "100"), ("100", "-100"), ("0", "1.5e-3"), ("-3276.8", "3276,7")]))
+        signals.append(Made(f"S{number}", digital, per_record, "uV", physical, (str(-(2**bits)), str(2**bits - 1))))
+    return bdf, seconds, signals
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(made=files())
+def test_samples_follow_the_specification(tmp_path, made):
+    bdf, seconds, signals = made
+    path = write_edf(tmp_path / "made.edf", signals, seconds=seconds, bdf=bdf)
+    recording = read_recording(path)
+    length = float(seconds.replace(",", "."))
+    assert recording.duration == pytest.approx(length * len(signals[0].digital) / signals[0].per_record)
+    for index, signal in enumerate(signals):
+        low, high = (float(value.replace(",", ".")) for value in signal.physical)
+        first, last = map(int, signal.limits)
+        expected = low + (signal.digital - first) * (high - low) / (last - first)
+        np.testing.assert_allclose(recording.read(index), expected, rtol=1e-6, atol=1e-6 * max(abs(low), abs(high)))
+        info = recording.signals[index]
+        assert info.rate == pytest.approx(signal.per_record / length) and info.inverted == (low > high)
+
+
+def test_large_records_are_read_in_part(tmp_path):
+    signals = [Made("A", noise(300_000), 150_000), Made("B", noise(40, 1), 20), Made("C", noise(200_000, 2), 100_000)]
+    recording = read_recording(write_edf(tmp_path / "large.edf", signals, seconds="100"))
+    for index, signal in enumerate(signals):
+        expected = -100 + (signal.digital + 32768) * 200 / 65535
+        np.testing.assert_allclose(recording.read(index), expected, atol=1e-4)
+
+
+def test_gaps_stay_gaps(tmp_path):
+    digital = noise(6 * 4)
+    stamps = [tal(f"+{t}") + text for t, text in [
+        (0.25, b""), (1.25, tal("+1.5", "0.5", "Arousal")), (10.25, b""), (11.25, b""), (12.25, b""), (20, b""),
+    ]]  # fmt: skip
+    path = write_edf(tmp_path / "gaps.edf", [Made("EEG", digital, 4)], variant="EDF+D", stamps=stamps)
+    recording = read_recording(path)
+    assert recording.start == datetime(2004, 3, 2, 22, 30, 0, 250_000)
+    assert recording.gaps == ((2.0, 8.0), (13.0, 6.75))
+    assert recording.duration == pytest.approx(20.75)
+    samples = recording.read(0)
+    physical = -100 + (digital + 32768) * 200 / 65535
+    assert len(samples) == 83
+    np.testing.assert_allclose(samples[:8], physical[:8], atol=1e-4)
+    np.testing.assert_allclose(samples[40:52], physical[8:20], atol=1e-4)
+    np.testing.assert_allclose(samples[79:], physical[20:], atol=1e-4)
+    assert np.isnan(samples[8:40]).all() and np.isnan(samples[52:79]).all()
+    (annotation,) = recording.annotations
+    assert (annotation.onset, annotation.duration, annotation.text) == (1.25, 0.5, "Arousal")
+
+
+def test_the_same_stamps_in_a_continuous_file_are_only_remarked_on(tmp_path):
+    stamps = [tal("+0"), tal("+1"), tal("+9")]
+    path = write_edf(tmp_path / "c.edf", [Made("EEG", noise(12), 4)], variant="EDF+C", stamps=stamps)
+    recording = read_recording(path)
+    assert recording.duration == 3.0 and not recording.gaps and "continuous" in recording.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("stamps", "reason"),
+    [
+        ([tal("+0"), tal("+5"), tal("+2")], "before record 2 ends"),
+        ([tal("+0"), b"", tal("+2")], "no time stamp"),
+        ([tal("+0"), tal("+1"), tal("+99999999")], "span"),
+        ([tal("+0"), tal("+1"), tal("+500")], "span"),
+    ],
+)
+def test_damaged_time_stamps_are_refused(tmp_path, stamps, reason):
+    path = write_edf(tmp_path / "d.edf", [Made("EEG", noise(12), 4)], variant="EDF+D", stamps=stamps)
+    with pytest.raises(RecordingError, match=reason):
+        read_recording(path)
+
+
+@pytest.mark.parametrize("claimed", [-1, 7, 2, "", "junk"])
+def test_a_wrong_record_count_is_repaired(tmp_path, claimed):
+    path = write_edf(tmp_path / "n.edf", [Made("EEG", noise(20), 4)], claimed=claimed)
+    recording = read_recording(path)
+    assert recording.duration == 5.0 and len(recording.read(0)) == 20 and "holds 5" in recording.warnings[0]
+
+
+def test_trailing_bytes_are_ignored_with_a_warning(tmp_path):
+    path = write_edf(tmp_path / "t.edf", [Made("EEG", noise(20), 4)], tail=b"\x07")
+    recording = read_recording(path)
+    assert recording.duration == 5.0 and recording.warnings == ("1 bytes after the last record are ignored",)
+
+
+def test_a_truncated_file_is_refused(tmp_path):
+    path = write_edf(tmp_path / "t.edf", [Made("EEG", noise(20), 4)])
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(RecordingError, match="truncated, 4 whole records"):
+        read_recording(path)
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(RecordingError, match="damaged or truncated"):
+        read_recording(path)
+
+
+def test_a_file_that_shrinks_while_open_is_an_error(tmp_path):
+    path = write_edf(tmp_path / "t.edf", [Made("EEG", noise(20), 4)])
+    recording = read_recording(path)
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(RecordingError, match="longer when it was opened"):
+        recording.read(0)
+
+
+def test_invalid_dates_and_flat_ranges(tmp_path):
+    signals = [Made("A", noise(4), 4, physical=("5", "5")), Made("B", noise(4), 4, limits=("3", "3"))]
+    recording = read_recording(write_edf(tmp_path / "x.edf", signals, start=("00.00.00", "25.61.00")))
+    assert recording.start is None and "not a date" in recording.warnings[0]
+    for index, reason in enumerate(["physical range", "digital range"]):
+        with pytest.raises(RecordingError, match=reason):
+            recording.read(index)
+
+
+def test_the_long_year_of_edf_plus(tmp_path):
+    path = write_edf(
+        tmp_path / "y.edf", [Made("A", noise(4), 4)], variant="EDF+C", stamps=[tal("+0")],
+        start=("24.04.09", "01.02.03"), recording="Startdate 24-APR-1909 X X X",
+    )  # fmt: skip
+    assert read_recording(path).start == datetime(1909, 4, 24, 1, 2, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"0" * 100, b"PK\x03\x04" + b"\0" * 400, b"0       " + b" " * 600])
+def test_other_files_are_refused(tmp_path, content):
+    path = tmp_path / "other.edf"
+    path.write_bytes(content)
+    with pytest.raises(RecordingError, match=r"other\.edf"):
+        read_recording(path)
+
+
+def test_folders_and_missing_files_are_refused(tmp_path):
+    with pytest.raises(RecordingError, match="not a regular file"):
+        read_recording(tmp_path)
+    with pytest.raises(RecordingError, match="cannot be read"):
+        read_recording(tmp_path / "none.edf")
+
+
+def _mutants(seed: int, count: int, tmp_path):
+    """Sound files with bytes, fields or their end changed."""
+    random = np.random.default_rng(seed)
+    sources = []
+    for variant in ("", "EDF+C", "EDF+D"):
+        stamps = [tal(f"+{i}", "", "", "Sleep stage W") for i in range(4)] if variant else None
+        path = write_edf(tmp_path / "s.edf", [Made("EEG", noise(40), 10), Made("B", noise(8), 2)], variant=variant, stamps=stamps)
+        sources.append(path.read_bytes())
+    hostile = [
+        b"99999999",
+        b"-9999999",
+        b"1e300   ",
+        b"1e-99999",
+        b"nan     ",
+        b"inf     ",
+        b"        ",
+        b"0",
+        b"\xff" * 8,
+        b"4294967296",
+    ]
+    for _ in range(count):
+        data = bytearray(sources[random.integers(3)])
+        for _ in range(random.integers(1, 4)):
+            kind = random.integers(4)
+            at = int(random.integers(len(data) if random.random() < 0.3 else min(1024, len(data))))
+            if kind == 0:
+                data[at] = random.integers(256)
+            elif kind == 1:
+                at -= at % 8
+                value = hostile[random.integers(len(hostile))]
+                data[at : at + len(value)] = value
+            elif kind == 2 and len(data) > 300:
+                del data[at:]
+            else:
+                data[236:256] = hostile[random.integers(len(hostile))][:8].ljust(8) + data[244:256]
+        yield bytes(data)
+
+
+def _survive(seed: int, count: int, tmp_path) -> None:
+    path = tmp_path / "mutant.edf"
+    refused = 0
+    for data in _mutants(seed, count, tmp_path):
+        path.write_bytes(data)
+        tracemalloc.start()
+        try:
+            recording = read_recording(path)
+            for index in range(len(recording.signals)):
+                if not recording.signals[index].problem:
+                    recording.read(index)
+        except RecordingError:
+            refused += 1
+        finally:
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+        assert peak < 8e6, data
+    assert refused > count / 10
+
+
+def test_mutated_files_are_read_or_refused(tmp_path):
+    _survive(1, 400, tmp_path)
+
+
+@pytest.mark.slow
+def test_thousands_of_mutated_files_are_read_or_refused(tmp_path):
+    _survive(2, 5000, tmp_path)
