@@ -58,8 +58,8 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
                 resampled += offset
             else:
                 resampled = _filter(resampled, low, high)
-        place = round(start * ratio)
-        result[place : place + len(resampled)] = resampled[: len(result) - place]
+        place, end = _ceil(start * ratio), _ceil(stop * ratio)
+        result[place:end] = resampled[: end - place]
     return result
 
 

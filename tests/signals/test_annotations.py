@@ -21,7 +21,8 @@ STAGES += [("REM sleep|5", 4), ("Movement|6", -1), ("Unscored|9", -1)]
 
 def event(kind, concept, start, duration) -> str:
     kind = "" if kind is None else f"<EventType>{kind}</EventType>"
-    return f"<ScoredEvent>{kind}<EventConcept>{concept}</EventConcept><Start>{start}</Start><Duration>{duration}</Duration></ScoredEvent>"
+    times = f"<Start>{start}</Start><Duration>{duration}</Duration>"
+    return f"<ScoredEvent>{kind}<EventConcept>{concept}</EventConcept>{times}</ScoredEvent>"
 
 
 def nsrr(*events: str) -> str:
@@ -127,9 +128,19 @@ def test_the_hypnogram_of_sleep_edf(shared_data):
         reconcile(scoring, 79_500.0, "error", "SC4001")
 
 
-def test_annotations_without_a_stage_are_no_scoring(shared_data):
-    with pytest.raises(AnnotationError, match="none of its 856 annotations"):
-        read_scoring(shared_data / "edf-zoo" / "wfdb-python" / "test_edfann.edf")
+def test_a_hypnogram_by_the_aasm(shared_data):
+    scoring = read_scoring(shared_data / "edf-zoo" / "wfdb-python" / "test_edfann.edf")
+    assert Counter(interval.stage for interval in scoring.stages) == {2: 430, 0: 151, 4: 141, 1: 109, 3: 23}
+    assert scoring.ignored == {"Lights off": 1, "Lights on": 1}
+
+
+@pytest.mark.parametrize("texts", [("Central apnea", "Lights off"), ("N", "V", "?", "W")])
+def test_annotations_without_a_stage_are_no_scoring(tmp_path, texts):
+    """Single letters are beats as likely as stages."""
+    stamp = tal("+0") + b"".join(tal(f"+{10 * i}", "", text) for i, text in enumerate(texts))
+    path = write_edf(tmp_path / "h.edf", [Made("X", noise(1), 1)], variant="EDF+C", stamps=[stamp])
+    with pytest.raises(AnnotationError, match=f"none of its {len(texts)} annotations"):
+        read_scoring(path)
 
 
 def test_aasm_texts_durations_and_the_start_of_a_hypnogram(tmp_path):

@@ -1,0 +1,72 @@
+"""Each flag on a signal made to deserve it, and none on a good one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from sleepfm.signals.quality import Quality, epoch_quality
+
+RATE = 125
+EPOCH = 30 * RATE
+
+
+def good(n_epochs: int = 8, rate: float = RATE) -> np.ndarray:
+    """An EEG of 15 uV with a slow wave."""
+    random = np.random.default_rng(0)
+    seconds = np.arange(round(n_epochs * 30 * rate)) / rate
+    return (15 * random.standard_normal(len(seconds)) + 20 * np.sin(2 * np.pi * seconds)).astype(np.float32)
+
+
+def flags(signal, channel="EEG_C3", rate=RATE, n_epochs=8, limits=None) -> list[Quality]:
+    return [Quality(int(bits)) for bits in epoch_quality(signal, rate, channel, n_epochs, limits)]
+
+
+@pytest.mark.parametrize("rate", [50, 99.5, 125, 256])
+def test_a_good_signal_is_good(rate):
+    assert flags(good(rate=rate), rate=rate, limits=(-125, 125)) == [Quality(0)] * 8
+
+
+def test_flat():
+    signal = good()
+    signal[EPOCH : 2 * EPOCH] = 3
+    signal[2 * EPOCH : 2 * EPOCH + EPOCH // 3] = 3  # a third of an epoch is not enough
+    assert flags(signal) == [Quality(0), Quality.FLAT, *[Quality(0)] * 6]
+
+
+def test_clipped():
+    signal = np.clip(good() * np.repeat([1, 5, 1, 1, 1, 1, 1, 1], EPOCH), -125, 124)
+    assert flags(signal, limits=(-125, 125))[:3] == [Quality(0), Quality.CLIPPED, Quality(0)]
+    assert flags(signal)[1] == Quality(0)  # a difference of signals has no limits of its own
+
+
+def test_mains_and_an_electrode_that_came_off():
+    seconds = np.arange(8 * EPOCH) / RATE
+    signal = good()
+    signal[:EPOCH] += 200 * np.sin(2 * np.pi * 50 * seconds[:EPOCH]).astype(np.float32)
+    signal[EPOCH : 2 * EPOCH] += 2000 * np.sin(2 * np.pi * 60 * seconds[:EPOCH]).astype(np.float32)
+    found = flags(signal)
+    assert found[0] == Quality.MAINS
+    assert found[1] == Quality.MAINS | Quality.OUT_OF_RANGE | Quality.DISCONNECTED
+    assert found[2] == Quality(0)
+
+
+def test_out_of_range():
+    signal = good()
+    signal[EPOCH : EPOCH + EPOCH // 10] += 800
+    assert flags(signal)[:2] == [Quality(0), Quality.OUT_OF_RANGE]
+
+
+def test_gap():
+    signal = good()
+    signal[2 * EPOCH + 5] = np.nan
+    signal[3 * EPOCH : 4 * EPOCH] = np.nan
+    found = flags(signal)
+    assert found[2] == Quality.GAP and Quality.GAP in found[3] and found[4] == Quality(0)
+    assert all(Quality.GAP in flag for flag in flags(np.full(8 * EPOCH, np.nan, np.float32)))
+
+
+def test_an_oximeter_off_the_finger():
+    signal = np.full(240, 96, np.float32)
+    signal[30:45] = 0
+    assert flags(signal, "SPO2", 1) == [Quality(0), Quality.DISCONNECTED, *[Quality(0)] * 6]
