@@ -53,9 +53,7 @@ def newest(output: Path) -> Saved | None:
         path = folder / file
         if not path.is_file() or path.stat().st_size != size:
             found = path.stat().st_size if path.is_file() else "nothing"
-            raise CheckpointError(
-                f"{path}: {size} bytes expected, {found} found; restore it, or start with --resume never"
-            )
+            raise CheckpointError(f"{path}: {size} bytes expected, {found} found; restore it, or start with --resume never")
     return Saved(folder, mark["step"], mark["processes"], mark["zero"])
 
 

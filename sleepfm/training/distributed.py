@@ -95,7 +95,7 @@ def start(world: World, timeout_seconds: float) -> None:
     """
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
     if world.size == 1 and "MASTER_ADDR" not in os.environ:
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=_free_port())
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     deepspeed = import_deepspeed()
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
@@ -107,7 +107,8 @@ def start(world: World, timeout_seconds: float) -> None:
     )
 
 
-def _free_port() -> str:
+def free_port() -> str:
+    """A TCP port that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return str(probe.getsockname()[1])

@@ -93,9 +93,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     exit_ranked(command)
 
 
-def _run(
-    config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: World, resume: Resume, dry_run: bool
-) -> int:
+def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: World, resume: Resume, dry_run: bool) -> int:
     store = registry.store_uri(config.tracking.uri)
     if not dry_run:
         done = folder.check(config, dataset_digest, resume)
@@ -201,9 +199,7 @@ def git_commit() -> str:
     return done.stdout.strip() if done.returncode == 0 and (root / ".git").exists() else "unknown"
 
 
-def _conclude(
-    stage: Stage, config: RunConfig, store: str, recorder: Recorder | None, trained: Trained
-) -> dict[str, Any]:
+def _conclude(stage: Stage, config: RunConfig, store: str, recorder: Recorder | None, trained: Trained) -> dict[str, Any]:
     """Rank 0, after training: package the best weights, register them, and mark the run as done."""
     assert recorder is not None
     output = Path(config.train.output)
@@ -228,7 +224,7 @@ def _conclude(
         "parents": list(stage.parents),
         "config": to_dict(config),
     }
-    tags = common_tags(stage, config) | export.tags
+    tags = common_tags(stage, config) | {"selected_by": config.registry.metric} | export.tags
     tags = write_package(output / "package", module, export.config | {"training": training}, export.card, tags)
     result = {
         "finished": True,

@@ -42,7 +42,5 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
         if parameter.requires_grad:
             groups[is_decayed(name, parameter)].append(parameter)
     return [
-        {"params": members, "weight_decay": weight_decay if decayed else 0.0}
-        for decayed, members in groups.items()
-        if members
+        {"params": members, "weight_decay": weight_decay if decayed else 0.0} for decayed, members in groups.items() if members
     ]

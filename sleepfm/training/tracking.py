@@ -139,9 +139,7 @@ class Tracker:
         while self._pending:
             rows = [self._pending[i] for i in range(min(20, len(self._pending)))]
             metrics = [
-                Metric(key, float(value), row["time"], row["step"])
-                for row in rows
-                for key, value in row["figures"].items()
+                Metric(key, float(value), row["time"], row["step"]) for row in rows for key, value in row["figures"].items()
             ]
             client.log_batch(self.run_id, metrics=metrics)
             for _ in rows:
