@@ -208,7 +208,9 @@ def prepare_night(
     """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
     rules = None if cohort == "auto" else load_cohort(cohort)
     path = recording.path if isinstance(recording, Recording) else Path(recording)
-    return prepare(path, rules, scoring=scoring)
+    # In an NSRR download the scoring lies beside `edfs`, not beside the recording.
+    root = next((above.parent for above in path.absolute().parents if above.name == "edfs"), None)
+    return prepare(path, rules, root=root, scoring=scoring)
 
 
 def _load(item: str | Path | nn.Module, store: str | None) -> TaskModel:

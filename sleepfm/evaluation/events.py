@@ -34,9 +34,7 @@ def runs(flags: ArrayLike) -> list[tuple[int, int]]:
 
 def events_from_epochs(positive: ArrayLike, kind: str) -> tuple[Event, ...]:
     """One event of type ``kind`` for each run of true values in ``positive`` [E]."""
-    return tuple(
-        Event(float(start * EPOCH_SECONDS), float((end - start) * EPOCH_SECONDS), kind) for start, end in runs(positive)
-    )
+    return tuple(Event(float(start * EPOCH_SECONDS), float((end - start) * EPOCH_SECONDS), kind) for start, end in runs(positive))
 
 
 def events_from_probability(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
@@ -113,9 +111,7 @@ def _spans(events: Sequence[Event]) -> NDArray[np.float64]:
     return spans[np.lexsort((spans[:, 1], spans[:, 0]))]
 
 
-def _overlapping_pairs(
-    first: NDArray[np.float64], second: NDArray[np.float64], min_iou: float
-) -> list[tuple[float, int, int]]:
+def _overlapping_pairs(first: NDArray[np.float64], second: NDArray[np.float64], min_iou: float) -> list[tuple[float, int, int]]:
     pairs = []
     # Ends need not ascend with onsets, so look back from the latest end reached so far.
     reach = np.maximum.accumulate(second[:, 1]) if len(second) else second[:, 1]

@@ -97,13 +97,11 @@ def classify_night(model: Downstream, embedding: Tensor, length: int) -> NDArray
 
 
 def _as_stored(samples: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
-    counts = np.rint(samples / np.float32(scale)).clip(-INT16_MAX, INT16_MAX)
+    counts = np.rint(samples * np.float32(1 / scale)).clip(-INT16_MAX, INT16_MAX)
     return np.multiply(counts.astype(np.int16), np.float32(scale), dtype=np.float32)
 
 
-def _windows(
-    n_epochs: int, length: int, bidirectional: bool, batch: int = 256
-) -> Iterator[tuple[list[int], list[slice]]]:
+def _windows(n_epochs: int, length: int, bidirectional: bool, batch: int = 256) -> Iterator[tuple[list[int], list[slice]]]:
     """Batches of window starts with the epochs that each window decides; together every epoch once."""
     stride = max(1, length // 2)
     last = n_epochs - length

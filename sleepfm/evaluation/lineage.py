@@ -118,13 +118,9 @@ def _edge(start: tuple[float, float], a: Node, end: tuple[float, float], b: Node
 
 def _box(node: Node, x: float, y: float) -> str:
     lines: Sequence[str] = node.lines
-    texts = [
-        f'<text x="{x + 10:g}" y="{y + 20:g}" font-size="12.5" font-weight="600" fill="#22303c">'
-        f"{escape(node.title)}</text>"
-    ]
+    texts = [f'<text x="{x + 10:g}" y="{y + 20:g}" font-size="12.5" font-weight="600" fill="#22303c">{escape(node.title)}</text>']
     texts += [
-        f'<text x="{x + 10:g}" y="{y + 20 + LINE_HEIGHT * (i + 1):g}" font-size="11" fill="#52616e">'
-        f"{escape(line)}</text>"
+        f'<text x="{x + 10:g}" y="{y + 20 + LINE_HEIGHT * (i + 1):g}" font-size="11" fill="#52616e">{escape(line)}</text>'
         for i, line in enumerate(lines)
     ]
     return (

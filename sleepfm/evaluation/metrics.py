@@ -124,9 +124,7 @@ def evaluate(
         n_subjects=n_subjects,
         threshold=float(threshold) if binary else None,
         majority_class=task.classes[int(held.argmax())],
-        prevalence={
-            name: float(held[k] / len(truth_)) if len(truth_) else math.nan for k, name in enumerate(task.classes)
-        },
+        prevalence={name: float(held[k] / len(truth_)) if len(truth_) else math.nan for k, name in enumerate(task.classes)},
         metrics={name: _metric(column, n_subjects, notes.get(name, notes[""])) for name, column in values.items()},
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion[0]),
     )
@@ -179,8 +177,7 @@ def _checked(
     wrong = ~(np.isfinite(probability_).all(axis=1) & (np.abs(sums - 1) < 1e-3))
     if wrong[truth_ >= 0].any():
         raise ModelError(
-            f"task {task.name}: {int(wrong.sum())} of {len(truth_)} rows of probability are not finite "
-            "or do not sum to 1"
+            f"task {task.name}: {int(wrong.sum())} of {len(truth_)} rows of probability are not finite or do not sum to 1"
         )
     return truth_, probability_, subject_
 

@@ -62,7 +62,5 @@ def sleep_statistics(stages: ArrayLike) -> SleepStatistics:
         awakenings=awakenings,
         unscored=float((stage < 0).sum() * MINUTES),
         stage_minutes=minutes,
-        stage_percent={
-            name: 100 * minutes[name] / (n_asleep * MINUTES) if n_asleep else math.nan for name in STAGE_NAMES[1:]
-        },
+        stage_percent={name: 100 * minutes[name] / (n_asleep * MINUTES) if n_asleep else math.nan for name in STAGE_NAMES[1:]},
     )

@@ -48,9 +48,7 @@ class EmbeddingStream:
     are left out.
     """
 
-    def __init__(
-        self, dataset: Dataset, nights: Mapping[str, Tensor], labels: RecordLabels, task: str, seed: int
-    ) -> None:
+    def __init__(self, dataset: Dataset, nights: Mapping[str, Tensor], labels: RecordLabels, task: str, seed: int) -> None:
         self._task, self._seed = task, seed
         self._names = list(nights)
         embeddings, targets, epochs, night = [], [], [], []

@@ -29,9 +29,7 @@ def average_precision(positive: NDArray[np.bool_], score: Float) -> float:
     return float(_average_precision(*counts)[0])
 
 
-def resampled(
-    positive: NDArray[np.bool_], score: Float, subject: NDArray[np.intp], counts: Float
-) -> tuple[Float, Float]:
+def resampled(positive: NDArray[np.bool_], score: Float, subject: NDArray[np.intp], counts: Float) -> tuple[Float, Float]:
     """AUROC and average precision [R] of every resample in ``counts`` [R, S].
 
     ``subject`` [N] numbers the subject (0 to S-1) of each epoch. A resample with one class only gives nan.

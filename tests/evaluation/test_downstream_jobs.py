@@ -1,0 +1,199 @@
+"""The probe and the fine-tune as stages, without the launcher (which tests/training has)."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from sleepfm.config import load_config
+from sleepfm.errors import ConfigError
+from sleepfm.evaluation.embeddings import ALONE, EmbeddingCache
+from sleepfm.evaluation.finetune import FinetuneStage
+from sleepfm.evaluation.inference import embed, stored_epochs
+from sleepfm.evaluation.losses import class_weights, classification_loss
+from sleepfm.evaluation.outcome import read_results
+from sleepfm.evaluation.predict import predict
+from sleepfm.evaluation.probe import ProbeStage
+from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
+from sleepfm.package import write_package
+from sleepfm.paths import config_root
+from sleepfm.registry import Resolved, load, load_package
+
+
+def job(schema, name, dataset, tmp_path, *overrides):
+    fixed = [f"data.path={dataset.path}", f"train.output={tmp_path}"]
+    if schema is ProbeConfig:
+        fixed.append(f"cache={tmp_path / 'cache'}")
+    return load_config(schema, config_root() / "downstream" / f"{name}.yaml", [*fixed, *overrides])
+
+
+@pytest.fixture
+def source(encoder_package):
+    return Resolved(str(encoder_package), encoder_package)
+
+
+def steps(stage, number, batch, rate=3e-3):
+    stage.module.train()
+    optimiser = torch.optim.AdamW([p for p in stage.module.parameters() if p.requires_grad], lr=rate)
+    losses = []
+    for step in range(number):
+        torch.manual_seed(step)
+        result = stage.loss(stage.module, stage.stream.batch(step * batch, batch), 0)
+        optimiser.zero_grad()
+        result.loss.backward()
+        optimiser.step()
+        losses.append(result.loss.item())
+    stage.module.eval()
+    return losses
+
+
+def exported(stage, tmp_path):
+    export = stage.export(stage.module, tmp_path)
+    folder = tmp_path / "package"
+    write_package(folder, stage.module, export.config, export.card)
+    return export, folder
+
+
+def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, source, tmp_path):
+    stage = ProbeStage(job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path), source, ALONE)
+    before = {k: v.clone() for k, v in stage.module.encoder.state_dict().items()}
+    losses = steps(stage, 60, 64)
+    assert np.mean(losses[-10:]) < 0.8 * np.mean(losses[:3])
+    assert all(torch.equal(v, before[k]) for k, v in stage.module.encoder.state_dict().items())
+    figures = stage.validate(stage.module)
+    assert 0 <= figures["val/accuracy"] <= 1 and "val/kappa" in figures
+    export, folder = exported(stage, tmp_path)
+    assert export.metrics["val/accuracy"] == pytest.approx(figures["val/accuracy"])
+    assert export.config["task"] == "stage" and export.config["threshold"] is None
+    written = pd.read_parquet(tmp_path / "predictions-test.parquet")
+    again = predict(load(folder), dataset, "test", window=1)
+    assert list(again.record) == list(written["record"]) and list(again.truth) == list(written["truth"])
+    assert np.allclose(again.probability, written[[f"p{k}" for k in range(5)]], atol=1e-5)
+    facts, results = read_results(tmp_path)
+    assert facts["labelled epochs"] == len(stage.stream)
+    assert results["test"].n_subjects == len(set(written["subject"]))
+    assert "majority_accuracy" in (folder / "MODEL_CARD.md").read_text()
+
+
+def test_event_probe_stores_the_threshold_that_val_chose(dataset, source, tmp_path):
+    overrides = ("weighting=inverse",)
+    stage = ProbeStage(job(ProbeConfig, "probe-hypopnea-tiny", dataset, tmp_path, *overrides), source, ALONE)
+    steps(stage, 10, 64)
+    _, folder = exported(stage, tmp_path)
+    config = load_package(folder).config
+    _, results = read_results(tmp_path)
+    assert config["threshold"] == results["val"].threshold == results["test"].threshold
+    assert config["threshold_rule"]
+
+
+def test_stream_order_is_a_permutation_of_each_pass(dataset, source, tmp_path):
+    stage = ProbeStage(job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path), source, ALONE)
+    size = len(stage.stream)
+    batch = stage.stream.batch(0, 2 * size)
+    seen = list(zip(batch.record, batch.first_epoch.tolist(), strict=True))
+    assert len(set(seen[:size])) == size and sorted(seen[:size]) == sorted(seen[size:]) and seen[:size] != seen[size:]
+    part = stage.stream.batch(size - 5, 10)
+    assert torch.equal(part.signals, batch.signals[size - 5 : size + 5])
+    assert torch.equal(part.labels["stage"], batch.labels["stage"][size - 5 : size + 5])
+
+
+def test_label_fraction_is_obeyed_and_counted(dataset, source, tmp_path):
+    sizes = []
+    for fraction in (1.0, 0.25):
+        config = job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path, f"data.label_fraction={fraction}")
+        sizes.append(len(ProbeStage(config, source, ALONE).stream))
+    rows = dataset.select("label")
+    assert sizes[0] == sum(dataset.records[row].scored_epochs for row in rows)
+    assert 0.2 * sizes[0] < sizes[1] < 0.35 * sizes[0]
+    config = job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, "data.label_fraction=0.25")
+    assert FinetuneStage(config, source).n_labelled == sizes[1]
+
+
+def test_embeddings_are_kept_checked_and_made_again(dataset, encoder_package, tmp_path):
+    package = load_package(encoder_package)
+    sha = package.config["weights"]["sha256"]
+
+    def cache():
+        return EmbeddingCache(tmp_path, dataset, package.module, sha)
+
+    first = cache().split("val")
+    # A stored tensor is a view of its file, which this test writes into.
+    name, embedding = next((name, stored.clone()) for name, stored in first.items())
+    want = embed(package.module, stored_epochs(dataset, name, package.module.channels, 13))
+    assert torch.allclose(embedding, want, atol=1e-5)
+    file = next(tmp_path.glob(f"*/{name}.safetensors"))
+    stamp = file.stat().st_mtime_ns
+    assert torch.equal(cache().split("val")[name], embedding) and file.stat().st_mtime_ns == stamp
+    damaged = bytearray(file.read_bytes())
+    damaged[-3] ^= 255
+    file.write_bytes(damaged)
+    assert torch.equal(cache().split("val")[name], embedding)
+    file.write_bytes(file.read_bytes()[:100])
+    assert torch.equal(cache().split("val")[name], embedding)
+    assert not list(tmp_path.glob("*/.*"))
+    other = EmbeddingCache(tmp_path, dataset, package.module, "0" * 64)
+    assert other.folder != cache().folder
+
+
+def test_finetune_learns_and_its_package_repeats_its_test_predictions(dataset, source, tmp_path):
+    config = job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, "sequence.length=10")
+    stage = FinetuneStage(config, source)
+    backbone = {k: v.clone() for k, v in stage.module.encoder.state_dict().items() if "lora" not in k}
+    losses = steps(stage, 10, 4)
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    after = stage.module.encoder.state_dict()
+    frozen = [k for k in backbone if torch.equal(after[k], backbone[k])]
+    assert len(frozen) == len(backbone)
+    assert 0 <= stage.validate(stage.module)["val/accuracy"] <= 1
+    _, folder = exported(stage, tmp_path)
+    written = pd.read_parquet(tmp_path / "predictions-test.parquet")
+    again = predict(load(folder), dataset, "test", window=load_package(folder).config["window"])
+    assert np.allclose(again.probability, written[[f"p{k}" for k in range(5)]], atol=1e-5)
+    assert not written.duplicated(["record", "epoch"]).any()
+    epochs = {row.record: row.n_epochs for row in dataset.records if row.split == "test"}
+    assert written.groupby("record").size().to_dict() == epochs
+
+
+def test_fewer_modalities_change_predictions_and_an_unknown_one_is_refused(dataset, downstream_packages):
+    from sleepfm.errors import ModelError
+
+    model = load(downstream_packages["stage"])
+    whole = predict(model, dataset, "test", window=20)
+    one = predict(model, dataset, "test", window=20, modalities=["EEG"])
+    assert list(one.record) == list(whole.record) and not np.allclose(one.probability, whole.probability)
+    with pytest.raises(ModelError, match="RESP"):
+        predict(model, dataset, "test", window=20, modalities=["RESP"])
+
+
+def test_downstream_models_are_no_encoders_and_names_must_fit(dataset, downstream_packages, tmp_path):
+    folder = downstream_packages["apnea"]
+    with pytest.raises(ConfigError, match="downstream"):
+        FinetuneStage(job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path), Resolved(str(folder), folder))
+    with pytest.raises(ConfigError, match="sleepfm-apnea"):
+        job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path, "task=apnea")
+
+
+def test_loss_is_a_mean_that_ranks_can_average():
+    torch.manual_seed(0)
+    logits, labels = torch.randn(6, 4, 3), torch.randint(-1, 3, (6, 4))
+    weights = torch.tensor([0.5, 1.0, 2.0])
+    whole = classification_loss(logits, labels, weights).loss
+    parts = [classification_loss(logits[i : i + 2], labels[i : i + 2], weights).loss for i in (0, 2, 4)]
+    assert whole == pytest.approx(sum(parts) / 3)
+    slow = 0.0
+    for i in range(6):
+        for j in range(4):
+            if labels[i, j] >= 0:
+                slow -= weights[labels[i, j]] * logits[i, j].log_softmax(0)[labels[i, j]]
+    assert whole == pytest.approx(slow / 24)
+    assert torch.isfinite(classification_loss(logits, torch.full((6, 4), -1), weights).loss)
+
+
+def test_inverse_weights_give_every_class_the_same_total():
+    labels = torch.tensor([0] * 90 + [1] * 10 + [-1] * 7)
+    weights = class_weights(labels, 3, "inverse")
+    assert weights[0] * 90 == pytest.approx(float(weights[1]) * 10) and weights[2] == 1
+    assert (weights[0] * 90 + weights[1] * 10) / 100 == pytest.approx(1)
+    assert torch.equal(class_weights(labels, 3, "none"), torch.ones(3))

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import base64
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sleepfm.errors import DatasetError
+from sleepfm.evaluation.events import EventAgreement, events_from_epochs
+from sleepfm.evaluation.lineage import Lineage, Node, to_svg
+from sleepfm.evaluation.metrics import evaluate
+from sleepfm.evaluation.report import (
+    NightExample,
+    ReportData,
+    Result,
+    StepCost,
+    SubsetResult,
+    build_report,
+    choose_page,
+    figure_bytes,
+    loss_columns,
+    night_page,
+)
+from sleepfm.evaluation.tasks import TASKS
+from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.signals.annotations import Event
+from sleepfm.training.trace import Trace
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+@pytest.fixture(scope="module")
+def night(recordings, downstream_packages):
+    prepared = prepare_night(recordings[0])
+    return NightExample(Scorer.load(list(downstream_packages.values())).score(prepared), prepared, "held out")
+
+
+@pytest.fixture
+def data(night, tmp_path):
+    score, prepared = night.score, night.prepared
+    subject = np.where(np.arange(score.n_epochs) < 20, "a", "b")
+    stage = evaluate(TASKS["stage"], prepared.stage, score.hypnodensity, subject, n_boot=50)
+    apnea = score.probability["apnea"]
+    event = evaluate(TASKS["apnea"], prepared.labels["apnea"], np.c_[1 - apnea, apnea], subject, n_boot=50)
+    traces = {}
+    for name in ("pretrain-eeg", "probe-<b>stage"):
+        trace = Trace(tmp_path / f"{len(traces)}.jsonl", 0)
+        for step in range(1, 6):
+            trace.append({"step": step, "loss": 1 / step, "parts": {"contrastive": 0.5 / step}})
+        trace.close()
+        traces[name] = tmp_path / f"{len(traces)}.jsonl"
+    lineage = Lineage((Node("d", "data", "shards"), Node("m", "downstream", "sleepfm-stage v1")), (("d", "m"),))
+    return ReportData(
+        title="A run & its <report>",
+        summary="one sentence",
+        results=[
+            Result("Stages", "sleepfm-stage:1", "test", stage, 480),
+            Result("Apnea", "sleepfm-apnea:1", "test", event, 480, EventAgreement(1, 1, 0)),
+        ],
+        traces=traces,
+        night=night,
+        subsets=[SubsetResult(("EEG",), stage)],
+        lineage=lineage,
+        environment={"python": "3.11"},
+        configuration={"probe.yaml": "a: <1>"},
+        steps=[StepCost("synth", 3.0, 2**30), StepCost("shards", 4.5)],
+        notes=["a note"],
+    )
+
+
+class Page(HTMLParser):
+    """Collects tags, attributes and text; checks that tags close in order."""
+
+    VOID = {"meta", "img", "br", "path", "rect", "link", "input", "hr"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.attributes, self.text = [], [], []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value) for name, value in attrs]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def images(page):
+    found = [value for tag, name, value in page.attributes if tag == "img" and name == "src"]
+    return [base64.b64decode(value.removeprefix("data:image/png;base64,")) for value in found]
+
+
+def test_report_is_one_whole_file_with_every_section(data, tmp_path):
+    path = build_report(tmp_path / "report", data)
+    assert [p.name for p in path.parent.iterdir()] == ["index.html"]
+    text = path.read_text()
+    page = Page(text)
+    assert len(images(page)) == 5 and all(image.startswith(PNG) for image in images(page))
+    for tag, name, value in page.attributes:
+        if name in ("src", "href"):
+            assert value.startswith(("data:", "#")), (tag, value)
+    assert "<script" not in text and "@import" not in text and "url(" not in text
+    sections = {value for tag, name, value in page.attributes if tag == "h2" and name == "id"}
+    assert sections == {"results", "subsets", "night", "training", "lineage", "run"}
+    shown = " ".join(page.text)
+    assert "A run & its <report>" in shown and "a: <1>" in shown
+    stage = data.results[0].evaluation
+    assert f"{100 * stage.metrics['majority_accuracy'].value:.1f}" in shown
+    assert "shhs1-200001" in shown and "per hour of epochs scored as sleep" in shown
+
+
+def test_report_of_nothing_is_a_page(tmp_path):
+    page = Page(build_report(tmp_path, ReportData(title="Empty")).read_text())
+    assert images(page) == [] and "Empty" in " ".join(page.text)
+
+
+def test_same_data_same_bytes(data, tmp_path):
+    first = build_report(tmp_path / "a", data).read_bytes()
+    assert build_report(tmp_path / "b", data).read_bytes() == first
+
+
+def test_undefined_figures_are_dashes_with_a_reason(tmp_path):
+    empty = evaluate(TASKS["apnea"], np.zeros(9, int), np.tile([0.7, 0.3], (9, 1)), ["a"] * 9)
+    data = ReportData(title="One class", results=[Result("Apnea", "m:1", "test", empty)])
+    text = build_report(tmp_path, data).read_text()
+    assert "apnea absent in truth" in text and "nan" not in re.sub(r"base64,[^\"]*", "", text)
+
+
+def test_night_page_and_figure(night, tmp_path):
+    night_page(tmp_path / "report.html", night)
+    page = Page((tmp_path / "report.html").read_text())
+    assert len(images(page)) == 2
+    assert figure_bytes(night).startswith(PNG) and figure_bytes(night) == figure_bytes(night)
+
+
+def test_page_shows_an_apnea_found_and_scored():
+    def example(detected, scored, stages):
+        score = SimpleNamespace(events=detected, n_epochs=len(stages), stages=np.array(stages))
+        return NightExample(score, SimpleNamespace(events=scored))
+
+    found = events_from_epochs([0, 1, 0, 0, 0, 1, 0, 1, 0, 0], "apnea")
+    scored = (Event(20.0, 15.0, "hypopnea"), Event(155.0, 20.0, "central_apnea"))
+    assert choose_page(example(found, scored, [2] * 10)) == 150.0
+    assert choose_page(example((), scored, [2] * 10)) == 150.0
+    assert choose_page(example((), (), [0] * 4 + [2] * 6)) == 210.0
+    assert choose_page(example((), (), [0] * 3)) == 0.0
+    assert choose_page(example(events_from_epochs([0, 0, 1], "apnea"), (), [2] * 3)) == 30.0
+
+
+def test_losses_are_read_from_a_trace(data, tmp_path):
+    columns = loss_columns(data.traces["pretrain-eeg"])
+    assert list(columns) == ["step", "loss", "contrastive"] and list(columns["step"]) == [1, 2, 3, 4, 5]
+    (tmp_path / "no.jsonl").write_text('{"epoch": 1}\n')
+    for path in (tmp_path / "no.jsonl", tmp_path / "none.jsonl"):
+        with pytest.raises(DatasetError, match="trace"):
+            loss_columns(path)
+
+
+def test_lineage_puts_children_right_of_all_parents():
+    nodes = tuple(Node(key, "pretrained", key) for key in ("a", "b", "c", "d"))
+    svg = to_svg(Lineage((Node("s", "data", "<shards>"), *nodes), (("s", "a"), ("a", "b"), ("s", "c"), ("b", "d"))))
+    root = ElementTree.fromstring(svg)
+    space = "{http://www.w3.org/2000/svg}"
+    texts = [element.text for element in root.iter(f"{space}text")]
+    left = [float(element.get("x")) for element in root.iter(f"{space}rect")]
+    x = dict(zip(texts, left, strict=True))
+    assert x["<shards>"] < x["a"] == x["c"] < x["b"] < x["d"]
+    assert len(list(root.iter(f"{space}path"))) == 8
+    with pytest.raises(ValueError, match="cycle"):
+        to_svg(Lineage(nodes, (("a", "b"), ("b", "a"))))

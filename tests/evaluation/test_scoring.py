@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import sleepfm
+from sleepfm.cli import main
+from sleepfm.constants import STAGE_NAMES
+from sleepfm.errors import ModelError, MontageError
+from sleepfm.evaluation.events import events_from_probability
+from sleepfm.evaluation.inference import prepared_epochs, stored_epochs
+from sleepfm.evaluation.predict import predict
+from sleepfm.registry import load
+from sleepfm.scoring import Scorer, prepare_night
+
+
+@pytest.fixture(scope="module")
+def night(recordings):
+    return prepare_night(recordings[0])
+
+
+@pytest.fixture(scope="module")
+def scorer(downstream_packages):
+    return Scorer.load(list(downstream_packages.values()))
+
+
+def test_every_epoch_is_scored_and_events_follow_the_threshold(scorer, night):
+    score = scorer.score(night)
+    assert score.n_epochs == night.n_epochs == 30
+    assert np.allclose(score.hypnodensity.sum(axis=1), 1)
+    assert np.array_equal(score.stages, score.hypnodensity.argmax(axis=1))
+    for kind in ("apnea", "hypopnea"):
+        want = events_from_probability(score.probability[kind], 0.4, kind)
+        assert tuple(e for e in score.events if e.type == kind) == want
+    assert list(score.events) == sorted(score.events, key=lambda e: e.onset)
+
+
+def test_prepared_night_equals_its_shards(dataset, recordings):
+    night = prepare_night(recordings[2])
+    channels = ("EEG_C4", "ECG", "SPO2", "AIRFLOW")
+    stored = list(stored_epochs(dataset, night.record, channels, 17))
+    prepared = list(prepared_epochs(night, channels, 17))
+    assert len(stored) == len(prepared) == 2
+    for (signals, present), (own, there) in zip(stored, prepared, strict=True):
+        assert torch.equal(signals, own) and torch.equal(present, there)
+
+
+def test_scoring_a_file_equals_predicting_its_shards(dataset, recordings, downstream_packages, scorer):
+    model = load(downstream_packages["stage"])
+    predictions = predict(model, dataset, "test", window=20)
+    for record in np.unique(predictions.record):
+        path = next(p for p in recordings if p.stem == record)
+        rows = predictions.record == record
+        score = scorer.score(prepare_night(path))
+        assert np.array_equal(predictions.epoch[rows], np.arange(score.n_epochs))
+        assert np.allclose(predictions.probability[rows], score.hypnodensity, atol=1e-6)
+
+
+def test_probability_of_an_epoch_equals_a_slow_pass(downstream_packages, night):
+    model = load(downstream_packages["apnea"])
+    score = Scorer.load([downstream_packages["apnea"]]).score(night)
+    signals, present = next(prepared_epochs(night, model.channels, 30))
+    for epoch in (0, 7, 29):
+        with torch.inference_mode():
+            logits = model(signals[epoch][None, None], present[epoch][None])
+        assert score.probability["apnea"][epoch] == pytest.approx(logits.softmax(-1)[0, 0, 1].item(), abs=1e-5)
+    assert (score.stages == -1).all() and np.isnan(score.ahi)
+
+
+def test_probes_of_one_encoder_share_its_pass(downstream_packages, night):
+    scorer = Scorer.load(list(downstream_packages.values()))
+    calls = []
+    for task, entry in scorer.models.items():
+        encode = entry.model.encoder.encode
+        entry.model.encoder.encode = lambda *a, task=task, encode=encode: calls.append(task) or encode(*a)
+    scorer.score(night)
+    assert len(set(calls)) == 1
+
+
+def test_a_subset_of_channels_is_enough_and_none_is_refused(scorer, recordings):
+    night = prepare_night(recordings[0])
+    for name in ("EOG_L", "EMG_CHIN"):
+        del night.channels[name]
+    score = scorer.score(night)
+    assert np.isfinite(score.hypnodensity).all()
+    assert "EOG_L" in score.warnings[0] and "EMG_CHIN" in score.warnings[0]
+    assert set(score.channels) == {"EEG_C4", "ECG"}
+    night.channels = {"AIRFLOW": night.channels["AIRFLOW"]}
+    with pytest.raises(MontageError, match="AIRFLOW"):
+        scorer.score(night)
+
+
+def test_epochs_in_a_gap_are_left_unscored(scorer, recordings):
+    from sleepfm.signals.quality import Quality
+
+    night = prepare_night(recordings[0])
+    for name in night.channels:
+        night.channels[name][10 * 3000 : 13 * 3000] = 0
+        night.quality[name][10:13] |= np.uint8(Quality.GAP)
+    score = scorer.score(night)
+    assert list(np.flatnonzero(score.stages == -1)) == [10, 11, 12]
+    assert np.isnan(score.hypnodensity[10:13]).all() and "3 of 30" in score.warnings[0]
+    assert score.statistics.unscored == 1.5
+
+
+def test_wrong_models_are_refused(downstream_packages, encoder_package, night):
+    with pytest.raises(ModelError, match="two models for one task"):
+        Scorer.load([downstream_packages["stage"]] * 2)
+    with pytest.raises(ModelError, match="gives no stages or events"):
+        Scorer.load([encoder_package])
+    with pytest.raises(ModelError, match="Linear"):
+        sleepfm.score(night.path, torch.nn.Linear(2, 2))
+
+
+def test_score_takes_paths_recordings_and_modules(downstream_packages, recordings, scorer, night):
+    want = scorer.score(night)
+    packages = list(downstream_packages.values())
+    got = sleepfm.score(str(recordings[0]), packages)
+    assert np.array_equal(got.stages, want.stages) and got.events == want.events
+    got = sleepfm.score(sleepfm.read_recording(recordings[0]), load(downstream_packages["stage"]))
+    assert np.array_equal(got.stages, want.stages)
+
+
+def arguments(packages, out, *recordings):
+    models = [str(p) for p in packages.values()]
+    return ["score", *map(str, recordings), "--model", *models, "--out", str(out)]
+
+
+def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, recordings, tmp_path, capsys):
+    broken = tmp_path / "broken.edf"
+    broken.write_bytes(recordings[0].read_bytes()[:3000])
+    out = tmp_path / "out"
+    assert main(arguments(downstream_packages, out, recordings[0], broken, recordings[1])) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "broken.edf" in printed.err
+    assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
+    folder = out / recordings[0].stem
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "events.csv",
+        "hypnodensity.csv",
+        "night.png",
+        "report.html",
+        "stages.csv",
+        "summary.json",
+    ]
+    stages = pd.read_csv(folder / "stages.csv")
+    assert list(stages.columns) == ["epoch", "onset_s", "stage"] and len(stages) == 30
+    assert set(stages["stage"]) <= set(STAGE_NAMES)
+    density = pd.read_csv(folder / "hypnodensity.csv")
+    assert np.allclose(density[list(STAGE_NAMES)].sum(axis=1), 1, atol=1e-4)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["sleep"]["time_in_bed"] == 15.0
+    assert set(summary["agreement"]) == {"stage", "apnea", "hypopnea"}
+    assert summary["agreement"]["stage"]["accuracy"] is not None
+    (folder / "stages.csv").write_text("old")
+    assert main(arguments(downstream_packages, out, recordings[0])) == 0
+    assert len(pd.read_csv(folder / "stages.csv")) == 30
+    assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
+
+
+def test_command_names_what_is_wrong(downstream_packages, recordings, tmp_path, capsys):
+    call = arguments(downstream_packages, tmp_path, recordings[0], recordings[1])
+    assert main([*call, "--scoring", "x.xml"]) == 2
+    assert main(["score", str(recordings[0]), "--model", "models:/none@champion", "--out", str(tmp_path)]) == 1
+    assert main(arguments(downstream_packages, tmp_path, recordings[0], recordings[0])) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and "--scoring" in errors[0] and "Traceback" not in "".join(errors)
+
+
+@pytest.mark.parametrize("name", ["nox-a1/subject1.edf", "sleep-edf/short_psg.edf"])
+def test_real_recordings_are_scored(name, shared_data, downstream_packages, tmp_path):
+    assert main(arguments(downstream_packages, tmp_path, shared_data / name)) == 0
+    summary = json.loads(next(tmp_path.glob("*/summary.json")).read_text())
+    seconds = sleepfm.read_recording(shared_data / name).duration
+    assert summary["epochs"] == int(seconds // 30)
+
+
+def test_embed_writes_one_row_an_epoch(encoder_package, dataset, recordings, tmp_path):
+    file, folder, data = (tmp_path / f"{name}.parquet" for name in ("file", "folder", "data"))
+    sources = {file: recordings[0], folder: recordings[0].parents[3], data: dataset.path}
+    tables = {}
+    for out, source in sources.items():
+        assert main(["embed", str(source), "--model", str(encoder_package), "--out", str(out)]) == 0
+        tables[out] = pd.read_parquet(out)
+    assert len(tables[file]) == 30 and len(tables[folder]) == len(tables[data]) == 8 * 30
+    model = load(encoder_package)
+    night = prepare_night(recordings[0])
+    signals, present = next(prepared_epochs(night, model.channels, 30))
+    with torch.inference_mode():
+        want = model.encode(signals, present).numpy()
+    assert np.allclose(np.stack(tables[file]["embedding"]), want, atol=1e-5)
+    merged = tables[folder].merge(tables[data], on=["record", "epoch"])
+    assert len(merged) == 8 * 30 and (merged["stage_x"] == merged["stage_y"]).all()
+    assert np.allclose(np.stack(merged["embedding_x"]), np.stack(merged["embedding_y"]), atol=1e-5)
+
+
+def test_embed_leaves_nothing_behind_when_refused(encoder_package, tmp_path, capsys):
+    out = tmp_path / "e.parquet"
+    assert main(["embed", str(tmp_path / "none"), "--model", str(encoder_package), "--out", str(out)]) == 1
+    assert list(tmp_path.iterdir()) == [] and "no such" in capsys.readouterr().err
