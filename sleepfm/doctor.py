@@ -10,8 +10,8 @@ from typing import Any
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import SleepFMError
 from sleepfm.signals.cohort import Cohort
+from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.labels import stage_labels
-from sleepfm.signals.prepare import Examination, discover, examine, require_channels
 
 
 @dataclass

@@ -155,15 +155,17 @@ def _literal(text: str) -> str:
 
 
 def _with_same_header(edf: Path, pattern: str) -> list[Path]:
+    candidates = sorted(path for path in edf.parent.glob(pattern) if path != edf and path.is_file())
+    if not candidates:
+        return []
     mine = read_edf_header(edf)
     if mine.start is None:
         return []
     found = []
-    for path in sorted(edf.parent.glob(pattern)):
-        if path != edf and path.is_file():
-            other = read_edf_header(path)
-            if not other.ordinary and (other.patient, other.start) == (mine.patient, mine.start):
-                found.append(path)
+    for path in candidates:
+        other = read_edf_header(path)
+        if not other.ordinary and (other.patient, other.start) == (mine.patient, mine.start):
+            found.append(path)
     return found
 
 

@@ -23,6 +23,7 @@ _LARGEST_DENOMINATOR = 10_000
 # Held by sample and hold between readings, so that steps (a finger that comes off) do not ring.
 _STEPPED = ("SPO2",)
 _CENTRE_SAMPLES = 8192
+_QUARTILE_SAMPLES = 16_384
 
 
 def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Band | None = None) -> NDArray[np.float32]:
@@ -81,14 +82,39 @@ def robust_scale(signal: NDArray[np.float32]) -> tuple[NDArray[np.float32], floa
     Raises:
         SignalError: no finite sample, or an interquartile range of 0 (flat for more than half of the night).
     """
-    finite = signal[np.isfinite(signal)]
+    finite = signal if np.isfinite(signal).all() else signal[np.isfinite(signal)]
     if not len(finite):
         raise SignalError("no finite sample")
-    lower, median, upper = (float(value) for value in np.percentile(finite, (25.0, 50.0, 75.0)))
+    lower, median, upper = quartiles(finite)
     spread = upper - lower
     if not spread > 0:
         raise SignalError(f"flat: half of the samples are {median:g}")
-    return (signal - np.float32(median)) / np.float32(spread), median, spread
+    scaled = signal - np.float32(median)
+    scaled /= np.float32(spread)
+    return scaled, median, spread
+
+
+def quartiles(signal: NDArray[np.float32]) -> tuple[float, float, float]:
+    """The three quartiles of finite samples [T], linear between neighbours as in ``numpy.percentile``, and as exact.
+
+    A sorted sample of the night brackets each quartile, so that only the few values inside the bracket are sorted.
+    """
+    few = np.sort(signal[:: max(1, len(signal) // _QUARTILE_SAMPLES)])
+    return tuple(_quantile(signal, few, share) for share in (0.25, 0.5, 0.75))  # type: ignore[return-value]
+
+
+def _quantile(signal: NDArray[np.float32], few: NDArray[np.float32], share: float) -> float:
+    rank, weight = divmod(share * (len(signal) - 1), 1.0)
+    place, slack = share * (len(few) - 1), max(1, len(few) // 64)
+    low = few[max(0, int(place) - slack)]
+    high = few[min(len(few) - 1, int(place) + 1 + slack)]
+    below = int(np.count_nonzero(signal < low))
+    inside = signal[(signal >= low) & (signal <= high)]
+    first = int(rank) - below
+    if first < 0 or first + 1 >= len(inside):
+        return float(np.quantile(signal.astype(np.float64), share))
+    inside = np.partition(inside, (first, first + 1))
+    return float(inside[first]) * (1.0 - weight) + float(inside[first + 1]) * weight
 
 
 def centre(signal: NDArray[np.float32]) -> np.float32:

@@ -11,7 +11,7 @@ from sklearn.preprocessing import RobustScaler
 
 from sleepfm.errors import SignalError
 from sleepfm.signals.cohort import Band
-from sleepfm.signals.filters import effective_band, finite_runs, preprocess, robust_scale
+from sleepfm.signals.filters import effective_band, finite_runs, preprocess, quartiles, robust_scale
 
 BANDS = {"EEG_C3": (0.5, 40.0), "ECG": (3.0, 30.0), "EMG_CHIN": (25.0, 49.0), "AIRFLOW": (0.05, 1.0)}
 
@@ -133,3 +133,18 @@ def test_finite_runs(mask):
         assert stop > start and not covered[start:stop].any()
         covered[start:stop] = True
     assert covered.tolist() == mask
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    values=st.lists(st.sampled_from([-1e4, -3.0, -1.0, 0.0, 0.0, 1.0, 2.5, 7.0]) | st.floats(-100, 100, width=32), min_size=1),
+    repeats=st.sampled_from([1, 7, 1000]),
+    shape=st.sampled_from(["cycle", "steps", "sorted"]),
+)
+def test_quartiles_are_those_of_numpy(values, repeats, shape):
+    array = np.array(values, np.float32)
+    array = {"cycle": np.tile(array, repeats), "steps": np.repeat(array, repeats), "sorted": np.sort(np.tile(array, repeats))}[
+        shape
+    ]
+    expected = np.percentile(array.astype(np.float64), (25, 50, 75))
+    np.testing.assert_allclose(quartiles(array), expected, rtol=1e-12, atol=1e-12)

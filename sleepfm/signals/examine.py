@@ -1,0 +1,144 @@
+"""What a folder and a recording hold, told from headers and scorings before a sample is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.errors import MontageError, RecordingError
+from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
+from sleepfm.signals.cohort import Cohort, recognise_cohort
+from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.identity import Identity, identify
+from sleepfm.signals.montage import NO_LABEL, Montage, resolve
+from sleepfm.signals.recording import Recording, read_edf_header, read_recording
+from sleepfm.signals.scoring_types import Scoring
+
+_SUFFIXES = (".edf", ".bdf")
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is known of a recording before a sample is read."""
+
+    recording: Recording
+    cohort: Cohort
+    identity: Identity
+    montage: Montage
+    scoring: Scoring | None
+    n_epochs: int
+
+
+def discover(root: Path, cohort: Cohort | None = None) -> list[Path]:
+    """Recordings (EDF and BDF) at or below ``root``, sorted.
+
+    A file of annotations alone is no recording; it is listed only if it scores none of those found, so that
+    nothing in the folder goes unaccounted for. Unreadable files are listed: preparing them says why.
+
+    Raises:
+        RecordingError: ``root`` does not exist or holds no EDF or BDF file.
+    """
+    root = Path(root)
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise RecordingError(f"{root}: no such file or folder of recordings")
+    files = sorted(
+        Path(folder) / name
+        for folder, _, names in os.walk(root)
+        for name in names
+        if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
+    )
+    if not files:
+        raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
+    annotations = [path for path in files if _annotations_only(path)]
+    recordings = [path for path in files if path not in set(annotations)]
+    if annotations:
+        used = {_scoring_of(path, root, cohort) for path in recordings}
+        recordings += [path for path in annotations if path not in used]
+    return sorted(recordings)
+
+
+def examine(
+    path: Path | Recording, cohort: Cohort | None = None, root: Path | None = None, scoring: Path | None = None
+) -> Examination:
+    """Everything about a recording but its samples: cohort, montage, scoring; no channel is required yet.
+
+    Args:
+        path: file, or a recording that is open already.
+        cohort: its rules, or None to recognise them.
+        root: folder below which the scoring may be.
+        scoring: the scoring file; by default it is looked for, and then in the recording's own annotations.
+
+    Raises:
+        RecordingError: unreadable, annotations alone, or shorter than an epoch.
+        AnnotationError: a scoring that cannot be read or belongs to another recording.
+    """
+    recording = path if isinstance(path, Recording) else read_recording(path)
+    name = str(recording.path)
+    if not recording.signals:
+        raise RecordingError(
+            f"{name}: holds {len(recording.annotations)} annotations and no signal, and scores no recording here; "
+            "put it beside its recording"
+        )
+    if recording.duration == 0:
+        raise RecordingError(f"{name}: its data records have no duration, so that its signals have no sampling rate")
+    n_epochs = int((recording.duration + 1e-6) // EPOCH_SECONDS)
+    if n_epochs < 1:
+        raise RecordingError(f"{name}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")
+    cohort = cohort or recognise_cohort(recording)
+    found = scoring or find_scoring(recording.path, root, cohort)
+    if found is not None:
+        scored: Scoring | None = read_scoring(found, recording.start)
+    else:
+        scored = from_annotations(recording.annotations, "annotations of the recording")
+    if scored is not None:
+        scored = reconcile(scored, recording.duration, cohort.scoring.longer, name)
+    return Examination(
+        recording=recording,
+        cohort=cohort,
+        identity=identify(recording.path, cohort),
+        montage=resolve(recording, cohort),
+        scoring=scored,
+        n_epochs=n_epochs,
+    )
+
+
+def require_channels(examination: Examination, require: Sequence[str] = ()) -> None:
+    """Refuse a recording whose montage is ambiguous, empty, or lacks a required channel.
+
+    Raises:
+        MontageError: naming each channel with its candidates or the reason why it is missing.
+    """
+    montage, path = examination.montage, examination.recording.path
+    if montage.ambiguous:
+        raise MontageError(f"{path}: " + "; ".join(f"{name} is ambiguous: {why}" for name, why in montage.ambiguous.items()))
+    if not montage.channels:
+        signals = examination.recording.signals
+        labels = ", ".join([repr(signal.label) for signal in signals[:8]] + ["..."] * (len(signals) > 8))
+        reasons = "; ".join(f"{name}: {why}" for name, why in montage.missing.items() if why != NO_LABEL)
+        raise MontageError(
+            f"{path}: no canonical channel by the rules of cohort {examination.cohort.name!r} among "
+            f"{len(signals)} signals ({labels})"
+            f"{'; ' + reasons if reasons else ''}; name them in a cohort file"
+        )
+    lacking = [name for name in require if name not in montage.channels]
+    if lacking:
+        raise MontageError(f"{path}: " + "; ".join(f"{name} is missing: {montage.missing[name]}" for name in lacking))
+
+
+def _annotations_only(path: Path) -> bool:
+    try:
+        return not read_edf_header(path).ordinary
+    except RecordingError:
+        return False
+
+
+def _scoring_of(path: Path, root: Path, cohort: Cohort | None) -> Path | None:
+    try:
+        return find_scoring(path, root, cohort or recognise_cohort(read_recording(path)))
+    except RecordingError:
+        return None
