@@ -1,0 +1,54 @@
+"""``sleepfm convert``: a checkpoint of the released code into a package of this project."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``sleepfm convert``."""
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="best_model.pth; read without unpickling")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write the package into")
+    parser.add_argument("--task", default="stage", help="what a downstream model predicts (default stage)")
+    parser.add_argument(
+        "--pretrained",
+        type=Path,
+        metavar="CKPT",
+        help="multimodal checkpoint that a downstream one was trained from, for the settings the latter lacks",
+    )
+    parser.add_argument(
+        "--channels", default="", metavar="A,B", help="channels of a unimodal model that does not name its modality"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the package and say what is in it."""
+    from sleepfm.evaluation.tasks import get_task
+    from sleepfm.models.build import model_config
+    from sleepfm.models.convert import convert
+    from sleepfm.package import write_package
+
+    channels = [name for name in arguments.channels.split(",") if name]
+    task = get_task(arguments.task)
+    converted = convert(arguments.checkpoint, task.name, task.classes, arguments.pretrained, channels)
+    module = converted.module
+    config = model_config(module)
+    size = sum(parameter.numel() for parameter in module.parameters())
+    card = "\n".join(
+        [
+            f"# Converted {config['kind']}",
+            "",
+            f"From `{arguments.checkpoint.name}`, written by the released code of the paper. Not trained here.",
+            "",
+            f"- {size:,} parameters; channels {', '.join(module.channels)}",
+            *(f"- {note}" for note in converted.notes),
+            "",
+        ]
+    )
+    write_package(arguments.out, module, {"model": config}, card)
+    print(f"{arguments.out}: {config['kind']}, {size:,} parameters, channels {', '.join(module.channels)}")
+    for note in converted.notes:
+        print(f"  {note}")
+    return 0
