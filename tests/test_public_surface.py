@@ -1,0 +1,79 @@
+"""The public surface is frozen: commands, their options and positions, and Python names. Adding one is a decision."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sleepfm
+from sleepfm.cli import COMMANDS
+
+ROOT = Path(__file__).resolve().parents[1]
+
+SURFACE = {
+    "sleepfm synth": {"OUT", "--subjects", "--hours", "--seed", "--cohort", "--workers"},
+    "sleepfm doctor": {"DIR", "--cohort", "--json"},
+    "sleepfm score": {"EDF", "--model", "--out", "--cohort", "--scoring"},
+    "sleepfm embed": {"SRC", "--model", "--out", "--cohort"},
+    "sleepfm convert": {"CKPT", "OUT"},
+    "sleepfm models": {"--store", "--name", "--json"},
+    "python -m shards build": {"SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused"},
+    "python -m shards verify": {"OUT"},
+    "python -m shards info": {"OUT"},
+    "python -m shards export": {"OUT", "DIR", "--format"},
+}
+
+
+def help_text(command: str) -> str:
+    words = command.split()
+    program = [sys.executable, "-m", "sleepfm.cli"] if words[0] == "sleepfm" else [sys.executable, "-m", "shards"]
+    arguments = words[1:] if words[0] == "sleepfm" else words[3:]
+    done = subprocess.run([*program, *arguments, "--help"], capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def declared(text: str) -> set[str]:
+    lines = [line.strip() for line in text.split("positional arguments:" if "positional" in text else "options:", 1)[1].splitlines()]
+    names: set[str] = set()
+    for line in lines:
+        match = re.match(r"(--[a-z-]+|-h, --help|[A-Z]{2,}|key=value)(\s|$)", line)
+        if match and match[1] != "-h, --help":
+            names.add(match[1])
+    return names
+
+
+@pytest.mark.parametrize("command", list(SURFACE))
+def test_a_command_has_exactly_its_arguments(command: str) -> None:
+    assert declared(help_text(command)) == SURFACE[command]
+
+
+def test_the_list_of_commands_is_whole() -> None:
+    assert {f"sleepfm {name}" for name in COMMANDS} == {name for name in SURFACE if name.startswith("sleepfm")}
+
+
+def test_python_names() -> None:
+    assert set(sleepfm.__all__) == {"__version__", "load", "read_recording", "score"}
+    assert all(callable(getattr(sleepfm, name)) for name in ("load", "read_recording", "score"))
+
+
+@pytest.mark.parametrize("script", ["pretrain", "probe", "finetune"])
+def test_launch_scripts_are_importable_and_say_what_they_take(script: str) -> None:
+    module = importlib.import_module(f"launch.{script}")
+    assert "CONFIG [key=value" in (module.__doc__ or "")
+
+
+def test_make_targets() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test", "check", "bench"} <= targets
+
+
+@pytest.mark.parametrize("arguments", [["score"], ["unknown"], []])
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    done = subprocess.run([sys.executable, "-m", "sleepfm.cli", *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "usage:" in done.stderr
