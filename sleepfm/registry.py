@@ -106,14 +106,6 @@ def experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
         return found.experiment_id
 
 
-_pinned: dict[str, Resolved] = {}
-
-
-def pin(address: str, found: Resolved) -> None:
-    """From now on, in this process, ``address`` means ``found``: a job asks once and keeps to the answer."""
-    _pinned[address] = found
-
-
 def resolve(uri: str | Path, store: str | None = None) -> Resolved:
     """The package that ``uri`` names, fetched into a local folder if the store is remote.
 
@@ -121,8 +113,6 @@ def resolve(uri: str | Path, store: str | None = None) -> Resolved:
         RegistryError: not an address, or nothing registered under it; the message lists what is.
     """
     text = str(uri)
-    if text in _pinned:
-        return _pinned[text]
     if not text.startswith("models:"):
         folder = Path(text)
         if not folder.is_dir():

@@ -48,8 +48,7 @@ class Context:
     def pull(self, address: str) -> registry.Resolved:
         """The registered package at ``address``; rank 0 asks the registry, every rank calls this.
 
-        A resumed run gets the version that it started from, even if the alias has moved since. Later calls of
-        :func:`sleepfm.registry.resolve` in this process get the same.
+        A resumed run gets the version that it started from, even if the alias has moved since.
 
         Raises:
             RegistryError: see :func:`sleepfm.registry.resolve`.
@@ -63,7 +62,6 @@ class Context:
         answer = on_main(self.world, ask)
         found = registry.Resolved(**(answer | {"path": Path(answer["path"])}))
         self.started_from[address] = found.uri
-        registry.pin(address, found)
         return found
 
 
