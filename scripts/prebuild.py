@@ -1,14 +1,16 @@
-"""Build DeepSpeed's shared-memory collective at install time: no training run then waits for a compiler."""
+"""Import once, at install time, what every job imports: the first run is faster, and a broken install shows now.
+
+Nothing is compiled: the training engine uses no operator of DeepSpeed that needs a compiler on CPUs.
+"""
 
 from __future__ import annotations
 
-import os
+import importlib
 
-os.environ.setdefault("DS_ACCELERATOR", "cpu")
+from sleepfm.training.distributed import import_deepspeed
 
-from deepspeed.accelerator import get_accelerator
-from deepspeed.comm.torch import build_shm_op
+for name in ("torch._dynamo", "mlflow", "ray", "sklearn.linear_model", "matplotlib.pyplot", "mne"):
+    importlib.import_module(name)
 
-if get_accelerator().device_name() == "cpu":
-    print("building DeepSpeed's shared-memory collective (about a minute, once) ...", flush=True)
-    build_shm_op()
+deepspeed = import_deepspeed()
+print(f"DeepSpeed {deepspeed.__version__} on {deepspeed.get_accelerator().device_name()}")

@@ -99,12 +99,20 @@ def start(world: World, timeout_seconds: float) -> None:
     deepspeed = import_deepspeed()
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
-    deepspeed.init_distributed(
-        "nccl" if world.device.type == "cuda" else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=datetime.timedelta(seconds=timeout_seconds),
-    )
+    try:
+        deepspeed.init_distributed(
+            "nccl" if world.device.type == "cuda" else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+        )
+    except dist.DistError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).splitlines()[0]
+        raise TrainingError(
+            f"rank {world.rank} cannot join the others at {address} ({reason}); where another job uses the port, "
+            "give the launcher --master_port"
+        ) from error
 
 
 def free_port() -> str:
