@@ -8,7 +8,6 @@ unscored epoch has stage -1 instead of being counted as wake.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,11 +20,11 @@ from shards.files import atomic_file
 from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.evaluation import iter_record
-from sleepfm.data.format import HEADER_MEMBER
+from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError
 from sleepfm.signals.labels import EventRule, event_labels
-from sleepfm.signals.scoring_types import Event, Scoring
+from sleepfm.signals.scoring_types import Scoring
 
 SIGNAL_COLUMNS = {
     "EEG_C4": "EEG_C4",
@@ -82,30 +81,13 @@ def _signals(dataset: Dataset, reader: ShardReader, row: int) -> dict[str, NDArr
 
 def _labels(dataset: Dataset, reader: ShardReader, row: int, rule: EventRule) -> dict[str, NDArray[np.int32]]:
     epochs = int(dataset.n_epochs[row])
-    events = _events(dataset, reader, row)
+    events = scored_events(dataset, reader, row)
     batches = list(iter_record(dataset, dataset.names[row], [], labels=("stage", "arousal"), reader=reader))
     stage = np.concatenate([batch.labels["stage"].numpy().reshape(-1) for batch in batches])
     scored = any((batch.labels["arousal"] >= 0).any() for batch in batches)
     scoring = Scoring((), events, "", has_events=scored)
     columns = {column: event_labels(scoring, epochs, (kind,), rule).astype(np.int32) for kind, column in EVENT_COLUMNS.items()}
     return {**columns, STAGE_COLUMN: stage.astype(np.int32)}
-
-
-def _events(dataset: Dataset, reader: ShardReader, row: int) -> tuple[Event, ...]:
-    """All events of a recording, from the headers of its samples; one that spans two samples is in both."""
-    first, shard = int(dataset.first_segment[row]), int(dataset.shard_of[row])
-    samples = -(-int(dataset.n_epochs[row]) // dataset.segment_epochs)
-    found: dict[Event, None] = {}
-    for offset in dataset.offsets(HEADER_MEMBER)[first : first + samples].tolist():
-        size = _member_size(reader, shard, offset)
-        header = json.loads(reader.read_bytes(shard, offset, size))
-        found.update(dict.fromkeys(Event(**event) for event in header["events"]))
-    return tuple(found)
-
-
-def _member_size(reader: ShardReader, shard: int, offset: int) -> int:
-    """Size of the tar member whose content begins at ``offset``, from its header block (USTAR, octal)."""
-    return int(reader.read_bytes(shard, offset - 512 + 124, 12).rstrip(b"\0 "), 8)
 
 
 def _write(path: Path, columns: dict[str, NDArray[np.float32]] | dict[str, NDArray[np.int32]]) -> None:
