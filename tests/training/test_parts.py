@@ -1,0 +1,158 @@
+"""Parts of the engine that are right or wrong without a process group: schedule, shares, folder, trace, sizes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from toy import ToyConfig, ToyModule, ToyRunConfig
+
+from sleepfm.config import load_config
+from sleepfm.errors import CheckpointError, ConfigError, TrainingError
+from sleepfm.training import folder
+from sleepfm.training.config import RegistryConfig, TrainConfig, config_digest
+from sleepfm.training.distributed import World
+from sleepfm.training.feed import Shares
+from sleepfm.training.schedule import learning_rate, parameter_groups
+from sleepfm.training.selection import Best
+from sleepfm.training.sizing import Size
+from sleepfm.training.trace import Trace, read_trace
+from sleepfm.training.weights import average_statistics, state_digest
+
+
+def train_config(**values: object) -> TrainConfig:
+    return TrainConfig.model_validate({"output": "run", "steps": 100, "lr": 1.0} | values)
+
+
+@given(st.integers(0, 20), st.integers(21, 200), st.floats(0, 0.5))
+def test_the_rate_warms_up_to_its_peak_and_falls_to_its_end(warmup: int, steps: int, final: float) -> None:
+    config = train_config(steps=steps, warmup=warmup, final_lr=final)
+    rates = [learning_rate(config, step, steps) for step in range(steps)]
+    assert max(rates) == pytest.approx(1.0)
+    assert all(b > a for a, b in itertools.pairwise(rates[:warmup]))
+    assert all(b <= a for a, b in itertools.pairwise(rates[warmup:]))
+    assert learning_rate(config, steps, steps) == pytest.approx(final)
+
+
+def test_only_matrices_and_kernels_are_decayed() -> None:
+    module = ToyModule(ToyConfig())
+    module.register_parameter("A_log", nn.Parameter(torch.zeros(2, 2)))
+    decayed, plain = parameter_groups(module, 0.1)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    assert {names[id(p)] for p in decayed["params"]} == {"inner.weight", "outer.weight"}
+    assert {names[id(p)] for p in plain["params"]} == {
+        *("inner.bias", "outer.bias", "norm.weight", "norm.bias", "cls_token", "A_log")
+    }
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(1, 3), st.integers(0, 5))
+def test_every_item_is_taken_once_in_the_same_micro_step_whatever_the_world(
+    accumulation: int, size: int, unit: int, step: int
+) -> None:
+    batch = accumulation * 8 * unit
+    shares = Shares.of(train_config(global_batch=batch, accumulation=accumulation), World(0, size, 0, size))
+    for part in range(accumulation):
+        items = [
+            item
+            for rank in range(size)
+            for item in range(shares.start(step, part, rank), shares.start(step, part, rank) + shares.micro_batch)
+        ]
+        first = step * batch + part * batch // accumulation
+        assert items == list(range(first, first + batch // accumulation))
+
+
+def test_a_batch_that_does_not_divide_is_refused_with_its_numbers() -> None:
+    world = World(0, 2, 0, 2)
+    with pytest.raises(ConfigError, match=r"global_batch=10 .*accumulation=2 x 2 processes; make it a multiple of 4"):
+        Shares.of(train_config(global_batch=10, accumulation=2), world)
+    with pytest.raises(ConfigError, match=r"micro_batch=3.* it is 5"):
+        Shares.of(train_config(global_batch=10, micro_batch=3), world)
+
+
+@pytest.mark.parametrize("length", ["train: {output: r, lr: 1}", "train: {output: r, lr: 1, steps: 3, passes: 2}"])
+def test_the_length_is_stated_once(tmp_path: Path, length: str) -> None:
+    (tmp_path / "run.yaml").write_text(f"{length}\nregistry: {{name: x, metric: val/error}}\n")
+    with pytest.raises(ConfigError, match=r"train\.steps or train\.passes"):
+        load_config(ToyRunConfig, tmp_path / "run.yaml")
+
+
+def run_config(output: Path, **train: object) -> ToyRunConfig:
+    values = {"output": str(output), "steps": 10, "lr": 0.1} | train
+    return ToyRunConfig.model_validate({"train": values, "registry": {"name": "toy", "metric": "val/error"}})
+
+
+def test_a_folder_continues_its_own_run_only(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    assert folder.check(config, "a" * 64, "auto") is None
+    with pytest.raises(CheckpointError, match="no run to resume"):
+        folder.check(config, "a" * 64, "must")
+    folder.begin(config, "a" * 64, {"models:/x@champion": "models:/x/3"})
+    assert folder.check(config, "a" * 64, "auto") is None
+    assert folder.sources(config) == {"models:/x@champion": "models:/x/3"}
+    # Where it writes and how often it saves do not decide the result.
+    assert folder.check(run_config(tmp_path, checkpoint_every=7), "a" * 64, "auto") is None
+    assert config_digest(run_config(tmp_path, keep=9)) == config_digest(config)
+    with pytest.raises(ConfigError, match=r"train\.lr \(0\.1 -> 0\.2\).*--resume never"):
+        folder.check(run_config(tmp_path, lr=0.2), "a" * 64, "auto")
+    with pytest.raises(ConfigError, match=r"data set digest \(aaaaaaaaaaaa -> bbbbbbbbbbbb\)"):
+        folder.check(config, "b" * 64, "auto")
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        folder.check(config, "a" * 64, "must")
+    assert folder.check(run_config(tmp_path, lr=0.2), "b" * 64, "never") is None
+
+
+def test_starting_over_removes_the_runs_files_and_no_others(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    folder.begin(config, "a" * 64, {})
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "notes.txt").write_text("mine")
+    folder.clear(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_trace_is_cut_back_to_the_step_that_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    rows = [{"step": step, "loss": 1.0 / step} for step in range(1, 6)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 6, "lo')
+    trace = Trace(path, 3)
+    trace.append({"step": 4, "loss": 0.25})
+    trace.close()
+    assert read_trace(path) == rows[:4]
+
+
+def test_the_best_weights_are_those_of_the_best_step_also_after_a_restart(tmp_path: Path) -> None:
+    registry = RegistryConfig(name="x", metric="val/kappa")
+    best = Best(tmp_path, registry)
+    layers = [nn.Linear(2, 2) for _ in range(4)]
+    for step, (layer, value) in enumerate(zip(layers, (float("nan"), 0.3, 0.5, 0.5), strict=True), start=1):
+        Best(tmp_path, registry).offer(step, {"val/kappa": value}, layer.state_dict())
+    best = Best(tmp_path, registry)
+    assert (best.step, best.figures) == (3, {"val/kappa": 0.5})
+    loaded = nn.Linear(2, 2)
+    best.load_into(loaded)
+    assert state_digest(loaded) == state_digest(layers[2])
+    with pytest.raises(TrainingError, match=r"val/kappa.*val/loss"):
+        best.offer(5, {"val/loss": 1.0}, {})
+
+
+def test_memory_follows_what_each_zero_stage_shards() -> None:
+    size = Size(total=100, trainable=40)
+    assert [size.bytes_per_rank(zero, 4) for zero in range(4)] == [
+        *(4 * (100 + 40 + 80), 4 * (100 + 40 + 30), 4 * (100 + 10 + 30), 4 * (25 + 10 + 30))
+    ]
+    assert "100, of which 40 train" in size.describe(4)
+
+
+def test_one_process_keeps_its_statistics() -> None:
+    module = nn.BatchNorm1d(3).train()
+    module(torch.randn(5, 3))
+    before = state_digest(module)
+    average_statistics(module, World(0, 1, 0, 1))
+    assert state_digest(module) == before

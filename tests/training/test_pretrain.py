@@ -1,0 +1,147 @@
+"""The two pretraining stages on a small data set, without the launcher."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from made_nights import make_dataset, make_night
+
+from sleepfm import registry
+from sleepfm.config import load_config, validate
+from sleepfm.data.dataset import Dataset
+from sleepfm.errors import ConfigError, DatasetError, ModelError
+from sleepfm.models.build import model_config
+from sleepfm.package import write_package
+from sleepfm.paths import config_root
+from sleepfm.registry import Resolved
+from sleepfm.training.pretrain import MultimodalStage, PretrainConfig, UnimodalStage, assert_unchanged
+
+MODALITIES = ("eeg", "eog", "emg", "ecg")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    torch.set_num_threads(1)
+    nights = [make_night(f"night{number}", 12, seed=number) for number in range(16)]
+    found = make_dataset(tmp_path_factory.mktemp("shards") / "set", nights, per_shard=4)
+    assert {row.split for row in found.records} == {"pretrain", "label", "val", "test"}
+    return found
+
+
+def config(dataset: Dataset, name: str, *overrides: str) -> PretrainConfig:
+    fixed = [f"data.path={dataset.path}", "train.output=unused"]
+    return load_config(PretrainConfig, config_root() / "pretrain" / f"{name}.yaml", [*fixed, *overrides])
+
+
+@pytest.fixture(scope="module")
+def sources(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Resolved]:
+    """Untrained unimodal models in packages."""
+    found = {}
+    for name in MODALITIES:
+        stage = UnimodalStage(config(dataset, f"{name}-tiny"))
+        folder = tmp_path_factory.mktemp(name)
+        write_package(folder, stage.module, {"model": model_config(stage.module)}, "card")
+        found[name.upper()] = Resolved(str(folder), folder)
+    return found
+
+
+def steps(stage: UnimodalStage | MultimodalStage, number: int, batch: int) -> list[float]:
+    stage.module.train()
+    optimiser = torch.optim.AdamW([p for p in stage.module.parameters() if p.requires_grad], lr=1e-3)
+    losses = []
+    for step in range(number):
+        optimiser.zero_grad()
+        output = stage.loss(stage.module, stage.stream.batch(step * batch, batch), 0)
+        output.loss.backward()
+        optimiser.step()
+        losses.append(output.loss.item())
+    stage.module.eval()
+    return losses
+
+
+def test_a_unimodal_stage_learns_is_probed_and_packs_what_it_is(dataset: Dataset, tmp_path: Path) -> None:
+    stage = UnimodalStage(config(dataset, "eog-tiny"))
+    assert (stage.name, stage.parents, stage.dataset_digest) == ("pretrain-eog", [], dataset.digest)
+    losses = steps(stage, 8, 16)
+    assert losses[-1] < losses[0]
+    figures = stage.validate(stage.module)
+    assert stage.config.registry.metric in figures
+    assert all(-1 <= value <= 1 for value in figures.values())
+    export = stage.export(stage.module, tmp_path)
+    write_package(tmp_path, stage.module, export.config, export.card)
+    loaded = registry.load(tmp_path)
+    signals = {"EOG_L": torch.randn(2, 3000)}
+    assert torch.equal(loaded.embed(signals), stage.module.embed(signals))
+    assert "not read" in export.card
+
+
+def test_the_same_item_gives_the_same_loss_wherever_it_stands(dataset: Dataset) -> None:
+    stage = UnimodalStage(config(dataset, "ecg-tiny"))
+    stage.module.eval()
+    whole = stage.stream.batch(8, 8)
+    for start in (8, 12):
+        part = stage.stream.batch(start, 4)
+        rows = slice(start - 8, start - 4)
+        assert torch.equal(part.signals, whole.signals[rows])
+        assert torch.equal(part.item, whole.item[rows])
+
+
+def test_the_multimodal_stage_starts_from_the_registered_encoders_unchanged(
+    dataset: Dataset, sources: dict[str, Resolved]
+) -> None:
+    stage = MultimodalStage(config(dataset, "multimodal-tiny"), sources)
+    for modality, source in sources.items():
+        pretrained = registry.load(source.path).encoder.state_dict()
+        taken = stage.module.backbones.encoders[modality].state_dict()
+        taken = {name.replace(".base.", "."): value for name, value in taken.items()}
+        for name, value in pretrained.items():
+            assert torch.equal(taken[name], value), (modality, name)
+    frozen = {name: p.clone() for name, p in stage.module.named_parameters() if not p.requires_grad}
+    losses = steps(stage, 3, 8)
+    assert losses[-1] < losses[0]
+    for name, parameter in stage.module.named_parameters():
+        if name in frozen:
+            assert torch.equal(parameter, frozen[name]), name
+    assert stage.parents == [source.label for source in sources.values()]
+
+
+def test_an_encoder_that_was_not_taken_over_is_found(dataset: Dataset, sources: dict[str, Resolved]) -> None:
+    stage = MultimodalStage(config(dataset, "multimodal-tiny"), sources)
+    before = {name: dict(registry.load(found.path).encoder.state_dict()) for name, found in sources.items()}
+    addresses = {name: found.uri for name, found in sources.items()}
+    assert_unchanged(stage.module, before, addresses)
+    before["EMG"]["cls_token"] = before["EMG"]["cls_token"] + 1
+    with pytest.raises(ModelError, match="EMG: cls_token is not what"):
+        assert_unchanged(stage.module, before, addresses)
+
+
+def test_an_encoder_of_another_modality_is_refused(dataset: Dataset, sources: dict[str, Resolved]) -> None:
+    swapped = sources | {"EMG": sources["ECG"]}
+    with pytest.raises(ConfigError, match=r"encoders\.EMG.*not a NeuroNet of EMG"):
+        MultimodalStage(config(dataset, "multimodal-tiny"), swapped)
+
+
+def test_encoders_must_fit_the_channels(dataset: Dataset) -> None:
+    with pytest.raises(ConfigError, match=r"need none, found EEG"):
+        config(dataset, "eeg-tiny", "encoders.EEG=models:/x@champion")
+    with pytest.raises(ConfigError, match=r"need ECG, EEG, EMG, EOG, found ECG, EEG, EMG, EOG, RESP"):
+        config(dataset, "multimodal-tiny", "encoders.RESP=models:/x@champion")
+
+
+@pytest.mark.parametrize("path", sorted((config_root() / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid_and_registers_under_its_contract(path: Path) -> None:
+    found = load_config(PretrainConfig, path)
+    kind = path.stem.split("-")[0]
+    assert found.registry.name == ("sleepfm-synthsleepnet" if kind == "multimodal" else f"sleepfm-neuronet-{kind}")
+    assert found.registry.metric.startswith("val/")
+    again = validate(PretrainConfig, found.model_dump(mode="json"), "itself")
+    assert again == found
+
+
+def test_an_encoder_that_cannot_be_probed_is_named(tmp_path: Path) -> None:
+    nights = [make_night(f"night{number}", 12, seed=number, scored=False) for number in range(16)]
+    unscored = make_dataset(tmp_path / "set", nights, per_shard=4)
+    with pytest.raises(DatasetError, match="no item fits"):
+        UnimodalStage(config(unscored, "eeg-tiny"))
