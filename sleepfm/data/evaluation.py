@@ -37,7 +37,7 @@ def iter_record(
     reader = reader or ShardReader(dataset)
     row = dataset.index_of(record)
     store = RecordLabels(dataset, reader, labels) if labels else None
-    numbers = np.array([CHANNELS.index(channel) for channel in channels])
+    numbers = np.array([CHANNELS.index(channel) for channel in channels], dtype=np.int64)
     starts = window_starts(int(dataset.n_epochs[row]), length, length)
     counted_to = np.arange(len(starts)) * length
     for begin in range(0, len(starts), windows):
