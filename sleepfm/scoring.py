@@ -25,7 +25,8 @@ from sleepfm.registry import load_package
 from sleepfm.signals.annotations import Event
 from sleepfm.signals.cohort import load_cohort
 from sleepfm.signals.prepare import PreparedRecording, prepare
-from sleepfm.signals.recording import Recording
+from sleepfm.signals.raw import recording_from_raw
+from sleepfm.signals.recording import Recording, read_recording
 
 if TYPE_CHECKING:
     import mne
@@ -207,10 +208,13 @@ def prepare_night(
 ) -> PreparedRecording:
     """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
     rules = None if cohort == "auto" else load_cohort(cohort)
-    path = recording.path if isinstance(recording, Recording) else Path(recording)
+    if isinstance(recording, (str, Path)):
+        recording = read_recording(recording)
+    elif not isinstance(recording, Recording):
+        recording = recording_from_raw(recording)
     # In an NSRR download the scoring lies beside `edfs`, not beside the recording.
-    root = next((above.parent for above in path.absolute().parents if above.name == "edfs"), None)
-    return prepare(path, rules, root=root, scoring=scoring)
+    root = next((above.parent for above in recording.path.absolute().parents if above.name == "edfs"), None)
+    return prepare(recording, rules, root=root, scoring=scoring)
 
 
 def _load(item: str | Path | nn.Module, store: str | None) -> TaskModel:

@@ -25,6 +25,11 @@ AHI_DEFINITION = (
 RESPIRATORY_TYPES = (*APNEA_TYPES, "apnea", "hypopnea")
 
 
+def event_family(kind: str) -> str:
+    """``apnea`` for every kind of apnea, else the type itself."""
+    return "apnea" if kind.endswith("apnea") else kind
+
+
 def runs(flags: ArrayLike) -> list[tuple[int, int]]:
     """First index and one past the last of every run of true values in ``flags`` [N]."""
     padded = np.concatenate([[0], np.asarray(flags, dtype=bool).astype(np.int8), [0]])

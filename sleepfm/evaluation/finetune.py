@@ -89,7 +89,9 @@ class FinetuneStage:
             "class weighting": self.config.weighting,
         }
         validation, test = self._predict(module, "val"), self._predict(module, "test")
-        return package_contents(self.config, module, folder, validation, test, facts, window=self.config.sequence.length)
+        return package_contents(
+            self.config, module, self.dataset, folder, validation, test, facts, window=self.config.sequence.length
+        )
 
     def _predict(self, module: nn.Module, split: str) -> Predictions:
         assert isinstance(module, Downstream)

@@ -5,11 +5,16 @@ share.
 from __future__ import annotations
 
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.events import scored_events
+from sleepfm.data.reader import ShardReader
 from sleepfm.errors import TrainingError
 from sleepfm.evaluation.cards import downstream_card
+from sleepfm.evaluation.events import EventAgreement, event_family, events_from_probability, match_events
 from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
 from sleepfm.evaluation.predict import Predictions
 from sleepfm.evaluation.settings import DownstreamJob
@@ -50,6 +55,7 @@ def judge(task: Task, predictions: Predictions, threshold: float, resamples: int
 def package_contents(
     job: DownstreamJob,
     module: Downstream,
+    dataset: Dataset,
     folder: Path,
     validation: Predictions,
     test: Predictions | None,
@@ -72,8 +78,15 @@ def package_contents(
     if test is not None and on_test is not None:
         test.write(folder / "predictions-test.parquet")
         results["test"] = on_test.to_dict()
-    write_json(folder / EVALUATION_FILE, {"facts": facts, "results": results})
     binary = task.kind == "binary"
+    splits = {"val": validation} | ({"test": test} if test is not None else {})
+    matches = {
+        split: event_agreement(dataset, task.name, predictions, threshold.value)
+        for split, predictions in splits.items()
+        if binary
+    }
+    events = {split: asdict(match) for split, match in matches.items()}
+    write_json(folder / EVALUATION_FILE, {"facts": facts, "results": results, "events": events})
     config: dict[str, Any] = {
         "model": model_config(module),
         "task": task.name,
@@ -83,9 +96,35 @@ def package_contents(
         "facts": facts,
     }
     metrics = _flat("val", on_val) | (_flat("test", on_test) if on_test is not None else {})
+    metrics |= {f"{split}/event_f1": m.f1 for split, m in matches.items() if not math.isnan(m.f1)}
     title = f"{task.registered_name}: {', '.join(task.classes)} of 30-s epochs"
     shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
     return Export(config, downstream_card(title, shown, on_val, on_test), metrics)
+
+
+def event_agreement(dataset: Dataset, kind: str, predictions: Predictions, threshold: float) -> EventAgreement:
+    """Runs of positive epochs against the scored events of the same recordings, over those whose events were
+    scored.
+    """
+    reader = ShardReader(dataset)
+    total = EventAgreement(0, 0, 0)
+    for record in dict.fromkeys(predictions.record):
+        row = dataset.index_of(record)
+        if dataset.records[row].has_events:
+            scored = [e for e in scored_events(dataset, reader, row) if event_family(e.type) == kind]
+            probability = predictions.probability[predictions.record == record, 1]
+            total += match_events(events_from_probability(probability, threshold, kind), scored)
+    return total
+
+
+def read_events(folder: Path) -> dict[str, EventAgreement]:
+    """The event agreement by split that :func:`package_contents` wrote into ``folder``; empty for sleep
+    stages.
+
+    Raises:
+        TrainingError: no finished downstream job wrote there.
+    """
+    return {split: EventAgreement(**counts) for split, counts in _evaluation(folder)["events"].items()}
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
@@ -94,10 +133,15 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     Raises:
         TrainingError: no finished downstream job wrote there.
     """
+    content = _evaluation(folder)
+    return content["facts"], {split: Evaluation.from_dict(v) for split, v in content["results"].items()}
+
+
+def _evaluation(folder: Path) -> dict[str, Any]:
     content = read_json(folder / EVALUATION_FILE)
     if content is None:
         raise TrainingError(f"{folder}: no {EVALUATION_FILE}; no probe or fine-tune has finished there")
-    return content["facts"], {split: Evaluation.from_dict(v) for split, v in content["results"].items()}
+    return dict(content)
 
 
 def _threshold(task: Task, predictions: Predictions) -> Threshold:

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, RATE_HZ, Stage
-from sleepfm.evaluation.events import runs
+from sleepfm.evaluation.events import event_family, runs
 from sleepfm.signals.annotations import Event
 
 # From the top of a hypnogram.
@@ -83,11 +83,6 @@ def draw_events(axes: Axes, rows: dict[str, Sequence[Event]], n_epochs: int, lab
     axes.set_yticks(range(len(rows)), list(reversed(rows)))
     axes.set_ylim(-0.6, len(rows) - 0.4)
     _night_axis(axes, n_epochs, label)
-
-
-def event_family(kind: str) -> str:
-    """``apnea`` for every kind of apnea, else the type itself."""
-    return "apnea" if kind.endswith("apnea") else kind
 
 
 def night_figure(

@@ -144,7 +144,7 @@ class ProbeStage:
         }
         validation = self._predict(module, self.validation)
         test = self._predict(module, self.cache.split("test"))
-        return package_contents(self.config, module, folder, validation, test, facts, window=1)
+        return package_contents(self.config, module, self.dataset, folder, validation, test, facts, window=1)
 
     def _predict(self, module: nn.Module, nights: Mapping[str, Tensor]) -> Predictions:
         assert isinstance(module, Downstream)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from sleepfm.constants import CHANNEL_UNIT, EPOCH_SECONDS, RATE_HZ, STAGE_NAMES
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation import charts, plots
-from sleepfm.evaluation.events import AHI_DEFINITION, EventAgreement
+from sleepfm.evaluation.events import AHI_DEFINITION, EventAgreement, event_family
 from sleepfm.evaluation.lineage import Lineage, to_svg
 from sleepfm.evaluation.metrics import Evaluation, Metric
 from sleepfm.signals.annotations import Event
@@ -173,8 +173,8 @@ def choose_page(example: NightExample) -> float:
     either kind; else the middle of N2.
     """
     score, prepared = example.score, example.prepared
-    scored = [e for e in prepared.events if plots.event_family(e.type) in ("apnea", "hypopnea")]
-    scored.sort(key=lambda e: (plots.event_family(e.type) != "apnea", e.onset))
+    scored = [e for e in prepared.events if event_family(e.type) in ("apnea", "hypopnea")]
+    scored.sort(key=lambda e: (event_family(e.type) != "apnea", e.onset))
     both = [e for e in scored if any(_overlap(e, found) for found in score.events)]
     n2 = np.flatnonzero(score.stages == STAGE_NAMES.index("N2"))
     onsets = [e.onset for e in (*both, *score.events, *scored)] + [EPOCH_SECONDS * n for n in n2[len(n2) // 2 :]]
@@ -211,7 +211,7 @@ def _page(example: NightExample, start: float) -> Figure:
     epoch, page = int(start // EPOCH_SECONDS), Event(start, PAGE_SECONDS, "page")
     stages = dict.fromkeys(STAGE_NAMES[s] for s in example.score.stages[epoch : epoch + 2] if s >= 0)
     named = " and ".join(stages) or "unscored"
-    shown = [e for e in prepared.events if plots.event_family(e.type) in ("apnea", "hypopnea")]
+    shown = [e for e in prepared.events if event_family(e.type) in ("apnea", "hypopnea")]
     return plots.page_figure(
         signals,
         CHANNEL_UNIT,

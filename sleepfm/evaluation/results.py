@@ -11,9 +11,8 @@ import numpy as np
 import pandas as pd
 
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES
-from sleepfm.evaluation.events import AHI_DEFINITION, match_events
+from sleepfm.evaluation.events import AHI_DEFINITION, event_family, match_events
 from sleepfm.evaluation.metrics import evaluate
-from sleepfm.evaluation.plots import event_family
 from sleepfm.evaluation.report import NightExample, figure_bytes, night_page
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.scoring import NightScore

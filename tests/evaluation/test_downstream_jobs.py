@@ -10,16 +10,20 @@ import torch
 from sleepfm.config import load_config
 from sleepfm.errors import ConfigError
 from sleepfm.evaluation.embeddings import ALONE, EmbeddingCache
+from sleepfm.evaluation.events import EventAgreement, events_from_probability, match_events
 from sleepfm.evaluation.finetune import FinetuneStage
 from sleepfm.evaluation.inference import embed, stored_epochs
 from sleepfm.evaluation.losses import class_weights, classification_loss
-from sleepfm.evaluation.outcome import read_results
+from sleepfm.evaluation.outcome import judge, read_events, read_results
 from sleepfm.evaluation.predict import predict
 from sleepfm.evaluation.probe import ProbeStage
 from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
+from sleepfm.evaluation.subsets import modality_subsets
+from sleepfm.evaluation.tasks import TASKS
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import Resolved, load, load_package
+from sleepfm.scoring import Scorer, prepare_night
 
 
 def job(schema, name, dataset, tmp_path, *overrides):
@@ -77,7 +81,7 @@ def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, sour
     assert "majority_accuracy" in (folder / "MODEL_CARD.md").read_text()
 
 
-def test_event_probe_stores_the_threshold_that_val_chose(dataset, source, tmp_path):
+def test_event_probe_stores_the_threshold_that_val_chose(dataset, recordings, source, tmp_path):
     overrides = ("weighting=inverse",)
     stage = ProbeStage(job(ProbeConfig, "probe-hypopnea-tiny", dataset, tmp_path, *overrides), source, ALONE)
     steps(stage, 10, 64)
@@ -86,6 +90,14 @@ def test_event_probe_stores_the_threshold_that_val_chose(dataset, source, tmp_pa
     _, results = read_results(tmp_path)
     assert config["threshold"] == results["val"].threshold == results["test"].threshold
     assert config["threshold_rule"]
+    written = pd.read_parquet(tmp_path / "predictions-test.parquet")
+    assert list(read_events(tmp_path)) == ["val", "test"]
+    total = EventAgreement(0, 0, 0)
+    for record, rows in written.groupby("record"):
+        night = prepare_night(next(p for p in recordings if p.stem == record))
+        found = events_from_probability(rows["p1"], config["threshold"], "hypopnea")
+        total += match_events(found, [e for e in night.events if e.type == "hypopnea"])
+    assert read_events(tmp_path)["test"] == total
 
 
 def test_stream_order_is_a_permutation_of_each_pass(dataset, source, tmp_path):
@@ -165,6 +177,16 @@ def test_fewer_modalities_change_predictions_and_an_unknown_one_is_refused(datas
     assert list(one.record) == list(whole.record) and not np.allclose(one.probability, whole.probability)
     with pytest.raises(ModelError, match="RESP"):
         predict(model, dataset, "test", window=20, modalities=["RESP"])
+
+
+def test_every_subset_of_modalities_is_judged(dataset, downstream_packages):
+    entry = Scorer.load([downstream_packages["apnea"]]).models["apnea"]
+    results = modality_subsets(entry, dataset, "test")
+    assert len({r.modalities for r in results}) == len(results) == 15
+    assert results[0].modalities == ("EEG", "EOG", "EMG", "ECG")
+    whole = predict(entry.model, dataset, "test", window=entry.window)
+    assert results[0].evaluation == judge(TASKS["apnea"], whole, entry.threshold)
+    assert {r.evaluation.n_epochs for r in results} == {results[0].evaluation.n_epochs}
 
 
 def test_downstream_models_are_no_encoders_and_names_must_fit(dataset, downstream_packages, tmp_path):

@@ -125,6 +125,16 @@ def test_score_takes_paths_recordings_and_modules(downstream_packages, recording
     assert np.array_equal(got.stages, want.stages)
 
 
+def test_an_mne_raw_is_scored_like_its_file(downstream_packages, recordings, night):
+    mne = pytest.importorskip("mne")
+    raw = mne.io.read_raw_edf(recordings[0], verbose="ERROR")
+    own = prepare_night(raw)
+    for name in ("EEG_C4", "EMG_CHIN", "ECG"):
+        assert np.allclose(own.channels[name], night.channels[name], atol=2e-3), name
+    got = sleepfm.score(raw, list(downstream_packages.values()))
+    assert got.record == night.record and got.n_epochs == night.n_epochs
+
+
 def arguments(packages, out, *recordings):
     models = [str(p) for p in packages.values()]
     return ["score", *map(str, recordings), "--model", *models, "--out", str(out)]
