@@ -91,9 +91,7 @@ def validate(schema: type[ConfigT], values: dict[str, Any], origin: str) -> Conf
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(
-            f"{origin}: " + "; ".join(_explain(schema, item) for item in error.errors())
-        ) from error
+        raise ConfigError(f"{origin}: " + "; ".join(_explain(schema, item) for item in error.errors())) from error
 
 
 def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:

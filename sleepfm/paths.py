@@ -18,6 +18,4 @@ def config_root() -> Path:
     for folder in candidates:
         if (folder / "cohorts").is_dir():
             return folder
-    raise ConfigError(
-        f"no configs/ folder found; looked in {', '.join(map(str, candidates))}; reinstall sleepfm"
-    )
+    raise ConfigError(f"no configs/ folder found; looked in {', '.join(map(str, candidates))}; reinstall sleepfm")
