@@ -49,6 +49,9 @@ class SynthSleepNetConfig(Config):
     temperature: float = Field(default=0.1, gt=0)
     alpha: float = Field(default=1.0, ge=0, description="weight of the contrastive loss")
     position: Position = "1d"
+    modality_dropout: float = Field(
+        0.0, ge=0, lt=1, description="chance that pretraining leaves a modality of an epoch out; one always stays"
+    )
 
     @field_validator("channels")
     @classmethod
@@ -147,12 +150,12 @@ class SynthSleepNet(nn.Module):
 
     @property
     def noise_shape(self) -> tuple[int, int]:
-        """Shape of one item's masking noise."""
-        return (len(self.channels), self.frames)
+        """Shape of one item's masking noise; with modality dropout a column of its draws comes last."""
+        return (len(self.channels), self.frames + (self.config.modality_dropout > 0))
 
     def forward(self, signals: Tensor, present: Tensor, noise: Tensor) -> LossOutput:
         """The pretraining loss of signals ``[B, C, T]`` with presence ``[B, C]``; masks come from ``noise``
-        ``[B, C, F]`` alone.
+        ``[B, *noise_shape]`` alone.
 
         ``loss = reconstruction of masked backbone tokens + alpha mean over channels of NT-Xent(fused,
         unimodal)``.
@@ -163,8 +166,10 @@ class SynthSleepNet(nn.Module):
         check_signals(signals, present, self.channels)
         if tuple(noise.shape) != (signals.shape[0], *self.noise_shape):
             raise ModelError(f"expected noise {[signals.shape[0], *self.noise_shape]}, found {list(noise.shape)}")
+        if self.training and self.config.modality_dropout:
+            present = self._drop_modalities(present, noise[..., self.frames])
         tokens = self.backbones(signals, present)
-        keep = keep_indices(noise, kept_count(self.frames, self.config.mask_ratio))
+        keep = keep_indices(noise[..., : self.frames], kept_count(self.frames, self.config.mask_ratio))
         fused = self._fuse(tokens, present, keep)
         reconstruction, relative = self._reconstruction(fused, tokens, present, keep)
         mean = _mean_tokens(fused, present)
@@ -178,6 +183,15 @@ class SynthSleepNet(nn.Module):
             "effective_rank": guards.effective_rank(mean),
         }
         return LossOutput(reconstruction + self.config.alpha * contrast, parts)
+
+    def _drop_modalities(self, present: Tensor, noise: Tensor) -> Tensor:
+        """``present`` ``[B, C]`` less the modalities whose draw in ``noise`` ``[B, C]`` (that of their first
+        channel) is below the chance; the present one with the highest draw stays.
+        """
+        modalities = [CHANNEL_MODALITY[name] for name in self.channels]
+        draws = noise[:, [modalities.index(modality) for modality in modalities]]
+        highest = draws.masked_fill(~present, -1).amax(1, keepdim=True)
+        return present & ((draws >= self.config.modality_dropout) | (draws == highest))
 
     def _fuse(self, tokens: list[Tensor], present: Tensor, keep: Tensor | None) -> Tensor:
         """Fused tokens ``[B, C, K, D]``; all ``F`` of a channel without ``keep`` ``[B, C, K]``; absent

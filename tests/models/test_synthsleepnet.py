@@ -28,7 +28,7 @@ def named(name: str, **changes: object) -> dict:
 
 def build(**changes: object) -> SynthSleepNet:
     torch.manual_seed(0)
-    model = build_model(named("synthsleepnet-tiny", **changes))
+    model = build_model(named("synthsleepnet-tiny", **{"modality_dropout": 0.0, **changes}))
     assert isinstance(model, SynthSleepNet)
     return model
 
@@ -192,6 +192,29 @@ def test_an_absent_channel_changes_nothing() -> None:
     signals[:, 3] = 1e6
     torch.testing.assert_close(model.encode(signals, present), embedding)
     torch.testing.assert_close(model.train()(signals, present, noise).loss, there.loss, atol=1e-5, rtol=1e-5)
+
+
+def test_modality_dropout_equals_absence_of_what_it_drops() -> None:
+    model = build(channels=SIX, modality_dropout=0.5).train()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    signals, present, noise = batch(model, 64)
+    present[:8, :4] = False
+    dropped = model._drop_modalities(present, noise[..., 27])
+    assert not (dropped & ~present).any()
+    assert dropped.any(1).all(), "one modality always stays"
+    assert torch.equal(dropped[8:, 0], dropped[8:, 1]), "channels of a modality go together"
+    assert 0.35 < dropped[8:].float().mean() < 0.7
+    expected = build(channels=SIX).train()
+    expected.load_state_dict(model.state_dict())
+    for layer in expected.modules():
+        if isinstance(layer, torch.nn.Dropout):
+            layer.p = 0.0
+    found = model(signals, present, noise).loss
+    torch.testing.assert_close(found, expected(signals, dropped, noise[..., :27]).loss, atol=1e-5, rtol=1e-5)
+    full = model.eval()(signals, present, noise).loss
+    torch.testing.assert_close(full, expected.eval()(signals, present, noise[..., :27]).loss, atol=1e-5, rtol=1e-5)
 
 
 def test_mixed_presence_equals_row_by_row() -> None:
