@@ -81,9 +81,7 @@ class Plan:
     def multimodal(self) -> Step:
         """Pretrain SynthSleepNet on the four NeuroNets."""
         encoders = [f"encoders.{m}={self.address(f'pretrain-{m.lower()}')}" for m in MODALITIES]
-        return self._train(
-            "pretrain-multimodal", "pretrain", "pretrain/multimodal-tiny", [*encoders, *self.config.multimodal]
-        )
+        return self._train("pretrain-multimodal", "pretrain", "pretrain/multimodal-tiny", [*encoders, *self.config.multimodal])
 
     def probe(self, task: str) -> Step:
         """Train a head for ``task`` on the frozen encoder."""
@@ -93,9 +91,7 @@ class Plan:
     def finetune(self) -> Step:
         """Fine-tune for sleep stages with Mamba context."""
         encoder = f"encoder={self.address('pretrain-multimodal')}"
-        return self._train(
-            "finetune-stage", "finetune", "downstream/finetune-stage-tiny", [encoder, *self.config.finetune]
-        )
+        return self._train("finetune-stage", "finetune", "downstream/finetune-stage-tiny", [encoder, *self.config.finetune])
 
     def score(self) -> Step:
         """Score one night of the test split."""

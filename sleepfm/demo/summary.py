@@ -8,11 +8,13 @@ from pathlib import Path
 
 import psutil
 
+from sleepfm.data.dataset import Dataset
 from sleepfm.demo.plan import MODALITIES, TASKS, Plan
 from sleepfm.demo.runner import Journal
 from sleepfm.evaluation.lineage import from_registry
 from sleepfm.evaluation.outcome import read_results
 from sleepfm.evaluation.report import NightExample, ReportData, Result, StepCost, build_report
+from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS as DEFINITIONS
 from sleepfm.scoring import Scorer, prepare_night
 
@@ -25,7 +27,8 @@ def write_report(plan: Plan, journal: Journal) -> Path:
     """Write ``report/index.html`` from what the steps left behind; returns its path."""
     recording = plan.unseen_night()
     night = prepare_night(recording, "auto", plan.scoring_file(recording))
-    score = Scorer.load(plan.scoring_models() or None).score(night)
+    scorer = Scorer.load(plan.scoring_models() or None)
+    score = scorer.score(night)
     versions = [(plan.result(name)["name"], str(plan.result(name)["version"])) for name in JUDGED]
     size = plan.config.cohort
     origin = f"recordings of {plan.data}" if plan.data else f"{size.subjects} synthetic nights of {size.hours:g} h"
@@ -35,6 +38,8 @@ def write_report(plan: Plan, journal: Journal) -> Path:
         results=list(_results(plan)),
         traces={name: plan.output(name) / "trace.jsonl" for name in [*TRAINED, *JUDGED]},
         night=NightExample(score, night, "its subject is in the test split: no model has seen it"),
+        # On val: the test split is read once per model.
+        subsets=modality_subsets(scorer.models["stage"], Dataset.open(plan.shards), "val", progress=_subset_done),
         lineage=from_registry(versions),
         environment=_environment(plan),
         configuration={name: (plan.output(name) / "config.yaml").read_text() for name in [*TRAINED, *JUDGED]},
@@ -73,6 +78,11 @@ def _results(plan: Plan) -> Iterator[Result]:
                 evaluation=evaluations["test"],
                 labelled_epochs=facts.get("labelled epochs"),
             )
+
+
+def _subset_done(number: int, total: int) -> None:
+    if number % 5 == 0:
+        print(f"        report: {number} of {total} subsets of modalities judged", flush=True)
 
 
 def _environment(plan: Plan) -> dict[str, str]:
