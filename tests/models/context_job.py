@@ -1,0 +1,67 @@
+"""A job that trains a Mamba context, run by ``test_mamba_training.py`` under the real engine."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sleepfm.data.batch import Batch
+from sleepfm.models.context import ContextConfig, build_context
+from sleepfm.training.config import RunConfig
+from sleepfm.training.job import Context, run
+from sleepfm.training.stage import Export, StepLoss
+
+DIM = 32
+
+
+class SequenceStream:
+    """Sequences whose last epoch asks for the first one's sign."""
+
+    def __len__(self) -> int:
+        return 64
+
+    def batch(self, start: int, count: int) -> Batch:
+        rows = [torch.randn(70, DIM, generator=torch.Generator().manual_seed(i)) for i in range(start, start + count)]
+        ones, item = torch.ones(count, 1, dtype=torch.bool), torch.arange(start, start + count)
+        return Batch(torch.stack(rows), ones, ones, {}, item, [""] * count, torch.zeros(count, dtype=torch.long))
+
+
+class ContextStage:
+    name = "context"
+    epochs_per_item = 70
+    dataset_digest = "0" * 64
+    parents: tuple[str, ...] = ()
+
+    def __init__(self, config: RunConfig, context: Context) -> None:
+        torch.manual_seed(0)
+        self.module: nn.Module = build_context(ContextConfig(kind="mamba", headdim=16, bidirectional=True), DIM)
+        self.stream = SequenceStream()
+        self.before = {name: value.clone() for name, value in self.module.state_dict().items()}
+
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
+        return StepLoss(self._error(model(batch.signals), batch.signals))
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        signals = self.stream.batch(1000, 16).signals
+        return {"val/error": self._error(module(signals), signals).item()}
+
+    def export(self, module: nn.Module, folder: Path) -> Export:
+        state = module.state_dict()
+        facts = {
+            "dtypes": {name: str(value.dtype) for name, value in state.items()},
+            "moved": {name: bool((value != self.before[name]).any()) for name, value in state.items()},
+        }
+        Path("facts.json").write_text(json.dumps(facts))
+        return Export({"model": {"kind": "context"}}, "# context\n")
+
+    def _error(self, output: Tensor, signals: Tensor) -> Tensor:
+        return (output.float().mean(1) - signals[:, 0]).square().mean()
+
+
+if __name__ == "__main__":
+    run(RunConfig, ContextStage, lambda config: ContextStage.dataset_digest, "context")
