@@ -21,6 +21,7 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.evaluation import iter_record
 from sleepfm.data.events import scored_events
+from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError
 from sleepfm.signals.labels import EventRule, event_labels
@@ -82,12 +83,11 @@ def _signals(dataset: Dataset, reader: ShardReader, row: int) -> dict[str, NDArr
 def _labels(dataset: Dataset, reader: ShardReader, row: int, rule: EventRule) -> dict[str, NDArray[np.int32]]:
     epochs = int(dataset.n_epochs[row])
     events = scored_events(dataset, reader, row)
-    batches = list(iter_record(dataset, dataset.names[row], [], labels=("stage", "arousal"), reader=reader))
-    stage = np.concatenate([batch.labels["stage"].numpy().reshape(-1) for batch in batches])
-    scored = any((batch.labels["arousal"] >= 0).any() for batch in batches)
+    labels = RecordLabels(dataset, reader, ("stage", "arousal")).of(row)
+    scored = bool((labels["arousal"] >= 0).any())
     scoring = Scoring((), events, "", has_events=scored)
     columns = {column: event_labels(scoring, epochs, (kind,), rule).astype(np.int32) for kind, column in EVENT_COLUMNS.items()}
-    return {**columns, STAGE_COLUMN: stage.astype(np.int32)}
+    return {**columns, STAGE_COLUMN: labels["stage"].astype(np.int32)}
 
 
 def _write(path: Path, columns: dict[str, NDArray[np.float32]] | dict[str, NDArray[np.int32]]) -> None:
