@@ -1,0 +1,153 @@
+"""Runs that are killed, preempted or out of disk, and the run that takes them up again."""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import CONFIG, command, environment, launch, trace
+
+from sleepfm.training.preemption import PREEMPTED_STATUS
+
+pytestmark = pytest.mark.slow
+
+STEPS = "train.steps=24"
+# Long enough for a test to hit a chosen step.
+SLOW = "toy.seconds=0.05"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = launch(folder, 2, STEPS, SLOW)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def ranks(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    """The training processes below the launcher, by rank."""
+    found = {}
+    for process in psutil.Process(launcher.pid).children(recursive=True):
+        for word in process.cmdline():
+            if word.startswith("--local_rank="):
+                found[int(word.split("=")[1])] = process
+    return [found[rank] for rank in sorted(found)]
+
+
+def disturb(folder: Path, run: str, when: Callable[[], bool], act: Callable[[list[psutil.Process]], None]) -> int:
+    """Start ``run``, wait for ``when``, do ``act`` to its ranks; the launcher's exit status."""
+    (folder / "toy.yaml").write_text(CONFIG)
+    log = (folder / f"{run}.log").open("a")
+    launcher = subprocess.Popen(
+        command(2, STEPS, SLOW, f"train.output={run}"), cwd=folder, stdout=log, stderr=log, env=environment(), text=True
+    )
+    deadline = time.monotonic() + 120
+    while launcher.poll() is None and not when():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    if launcher.poll() is None:
+        act(ranks(launcher))
+    return launcher.wait(timeout=120)
+
+
+def reached(folder: Path, run: str, step: int) -> Callable[[], bool]:
+    path, began = folder / run / "trace.jsonl", time.time()
+    return lambda: path.exists() and path.stat().st_mtime > began and path.read_text().count("\n") >= step
+
+
+def finish(folder: Path, run: str) -> None:
+    done = launch(folder, 2, STEPS, SLOW, f"train.output={run}")
+    assert done.returncode == 0, done.stderr
+    assert trace(folder, run) == trace(folder)
+
+
+@pytest.mark.timeout(1800)
+def test_a_run_killed_at_random_moments_gives_the_trace_of_the_undisturbed_one(undisturbed: Path) -> None:
+    rng = random.Random(5)
+    for attempt in range(6):
+        # Between checkpoints, so that every attempt gets one further and none is the last.
+        step = 4 * attempt + rng.randint(0, 3)
+        victims = rng.choice(([0], [1], [0, 1]))
+
+        def kill(found: list[psutil.Process], victims: list[int] = victims) -> None:
+            time.sleep(rng.uniform(0, 0.1))
+            for rank in victims:
+                found[rank].kill()
+
+        disturb(undisturbed, "killed", reached(undisturbed, "killed", step), kill)
+        print(f"attempt {attempt}: ranks {victims} killed at step {step}")
+    finish(undisturbed, "killed")
+
+
+def test_a_run_killed_during_a_save_goes_on_from_the_save_before(undisturbed: Path) -> None:
+    folder = undisturbed / "saving" / "checkpoints"
+
+    def saving() -> bool:
+        return (folder / "step-00000004").exists() and any(folder.glob(".step-00000008.tmp"))
+
+    def kill(found: list[psutil.Process]) -> None:
+        for process in found:
+            process.kill()
+
+    assert disturb(undisturbed, "saving", saving, kill) != 0
+    assert (folder / "latest").read_text().strip() in ("step-00000004", "step-00000008")
+    finish(undisturbed, "saving")
+    assert not any(folder.glob(".step-*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_preempted_run_saves_where_it_is_and_asks_to_be_started_again(undisturbed: Path, number: signal.Signals) -> None:
+    run = number.name.lower()
+    status = disturb(undisturbed, run, reached(undisturbed, run, 6), lambda found: found[1].send_signal(number))
+    assert status == PREEMPTED_STATUS
+    left = trace(undisturbed, run)[-1]["step"]
+    assert left >= 6
+    assert (undisturbed / run / "checkpoints" / f"step-{left:08d}").is_dir()
+    finish(undisturbed, run)
+
+
+def test_a_save_that_does_not_fit_on_the_disk_leaves_the_one_before(undisturbed: Path) -> None:
+    (undisturbed / "toy.yaml").write_text(CONFIG)
+    arguments = [STEPS, SLOW, "train.output=full"]
+    disturb(undisturbed, "full", reached(undisturbed, "full", 5), lambda found: [p.kill() for p in found] and None)
+    before = (undisturbed / "full" / "checkpoints" / "latest").read_text()
+
+    def no_file_above_four_kilobytes() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+
+    done = subprocess.run(
+        command(2, *arguments),
+        cwd=undisturbed,
+        capture_output=True,
+        text=True,
+        env=environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{undisturbed}/runs/mlflow.db"},
+        preexec_fn=no_file_above_four_kilobytes,
+        timeout=120,
+    )
+    assert done.returncode == 1
+    assert "cannot save step 8" in done.stderr
+    assert "earlier checkpoints remain" in done.stderr
+    assert (undisturbed / "full" / "checkpoints" / "latest").read_text() == before
+    finish(undisturbed, "full")
+
+
+def test_two_jobs_of_one_port_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    line = command(2)
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", int(line[line.index("--master_port") + 1])))
+        taken.listen()
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120)
+    assert done.returncode == 1
+    assert "give the launcher --master_port" in done.stderr
+    assert os.path.exists(tmp_path / "toy.yaml")
