@@ -20,6 +20,7 @@ from sleepfm.training import folder
 from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.distributed import World, exit_ranked, on_main, start
 from sleepfm.training.engine import Trained, total_steps, train
+from sleepfm.training.feed import Shares
 from sleepfm.training.files import write_json
 from sleepfm.training.folder import Resume
 from sleepfm.training.preemption import PREEMPTED_STATUS
@@ -93,6 +94,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
 
 def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: World, resume: Resume, dry_run: bool) -> int:
     store = registry.store_uri(config.tracking.uri)
+    Shares.of(config.train, world)
     if not dry_run:
         done = folder.check(config, dataset_digest, resume)
         if done is not None:
