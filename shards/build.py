@@ -18,7 +18,7 @@ from shards.progress import Progress
 from shards.task import read_sidecar
 from sleepfm.config import digest
 from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
-from sleepfm.errors import DatasetError, RecordingError, UsageError
+from sleepfm.errors import DatasetError, UsageError
 from sleepfm.signals.prepare import discover
 
 
@@ -56,8 +56,6 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
     wanted = identity(config)
     read_plan(out, wanted)
     paths = discover(source, chosen_cohort(config))
-    if not paths:
-        raise RecordingError(f"{source}: no EDF or BDF recording in this folder; nothing was written")
     root = source if source.is_dir() else source.parent
     found = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
     for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):

@@ -11,7 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -104,8 +104,7 @@ def write_shard(
     converted: list[Converted] = []
     refusals: list[Refusal] = []
     tar = out / SHARD_FOLDER / shard.name
-    with atomic_file(tar) as file:
-        writer = ShardWriter(file)
+    with atomic_file(tar) as file, closing(ShardWriter(file)) as writer:
         for entry in shard.entries:
             with _named(source / entry.path):
                 night = night_of(entry)
@@ -113,7 +112,6 @@ def write_shard(
                     refusals.append(night)
                 else:
                     converted.append(write_recording(night, entry, writer, config.segment_epochs, config.quality.mask))
-        writer.close()
     if not converted:
         tar.unlink()
     content: dict[str, Any] = {

@@ -38,12 +38,9 @@ def make_night(
         signals["SPO2"] = 95 + np.round(signals["SPO2"], 2)
     stage = rng.integers(-1, 5, n_epochs).astype(np.int8) if scored else np.full(n_epochs, -1, np.int8)
     labels = {
-        name: (rng.random(n_epochs) < 0.2).astype(np.int8) if scored else np.full(n_epochs, -1, np.int8)
-        for name in LABELS[1:]
+        name: (rng.random(n_epochs) < 0.2).astype(np.int8) if scored else np.full(n_epochs, -1, np.int8) for name in LABELS[1:]
     }
-    events = tuple(
-        Event(float(onset), 20.0, "hypopnea") for onset in np.sort(rng.uniform(0, n_epochs * 30, n_epochs // 10))
-    )
+    events = tuple(Event(float(onset), 20.0, "hypopnea") for onset in np.sort(rng.uniform(0, n_epochs * 30, n_epochs // 10)))
     quality = {name: np.where(rng.random(n_epochs) < 0.1, Quality.FLAT.value, 0).astype(np.uint8) for name in channels}
     return PreparedRecording(
         record=record,
@@ -63,9 +60,7 @@ def make_night(
     )
 
 
-def make_dataset(
-    out: Path, nights: Sequence[PreparedRecording], per_shard: int = 2, overrides: Sequence[str] = ()
-) -> Dataset:
+def make_dataset(out: Path, nights: Sequence[PreparedRecording], per_shard: int = 2, overrides: Sequence[str] = ()) -> Dataset:
     """``nights`` as a data set in ``out``, through the writer that builds use. The nights' signals are used up."""
     config = load_build_config(None, overrides)
     by_record = {night.record: night for night in nights}

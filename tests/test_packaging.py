@@ -40,8 +40,7 @@ def test_pins_bring_no_cuda_packages() -> None:
 
 def test_reading_a_recording_does_not_import_torch_ray_or_mlflow() -> None:
     program = (
-        "import sys, sleepfm; sleepfm.read_recording;"
-        "print([m for m in ('torch', 'ray', 'mlflow', 'mne') if m in sys.modules])"
+        "import sys, sleepfm; sleepfm.read_recording;print([m for m in ('torch', 'ray', 'mlflow', 'mne') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -49,8 +48,6 @@ def test_reading_a_recording_does_not_import_torch_ray_or_mlflow() -> None:
 
 def test_ci_runs_make_test_and_nothing_more() -> None:
     commands = [
-        line
-        for line in (ROOT / ".ci" / "run").read_text().splitlines()
-        if line and not line.startswith(("#", "set ", "cd "))
+        line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))
     ]
     assert commands == ["make test"]

@@ -20,12 +20,12 @@ SURFACE = {
     "sleepfm doctor": {"DIR", "--cohort", "--json"},
     "sleepfm score": {"EDF", "--model", "--out", "--cohort", "--scoring"},
     "sleepfm embed": {"SRC", "--model", "--out", "--cohort"},
-    "sleepfm convert": {"CKPT", "OUT"},
+    "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},
     "sleepfm models": {"--store", "--name", "--json"},
     "python -m shards build": {"SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused"},
     "python -m shards verify": {"OUT"},
     "python -m shards info": {"OUT"},
-    "python -m shards export": {"OUT", "DIR", "--format"},
+    "python -m shards export": {"OUT", "DIR", "--format", "--rule"},
 }
 
 
@@ -38,7 +38,8 @@ def help_text(command: str) -> str:
 
 
 def declared(text: str) -> set[str]:
-    lines = [line.strip() for line in text.split("positional arguments:" if "positional" in text else "options:", 1)[1].splitlines()]
+    heading = "positional arguments:" if "positional" in text else "options:"
+    lines = [line.strip() for line in text.split(heading, 1)[1].splitlines()]
     names: set[str] = set()
     for line in lines:
         match = re.match(r"(--[a-z-]+|-h, --help|[A-Z]{2,}|key=value)(\s|$)", line)

@@ -77,9 +77,9 @@ class Dataset:
         self.shard_of = np.array([shard_index[name] for name in table["shard"].to_pylist()], np.int32)
         segments = table["n_segments"].to_numpy().astype(np.int64)
         self.first_segment = np.cumsum(segments) - segments
-        self.usable: NDArray[np.int64] = np.stack(
-            [table[f"usable_{channel}"].to_numpy() for channel in CHANNELS], axis=1
-        ).astype(np.int64)
+        self.usable: NDArray[np.int64] = np.stack([table[f"usable_{channel}"].to_numpy() for channel in CHANNELS], axis=1).astype(
+            np.int64
+        )
         self.channel_row = np.full((table.num_rows, len(CHANNELS)), -1, np.int8)
         for row, channels in enumerate(table["channels"].to_pylist()):
             for position, channel in enumerate(channels):
@@ -118,18 +118,14 @@ class Dataset:
             "source",
         ]
         rows = self._manifest("records", columns).to_pylist()
-        return tuple(
-            RecordRow(index=index, **{**row, "channels": tuple(row["channels"])}) for index, row in enumerate(rows)
-        )
+        return tuple(RecordRow(index=index, **{**row, "channels": tuple(row["channels"])}) for index, row in enumerate(rows))
 
     def index_of(self, record: str) -> int:
         """Row of the recording named ``record``. Raises :class:`DatasetError` where there is none."""
         try:
             return self._index[record]
         except KeyError:
-            raise DatasetError(
-                f"{self.path}: no recording {record!r}; see `python -m shards info {self.path}`"
-            ) from None
+            raise DatasetError(f"{self.path}: no recording {record!r}; see `python -m shards info {self.path}`") from None
 
     def select(self, split: str, channels: Sequence[str] = ()) -> NDArray[np.int64]:
         """Rows of the recordings of ``split`` that have at least one of ``channels`` (any, if empty).
@@ -144,9 +140,7 @@ class Dataset:
             raise DatasetError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         chosen = self.split_of == SPLITS.index(split)
         if not chosen.any():
-            raise DatasetError(
-                f"{self.path}: split {split!r} is empty ({len(self)} recordings in all); build from more subjects"
-            )
+            raise DatasetError(f"{self.path}: split {split!r} is empty ({len(self)} recordings in all); build from more subjects")
         if channels:
             chosen &= self.present[:, [CHANNELS.index(channel) for channel in channels]].any(axis=1)
             if not chosen.any():
@@ -213,7 +207,5 @@ def check_shard_size(dataset: Dataset, shard: int) -> Path:
     except OSError as error:
         raise ShardError(f"{path}: cannot read shard ({error.strerror}); restore it or build again") from error
     if found != dataset.shard_bytes[shard]:
-        raise ShardError(
-            f"{path}: {found} bytes, the manifest says {dataset.shard_bytes[shard]}; restore it or build again"
-        )
+        raise ShardError(f"{path}: {found} bytes, the manifest says {dataset.shard_bytes[shard]}; restore it or build again")
     return path

@@ -56,8 +56,7 @@ class RecordLabels:
             self._kept.move_to_end(record)
             return self._kept[record]
         labels = {
-            name: read_epochwise(self._dataset, self._reader, record, label_member(name), np.int8)[0]
-            for name in self._names
+            name: read_epochwise(self._dataset, self._reader, record, label_member(name), np.int8)[0] for name in self._names
         }
         if self._fraction < 1:
             outside = ~self._draw(labels[self._target], self._dataset.names[record])

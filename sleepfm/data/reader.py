@@ -122,9 +122,7 @@ class ShardReader:
         """``size`` bytes of a shard. Raises :class:`ShardError` when it cannot give them."""
         content = os.pread(self._handle(shard), size, offset)
         if len(content) != size:
-            raise ShardError(
-                f"{self._dataset.shard_paths[shard]}: ends before byte {offset + size}; restore it or build again"
-            )
+            raise ShardError(f"{self._dataset.shard_paths[shard]}: ends before byte {offset + size}; restore it or build again")
         return content
 
     def close(self) -> None:

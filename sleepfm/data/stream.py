@@ -62,9 +62,7 @@ class Stream(ABC):
     ``read`` and ``skipped`` count items since the stream was made.
     """
 
-    def __init__(
-        self, dataset: Dataset, reader: ShardReader, seed: int, shuffle_shards: int, max_corrupt: float
-    ) -> None:
+    def __init__(self, dataset: Dataset, reader: ShardReader, seed: int, shuffle_shards: int, max_corrupt: float) -> None:
         self.dataset = dataset
         self.read = 0
         self.skipped = 0
@@ -141,9 +139,7 @@ class Stream(ABC):
     def _window_items(self, window: Window) -> Items:
         key = (window.pass_number, window.index)
         if key not in self._windows:
-            units = np.concatenate(
-                [np.arange(self._unit_range[shard], self._unit_range[shard + 1]) for shard in window.shards]
-            )
+            units = np.concatenate([np.arange(self._unit_range[shard], self._unit_range[shard + 1]) for shard in window.shards])
             order = self._order.shuffle(window)
             while len(self._windows) >= 2:
                 self._windows.popitem(last=False)
@@ -329,18 +325,14 @@ def load_windows(
     count = np.minimum(dataset.n_epochs[items.record] - items.first, length)
     present = dataset.present[items.record[:, None], channels]  # [B, C]
     item, column = np.nonzero(present)
-    runs = plan_runs(
-        dataset, items.record[item], channels[column], items.first[item], count[item], np.arange(len(item)) * length
-    )
+    runs = plan_runs(dataset, items.record[item], channels[column], items.first[item], count[item], np.arange(len(item)) * length)
     buffer = np.zeros((len(item) * length, EPOCH_SAMPLES), np.int16)
     run_intact = reader.read_epochs(runs, buffer)
     intact = np.ones(size, np.bool_)
     intact[item[runs.owner[~run_intact]]] = False
     # [B, C, L, 3000] filled at the present channels, seen as [B, L, C, 3000]
     values = np.zeros((size, width, length, EPOCH_SAMPLES), np.float32)
-    values[item, column] = scaled(buffer, np.repeat(SCALES[channels[column]], length)).reshape(
-        len(item), length, EPOCH_SAMPLES
-    )
+    values[item, column] = scaled(buffer, np.repeat(SCALES[channels[column]], length)).reshape(len(item), length, EPOCH_SAMPLES)
     signals = torch.from_numpy(values).transpose(1, 2)
     valid = np.arange(length) < count[:, None]
     stacked = {name: np.full((size, length), -1, np.int64) for name in label_names}

@@ -49,10 +49,7 @@ def test_layout(cohort):
         "synth.json",
     ]
     statement = json.loads((cohort / "synth.json").read_text())
-    assert (
-        statement.items()
-        >= {"subjects": 2, "hours": 0.5, "seed": 4, "cohort": "shhs1", "complete": True}.items()
-    )
+    assert statement.items() >= {"subjects": 2, "hours": 0.5, "seed": 4, "cohort": "shhs1", "complete": True}.items()
 
 
 def test_same_bytes_with_two_processes_and_in_another_order(cohort, tmp_path):
@@ -175,8 +172,7 @@ def test_edf_round_trip(tmp_path_factory, data, rate, seconds):
         Channel("B", "", 3, "1.00", "-1.00", -128, 127),
     )
     digital = [
-        np.array(data.draw(st.lists(st.integers(-128, 127), min_size=n, max_size=n)))
-        for n in (rate * seconds, 3 * seconds)
+        np.array(data.draw(st.lists(st.integers(-128, 127), min_size=n, max_size=n))) for n in (rate * seconds, 3 * seconds)
     ]
     physical = []
     for channel, values in zip(channels, digital, strict=True):
@@ -215,9 +211,6 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 
 def test_command_writes_and_says_where(tmp_path, capsys):
-    assert (
-        main(["synth", str(tmp_path), "--subjects", "1", "--hours", "0.2", "--seed", "9", "--workers", "1"])
-        == 0
-    )
+    assert main(["synth", str(tmp_path), "--subjects", "1", "--hours", "0.2", "--seed", "9", "--workers", "1"]) == 0
     assert str(EDFS) in capsys.readouterr().out
     assert (tmp_path / EDFS / "shhs1-200001.edf").stat().st_size == 3840 + 720 * 1270

@@ -29,11 +29,7 @@ def recorded(night: Night, label: str) -> np.ndarray:
 
 def bands(values: np.ndarray, rate: int) -> np.ndarray:
     frequency, density = welch(values, rate, nperseg=4 * rate, axis=1)
-    return np.log(
-        np.stack(
-            [density[:, (frequency >= low) & (frequency < high)].mean(axis=1) for low, high in BANDS], axis=1
-        )
-    )
+    return np.log(np.stack([density[:, (frequency >= low) & (frequency < high)].mean(axis=1) for low, high in BANDS], axis=1))
 
 
 def heart(values: np.ndarray) -> np.ndarray:

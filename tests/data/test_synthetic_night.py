@@ -49,12 +49,7 @@ def test_statistics_are_what_the_fit_prints(shared_data):
 
 
 def test_whole_nights_have_the_shares_of_the_scored_ones(shared_data):
-    real = np.concatenate(
-        [
-            night[np.flatnonzero(night > 0)[0] :]
-            for night in dreem_nights(shared_data / "dreem-dod-hypnograms")
-        ]
-    )
+    real = np.concatenate([night[np.flatnonzero(night > 0)[0] :] for night in dreem_nights(shared_data / "dreem-dod-hypnograms")])
     drawn = np.concatenate([draw_hypnogram(draw_subject(0, number), 960) for number in range(60)])
     expected = np.bincount(real[real >= 0], minlength=5) / (real >= 0).sum()
     found = np.bincount(drawn, minlength=5) / len(drawn)
@@ -137,10 +132,7 @@ def test_eeg_spectrum_by_stage(nights):
 
 
 def test_slow_waves_are_large(nights):
-    spans = [
-        np.ptp(epochs(night, "EEG").reshape(len(night.stages), 15, -1), axis=2).mean(axis=1)
-        for night in nights
-    ]
+    spans = [np.ptp(epochs(night, "EEG").reshape(len(night.stages), 15, -1), axis=2).mean(axis=1) for night in nights]
     assert by_stage(nights, spans)[Stage.N3] > 75.0
 
 
@@ -151,12 +143,7 @@ def test_channels_of_a_pair_correlate_but_differ(nights):
 
 def test_eyes_move_in_antiphase_when_dreaming_and_drowsy(nights):
     together = [
-        np.array(
-            [
-                np.corrcoef(a, b)[0, 1]
-                for a, b in zip(epochs(night, "EOG(L)"), epochs(night, "EOG(R)"), strict=True)
-            ]
-        )
+        np.array([np.corrcoef(a, b)[0, 1] for a, b in zip(epochs(night, "EOG(L)"), epochs(night, "EOG(R)"), strict=True)])
         for night in nights
     ]
     median = by_stage(nights, together)
@@ -202,18 +189,13 @@ def within(night: Night, event: Event, label: str) -> float:
 
 
 def test_flow_and_effort_by_type_of_event(nights):
-    usual = {
-        label: np.median([night.signals[label].std() for night in nights])
-        for label in ("NEW AIR", "THOR RES")
-    }
+    usual = {label: np.median([night.signals[label].std() for night in nights]) for label in ("NEW AIR", "THOR RES")}
     seen: dict[str, list[tuple[float, float]]] = {}
     for night in nights:
         for event in filter(is_respiratory, night.events):
             sizes = tuple(within(night, event, label) / usual[label] for label in usual)
             seen.setdefault(event.kind, []).append((sizes[0], sizes[1]))
-    flow, effort = (
-        {kind: float(np.median(sizes, axis=0)[k]) for kind, sizes in seen.items()} for k in (0, 1)
-    )
+    flow, effort = ({kind: float(np.median(sizes, axis=0)[k]) for kind, sizes in seen.items()} for k in (0, 1))
     assert flow["obstructive_apnea"] < 0.1 and flow["central_apnea"] < 0.1 and flow["mixed_apnea"] < 0.1
     assert 0.2 < flow["hypopnea"] < 0.8
     assert effort["central_apnea"] < 0.15 < 0.7 < effort["obstructive_apnea"]

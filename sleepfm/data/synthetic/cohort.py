@@ -25,9 +25,7 @@ LEAST_HOURS, MOST_HOURS = 0.1, 24.0
 MOST_SUBJECTS = 99_999
 
 
-def write_cohort(
-    out: Path, subjects: int, hours: float, seed: int, cohort: str = "shhs1", workers: int = 1
-) -> list[Path]:
+def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str = "shhs1", workers: int = 1) -> list[Path]:
     """Write ``subjects`` recordings of ``hours`` (rounded to epochs) below ``out`` and return the EDF paths.
 
     The bytes depend only on ``seed``, the subject's number and ``hours``. Files are written beside their
@@ -69,9 +67,7 @@ def write_cohort(
                 paths = list(progress(pool.map(write, range(subjects))))
         _state(out / STATEMENT, statement, complete=True)
     except OSError as error:
-        raise RecordingError(
-            f"{error.filename or out}: cannot write the cohort ({error.strerror})"
-        ) from error
+        raise RecordingError(f"{error.filename or out}: cannot write the cohort ({error.strerror})") from error
     return paths
 
 

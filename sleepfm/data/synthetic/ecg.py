@@ -55,9 +55,7 @@ def beat_times(
         startle[first : first + len(after)] = np.maximum(startle[first : first + len(after)], response)
     rate += np.maximum(subject.cyclic * RISE * breathing.release, AROUSAL_RISE * startle)
     rate -= subject.cyclic * SLOWING * breathing.strain
-    turns = np.concatenate([[0.0], np.cumsum(np.clip(rate, 35.0, 160.0), dtype=np.float64)]) / (
-        60.0 * BREATHING_RATE
-    )
+    turns = np.concatenate([[0.0], np.cumsum(np.clip(rate, 35.0, 160.0), dtype=np.float64)]) / (60.0 * BREATHING_RATE)
     times = np.interp(np.arange(1, int(turns[-1]) + 1), turns, np.arange(n + 1) / BREATHING_RATE)
     return times + 0.004 * rng.standard_normal(len(times))
 

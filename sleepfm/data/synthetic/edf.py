@@ -35,9 +35,7 @@ class Channel:
         return np.clip(digital, self.digital_min, self.digital_max).astype("<i2")
 
 
-def write_edf(
-    path: Path, channels: Sequence[Channel], signals: Sequence[Floats], seconds: int, start: str
-) -> None:
+def write_edf(path: Path, channels: Sequence[Channel], signals: Sequence[Floats], seconds: int, start: str) -> None:
     """Write ``signals`` (each [seconds * rate]) under anonymous identification; ``start`` is the hh.mm.ss of
     01.01.85."""
     with path.open("wb") as file:

@@ -78,9 +78,7 @@ def _levels(subject: Subject, micro: Microstates, rng: np.random.Generator) -> d
         "delta": DELTA[state] * np.float32(subject.slow_wave),
         "theta": THETA[state] * np.float32(subject.theta),
         "alpha": ALPHA[state] * np.where(awake, np.float32(subject.alpha), np.float32(1.0)) * shut,
-        "beta": BETA[state]
-        * np.where(awake & micro.eyes_open, np.float32(1.25), np.float32(1.0))
-        * np.float32(subject.beta),
+        "beta": BETA[state] * np.where(awake & micro.eyes_open, np.float32(1.25), np.float32(1.0)) * np.float32(subject.beta),
     }
     for name in levels:
         wander = np.exp(0.18 * drift(rng, seconds, 25.0) + 0.15 * drift(rng, seconds, 2.0))
@@ -90,9 +88,7 @@ def _levels(subject: Subject, micro: Microstates, rng: np.random.Generator) -> d
     return levels
 
 
-def _add_waves(
-    subject: Subject, micro: Microstates, rng: np.random.Generator, channels: list[Floats]
-) -> None:
+def _add_waves(subject: Subject, micro: Microstates, rng: np.random.Generator, channels: list[Floats]) -> None:
     calm = np.where(micro.arousal > 0.0, 0.0, 1.0)
 
     def onsets(per_minute: NDArray[np.float64]) -> list[int]:
@@ -120,11 +116,7 @@ def spindle(rng: np.random.Generator, centre: float) -> Floats:
     frequency = float(np.clip(rng.normal(centre, 0.4), 11.2, 15.5))
     time = np.arange(int(RATE * rng.uniform(0.5, 1.5)), dtype=np.float32) / RATE
     size = np.float32(rng.uniform(13.0, 28.0))
-    return (
-        size
-        * np.hanning(len(time)).astype(np.float32)
-        * np.sin(2.0 * np.pi * frequency * time + rng.uniform(0.0, 6.28))
-    )
+    return size * np.hanning(len(time)).astype(np.float32) * np.sin(2.0 * np.pi * frequency * time + rng.uniform(0.0, 6.28))
 
 
 def k_complex(rng: np.random.Generator, relative: float) -> Floats:

@@ -48,9 +48,7 @@ def draw_emg(subject: Subject, micro: Microstates, breathing: Breathing, ecg: Fl
 
 
 def _add_twitches(envelope: Floats, micro: Microstates, rng: np.random.Generator) -> None:
-    hits = np.flatnonzero(
-        (micro.body == Stage.REM) & (rng.random(len(micro.body)) < TWITCHES_PER_MINUTE / 60.0)
-    )
+    hits = np.flatnonzero((micro.body == Stage.REM) & (rng.random(len(micro.body)) < TWITCHES_PER_MINUTE / 60.0))
     for second in hits.tolist():
         shape = np.hanning(int(RATE * rng.uniform(0.15, 0.6))).astype(np.float32)
         add_at(envelope, int((second + rng.random()) * RATE), np.float32(rng.uniform(1.5, 5.0)) * shape)

@@ -39,11 +39,7 @@ def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -
     frontal *= np.float32(EEG_SHARE / 2.0)
     sides = []
     for sign in (1.0, -1.0):
-        side = (
-            frontal
-            + lids * np.float32(rng.uniform(0.85, 1.1))
-            + gaze * np.float32(sign * rng.uniform(0.85, 1.1))
-        )
+        side = frontal + lids * np.float32(rng.uniform(0.85, 1.1)) + gaze * np.float32(sign * rng.uniform(0.85, 1.1))
         side += np.float32(2.5) * rng.standard_normal(n, dtype=np.float32)
         add_movements(rng, side, RATE, micro.movements, size=45.0)
         sides.append(side)
@@ -53,14 +49,10 @@ def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -
 def _saccades(subject: Subject, micro: Microstates, rng: np.random.Generator, n: int) -> Floats:
     steps = np.zeros(n, dtype=np.float32)
     open_eyes = (micro.state == Stage.W) & micro.eyes_open
-    for second in np.flatnonzero(
-        open_eyes & (rng.random(len(open_eyes)) < SACCADES_PER_MINUTE / 60.0)
-    ).tolist():
+    for second in np.flatnonzero(open_eyes & (rng.random(len(open_eyes)) < SACCADES_PER_MINUTE / 60.0)).tolist():
         steps[int((second + rng.random()) * RATE)] += rng.normal(0.0, 55.0)
     # Phasic REM comes in clusters of a few minutes (drift), each burst a few saccades to and fro.
-    density = (
-        subject.rem_density * REM_BURSTS_PER_MINUTE / 60.0 * np.exp(0.9 * drift(rng, len(open_eyes), 60.0))
-    )
+    density = subject.rem_density * REM_BURSTS_PER_MINUTE / 60.0 * np.exp(0.9 * drift(rng, len(open_eyes), 60.0))
     bursts = np.flatnonzero((micro.body == Stage.REM) & (rng.random(len(density)) < density))
     for second in bursts.tolist():
         place, sign = (second + rng.random()) * RATE, rng.choice([-1.0, 1.0])

@@ -68,9 +68,7 @@ def draw_position(subject: Subject, seconds: int) -> NDArray[np.int8]:
     return position
 
 
-def draw_respiratory_events(
-    subject: Subject, stages: NDArray[np.int8], position: NDArray[np.int8]
-) -> list[Event]:
+def draw_respiratory_events(subject: Subject, stages: NDArray[np.int8], position: NDArray[np.int8]) -> list[Event]:
     """Apneas and hypopneas that begin and end in sleep, in order; rates by stage are slpdb's, the level the
     subject's."""
     rng = subject.rng("events")
@@ -106,9 +104,7 @@ def _draw_event(subject: Subject, rng: np.random.Generator, onset: float, stages
     limits = chosen.duration_seconds
     rem = stages[min(int(onset) // EPOCH_SECONDS, len(stages) - 1)] == Stage.REM
     median = limits.median * (1.2 if rem else 1.0)
-    duration = float(
-        np.clip(median * np.exp(limits.log_sd * rng.standard_normal()), limits.lowest, limits.highest)
-    )
+    duration = float(np.clip(median * np.exp(limits.log_sd * rng.standard_normal()), limits.lowest, limits.highest))
     if rng.random() >= subject.apnea_share:
         kind, reduction, central = "hypopnea", float(rng.uniform(0.4, 0.75)), 0.0
     else:
@@ -133,11 +129,7 @@ def draw_arousals(subject: Subject, stages: NDArray[np.int8], events: Sequence[E
         **fitted.arousal_probability,
         "mixed_apnea": fitted.arousal_probability["obstructive_apnea"],
     }
-    arousals = [
-        _arousal(rng, event.end - rng.uniform(0.0, 1.5))
-        for event in events
-        if rng.random() < probability[event.kind]
-    ]
+    arousals = [_arousal(rng, event.end - rng.uniform(0.0, 1.5)) for event in events if rng.random() < probability[event.kind]]
     seconds = len(stages) * EPOCH_SECONDS
     count = rng.poisson(chosen.spontaneous_arousals_per_hour * seconds / 3600.0)
     taken = [(event.onset - AROUSAL_DISTANCE, event.end + AROUSAL_DISTANCE) for event in events]

@@ -53,9 +53,7 @@ def dreem_nights(folder: Path) -> Iterator[NDArray[np.int8]]:
     for group in ("dodh", "dodo"):
         scorers = sorted((folder / "scorers" / group).glob("scorer_*"))
         if not scorers:
-            raise UsageError(
-                f"{folder}: no scorers/{group}/scorer_*; give the folder of the Dreem hypnograms"
-            )
+            raise UsageError(f"{folder}: no scorers/{group}/scorer_*; give the folder of the Dreem hypnograms")
         for name in sorted(path.name for path in scorers[0].glob("*.json")):
             yield consensus([json.loads((scorer / name).read_text()) for scorer in scorers])
 
@@ -185,9 +183,7 @@ def fit(dreem: Path, slpdb: Path) -> dict[str, object]:
     """Both fits. Raises :class:`UsageError` for a folder without the files."""
     records = sorted(slpdb.glob("*.an"))
     if not records:
-        raise UsageError(
-            f"{slpdb}: no *.an; give the folder of the MIT-BIH Polysomnographic Database annotations"
-        )
+        raise UsageError(f"{slpdb}: no *.an; give the folder of the MIT-BIH Polysomnographic Database annotations")
     return {"hypnogram": fit_hypnograms(list(dreem_nights(dreem))), "respiration": fit_events(records)}
 
 
@@ -195,9 +191,7 @@ def main(argv: Sequence[str]) -> int:
     """Print the fitted statistics of the two folders as YAML."""
     if len(argv) != 2:
         raise UsageError("usage: python -m sleepfm.data.synthetic.fit DREEM_DIR SLPDB_DIR")
-    print(
-        yaml.safe_dump(fit(Path(argv[0]), Path(argv[1])), sort_keys=False, default_flow_style=None, width=110)
-    )
+    print(yaml.safe_dump(fit(Path(argv[0]), Path(argv[1])), sort_keys=False, default_flow_style=None, width=110))
     return 0
 
 

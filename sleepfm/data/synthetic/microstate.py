@@ -77,9 +77,7 @@ def draw_microstates(subject: Subject, stages: NDArray[np.int8], arousals: Seque
         if rng.random() < MOVING_AROUSAL:
             movements.append((event.onset + 0.5, max(1.5, event.duration * rng.uniform(0.3, 0.9))))
     rate = MOVEMENTS[np.repeat(stages, EPOCH_SECONDS)] / 3600.0
-    movements.extend(
-        (float(start), float(rng.uniform(2.0, 10.0))) for start in np.flatnonzero(rng.random(seconds) < rate)
-    )
+    movements.extend((float(start), float(rng.uniform(2.0, 10.0))) for start in np.flatnonzero(rng.random(seconds) < rate))
     return Microstates(state, body, _eyes(rng, seconds), arousal, tuple(sorted(movements)))
 
 

@@ -59,9 +59,7 @@ def upsample(values: NDArray[np.floating], factor: int) -> Floats:
     """Linear interpolation of ``values`` [N], each at the middle of its step, to [N * factor]."""
     padded = np.concatenate([values[:1], values, values[-1:]]).astype(np.float32)
     weight = ((np.arange(factor) + 0.5) / factor).astype(np.float32)
-    ramp = (
-        np.diff(padded)[:, None] * weight
-    )  # [N + 1, factor], from the middle of one step to that of the next
+    ramp = np.diff(padded)[:, None] * weight  # [N + 1, factor], from the middle of one step to that of the next
     ramp += padded[:-1, None]
     half = factor // 2
     flat: Floats = ramp.reshape(-1)

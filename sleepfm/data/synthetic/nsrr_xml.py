@@ -55,9 +55,7 @@ def nsrr_xml(codes: NDArray[np.int8], events: Sequence[Event], start: str) -> st
     return "\n".join([*lines, "</ScoredEvents>", "</PSGAnnotation>", ""])
 
 
-def _event(
-    kind: str, concept: str, onset: float, duration: float, more: Sequence[tuple[str, str]]
-) -> list[str]:
+def _event(kind: str, concept: str, onset: float, duration: float, more: Sequence[tuple[str, str]]) -> list[str]:
     fields = [("EventConcept", concept), ("Start", f"{onset:.1f}"), ("Duration", f"{duration:.1f}"), *more]
     return [
         "<ScoredEvent>",

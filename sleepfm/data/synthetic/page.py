@@ -42,9 +42,7 @@ COLOURS = {"hypopnea": "#e8a33d", "arousal": "#7a5ea8", "desaturation": "#3d7fb8
 APNEA_COLOUR = "#c8443c"
 
 
-def draw_page(
-    night: Night, start: float, seconds: float, lanes: Sequence[tuple[str, float]], title: str
-) -> Figure:
+def draw_page(night: Night, start: float, seconds: float, lanes: Sequence[tuple[str, float]], title: str) -> Figure:
     """Signals of ``night`` from ``start`` on, one lane each, with scored events shaded."""
     figure = Figure(figsize=(13.0, 0.95 * len(lanes) + 0.9), layout="constrained")
     axes = figure.subplots(len(lanes), 1, sharex=True)

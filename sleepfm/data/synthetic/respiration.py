@@ -54,9 +54,7 @@ class Breathing:
     spo2: Floats
 
 
-def breathe(
-    subject: Subject, stages: NDArray[np.int8], position: NDArray[np.int8], events: Sequence[Event]
-) -> Breathing:
+def breathe(subject: Subject, stages: NDArray[np.int8], position: NDArray[np.int8], events: Sequence[Event]) -> Breathing:
     """Breathing through a night with its respiratory ``events``."""
     rng = subject.rng("respiration")
     n = len(stages) * EPOCH_SECONDS * RATE
@@ -120,16 +118,10 @@ def _apply(
     start, growth = (0.75, 1.1) if event.reduction == 1.0 else (0.8, 0.7 * event.reduction)
     effort = np.where(struggling, start + growth * progress, 0.05)
     effort_gain[first:last] = 1.0 + closing * (effort - 1.0)
-    paradox[first:last] = (
-        closing * struggling * (event.reduction if event.reduction == 1.0 else 0.6 * event.reduction)
-    )
+    paradox[first:last] = closing * struggling * (event.reduction if event.reduction == 1.0 else 0.6 * event.reduction)
     # A closed airway is silent; a narrowed one snores louder; struggling recruits the upper airway muscles a
     # little.
-    vibration = (
-        0.1 + 0.25 * progress * struggling
-        if event.reduction == 1.0
-        else np.float32(1.0 + 0.5 * event.reduction)
-    )
+    vibration = 0.1 + 0.25 * progress * struggling if event.reduction == 1.0 else np.float32(1.0 + 0.5 * event.reduction)
     snore[first:last] *= 1.0 + closing * (vibration - 1.0)
     strain[first:last] = event.reduction * progress
     stop = min(last + round(4 * RECOVERY_SECONDS * RATE), len(flow_gain))
@@ -147,18 +139,14 @@ def _smooth(gain: Floats) -> Floats:
     return np.convolve(np.pad(gain, 5, mode="edge"), window / window.sum(), mode="valid")
 
 
-def _saturation(
-    subject: Subject, rng: np.random.Generator, ventilation: Floats, rem: NDArray[np.bool_]
-) -> Floats:
+def _saturation(subject: Subject, rng: np.random.Generator, ventilation: Floats, rem: NDArray[np.bool_]) -> Floats:
     second = np.clip(1.0 - ventilation, 0.0, 1.0).reshape(-1, RATE).mean(axis=1)
     # Shallow breaths within normal variation do not empty the stores; REM has smaller lung volume.
     lost = np.maximum(second - 0.25, 0.0) / 0.75 * np.where(rem[::RATE], 1.25, 1.0)
     decay = float(np.exp(-1.0 / REFILL_SECONDS))
     debt = lfilter([subject.desaturation], [1.0, -decay], lost)
     delay = round(subject.delay)
-    delayed = (
-        np.concatenate([np.zeros(delay), debt[: len(debt) - delay]]) if delay < len(debt) else 0.0 * debt
-    )
+    delayed = np.concatenate([np.zeros(delay), debt[: len(debt) - delay]]) if delay < len(debt) else 0.0 * debt
     smooth = lfilter([0.3], [1.0, -0.7], delayed)
     calm = subject.spo2 + 0.4 * drift(rng, len(debt), 120.0)
     return np.clip(calm - 1.15 * smooth, 60.0, 99.0).astype(np.float32)

@@ -1,0 +1,161 @@
+"""A small synthetic cohort with faults, and a Ray cluster of its own, once for all tests of shards."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from sleepfm.cli import main as sleepfm
+
+SUBJECTS = 6
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """Address for ``RAY_ADDRESS`` and for ``ray job submit --address``."""
+
+    address: str
+    dashboard: str
+
+
+@pytest.fixture(scope="session")
+def cohort(tmp_path_factory) -> Path:
+    """Six short nights as an SHHS download; read only."""
+    source = tmp_path_factory.mktemp("cohort") / "nsrr"
+    status = sleepfm(["synth", str(source), "--subjects", str(SUBJECTS), "--hours", "0.2", "--seed", "1"])
+    assert status == 0
+    return source
+
+
+@pytest.fixture
+def faulty_cohort(cohort, tmp_path) -> Path:
+    """The cohort with a truncated recording, a scoring of another night, and a file that is no EDF."""
+    source = tmp_path / "faulty"
+    shutil.copytree(cohort, source)
+    edfs = source / "polysomnography" / "edfs" / "shhs1"
+    scorings = source / "polysomnography" / "annotations-events-nsrr" / "shhs1"
+    with (edfs / "shhs1-200002.edf").open("r+b") as file:
+        file.truncate(1500)
+    text = (scorings / "shhs1-200003-nsrr.xml").read_text()
+    (scorings / "shhs1-200003-nsrr.xml").write_text(text[: len(text) // 2])
+    (edfs / "notes.edf").write_text("these are not the bytes you are looking for\n" * 40)
+    return source
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(tmp_path_factory) -> Iterator[RayCluster]:
+    """A head node of two CPUs on ports of its own, ended with its own processes alone."""
+    port, dashboard, client, agent = _free_ports(4)
+    log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
+    head = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--head",
+            "--block",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--num-cpus=2",
+            "--num-gpus=0",
+            f"--object-store-memory={100 * 2**20}",
+            "--include-dashboard=true",
+            "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={dashboard}",
+            f"--ray-client-server-port={client}",
+            f"--dashboard-agent-listen-port={agent}",
+            "--disable-usage-stats",
+        ],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=environment(None),
+        start_new_session=True,
+    )
+    try:
+        _await_dashboard(head, f"http://127.0.0.1:{dashboard}/api/version", Path(log.name))
+        yield RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+    finally:
+        head.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
+        head.wait()
+        log.close()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
+
+
+def _await_dashboard(head: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    for _ in range(240):
+        try:
+            with urllib.request.urlopen(url, timeout=2):
+                return
+        except urllib.error.HTTPError:
+            return  # an answer, if only that a token is wanted
+        except OSError:
+            pass
+        if head.poll() is not None:
+            break
+        time.sleep(0.5)
+    pytest.fail(f"Ray did not start: {log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="session")
+def built(cohort, ray_cluster, tmp_path_factory) -> Path:
+    """The cohort built on the cluster, two recordings a shard; read only."""
+    out = tmp_path_factory.mktemp("built") / "out"
+    result = run_shards(["build", cohort, out, "--cohort", "shhs1", "recordings=2"], ray_cluster.address)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
+def run_shards(arguments: list[object], address: str | None = None) -> subprocess.CompletedProcess[str]:
+    """``python -m shards`` as a user runs it, on the cluster at ``address`` or on one of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "shards", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=environment(address),
+        timeout=300,
+    )
+
+
+def environment(address: str | None) -> dict[str, str]:
+    """This process's environment with or without ``RAY_ADDRESS``.
+
+    The tests' cluster listens on this machine for their duration and asks for no token, so that they neither need nor
+    make one in the user's home.
+    """
+    variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return {**variables, "RAY_AUTH_MODE": "disabled", **({"RAY_ADDRESS": address} if address else {})}
+
+
+@pytest.fixture(scope="session")
+def shards_command():
+    """:func:`run_shards`, for test modules."""
+    return run_shards
+
+
+@pytest.fixture(scope="session")
+def shards_environment():
+    """:func:`environment`, for test modules."""
+    return environment

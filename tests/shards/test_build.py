@@ -1,0 +1,200 @@
+"""Builds as users run them: on Ray, interrupted, continued, with faults, and with the same bytes every time."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.stream import EpochStream
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Every file of a data set."""
+    return {
+        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(out.rglob("*"))
+        if path.is_file()
+    }
+
+
+def test_a_local_cluster_of_one_worker_gives_the_same_bytes_as_two(cohort, built, tmp_path, shards_command):
+    out = tmp_path / "out"
+    result = shards_command(["build", cohort, out, "--workers", 1, "--cohort", "shhs1", "recordings=2"])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert digests(out) == digests(built)
+    assert "6/6" in result.stdout and "ETA" in result.stdout
+    assert result.stderr == ""
+
+
+def test_what_is_built_is_whole_and_readable(built, shards_command):
+    assert "whole" in shards_command(["verify", built]).stdout
+    dataset = Dataset.open(built)
+    assert [row.record for row in dataset.records] == [f"shhs1-{200_001 + n}" for n in range(6)]
+    assert {row.subject for row in dataset.records} == {f"shhs-{200_001 + n}" for n in range(6)}
+    assert {row.n_epochs for row in dataset.records} == {24}
+    assert all(len(row.channels) == 10 and row.has_events for row in dataset.records)
+    batch = EpochStream(dataset, dataset.records[0].split, ["EEG_C3", "EEG_C4"], seed=0).batch(0, 16)
+    assert 0.5 < batch.signals.std() < 5
+    text = shards_command(["info", built]).stdout
+    assert dataset.digest in text and "EMG_CHIN" in text
+
+
+def test_faulty_recordings_are_refused_with_reasons_and_the_rest_goes_on(
+    faulty_cohort, built, ray_cluster, tmp_path, shards_command
+):
+    out = tmp_path / "out"
+    arguments = ["build", faulty_cohort, out, "--cohort", "shhs1", "recordings=3"]
+    result = shards_command(arguments, ray_cluster.address)
+    assert result.returncode == 1, result.stderr
+    rows = {Path(row["source"]).name: row for row in pq.read_table(out / "manifest/quarantine.parquet").to_pylist()}
+    assert {name: row["error"] for name, row in rows.items()} == {
+        "notes.edf": "RecordingError",
+        "shhs1-200002.edf": "RecordingError",
+        "shhs1-200003.edf": "AnnotationError",
+    }
+    for row in rows.values():
+        assert str(faulty_cohort) not in row["reason"]
+        assert result.stdout.count(row["reason"]) == 1
+    assert "Traceback" not in result.stdout + result.stderr
+    kept = [row.record for row in Dataset.open(out).records]
+    assert kept == ["shhs1-200001", "shhs1-200004", "shhs1-200005", "shhs1-200006"]
+
+    before = digests(out)
+    again = shards_command(arguments, ray_cluster.address)
+    assert again.returncode == 1
+    assert all(again.stdout.count(row["reason"]) == 1 for row in rows.values())
+    assert digests(out) == before
+
+    # The recording that was cut short is fetched again, the scoring too; the latter asks to be tried again.
+    truncated = faulty_cohort / "polysomnography/edfs/shhs1/shhs1-200002.edf"
+    source = next(path for path in _cohort_files(faulty_cohort) if path.name == "shhs1-200001.edf")
+    shutil.copy(source, truncated)
+    scoring = faulty_cohort / "polysomnography/annotations-events-nsrr/shhs1"
+    for number in (2, 3):
+        shutil.copy(scoring / "shhs1-200001-nsrr.xml", scoring / f"shhs1-20000{number}-nsrr.xml")
+    repaired = shards_command([*arguments, "--retry-refused"], ray_cluster.address)
+    assert repaired.returncode == 1
+    assert [row["source"] for row in pq.read_table(out / "manifest/quarantine.parquet").to_pylist()] == [
+        "polysomnography/edfs/shhs1/notes.edf"
+    ]
+    assert "whole" in shards_command(["verify", out]).stdout
+    after = digests(out)
+    assert {name: value for name, value in before.items() if name.startswith("shards/")}.items() <= after.items()
+
+
+def _cohort_files(folder: Path) -> list[Path]:
+    return sorted(folder.rglob("*.edf"))
+
+
+def test_adding_recordings_adds_shards_and_leaves_the_old_ones_alone(cohort, built, ray_cluster, tmp_path, shards_command):
+    source, out = tmp_path / "source", tmp_path / "out"
+    shutil.copytree(cohort, source)
+    late = next(path for path in _cohort_files(source) if path.name == "shhs1-200003.edf")
+    hidden = late.rename(tmp_path / late.name)
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    assert shards_command(arguments, ray_cluster.address).returncode == 0
+    before, splits = digests(out), {row.record: row.split for row in Dataset.open(out).records}
+    hidden.rename(late)
+    assert shards_command(arguments, ray_cluster.address).returncode == 0
+    after = digests(out)
+    assert {name: value for name, value in before.items() if name.startswith("shards/")}.items() <= after.items()
+    assert before["dataset.json"] != after["dataset.json"]
+    grown = {row.record: row.split for row in Dataset.open(out).records}
+    assert splits.items() <= grown.items()
+    assert grown == {row.record: row.split for row in Dataset.open(built).records}
+
+    late.write_bytes(late.read_bytes() + b"\0" * 100)
+    changed = shards_command(arguments, ray_cluster.address)
+    assert changed.returncode == 1 and "has changed since it was converted" in changed.stderr
+    assert digests(out) == after
+
+
+def test_killing_the_driver_leaves_nothing_that_is_taken_for_whole(
+    cohort, built, ray_cluster, tmp_path, shards_command, shards_environment
+):
+    out = tmp_path / "out"
+    command = ["build", str(cohort), str(out), "--cohort", "shhs1", "recordings=2"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "shards", *command],
+        stdout=subprocess.DEVNULL,
+        env=shards_environment(ray_cluster.address),
+    )
+    while driver.poll() is None and not list(out.glob("shards/*.json")):
+        time.sleep(0.01)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert not (out / "dataset.json").exists()
+    assert "run the same `python -m shards build` again" in shards_command(["info", out]).stderr
+    finished = digests(out)
+    assert shards_command(command, ray_cluster.address).returncode == 0
+    after = digests(out)
+    assert after == digests(built)
+    done = [name for name in finished if name.endswith(".json") and name.startswith("shards/")]
+    assert done and all(finished[name] == after[name] for name in done)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", range(20))
+def test_the_driver_can_be_killed_at_any_point(cohort, built, ray_cluster, tmp_path, shards_command, shards_environment, point):
+    out = tmp_path / "out"
+    command = ["build", str(cohort), str(out), "--cohort", "shhs1", "recordings=2"]
+    driver = subprocess.Popen(
+        [sys.executable, "-m", "shards", *command],
+        stdout=subprocess.DEVNULL,
+        env=shards_environment(ray_cluster.address),
+    )
+    time.sleep(0.5 + 0.5 * point)
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+    assert shards_command(command, ray_cluster.address).returncode == 0
+    assert digests(out) == digests(built)
+
+
+def test_the_same_command_runs_as_a_ray_job(cohort, built, ray_cluster, tmp_path, request, shards_environment):
+    out = tmp_path / "out"
+    result = subprocess.run(
+        [
+            str(Path(sys.executable).with_name("ray")),
+            *("job", "submit", "--address", ray_cluster.dashboard, "--working-dir", "."),
+            *("--", sys.executable, "-m", "shards", "build", str(cohort), str(out), "--cohort", "shhs1", "recordings=2"),
+        ],
+        cwd=request.config.rootpath,
+        env=shards_environment(None),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert digests(out) == digests(built)
+
+
+def test_wrong_input_is_one_line_and_writes_nothing(cohort, built, tmp_path, shards_command):
+    empty, out = tmp_path / "empty", tmp_path / "out"
+    empty.mkdir()
+    before = digests(built)
+    cases = [
+        (["build", empty, out], 1, "no recording in this folder"),
+        (["build", tmp_path / "nowhere", out], 1, "no such"),
+        (["build", cohort, out, "segment_epoch=3"], 2, "did you mean 'segment_epochs'"),
+        (["build", cohort, out, "--cohort", "shsh1"], 2, "shhs1"),
+        (["build", cohort, cohort / "out"], 2, "must lie outside"),
+        (["build", cohort, built, "--cohort", "shhs1", "recordings=3"], 2, "recordings=2, this one has recordings=3"),
+        (["build", cohort, tmp_path], 1, "not a build of shards"),
+        (["verify", empty], 1, "not a data set"),
+        (["info", tmp_path / "nowhere"], 1, "not a data set"),
+    ]
+    for arguments, status, message in cases:
+        result = shards_command(arguments)
+        assert (result.returncode, result.stdout) == (status, ""), result.stdout
+        assert message in result.stderr and len(result.stderr.splitlines()) == 1, result.stderr
+    assert not out.exists()
+    assert digests(built) == before
