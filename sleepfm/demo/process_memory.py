@@ -28,7 +28,7 @@ def _pss(pid: int) -> int:
 class PeakMemory:
     """Samples :func:`tree_pss` in a thread while the ``with`` block runs; ``peak`` is the largest sum seen."""
 
-    def __init__(self, pid: int, interval: float = 0.5) -> None:
+    def __init__(self, pid: int, interval: float = 2.0) -> None:
         self.peak = 0
         self._pid, self._interval = pid, interval
         self._stop = threading.Event()

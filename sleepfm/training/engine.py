@@ -11,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sleepfm.training import checkpoint
 from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.distributed import World, assert_agreement, gather_json, import_deepspeed, on_main
 from sleepfm.training.feed import Feed, Shares
+from sleepfm.training.precision import bf16_products
 from sleepfm.training.preemption import Preemption
 from sleepfm.training.schedule import learning_rate, parameter_groups
 from sleepfm.training.selection import Best
@@ -180,11 +182,13 @@ class _Run:
         for part in range(self.shares.accumulation):
             batch = feed.next()
             torch.manual_seed(_seed(train.seed, self.step, part, world.rank))
-            loss: Loss = self.stage.loss(self.engine, batch, train.seed)
-            _accumulate(sums, loss, 1 / self.shares.accumulation)
-            if not torch.isfinite(loss.loss):
-                records.extend(batch.record)
-            self.engine.backward(loss.loss)
+            with self._precision():
+                loss: Loss = self.stage.loss(self.engine, batch, train.seed)
+                _accumulate(sums, loss, 1 / self.shares.accumulation)
+                if not torch.isfinite(loss.loss):
+                    records.extend(batch.record)
+                # Inside, because activation checkpointing runs parts of the forward pass again.
+                self.engine.backward(loss.loss)
             if part == self.shares.accumulation - 1 and self.zero == 0:
                 self._finish_plain_gradients()
             self.engine.step()
@@ -211,6 +215,9 @@ class _Run:
         if world.is_main:
             self.report(self.step, row)
         return leaving > 0
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return bf16_products(self.world.device) if self.config.deepspeed.dtype == "bf16" else nullcontext()
 
     def _finish_plain_gradients(self) -> None:
         """Without ZeRO a plain optimiser applies whatever gradients there are: clip them, or drop bad ones."""
@@ -277,7 +284,8 @@ class _Run:
                 step, part = divmod(number, shares.accumulation)
                 start = shares.start(step, part, self.world.rank)
                 batch = stage.validation.batch(start, shares.micro_batch).to(self.world.device)
-                loss = stage.loss(self.engine, batch, self.config.train.seed)
+                with self._precision():
+                    loss = stage.loss(self.engine, batch, self.config.train.seed)
                 _accumulate(sums, loss, 1 / (steps * shares.accumulation))
         self.engine.train()
         return {f"val/{name}": value for name, value in _means(sums, self.world).items()}
