@@ -50,12 +50,17 @@ def check_paths(*paths: str) -> None:
 def cluster(workers: int) -> Iterator[Any]:
     """The ``ray`` module, connected to ``RAY_ADDRESS`` if that is set, else to a new cluster of ``workers`` CPUs here.
 
+    A process that is connected already stays so, and its cluster is used.
+
     Raises:
         ConfigError: there is no cluster at ``RAY_ADDRESS``.
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
     import ray
 
+    if ray.is_initialized():
+        yield ray
+        return
     address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     try:

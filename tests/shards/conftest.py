@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
 import os
 import shutil
 import signal
@@ -12,23 +14,28 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from shards.__main__ import main as shards
 from sleepfm.cli import main as sleepfm
 
 SUBJECTS = 6
+# The tests' cluster listens on this machine for their duration and asks for no token, so that they neither need nor
+# make one in the user's home. A core a worker, so that the bytes do not depend on who else is at work.
+SETTINGS = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
 
 
 @dataclass(frozen=True)
 class RayCluster:
-    """Address for ``RAY_ADDRESS`` and for ``ray job submit --address``."""
+    """Address for ``RAY_ADDRESS`` and for ``ray job submit --address``, and the process that all others descend from."""
 
     address: str
     dashboard: str
+    pid: int
 
 
 @pytest.fixture(scope="session")
@@ -85,7 +92,7 @@ def ray_cluster(tmp_path_factory) -> Iterator[RayCluster]:
     )
     try:
         _await_dashboard(head, f"http://127.0.0.1:{dashboard}/api/version", Path(log.name))
-        yield RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}")
+        yield RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", head.pid)
     finally:
         head.send_signal(signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -94,6 +101,19 @@ def ray_cluster(tmp_path_factory) -> Iterator[RayCluster]:
             os.killpg(head.pid, signal.SIGKILL)
         head.wait()
         log.close()
+
+
+@pytest.fixture(scope="session")
+def connection(ray_cluster) -> Iterator[RayCluster]:
+    """This process connected to the cluster: builds in it find their workers warm."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in SETTINGS.items():
+            patch.setenv(key, value)
+        ray.init(address=ray_cluster.address, log_to_driver=False, logging_level="ERROR")
+    yield ray_cluster
+    ray.shutdown()
 
 
 def _free_ports(count: int) -> list[int]:
@@ -120,42 +140,72 @@ def _await_dashboard(head: subprocess.Popen[bytes], url: str, log: Path) -> None
 
 
 @pytest.fixture(scope="session")
-def built(cohort, ray_cluster, tmp_path_factory) -> Path:
+def built(cohort, connection, tmp_path_factory) -> Path:
     """The cohort built on the cluster, two recordings a shard; read only."""
     out = tmp_path_factory.mktemp("built") / "out"
-    result = run_shards(["build", cohort, out, "--cohort", "shhs1", "recordings=2"], ray_cluster.address)
+    result = run_here(["build", cohort, out, "--cohort", "shhs1", "recordings=2"])
     assert result.returncode == 0, result.stdout + result.stderr
     return out
 
 
-def run_shards(arguments: list[object], address: str | None = None) -> subprocess.CompletedProcess[str]:
-    """``python -m shards`` as a user runs it, on the cluster at ``address`` or on one of its own."""
-    return subprocess.run(
+Command = Callable[[Sequence[object]], subprocess.CompletedProcess[str]]
+
+
+def run_here(arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
+    """``python -m shards`` in this process, with its exit status and what it prints."""
+    text = [str(argument) for argument in arguments]
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
+        try:
+            status = shards(text)
+        except SystemExit as error:
+            status = int(error.code or 0)
+    return subprocess.CompletedProcess(text, status, out.getvalue(), errors.getvalue())
+
+
+@pytest.fixture
+def run(connection) -> Command:
+    """:func:`run_here`, connected to the cluster."""
+    return run_here
+
+
+def start_shards(arguments: Sequence[object], address: str | None) -> subprocess.Popen[str]:
+    """``python -m shards`` as a user starts it, on the cluster at ``address`` or on one of its own."""
+    return subprocess.Popen(
         [sys.executable, "-m", "shards", *map(str, arguments)],
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=environment(address),
-        timeout=300,
     )
 
 
-def environment(address: str | None) -> dict[str, str]:
-    """This process's environment with or without ``RAY_ADDRESS``.
-
-    The tests' cluster listens on this machine for their duration and asks for no token, so that they neither need nor
-    make one in the user's home.
-    """
-    variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return {**variables, "RAY_AUTH_MODE": "disabled", **({"RAY_ADDRESS": address} if address else {})}
-
-
 @pytest.fixture(scope="session")
-def shards_command():
-    """:func:`run_shards`, for test modules."""
-    return run_shards
+def start() -> Callable[[Sequence[object], str | None], subprocess.Popen[str]]:
+    """:func:`start_shards`, for test modules."""
+    return start_shards
+
+
+def environment(address: str | None) -> dict[str, str]:
+    """This process's environment with or without ``RAY_ADDRESS``."""
+    variables = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return {**variables, **SETTINGS, **({"RAY_ADDRESS": address} if address else {})}
 
 
 @pytest.fixture(scope="session")
 def shards_environment():
     """:func:`environment`, for test modules."""
     return environment
+
+
+@pytest.fixture(scope="session")
+def digests() -> Callable[[Path], dict[str, str]]:
+    """SHA-256 of every file of a data set, by its path in it."""
+
+    def of(out: Path) -> dict[str, str]:
+        return {
+            path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sorted(out.rglob("*"))
+            if path.is_file()
+        }
+
+    return of

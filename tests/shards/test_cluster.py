@@ -13,9 +13,7 @@ from shards.plan import Entry, ShardPlan
 from sleepfm.errors import ConfigError, ShardError, UsageError
 
 
-def test_a_failing_task_is_reported_after_the_others_have_finished(built, cohort, ray_cluster, tmp_path, monkeypatch):
-    monkeypatch.setenv("RAY_ADDRESS", ray_cluster.address)
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+def test_a_failing_task_is_reported_after_the_others_have_finished(cohort, connection, tmp_path):
     (tmp_path / "shards").mkdir()
     edf = min(cohort.rglob("*.edf"))
     good = ShardPlan("shard-000001.tar", (Entry(edf.relative_to(cohort).as_posix(), edf.stat().st_size, "good"),))

@@ -1,0 +1,128 @@
+"""Workers, nodes and drivers that die without a word: the same command finishes the job with the same bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+# Kill points are random but the same in every run; the first of each kind on the shared cluster is in the fast suite.
+SEED = 20_261_124
+POINTS = {"driver": 7, "worker": 7, "node": 6}
+# A shard of two of the tests' nights takes about this many seconds on a warm worker.
+SHARD_SECONDS = 0.6
+
+
+def points(kind: str) -> list[object]:
+    """``(finished shards, further seconds)`` at which to kill, as pytest parameters."""
+    rng = random.Random(f"{SEED} {kind}")
+    drawn = [(rng.randrange(3), rng.uniform(0, SHARD_SECONDS)) for _ in range(POINTS[kind])]
+    ids = [f"{shards}-{seconds:.3f}" for shards, seconds in drawn]
+    return [
+        pytest.param(*point, id=name, marks=pytest.mark.slow if number or kind == "node" else ())
+        for number, (point, name) in enumerate(zip(drawn, ids, strict=True))
+    ]
+
+
+def arguments(cohort: Path, out: Path) -> list[object]:
+    return ["build", cohort, out, "--cohort", "shhs1", "recordings=2"]
+
+
+def finished(out: Path) -> list[Path]:
+    return list(out.glob("shards/shard-*.json"))
+
+
+def await_point(driver, out: Path, shards: int, seconds: float) -> None:
+    """Until the plan is made, so many shards are finished and so many seconds have passed, or the driver is done."""
+    while driver.poll() is None and not ((out / "plan.json").exists() and len(finished(out)) >= shards):
+        time.sleep(0.005)
+    time.sleep(seconds)
+
+
+def busy_worker(ancestor: int, driver) -> psutil.Process | None:
+    """A process below ``ancestor`` that is at work on a shard; None once the driver is done."""
+    while driver.poll() is None:
+        for process in psutil.Process(ancestor).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.cmdline() and process.cmdline()[0].startswith("ray::build_shard"):
+                    return process
+        time.sleep(0.005)
+    return None
+
+
+@pytest.mark.parametrize(("shards", "seconds"), points("driver"))
+def test_a_driver_can_be_killed(cohort, built, connection, tmp_path, run, start, digests, shards, seconds):
+    out = tmp_path / "out"
+    driver = start(arguments(cohort, out), connection.address)
+    await_point(driver, out, shards, seconds)
+    driver.kill()
+    driver.communicate()
+    before = digests(out)
+    if "dataset.json" not in before:
+        assert "run the same `python -m shards build` again" in run(["info", out]).stderr
+    result = run(arguments(cohort, out))
+    assert result.returncode == 0, result.stdout + result.stderr
+    after = digests(out)
+    assert after == digests(built)
+    done = [name for name in before if name.startswith("shards/shard-") and name.endswith(".json")]
+    assert len(done) >= shards and all(before[name] == after[name] for name in done)
+
+
+@pytest.mark.parametrize(("shards", "seconds"), points("worker"))
+def test_a_worker_can_be_killed(cohort, built, connection, tmp_path, start, digests, shards, seconds):
+    out = tmp_path / "out"
+    driver = start(arguments(cohort, out), connection.address)
+    await_point(driver, out, shards, 0.0)
+    worker = busy_worker(connection.pid, driver)
+    time.sleep(seconds)
+    if worker is not None:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+    stdout, stderr = driver.communicate(timeout=300)
+    assert driver.returncode == 0, stdout + stderr
+    assert digests(out) == digests(built)
+
+
+class Nodes:
+    """Two nodes of one CPU each beside a head of none; one that is killed is replaced."""
+
+    def __init__(self) -> None:
+        from ray.cluster_utils import Cluster
+
+        # A node that stops answering is given up after two seconds instead of a quarter of a minute.
+        patience = {"health_check_initial_delay_ms": 500, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "_system_config": patience})
+        self.nodes = [self.cluster.add_node(num_cpus=1) for _ in range(2)]
+
+    def kill_first(self) -> None:
+        self.cluster.remove_node(self.nodes.pop(0), allow_graceful=False)
+
+    def replace(self) -> None:
+        self.nodes.append(self.cluster.add_node(num_cpus=1))
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        several = Nodes()
+        yield several
+        several.cluster.shutdown()
+
+
+@pytest.mark.parametrize(("shards", "seconds"), points("node"))
+def test_a_node_can_be_killed(cohort, built, nodes, tmp_path, start, digests, shards, seconds):
+    out = tmp_path / "out"
+    driver = start(arguments(cohort, out), nodes.cluster.address)
+    await_point(driver, out, shards, seconds)
+    nodes.kill_first()
+    stdout, stderr = driver.communicate(timeout=300)
+    nodes.replace()
+    assert driver.returncode == 0, stdout + stderr
+    assert digests(out) == digests(built)
