@@ -1,7 +1,11 @@
 """Whole-night resampling and filtering: one pass over the night, then cut, so that epochs have no edges.
 
-Resampling is polyphase by the exact ratio of the rates; filters are linear-phase FIR as ``mne`` designs them by
-default (Hamming window, transition bands of a quarter of the edge), applied without delay.
+Resampling is by the exact ratio of the rates; filters are linear-phase FIR as ``mne`` designs them by default
+(Hamming window, transition bands of a quarter of the edge), applied without delay. Where the band ends before both
+Nyquist frequencies, both are one pass: overlap-save blocks (Oppenheim and Schafer, Discrete-Time Signal Processing,
+8.7) whose spectrum is cut at 50 Hz, or filled up to it, between the transforms; nothing folds back, since the filter
+has stopped all beyond its upper transition band. A band that reaches the native Nyquist frequency takes two passes:
+polyphase, then filter.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import fft
 from scipy.signal import oaconvolve, resample_poly
 
 from sleepfm.constants import RATE_HZ
@@ -24,6 +29,9 @@ _LARGEST_DENOMINATOR = 10_000
 _STEPPED = ("SPO2",)
 _CENTRE_SAMPLES = 8192
 _QUARTILE_SAMPLES = 16_384
+# Samples of a block at the higher of both rates, so that its transform stays in the cache, and of a batch of blocks.
+_BLOCK_SAMPLES = 16_384
+_BATCH_SAMPLES = 1_000_000
 
 
 def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Band | None = None) -> NDArray[np.float32]:
@@ -54,11 +62,11 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
         else:
             # Without its offset the piece starts near the zero that the resampler assumes before it.
             offset = centre(piece)
-            resampled = resample_poly(piece - offset, ratio.numerator, ratio.denominator)
-            if low is None and high is None:
-                resampled += offset
+            if high is not None and _stop_edge(high) <= rate / 2:
+                resampled = _resample_and_filter(piece - offset, ratio, low, high)
             else:
-                resampled = _filter(resampled, low, high)
+                resampled = resample_poly(piece - offset, ratio.numerator, ratio.denominator)
+                resampled = resampled + offset if low is None else _filter(resampled, low, high)
         place, end = _ceil(start * ratio), _ceil(stop * ratio)
         result[place:end] = resampled[: end - place]
     return result
@@ -142,6 +150,54 @@ def design(low: float | None, high: float | None) -> NDArray[np.float32]:
 
     taps = create_filter(None, float(RATE_HZ), low, high, verbose="error")
     return np.asarray(taps, dtype=np.float32)
+
+
+def _stop_edge(high: float) -> float:
+    """Where the upper transition band ends, Hz (``mne.filter.create_filter``, ``h_trans_bandwidth``)."""
+    return high + min(max(0.25 * high, 2.0), RATE_HZ / 2 - high)
+
+
+@lru_cache(maxsize=64)
+def _response(low: float | None, high: float, length: int) -> NDArray[np.float32]:
+    """What the filter without its delay does to each bin of a spectrum of ``length`` samples at 100 Hz; real."""
+    taps = design(low, high).astype(np.float64)
+    centred = np.zeros(length)
+    centred[: len(taps)] = taps
+    return fft.rfft(np.roll(centred, -(len(taps) // 2))).real.astype(np.float32)
+
+
+def _resample_and_filter(signal: NDArray[np.float32], ratio: Fraction, low: float | None, high: float) -> NDArray[np.float32]:
+    """``signal`` [T] at 100 Hz and filtered, [ceil(T * ratio)].
+
+    A unit is the shortest stretch that holds whole samples at both rates: ``ratio.denominator`` of them before and
+    ``ratio.numerator`` after. Blocks of units overlap by the filter's length, and only their middles are kept.
+    """
+    before, after = ratio.denominator, ratio.numerator
+    half = len(design(low, high)) // 2
+    margin = half // after + 1
+    block = fft.next_fast_len(max(4 * margin, _BLOCK_SAMPLES // max(before, after)), real=True)
+    step = block - 2 * margin
+    # Odd reflection about the ends, and zeros where the signal is shorter than half the filter.
+    reach = min(_ceil(half / ratio), len(signal) - 1)
+    blocks = -(-len(signal) // (step * before))
+    padded = np.zeros((blocks * step + 2 * margin) * before, dtype=np.float32)
+    begin = margin * before
+    padded[begin : begin + len(signal)] = signal
+    if reach:
+        padded[begin - reach : begin] = 2 * signal[0] - signal[reach:0:-1]
+        tail = (2 * signal[-1] - signal[-2 : -reach - 2 : -1])[: len(padded) - begin - len(signal)]
+        padded[begin + len(signal) : begin + len(signal) + len(tail)] = tail
+    response = _response(low, high, block * after) * np.float32(after / before)
+    bins = min(len(response), block * before // 2 + 1)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, block * before)[:: step * before]
+    result = np.empty((blocks, step * after), dtype=np.float32)
+    at_once = max(1, _BATCH_SAMPLES // (block * max(before, after)))
+    for first in range(0, blocks, at_once):
+        spectrum = fft.rfft(windows[first : first + at_once], axis=1)[:, :bins]
+        spectrum *= response[:bins]
+        middle = slice(margin * after, (block - margin) * after)
+        result[first : first + at_once] = fft.irfft(spectrum, block * after, axis=1)[:, middle]
+    return result.reshape(-1)[: _ceil(len(signal) * ratio)]
 
 
 def _filter(signal: NDArray[np.float32], low: float | None, high: float | None) -> NDArray[np.float32]:

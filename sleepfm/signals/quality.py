@@ -59,11 +59,15 @@ def epoch_quality(
     quality = np.zeros(n_epochs, dtype=np.uint8)
     middle = float(centre(signal))
     length = max(1, int(EPOCH_SECONDS * rate))
+    regular = length == EPOCH_SECONDS * rate and n_epochs * length <= len(signal)
     for first in range(0, n_epochs, _CHUNK_EPOCHS):
         stop = min(n_epochs, first + _CHUNK_EPOCHS)
-        starts = np.rint(np.arange(first, stop) * EPOCH_SECONDS * rate).astype(np.int64)
-        places = np.minimum(starts[:, None] + np.arange(length), len(signal) - 1)
-        quality[first:stop] = _judge(signal[places], rate, middle, limits, thresholds)
+        if regular:
+            epochs = signal[first * length : stop * length].reshape(-1, length)
+        else:
+            starts = np.rint(np.arange(first, stop) * EPOCH_SECONDS * rate).astype(np.int64)
+            epochs = signal[np.minimum(starts[:, None] + np.arange(length), len(signal) - 1)]
+        quality[first:stop] = _judge(epochs, rate, middle, limits, thresholds)
     return quality
 
 
@@ -75,9 +79,21 @@ def _judge(
     thresholds: QualityLimits,
 ) -> NDArray[np.uint8]:
     """Bits of ``epochs`` [E, samples]."""
-    gap = np.isnan(epochs)
-    epochs = np.where(gap, np.float32(middle), epochs)
-    bits = np.where(gap.any(axis=1), np.uint8(Quality.GAP), np.uint8(0))
+    bits = np.zeros(len(epochs), dtype=np.uint8)
+    lowest, highest = epochs.min(axis=1), epochs.max(axis=1)
+    if np.isnan(highest).any():
+        gap = np.isnan(epochs)
+        epochs = np.where(gap, np.float32(middle), epochs)
+        lowest, highest = epochs.min(axis=1), epochs.max(axis=1)
+        bits[gap.any(axis=1)] |= np.uint8(Quality.GAP)
+
+    def share(low: float, high: float) -> NDArray[np.float64]:
+        """Share of each epoch's samples at or below ``low`` or at or above ``high``; most epochs have none."""
+        result = np.zeros(len(epochs))
+        touched = (lowest <= low) | (highest >= high)
+        if touched.any():
+            result[touched] = ((epochs[touched] <= low) | (epochs[touched] >= high)).mean(axis=1)
+        return result
 
     def mark(where: NDArray[np.bool_], flag: Quality) -> None:
         bits[where] |= np.uint8(flag)
@@ -87,11 +103,10 @@ def _judge(
     if limits is not None and limits[0] < limits[1]:
         # Half a step of the coarsest recorder in use, 8 bits.
         margin = (limits[1] - limits[0]) / 512
-        clipped = (epochs <= limits[0] + margin) | (epochs >= limits[1] - margin)
-        mark(clipped.mean(axis=1) >= _CLIPPED_SHARE, Quality.CLIPPED)
+        mark(share(limits[0] + margin, limits[1] - margin) >= _CLIPPED_SHARE, Quality.CLIPPED)
     outside = np.zeros(len(epochs), dtype=bool)
     if thresholds.range is not None:
-        outside = (np.abs(epochs - np.float32(middle)) > thresholds.range).mean(axis=1) >= _RANGE_SHARE
+        outside = share(middle - thresholds.range, middle + thresholds.range) >= _RANGE_SHARE
         mark(outside, Quality.OUT_OF_RANGE)
     if thresholds.mains:
         mains = _mains_share(epochs, rate) >= _MAINS_SHARE

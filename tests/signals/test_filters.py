@@ -148,3 +148,28 @@ def test_quartiles_are_those_of_numpy(values, repeats, shape):
     ]
     expected = np.percentile(array.astype(np.float64), (25, 50, 75))
     np.testing.assert_allclose(quartiles(array), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("channel", "rate"),
+    [*[("EEG_C3", rate) for rate in (100, 124.95, 125, 128, 512)], ("EMG_CHIN", 125), ("EMG_CHIN", 256), ("AIRFLOW", 10)],
+)
+def test_one_pass_equals_a_slow_one_in_double_precision(channel, rate):
+    """The night's own Fourier series times the filter's response, summed term by term at each output sample."""
+    low, high = effective_band(Band(low=BANDS[channel][0], high=BANDS[channel][1]), rate)
+    signal = night(200, rate) - 200
+    centred = signal.astype(np.float64) - np.median(signal)
+    reach = min(len(centred) - 1, round(80 * rate))  # odd reflection, far beyond the filter
+    whole = np.concatenate([2 * centred[0] - centred[reach:0:-1], centred, 2 * centred[-1] - centred[-2 : -reach - 2 : -1]])
+    spectrum = np.fft.rfft(whole) / len(whole)
+    spectrum[1 : (len(whole) + 1) // 2] *= 2
+    frequency = np.fft.rfftfreq(len(whole), 1 / rate)
+    taps = mne.filter.create_filter(None, 100.0, low, high, verbose="error")
+    carried = frequency < 50
+    turns = np.arange(len(taps)) - len(taps) // 2
+    response = np.concatenate([np.cos(2 * np.pi / 100 * part[:, None] * turns) @ taps for part in np.array_split(frequency, 50)])
+    spectrum = np.where(carried, spectrum * response, 0)
+    places = np.arange(9000, 9040)
+    phase = np.exp(2j * np.pi * frequency * (places[:, None] / 100 + reach / rate))
+    expected = (phase * spectrum).real.sum(axis=1)
+    np.testing.assert_allclose(preprocess(signal, rate, channel)[places], expected, atol=1e-3 * np.std(expected))
