@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 AUTO = "auto"
 GENERIC = "generic"
 DEFAULTS = "defaults"
+# Files that cohorts extend and that are none.
+_BASE = "base-"
+
+KnownPolarity = Literal["inverted", "mixed", "unknown", "upright"]
 
 
 def _expression(value: str) -> str:
@@ -127,7 +131,11 @@ class QualityLimits(Config):
 
 
 class Cohort(Config):
-    """One cohort's rules. Keys of the mappings below are canonical channels."""
+    """One cohort's rules. Keys of the mappings below are canonical channels.
+
+    ``polarity`` is what is documented of the recordings as they are distributed: ``inverted`` all, ``mixed`` in part,
+    ``upright`` all, and ``unknown`` where a channel is left out (:mod:`sleepfm.signals.polarity`).
+    """
 
     name: str
     source: str
@@ -138,8 +146,9 @@ class Cohort(Config):
     minimum_rate: dict[str, float]
     filters: dict[str, Band]
     quality: dict[str, QualityLimits]
+    polarity: dict[str, KnownPolarity] = Field(default_factory=dict)
 
-    @field_validator("channels", "minimum_rate", "filters", "quality")
+    @field_validator("channels", "minimum_rate", "filters", "quality", "polarity")
     @classmethod
     def _canonical(cls, value: dict[str, object]) -> dict[str, object]:
         for name in value:
@@ -165,7 +174,7 @@ def load_cohort(name_or_path: str) -> Cohort:
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = config_root() / "cohorts" / f"{name_or_path}.yaml"
-        if name_or_path == DEFAULTS or not path.is_file():
+        if name_or_path not in cohort_names():
             known = ", ".join([AUTO, *cohort_names()])
             raise ConfigError(f"cohort {name_or_path!r} is not known; choose of {known}, or give a YAML file")
     return load_config(Cohort, path)
@@ -174,7 +183,8 @@ def load_cohort(name_or_path: str) -> Cohort:
 def cohort_names() -> tuple[str, ...]:
     """Names of the cohorts that come with the package."""
     folder = config_root() / "cohorts"
-    return tuple(sorted(path.stem for path in folder.glob("*.yaml") if path.stem != DEFAULTS))
+    names = (path.stem for path in folder.glob("*.yaml"))
+    return tuple(sorted(name for name in names if name != DEFAULTS and not name.startswith(_BASE)))
 
 
 def recognise_cohort(recording: Recording) -> Cohort:

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, Stage
+from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
 from sleepfm.signals.cohort import Band, Cohort, QualityLimits
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
 from sleepfm.signals.labels import LABELS, EventRule, event_labels, stage_labels
 from sleepfm.signals.montage import Derivation, derive
+from sleepfm.signals.polarity import decide_polarity
 from sleepfm.signals.quality import Quality, epoch_quality
 from sleepfm.signals.recording import Recording
 from sleepfm.signals.scoring_types import Event
@@ -79,6 +80,13 @@ def prepare(
     """
     examination = examine(path if isinstance(path, Recording) else Path(path), cohort, root, scoring)
     require_channels(examination, require)
+    return prepare_examined(examination, require, rule)
+
+
+def prepare_examined(
+    examination: Examination, require: Sequence[str] = (), rule: EventRule = "overlap", only: Sequence[str] = CHANNELS
+) -> PreparedRecording:
+    """As :func:`prepare`, of a recording that was examined; ``only`` these of its channels."""
     recording, cohort, n_epochs = examination.recording, examination.cohort, examination.n_epochs
     scored = examination.scoring
     stage = stage_labels(scored, n_epochs)
@@ -100,10 +108,13 @@ def prepare(
         provenance=_provenance(examination, rule),
     )
     for channel, derivation in examination.montage.channels.items():
+        if channel not in only:
+            continue
         try:
             _add_channel(prepared, recording, cohort, derivation)
         except SignalError as error:
             prepared.provenance["missing"][channel] = str(error)
+    _turn_upright(prepared, cohort)
     lacking = [name for name in require if name not in prepared.channels]
     if lacking or not prepared.channels:
         reasons = "; ".join(f"{name}: {why}" for name, why in prepared.provenance["missing"].items())
@@ -134,6 +145,15 @@ def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Coho
     if band.high is not None and high is not None and high < band.high:
         entry["band_cut"] = f"upper edge {band.high:g} Hz is above the Nyquist frequency; {high:g} Hz"
     entry["epochs_flagged"] = {flag.name: int(((quality & flag) > 0).sum()) for flag in Quality if (quality & flag).any()}
+
+
+def _turn_upright(prepared: PreparedRecording, cohort: Cohort) -> None:
+    for channel, polarity in decide_polarity(prepared.channels, prepared.quality, prepared.stage, cohort).items():
+        prepared.provenance["channels"][channel]["polarity"] |= polarity.describe()
+        if polarity.inverted:
+            samples = prepared.channels[channel]
+            np.negative(samples, out=samples)
+            prepared.median[channel] = -prepared.median[channel]
 
 
 def _mostly_gap(recording: Recording, n_epochs: int) -> NDArray[np.bool_]:
