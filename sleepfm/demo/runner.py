@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Sequence
@@ -17,7 +16,6 @@ from sleepfm.errors import TrainingError
 # Lines that the launcher and its libraries print for themselves; they stay in the log.
 NOISE = ("[20", "[W", "[I", "Setting ds_accelerator", "warnings.warn", "  warnings.warn", "/", "WARNING", "INFO")
 RELAY_SECONDS = 2.0
-PORT = "{port}"
 
 
 @dataclass(frozen=True)
@@ -107,9 +105,8 @@ class Runner:
 def _run_logged(command: Sequence[str], log: Path) -> tuple[int, str, int]:
     """Run ``command`` with its output in ``log``; returns its status, its last line and its peak memory in bytes."""
     last_line, error_line, shown_at = "", "", time.monotonic()
-    words = [word.replace(PORT, str(_free_port())) for word in command]
     with log.open("w") as sink:
-        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         assert process.stdout is not None
         with PeakMemory(process.pid) as memory:
             for line in process.stdout:
@@ -126,9 +123,3 @@ def _run_logged(command: Sequence[str], log: Path) -> tuple[int, str, int]:
                     shown_at = time.monotonic()
             status = process.wait()
     return status, error_line or last_line, memory.peak
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
