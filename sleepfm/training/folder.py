@@ -14,11 +14,13 @@ from sleepfm.config import to_yaml
 from sleepfm.errors import CheckpointError, ConfigError
 from sleepfm.training.config import RunConfig, differing_keys, essence
 from sleepfm.training.files import read_json, write_atomic, write_json
+from sleepfm.training.tracking import JOURNAL
+from sleepfm.training.tracking import STATE as TRACKING_STATE
 
 Resume = Literal["auto", "never", "must"]
 
 _OWN_FOLDERS = ("checkpoints", "best", "package")
-_OWN_FILES = ("run.json", "result.json", "config.yaml", "trace.jsonl", "tracking.json", "undelivered.jsonl")
+_OWN_FILES = ("run.json", "result.json", "config.yaml", "trace.jsonl", "environment.json", TRACKING_STATE, JOURNAL)
 
 
 def check(config: RunConfig, dataset_digest: str, resume: Resume) -> dict[str, Any] | None:

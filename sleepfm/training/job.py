@@ -19,11 +19,13 @@ from sleepfm.training.distributed import World, exit_ranked, on_main, start
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.feed import Shares
 from sleepfm.training.files import write_json
+from sleepfm.training.flops import item_flops
 from sleepfm.training.folder import Resume
 from sleepfm.training.preemption import PREEMPTED_STATUS
 from sleepfm.training.recorder import Recorder, common_tags
 from sleepfm.training.sizing import Size
 from sleepfm.training.stage import Stage
+from sleepfm.training.tracking import Tracker, undelivered
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -98,16 +100,19 @@ def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: Wor
     context = Context(world, store, resume, config)
     if dry_run:
         stage = build(config, context)
+        flops = item_flops(stage, world)
         if world.is_main:
             print(to_yaml(config))
             print(f"steps: {total_steps(config, stage)}, items in a pass: {len(stage.stream)}")
+            print(f"arithmetic: {flops / 1e9:.2f} GFLOP an item, {flops * config.train.global_batch / 1e12:.3f} TFLOP a step")
             print(Size.of(stage.module).describe(world.size))
         return 0
     if resume == "never":
         on_main(world, lambda: folder.clear(config))
     stage = build(config, context)
     on_main(world, lambda: folder.begin(config, dataset_digest, context.started_from))
-    recorder = Recorder(stage, config, store) if world.is_main else None
+    flops = item_flops(stage, world)
+    recorder = Recorder(stage, config, store, world, flops) if world.is_main else None
     report = recorder.report if recorder else _ignore
     try:
         trained = train(stage, config, world, resume != "never", report)
@@ -159,9 +164,17 @@ def _conclude(stage: Stage, config: RunConfig, store: str, recorder: Recorder | 
         "parents": list(stage.parents),
         "seconds": round(trained.seconds, 1),
     }
-    result |= _register(config, result, recorder.tracker.wait_for_run(), store)
+    # From here on the same command does not train again.
     write_json(output / "result.json", result)
     recorder.finished("FINISHED")
+    try:
+        result |= _register(config, result, recorder.tracker.wait_for_run(), store)
+    except RegistryError as error:
+        raise RegistryError(
+            f"{error}; trained, and the package is in {output / 'package'}: start the same command again when the store "
+            "answers, and it is registered without training"
+        ) from error
+    write_json(output / "result.json", result)
     print(_summary(stage.name, config, result), flush=True)
     return result
 
@@ -175,24 +188,32 @@ def _register(config: RunConfig, result: dict[str, Any], run_id: str, store: str
 
 
 def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
-    """Say so; register again if the registry has been lost meanwhile."""
-    label = f"{done['name']}:{done['version']}"
+    """Say so; register and deliver what could not be, or what a registry that has been lost held."""
+    output = Path(config.train.output)
+    if _is_registered(done, store) and not undelivered(output):
+        label = f"{done['name']}:{done['version']}"
+        print(f"{output}: trained before ({done['steps']} steps), registered as {label}; not repeated")
+        return 0
+    tracker = Tracker(output, store, config.tracking.experiment, done["tags"]["stage"], to_dict(config), done["tags"])
+    try:
+        done |= _register(config, done, tracker.wait_for_run(), store)
+    finally:
+        warning = tracker.close()
+    write_json(output / "result.json", done)
+    if warning:
+        raise RegistryError(warning)
+    print(f"{output}: already trained; registered as {done['name']}:{done['version']}")
+    return 0
+
+
+def _is_registered(done: dict[str, Any], store: str) -> bool:
+    if "version" not in done:
+        return False
     try:
         held = registry.resolve(f"models:/{done['name']}/{done['version']}", store)
-        missing = held.tags.get("sha256") != done["tags"]["sha256"]
     except RegistryError:
-        missing = True
-    if missing:
-        client = registry.client(store, create=True)
-        experiment = registry.experiment_id(client, store, config.tracking.experiment)
-        run = client.create_run(experiment, run_name=done["tags"]["stage"], tags=done["tags"])
-        done |= _register(config, done, run.info.run_id, store)
-        client.set_terminated(run.info.run_id)
-        write_json(Path(config.train.output) / "result.json", done)
-        print(f"{config.train.output}: already trained; registered again as {done['name']}:{done['version']}")
-        return 0
-    print(f"{config.train.output}: trained before ({done['steps']} steps), registered as {label}; not repeated")
-    return 0
+        return False
+    return held.tags.get("sha256") == done["tags"]["sha256"]
 
 
 def _summary(name: str, config: RunConfig, result: dict[str, Any]) -> str:

@@ -10,7 +10,11 @@ from typing import Any
 
 from sleepfm.config import to_dict
 from sleepfm.training.config import RunConfig, config_digest
+from sleepfm.training.distributed import World
 from sleepfm.training.engine import total_steps
+from sleepfm.training.files import write_json
+from sleepfm.training.flops import peak_flops
+from sleepfm.training.machine import Sampler, environment
 from sleepfm.training.progress import Progress
 from sleepfm.training.stage import Stage
 from sleepfm.training.trace import Trace
@@ -20,7 +24,8 @@ from sleepfm.training.tracking import Tracker
 class Recorder:
     """Rank 0's three places for figures: the trace on disk, the tracking server, the terminal."""
 
-    def __init__(self, stage: Stage, config: RunConfig, store: str) -> None:
+    def __init__(self, stage: Stage, config: RunConfig, store: str, world: World, flops: float) -> None:
+        """``flops`` is the arithmetic of one item, see :func:`sleepfm.training.flops.item_flops`."""
         output = Path(config.train.output)
         self._every = config.train.log_every
         self._steps = total_steps(config, stage)
@@ -28,17 +33,33 @@ class Recorder:
         self._trace: Trace | None = None
         self._progress = Progress(stage.name, self._steps)
         self._status = "FAILED"
+        self._step = 0
+        peak, peak_source = peak_flops(world.device, config.deepspeed.dtype)
+        # Share of the peak of all devices at one 30-s epoch a second.
+        self._mfu_per_epoch = flops / stage.epochs_per_item / (peak * world.size)
+        facts = {
+            "processes": world.size,
+            "parameters": sum(p.numel() for p in stage.module.parameters()),
+            "trained_parameters": sum(p.numel() for p in stage.module.parameters() if p.requires_grad),
+            "step_flops": flops * config.train.global_batch,
+            "peak_flops": f"{peak:.4g} a device ({peak_source})",
+        }
+        tags = common_tags(stage, config)
+        write_json(output / "environment.json", environment(tags["git_commit"]))
         self.tracker = Tracker(
             output,
             store,
             config.tracking.experiment,
             stage.name,
-            to_dict(config),
-            common_tags(stage, config),
-            (output / "config.yaml",),
+            to_dict(config) | {"run": facts},
+            tags,
+            (output / "config.yaml", output / "environment.json"),
+            stage.dataset_digest,
         )
+        self._sampler = Sampler(output, lambda figures: self.tracker.log(self._step, figures))
 
     def report(self, step: int, row: dict[str, Any]) -> None:
+        self._step = step
         if "loss" not in row:
             self.tracker.log(step, row)
             self._progress.validated(step, row)
@@ -51,6 +72,7 @@ class Recorder:
             figures = {"train/loss": row["loss"], "train/lr": row["lr"], "train/grad_norm": row["grad_norm"]}
             figures |= {f"train/{name}": value for name, value in row["parts"].items()}
             figures |= {"speed/epochs_per_s": row["epochs_per_s"], "speed/data_wait": row["data_wait"]}
+            figures |= {"speed/mfu": row["epochs_per_s"] * self._mfu_per_epoch}
             figures |= {"train/skipped": 1.0} if row.get("skipped") else {}
             self.tracker.log(step, figures)
 
@@ -60,7 +82,9 @@ class Recorder:
     def close(self) -> None:
         if self._trace is not None:
             self._trace.close()
-        warning = self.tracker.close(self._status)
+        self._sampler.close()
+        # After a failure the reason must be said before the launcher ends this process; the journal keeps the figures.
+        warning = self.tracker.close(self._status, 30.0 if self._status == "FINISHED" else 1.0)
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
 

@@ -1,0 +1,44 @@
+"""Counted arithmetic is right, and counting leaves no trace."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from toy import ToyRunConfig, ToyStage
+
+from sleepfm.config import validate
+from sleepfm.training.distributed import World
+from sleepfm.training.flops import item_flops, peak_flops
+from sleepfm.training.job import Context
+
+WORLD = World(0, 1, 0, 1)
+
+
+@pytest.fixture
+def stage() -> ToyStage:
+    values = {"train": {"output": "", "steps": 1, "lr": 0.1}, "registry": {"name": "toy", "metric": "val/error"}}
+    config = validate(ToyRunConfig, values, "toy")
+    return ToyStage(config, Context(WORLD, "", "never", config))
+
+
+def test_an_item_of_linear_layers_costs_what_its_matrices_say(stage: ToyStage) -> None:
+    forward = 2 * (8 * 8 + 8 * 16 + 16 * 8)
+    # The frozen layer needs no gradients, the one behind it only those of its weights.
+    backward = 2 * (8 * 16 + 2 * 16 * 8)
+    assert item_flops(stage, WORLD) == forward + backward
+
+
+def test_counting_changes_neither_weights_nor_statistics_nor_random_numbers(stage: ToyStage) -> None:
+    before = {name: value.clone() for name, value in stage.module.state_dict().items()}
+    random, training = torch.get_rng_state(), stage.module.training
+    item_flops(stage, WORLD)
+    assert all(torch.equal(value, before[name]) for name, value in stage.module.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(parameter.grad is None for parameter in stage.module.parameters())
+    assert stage.module.training == training
+
+
+def test_a_processor_without_data_sheet_is_measured() -> None:
+    peak, source = peak_flops(torch.device("cpu"), "fp32")
+    assert peak > 1e8
+    assert source == "measured matrix product"
