@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
     build = commands.add_parser("build", help="convert a folder of EDF recordings into a data set of shards")
-    build.add_argument("source", metavar="SRC", help="folder of EDF or BDF recordings and their scorings")
+    build.add_argument("source", metavar="SRC", help="folder or URL (s3://...) of EDF or BDF recordings and their scorings")
     build.add_argument("out", metavar="OUT", help="data set folder; a build that exists in it is continued")
     build.add_argument("--cohort", help="name in configs/cohorts, a YAML file, or auto (default)")
     build.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
@@ -48,13 +48,14 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build
     from shards.cluster import check_paths
     from shards.config import load_build_config
+    from sleepfm.signals.files import location
 
     check_paths(arguments.source, arguments.out)
     overrides = [*arguments.overrides, *arguments.rest]
     if arguments.cohort:
         overrides.append(f"cohort={arguments.cohort}")
     config = load_build_config(arguments.config, overrides)
-    result = build(Path(arguments.source), Path(arguments.out), config, arguments.workers, arguments.retry_refused)
+    result = build(location(arguments.source), Path(arguments.out), config, arguments.workers, arguments.retry_refused)
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")

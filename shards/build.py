@@ -19,6 +19,7 @@ from shards.task import read_sidecar
 from sleepfm.config import digest
 from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
+from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
 
 
@@ -50,14 +51,14 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         DatasetError: ``out`` is something else, is being built by another process, or its source has changed.
         ShardError: ``out`` cannot be written to, or tasks failed.
     """
-    source, out = source.resolve(), out.resolve()
+    source, out = source if is_remote(source) else source.resolve(), out.resolve()
     if source == out or out in source.parents or source in out.parents:
         raise UsageError(f"{out}: the output must lie outside the source {source}")
     wanted = identity(config)
     read_plan(out, wanted)
     paths = discover(source, chosen_cohort(config))
-    root = source if source.is_dir() else source.parent
-    found = {path.relative_to(root).as_posix(): path.stat().st_size for path in paths}
+    root = source if is_folder(source) else source.parent
+    found = {relative_name(path, root): file_size(path) for path in paths}
     for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
         folder.mkdir(parents=True, exist_ok=True)
     with _locked(out):

@@ -12,6 +12,7 @@ from shards.config import BuildConfig
 from shards.plan import ShardPlan
 from shards.task import Outcome, build_shard
 from sleepfm.errors import ConfigError, ShardError, SleepFMError, UsageError
+from sleepfm.signals.files import is_remote, location
 
 # Set before Ray is imported. Workers inherit the thread limit: a task is one core's work.
 ENVIRONMENT = {
@@ -39,7 +40,7 @@ def check_paths(*paths: str) -> None:
         UsageError: in a Ray job, a relative path.
     """
     for path in paths:
-        if in_ray_job() and not Path(path).is_absolute():
+        if in_ray_job() and not is_remote(place := location(path)) and not place.is_absolute():
             raise UsageError(
                 f"{path}: relative, but a Ray job runs in a temporary folder of the cluster; give an absolute path "
                 "that all nodes share"

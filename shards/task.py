@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -72,7 +71,7 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
         try:
             return prepare(source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule)
         except (SleepFMError, OSError) as error:
-            reason = str(error).replace(f"{source}{os.sep}", "").removeprefix(f"{entry.path}: ")
+            reason = str(error).replace(_prefix(source), "").removeprefix(f"{entry.path}: ")
             return Refusal(entry.path, entry.size, type(error).__name__, reason)
 
     content = write_shard(out, shard, night_of, config, build, source)
@@ -156,8 +155,13 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
+def _prefix(source: Path) -> str:
+    """What the name of every recording below ``source``, a folder or URL, begins with."""
+    return f"{str(source).rstrip('/')}/"
+
+
 def _relative(record: dict[str, Any], source: Path) -> dict[str, Any]:
     """The row without the place of the source, which is no property of the data."""
-    prefix = json.dumps(f"{source}{os.sep}", ensure_ascii=False)[1:-1]
+    prefix = json.dumps(_prefix(source), ensure_ascii=False)[1:-1]
     relative: dict[str, Any] = json.loads(json.dumps(record, ensure_ascii=False).replace(prefix, ""))
     return relative

@@ -11,6 +11,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import SleepFMError
 from sleepfm.signals.cohort import Cohort
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
+from sleepfm.signals.files import is_folder
 from sleepfm.signals.labels import stage_labels
 
 
@@ -50,7 +51,7 @@ def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
     for path in discover(root, cohort):
         finding = Finding(str(path))
         try:
-            examination = examine(path, cohort, root if root.is_dir() else None)
+            examination = examine(path, cohort, root if is_folder(root) else None)
             _fill(finding, examination)
             require_channels(examination)
         except SleepFMError as error:

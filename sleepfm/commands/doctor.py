@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.constants import CHANNELS
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm doctor``."""
-    parser.add_argument("folder", metavar="DIR", type=Path, help="folder of EDF or BDF recordings, or one recording")
+    parser.add_argument("folder", metavar="DIR", help="folder or URL (s3://...) of EDF or BDF recordings, or one recording")
     parser.add_argument("--cohort", default="auto", help="whose rules apply: a name or a YAML file (default auto)")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
     parser.set_defaults(run=run)
@@ -27,10 +26,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Report; exit status 1 where a recording would be refused."""
     from sleepfm.doctor import examine_folder
     from sleepfm.signals.cohort import AUTO, load_cohort
+    from sleepfm.signals.files import location
 
     cohort = None if arguments.cohort == AUTO else load_cohort(arguments.cohort)
     findings: list[Finding] = []
-    for finding in examine_folder(arguments.folder, cohort):
+    for finding in examine_folder(location(arguments.folder), cohort):
         findings.append(finding)
         if not arguments.json:
             print("\n".join(_lines(finding)), flush=True)

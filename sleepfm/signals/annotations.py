@@ -12,6 +12,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohort import Cohort
 from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.files import location, matching_files, read_start
 from sleepfm.signals.noxturnal import is_noxturnal, read_noxturnal
 from sleepfm.signals.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
 from sleepfm.signals.recording import read_edf_header, read_recording
@@ -34,12 +35,11 @@ def read_scoring(path: str | Path, start: datetime | None = None) -> Scoring:
         AnnotationError: missing, of no known format, damaged, or without stages.
         RecordingError: an EDF+ file that is damaged.
     """
-    path = Path(path)
+    path = location(path)
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
+        data = read_start(path, MAX_BYTES + 1)
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror})") from error
+        raise AnnotationError(f"{path}: cannot be read ({error.strerror or error})") from error
     if data[:8].rstrip(b" \0") == b"0" or data[:8] == b"\xffBIOSEMI":
         return _read_edf(path, start)
     if len(data) > MAX_BYTES:
@@ -74,7 +74,7 @@ def find_scoring(edf: Path, root: Path | None, cohort: Cohort) -> Path | None:
             continue
         name = pattern.format(stem=_literal(edf.stem), folder=_literal(folder.name), key=_literal(key[0] if key else ""))
         for place in above:
-            found = sorted(path for path in place.glob(name) if path.is_file() and path != edf)
+            found = [path for path in _matching(place, name) if path != edf]
             if found:
                 return _only(edf, found)
     if cohort.scoring.same_header:
@@ -149,13 +149,20 @@ def _decode(data: bytes) -> str:
         return data.decode("latin-1")
 
 
+def _matching(folder: Path, pattern: str) -> list[Path]:
+    try:
+        return matching_files(folder, pattern)
+    except OSError as error:
+        raise AnnotationError(f"{folder}: cannot be searched for a scoring ({error.strerror or error})") from error
+
+
 def _literal(text: str) -> str:
     """``text`` for use inside a glob pattern."""
     return "".join(f"[{character}]" if character in "*?[" else character for character in text)
 
 
 def _with_same_header(edf: Path, pattern: str) -> list[Path]:
-    candidates = sorted(path for path in edf.parent.glob(pattern) if path != edf and path.is_file())
+    candidates = [path for path in _matching(edf.parent, pattern) if path != edf]
     if not candidates:
         return []
     mine = read_edf_header(edf)

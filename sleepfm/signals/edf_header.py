@@ -12,9 +12,9 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from fractions import Fraction
-from typing import BinaryIO
 
 from sleepfm.errors import RecordingError
+from sleepfm.signals.files import RandomFile
 
 FIXED_BYTES = 256
 SIGNAL_BYTES = 256
@@ -90,13 +90,14 @@ class EdfHeader:
         return tuple(signal for signal in self.signals if not signal.is_annotation)
 
 
-def read_header(file: BinaryIO, size: int, name: str) -> EdfHeader:
-    """Parse the header of ``file``, an EDF or BDF of ``size`` bytes called ``name`` in messages.
+def read_header(file: RandomFile, name: str) -> EdfHeader:
+    """Parse the header of ``file``, an EDF or BDF called ``name`` in messages.
 
     Raises:
         RecordingError: not EDF or BDF, damaged beyond repair, or truncated.
     """
-    fixed = file.read(FIXED_BYTES)
+    size = file.size
+    fixed = file.read(0, FIXED_BYTES)
     if len(fixed) < FIXED_BYTES:
         raise RecordingError(f"{name}: {size} bytes, shorter than the {FIXED_BYTES} of an EDF header")
     if fixed[:8].rstrip(b" \0") == b"0":
@@ -119,7 +120,7 @@ def read_header(file: BinaryIO, size: int, name: str) -> EdfHeader:
     if claimed_offset != str(data_offset):
         warnings.append(f"header length is given as {claimed_offset!r}; {n_signals} signals make it {data_offset}")
     record_seconds = _duration(fixed[244:252], name)
-    signals = _signals(file.read(n_signals * SIGNAL_BYTES), n_signals, sample_bytes, name)
+    signals = _signals(file.read(FIXED_BYTES, n_signals * SIGNAL_BYTES), n_signals, sample_bytes, name)
     record_bytes = sum(signal.samples for signal in signals) * sample_bytes
     if record_bytes == 0:
         raise RecordingError(f"{name}: its {n_signals} signals hold no samples; there is nothing to read")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import pairwise
-from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from sleepfm.errors import RecordingError
 from sleepfm.signals.edf_annotations import Annotation, parse_record
 from sleepfm.signals.edf_blocks import iter_blocks
 from sleepfm.signals.edf_header import LONGEST_SECONDS, EdfHeader
+from sleepfm.signals.files import RandomFile
 
 # A record that starts this late after the end of the one before it starts a new piece.
 _JITTER_SECONDS = 0.01
@@ -51,18 +51,20 @@ class Timeline:
         return last.place(rate) + (last.stop - last.first) * samples
 
 
-def read_timeline(file: BinaryIO, header: EdfHeader, name: str) -> Timeline:
+def continuous(header: EdfHeader) -> Timeline:
+    """The timeline of a file without annotation signals: one piece."""
+    return Timeline(0.0, header.n_records * float(header.record_seconds), (Piece(0, header.n_records, 0.0),), (), (), ())
+
+
+def read_timeline(file: RandomFile, header: EdfHeader, name: str) -> Timeline:
     """Read every annotation signal of an open file.
 
     Raises:
         RecordingError: an EDF+D without time stamps, with overlapping records, or with absurd ones.
     """
     seconds = float(header.record_seconds)
-    pieces: tuple[Piece, ...] = (Piece(0, header.n_records, 0.0),)
-    gaps: tuple[tuple[float, float], ...] = ()
-    duration = header.n_records * seconds
-    if not any(signal.is_annotation for signal in header.signals):
-        return Timeline(0.0, duration, pieces, gaps, (), ())
+    whole = continuous(header)
+    pieces, gaps, duration = whole.pieces, whole.gaps, whole.duration
     stamps, found, malformed = _read_stamps(file, header, name)
     warnings = [f"{malformed} malformed annotation lists are ignored"] if malformed else []
     first = 0.0 if np.isnan(stamps[0]) else float(stamps[0])
@@ -76,7 +78,7 @@ def read_timeline(file: BinaryIO, header: EdfHeader, name: str) -> Timeline:
     return Timeline(first, duration, pieces, gaps, tuple(annotations), tuple(warnings))
 
 
-def _read_stamps(file: BinaryIO, header: EdfHeader, name: str) -> tuple[NDArray[np.float64], list[Annotation], int]:
+def _read_stamps(file: RandomFile, header: EdfHeader, name: str) -> tuple[NDArray[np.float64], list[Annotation], int]:
     """Time stamp of each record [n_records] (NaN where it has none), all texts, malformed lists."""
     places = [
         (signal.offset, signal.offset + signal.samples * header.sample_bytes) for signal in header.signals if signal.is_annotation
@@ -86,7 +88,7 @@ def _read_stamps(file: BinaryIO, header: EdfHeader, name: str) -> tuple[NDArray[
     malformed = 0
     begin, end = min(place[0] for place in places), max(place[1] for place in places)
     record = 0
-    for block in iter_blocks(file.fileno(), header, name, begin, end, 0, header.n_records):
+    for block in iter_blocks(file, header, name, begin, end, 0, header.n_records):
         for row in block:
             line = row.tobytes()
             parsed = parse_record([line[a - begin : b - begin] for a, b in places])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from sleepfm.errors import MontageError, RecordingError
 from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
 from sleepfm.signals.cohort import Cohort, recognise_cohort
 from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.files import is_file, is_folder, list_files, location
 from sleepfm.signals.identity import Identity, identify
 from sleepfm.signals.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.recording import Recording, read_edf_header, read_recording
@@ -32,7 +32,7 @@ class Examination:
     n_epochs: int
 
 
-def discover(root: Path, cohort: Cohort | None = None) -> list[Path]:
+def discover(root: str | Path, cohort: Cohort | None = None) -> list[Path]:
     """Recordings (EDF and BDF) at or below ``root``, sorted.
 
     A file of annotations alone is no recording; it is listed only if it scores none of those found, so that
@@ -41,17 +41,15 @@ def discover(root: Path, cohort: Cohort | None = None) -> list[Path]:
     Raises:
         RecordingError: ``root`` does not exist or holds no EDF or BDF file.
     """
-    root = Path(root)
-    if root.is_file():
-        return [root]
-    if not root.is_dir():
-        raise RecordingError(f"{root}: no such file or folder of recordings")
-    files = sorted(
-        Path(folder) / name
-        for folder, _, names in os.walk(root)
-        for name in names
-        if name.lower().endswith(_SUFFIXES) and not name.startswith(".")
-    )
+    root = location(root)
+    try:
+        if is_file(root):
+            return [root]
+        if not is_folder(root):
+            raise RecordingError(f"{root}: no such file or folder of recordings")
+        files = list_files(root, _SUFFIXES)
+    except OSError as error:
+        raise RecordingError(f"{root}: cannot be listed ({error.strerror or error})") from error
     if not files:
         raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
     annotations = [path for path in files if _annotations_only(path)]

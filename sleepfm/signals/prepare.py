@@ -14,6 +14,7 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
 from sleepfm.signals.cohort import Band, Cohort, QualityLimits
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
+from sleepfm.signals.files import location
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
 from sleepfm.signals.labels import LABELS, EventRule, event_labels, stage_labels
 from sleepfm.signals.montage import Derivation, derive
@@ -78,7 +79,7 @@ def prepare(
     Raises:
         RecordingError, MontageError, AnnotationError, SignalError: the recording cannot be used, and why.
     """
-    examination = examine(path if isinstance(path, Recording) else Path(path), cohort, root, scoring)
+    examination = examine(path if isinstance(path, Recording) else location(path), cohort, root, scoring)
     require_channels(examination, require)
     return prepare_examined(examination, require, rule)
 

@@ -6,8 +6,8 @@ held in memory. In EDF+D the pause between two records is a gap of NaN, as long 
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -20,7 +20,8 @@ from sleepfm.errors import RecordingError
 from sleepfm.signals.edf_annotations import Annotation
 from sleepfm.signals.edf_blocks import iter_blocks
 from sleepfm.signals.edf_header import EdfHeader, SignalHeader, read_header
-from sleepfm.signals.edf_timeline import Timeline, read_timeline
+from sleepfm.signals.edf_timeline import Timeline, continuous, read_timeline
+from sleepfm.signals.files import RandomFile, location, random_file
 
 # Beyond this a header is damaged, and samples would not fit their type.
 _LARGEST_VALUE = 1e15
@@ -101,11 +102,21 @@ class Recording:
 def read_recording(path: str | Path) -> Recording:
     """Open an EDF or BDF recording: header, time stamps and annotations; no samples yet.
 
+    Args:
+        path: of a file on disk, or a URL that fsspec knows (``s3://bucket/night.edf``).
+
     Raises:
         RecordingError: the file is missing, is not EDF or BDF, is damaged or truncated.
+        ConfigError: a URL whose protocol is unknown or needs a package that is not installed.
     """
-    path = Path(path)
-    header, timeline = _open(path)
+    path = location(path)
+    header = read_edf_header(path)
+    file = random_file(path)
+    if any(signal.is_annotation for signal in header.signals):
+        with _reading(path), file:
+            timeline = read_timeline(file, header, str(path))
+    else:
+        timeline = continuous(header)
     signals = tuple(_info(header, timeline, signal) for signal in header.ordinary)
     return Recording(
         path=path,
@@ -117,28 +128,22 @@ def read_recording(path: str | Path) -> Recording:
         gaps=timeline.gaps,
         annotations=timeline.annotations,
         warnings=header.warnings + timeline.warnings,
-        source=lambda signal: _read_samples(path, header, timeline, signal),
+        source=lambda signal: _read_samples(path, file, header, timeline, signal),
     )
 
 
 def read_edf_header(path: Path) -> EdfHeader:
     """The header alone. Raises :class:`RecordingError` as :func:`read_recording`."""
-    try:
-        with path.open("rb") as file:
-            return read_header(file, os.fstat(file.fileno()).st_size, str(path))
-    except OSError as error:
-        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from error
+    with _reading(path), random_file(path, spool=False) as file:
+        return read_header(file, str(path))
 
 
-def _open(path: Path) -> tuple[EdfHeader, Timeline]:
-    if path.exists() and not path.is_file():
-        raise RecordingError(f"{path}: not a regular file")
-    header = read_edf_header(path)
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     try:
-        with path.open("rb") as file:
-            return header, read_timeline(file, header, str(path))
+        yield
     except OSError as error:
-        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from error
+        raise RecordingError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
 def _rate(header: EdfHeader, signal: SignalHeader) -> Fraction:
@@ -161,23 +166,20 @@ def _info(header: EdfHeader, timeline: Timeline, signal: SignalHeader) -> Signal
     )
 
 
-def _read_samples(path: Path, header: EdfHeader, timeline: Timeline, index: int) -> NDArray[np.float32]:
+def _read_samples(path: Path, file: RandomFile, header: EdfHeader, timeline: Timeline, index: int) -> NDArray[np.float32]:
     signal = header.ordinary[index]
     rate = _rate(header, signal)
     gain = (signal.physical_max - signal.physical_min) / (signal.digital_max - signal.digital_min)
     offset = signal.physical_min - gain * signal.digital_min
     samples = np.full(timeline.n_samples(rate, signal.samples), np.nan, dtype=np.float32)
     end = signal.offset + signal.samples * header.sample_bytes
-    try:
-        with path.open("rb", buffering=0) as file:
-            for piece in timeline.pieces:
-                place = piece.place(rate)
-                for block in iter_blocks(file.fileno(), header, str(path), signal.offset, end, piece.first, piece.stop):
-                    digital = _decode(block, header.sample_bytes)
-                    samples[place : place + digital.size] = digital * gain + offset
-                    place += digital.size
-    except OSError as error:
-        raise RecordingError(f"{path}: cannot be read ({error.strerror})") from error
+    with _reading(path), file:
+        for piece in timeline.pieces:
+            place = piece.place(rate)
+            for block in iter_blocks(file, header, str(path), signal.offset, end, piece.first, piece.stop):
+                digital = _decode(block, header.sample_bytes)
+                samples[place : place + digital.size] = digital * gain + offset
+                place += digital.size
     return samples
 
 

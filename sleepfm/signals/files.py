@@ -1,0 +1,250 @@
+"""Files by path or by URL: the one place that knows whether bytes come from a disk or from an object store.
+
+A URL (``s3://bucket/key``) is whatever fsspec has a file system for; credentials and endpoints are those of its
+usual configuration and environment. A file at a URL is read in ranges, each fetched once into a sparse temporary
+file, so that memory holds one range whatever the size of the file, and decoding ten signals is one download.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, cast
+
+from sleepfm.errors import ConfigError
+
+_URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
+_RANGE_BYTES = 1 << 22
+# Packages behind the protocols in common use, where fsspec's own message would leave the reader to look them up.
+_EXTRAS = {"s3": "'sleepfm[s3]'", "s3a": "'sleepfm[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+
+
+class RemoteError(OSError):
+    """What an object store or web server answered instead of the bytes; an :class:`OSError` as a disk's would be."""
+
+
+class RandomFile(Protocol):
+    """A file that is read at any place, inside a ``with`` block."""
+
+    def __enter__(self) -> RandomFile: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        ...
+
+    def read(self, start: int, length: int) -> bytes:
+        """``length`` bytes from ``start``, fewer at the end of the file. Raises :class:`OSError`."""
+        ...
+
+
+def location(path: str | os.PathLike[str]) -> Path:
+    """``path`` as a path, or as fsspec's path-like object where it is a URL; both have pathlib's interface.
+
+    Raises:
+        ConfigError: a protocol that is unknown or whose package is not installed.
+    """
+    text = os.fspath(path) if isinstance(path, (str, Path)) else str(path)
+    match = _URL.match(text)
+    if match is None:
+        return path if isinstance(path, Path) else Path(text)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    _require_protocol(match["protocol"])
+    if not isinstance(path, str):
+        return cast(Path, path)
+    from upath import UPath
+
+    # Typed as Path, whose reading interface it has; it is none, so that nothing takes it for a file on disk.
+    return cast(Path, UPath(text))
+
+
+def is_remote(path: Path) -> bool:
+    """Whether ``path`` is a URL."""
+    return not isinstance(path, Path)
+
+
+def random_file(path: Path, spool: bool = True) -> RandomFile:
+    """The file at ``path``, opened on entering a ``with`` block, to be read in ranges.
+
+    Args:
+        spool: keep what is fetched from a URL on disk for further reads; without it, each read is one request.
+    """
+    return _RemoteFile(path, spool) if is_remote(path) else _LocalFile(path)
+
+
+def read_start(path: Path, length: int) -> bytes:
+    """The first ``length`` bytes of the file. Raises :class:`OSError`."""
+    with random_file(path, spool=False) as file:
+        return file.read(0, length)
+
+
+def file_size(path: Path) -> int:
+    """Bytes in the file. Raises :class:`OSError`."""
+    if not is_remote(path):
+        return path.stat().st_size
+    with _answering(path):
+        return int(cast(Any, path).fs.size(cast(Any, path).path))
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file at ``path``. Raises :class:`OSError` where that cannot be told."""
+    with _answering(path):
+        return path.is_file()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder (a prefix of keys) at ``path``. Raises :class:`OSError` where that cannot be told."""
+    with _answering(path):
+        return path.is_dir()
+
+
+def list_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
+    """Files at any depth below ``root`` whose names end in ``suffixes`` (lower case), hidden ones left out, sorted.
+
+    Raises:
+        OSError: ``root`` cannot be listed.
+    """
+    endings = tuple(suffixes)
+    if not is_remote(root):
+        paths = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
+    else:
+        base = cast(Any, root)
+        with _answering(root):
+            prefix = base.path.rstrip("/") + "/"
+            keys = [key for key in base.fs.find(base.path) if key.startswith(prefix)]
+        paths = [root / key.removeprefix(prefix) for key in keys]
+    return sorted(path for path in paths if path.name.lower().endswith(endings) and not path.name.startswith("."))
+
+
+def matching_files(folder: Path, pattern: str) -> list[Path]:
+    """Files that the glob ``pattern``, relative to ``folder``, matches, sorted. Raises :class:`OSError`."""
+    if not is_remote(folder):
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+    with _answering(folder):
+        if not re.search(r"[*?\[]", pattern):
+            path = folder / pattern
+            return [path] if path.is_file() else []
+        return sorted(path for path in folder.glob(pattern) if path.is_file())
+
+
+def relative_name(path: Path, root: Path) -> str:
+    """``path`` relative to ``root``, with slashes."""
+    return str(path).removeprefix(str(root).rstrip("/") + "/") if is_remote(path) else path.relative_to(root).as_posix()
+
+
+class _LocalFile:
+    """A regular file on disk; nothing else is opened, so that a pipe or device of that name cannot hang a reader."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+        self.size = 0
+
+    def __enter__(self) -> _LocalFile:
+        try:
+            descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except ValueError as error:
+            raise OSError(f"{error} in its name") from error
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            os.close(descriptor)
+            raise OSError("not a regular file")
+        self._descriptor, self.size = descriptor, status.st_size
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._descriptor)
+
+    def read(self, start: int, length: int) -> bytes:
+        return os.pread(self._descriptor, length, start)
+
+
+class _RemoteFile:
+    """A file at a URL. Its ranges live on disk as long as this object does, and nowhere in the file system."""
+
+    def __init__(self, path: Path, spool: bool) -> None:
+        self._path = path
+        self._spool = spool
+        self._file: BinaryIO | None = None
+        self._ranges: BinaryIO | None = None
+        self._present: set[int] = set()
+        self.size = 0
+
+    def __enter__(self) -> _RemoteFile:
+        if self._file is None:
+            base = cast(Any, self._path)
+            with _answering(self._path):
+                file = base.fs.open(base.path, "rb", cache_type="none", block_size=_RANGE_BYTES)
+                if file.size is None or not file.seekable():
+                    raise RemoteError("its server does not say how long it is or gives no ranges; fetch it to a disk first")
+                self.size = int(file.size)
+            self._file = file
+            if self._spool:
+                self._ranges = tempfile.TemporaryFile(prefix="sleepfm-")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if not self._spool and self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def read(self, start: int, length: int) -> bytes:
+        stop = min(start + length, self.size)
+        if start >= stop:
+            return b""
+        if self._ranges is None:
+            return self._fetch(start, stop)
+        for number in range(start // _RANGE_BYTES, -(-stop // _RANGE_BYTES)):
+            if number not in self._present:
+                first = number * _RANGE_BYTES
+                os.pwrite(self._ranges.fileno(), self._fetch(first, min(first + _RANGE_BYTES, self.size)), first)
+                self._present.add(number)
+        return os.pread(self._ranges.fileno(), stop - start, start)
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        assert self._file is not None
+        with _answering(self._path):
+            self._file.seek(start)
+            data = self._file.read(stop - start)
+        if len(data) != stop - start:
+            raise RemoteError(f"{len(data)} bytes came of the {stop - start} from {start}; it changed, or the connection broke")
+        return data
+
+
+@contextmanager
+def _answering(path: Path) -> Iterator[None]:
+    """Turns what the client of a remote store raises, of which little is an :class:`OSError`, into one.
+
+    Only calls into that client stand inside.
+    """
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        if not is_remote(path):
+            raise
+        raise RemoteError(f"{type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=32)
+def _require_protocol(protocol: str) -> None:
+    import fsspec
+
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        package = _EXTRAS.get(protocol)
+        install = f"pip install {package}" if package else "install it"
+        raise ConfigError(f"{protocol}:// needs a package that is not here ({error}); {install}") from error
+    except ValueError as error:
+        raise ConfigError(f"{protocol}:// is no protocol that fsspec knows; give a path or another URL") from error

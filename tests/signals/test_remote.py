@@ -1,0 +1,188 @@
+"""Recordings and scorings by URL: a real S3 client against a local server, over HTTP."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tracemalloc
+
+import numpy as np
+import pytest
+from made_edf import Made, noise, tal, write_edf
+
+import sleepfm
+from sleepfm.cli import main
+from sleepfm.errors import AnnotationError, ConfigError, RecordingError
+from sleepfm.signals.annotations import find_scoring, read_scoring
+from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.examine import discover
+from sleepfm.signals.files import location
+from sleepfm.signals.prepare import prepare
+
+
+@pytest.fixture
+def night(tmp_path):
+    """An SHHS night of two minutes as NSRR lays it out, stages of 30 s each."""
+    edf = tmp_path / "nsrr" / "edfs" / "shhs1" / "shhs1-200001.edf"
+    xml = tmp_path / "nsrr" / "annotations-events-nsrr" / "shhs1" / "shhs1-200001-nsrr.xml"
+    for path in (edf, xml):
+        path.parent.mkdir(parents=True)
+    signals = [Made(label, noise(125 * 120, n), 125) for n, label in enumerate(["EEG(sec)", "EEG", "EMG"])]
+    signals += [Made(label, noise(50 * 120, n), 50) for n, label in enumerate(["EOG(L)", "EOG(R)"], 3)]
+    write_edf(edf, signals)
+    stages = "".join(
+        f"<ScoredEvent><EventType>Stages|Stages</EventType><EventConcept>Wake|0</EventConcept>"
+        f"<Start>{30 * i}</Start><Duration>30</Duration></ScoredEvent>"
+        for i in range(4)
+    )
+    xml.write_text(f"<PSGAnnotation><ScoredEvents>{stages}</ScoredEvents></PSGAnnotation>", encoding="utf-8")
+    return edf
+
+
+def test_a_recording_by_url_is_the_recording_on_disk(s3, shared_data):
+    folder = shared_data / "sleep-edf"
+    url = s3.upload(folder, "sleep-edf")
+    for name in ("short_psg.edf", "short_psg.bdf", "SC4001EC-Hypnogram.edf"):
+        local, remote = sleepfm.read_recording(folder / name), sleepfm.read_recording(f"{url}/{name}")
+        assert str(remote.path) == f"{url}/{name}"
+        assert (remote.signals, remote.annotations, remote.start, remote.warnings) == (
+            local.signals, local.annotations, local.start, local.warnings,
+        )  # fmt: skip
+        for index in range(len(local.signals)):
+            np.testing.assert_array_equal(remote.read(index), local.read(index))
+
+
+def test_discontinuous_recordings_keep_their_gaps(s3, tmp_path):
+    path = write_edf(
+        tmp_path / "d.edf",
+        [Made("EEG", noise(8), 4)],
+        variant="EDF+D",
+        stamps=[tal("+0"), tal("+9", "", "") + tal("+9", "1", "x")],
+    )
+    recording = sleepfm.read_recording(s3.put("d.edf", path.read_bytes()))
+    assert recording.gaps == ((1.0, 8.0),) and [a.text for a in recording.annotations] == ["x"]
+    assert np.isnan(recording.read(0)[4:36]).all()
+
+
+def test_one_download_in_bounded_memory_serves_all_signals(s3, tmp_path):
+    rates = [4000, 4000, 100, 100]
+    path = write_edf(tmp_path / "big.edf", [Made(f"S{n}", noise(rate * 1000, n), rate) for n, rate in enumerate(rates)])
+    content = path.read_bytes()
+    url = s3.put("big.edf", content)
+    assert len(content) > 16e6
+    local = sleepfm.read_recording(path)
+    tracemalloc.start()
+    recording = sleepfm.read_recording(url)
+    small = [recording.read(2), recording.read(3)]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # One range, copied a few times on its way through the client, and never the whole file.
+    assert peak < 14e6 < len(content)
+    for index, samples in zip((2, 3), small, strict=True):
+        np.testing.assert_array_equal(samples, local.read(index))
+    np.testing.assert_array_equal(recording.read(0), local.read(0))
+    # Two requests for the header, and each range of 4 MiB once, for three signals.
+    assert s3.gets("big.edf") == 2 + -(-len(content) // (1 << 22))
+
+
+def test_only_headers_are_fetched_to_list_a_folder(s3, night):
+    url = s3.upload(night.parents[2], "listed")
+    assert [str(path) for path in discover(url)] == [f"{url}/edfs/shhs1/shhs1-200001.edf"]
+    assert s3.gets("listed/edfs/shhs1/shhs1-200001.edf") == 2
+
+
+def test_scorings_are_found_beside_a_recording_by_url(s3, night):
+    url = s3.upload(night.parents[2], "nsrr")
+    edf = location(f"{url}/edfs/shhs1/shhs1-200001.edf")
+    for root in (location(url), None):
+        found = find_scoring(edf, root, load_cohort("shhs1"))
+        assert str(found) == f"{url}/annotations-events-nsrr/shhs1/shhs1-200001-nsrr.xml"
+    assert len(read_scoring(found).stages) == len(read_scoring(str(found)).stages) == 4
+    assert find_scoring(edf.with_name("shhs1-200002.edf"), None, load_cohort("shhs1")) is None
+    local, remote = prepare(night, root=night.parents[2]), prepare(str(edf), root=location(url))
+    assert remote.provenance == local.provenance and remote.stage.tolist() == local.stage.tolist() == [0] * 4
+    for name, samples in local.channels.items():
+        np.testing.assert_array_equal(remote.channels[name], samples)
+
+
+def test_wildcards_find_scorings_by_url(s3, shared_data):
+    url = s3.upload(shared_data / "sleep-edf", "wild")
+    edf = location(f"{url}/short_psg.edf")
+    assert str(find_scoring(edf, location(url), load_cohort("sleep-edf"))) == f"{url}/SC4001EC-Hypnogram.edf"
+    s3.put("wild/SC4001E0-PSG.edf", (shared_data / "sleep-edf" / "short_psg.edf").read_bytes())
+    found = find_scoring(location(f"{url}/SC4001E0-PSG.edf"), None, load_cohort("sleep-edf"))
+    assert str(found) == f"{url}/SC4001EC-Hypnogram.edf"
+
+
+def test_the_doctor_takes_a_url(s3, night, capsys):
+    url = s3.upload(night.parents[2], "doctor")
+    s3.put("doctor/edfs/shhs1/broken.edf", b"not a recording" * 30)
+    assert main(["doctor", url, "--json"]) == 1
+    refused, usable = json.loads(capsys.readouterr().out)
+    assert refused["path"] == f"{url}/edfs/shhs1/broken.edf" and "neither EDF nor BDF" in refused["refused"]
+    assert (usable["cohort"], usable["scored_epochs"], usable["refused"]) == ("shhs1", 4, "")
+    assert main(["doctor", f"{url}/edfs/shhs1/shhs1-200001.edf"]) == 0
+
+
+def test_what_is_not_there_is_refused_by_its_url(s3):
+    for url in ("s3://sleep/none.edf", "s3://no-such-bucket/none.edf"):
+        with pytest.raises(RecordingError, match=rf"{url}: cannot be read"):
+            sleepfm.read_recording(url)
+        with pytest.raises(AnnotationError, match=rf"{url}: cannot be read"):
+            read_scoring(url)
+    with pytest.raises(RecordingError, match="no such file or folder"):
+        discover("s3://sleep/nothing/here")
+
+
+def test_missing_credentials_are_a_reason(s3):
+    code = "import sleepfm; sleepfm.read_recording('s3://sleep/x.edf')"
+    environment = {
+        "PATH": "/usr/bin",
+        "FSSPEC_S3_ENDPOINT_URL": s3.endpoint,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "HOME": "/nowhere",
+    }
+    environment["PYTHONPATH"] = ":".join(sys.path)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert "sleepfm.errors.RecordingError: s3://sleep/x.edf: cannot be read (" in done.stderr
+    assert "redentials" in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("gs://bucket/night.edf", r"gs:// needs a package that is not here .*; pip install gcsfs"),
+        ("nonsense://bucket/night.edf", r"nonsense:// is no protocol that fsspec knows"),
+    ],
+)
+def test_a_protocol_without_its_package_names_the_package(url, reason):
+    for use in (sleepfm.read_recording, read_scoring, discover, prepare):
+        with pytest.raises(ConfigError, match=reason):
+            use(url)
+    assert main(["doctor", url]) == 2
+
+
+def test_s3_names_its_extra(monkeypatch):
+    import fsspec
+
+    from sleepfm.signals import files
+
+    def absent(protocol):
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr(fsspec, "get_filesystem_class", absent)
+    files._require_protocol.cache_clear()
+    with pytest.raises(ConfigError, match=r"Install s3fs.*pip install 'sleepfm\[s3\]'"):
+        sleepfm.read_recording("s3://bucket/night.edf")
+    files._require_protocol.cache_clear()
+
+
+def test_other_file_systems_of_fsspec(tmp_path):
+    import fsspec
+
+    path = write_edf(tmp_path / "m.edf", [Made("EEG", noise(20), 4)])
+    with fsspec.open("memory://folder/m.edf", "wb") as file:
+        file.write(path.read_bytes())
+    np.testing.assert_array_equal(sleepfm.read_recording("memory://folder/m.edf").read(0), sleepfm.read_recording(path).read(0))
+    assert sleepfm.read_recording(f"file://{path}").path == path
