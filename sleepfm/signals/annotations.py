@@ -12,9 +12,12 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohort import Cohort
 from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.event_table import is_event_table, read_event_table
 from sleepfm.signals.files import location, matching_files, read_start
-from sleepfm.signals.noxturnal import is_noxturnal, read_noxturnal
+from sleepfm.signals.luna_annot import is_luna_annot, read_luna_annot
 from sleepfm.signals.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
+from sleepfm.signals.profusion_xml import ROOT as PROFUSION_ROOT
+from sleepfm.signals.profusion_xml import read_profusion
 from sleepfm.signals.recording import read_edf_header, read_recording
 from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
 
@@ -24,12 +27,14 @@ __all__ = ["Event", "Scoring", "StageInterval", "find_scoring", "read_scoring", 
 _LEVELS = 4
 
 
-def read_scoring(path: str | Path, start: datetime | None = None) -> Scoring:
+def read_scoring(path: str | Path, start: datetime | None = None, duration: float | None = None) -> Scoring:
     """Read a scoring file; its format is told by its content.
 
     Args:
+        path: of a file on disk, or a URL.
         start: date and time of the recording's first sample. Formats with clock times need it, and an EDF+
             hypnogram that starts at another time is shifted by the difference.
+        duration: of the recording in s, until when a last stage without an end lasts.
 
     Raises:
         AnnotationError: missing, of no known format, damaged, or without stages.
@@ -49,10 +54,19 @@ def read_scoring(path: str | Path, start: datetime | None = None) -> Scoring:
         root = parse_xml(data, str(path))
         if root.tag == "PSGAnnotation":
             return read_nsrr(root, path)
-        raise AnnotationError(f"{path}: XML with the root {root.tag!r}; NSRR's is PSGAnnotation")
-    if is_noxturnal(text):
-        return read_noxturnal(text, path, start)
-    raise AnnotationError(f"{path}: not NSRR XML, EDF+ annotations or a Noxturnal export; convert it to one")
+        if root.tag == PROFUSION_ROOT:
+            return read_profusion(root, path)
+        raise AnnotationError(
+            f"{path}: XML with the root {root.tag[:40]!r}; NSRR's is PSGAnnotation, Profusion's {PROFUSION_ROOT}"
+        )
+    if is_luna_annot(text):
+        return read_luna_annot(text, path, start, duration)
+    if is_event_table(text):
+        return read_event_table(text, path, start, duration)
+    raise AnnotationError(
+        f"{path}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
+        "that names onset and stage or event; convert it to one"
+    )
 
 
 def find_scoring(edf: Path, root: Path | None, cohort: Cohort) -> Path | None:

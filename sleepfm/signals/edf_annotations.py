@@ -40,10 +40,14 @@ def parse_record(blocks: list[bytes]) -> RecordStamps:
     for position, block in enumerate(blocks):
         for index, raw in enumerate(part for part in block.split(b"\0") if part):
             match = _TAL.fullmatch(raw)
-            if match is None or abs(onset := float(match[1])) > _LATEST_ONSET:
+            if match is None:
                 malformed += 1
                 continue
+            onset = float(match[1])
             duration = float(match[2]) if match[2] and match[2] != b"." else 0.0
+            if abs(onset) > _LATEST_ONSET or duration > _LATEST_ONSET:
+                malformed += 1
+                continue
             texts = match[3].removesuffix(b"\x14").split(b"\x14")
             if position == 0 and index == 0 and not texts[0]:
                 stamp = onset

@@ -90,7 +90,7 @@ def examine(
     cohort = cohort or recognise_cohort(recording)
     found = scoring or find_scoring(recording.path, root, cohort)
     if found is not None:
-        scored: Scoring | None = read_scoring(found, recording.start)
+        scored: Scoring | None = read_scoring(found, recording.start, recording.duration)
     else:
         scored = from_annotations(recording.annotations, "annotations of the recording")
     if scored is not None:

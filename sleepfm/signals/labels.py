@@ -64,7 +64,10 @@ def event_labels(scoring: Scoring | None, n_epochs: int, types: Iterable[str], r
             labels[max(first, 0) : max(stop, 0)] = 1
             continue
         least = min(_LEAST_OVERLAP, event.duration) - _TOLERANCE
-        for epoch in range(max(0, int(event.onset // EPOCH_SECONDS)), min(n_epochs, int(end // EPOCH_SECONDS) + 1)):
+        first, last = max(0, int(event.onset // EPOCH_SECONDS)), min(n_epochs - 1, int(end // EPOCH_SECONDS))
+        # Epochs between the first and the last are covered whole.
+        labels[first + 1 : max(first + 1, last)] = 1
+        for epoch in {first, last} if first <= last else ():
             overlap = min(end, (epoch + 1) * EPOCH_SECONDS) - max(event.onset, epoch * EPOCH_SECONDS)
             if overlap >= least:
                 labels[epoch] = 1

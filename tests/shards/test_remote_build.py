@@ -29,5 +29,7 @@ def test_a_source_by_url_gives_the_bytes_that_a_folder_gives(s3, cohort, tmp_pat
 
 def _content(folder):
     return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
     }

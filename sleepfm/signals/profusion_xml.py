@@ -1,0 +1,42 @@
+"""Compumedics Profusion XML (CMPStudyConfig): a code an epoch, and events with names.
+
+Source: NSRR's edf-editor-translator, wiki page Compumedics-Annotation-Format.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.etree.ElementTree import Element
+
+from sleepfm.errors import AnnotationError
+from sleepfm.signals.nsrr_xml import STAGE_CODES, element_seconds, element_text
+from sleepfm.signals.scoring_rows import Row, scoring_of_rows
+from sleepfm.signals.scoring_types import Scoring, StageInterval
+
+ROOT = "CMPStudyConfig"
+
+
+def read_profusion(root: Element, path: Path) -> Scoring:
+    """The scoring under a ``CMPStudyConfig`` element.
+
+    Raises:
+        AnnotationError: no stages, an unknown code, an epoch length or event time that is none.
+    """
+    length = element_seconds(root, "EpochLength", f"{path}: EpochLength")
+    if length <= 0:
+        raise AnnotationError(f"{path}: EpochLength is {length:g} s")
+    stages = []
+    for number, element in enumerate(root.iter("SleepStage")):
+        code = (element.text or "").strip()
+        stage = STAGE_CODES.get(code)
+        if stage is None:
+            raise AnnotationError(f"{path}: stage of epoch {number + 1} is {code!r}, not of {', '.join(STAGE_CODES)}")
+        stages.append(StageInterval(number * length, length, int(stage)))
+    if not stages:
+        raise AnnotationError(f"{path}: Profusion XML without a single stage; fetch or export it again")
+    rows = []
+    for number, element in enumerate(root.iter("ScoredEvent"), start=1):
+        name = element_text(element, "Name")
+        where = f"{path}: event {number} ({name or 'no name'!r})"
+        rows.append(Row(element_seconds(element, "Start", where), element_seconds(element, "Duration", where), name))
+    return scoring_of_rows(rows, f"Profusion XML {path.name}", str(path), stages=stages, has_events=True, whole_night=True)

@@ -1,0 +1,248 @@
+"""The same scoring in every format reads back as itself; each format with what it has in the wild."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from made_edf import Made, noise, write_edf
+from made_scorings import FORMATS, START, Night, nsrr, profusion
+
+from sleepfm.constants import EVENT_TYPES
+from sleepfm.errors import AnnotationError
+from sleepfm.signals.annotations import read_scoring, reconcile
+from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.examine import examine
+from sleepfm.signals.labels import event_labels, stage_labels
+from sleepfm.signals.vocabulary import event_of, stage_of, stages_of_numbers
+
+
+@st.composite
+def nights(draw):
+    """Nights that begin and end with a scored epoch, so that every format has a first and a last stage."""
+    middle = draw(st.lists(st.integers(-1, 4), min_size=1, max_size=40))
+    stages = (draw(st.integers(0, 4)), *middle, draw(st.integers(0, 4)))
+    tenths = st.integers(1, 10 * 30 * len(stages) - 300)
+    events = draw(st.lists(st.tuples(st.sampled_from(EVENT_TYPES), tenths, st.integers(1, 299)), max_size=8))
+    ordered = sorted((kind, onset / 10, lasts / 10) for kind, onset, lasts in events)
+    return Night(stages, tuple(ordered))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(night=nights())
+def test_a_scoring_reads_back_as_itself(tmp_path, name, night):
+    write, with_events = FORMATS[name]
+    path = tmp_path / name
+    write(night, path)
+    scoring = read_scoring(path, START, night.seconds)
+    assert stage_labels(scoring, len(night.stages)).tolist() == list(night.stages)
+    if not with_events:
+        assert not scoring.events and not scoring.has_events
+        return
+    found = sorted((event.type, event.onset, event.duration) for event in scoring.events)
+    assert [kind for kind, *_ in found] == [kind for kind, *_ in night.events]
+    assert np.allclose([row[1:] for row in found], [row[1:] for row in night.events], atol=1e-3, rtol=0)
+    assert scoring.has_events or not night.events
+    assert reconcile(scoring, night.seconds, "error", "night").events == scoring.events
+
+
+NIGHT = Night((0, 0, 1, 2, 3, 3, -1, 4, 2, 0), (("hypopnea", 70.5, 20.0),))
+
+
+@pytest.mark.parametrize("unit", ["ms", "epochs", "minutes", "both ms", "attribute", "Starttime"])
+def test_starts_in_other_units(tmp_path, unit):
+    path = tmp_path / "x-nsrr.xml"
+    nsrr(NIGHT, path, ms=unit == "ms")
+    text = path.read_text()
+    if unit in ("epochs", "minutes"):
+        scale = {"epochs": 30, "minutes": 60}[unit]
+        for second in sorted({onset for _, onset, _ in NIGHT.runs} | {70.5, 5}, reverse=True):
+            text = text.replace(f"<Start>{second:g}</Start>", f"<Start >{second / scale:.12g}</Start>")
+    elif unit == "both ms":
+        nsrr(NIGHT, path, ms=True)
+        text = path.read_text()
+        for lasts in {lasts for _, _, lasts in NIGHT.runs} | {20.0}:
+            text = text.replace(f"<Duration>{lasts:g}</Duration>", f"<Duration >{1000 * lasts:g}</Duration>")
+    elif unit == "attribute":
+        nsrr(NIGHT, path, ms=True)
+        text = path.read_text().replace("<Start>", "<Start Units='ms'>")
+    elif unit == "Starttime":
+        text = text.replace("Start>", "Starttime>")
+    path.write_text(text)
+    scoring = read_scoring(path)
+    assert stage_labels(scoring, 10).tolist() == list(NIGHT.stages)
+    (event,) = scoring.events
+    assert (event.onset, event.duration) == pytest.approx((70.5, 20.0), abs=1e-6)
+    assert bool(scoring.warnings) is (unit in ("ms", "epochs", "minutes", "both ms"))
+
+
+def test_an_unknown_unit_is_refused(tmp_path):
+    path = tmp_path / "x-nsrr.xml"
+    nsrr(NIGHT, path)
+    path.write_text(path.read_text().replace("<Start>", "<Start Units='fortnights'>"))
+    with pytest.raises(AnnotationError, match="unit of Start is 'fortnights'"):
+        read_scoring(path)
+
+
+def test_doubt_is_a_stage_only_among_stages(tmp_path):
+    path = tmp_path / "x.xml"
+    nsrr(NIGHT, path)
+    path.write_text(path.read_text().replace("Unscored|9", "Unsure|Unsure"))
+    scoring = read_scoring(path)
+    assert stage_labels(scoring, 10).tolist() == list(NIGHT.stages) and scoring.ignored["Unsure"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (("<SleepStage>9", "<SleepStage>8"), "stage of epoch 7 is '8'"),
+        (("<EpochLength>30", "<EpochLength>0"), "EpochLength is 0 s"),
+        (("<EpochLength>30", "<EpochLength>x"), "EpochLength is 'x'"),
+        (("<Start>70.5", "<Start>late"), r"event 1 \('Hypopnea'\): Start is 'late'"),
+    ],
+)
+def test_wrong_profusion_files_are_refused(tmp_path, change, reason):
+    path = tmp_path / "x-profusion.xml"
+    profusion(NIGHT, path)
+    path.write_text(path.read_text().replace(*change))
+    with pytest.raises(AnnotationError, match=reason):
+        read_scoring(path)
+
+
+def test_epochs_of_other_lengths(tmp_path):
+    path = tmp_path / "x.xml"
+    profusion(Night((0, 0, 0, 2, 2, 2), ()), path)
+    path.write_text(path.read_text().replace("<EpochLength>30", "<EpochLength>20"))
+    assert stage_labels(read_scoring(path), 4).tolist() == [0, 0, 2, 2]
+
+
+def test_the_times_that_lunas_documentation_calls_identical(tmp_path):
+    # zzz.bwh.harvard.edu/luna/vignettes/times: with this start, all are 120 to 150 s.
+    start = datetime(2016, 7, 29, 21, 23, 23)
+    path = tmp_path / "a.annot"
+    for times in [
+        "e:5\t.", "e:5\te:5", "e:5:30\t.", "120\t150", "120\t+30", "21:25:23\t21:25:53", "9:25:23pm\t9:25:53pm",
+        "9:25:23 pm\t9:25:53 pm", "21:25:23\t+30", "0+00:02:00\t0+00:02:30", "0+00:02:00\t+30",
+        "29-07-16-21:25:23\t29-07-16-21:25:53", "29-Jul-2016-21:25:23\t+30", "21:25:23\t...\nlights\t.\t150\t150",
+    ]:  # fmt: skip
+        path.write_text(f"N2\t.\t{times}\n")
+        (interval,) = read_scoring(path, start).stages
+        assert (interval.onset, interval.duration, interval.stage) == pytest.approx((120, 30, 2)), times
+    path.write_text("W\t.\t21:25:23\t...\n")
+    assert read_scoring(path, start, 3600.0).end == 3600.0
+    with pytest.raises(AnnotationError, match="start of its recording is not known"):
+        read_scoring(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("W 0 30\nN1 30\n", "row 2 has 2 columns, the file 3"),
+        ("W 0 30\nN1 soon 60\n", "row 2: 'soon' is no time"),
+        ("W 30 10\n", "ends at 10 s, before it starts"),
+        ("class start stop\nspindle 0 30\n", "without a single stage"),
+        ("W 0 1e300\n", "damaged"),
+    ],
+)
+def test_wrong_annot_files_are_refused(tmp_path, text, reason):
+    path = tmp_path / "x.annot"
+    path.write_text(text)
+    with pytest.raises(AnnotationError, match=reason):
+        read_scoring(path)
+
+
+def test_real_hypnograms_one_stage_a_line(shared_data):
+    for name, counts in (
+        ("data_full_6hrs_100Hz_hypno_30s.txt", [43, 22, 318, 182, 155]),
+        ("sub-02_hypno_30s.txt", [36, 9, 31, 22, 0]),
+    ):
+        scoring = read_scoring(shared_data / "yasa" / name)
+        labels = stage_labels(scoring, sum(counts))
+        assert [int((labels == stage).sum()) for stage in range(5)] == counts and scoring.whole_night
+
+
+def test_numbers_that_may_mean_two_stages_are_refused(tmp_path):
+    path = tmp_path / "h.txt"
+    path.write_text("\n".join(["0", "1", "2", "3", "4", "3", "4", "3", "2", "1", "0"]))
+    with pytest.raises(AnnotationError, match="4 may be stage 4 or REM"):
+        read_scoring(path)
+    path.write_text("\n".join(["0", "1", "2", "3", "2", "4", "4", "2", "4", "0"]))
+    assert stage_labels(read_scoring(path), 10).tolist() == [0, 1, 2, 3, 2, 4, 4, 2, 4, 0]
+    path.write_text("0\n1\n12\n")
+    with pytest.raises(AnnotationError, match="12 is no stage"):
+        read_scoring(path)
+    path.write_text("W\nN1\nhello\n")
+    with pytest.raises(AnnotationError, match="line 3: 'hello' is no stage"):
+        read_scoring(path)
+    assert stages_of_numbers([0, 4, 5])[4] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("onset,duration,description\nx,30,Sleep stage W\n", r"row 2 \('Sleep stage W'\): 'x' is neither seconds"),
+        ("onset,duration,description\n0,-3,Sleep stage W\n", "duration is -3 s"),
+        ("onset,duration,description\n0,nan,Sleep stage W\n1e12,3,Sleep stage W\n", "damaged"),
+        ("onset,duration,description\n0,30,Spindle\n", "without a single stage"),
+        ("epoch,stage\n1,W\nx,W\n", "line 3: 'x' is no epoch number"),
+        ("Start Time,Duration,Event\n99:99:99,30,Wake\n", "no time of day|neither seconds"),
+        ("onset,duration,description\n" + "0,30,Sleep stage W\n" * 100_001, "more than 100000 rows"),
+    ],
+)
+def test_wrong_tables_are_refused(tmp_path, text, reason):
+    path = tmp_path / "x.csv"
+    path.write_text(text)
+    with pytest.raises(AnnotationError, match=reason):
+        read_scoring(path, START)
+
+
+def test_a_scoring_of_a_night_past_midnight_that_began_before_the_recording(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("Start Time,Duration (seconds),Event\n22:58:17,60,Wake\n00:00:00,30,Stage2\n")
+    scoring = read_scoring(path, START, 8 * 3600.0)
+    assert [interval.onset for interval in scoring.stages] == [-30.0, 3673.0]
+
+
+def test_lengths_are_reconciled_in_every_format(tmp_path):
+    """More than an epoch too long is an error that says by how much, through the way that builds go."""
+    for name, (write, _) in FORMATS.items():
+        folder = tmp_path / name
+        folder.mkdir()
+        edf = write_edf(
+            folder / "night.edf", [Made("EEG", noise(125 * 60), 125)],
+            start=(START.strftime("%d.%m.%y"), START.strftime("%H.%M.%S")),
+        )  # fmt: skip
+        scoring = folder / f"night-scoring.{name}"
+        write(Night((0, 1, 2, 3, 2), ()), scoring)
+        with pytest.raises(AnnotationError, match=r"90\.0 s \(3\.0 epochs\) longer|120\.0 s \(4\.0 epochs\) longer"):
+            examine(edf, load_cohort("shhs1"), scoring=scoring)
+
+
+def test_vocabulary_of_the_cohorts():
+    for text, stage in {
+        "Stage 1 sleep": 1, "Stage1": 1, "SRO:Stage2Sleep": 2, "NREM4": 3, "SDO:RapidEyeMovementSleep": 4, "Wake": 0,
+        "UnknownStage": -1, "Sleep stage ?": -1, "STAGE - N3": 3, "STAGE - NO STAGE": -1, "Éveil": 0,
+    }.items():  # fmt: skip
+        assert stage_of(text) == stage, text
+    for text, kind in {
+        "Arousal ()": "arousal", "ASDA arousal": "arousal", "Arousal (ARO Limb)": "arousal", "arousal_plm": "arousal",
+        "Arousal resulting from periodic leg movement": "arousal", "RERA": "arousal", "EEG Arousal": "arousal",
+        "SpO2 desaturation": "desaturation", "Oxygen Desaturation": "desaturation", "desat": "desaturation",
+        "ObstructiveApnea": "obstructive_apnea", "apnea_central": "central_apnea", "SDO:HypopneaSleepEvent": "hypopnea",
+        "Obstructive Hypopnea": "hypopnea", "Hypopnée": "hypopnea", "A. Mixte": "mixed_apnea",
+        "SpO2 artifact": None, "Unsure": None, "Periodic breathing": None, "Limb movement - left": None, "PLM (Left)": None,
+        "Technician Notes": None, "Respiratory artifact": None, "Arousal artifact": None, "Lights on": None,
+    }.items():  # fmt: skip
+        assert event_of(text) == kind, text
+        assert stage_of(text) is None, text
+
+
+def test_event_labels_of_very_long_events_cost_nothing():
+    from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
+
+    scoring = Scoring((StageInterval(0, 30, 0),), tuple(Event(0.0, 1e9, "hypopnea") for _ in range(20_000)), "x", True)
+    assert event_labels(scoring, 2000, ("hypopnea",)).all()
