@@ -9,6 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sleepfm.training.distributed import World
+from sleepfm.training.precision import native_bf16
 from sleepfm.training.stage import Stage
 
 # Dense peak of one device in FLOP/s, without sparsity, as the makers' data sheets state it: (bf16, fp32 as torch computes it by
@@ -53,7 +54,9 @@ def peak_flops(device: torch.device, dtype: Literal["bf16", "fp32"]) -> tuple[fl
         for known, (bf16, fp32) in _PEAKS.items():
             if all(word in name for word in known.split()) and (bf16 if dtype == "bf16" else fp32):
                 return (bf16 if dtype == "bf16" else fp32), f"data sheet of {known}"
-    return _measured(device, torch.bfloat16 if dtype == "bf16" else torch.float32), "measured matrix product"
+    # Where bf16 products go through the fp32 kernels, those set the limit.
+    kind = torch.bfloat16 if dtype == "bf16" and native_bf16(device) else torch.float32
+    return _measured(device, kind), f"measured {str(kind).removeprefix('torch.')} matrix product"
 
 
 def _measured(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:

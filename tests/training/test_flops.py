@@ -41,4 +41,4 @@ def test_counting_changes_neither_weights_nor_statistics_nor_random_numbers(stag
 def test_a_processor_without_data_sheet_is_measured() -> None:
     peak, source = peak_flops(torch.device("cpu"), "fp32")
     assert peak > 1e8
-    assert source == "measured matrix product"
+    assert source == "measured float32 matrix product"
