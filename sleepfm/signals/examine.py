@@ -83,7 +83,9 @@ def examine(
             "put it beside its recording"
         )
     if recording.duration == 0:
-        raise RecordingError(f"{name}: its data records have no duration, so that its signals have no sampling rate")
+        raise RecordingError(
+            f"{name}: its data records have no duration, so that its signals have no sampling rate; export it again"
+        )
     n_epochs = int((recording.duration + 1e-6) // EPOCH_SECONDS)
     if n_epochs < 1:
         raise RecordingError(f"{name}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")

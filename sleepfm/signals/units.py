@@ -9,8 +9,9 @@ from sleepfm.errors import MontageError
 
 # Powers of ten by which a prefix scales volts. "M" is left out: in EDF headers it is as likely a misspelt milli.
 _PREFIX = {"": 0, "m": -3, "u": -6, "U": -6, "n": -9, "N": -9}
-_VOLT = re.compile(r"(?P<prefix>[muUnN]?)\s*(?:[vV]|[vV]olts?)")
-_SPELT = {"microvolt": "uV", "microvolts": "uV", "millivolt": "mV", "millivolts": "mV"}
+_VOLT = re.compile(r"(?P<prefix>[muUnN]?)\s*(?i:v|volts?)")
+_SPELT = re.compile(r"(?i)(micro|milli|nano)[\s-]*v(?:olts?)?")
+_SPELT_PREFIX = {"micro": "u", "milli": "m", "nano": "n"}
 _PERCENT = {"%", "percent", "pct", "%spo2", "%sao2", "% spo2", "% sao2", "%sat"}
 _CANONICAL_POWER = {"V": 0, "mV": -3, "uV": -6}
 
@@ -20,7 +21,8 @@ def normalise_unit(unit: str) -> str:
     text = unit.replace("\u00c2\u00b5", "u").replace("\u00ce\u00bc", "u")
     text = unicodedata.normalize("NFKC", text).replace("\u03bc", "u").strip().rstrip(".")
     text = text.replace("muV", "uV")
-    return _SPELT.get(text.casefold(), text)
+    spelt = _SPELT.fullmatch(text)
+    return f"{_SPELT_PREFIX[spelt[1].casefold()]}V" if spelt else text
 
 
 def to_canonical(unit: str, canonical: str) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tracemalloc
 import warnings
 from datetime import datetime
 
@@ -128,14 +127,16 @@ def test_large_records_are_read_in_part(tmp_path):
         np.testing.assert_allclose(recording.read(index), expected, atol=1e-4)
 
 
-def test_gaps_stay_gaps(tmp_path):
+@pytest.mark.parametrize("bdf", [False, True], ids=["EDF+D", "BDF+D"])
+def test_gaps_stay_gaps(tmp_path, bdf):
     digital = noise(6 * 4)
     stamps = [tal(f"+{t}") + text for t, text in [
         (0.25, b""), (1.25, tal("+1.5", "0.5", "Arousal")), (10.25, b""), (11.25, b""), (12.25, b""), (20, b""),
     ]]  # fmt: skip
-    path = write_edf(tmp_path / "gaps.edf", [Made("EEG", digital, 4)], variant="EDF+D", stamps=stamps)
+    variant = "BDF+D" if bdf else "EDF+D"
+    path = write_edf(tmp_path / "gaps.edf", [Made("EEG", digital, 4)], variant=variant, stamps=stamps, bdf=bdf)
     recording = read_recording(path)
-    assert recording.start == datetime(2004, 3, 2, 22, 30, 0, 250_000)
+    assert recording.format == variant and recording.start == datetime(2004, 3, 2, 22, 30, 0, 250_000)
     assert recording.gaps == ((2.0, 8.0), (13.0, 6.75))
     assert recording.duration == pytest.approx(20.75)
     samples = recording.read(0)
@@ -232,70 +233,3 @@ def test_folders_and_missing_files_are_refused(tmp_path):
         read_recording(tmp_path)
     with pytest.raises(RecordingError, match="cannot be read"):
         read_recording(tmp_path / "none.edf")
-
-
-def _mutants(seed: int, count: int, tmp_path):
-    """Sound files with bytes, fields or their end changed."""
-    random = np.random.default_rng(seed)
-    sources = []
-    for variant in ("", "EDF+C", "EDF+D"):
-        stamps = [tal(f"+{i}", "", "", "Sleep stage W") for i in range(4)] if variant else None
-        path = write_edf(tmp_path / "s.edf", [Made("EEG", noise(40), 10), Made("B", noise(8), 2)], variant=variant, stamps=stamps)
-        sources.append(path.read_bytes())
-    hostile = [
-        b"99999999",
-        b"-9999999",
-        b"1e300   ",
-        b"1e-99999",
-        b"nan     ",
-        b"inf     ",
-        b"        ",
-        b"0",
-        b"\xff" * 8,
-        b"4294967296",
-    ]
-    for _ in range(count):
-        data = bytearray(sources[random.integers(3)])
-        for _ in range(random.integers(1, 4)):
-            kind = random.integers(4)
-            at = int(random.integers(len(data) if random.random() < 0.3 else min(1024, len(data))))
-            if kind == 0:
-                data[at] = random.integers(256)
-            elif kind == 1:
-                at -= at % 8
-                value = hostile[random.integers(len(hostile))]
-                data[at : at + len(value)] = value
-            elif kind == 2 and len(data) > 300:
-                del data[at:]
-            else:
-                data[236:256] = hostile[random.integers(len(hostile))][:8].ljust(8) + data[244:256]
-        yield bytes(data)
-
-
-def _survive(seed: int, count: int, tmp_path) -> None:
-    path = tmp_path / "mutant.edf"
-    refused = 0
-    for data in _mutants(seed, count, tmp_path):
-        path.write_bytes(data)
-        tracemalloc.start()
-        try:
-            recording = read_recording(path)
-            for index in range(len(recording.signals)):
-                if not recording.signals[index].problem:
-                    recording.read(index)
-        except RecordingError:
-            refused += 1
-        finally:
-            peak = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
-        assert peak < 8e6, data
-    assert refused > count / 10
-
-
-def test_mutated_files_are_read_or_refused(tmp_path):
-    _survive(1, 400, tmp_path)
-
-
-@pytest.mark.slow
-def test_thousands_of_mutated_files_are_read_or_refused(tmp_path):
-    _survive(2, 5000, tmp_path)

@@ -11,10 +11,14 @@ from sleepfm.signals.units import to_canonical
 @pytest.mark.parametrize(
     ("unit", "factor"),
     [
-        *[(text, 1.0) for text in ("uV", "\u00b5V", "\u03bcV", "UV", "uv", "\u00c2\u00b5V", "microvolt", "uV.", " uV ", "muV")],
-        *[(text, 1e6) for text in ("V", "v", "Volt", "volts")],
-        *[(text, 1e3) for text in ("mV", "mv", "mVolt")],
-        *[(text, 1e-3) for text in ("nV", "NV")],
+        *[
+            (text, 1.0)
+            for text in ("uV", "\u00b5V", "\u03bcV", "UV", "uv", "\u00c2\u00b5V", "microvolt", "uV.", " uV ", "muV", "MICROVOLTS")
+        ],
+        *[(text, 1.0) for text in ("micro V", "microV", "\u00b5Volt", "\u03bc V", "uVOLTS")],
+        *[(text, 1e6) for text in ("V", "v", "Volt", "volts", "VOLT")],
+        *[(text, 1e3) for text in ("mV", "mv", "mVolt", "millivolt", "milli-volts")],
+        *[(text, 1e-3) for text in ("nV", "NV", "nanovolt", "nVolts")],
     ],
 )
 def test_voltages(unit, factor):
