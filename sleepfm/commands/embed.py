@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm.errors import RecordingError, SleepFMError, UsageError
+from sleepfm.signals.files import is_remote, location
 
 CHUNK = 64
 
@@ -30,8 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     from sleepfm.registry import load_package
 
-    source, out = Path(arguments.source), Path(arguments.out)
-    if not source.exists():
+    source, out = location(arguments.source), Path(arguments.out)
+    if not is_remote(source) and not source.exists():
         raise RecordingError(f"{source}: no such file or folder")
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; name a file, such as {out / 'embeddings.parquet'}")
@@ -85,7 +86,7 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     from sleepfm.signals.cohort import load_cohort
     from sleepfm.signals.prepare import discover
 
-    if (source / DATASET_FILE).is_file():
+    if not is_remote(source) and (source / DATASET_FILE).is_file():
         dataset = Dataset.open(source)
         labels = RecordLabels(dataset, ShardReader(dataset), ("stage",))
         for row, record in enumerate(dataset.names):

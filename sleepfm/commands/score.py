@@ -35,11 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
     from sleepfm.evaluation.results import write_night
     from sleepfm.scoring import Scorer, prepare_night
+    from sleepfm.signals.files import location
 
     scorer = Scorer.load(arguments.model)
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
-    scoring = Path(arguments.scoring) if arguments.scoring else None
+    scoring = location(arguments.scoring) if arguments.scoring else None
     written: dict[str, str] = {}
     refused = 0
     for number, path in enumerate(arguments.recordings, 1):
