@@ -20,6 +20,7 @@ from shards.split import split_of
 from shards.task import read_sidecar
 from sleepfm.config import digest
 from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
+from sleepfm.data.dataset import dataset_digest
 from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SCHEMA, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 
@@ -136,16 +137,6 @@ def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
         "counts": counts,
         "split": split,
     }
-
-
-def dataset_digest(build: str, shards: list[Any]) -> str:
-    """The data set's digest, over all that a model trained on it depends on.
-
-    Args:
-        build: digest of the build's identity.
-        shards: for every shard in order, [name, SHA-256, [[record, split], ...]].
-    """
-    return digest([build, shards])
 
 
 def rows(table: str, sidecar: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:

@@ -15,10 +15,10 @@ import pyarrow.lib
 import pyarrow.parquet as pq
 
 from shards.config import SplitConfig
-from shards.manifest import TABLES, dataset_digest
+from shards.manifest import TABLES
 from shards.split import split_of
 from sleepfm.config import digest
-from sleepfm.data.dataset import read_description
+from sleepfm.data.dataset import dataset_digest, read_description
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 

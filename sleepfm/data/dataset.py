@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,8 +15,11 @@ import pyarrow.lib
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from sleepfm.constants import CHANNELS, SPLITS
-from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, SCHEMA, SHARD_FOLDER
+from sleepfm.config import digest
+from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
+from sleepfm.data.cache import FileCache
+from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, SCHEMA, SHARD_FOLDER
+from sleepfm.data.remote import RemoteFolder, RemoteShards, description_bytes, is_url
 from sleepfm.errors import DatasetError, ShardError
 
 
@@ -47,10 +51,14 @@ class Dataset:
       :data:`sleepfm.constants.CHANNELS`
     * ``usable`` [R, 10], epochs of good quality by the data set's own rule
     * ``first_segment`` [R], row of the recording's first sample in ``segments.parquet``
+
+    ``origin`` is the folder or URL that was opened; ``path`` the folder of the manifest, which for a URL is in the cache.
     """
 
-    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+    def __init__(self, path: Path, description: dict[str, Any], remote: RemoteShards | None = None) -> None:
         self.path = path
+        self.origin = remote.url if remote else str(path)
+        self.remote = remote
         self.description = description
         self.digest: str = description["digest"]
         self.config: dict[str, Any] = description["config"]
@@ -62,9 +70,12 @@ class Dataset:
         )
         shards = self._manifest("shards", ["shard", "bytes"])
         names = shards["shard"].to_pylist()
+        strange = [name for name in names if not re.fullmatch(r"[\w-]+\.tar", name)]
+        if strange:
+            raise DatasetError(f"{self.origin}: {strange[0]!r} is no name of a shard; build the data set again")
         if table.num_rows != description["counts"]["records"] or len(names) != description["counts"]["shards"]:
             raise DatasetError(
-                f"{path}: the manifest holds {table.num_rows} recordings in {len(names)} shards, dataset.json "
+                f"{self.origin}: the manifest holds {table.num_rows} recordings in {len(names)} shards, dataset.json "
                 f"says {description['counts']}; run `python -m shards build` again to finish it"
             )
         self.shard_paths = tuple(path / SHARD_FOLDER / name for name in names)
@@ -86,17 +97,27 @@ class Dataset:
                 self.channel_row[row, CHANNELS.index(channel)] = position
         self.present: NDArray[np.bool_] = self.channel_row >= 0
         self._offsets: dict[str, NDArray[np.int64]] = {}
+        self._label_counts: dict[str, NDArray[np.int64]] = {}
 
     @classmethod
-    def open(cls, path: str | Path) -> Dataset:
-        """Open the data set folder ``path``.
+    def open(cls, path: str | Path, cache: FileCache | None = None) -> Dataset:
+        """Open the data set folder ``path``, which may be an fsspec URL such as ``s3://bucket/folder``.
+
+        Behind a URL (``file://`` too) the manifest is copied into ``cache`` (by default the one that
+        ``SLEEPFM_CACHE`` and ``SLEEPFM_CACHE_GIB`` name) and shards are fetched into it when they are read.
 
         Raises:
             DatasetError: not a data set, not finished, or of another schema version.
         """
-        path = Path(path).resolve()
-        description = read_description(path)
-        return cls(path, description)
+        if not is_url(path):
+            path = Path(path).resolve()
+            return cls(path, read_description(path))
+        folder = RemoteFolder(str(path))
+        content = description_bytes(folder)
+        description = _described(content, f"{folder.url}/{DATASET_FILE}")
+        remote = RemoteShards(folder, str(description["digest"]), cache or FileCache.from_environment())
+        remote.copy_manifest(content, check_digest)
+        return cls(remote.local, description, remote)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -125,7 +146,7 @@ class Dataset:
         try:
             return self._index[record]
         except KeyError:
-            raise DatasetError(f"{self.path}: no recording {record!r}; see `python -m shards info {self.path}`") from None
+            raise DatasetError(f"{self.origin}: no recording {record!r}; see `python -m shards info {self.origin}`") from None
 
     def select(self, split: str, channels: Sequence[str] = ()) -> NDArray[np.int64]:
         """Rows of the recordings of ``split`` that have at least one of ``channels`` (any, if empty).
@@ -140,11 +161,11 @@ class Dataset:
             raise DatasetError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         chosen = self.split_of == SPLITS.index(split)
         if not chosen.any():
-            raise DatasetError(f"{self.path}: split {split!r} is empty ({len(self)} recordings in all); build from more subjects")
+            raise DatasetError(f"{self.origin}: split {split!r} is empty (of {len(self)} recordings); build from more subjects")
         if channels:
             chosen &= self.present[:, [CHANNELS.index(channel) for channel in channels]].any(axis=1)
             if not chosen.any():
-                raise DatasetError(f"{self.path}: no recording of split {split!r} has any of {', '.join(channels)}")
+                raise DatasetError(f"{self.origin}: no recording of split {split!r} has any of {', '.join(channels)}")
         return np.flatnonzero(chosen)
 
     def offsets(self, member: str) -> NDArray[np.int64]:
@@ -154,37 +175,65 @@ class Dataset:
             table = self._manifest("segments", [f"offset_{member}"])
             if table.num_rows != self.description["counts"]["segments"]:
                 raise DatasetError(
-                    f"{self.path}: segments.parquet holds {table.num_rows} samples, dataset.json says "
-                    f"{self.description['counts']['segments']}; run `python -m shards verify {self.path}`"
+                    f"{self.origin}: segments.parquet holds {table.num_rows} samples, dataset.json says "
+                    f"{self.description['counts']['segments']}; run `python -m shards verify {self.origin}`"
                 )
             self._offsets[member] = table.column(0).to_numpy()
         return self._offsets[member]
+
+    def label_counts(self, label: str) -> NDArray[np.int64]:
+        """Epochs of every recording by value of ``label``, [R, classes]; events have the column of 1 alone."""
+        if label not in self._label_counts:
+            columns = [f"epochs_{name}" for name in (STAGE_NAMES if label == LABELS[0] else (label,))]
+            table = self._manifest("records", columns)
+            self._label_counts[label] = np.stack([column.to_numpy() for column in table.columns], axis=1).astype(np.int64)
+        return self._label_counts[label]
+
+    def shard_name(self, shard: int) -> str:
+        """A shard's path or URL, for messages."""
+        return f"{self.origin}/{SHARD_FOLDER}/{self.shard_paths[shard].name}" if self.remote else str(self.shard_paths[shard])
+
+    def shard_file(self, shard: int) -> Path:
+        """The local path of a shard, of the size that the manifest says; fetched if the data set is behind a URL.
+
+        Raises:
+            ShardError: missing, cut short, or not to be had.
+        """
+        path, size = self.shard_paths[shard], int(self.shard_bytes[shard])
+        if self.remote is not None:
+            return self.remote.get(path.name, size, self._sha256[shard])
+        try:
+            found = path.stat().st_size
+        except OSError as error:
+            raise ShardError(f"{path}: cannot read shard ({error.strerror}); restore it or build again") from error
+        if found != size:
+            raise ShardError(f"{path}: {found} bytes, the manifest says {size}; restore it or build again")
+        return path
+
+    @cached_property
+    def _sha256(self) -> list[str]:
+        return self._manifest("shards", ["sha256"])["sha256"].to_pylist()
 
     @cached_property
     def _index(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.names)}
 
     def _manifest(self, name: str, columns: list[str]) -> Any:
-        path = self.path / MANIFEST_FOLDER / f"{name}.parquet"
-        try:
-            return pq.read_table(path, columns=columns, memory_map=False)
-        except (OSError, pyarrow.lib.ArrowException) as error:
-            raise DatasetError(
-                f"{path}: cannot read the manifest ({str(error).splitlines()[0]}); "
-                "run `python -m shards build` again to write it anew"
-            ) from error
+        return _read_table(self.path, name, columns)
 
 
-def read_description(path: Path) -> dict[str, Any]:
-    """The content of ``dataset.json`` below ``path``.
+def read_description(path: str | Path) -> dict[str, Any]:
+    """The content of ``dataset.json`` below the folder or URL ``path``.
 
     Raises:
         DatasetError: missing (not a data set, or a build that did not finish), invalid, or another schema.
     """
+    if is_url(path):
+        return _described(description_bytes(RemoteFolder(str(path))), f"{path}/{DATASET_FILE}")
+    path = Path(path)
     file = path / DATASET_FILE
     try:
-        description: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        schema = description["schema"]
+        content = file.read_bytes()
     except FileNotFoundError:
         hint = (
             "its build has not finished: run the same `python -m shards build` again"
@@ -192,20 +241,49 @@ def read_description(path: Path) -> dict[str, Any]:
             else "not a data set; make one with `python -m shards build SRC OUT`"
         )
         raise DatasetError(f"{path}: no {DATASET_FILE} here; {hint}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise DatasetError(f"{file}: not a data set description ({error})") from error
+    return _described(content, str(file))
+
+
+def _described(content: bytes, name: str) -> dict[str, Any]:
+    try:
+        description: dict[str, Any] = json.loads(content)
+        schema = description["schema"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DatasetError(f"{name}: not a data set description ({error})") from error
     if schema != SCHEMA:
-        raise DatasetError(f"{file}: schema {schema}, this version reads schema {SCHEMA}; build the shards again")
+        raise DatasetError(f"{name}: schema {schema}, this version reads schema {SCHEMA}; build the shards again")
     return description
 
 
-def check_shard_size(dataset: Dataset, shard: int) -> Path:
-    """The path of a shard whose size is what the manifest says. Raises :class:`ShardError`."""
-    path = dataset.shard_paths[shard]
+def dataset_digest(build: str, shards: list[Any]) -> str:
+    """The data set's digest, over all that a model trained on it depends on.
+
+    Args:
+        build: digest of the build's identity.
+        shards: for every shard in order, [name, SHA-256, [[record, split], ...]].
+    """
+    return digest([build, shards])
+
+
+def check_digest(path: Path, description: dict[str, Any], name: str) -> None:
+    """Raises :class:`DatasetError` unless the tables below ``path`` are those that ``description`` of ``name`` means."""
+    shards = _read_table(path, "shards", ["shard", "sha256"]).to_pylist()
+    members: dict[str, list[list[str]]] = {row["shard"]: [] for row in shards}
+    for row in _read_table(path, "records", ["record", "split", "shard"]).to_pylist():
+        members.setdefault(row["shard"], []).append([row["record"], row["split"]])
+    content = [[row["shard"], row["sha256"], members[row["shard"]]] for row in shards]
+    if dataset_digest(description["config_digest"], content) != description["digest"]:
+        raise DatasetError(f"{name}: its manifest is not the one that {DATASET_FILE} describes; copy the data set again")
+
+
+def _read_table(path: Path, name: str, columns: list[str]) -> Any:
+    file = path / MANIFEST_FOLDER / f"{name}.parquet"
     try:
-        found = path.stat().st_size
-    except OSError as error:
-        raise ShardError(f"{path}: cannot read shard ({error.strerror}); restore it or build again") from error
-    if found != dataset.shard_bytes[shard]:
-        raise ShardError(f"{path}: {found} bytes, the manifest says {dataset.shard_bytes[shard]}; restore it or build again")
-    return path
+        return pq.read_table(file, columns=columns, memory_map=False)
+    except (OSError, pyarrow.lib.ArrowException) as error:
+        raise DatasetError(
+            f"{file}: cannot read the manifest ({str(error).splitlines()[0]}); "
+            "run `python -m shards build` again to write it anew"
+        ) from error

@@ -27,6 +27,7 @@ SCHEMA = 1
 DATASET_FILE = "dataset.json"
 MANIFEST_FOLDER = "manifest"
 SHARD_FOLDER = "shards"
+MANIFEST_TABLES = ("records", "segments", "shards", "quarantine")
 
 LABELS = ("stage", "apnea", "hypopnea", "desaturation", "arousal")
 

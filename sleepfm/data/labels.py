@@ -9,11 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from sleepfm.constants import STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import LABELS, QUALITY_MEMBER, label_member
 from sleepfm.data.order import permutation
 from sleepfm.data.reader import ShardReader
-from sleepfm.errors import DatasetError
+from sleepfm.errors import DatasetError, ShardError
 
 
 class RecordLabels:
@@ -51,13 +52,15 @@ class RecordLabels:
         self._kept: OrderedDict[int, dict[str, NDArray[np.int8]]] = OrderedDict()
 
     def of(self, record: int) -> dict[str, NDArray[np.int8]]:
-        """The labels of the recording in row ``record``. Raises :class:`ShardError` if unreadable."""
+        """The labels of the recording in row ``record``. Raises :class:`ShardError` if unreadable or corrupt."""
         if record in self._kept:
             self._kept.move_to_end(record)
             return self._kept[record]
         labels = {
             name: read_epochwise(self._dataset, self._reader, record, label_member(name), np.int8)[0] for name in self._names
         }
+        for name, values in labels.items():
+            self._check(record, name, values)
         if self._fraction < 1:
             outside = ~self._draw(labels[self._target], self._dataset.names[record])
             for values in labels.values():
@@ -70,6 +73,18 @@ class RecordLabels:
     def labelled(self, record: int) -> NDArray[np.bool_]:
         """[E], which epochs of the recording carry ``target``."""
         return self.of(record)[self._target] >= 0
+
+    def _check(self, record: int, name: str, values: NDArray[np.int8]) -> None:
+        """Labels have no checksum, but the manifest knows how many epochs have which: any one changed byte shows."""
+        expected = self._dataset.label_counts(name)[record]
+        top = len(STAGE_NAMES) - 1 if name == "stage" else 1
+        found = np.bincount(values[values >= 0], minlength=top + 1)
+        if values.min() < -1 or len(found) > top + 1 or not np.array_equal(found[-len(expected) :], expected):
+            shard = self._dataset.shard_name(int(self._dataset.shard_of[record]))
+            raise ShardError(
+                f"{shard}: labels {name!r} of {self._dataset.names[record]} are not those that the manifest counts; "
+                "restore it or build again"
+            )
 
     def _draw(self, target: NDArray[np.int8], name: str) -> NDArray[np.bool_]:
         order = permutation(len(target), self._seed, zlib.crc32(name.encode()))
@@ -96,7 +111,7 @@ def read_epochwise(
         count = min(dataset.segment_epochs, epochs - begin)
         offset = int(offsets[first + begin // dataset.segment_epochs])
         if offset < 0:
-            raise DatasetError(f"{dataset.path}: {dataset.names[record]} has no member {member}")
+            raise DatasetError(f"{dataset.origin}: {dataset.names[record]} has no member {member}")
         content = reader.read_bytes(int(dataset.shard_of[record]), offset, rows * count * values.itemsize)
         values[:, begin : begin + count] = np.frombuffer(content, values.dtype).reshape(rows, count)
     return values

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from sleepfm.data.batch import Batch
+from sleepfm.data.report import SLOW_SECONDS, ReadReport
+
+log = logging.getLogger(__name__)
 
 
 class Source(Protocol):
@@ -19,12 +24,16 @@ class Source(Protocol):
 class Prefetcher:
     """Iterates over the batches of ``plan`` (start, count), read ahead by one thread; at most ``depth`` wait.
 
-    An error of the stream is raised where its batch would have come. Use as a context manager, or close.
+    An error of the stream is raised where its batch would have come. Use as a context manager, or close. A batch
+    that does not come is reported while it is waited for, with the shards that are being read: a read that hangs
+    would never report itself.
     """
 
     def __init__(self, stream: Source, plan: Iterable[tuple[int, int]], depth: int = 2, pin: bool = False) -> None:
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
         self._stop = threading.Event()
+        report = getattr(stream, "report", None)  # other sources have none
+        self._report: ReadReport | None = report if isinstance(report, ReadReport) else None
         self._thread = threading.Thread(target=self._work, args=(stream, plan, pin), daemon=True)
         self._thread.start()
 
@@ -40,7 +49,7 @@ class Prefetcher:
     def __next__(self) -> Batch:
         if self._stop.is_set():
             raise StopIteration
-        found = self._queue.get()
+        found = self._get()
         if isinstance(found, Batch):
             return found
         self.close()
@@ -52,6 +61,16 @@ class Prefetcher:
         """Stop reading ahead and end the thread."""
         self._stop.set()
         self._thread.join()
+
+    def _get(self) -> Batch | BaseException | None:
+        began = time.perf_counter()
+        patience = self._report.slow_seconds if self._report else SLOW_SECONDS
+        while True:
+            try:
+                return self._queue.get(timeout=patience)
+            except queue.Empty:
+                busy = self._report.reading() if self._report else ""
+                log.warning("no data for %.0f s; being read: %s", time.perf_counter() - began, busy or "nothing")
 
     def _work(self, stream: Source, plan: Iterable[tuple[int, int]], pin: bool) -> None:
         end: BaseException | None = None

@@ -9,35 +9,67 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
-from sleepfm.data.dataset import Dataset, check_shard_size
+from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CRC_BYTES, CRC_MEMBER, EPOCH_BYTES, channel_member
+from sleepfm.data.report import ReadReport
 from sleepfm.errors import ShardError
 
 Index = NDArray[np.int64]
 
+# Ranges this near are read ahead in one go; what a sample holds beside its signals takes less.
+NEAR_BYTES = 2**16
+
 
 class Runs(NamedTuple):
-    """Pieces of consecutive epochs of one channel that lie together in one shard, [N] each."""
+    """Pieces of consecutive epochs of one channel that lie together in one sample, [N] each.
+
+    ``request`` is the index of the request that a piece belongs to, ``first`` its first epoch in the recording.
+    """
 
     shard: Index
     offset: Index
     crc_offset: Index
     row: Index
     epochs: Index
-    owner: Index
+    request: Index
+    record: Index
+    channel: Index
+    first: Index
+
+
+class Ranges(NamedTuple):
+    """Bytes ``begin .. end`` of shards, [N] each, N > 0."""
+
+    shard: Index
+    begin: Index
+    end: Index
+
+
+def plan_ahead(dataset: Dataset, record: Index, channel: Index) -> Ranges:
+    """The bytes of whole recordings, a channel each; labels, quality and checksums, which lie together, included."""
+    size = dataset.segment_epochs
+    run = plan_runs(dataset, record, channel, np.zeros_like(record), dataset.n_epochs[record], np.zeros_like(record))
+    sample = dataset.first_segment[run.record] + run.first // size
+    crc = dataset.offsets(CRC_MEMBER)[sample]
+    return Ranges(
+        np.tile(run.shard, 2),
+        np.concatenate([run.offset, crc]),
+        np.concatenate([run.offset + run.epochs * EPOCH_BYTES, crc + NEAR_BYTES]),
+    )
 
 
 def plan_runs(dataset: Dataset, record: Index, channel: Index, first: Index, count: Index, row: Index) -> Runs:
     """Where the epochs ``first .. first + count`` of (record, channel) lie, split at sample borders.
 
     ``channel`` indexes :data:`CHANNELS` and must be present in the record. ``row`` is the row of the output
-    that the first epoch goes to; ``owner`` of a run is the index of the request it belongs to.
+    that the first epoch goes to.
     """
     size = dataset.segment_epochs
     segment = first // size
@@ -61,69 +93,106 @@ def plan_runs(dataset: Dataset, record: Index, channel: Index, first: Index, cou
         crc_offset=dataset.offsets(CRC_MEMBER)[sample] + (line * epochs_of_segment + inside) * CRC_BYTES,
         row=row[owner] + begin - first[owner],
         epochs=end - begin,
-        owner=owner,
+        request=owner,
+        record=record[owner],
+        channel=channel[owner],
+        first=begin,
     )
 
 
 class ShardReader:
     """Reads from the shards of a data set, keeping at most ``max_open`` files open. For one thread at a time.
 
-    ``corrupt`` counts the runs that were not what was written; ``last_fault`` says why the last one was not.
+    What is not as it was written, or slow, goes into ``report``; ``last_fault`` says what was wrong last.
     """
 
-    def __init__(self, dataset: Dataset, max_open: int = 64) -> None:
+    def __init__(self, dataset: Dataset, report: ReadReport | None = None, max_open: int | None = None) -> None:
         self._dataset = dataset
-        self._max_open = max_open
+        # A shard that the cache has removed keeps its place on the disk as long as it is open.
+        self._max_open = max_open or (64 if dataset.remote is None else 16)
         self._open: OrderedDict[int, int] = OrderedDict()
-        self.corrupt = 0
+        self.report = report or ReadReport()
         self.last_fault = ""
 
     def read_epochs(self, runs: Runs, out: NDArray[np.int16]) -> NDArray[np.bool_]:
         """Fill rows of ``out`` [rows, 3000] with the epochs of ``runs``; returns which runs are intact, [N]."""
         intact = np.ones(len(runs.shard), np.bool_)
         lines = memoryview(out.data).cast("B")
-        crc32, pread, preadv = zlib.crc32, os.pread, os.preadv
         order = np.lexsort((runs.offset, runs.shard))
-        previous, handle = -1, -1
-        for run, shard, offset, crc_offset, row, count in zip(
-            order.tolist(),
-            runs.shard[order].tolist(),
-            runs.offset[order].tolist(),
-            runs.crc_offset[order].tolist(),
-            runs.row[order].tolist(),
-            runs.epochs[order].tolist(),
+        shards, starts = np.unique(runs.shard[order], return_index=True)
+        for shard, chosen in zip(shards.tolist(), np.split(order, starts[1:]), strict=True):
+            with self.report.timed(self._dataset.shard_name(shard)):
+                try:
+                    handle = self._handle(shard)
+                except ShardError as error:
+                    intact[chosen] = False
+                    self._fault(shard, str(error))
+                    continue
+                self._read_shard(shard, handle, runs, chosen, lines, intact)
+        return intact
+
+    def _read_shard(
+        self, shard: int, handle: int, runs: Runs, chosen: Index, lines: memoryview, intact: NDArray[np.bool_]
+    ) -> None:
+        """The runs ``chosen``, by their offsets, all in one shard."""
+        crc32, pread, preadv = zlib.crc32, os.pread, os.preadv
+        for run, offset, crc_offset, row, count in zip(
+            chosen.tolist(),
+            runs.offset[chosen].tolist(),
+            runs.crc_offset[chosen].tolist(),
+            runs.row[chosen].tolist(),
+            runs.epochs[chosen].tolist(),
             strict=True,
         ):
-            if shard != previous:
-                previous, handle = shard, self._handle_or_fault(shard)
-            if handle < 0:
-                intact[run] = False
-                continue
             at = row * EPOCH_BYTES
             try:
                 filled = preadv(handle, [lines[at : at + count * EPOCH_BYTES]], offset)
                 stored = pread(handle, count * CRC_BYTES, crc_offset)
             except OSError as error:
-                intact[run] = self._fault(shard, f"read failed at byte {offset} ({error.strerror})")
+                intact[run] = self._bad(shard, runs, run, 0, f"reading failed at byte {offset} ({error.strerror})")
                 continue
             if filled != count * EPOCH_BYTES or len(stored) != count * CRC_BYTES:
-                intact[run] = self._fault(shard, f"ends before byte {offset + count * EPOCH_BYTES}")
+                intact[run] = self._bad(shard, runs, run, 0, f"the shard ends before byte {offset + count * EPOCH_BYTES}")
                 continue
             for number in range(count):
                 begin = at + number * EPOCH_BYTES
                 check = crc32(lines[begin : begin + EPOCH_BYTES])
                 if check != int.from_bytes(stored[number * CRC_BYTES : (number + 1) * CRC_BYTES], "little"):
-                    where = offset + number * EPOCH_BYTES
-                    intact[run] = self._fault(shard, f"the epoch at byte {where} fails its checksum")
+                    where = f"its bytes from {offset + number * EPOCH_BYTES} fail their checksum"
+                    intact[run] = self._bad(shard, runs, run, number, where)
                     break
-        return intact
 
     def read_bytes(self, shard: int, offset: int, size: int) -> bytes:
         """``size`` bytes of a shard. Raises :class:`ShardError` when it cannot give them."""
-        content = os.pread(self._handle(shard), size, offset)
+        name = self._dataset.shard_name(shard)
+        with self.report.timed(name):
+            try:
+                content = os.pread(self._handle(shard), size, offset)
+            except OSError as error:
+                raise ShardError(f"{name}: reading failed at byte {offset} ({error.strerror})") from error
         if len(content) != size:
-            raise ShardError(f"{self._dataset.shard_paths[shard]}: ends before byte {offset + size}; restore it or build again")
+            raise ShardError(f"{name}: ends before byte {offset + size}; restore it or build again")
         return content
+
+    def read_ahead(self, ranges: Ranges) -> None:
+        """Have ``ranges`` in the page cache; for a data set behind a URL this fetches the shards.
+
+        What cannot be had is no error here: it is met again when it is needed.
+        """
+        order = np.lexsort((ranges.begin, ranges.shard))
+        shard, begin, end = ranges.shard[order], ranges.begin[order], ranges.end[order]
+        apart = np.ones(len(order), np.bool_)
+        apart[1:] = (shard[1:] != shard[:-1]) | (begin[1:] > end[:-1] + NEAR_BYTES)
+        starts = np.flatnonzero(apart)
+        for number, first, last in zip(
+            shard[starts].tolist(), begin[starts].tolist(), np.maximum.reduceat(end, starts).tolist(), strict=True
+        ):
+            with suppress(ShardError, OSError), self.report.timed(self._dataset.shard_name(number), "read ahead"):
+                os.posix_fadvise(self._handle(number), first, last - first, os.POSIX_FADV_WILLNEED)
+
+    def fault(self, record: int, reason: str) -> None:
+        """Report that something of the recording in row ``record`` cannot be used."""
+        self._fault(int(self._dataset.shard_of[record]), reason)
 
     def close(self) -> None:
         """Close all files."""
@@ -138,24 +207,31 @@ class ShardReader:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
-        path = check_shard_size(self._dataset, shard)
         while len(self._open) >= self._max_open:
             os.close(self._open.popitem(last=False)[1])
-        self._open[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        for last in (False, True):
+            path = self._dataset.shard_file(shard)
+            try:
+                self._open[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                break
+            except OSError as error:
+                # Another process may have removed it from the cache just now: then it is fetched again.
+                if last or self._dataset.remote is None:
+                    raise ShardError(f"{path}: cannot read shard ({error.strerror}); restore it or build again") from error
         return self._open[shard]
 
-    def _handle_or_fault(self, shard: int) -> int:
-        try:
-            return self._handle(shard)
-        except ShardError as error:
-            self.last_fault = str(error)
-            self.corrupt += 1
-            return -1
-
-    def _fault(self, shard: int, reason: str) -> bool:
-        self.corrupt += 1
-        self.last_fault = f"{self._dataset.shard_paths[shard]}: {reason}"
+    def _bad(self, shard: int, runs: Runs, run: int, number: int, reason: str) -> bool:
+        """Report epoch ``number`` of a run by the names that tell a person where to look; returns False."""
+        epoch = int(runs.first[run]) + number
+        record, channel = self._dataset.names[int(runs.record[run])], CHANNELS[int(runs.channel[run])]
+        sample = f"{record}_{epoch // self._dataset.segment_epochs:04d}"
+        name = self._dataset.shard_name(shard)
+        self._fault(shard, f"{name}: sample {sample}, {channel}, epoch {epoch} of {record}: {reason}")
         return False
+
+    def _fault(self, shard: int, reason: str) -> None:
+        self.last_fault = reason
+        self.report.fault(self._dataset.shard_name(shard), reason)
 
 
 def scaled(buffer: NDArray[np.int16], scale: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -8,33 +8,38 @@ length 1, downstream with more).
 
 from __future__ import annotations
 
-import logging
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
+from sleepfm.data.ahead import ReadAhead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CHANNEL_SCALE
 from sleepfm.data.labels import RecordLabels, usable_epochs
 from sleepfm.data.order import Index, PassOrder, Window
-from sleepfm.data.reader import ShardReader, plan_runs, scaled
+from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs, scaled
+from sleepfm.data.report import SLOW_SECONDS, ReadReport
 from sleepfm.errors import DatasetError, ShardError
-
-log = logging.getLogger(__name__)
 
 SCALES = np.array([CHANNEL_SCALE[channel] for channel in CHANNELS], np.float32)
 # Too few items say nothing about a share; this many corrupt ones are always borne.
 CORRUPT_FLOOR = 10
+MAX_CORRUPT = 0.01
 
 
 class Items:
-    """Items of a stream, [N] each: row of the recording, index in CHANNELS (EpochStream), first epoch."""
+    """Items of a stream, [N] each: row of the recording, index in CHANNELS (EpochStream), first epoch.
+
+    The first epoch is -1 where what would name it (quality, labels) cannot be read: a corrupt item.
+    """
 
     def __init__(self, record: Index, channel: Index, first: Index) -> None:
         self.record = record
@@ -46,9 +51,7 @@ class Items:
 
     @staticmethod
     def concatenate(parts: Sequence[Items]) -> Items:
-        """All items of ``parts`` in order."""
-        if len(parts) == 1:
-            return parts[0]
+        """All items of ``parts`` in order, copied."""
         return Items(
             np.concatenate([part.record for part in parts]),
             np.concatenate([part.channel for part in parts]),
@@ -56,30 +59,55 @@ class Items:
         )
 
 
-class Stream(ABC):
-    """What both streams share: order, replacement of corrupt items, counting. For one thread at a time.
+@dataclass(frozen=True)
+class Reading:
+    """How a stream is ordered and how much it bears; the first four make up the order.
 
-    ``read`` and ``skipped`` count items since the stream was made.
+    Attributes:
+        seed: of the order.
+        shuffle_shards: shards whose items are shuffled together.
+        lanes: stretches of a pass that are read side by side, see :mod:`sleepfm.data.order`.
+        block: consecutive positions that one lane gives.
+        max_corrupt: share of corrupt items above which reading stops.
+        slow_seconds: accesses to a shard that take longer are reported.
+        read_ahead: read the shards of this and the next window into the page cache, or the cache of a URL's shards.
     """
 
-    def __init__(self, dataset: Dataset, reader: ShardReader, seed: int, shuffle_shards: int, max_corrupt: float) -> None:
+    seed: int = 0
+    shuffle_shards: int = 8
+    lanes: int = 1
+    block: int = 1
+    max_corrupt: float = MAX_CORRUPT
+    slow_seconds: float = SLOW_SECONDS
+    read_ahead: bool = True
+
+
+class Stream(ABC):
+    """What both streams share: order, reading ahead, replacement of corrupt items. For one thread at a time.
+
+    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard.
+    """
+
+    def __init__(self, dataset: Dataset, reading: Reading) -> None:
         self.dataset = dataset
-        self.read = 0
-        self.skipped = 0
-        self._reader = reader
-        self._seed = seed
-        self._shuffle_shards = shuffle_shards
-        self._max_corrupt = max_corrupt
+        self.report = ReadReport(reading.slow_seconds)
+        self._reader = ShardReader(dataset, self.report)
+        self._reading = reading
         self._windows: OrderedDict[tuple[int, int], Items] = OrderedDict()
+        self._ahead = ReadAhead(dataset, self.report)
+        self._begun: int | None = None
+        self._reached = 0
 
     def _set_units(self, shard: Index, items: Index) -> None:
         """The units that items come from, sorted by shard: the shard and the item count of each, [U]."""
         if not items.sum():
-            raise DatasetError(f"{self.dataset.path}: no item fits {self._describe()}; lower the requirements")
+            raise DatasetError(f"{self.dataset.origin}: no item fits {self._describe()}; lower the requirements")
         self._shards, start = np.unique(shard, return_index=True)
         self._unit_range = np.append(start, len(shard))
         self._unit_items = items
-        self._order = PassOrder(np.add.reduceat(items, start), self._seed, self._shuffle_shards)
+        order = self._reading
+        sizes = np.add.reduceat(items, start)
+        self._order = PassOrder(sizes, order.seed, order.shuffle_shards, order.lanes, order.block)
 
     def __len__(self) -> int:
         """Items in one pass."""
@@ -88,17 +116,21 @@ class Stream(ABC):
     def batch(self, start: int, count: int) -> Batch:
         """The items at positions ``start .. start + count`` of the infinite stream.
 
-        A corrupt item is replaced by the next intact one of its window, counted and logged.
+        A corrupt item is replaced by the next intact one of its window, counted and reported. Its substitute
+        depends on the seed and the position alone, and every call gives ``count`` items, so that ranks stay in step.
 
         Raises:
-            ShardError: more than ``max_corrupt`` of the items read were corrupt.
+            ShardError: the corrupt items met are more than ``max_corrupt`` of the items that were read, or of
+                what this process reads in a pass if that is more (a missing shard is met all at once).
         """
         parts = []
-        for window, chosen, _ in self._order.pieces(start, count):
-            parts.append(self._window_items(window)[chosen])
+        for window, chosen, asked in self._order.pieces(start, count):
+            parts.append(self._window_items(window, start + asked.start)[chosen])
         items = Items.concatenate(parts)
-        batch, intact = self._load(items)
-        self.read += count
+        self._begun = start if self._begun is None else self._begun
+        self._reached = max(self._reached, start + count)
+        self.report.items += count
+        batch, intact = self._load_known(items)
         for slot in np.flatnonzero(~intact).tolist():
             self._replace(batch, slot, start + slot, items)
         return Batch(
@@ -111,17 +143,21 @@ class Stream(ABC):
             torch.from_numpy(items.first),
         )
 
+    def _load_known(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
+        known = items.first >= 0
+        batch, intact = self._load(Items(items.record, items.channel, np.maximum(items.first, 0)))
+        return batch, intact & known
+
     def _replace(self, batch: Batch, slot: int, position: int, items: Items) -> None:
         window, chosen, _ = next(iter(self._order.pieces(position, 1)))
-        candidates = self._window_items(window)
+        candidates = self._window_items(window, position)
         for step in range(1, window.size):
-            self.skipped += 1
-            log.warning("skipped a corrupt item: %s", self._reader.last_fault)
-            if self.skipped > max(CORRUPT_FLOOR, self._max_corrupt * self.read):
-                break
+            self.report.skipped += 1
+            if self.report.skipped > self._bearable():
+                raise self._too_many(f"more than the share of {self._reading.max_corrupt:g} that is borne")
             place = (chosen.start + step) % window.size
             substitute = candidates[slice(place, place + 1)]
-            loaded, intact = self._load(substitute)
+            loaded, intact = self._load_known(substitute)
             if intact.all():
                 batch.signals[slot] = loaded.signals[0]
                 batch.present[slot] = loaded.present[0]
@@ -130,30 +166,53 @@ class Stream(ABC):
                     batch.labels[name][slot] = values[0]
                 items.record[slot], items.first[slot] = substitute.record[0], substitute.first[0]
                 return
-        raise ShardError(
-            f"{self.dataset.path}: {self.skipped} of {self.read} items read are corrupt, more than the share of "
-            f"{self._max_corrupt:g} that is borne; last: {self._reader.last_fault}; "
-            f"run `python -m shards verify {self.dataset.path}`"
+        raise self._too_many("and no other item of their shards is intact")
+
+    def _bearable(self) -> float:
+        """How many corrupt items are borne by now."""
+        assert self._begun is not None
+        read = self.report.items
+        # Of the positions passed since the first one, this process has read its part, and will in a whole pass.
+        in_a_pass = len(self) * read / (self._reached - self._begun)
+        return max(CORRUPT_FLOOR, self._reading.max_corrupt * max(read, in_a_pass))
+
+    def _too_many(self, why: str) -> ShardError:
+        names = ", ".join(sorted(name for name, trouble in self.report.shards.items() if trouble.faults)[:5])
+        return ShardError(
+            f"{self.dataset.origin}: {self.report.skipped} corrupt items in {self.report.items} read, {why} "
+            f"(max_corrupt); shards: {names}; last: {self._reader.last_fault}; "
+            f"restore them, see `python -m shards verify {self.dataset.origin}`"
         )
 
-    def _window_items(self, window: Window) -> Items:
+    def _window_items(self, window: Window, position: int) -> Items:
         key = (window.pass_number, window.index)
         if key not in self._windows:
-            units = np.concatenate([np.arange(self._unit_range[shard], self._unit_range[shard + 1]) for shard in window.shards])
+            units = self._units(window)
+            if self._reading.read_ahead:
+                if not self._windows:
+                    self._ahead.ask(partial(self._ranges, units))
+                self._ahead.ask(partial(self._ranges, self._units(self._order.ahead(position))))
             order = self._order.shuffle(window)
-            while len(self._windows) >= 2:
+            while len(self._windows) >= 2 * self._reading.lanes:
                 self._windows.popitem(last=False)
             self._windows[key] = self._expand(units)[order]
         self._windows.move_to_end(key)
         return self._windows[key]
+
+    def _units(self, window: Window) -> Index:
+        return np.concatenate([np.arange(self._unit_range[shard], self._unit_range[shard + 1]) for shard in window.shards])
 
     @abstractmethod
     def _describe(self) -> str:
         """The settings, for an error."""
 
     @abstractmethod
+    def _ranges(self, units: Index) -> Ranges:
+        """All that is read of ``units``. Called from another thread."""
+
+    @abstractmethod
     def _expand(self, units: Index) -> Items:
-        """All items of ``units``, in order."""
+        """All items of ``units``, in order; as many as ``_set_units`` was told."""
 
     @abstractmethod
     def _load(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
@@ -168,17 +227,15 @@ class EpochStream(Stream):
         dataset: Dataset,
         split: str,
         channels: Sequence[str],
-        seed: int,
-        shuffle_shards: int = 8,
+        reading: Reading = Reading(),
         require_good_quality: bool = True,
-        max_corrupt: float = 0.01,
     ) -> None:
         """``require_good_quality`` leaves out epochs with a flag that the data set excludes.
 
         Raises:
             DatasetError: the split holds no such epoch.
         """
-        super().__init__(dataset, ShardReader(dataset), seed, shuffle_shards, max_corrupt)
+        super().__init__(dataset, reading)
         self.split = split
         self.channels = tuple(channels)
         self._good = require_good_quality
@@ -194,27 +251,43 @@ class EpochStream(Stream):
     def _describe(self) -> str:
         return f"split {self.split!r}, channels {', '.join(self.channels)}, good quality {self._good}"
 
+    def _ranges(self, units: Index) -> Ranges:
+        return plan_ahead(self.dataset, self._record[units], self._channel[units])
+
     def _expand(self, units: Index) -> Items:
         counts = self._unit_items[units]
         if self._good:
-            usable: dict[int, NDArray[np.bool_]] = {}
+            usable: dict[int, NDArray[np.bool_] | None] = {}
             parts = []
             for record, channel, count in zip(
                 self._record[units].tolist(), self._channel[units].tolist(), counts.tolist(), strict=True
             ):
                 if record not in usable:
-                    usable[record] = usable_epochs(self.dataset, self._reader, record)
-                good = np.flatnonzero(usable[record][self.dataset.channel_row[record, channel]])
-                if len(good) != count:
-                    raise ShardError(
-                        f"{self.dataset.path}: {self.dataset.names[record]} {CHANNELS[channel]} has {len(good)} "
-                        f"usable epochs, the manifest says {count}; run `python -m shards verify`"
-                    )
-                parts.append(good)
+                    usable[record] = self._usable(record)
+                parts.append(self._good_epochs(usable[record], record, channel, count))
             first = np.concatenate(parts)
         else:
             first = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
         return Items(np.repeat(self._record[units], counts), np.repeat(self._channel[units], counts), first)
+
+    def _usable(self, record: int) -> NDArray[np.bool_] | None:
+        try:
+            return usable_epochs(self.dataset, self._reader, record)
+        except ShardError as error:
+            self._reader.fault(record, str(error))
+            return None
+
+    def _good_epochs(self, usable: NDArray[np.bool_] | None, record: int, channel: int, count: int) -> Index:
+        """[count] epochs of a channel, all -1 if it cannot be said which."""
+        if usable is not None:
+            good = np.flatnonzero(usable[self.dataset.channel_row[record, channel]])
+            if len(good) == count:
+                return good
+            name = CHANNELS[channel]
+            self._reader.fault(
+                record, f"{self.dataset.names[record]}: quality of {name} tells {len(good)} good epochs, the manifest {count}"
+            )
+        return np.full(count, -1, np.int64)
 
     def _load(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
         size = len(items.record)
@@ -246,17 +319,21 @@ class SequenceStream(Stream):
         channels: Sequence[str],
         length: int = 1,
         stride: int | None = None,
-        seed: int = 0,
+        reading: Reading = Reading(),
         label_fraction: float = 1.0,
         label_seed: int = 0,
         labels: Sequence[str] = ("stage", "apnea", "hypopnea"),
         target: str = "stage",
         labelled_only: bool = False,
-        shuffle_shards: int = 8,
-        max_corrupt: float = 0.01,
     ) -> None:
-        """``labels=()`` reads none. Raises :class:`DatasetError` if the split holds no such window."""
-        super().__init__(dataset, ShardReader(dataset), seed, shuffle_shards, max_corrupt)
+        """``labels=()`` reads none.
+
+        Raises:
+            DatasetError: the split holds no such window.
+            ShardError: with ``labelled_only``, labels cannot be read: which windows there are must not depend on
+                what this process can read now.
+        """
+        super().__init__(dataset, reading)
         self.split = split
         self.channels = tuple(channels)
         self.length = length
@@ -287,9 +364,20 @@ class SequenceStream(Stream):
         ends = np.minimum(starts + self.length, len(before) - 1)
         return starts[before[ends] > before[starts]]
 
+    def _ranges(self, units: Index) -> Ranges:
+        record, column = np.nonzero(self.dataset.present[self._record[units][:, None], self._numbers])
+        return plan_ahead(self.dataset, self._record[units][record], self._numbers[column])
+
     def _expand(self, units: Index) -> Items:
-        starts = [self._starts(record) for record in self._record[units].tolist()]
-        record = np.repeat(self._record[units], [len(part) for part in starts])
+        counts = self._unit_items[units]
+        starts = []
+        for record, count in zip(self._record[units].tolist(), counts.tolist(), strict=True):
+            try:
+                starts.append(self._starts(record))
+            except ShardError as error:
+                self._reader.fault(record, str(error))
+                starts.append(np.full(count, -1, np.int64))
+        record = np.repeat(self._record[units], counts)
         return Items(record, np.zeros_like(record), np.concatenate(starts))
 
     def _load(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
@@ -329,7 +417,7 @@ def load_windows(
     buffer = np.zeros((len(item) * length, EPOCH_SAMPLES), np.int16)
     run_intact = reader.read_epochs(runs, buffer)
     intact = np.ones(size, np.bool_)
-    intact[item[runs.owner[~run_intact]]] = False
+    intact[item[runs.request[~run_intact]]] = False
     # [B, C, L, 3000] filled at the present channels, seen as [B, L, C, 3000]
     values = np.zeros((size, width, length, EPOCH_SAMPLES), np.float32)
     values[item, column] = scaled(buffer, np.repeat(SCALES[channels[column]], length)).reshape(len(item), length, EPOCH_SAMPLES)
@@ -338,7 +426,12 @@ def load_windows(
     stacked = {name: np.full((size, length), -1, np.int64) for name in label_names}
     if labels is not None:
         for row, (record, first) in enumerate(zip(items.record.tolist(), items.first.tolist(), strict=True)):
-            of_record = labels.of(record)
+            try:
+                of_record = labels.of(record)
+            except ShardError as error:
+                reader.fault(record, str(error))
+                intact[row] = False
+                continue
             for name, target in stacked.items():
                 target[row, : count[row]] = of_record[name][first : first + length]
     batch = Batch(

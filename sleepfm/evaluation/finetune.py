@@ -53,7 +53,7 @@ class FinetuneStage:
             self.module.channels,
             length=config.sequence.length,
             stride=config.sequence.stride,
-            seed=config.train.seed,
+            reading=config.data.reading(config.train.seed),
             label_fraction=config.data.label_fraction,
             label_seed=config.data.label_seed,
             labels=(config.task,),

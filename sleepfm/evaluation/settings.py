@@ -12,12 +12,12 @@ from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
 from sleepfm.models.heads import HeadConfig
 from sleepfm.training.config import RunConfig
+from sleepfm.training.source import SourceConfig
 
 
-class LabelledData(Config):
+class LabelledData(SourceConfig):
     """Which labelled epochs train the head: a share of those of each recording of ``label``."""
 
-    path: str
     label_fraction: float = Field(default=1.0, gt=0, le=1)
     label_seed: int = 0
 

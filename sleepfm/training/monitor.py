@@ -18,8 +18,10 @@ from sklearn.preprocessing import StandardScaler
 
 from sleepfm.config import Config
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.stream import SequenceStream
+from sleepfm.data.stream import Reading, SequenceStream
 from sleepfm.errors import DatasetError
+
+SHARDS = 64
 
 
 class MonitorConfig(Config):
@@ -45,21 +47,20 @@ class Monitor:
             split: (self._stream(dataset, split, channels, seed), count)
             for split, count in (("label", config.label_epochs), ("val", config.val_epochs))
         }
-        self._origin = dataset.path
+        self._origin = dataset.origin
 
     def _stream(self, dataset: Dataset, split: str, channels: tuple[str, ...], seed: int) -> SequenceStream:
         task = self._config.task
-        # Shuffled over the whole split, so that the first epochs are of every subject.
-        whole = len(dataset.shard_paths)
+        # Shuffled over as many shards as hold more subjects than a probe needs: over the whole split, unless it is large.
+        reading = Reading(seed, min(len(dataset.shard_paths), SHARDS), read_ahead=False)
         return SequenceStream(
             dataset,
             split,
             channels,
-            seed=seed,
+            reading=reading,
             labels=(task,),
             target=task,
             labelled_only=True,
-            shuffle_shards=whole,
         )
 
     @torch.inference_mode()

@@ -10,11 +10,11 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from sleepfm.config import Config, to_dict
+from sleepfm.config import to_dict
 from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.stream import EpochStream, SequenceStream
+from sleepfm.data.stream import EpochStream, Reading, SequenceStream
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.losses import LossOutput
@@ -25,16 +25,17 @@ from sleepfm.registry import Resolved, load_package
 from sleepfm.training.config import RunConfig
 from sleepfm.training.job import Context
 from sleepfm.training.monitor import Monitor, MonitorConfig
+from sleepfm.training.source import SourceConfig
 from sleepfm.training.stage import Export, Stage, Stream
 
 
-class DataConfig(Config):
-    """Where the shards are, what is learnt from, and on how many items the loss is validated."""
+class DataConfig(SourceConfig):
+    """What is learnt from, and on how many items the loss is validated."""
 
-    path: str
     split: Literal["pretrain", "label"] = "pretrain"
-    shuffle_shards: int = Field(default=8, ge=1)
-    """Shards whose items are shuffled together."""
+    lanes: int = Field(default=1, ge=1)
+    """Equal parts of every micro-step that come from shards of their own: the number of nodes, if each shall read
+    its own shards. Part of the order, so it stays when a run goes on with another number of nodes."""
     validation_items: int = Field(default=512, ge=0)
 
 
@@ -58,6 +59,21 @@ class PretrainConfig(RunConfig):
                 f"found {', '.join(sorted(self.encoders)) or 'none'}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _lanes_divide_the_step(self) -> PretrainConfig:
+        items = self.train.global_batch // self.train.accumulation
+        if items % self.data.lanes:
+            raise ValueError(
+                f"data.lanes={self.data.lanes} does not divide the {items} items of a micro-step "
+                "(train.global_batch / train.accumulation)"
+            )
+        return self
+
+    def reading(self) -> Reading:
+        """For the streams of the stage."""
+        items = self.train.global_batch // self.train.accumulation
+        return self.data.reading(self.train.seed, self.data.lanes, items // self.data.lanes)
 
 
 def build_stage(config: PretrainConfig, context: Context) -> Stage:
@@ -136,8 +152,7 @@ class UnimodalStage(PretrainStage):
         return model(batch.signals, noise_for(batch.item, self.module.noise_shape, seed))
 
     def _stream(self, split: str) -> EpochStream:
-        seed, shuffle = self.config.train.seed, self.config.data.shuffle_shards
-        return EpochStream(self.dataset, split, self.module.channels, seed, shuffle)
+        return EpochStream(self.dataset, split, self.module.channels, self.config.reading())
 
 
 class MultimodalStage(PretrainStage):
@@ -170,8 +185,7 @@ class MultimodalStage(PretrainStage):
         return model(batch.signals[:, 0], batch.present, noise_for(batch.item, self.module.noise_shape, seed))
 
     def _stream(self, split: str) -> SequenceStream:
-        seed, shuffle = self.config.train.seed, self.config.data.shuffle_shards
-        return SequenceStream(self.dataset, split, self.module.channels, seed=seed, labels=(), shuffle_shards=shuffle)
+        return SequenceStream(self.dataset, split, self.module.channels, reading=self.config.reading(), labels=())
 
 
 def assert_unchanged(module: SynthSleepNet, before: dict[str, dict[str, Tensor]], sources: dict[str, str]) -> None:

@@ -16,7 +16,7 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CHANNEL_SCALE
 from sleepfm.data.prefetch import Prefetcher
-from sleepfm.data.stream import EpochStream, SequenceStream, window_starts
+from sleepfm.data.stream import EpochStream, Reading, SequenceStream, window_starts
 from sleepfm.errors import DatasetError, ShardError
 
 ALL_PRETRAIN = ["split.pretrain=1", "split.label=0", "split.val=0", "split.test=0", "segment_epochs=6"]
@@ -51,7 +51,7 @@ def usable(record: str, channel: str) -> np.ndarray:
 
 
 def test_a_pass_gives_every_good_epoch_of_every_channel_once(made):
-    stream = EpochStream(made, "pretrain", ["EEG_C3", "EEG_C4"], seed=3, shuffle_shards=2)
+    stream = EpochStream(made, "pretrain", ["EEG_C3", "EEG_C4"], Reading(3, 2))
     expected = {
         (record, int(epoch), signal(record, channel)[epoch].tobytes()[:64])
         for record, channels in CHANNELS_OF.items()
@@ -82,7 +82,7 @@ def test_a_pass_gives_every_good_epoch_of_every_channel_once(made):
 
 
 def test_quality_is_optional(made):
-    stream = EpochStream(made, "pretrain", ["ECG"], seed=0, require_good_quality=False)
+    stream = EpochStream(made, "pretrain", ["ECG"], Reading(0), require_good_quality=False)
     assert len(stream) == LENGTHS["a"] + LENGTHS["d"] + LENGTHS["g"]
 
 
@@ -90,7 +90,7 @@ def test_quality_is_optional(made):
 @given(start=st.integers(0, 400), count=st.integers(1, 90), cut=st.integers(0, 90), seed=st.integers(0, 3))
 def test_batches_depend_on_the_position_alone(made, start, count, cut, seed):
     def stream():
-        return EpochStream(made, "pretrain", ["EEG_C3", "EEG_C4"], seed=seed, shuffle_shards=2)
+        return EpochStream(made, "pretrain", ["EEG_C3", "EEG_C4"], Reading(seed, 2))
 
     whole = stream().batch(start, count)
     cut = min(cut, count - 1)
@@ -104,10 +104,10 @@ def test_batches_depend_on_the_position_alone(made, start, count, cut, seed):
 
 
 def test_passes_and_seeds_have_different_orders(made):
-    stream = EpochStream(made, "pretrain", ["EEG_C4"], seed=0)
+    stream = EpochStream(made, "pretrain", ["EEG_C4"], Reading(0))
     size = len(stream)
     first, second = stream.batch(0, size), stream.batch(size, size)
-    other = EpochStream(made, "pretrain", ["EEG_C4"], seed=1).batch(0, size)
+    other = EpochStream(made, "pretrain", ["EEG_C4"], Reading(1)).batch(0, size)
 
     def order(batch):
         return list(zip(batch.record, batch.first_epoch.tolist(), strict=True))
@@ -118,7 +118,7 @@ def test_passes_and_seeds_have_different_orders(made):
 
 
 def test_a_window_of_shards_is_left_before_the_next_is_touched(made):
-    stream = EpochStream(made, "pretrain", ["EEG_C4"], seed=5, shuffle_shards=1)
+    stream = EpochStream(made, "pretrain", ["EEG_C4"], Reading(5, 1))
     batch = stream.batch(0, len(stream))
     shards = [int(made.shard_of[made.index_of(record)]) for record in batch.record]
     changes = [shard for shard, before in zip(shards, [-1, *shards], strict=False) if shard != before]
@@ -128,7 +128,7 @@ def test_a_window_of_shards_is_left_before_the_next_is_touched(made):
 @pytest.mark.parametrize("length,stride", [(1, None), (4, None), (4, 2), (20, 10), (40, None)])
 def test_sequences_hold_the_epochs_they_claim(made, length, stride):
     wanted = ["EEG_C3", "ECG", "SPO2"]
-    stream = SequenceStream(made, "pretrain", wanted, length, stride, seed=1)
+    stream = SequenceStream(made, "pretrain", wanted, length, stride, Reading(1))
     batch = stream.batch(0, len(stream))
     assert batch.signals.shape == (len(stream), length, 3, EPOCH_SAMPLES)
     seen: dict[str, set[int]] = {}
@@ -212,19 +212,19 @@ def test_windows_without_a_label_are_not_items(tmp_path):
 
 
 def test_prefetching_changes_nothing(made):
-    stream = EpochStream(made, "pretrain", ["EEG_C4"], seed=0)
+    stream = EpochStream(made, "pretrain", ["EEG_C4"], Reading(0))
     plan = [(start, 7) for start in range(0, 70, 14)]
-    with Prefetcher(EpochStream(made, "pretrain", ["EEG_C4"], seed=0), plan) as ahead:
+    with Prefetcher(EpochStream(made, "pretrain", ["EEG_C4"], Reading(0)), plan) as ahead:
         for (start, count), batch in zip(plan, ahead, strict=True):
             assert torch.equal(batch.signals, stream.batch(start, count).signals)
 
 
 def test_prefetching_stops_early_and_passes_errors_on(made, tmp_path):
-    stream = EpochStream(made, "pretrain", ["EEG_C4"], seed=0)
+    stream = EpochStream(made, "pretrain", ["EEG_C4"], Reading(0))
     with Prefetcher(stream, ((n, 4) for n in range(10**9))) as ahead:
         assert len(next(ahead)) == 4
     broken = make_dataset(tmp_path / "out", nights(), overrides=ALL_PRETRAIN)
-    reading = EpochStream(broken, "pretrain", ["EEG_C4"], seed=0, require_good_quality=False)
+    reading = EpochStream(broken, "pretrain", ["EEG_C4"], Reading(0), require_good_quality=False)
     for path in broken.shard_paths:
         path.unlink()
     with Prefetcher(reading, [(0, 4)]) as ahead, pytest.raises(ShardError):
@@ -241,7 +241,7 @@ def flip(path: Path, offset: int) -> None:
 
 def test_a_corrupt_epoch_is_replaced_counted_and_reported(tmp_path, caplog):
     dataset = make_dataset(tmp_path / "out", nights(), overrides=ALL_PRETRAIN)
-    clean = EpochStream(dataset, "pretrain", ["EEG_C4"], seed=0)
+    clean = EpochStream(dataset, "pretrain", ["EEG_C4"], Reading(0))
     size = len(clean)
     before = clean.batch(0, size)
     row = before.record.index("g")
@@ -249,15 +249,15 @@ def test_a_corrupt_epoch_is_replaced_counted_and_reported(tmp_path, caplog):
     record = dataset.index_of("g")
     offset = dataset.offsets("EEG_C4.i16")[dataset.first_segment[record] + epoch // 6] + epoch % 6 * 6000
     flip(dataset.shard_paths[dataset.shard_of[record]], int(offset) + 1234)
-    stream = EpochStream(dataset, "pretrain", ["EEG_C4"], seed=0)
+    stream = EpochStream(dataset, "pretrain", ["EEG_C4"], Reading(0))
     after = stream.batch(0, size)
-    assert stream.skipped == 1
+    assert stream.report.skipped == 1
     assert "checksum" in caplog.text
     same = [n for n in range(size) if n != row]
     assert torch.equal(after.signals[same], before.signals[same])
     assert not torch.equal(after.signals[row], before.signals[row])
     assert (after.record[row], int(after.first_epoch[row])) != ("g", epoch)
-    again = EpochStream(dataset, "pretrain", ["EEG_C4"], seed=0).batch(row, 1)
+    again = EpochStream(dataset, "pretrain", ["EEG_C4"], Reading(0)).batch(row, 1)
     assert torch.equal(again.signals[0], after.signals[row])
 
 
@@ -267,7 +267,7 @@ def test_more_than_a_share_of_corrupt_items_stops(tmp_path):
     start = dataset.offsets("EEG_C4.i16")[dataset.first_segment[record]]
     for epoch in range(6):
         flip(dataset.shard_paths[dataset.shard_of[record]], int(start) + epoch * 6000)
-    stream = EpochStream(dataset, "pretrain", ["EEG_C4"], seed=0, require_good_quality=False)
+    stream = EpochStream(dataset, "pretrain", ["EEG_C4"], Reading(0), require_good_quality=False)
     with pytest.raises(ShardError, match="corrupt"):
         for step in range(4):
             stream.batch(step * len(stream), len(stream))
@@ -275,7 +275,7 @@ def test_more_than_a_share_of_corrupt_items_stops(tmp_path):
 
 def test_a_shard_cut_short_while_it_is_in_use_is_no_crash(tmp_path):
     dataset = make_dataset(tmp_path / "out", nights(), overrides=ALL_PRETRAIN)
-    stream = EpochStream(dataset, "pretrain", ["EEG_C4"], seed=0, require_good_quality=False)
+    stream = EpochStream(dataset, "pretrain", ["EEG_C4"], Reading(0), require_good_quality=False)
     stream.batch(0, len(stream))
     for path in dataset.shard_paths:
         os.truncate(path, 5000)
@@ -285,11 +285,11 @@ def test_a_shard_cut_short_while_it_is_in_use_is_no_crash(tmp_path):
 
 def test_what_is_not_there_is_refused_by_name(made):
     with pytest.raises(DatasetError, match="'val' is empty"):
-        EpochStream(made, "val", ["EEG_C4"], seed=0)
+        EpochStream(made, "val", ["EEG_C4"], Reading(0))
     with pytest.raises(DatasetError, match="THORAX"):
-        EpochStream(made, "pretrain", ["THORAX"], seed=0)
+        EpochStream(made, "pretrain", ["THORAX"], Reading(0))
     with pytest.raises(DatasetError, match=r"unknown channels \['C4'\]"):
-        EpochStream(made, "pretrain", ["C4"], seed=0)
+        EpochStream(made, "pretrain", ["C4"], Reading(0))
     with pytest.raises(DatasetError, match="unknown split"):
         SequenceStream(made, "train", ["ECG"])
     with pytest.raises(DatasetError, match="label fraction"):
