@@ -111,13 +111,16 @@ _INCIDENTAL = {
     "train": ("output", "log_every", "checkpoint_every", "keep", "micro_batch"),
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
+    # The data set is known by its digest, wherever it lies.
+    "data": ("path", "max_corrupt", "slow_read"),
 }
 
 
 def essence(config: RunConfig) -> dict[str, Any]:
     """What of ``config`` decides the result: two runs with equal essences must give the same loss trace."""
     plain = to_dict(config)
-    for section, keys in _INCIDENTAL.items():
+    for section in _INCIDENTAL.keys() & plain.keys():
+        keys = _INCIDENTAL[section]
         plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
     return plain
 

@@ -183,6 +183,7 @@ def test_what_cannot_be_opened_is_an_error_with_its_url(tmp_path):
 def object_store() -> Iterator[str]:
     """A local S3 server; its address."""
     pytest.importorskip("moto.server")
+    pytest.importorskip("s3fs")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -1,0 +1,310 @@
+"""Reading shards: epochs per second, memory, and what shuffling costs a disk, beside WebDataset and a Parquet file an epoch.
+
+    python benchmarks/reading.py [--scratch DIR] [--only CASE,...] [--build] [--json F]
+
+Makes data sets of 10 and 1,000 recordings of one hour and four channels in DIR (3 GB; kept for the next call) through the
+writer that builds use. Every figure comes from a process of its own with one thread for torch, after a warm pass that does not
+count, from the page cache unless the case says otherwise. An epoch is 30 s of one channel: float32, in a tensor of 256.
+
+* `ours`: the streams of `sleepfm.data`, shuffled, every epoch checked against its CRC.
+* `webdataset`: the same tars through WebDataset's own pipeline, shuffled by shard and in a buffer of 1,000, nothing checked.
+* `parquet`: one Parquet file an epoch, a column a channel (the layout of OSF), in random order.
+* `memory`: resident memory after the same number of epochs from 10 and from 1,000 recordings.
+* `disk`: epochs per second after the files were dropped from the page cache, with and without reading ahead.
+* `order`: shards touched by 10,000 consecutive items, of all.
+* `step`: share of a training step (NeuroNet tiny) that waits for data which one thread reads ahead meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+CHANNELS = ("EEG_C4", "EOG_L", "EMG_CHIN", "ECG")
+EPOCHS = 120
+BATCH = 256
+SIZES = (10, 1000)
+WARM, COUNTED = 20_000, 40_000
+PARQUET_EPOCHS = 2_000
+
+
+def make_dataset(out: Path, recordings: int) -> None:
+    """Nights of noise through the shard writer, one in memory at a time."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    from made_nights import make_night
+
+    from shards.config import identity, load_build_config
+    from shards.manifest import write_manifest
+    from shards.plan import Entry, Plan, ShardPlan, write_plan
+    from shards.task import write_shard
+    from sleepfm.config import digest
+
+    config = load_build_config(None, ["split.pretrain=1", "split.label=0", "split.val=0", "split.test=0"])
+    entries = [Entry(f"n{number:05d}.edf", 1000, f"n{number:05d}") for number in range(recordings)]
+    shards = [entries[begin : begin + config.recordings] for begin in range(0, recordings, config.recordings)]
+    plan = Plan(identity(config), tuple(ShardPlan(f"shard-{n:06d}.tar", tuple(part)) for n, part in enumerate(shards)))
+    (out / "shards").mkdir(parents=True)
+    write_plan(out, plan)
+    for shard in plan.shards:
+        write_shard(
+            out, shard, lambda entry: make_night(entry.record, EPOCHS, CHANNELS), config, digest(plan.identity), Path("/source")
+        )
+    write_manifest(out, plan)
+
+
+def make_parquet(out: Path, scratch: Path) -> None:
+    """Epochs of the small data set, a file each."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    stream = sequence_stream(scratch / "10", 1)
+    out.mkdir(parents=True)
+    for start in range(0, PARQUET_EPOCHS, 100):
+        signals = stream.batch(start, 100).signals[:, 0].numpy()
+        for number, epoch in enumerate(signals):
+            table = pa.table(dict(zip(CHANNELS, epoch, strict=True)))
+            pq.write_table(table, out / f"{start + number:06d}.parquet")
+
+
+def epoch_stream(path: Path, channels: tuple[str, ...] = CHANNELS, **settings: Any) -> Any:
+    from sleepfm.data.dataset import Dataset
+    from sleepfm.data.stream import EpochStream, Reading
+
+    return EpochStream(Dataset.open(path), "pretrain", channels, Reading(**settings))
+
+
+def sequence_stream(path: Path, length: int, **settings: Any) -> Any:
+    from sleepfm.data.dataset import Dataset
+    from sleepfm.data.stream import Reading, SequenceStream
+
+    return SequenceStream(Dataset.open(path), "pretrain", CHANNELS, length, reading=Reading(**settings), labels=("stage",))
+
+
+def rate(batches: Iterator[int], warm: int = WARM, counted: int = COUNTED) -> dict[str, float]:
+    """Epochs per second over ``counted`` epochs after ``warm``; ``batches`` says how many epochs each one held."""
+    done = 0
+    while done < warm:
+        done += next(batches)
+    begin, processor, done = time.perf_counter(), time.process_time(), 0
+    while done < counted:
+        done += next(batches)
+    return {
+        "epochs_per_second": done / (time.perf_counter() - begin),
+        "epochs_per_processor_second": done / (time.process_time() - processor),
+    }
+
+
+def ours(stream: Any, items: int, epochs: int) -> Iterator[int]:
+    start = 0
+    while True:
+        assert len(stream.batch(start, items)) == items
+        start += items
+        yield items * epochs
+
+
+def webdataset_batches(path: Path, channels: tuple[str, ...]) -> Iterator[int]:
+    """A user's loader of the same tars."""
+    import torch
+    import webdataset as wds
+
+    def epochs(samples: Iterator[dict[str, Any]]) -> Iterator[torch.Tensor]:
+        for sample in samples:
+            for channel in channels:
+                steps = np.frombuffer(sample[f"{channel.lower()}.i16"], "<i2").reshape(-1, 3000)
+                for epoch in steps:
+                    yield torch.from_numpy(epoch * np.float32(32 / 32767))
+
+    urls = [str(tar) for tar in sorted((path / "shards").glob("*.tar"))]
+    data = wds.DataPipeline(
+        wds.SimpleShardList(urls, seed=0),
+        wds.shuffle(8),
+        wds.tarfile_to_samples(),
+        epochs,
+        wds.shuffle(1000),
+        wds.batched(BATCH, collation_fn=torch.stack),
+    )
+    while True:
+        for batch in data:
+            yield len(batch)
+
+
+def parquet_batches(folder: Path, columns: tuple[str, ...]) -> Iterator[int]:
+    import pyarrow.parquet as pq
+    import torch
+
+    files = sorted(folder.glob("*.parquet"))
+    order = np.random.default_rng(0)
+    each = BATCH // len(columns)
+    while True:
+        for begin in range(0, len(files) - each, each):
+            chosen = order.choice(len(files), each, replace=False) if begin == 0 else order.integers(0, len(files), each)
+            tables = [pq.read_table(files[index], columns=list(columns), memory_map=False) for index in chosen]
+            batch = torch.from_numpy(np.stack([np.stack([column.to_numpy() for column in table.columns]) for table in tables]))
+            yield len(batch) * len(columns)
+
+
+def resident() -> float:
+    """MB of this process now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS")) / 1000
+
+
+def memory(path: Path) -> dict[str, float]:
+    import torch
+
+    torch.from_numpy(np.zeros(1)).clone()
+    stream = epoch_stream(path)
+    before = resident()
+    start = 0
+    while start < WARM + COUNTED:
+        stream.batch(start, BATCH)
+        start += BATCH
+    return {"megabytes": resident(), "megabytes_opened": before}
+
+
+def forget(path: Path) -> None:
+    """Drop a data set's shards from the page cache."""
+    os.sync()
+    for tar in (path / "shards").glob("*.tar"):
+        handle = os.open(tar, os.O_RDONLY)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
+
+
+def disk(path: Path, **settings: Any) -> dict[str, float]:
+    """From the disk: windows are left behind quickly enough that most of what is read is new."""
+    forget(path)
+    stream = epoch_stream(path, **settings)
+    stream.batch(0, 1)
+    if settings.get("read_ahead", True):
+        time.sleep(0.5)  # the lead that a first step's compilation and warm-up give
+    return rate(ours(stream, BATCH, 1), 0, 60_000)
+
+
+def order(path: Path) -> dict[str, float]:
+    stream = epoch_stream(path)
+    window = set()
+    for begin in range(0, 10_000, 1000):
+        window |= set(stream.batch(begin, 1000).record)
+    shards = {int(stream.dataset.shard_of[stream.dataset.index_of(record)]) for record in window}
+    return {"shards_touched": float(len(shards)), "shards": float(len(stream.dataset.shard_paths))}
+
+
+def step(path: Path, threads: int, prefetched: bool) -> dict[str, float]:
+    """Seconds of a training step of 64 epochs and the share of them spent waiting for the batch."""
+    import torch
+
+    from sleepfm.config import read_yaml
+    from sleepfm.data.prefetch import Prefetcher
+    from sleepfm.models.build import build_model
+
+    torch.set_num_threads(threads)
+    configs = Path(__file__).resolve().parents[1] / "configs" / "models"
+    model: Any = build_model(read_yaml(configs / "neuronet-tiny.yaml")["model"])
+    optimiser = torch.optim.AdamW(model.parameters(), 1e-4)
+    noise = torch.rand(64, *model.noise_shape)
+    stream = epoch_stream(path)
+    fixed = stream.batch(0, 64)
+    seconds, waits = [], []
+    with Prefetcher(stream, ((number * 64, 64) for number in range(10**9))) as batches:
+        if not prefetched:
+            batches.close()
+        for _ in range(60):
+            begin = time.perf_counter()
+            batch = next(batches) if prefetched else fixed
+            waits.append(time.perf_counter() - begin)
+            model(batch.signals, noise).loss.backward()
+            optimiser.step()
+            optimiser.zero_grad()
+            seconds.append(time.perf_counter() - begin)
+    return {"seconds": statistics.median(seconds[10:]), "waiting_share": sum(waits[10:]) / sum(seconds[10:])}
+
+
+def cases(scratch: Path) -> dict[str, Callable[[], dict[str, float]]]:
+    """Every figure, by its name."""
+    small, large = (scratch / str(size) for size in SIZES)
+    one = ("EEG_C4",)
+    return {
+        "ours, single channels (4 pooled)": lambda: rate(ours(epoch_stream(large), BATCH, 1)),
+        "ours, single channel (1 of 4)": lambda: rate(ours(epoch_stream(large, one), BATCH, 1)),
+        "ours, four channels at once": lambda: rate(ours(sequence_stream(large, 1), BATCH // 4, 4)),
+        "ours, sequences of 20 x 4": lambda: rate(ours(sequence_stream(large, 20), 4, 80)),
+        "webdataset, single channels (4 pooled)": lambda: rate(webdataset_batches(large, CHANNELS)),
+        "webdataset, single channel (1 of 4)": lambda: rate(webdataset_batches(large, one), 5_000, 10_000),
+        "parquet, single channel": lambda: rate(parquet_batches(scratch / "parquet", one), 2_000, 4_000),
+        "parquet, four channels at once": lambda: rate(parquet_batches(scratch / "parquet", CHANNELS), 4_000, 8_000),
+        "memory, 10 recordings": lambda: memory(small),
+        "memory, 1000 recordings": lambda: memory(large),
+        "disk, reading ahead": lambda: disk(large),
+        "disk, not reading ahead": lambda: disk(large, read_ahead=False),
+        "order, 1000 recordings": lambda: order(large),
+        "step, 1 thread, a batch at hand": lambda: step(large, 1, False),
+        "step, 1 thread, read ahead": lambda: step(large, 1, True),
+        "step, 2 threads, a batch at hand": lambda: step(large, 2, False),
+        "step, 2 threads, read ahead": lambda: step(large, 2, True),
+    }
+
+
+def machine() -> str:
+    model = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
+        platform.processor(),
+    )
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return f"{os.cpu_count()} cores, {gigabytes:.0f} GiB, {model}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "sleepfm-reading", metavar="DIR")
+    parser.add_argument("--only", default="", metavar="CASE,...", help="cases that begin so, such as ours,memory")
+    parser.add_argument("--build", action="store_true", help="make the data and stop")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there")
+    parser.add_argument("--one", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    scratch: Path = arguments.scratch
+    if arguments.one:
+        import torch
+
+        torch.set_num_threads(1)
+        print(json.dumps(cases(scratch)[arguments.one]()))
+        return
+    for size in SIZES:
+        if not (scratch / str(size) / "dataset.json").exists():
+            print(f"making {size} recordings", flush=True)
+            make_dataset(scratch / str(size), size)
+    if not (scratch / "parquet").exists():
+        make_parquet(scratch / "parquet", scratch)
+    if arguments.build:
+        return
+    wanted = tuple(name for name in arguments.only.split(",") if name)
+    found: dict[str, dict[str, float]] = {}
+    for name in cases(scratch):
+        if wanted and not name.startswith(wanted):
+            continue
+        command = [sys.executable, __file__, "--scratch", str(scratch), "--one", name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(f"{name}:\n{done.stderr[-2000:]}")
+        found[name] = json.loads(done.stdout.splitlines()[-1])
+        print(f"{name:<42}" + "  ".join(f"{key} {value:,.4g}" for key, value in found[name].items()), flush=True)
+    if arguments.json:
+        recipe = {"recordings": SIZES, "epochs": EPOCHS, "channels": CHANNELS, "batch": BATCH}
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"machine": machine(), "recipe": recipe, "figures": found}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
