@@ -15,12 +15,13 @@ class ReadAhead:
     """Reads ahead in a thread of its own, which lives while there is something to do, what is asked for in order.
 
     Shuffled items are read in random order; asked for ahead, their shards are read from front to back, once, into
-    the page cache of the machine, which all ranks share and which gives way when memory is needed.
+    the page cache of the machine, which all ranks share and which gives way when memory is needed. Of more than
+    ``depth`` that wait, the oldest are forgotten: by then they are being read without.
     """
 
-    def __init__(self, dataset: Dataset, report: ReadReport) -> None:
+    def __init__(self, dataset: Dataset, report: ReadReport, depth: int) -> None:
         self._reader = ShardReader(dataset, report)
-        self._asked: deque[Callable[[], Ranges]] = deque()
+        self._asked: deque[Callable[[], Ranges]] = deque(maxlen=depth)
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 

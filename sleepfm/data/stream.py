@@ -9,7 +9,7 @@ length 1, downstream with more).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -94,7 +94,8 @@ class Stream(ABC):
         self._reader = ShardReader(dataset, self.report)
         self._reading = reading
         self._windows: OrderedDict[tuple[int, int], Items] = OrderedDict()
-        self._ahead = ReadAhead(dataset, self.report)
+        self._ahead = ReadAhead(dataset, self.report, 2 * reading.lanes)
+        self._asked_ahead: deque[tuple[int, int]] = deque(maxlen=4 * reading.lanes)
         self._begun: int | None = None
         self._reached = 0
 
@@ -173,7 +174,7 @@ class Stream(ABC):
         assert self._begun is not None
         read = self.report.items
         # Of the positions passed since the first one, this process has read its part, and will in a whole pass.
-        in_a_pass = len(self) * read / (self._reached - self._begun)
+        in_a_pass = len(self) * min(1.0, read / (self._reached - self._begun))
         return max(CORRUPT_FLOOR, self._reading.max_corrupt * max(read, in_a_pass))
 
     def _too_many(self, why: str) -> ShardError:
@@ -189,15 +190,20 @@ class Stream(ABC):
         if key not in self._windows:
             units = self._units(window)
             if self._reading.read_ahead:
-                if not self._windows:
-                    self._ahead.ask(partial(self._ranges, units))
-                self._ahead.ask(partial(self._ranges, self._units(self._order.ahead(position))))
+                self._read_ahead(window)
+                self._read_ahead(self._order.ahead(position))
             order = self._order.shuffle(window)
             while len(self._windows) >= 2 * self._reading.lanes:
                 self._windows.popitem(last=False)
             self._windows[key] = self._expand(units)[order]
         self._windows.move_to_end(key)
         return self._windows[key]
+
+    def _read_ahead(self, window: Window) -> None:
+        key = (window.pass_number, window.index)
+        if key not in self._asked_ahead:
+            self._asked_ahead.append(key)
+            self._ahead.ask(partial(self._ranges, self._units(window)))
 
     def _units(self, window: Window) -> Index:
         return np.concatenate([np.arange(self._unit_range[shard], self._unit_range[shard + 1]) for shard in window.shards])
