@@ -11,11 +11,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
-
 from sleepfm.data.cache import FileCache
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, ShardError
+from sleepfm.signals.files import location, random_file
 
 log = logging.getLogger(__name__)
 
@@ -39,13 +38,9 @@ class RemoteFolder:
     """The folder of a data set at an fsspec URL (``s3://bucket/folder``, ``file:///…``, ``https://…``, ``memory://…``)."""
 
     def __init__(self, url: str) -> None:
-        """Raises :class:`DatasetError` where no file system can be had for ``url``."""
+        """Raises :class:`ConfigError` for a protocol that is unknown or whose package is not installed."""
         self.url = url.rstrip("/")
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(self.url)
-        except (ImportError, ValueError, OSError) as error:
-            hint = "; `pip install 'sleepfm[s3]'` brings s3fs" if self.url.startswith("s3:") else ""
-            raise DatasetError(f"{url}: cannot be opened ({error}){hint}") from error
+        location(self.url)
 
     def chunks(self, name: str) -> Iterator[bytes]:
         """The content of file ``name`` below the folder.
@@ -55,13 +50,13 @@ class RemoteFolder:
             ShardError: it could not be read.
         """
         try:
-            with self._files.open(f"{self._root}/{name}", "rb", cache_type="none") as file:
-                while chunk := file.read(CHUNK):
-                    yield chunk
+            with random_file(location(f"{self.url}/{name}"), spool=False) as file:
+                for start in range(0, file.size, CHUNK):
+                    yield file.read(start, CHUNK)
         except FileNotFoundError as error:
             raise MissingError(f"{self.url}/{name}: missing") from error
-        except Exception as error:  # each file system raises what its client library does
-            raise ShardError(f"{self.url}/{name}: cannot be read ({type(error).__name__}: {error})") from error
+        except OSError as error:
+            raise ShardError(f"{self.url}/{name}: cannot be read ({error})") from error
 
     def read(self, name: str) -> bytes:
         """The whole content of a small file. Raises as :meth:`chunks`."""

@@ -20,7 +20,7 @@ from sleepfm.data.cache import PART, FileCache
 from sleepfm.data.dataset import Dataset, read_description
 from sleepfm.data.evaluation import iter_eval
 from sleepfm.data.stream import EpochStream, Reading
-from sleepfm.errors import DatasetError, ShardError
+from sleepfm.errors import ConfigError, DatasetError, ShardError
 
 OVERRIDES = ["split.pretrain=1", "split.label=0", "split.val=0", "split.test=0", "segment_epochs=10"]
 READING = Reading(1, 2)
@@ -175,7 +175,7 @@ def test_a_manifest_that_does_not_belong_is_refused(local, url, tmp_path):
 def test_what_cannot_be_opened_is_an_error_with_its_url(tmp_path):
     with pytest.raises(DatasetError, match=r"memory://nowhere: no dataset\.json"):
         Dataset.open("memory://nowhere", FileCache(tmp_path, 10**9))
-    with pytest.raises(DatasetError, match="nosuchscheme"):
+    with pytest.raises(ConfigError, match="nosuchscheme"):
         Dataset.open("nosuchscheme://bucket", FileCache(tmp_path, 10**9))
 
 
