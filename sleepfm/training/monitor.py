@@ -1,10 +1,12 @@
 """What a frozen encoder is worth while it is being pretrained: probes from ``label`` to ``val`` subjects.
 
-Cheap and bounded: a fixed, seeded draw of single epochs, embedded once a validation. ``test`` is never read.
+Cheap and bounded: a fixed, seeded draw of single epochs (``label_epochs`` and ``val_epochs`` at most), embedded once a
+validation by rank 0 while the other ranks wait. ``test`` is never read.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 import numpy as np
@@ -67,6 +69,9 @@ class Monitor:
     def __call__(self, module: Any) -> dict[str, float]:
         """``val/probe_kappa``, ``val/probe_accuracy`` and ``val/knn_kappa`` of ``module.encode``."""
         (train, truth), (held, held_truth) = self._embed(module, "label"), self._embed(module, "val")
+        if not (np.isfinite(train).all() and np.isfinite(held).all()):
+            # A model that has diverged is worth nothing, and no reason to stop: no comparison is won by what is not a number.
+            return dict.fromkeys(("val/probe_kappa", "val/probe_accuracy", "val/knn_kappa"), math.nan)
         scaler = StandardScaler().fit(train)
         train, held = scaler.transform(train), scaler.transform(held)
         probe = LogisticRegression(C=0.1, max_iter=300).fit(train, truth).predict(held)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class Recorder:
         self._progress = Progress(stage.name, self._steps)
         self._status = "FAILED"
         self._step = 0
+        self._reported = time.monotonic()
         peak, peak_source = peak_flops(world.device, config.deepspeed.dtype)
         # Share of the peak of all devices at one 30-s epoch a second.
         self._mfu_per_epoch = flops / stage.epochs_per_item / (peak * world.size)
@@ -60,8 +62,10 @@ class Recorder:
 
     def report(self, step: int, row: dict[str, Any]) -> None:
         self._step = step
+        before, self._reported = self._reported, time.monotonic()
         if "loss" not in row:
-            self.tracker.log(step, row)
+            # What a validation stops: everything since the step before it was reported.
+            self.tracker.log(step, row | {"speed/validation_seconds": self._reported - before})
             self._progress.validated(step, row)
             return
         if self._trace is None:
