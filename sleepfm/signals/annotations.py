@@ -12,6 +12,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohort import Cohort
 from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.event_log import is_event_log, read_event_log
 from sleepfm.signals.event_table import is_event_table, read_event_table
 from sleepfm.signals.files import location, matching_files, read_start
 from sleepfm.signals.luna_annot import is_luna_annot, read_luna_annot
@@ -61,6 +62,8 @@ def read_scoring(path: str | Path, start: datetime | None = None, duration: floa
         )
     if is_luna_annot(text):
         return read_luna_annot(text, path, start, duration)
+    if is_event_log(text):
+        return read_event_log(text, path, start, duration)
     if is_event_table(text):
         return read_event_table(text, path, start, duration)
     raise AnnotationError(

@@ -26,7 +26,7 @@ _STAGES = {
     Stage.REM: "r rem stager sleepstager remsleep stagerem sleepstagerem paradoxal sp rapideyemovement rapideyemovementsleep",
     Stage.UNSCORED: "? sleepstage? unscored unknown unknownstage unscorable notscored nonscore stageunscored "
     "sleepstageunscored sleepstageunknown stageunknown nostage stagenostage undefined mt movement movementtime "
-    "sleepstagem sleepstagemt stagemt stagemovement bodymovement",
+    "sleepstagem sleepstagemt stagemt stagemvt stagemovement bodymovement",
 }
 _EVENTS = {
     "obstructive_apnea": "obstructiveapnea apneaobstructive aobstructive apneeobstructive obsapnea oapnea "
@@ -80,20 +80,23 @@ def event_of(text: str) -> str | None:
 def stages_of_numbers(numbers: Sequence[int]) -> dict[int, Stage]:
     """What each number of a night's list of stages means.
 
-    4 is stage 4 where 5 is REM (Rechtschaffen and Kales, Compumedics), and REM where there is no 5 (YASA, AASM lists).
+    4 is stage 4 in a list by Rechtschaffen and Kales, which is known by a 5 (REM), 6, 7 or 9 (not scored); without any
+    of these it is REM (YASA, AASM lists).
 
     Raises:
-        ValueError: a number of neither list, or a night without a 5 whose 4 lies next to 3, as stage 4 would.
+        ValueError: a number of neither list, or a night without these whose 4 lies next to 3, as stage 4 would.
     """
     meaning = dict(_NUMBERS)
     present = set(numbers)
-    if 5 in present:
+    if present & {5, 6, 7, 9}:
         meaning |= {4: Stage.N3, 5: Stage.REM}
     elif 4 in present:
         runs = [value for i, value in enumerate(numbers) if i == 0 or numbers[i - 1] != value]
         beside = [runs[j] for i, value in enumerate(runs) if value == 4 for j in (i - 1, i + 1) if 0 <= j < len(runs)]
         if beside.count(3) * 2 > len(beside):
-            raise ValueError("4 may be stage 4 or REM: there is no 5, and most 4s are beside a 3; write names instead of numbers")
+            raise ValueError(
+                "4 may be stage 4 or REM: there is no 5, 6, 7 or 9, and most 4s are beside a 3; write names instead of numbers"
+            )
         meaning[4] = Stage.REM
     if unknown := sorted(present - meaning.keys()):
         raise ValueError(f"{unknown[0]} is no stage; known are 0-5, and -2, -1, 6, 7 and 9 for unscored")

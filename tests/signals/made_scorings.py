@@ -213,6 +213,24 @@ def list_of_numbers(night: Night, path: Path, *, comment: bool = True) -> None:
         path.write_text("".join(f"{codes[stage]}\n" for stage in (*night.stages, 4)))
 
 
+def grass_log(night: Night, path: Path) -> None:
+    """As WSC's allscore files: changes of stage, durations in the texts."""
+    stages = {-1: "NO STAGE", 0: "W", 1: "N1", 2: "N2", 3: "N3", 4: "R"}
+    names = {"obstructive_apnea": "RESPIRATORY EVENT - DUR: {} SEC. - OBSTRUCTIVE APNEA - DESAT 91.6 %"}
+    names |= {"central_apnea": "RESPIRATORY EVENT - DUR: {} SEC. - CENTRAL APNEA"}
+    names |= {
+        "mixed_apnea": "RESPIRATORY EVENT - DUR: {} SEC. - MIXED APNEA",
+        "arousal": "* AROUSAL - DUR: {} SEC. - SPONTANEOUS",
+    }
+    names |= {"hypopnea": "RESPIRATORY EVENT - DUR: {} SEC. - HYPOPNEA - DESAT 91.6 %"}
+    names |= {"desaturation": "DESATURATION - DUR: {} SEC. - MIN 91.6 % - DROP 3.1 %"}
+    rows = [(onset, f"STAGE - {stages[stage]}") for stage, onset, _ in night.runs]
+    rows += [(onset, names[kind].format(lasts)) for kind, onset, lasts in night.events]
+    rows = [(0.0, "START RECORDING"), *rows, (2.0, "LM - DUR: 0.7 SEC. - ISOLATED"), (3.0, "POSITION - LEFT")]
+    rows = [*sorted(rows, key=lambda row: row[0]), (night.seconds, "LIGHTS ON")]
+    path.write_text("".join(f"{START + timedelta(seconds=a):%H:%M:%S.%f}"[:-4] + f"\t{text}\r\n" for a, text in rows))
+
+
 # Name, writer, whether it holds events.
 FORMATS: dict[str, tuple[Callable[[Night, Path], None], bool]] = {
     "nsrr.xml": (nsrr, True),
@@ -231,6 +249,7 @@ FORMATS: dict[str, tuple[Callable[[Night, Path], None], bool]] = {
     "stages.csv": (stages_csv, True),
     "bids.tsv": (bids, True),
     "semicolons.csv": (semicolons, True),
+    "allscore.txt": (grass_log, True),
     "numbered.stg.txt": (numbered, False),
     "yasa.txt": (list_of_numbers, False),
     "rk.txt": (lambda night, path: list_of_numbers(night, path, comment=False), False),

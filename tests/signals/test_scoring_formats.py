@@ -178,7 +178,8 @@ def test_numbers_that_may_mean_two_stages_are_refused(tmp_path):
     path.write_text("W\nN1\nhello\n")
     with pytest.raises(AnnotationError, match="line 3: 'hello' is no stage"):
         read_scoring(path)
-    assert stages_of_numbers([0, 4, 5])[4] == 3
+    for mark in (5, 6, 7, 9):
+        assert stages_of_numbers([0, 4, mark])[4] == 3
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,26 @@ def test_a_scoring_of_a_night_past_midnight_that_began_before_the_recording(tmp_
     assert [interval.onset for interval in scoring.stages] == [-30.0, 3673.0]
 
 
+def test_the_excerpt_of_wscs_log_in_lunas_documentation(tmp_path):
+    path = tmp_path / "x.allscore.txt"
+    path.write_text(
+        "22:04:41.13\tLIGHTS OUT\n22:13:11.29\tPOSITION - LEFT\n22:30:59.00\tSTAGE - N1\n"
+        "22:31:42.64\tLM - DUR: 0.7 SEC. - ISOLATED\n22:31:58.80\tLM - DUR: 1.4 SEC. - ISOLATED\n22:31:59.00\tSTAGE - N2\n"
+        "22:32:59.00\tSTAGE - W\n22:33:10.93\tAROUSAL - DUR: 3.0 SEC. - SPONTANEOUS\n22:33:59.00\tSTAGE - N2\n"
+        "22:34:00.47\tRESPIRATORY EVENT - DUR: 44.9 SEC. - HYPOPNEA - DESAT 91.6 %\n"
+        "22:34:01.69\tDESATURATION - DUR: 55.8 SEC. - MIN 91.6 % - DROP 3.1 %\n"
+    )
+    scoring = read_scoring(path, datetime(2000, 1, 1, 22, 0, 59), 2400.0)
+    assert [(round(s.onset, 6), round(s.duration, 6), s.stage) for s in scoring.stages] == [
+        (1800, 60, 1), (1860, 60, 2), (1920, 60, 0), (1980, 420, 2),
+    ]  # fmt: skip
+    assert [(e.type, round(e.onset, 2), e.duration) for e in scoring.events] == [
+        ("arousal", 1931.93, 3.0), ("hypopnea", 1981.47, 44.9), ("desaturation", 1982.69, 55.8),
+    ]  # fmt: skip
+    with pytest.raises(AnnotationError, match="start of its recording is not known"):
+        read_scoring(path)
+
+
 def test_lengths_are_reconciled_in_every_format(tmp_path):
     """More than an epoch too long is an error that says by how much, through the way that builds go."""
     for name, (write, _) in FORMATS.items():
@@ -225,7 +246,7 @@ def test_lengths_are_reconciled_in_every_format(tmp_path):
 def test_vocabulary_of_the_cohorts():
     for text, stage in {
         "Stage 1 sleep": 1, "Stage1": 1, "SRO:Stage2Sleep": 2, "NREM4": 3, "SDO:RapidEyeMovementSleep": 4, "Wake": 0,
-        "UnknownStage": -1, "Sleep stage ?": -1, "STAGE - N3": 3, "STAGE - NO STAGE": -1, "Éveil": 0,
+        "UnknownStage": -1, "Sleep stage ?": -1, "STAGE - N3": 3, "STAGE - NO STAGE": -1, "STAGE - MVT": -1, "Éveil": 0,
     }.items():  # fmt: skip
         assert stage_of(text) == stage, text
     for text, kind in {

@@ -1,0 +1,66 @@
+"""Logs of Grass Twin, WSC's ``.allscore.txt``: a clock time and a text a line, durations inside the texts.
+
+``22:33:59.00<tab>STAGE - N2`` holds until the next stage; ``RESPIRATORY EVENT - DUR: 44.9 SEC. - HYPOPNEA - DESAT 91.6 %``
+is an event. Source: NSRR's WSC documentation, and the excerpts of it in Luna's documentation.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from pathlib import Path
+
+from sleepfm.errors import AnnotationError
+from sleepfm.signals.clock import Clock, is_clock
+from sleepfm.signals.scoring_rows import MAX_ROWS, Row, scoring_of_rows
+from sleepfm.signals.scoring_types import Scoring
+
+_LINE = re.compile(r"\s*(\d{1,2}:\d{2}:\d{2}(?:\.\d+)?)[\t ]+(\S.*)")
+_STAGE = re.compile(r"(?i)stage\s+-\s+(.+)")
+_EVENT = re.compile(r"(?i)\*?\s*(?P<head>[a-z ]+?)\s+-\s+dur:\s*(?P<seconds>\d+(?:\.\d+)?)\s*sec\.?(?:\s+-\s+(?P<kind>[^-]+))?.*")
+_END = re.compile(r"(?i)lights on|stop recording|recording stopped.*")
+
+
+def is_event_log(text: str) -> bool:
+    """Whether ``text`` begins as a log does and says a stage somewhere."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    return _LINE.fullmatch(first) is not None and re.search(r"(?im)^\s*[\d:.]+[\t ]+stage - ", text) is not None
+
+
+def read_event_log(text: str, path: Path, start: datetime | None, duration: float | None) -> Scoring:
+    """The scoring of a log; ``start`` and ``duration`` are those of the recording.
+
+    Raises:
+        AnnotationError: ``start`` is not known, too many lines, a time that is none, or no stages.
+    """
+    if start is None:
+        raise AnnotationError(
+            f"{path}: has clock times, and the start of its recording is not known; repair the recording's header"
+        )
+    clock = Clock([], start, duration)
+    rows: list[Row] = []
+    staged: tuple[float, str] | None = None
+    for number, line in enumerate(text.splitlines(), start=1):
+        match = _LINE.fullmatch(line.rstrip())
+        if match is None or not is_clock(match[1]):
+            continue  # a remark that goes on
+        if number > MAX_ROWS:
+            raise AnnotationError(f"{path}: more than {MAX_ROWS} lines; a scoring of a night has fewer")
+        try:
+            onset = clock.read(match[1])
+        except ValueError as error:
+            raise AnnotationError(f"{path}: line {number}: {error}") from error
+        said = match[2].strip()
+        stage, event = _STAGE.fullmatch(said), _EVENT.fullmatch(said)
+        if staged is not None and (stage or _END.fullmatch(said)) and onset >= staged[0]:
+            rows.append(Row(staged[0], onset - staged[0], staged[1]))
+            staged = None
+        if stage:
+            staged = (onset, f"stage {stage[1]}")
+        elif event:
+            kind = event["kind"] if event["head"].casefold() == "respiratory event" else event["head"]
+            rows.append(Row(onset, float(event["seconds"]), (kind or "").strip()))
+    if staged is not None:
+        rest = None if duration is None or duration <= staged[0] else duration - staged[0]
+        rows.append(Row(staged[0], rest, staged[1]))
+    return scoring_of_rows([row for row in rows if row.duration != 0], f"event log {path.name}", str(path))
