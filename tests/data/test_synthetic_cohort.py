@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from sleepfm.cli import main
 from sleepfm.data.synthetic.cohort import write_cohort, write_subject
 from sleepfm.data.synthetic.edf import Channel, write_edf
-from sleepfm.data.synthetic.night import SHHS1_CHANNELS, draw_night
+from sleepfm.data.synthetic.layout import load_layout
+from sleepfm.data.synthetic.night import draw_night
 from sleepfm.errors import RecordingError, UsageError
 
 EDFS = Path("polysomnography/edfs/shhs1")
@@ -119,11 +120,11 @@ def test_mne_and_edfio_read_what_was_drawn(cohort):
     path = cohort / EDFS / "shhs1-200001.edf"
     night = draw_night(4, 0, 60)
     raw = mne.io.read_raw_edf(path, verbose="error")
-    assert raw.ch_names == [channel.label for channel in SHHS1_CHANNELS]
+    assert raw.ch_names == [channel.label for channel in load_layout("shhs1").channels]
     assert raw.times[-1] == pytest.approx(1800.0, abs=0.01)
     edf = edfio.read_edf(path)
     assert edf.num_data_records == 1800 and edf.data_record_duration == 1.0
-    for signal, channel in zip(edf.signals, SHHS1_CHANNELS, strict=True):
+    for signal, channel in zip(edf.signals, load_layout("shhs1").channels, strict=True):
         low, high = sorted((float(channel.physical_min), float(channel.physical_max)))
         step = (high - low) / (channel.digital_max - channel.digital_min)
         drawn = np.clip(night.signals[channel.label], low, high)
@@ -192,7 +193,7 @@ def test_edf_round_trip(tmp_path_factory, data, rate, seconds):
         (["--hours", "0.1"], "--hours 0.1"),
         (["--hours", "nan"], "--hours nan"),
         (["--seed", "-1"], "--seed -1"),
-        (["--cohort", "mesa"], "shhs1"),
+        (["--cohort", "nonsense"], "shhs1"),
         (["--workers", "0"], "--workers 0"),
     ],
 )

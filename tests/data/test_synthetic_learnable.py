@@ -13,9 +13,10 @@ from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import cohen_kappa_score, roc_auc_score
 
 from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS
-from sleepfm.data.synthetic.night import SHHS1_CHANNELS, Night, draw_night
+from sleepfm.data.synthetic.layout import load_layout
+from sleepfm.data.synthetic.night import Night, draw_night
 
-CHANNELS = {channel.label: channel for channel in SHHS1_CHANNELS}
+CHANNELS = {channel.label: channel for channel in load_layout("shhs1").channels}
 BANDS = ((0.5, 2), (2, 4), (4, 8), (8, 12), (12, 15), (15, 30))
 TRAIN, TEST = range(16), range(16, 24)
 

@@ -14,11 +14,12 @@ from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.data.synthetic.events import Event, draw_position, draw_respiratory_events, is_respiratory
 from sleepfm.data.synthetic.fit import dreem_nights, fit
 from sleepfm.data.synthetic.hypnogram import draw_hypnogram
-from sleepfm.data.synthetic.night import SHHS1_CHANNELS, Night, draw_night
+from sleepfm.data.synthetic.layout import load_layout
+from sleepfm.data.synthetic.night import Night, draw_night
 from sleepfm.data.synthetic.statistics import statistics
 from sleepfm.data.synthetic.subject import draw_subject
 
-RATE = {channel.label: channel.rate for channel in SHHS1_CHANNELS}
+RATE = {channel.label: channel.rate for channel in load_layout("shhs1").channels}
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Write a synthetic cohort as an NSRR download of SHHS1."""
+"""Write a synthetic cohort as a download of a real one looks: SHHS1, or any other that has a layout."""
 
 from __future__ import annotations
 
@@ -13,16 +13,14 @@ from tqdm import tqdm
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.synthetic.edf import write_edf
-from sleepfm.data.synthetic.night import SHHS1_CHANNELS, draw_night
-from sleepfm.data.synthetic.nsrr_xml import nsrr_xml
+from sleepfm.data.synthetic.layout import layout_names, load_layout
+from sleepfm.data.synthetic.night import draw_night
+from sleepfm.data.synthetic.scoring_files import write_scoring
 from sleepfm.errors import RecordingError, UsageError
 from sleepfm.version import __version__
 
-COHORTS = ("shhs1",)
 STATEMENT = "synth.json"
-FIRST_ID = 200001
 LEAST_HOURS, MOST_HOURS = 0.1, 24.0
-MOST_SUBJECTS = 99_999
 
 
 def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str = "shhs1", workers: int = 1) -> list[Path]:
@@ -36,16 +34,17 @@ def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str 
         UsageError: arguments out of range, an unknown cohort, or an ``out`` made with other arguments.
         RecordingError: the folder cannot be written.
     """
-    if not 1 <= subjects <= MOST_SUBJECTS:
-        raise UsageError(f"--subjects {subjects}: expected 1 to {MOST_SUBJECTS}")
+    if cohort not in layout_names():
+        raise UsageError(f"--cohort {cohort!r}: expected one of {', '.join(layout_names())}")
+    most = load_layout(cohort).most
+    if not 1 <= subjects <= most:
+        raise UsageError(f"--subjects {subjects}: expected 1 to {most}")
     if not LEAST_HOURS < hours <= MOST_HOURS:
         raise UsageError(f"--hours {hours:g}: expected more than {LEAST_HOURS} and at most {MOST_HOURS:g}")
     if seed < 0:
         raise UsageError(f"--seed {seed}: expected 0 or more")
     if workers < 1:
         raise UsageError(f"--workers {workers}: expected 1 or more")
-    if cohort not in COHORTS:
-        raise UsageError(f"--cohort {cohort!r}: expected one of {', '.join(COHORTS)}")
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is not a folder")
     n_epochs = round(hours * 3600 / EPOCH_SECONDS)
@@ -72,28 +71,25 @@ def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str 
 
 
 def write_subject(out: Path, cohort: str, seed: int, n_epochs: int, number: int) -> Path:
-    """Write the EDF and the XML of subject ``number`` (0-based) unless both are there; returns the EDF's
+    """Write the EDF and the scoring of subject ``number`` (0-based) unless both are there; returns the EDF's
     path."""
-    name = f"{cohort}-{FIRST_ID + number}"
-    edf = out / "polysomnography" / "edfs" / cohort / f"{name}.edf"
-    xml = out / "polysomnography" / "annotations-events-nsrr" / cohort / f"{name}-nsrr.xml"
-    if edf.exists() and xml.exists():
+    layout = load_layout(cohort)
+    edf, scoring = layout.place(out, number)
+    if edf.exists() and scoring.exists():
         return edf
     night = draw_night(seed, number, n_epochs)
-    signals = [night.signals[channel.label] for channel in SHHS1_CHANNELS]
-    for path in (edf, xml):
+    for path in (edf, scoring):
         path.parent.mkdir(parents=True, exist_ok=True)
-    partial_edf, partial_xml = _partial(edf), _partial(xml)
-    write_edf(partial_edf, SHHS1_CHANNELS, signals, n_epochs * EPOCH_SECONDS, night.start)
-    partial_xml.write_text(nsrr_xml(night.codes, night.events, night.start), encoding="utf-8")
+    partial_edf, partial_scoring = _partial(edf), _partial(scoring)
+    write_edf(partial_edf, layout.channels, layout.draw(night, number), n_epochs * EPOCH_SECONDS, night.start)
+    write_scoring(layout.scoring.format, partial_scoring, night)
     os.replace(partial_edf, edf)
-    os.replace(partial_xml, xml)
+    os.replace(partial_scoring, scoring)
     return edf
 
 
 def _state(path: Path, statement: dict[str, str | int | float], complete: bool) -> None:
-    """Write the arguments to ``path``, after checking that what is there is the same cohort or its beginning.
-    Write the arguments to ``path``, after checking that what is there is the same cohort or its beginning."""
+    """Write the arguments to ``path``, after checking that what is there is the same cohort or its beginning."""
     if path.exists():
         found = json.loads(path.read_text(encoding="utf-8"))
         for key, value in statement.items():

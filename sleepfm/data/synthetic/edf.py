@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from sleepfm.data.synthetic.noise import Floats
 
-# Digitised at a time, to bound memory.
+# Written at a time, to bound memory.
 BLOCK_SECONDS = 1800
 
 
@@ -35,17 +35,14 @@ class Channel:
         return np.clip(digital, self.digital_min, self.digital_max).astype("<i2")
 
 
-def write_edf(path: Path, channels: Sequence[Channel], signals: Sequence[Floats], seconds: int, start: str) -> None:
+def write_edf(path: Path, channels: Sequence[Channel], signals: Iterable[Floats], seconds: int, start: str) -> None:
     """Write ``signals`` (each [seconds * rate]) under anonymous identification; ``start`` is the hh.mm.ss of
     01.01.85."""
+    digital = [channel.digitise(signal).reshape(seconds, channel.rate) for channel, signal in zip(channels, signals, strict=True)]
     with path.open("wb") as file:
         file.write(_header(channels, seconds, start))
         for first in range(0, seconds, BLOCK_SECONDS):
-            last = min(first + BLOCK_SECONDS, seconds)
-            records = [
-                channel.digitise(signal[first * channel.rate : last * channel.rate]).reshape(-1, channel.rate)
-                for channel, signal in zip(channels, signals, strict=True)
-            ]
+            records = [values[first : first + BLOCK_SECONDS] for values in digital]
             file.write(np.concatenate(records, axis=1).data)
 
 

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.data.synthetic.artefact import add_movements
 from sleepfm.data.synthetic.ecg import beat_times, draw_ecg, heart_rate
-from sleepfm.data.synthetic.edf import Channel
 from sleepfm.data.synthetic.eeg import draw_eeg
 from sleepfm.data.synthetic.emg import draw_emg
 from sleepfm.data.synthetic.eog import draw_eog
@@ -22,24 +21,6 @@ from sleepfm.data.synthetic.respiration import RATE as BREATHING_RATE
 from sleepfm.data.synthetic.respiration import breathe, find_desaturations
 from sleepfm.data.synthetic.subject import Subject, draw_subject
 
-# Header of SHHS1 recordings: 8-bit signals, belts with inverted physical limits, "EEG" C4-A1 and "EEG(sec)"
-# C3-A2.
-SHHS1_CHANNELS = (
-    Channel("SaO2", "", 1, "0.00", "100.00", -32768, 32767),
-    Channel("H.R.", "", 1, "0.00", "250.00", -32768, 32767),
-    Channel("EEG(sec)", "uV", 125, "-125.00", "125.00", -128, 127),
-    Channel("ECG", "mV", 125, "-1.25", "1.25", -128, 127),
-    Channel("EMG", "uV", 125, "-31.25", "31.25", -128, 127),
-    Channel("EOG(L)", "uV", 50, "-125.00", "125.00", -128, 127),
-    Channel("EOG(R)", "uV", 50, "-125.00", "125.00", -128, 127),
-    Channel("EEG", "uV", 125, "-125.00", "125.00", -128, 127),
-    Channel("THOR RES", "", 10, "1.00", "-1.00", -128, 127),
-    Channel("ABDO RES", "", 10, "1.00", "-1.00", -128, 127),
-    Channel("POSITION", "", 1, "0.00", "3.00", 0, 3),
-    Channel("LIGHT", "", 1, "0.00", "1.00", 0, 1),
-    Channel("NEW AIR", "uV", 10, "-125.00", "125.00", -128, 127),
-    Channel("OX STAT", "", 1, "0.00", "3.00", 0, 3),
-)
 # A moving epoch whose signals are hidden for more than half of it is scored as movement (Rechtschaffen and
 # Kales 1968).
 MOVEMENT_SECONDS = 15.0
@@ -54,7 +35,7 @@ class Night:
         subject: whose.
         stages: [E] true stage; codes: [E] as scored by Rechtschaffen and Kales (3 or 4 for N3, 6 movement).
         events: all scored events in order of onset.
-        signals: by EDF label, each [E * 30 * rate] in the unit of the EDF header.
+        signals: by the label they have in SHHS1, each [E * 30 * rate] in uV (ECG mV, SaO2 %).
         start: clock time hh.mm.ss.
     """
 

@@ -12,13 +12,14 @@ from matplotlib.figure import Figure
 
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.data.synthetic.events import Event, is_respiratory
-from sleepfm.data.synthetic.night import SHHS1_CHANNELS, Night, draw_night
+from sleepfm.data.synthetic.layout import load_layout
+from sleepfm.data.synthetic.night import Night, draw_night
 from sleepfm.errors import UsageError, exit_with
 
 SEED, HOURS = 1, 3
 # One with a clear alpha rhythm and of average slow waves, so that the pages show the rules at work.
 PAGE_SUBJECT = 15
-RATES = {channel.label: channel.rate for channel in SHHS1_CHANNELS}
+RATES = {channel.label: channel.rate for channel in load_layout("shhs1").channels}
 # Label and half the height of its lane, in the channel's unit.
 NEURAL = (
     ("EEG", 100.0),
