@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.errors import SleepFMError
+from sleepfm.errors import SignalError, SleepFMError
 from sleepfm.signals.cohort import Cohort
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.labels import stage_labels
+from sleepfm.signals.polarity import POLAR
+from sleepfm.signals.prepare import prepare_examined
 
 
 @dataclass
@@ -43,7 +45,9 @@ class Finding:
 
 
 def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
-    """One :class:`Finding` a recording below ``root``, in order. Headers and scorings are read, no samples.
+    """One :class:`Finding` a recording below ``root``, in order.
+
+    Headers and scorings are read, and the samples of the channels whose polarity their signal tells.
 
     Raises:
         RecordingError: no such folder, or no recording in it.
@@ -54,6 +58,7 @@ def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
             examination = examine(path, cohort, root if is_folder(root) else None)
             _fill(finding, examination)
             require_channels(examination)
+            _judge(finding, examination)
         except SleepFMError as error:
             finding.refused = str(error)
         yield finding
@@ -79,3 +84,15 @@ def _fill(finding: Finding, examination: Examination) -> None:
         finding.warnings += scoring.warnings
     if recording.duration % EPOCH_SECONDS > 1.0:
         finding.warnings.append(f"the last {recording.duration % EPOCH_SECONDS:.1f} s are less than an epoch; cut")
+
+
+def _judge(finding: Finding, examination: Examination) -> None:
+    """What the signals tell: polarity, and channels that are flat."""
+    prepared = prepare_examined(examination, only=POLAR)
+    for name in [name for name in POLAR if name in finding.channels]:
+        if name in prepared.channels:
+            finding.channels[name]["polarity"] = prepared.provenance["channels"][name]["polarity"]
+        else:
+            finding.missing[name] = f"{finding.channels.pop(name)['signal']!r} is {prepared.provenance['missing'][name]}"
+    if not finding.channels:
+        raise SignalError(f"{finding.path}: no usable signal in any channel")

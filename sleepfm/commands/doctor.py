@@ -38,14 +38,29 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=1, ensure_ascii=False))
     else:
-        mapped = Counter(name for finding in findings if not finding.refused for name in finding.channels)
-        usable = len(findings) - refused
-        print()
-        if usable:
-            print("channel    in usable recordings")
-            print("\n".join(f"{name:<10} {mapped[name]:>6} of {usable}" for name in CHANNELS))
-        print(f"{len(findings)} recordings: {usable} usable, {refused} would be quarantined")
+        print("\n".join(["", *_summary(findings)]))
     return 1 if refused else 0
+
+
+def _summary(findings: list[Finding]) -> list[str]:
+    usable = [finding for finding in findings if not finding.refused]
+    lines = []
+    if usable:
+        polarity = Counter(
+            (name, channel["polarity"].get("decision")) for finding in usable for name, channel in finding.channels.items()
+        )
+        mapped = Counter(name for finding in usable for name in finding.channels)
+        lines.append("channel    in usable recordings   upside down   polarity undecided")
+        for name in CHANNELS:
+            share = f"{mapped[name]} of {len(usable)}"
+            lines.append(f"{name:<10} {share:>20} {polarity[name, 'inverted']:>13} {polarity[name, 'undecided']:>20}")
+        cohorts = Counter(finding.cohort for finding in usable)
+        lines.append("cohorts    " + ", ".join(f"{name} {count}" for name, count in sorted(cohorts.items())))
+        subjects = len({finding.subject for finding in usable})
+        unscored = sum(not finding.scoring for finding in usable)
+        lines.append(f"subjects   {subjects}; {unscored} of the usable recordings have no scoring")
+    lines.append(f"{len(findings)} recordings: {len(usable)} usable, {len(findings) - len(usable)} would be quarantined")
+    return lines
 
 
 def _lines(finding: Finding) -> list[str]:
@@ -84,6 +99,16 @@ def _mapped(channel: dict[str, Any]) -> str:
         text += ", turned over by its header"
     if channel["polarity"]["inverted_by_rule"]:
         text += ", turned over by the cohort's rule"
+    text += _polarity(channel["polarity"])
     if channel["substitute"]:
         text += f" (substitute: {channel['substitute']})"
     return text
+
+
+def _polarity(polarity: dict[str, Any]) -> str:
+    match polarity.get("decision"):
+        case "inverted":
+            return f", recorded upside down (probability {polarity['probability_inverted']:.2f}): turned over"
+        case "undecided" if polarity["probability_inverted"] > 0.1:
+            return f", upside down with probability {polarity['probability_inverted']:.2f}: undecided, left as it is"
+    return ""

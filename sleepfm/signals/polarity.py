@@ -41,7 +41,7 @@ EOG = ("EOG_L", "EOG_R")
 POLAR = (*EEG, *EOG, "ECG")
 
 # How likely a channel is upside down before its signal is seen, by what is documented of the cohort.
-PRIOR: dict[KnownPolarity, float] = {"inverted": 0.98, "mixed": 0.5, "unknown": 0.05, "upright": 0.01}
+PRIOR: dict[KnownPolarity, float] = {"inverted": 0.98, "mixed": 0.5, "unknown": 0.06, "upright": 0.01}
 SURE = 0.95
 _MOST = math.log(50.0)
 # Effects that say nothing, and the least number of epochs that says anything.

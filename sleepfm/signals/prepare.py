@@ -81,13 +81,16 @@ def prepare(
     """
     examination = examine(path if isinstance(path, Recording) else location(path), cohort, root, scoring)
     require_channels(examination, require)
-    return prepare_examined(examination, require, rule)
+    prepared = prepare_examined(examination, rule)
+    lacking = [name for name in require if name not in prepared.channels]
+    if lacking or not prepared.channels:
+        reasons = "; ".join(f"{name}: {why}" for name, why in prepared.provenance["missing"].items())
+        raise SignalError(f"{prepared.path}: no usable signal in {', '.join(lacking) or 'any channel'} ({reasons})")
+    return prepared
 
 
-def prepare_examined(
-    examination: Examination, require: Sequence[str] = (), rule: EventRule = "overlap", only: Sequence[str] = CHANNELS
-) -> PreparedRecording:
-    """As :func:`prepare`, of a recording that was examined; ``only`` these of its channels."""
+def prepare_examined(examination: Examination, rule: EventRule = "overlap", only: Sequence[str] = CHANNELS) -> PreparedRecording:
+    """A recording that was examined, with those of its channels that are in ``only`` and not flat; maybe none."""
     recording, cohort, n_epochs = examination.recording, examination.cohort, examination.n_epochs
     scored = examination.scoring
     stage = stage_labels(scored, n_epochs)
@@ -116,10 +119,6 @@ def prepare_examined(
         except SignalError as error:
             prepared.provenance["missing"][channel] = str(error)
     _turn_upright(prepared, cohort)
-    lacking = [name for name in require if name not in prepared.channels]
-    if lacking or not prepared.channels:
-        reasons = "; ".join(f"{name}: {why}" for name, why in prepared.provenance["missing"].items())
-        raise SignalError(f"{recording.path}: no usable signal in {', '.join(lacking) or 'any channel'} ({reasons})")
     return prepared
 
 
