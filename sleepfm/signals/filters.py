@@ -63,7 +63,7 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
             # Without its offset the piece starts near the zero that the resampler assumes before it.
             offset = centre(piece)
             if high is not None and _stop_edge(high) <= rate / 2:
-                resampled = _resample_and_filter(piece - offset, ratio, low, high)
+                resampled = _resample_and_filter(piece, offset, ratio, low, high)
             else:
                 resampled = resample_poly(piece - offset, ratio.numerator, ratio.denominator)
                 resampled = resampled + offset if low is None else _filter(resampled, low, high)
@@ -166,8 +166,10 @@ def _response(low: float | None, high: float, length: int) -> NDArray[np.float32
     return fft.rfft(np.roll(centred, -(len(taps) // 2))).real.astype(np.float32)
 
 
-def _resample_and_filter(signal: NDArray[np.float32], ratio: Fraction, low: float | None, high: float) -> NDArray[np.float32]:
-    """``signal`` [T] at 100 Hz and filtered, [ceil(T * ratio)].
+def _resample_and_filter(
+    signal: NDArray[np.float32], offset: np.float32, ratio: Fraction, low: float | None, high: float
+) -> NDArray[np.float32]:
+    """``signal`` [T] less ``offset``, at 100 Hz and filtered, [ceil(T * ratio)].
 
     A unit is the shortest stretch that holds whole samples at both rates: ``ratio.denominator`` of them before and
     ``ratio.numerator`` after. Blocks of units overlap by the filter's length, and only their middles are kept.
@@ -181,12 +183,13 @@ def _resample_and_filter(signal: NDArray[np.float32], ratio: Fraction, low: floa
     reach = min(_ceil(half / ratio), len(signal) - 1)
     blocks = -(-len(signal) // (step * before))
     padded = np.zeros((blocks * step + 2 * margin) * before, dtype=np.float32)
-    begin = margin * before
-    padded[begin : begin + len(signal)] = signal
+    begin, end = margin * before, margin * before + len(signal)
+    night = padded[begin:end]
+    np.subtract(signal, offset, out=night)
     if reach:
-        padded[begin - reach : begin] = 2 * signal[0] - signal[reach:0:-1]
-        tail = (2 * signal[-1] - signal[-2 : -reach - 2 : -1])[: len(padded) - begin - len(signal)]
-        padded[begin + len(signal) : begin + len(signal) + len(tail)] = tail
+        padded[begin - reach : begin] = 2 * night[0] - night[reach:0:-1]
+        tail = (2 * night[-1] - night[-2 : -reach - 2 : -1])[: len(padded) - end]
+        padded[end : end + len(tail)] = tail
     response = _response(low, high, block * after) * np.float32(after / before)
     bins = min(len(response), block * before // 2 + 1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, block * before)[:: step * before]

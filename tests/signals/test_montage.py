@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import yaml
@@ -153,3 +157,54 @@ def test_preference_and_choice(tmp_path):
 )
 def test_labels_compare_without_case_space_and_punctuation(one, other, same):
     assert (normalise_label(one) == normalise_label(other)) is same
+
+
+# File names as the cohorts' public documentation gives them: two nights of one person, and somebody else's.
+PEOPLE = {
+    "shhs1": ("shhs1-205238.edf", None, "shhs1-205239.edf"),
+    "mesa": ("mesa-sleep-5805.edf", None, "mesa-sleep-5806.edf"),
+    "mros1": ("mros-visit1-aa5665.edf", "mros-visit2-aa5665.edf", "mros-visit1-aa5666.edf"),
+    "cfs": ("cfs-visit5-802593.edf", None, "cfs-visit5-802626.edf"),
+    "ccshs": ("ccshs-trec-1800005.edf", None, "ccshs-trec-1800006.edf"),
+    "chat": ("chat-baseline-300001.edf", "chat-followup-300001.edf", "chat-nonrandomized-300004.edf"),
+    "wsc": ("wsc-visit1-10119-nsrr.edf", "wsc-visit2-10119-nsrr.edf", "wsc-visit1-10120-nsrr.edf"),
+    "sof": ("sof-visit-8-07853.edf", None, "sof-visit-8-07854.edf"),
+    "homepap": ("homepap-lab-full-1600039.edf", "homepap-lab-split-1600039.edf", "homepap-home-1600150.edf"),
+    "abc": ("abc-baseline-900001.edf", "abc-month18-900001.edf", "abc-month09-900002.edf"),
+    "apples": ("apples-140094.edf", None, "apples-560232.edf"),
+    "nchsdb": ("5053_2167.edf", "5053_9865.edf", "4480_5926.edf"),
+    "stages": ("GSSA00001.edf", "GSSA00001_1.edf", "STNF00001.edf"),
+    "sleep-edf-telemetry": ("ST7071J0-PSG.edf", "ST7072J0-PSG.edf", "ST7081J0-PSG.edf"),
+}
+
+
+@pytest.mark.parametrize("name", PEOPLE)
+def test_all_visits_of_a_person_are_one_subject(name):
+    cohort = load_cohort(name)
+    first, again, other = (identify(Path(file), cohort) if file else None for file in PEOPLE[name])
+    assert first.subject.startswith(cohort.identity.prefix) and first.subject != other.subject and first.record != other.record
+    if again:
+        assert again.subject == first.subject and again.visit != first.visit and again.record != first.record
+    if cohort.recognise.name:
+        matching = [other for other in cohort_names() if re.search(load_cohort(other).recognise.name or "(?!)", PEOPLE[name][0])]
+        assert matching == [name]
+
+
+def test_substitutes_are_taken_in_order_and_recorded(tmp_path):
+    signals = [("C3", "uV", 256), ("A1", "uV", 256), ("LOC", "uV", 256), ("R Chin", "uV", 256), ("L Chin", "uV", 256)]
+    signals += [("Cannula Flow", "", 64), ("SaO2", "", 1)]
+    montage = resolve(make(tmp_path, *signals, name="sof-visit-8-00001.edf"), load_cohort("sof"))
+    c3, flow = montage.channels["EEG_C3"], montage.channels["AIRFLOW"]
+    assert c3.references[0].label == "A1" and "ipsilateral" in c3.substitute and c3.choice == 3
+    assert flow.active.label == "Cannula Flow" and "nasal pressure" in flow.substitute
+    chin = montage.channels["EMG_CHIN"]
+    assert (chin.active.label, chin.references[0].label) == ("L Chin", "R Chin")
+    assert "A1" not in montage.missing.get("EOG_L", "") and montage.channels["SPO2"].active.unit == "%"
+
+
+def test_a_broken_signal_of_chat_is_not_taken(tmp_path):
+    recording = make(tmp_path, ("Lchin", "uV", 200), ("Cchin", "uV", 200), ("Rchin", "uV", 200), name="chat-baseline-300001.edf")
+    broken = dataclasses.replace(recording.signals[0], physical_min=0.0, physical_max=0.0)
+    recording = dataclasses.replace(recording, signals=(broken, *recording.signals[1:]))
+    chin = resolve(recording, load_cohort("chat")).channels["EMG_CHIN"]
+    assert (chin.active.label, chin.references[0].label) == ("Rchin", "Cchin")
