@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 from sleepfm.data.batch import Batch
-from sleepfm.data.report import SLOW_SECONDS, ReadReport
+from sleepfm.data.report import SLOW_SECONDS, report_of
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +32,7 @@ class Prefetcher:
     def __init__(self, stream: Source, plan: Iterable[tuple[int, int]], depth: int = 2, pin: bool = False) -> None:
         self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
         self._stop = threading.Event()
-        report = getattr(stream, "report", None)  # other sources have none
-        self._report: ReadReport | None = report if isinstance(report, ReadReport) else None
+        self._report = report_of(stream)
         self._thread = threading.Thread(target=self._work, args=(stream, plan, pin), daemon=True)
         self._thread.start()
 

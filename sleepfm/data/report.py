@@ -100,3 +100,9 @@ class ReadReport:
             )
             for shard, trouble in found
         ]
+
+
+def report_of(source: object) -> ReadReport | None:
+    """The report of a source of batches, where it keeps one."""
+    report = getattr(source, "report", None)
+    return report if isinstance(report, ReadReport) else None

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from dataclasses import dataclass
 
 from sleepfm.data.batch import Batch
 from sleepfm.data.prefetch import Prefetcher
+from sleepfm.data.report import report_of
 from sleepfm.errors import ConfigError
 from sleepfm.training.config import TrainConfig
 from sleepfm.training.distributed import World
 from sleepfm.training.stage import Stream
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,8 @@ class Feed:
             for part in range(shares.accumulation)
         )
         self._device = world.device
+        self._rank = world.rank
+        self._report = report_of(stream)
         self._batches = Prefetcher(stream, plan, pin=world.device.type == "cuda")
         self.waited_seconds = 0.0
 
@@ -68,5 +74,7 @@ class Feed:
         return batch.to(self._device)
 
     def close(self) -> None:
-        """Stop reading ahead."""
+        """Stop reading ahead, and sum up by shard what was corrupt or slow on this rank."""
         self._batches.close()
+        for line in self._report.lines() if self._report else ():
+            log.warning("rank %d: %s", self._rank, line)

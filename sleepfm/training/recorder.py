@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm.config import to_dict
+from sleepfm.data.report import report_of
 from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.distributed import World
 from sleepfm.training.engine import total_steps
@@ -36,6 +37,7 @@ class Recorder:
         self._status = "FAILED"
         self._step = 0
         self._reported = time.monotonic()
+        self._reading = report_of(stage.stream)
         peak, peak_source = peak_flops(world.device, config.deepspeed.dtype)
         # Share of the peak of all devices at one 30-s epoch a second.
         self._mfu_per_epoch = flops / stage.epochs_per_item / (peak * world.size)
@@ -78,6 +80,7 @@ class Recorder:
             figures |= {"speed/epochs_per_s": row["epochs_per_s"], "speed/data_wait": row["data_wait"]}
             figures |= {"speed/mfu": row["epochs_per_s"] * self._mfu_per_epoch}
             figures |= {"train/skipped": 1.0} if row.get("skipped") else {}
+            figures |= self._reading.figures() if self._reading else {}
             self.tracker.log(step, figures)
 
     def finished(self, status: str) -> None:

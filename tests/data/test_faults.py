@@ -214,25 +214,45 @@ def test_slow_accesses_are_reported_by_name(dataset, caplog):
     stream._reader = SlowReader(dataset, stream.report)
     fast = epochs(dataset, Reading(0, 6)).batch(0, 100)
     assert torch.equal(stream.batch(0, 100).signals, fast.signals)
-    (line,) = stream.report.lines()
-    assert f"{dataset.shard_paths[2]}: 1 slow reads, up to 0.3 s" in line
-    assert "slow: a read of" in caplog.text
+    # A busy machine may make others slow too.
+    assert any(f"{dataset.shard_paths[2]}: 1 slow reads" in line for line in stream.report.lines())
+    assert f"slow: a read of {dataset.shard_paths[2]} took" in caplog.text
     figures = stream.report.figures()
-    assert figures["data/slow_reads"] == 1
-    assert 0.3 <= figures["data/slowest_read"] < 2
+    assert figures["data/slow_reads"] >= 1
+    assert figures["data/slowest_read"] >= 0.3
     assert figures["data/skipped"] == 0
 
 
-def test_a_read_that_hangs_is_named_while_it_is_waited_for(dataset, caplog):
-    caplog.set_level(logging.WARNING)
+class HangingReader(ShardReader):
+    """A disk that does not answer for one shard until it is told to."""
+
+    answer = threading.Event()
+
+    def _handle(self, shard: int) -> int:
+        if shard == 2:
+            assert self.answer.wait(60)
+        return super()._handle(shard)
+
+
+def test_a_read_that_hangs_is_named_while_it_is_waited_for(dataset):
     stream = epochs(dataset, Reading(0, 6, slow_seconds=0.1, read_ahead=False))
-    reader = SlowReader(dataset, stream.report)
-    reader.seconds = 0.5
-    stream._reader = reader
-    with Prefetcher(stream, [(0, 100)]) as batches:
-        assert len(next(batches)) == 100
-    waits = [record.getMessage() for record in caplog.records if "no data for" in record.getMessage()]
-    assert waits and all(str(dataset.shard_paths[2]) in line for line in waits)
+    reader = stream._reader = HangingReader(dataset, stream.report)
+    said = []
+
+    class Listener(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+            if "no data for" in said[-1] and str(dataset.shard_paths[2]) in said[-1]:
+                reader.answer.set()
+
+    listener = Listener()
+    logging.getLogger("sleepfm.data.prefetch").addHandler(listener)
+    try:
+        with Prefetcher(stream, [(0, 100)]) as batches:
+            assert len(next(batches)) == 100
+    finally:
+        logging.getLogger("sleepfm.data.prefetch").removeHandler(listener)
+    assert reader.answer.is_set(), said
 
 
 def test_a_report_is_safe_between_threads():
