@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.clock import Clock, is_clock
-from sleepfm.signals.scoring_rows import MAX_ROWS, Row, scoring_of_rows
+from sleepfm.signals.scoring_rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scoring_types import Scoring
 
 _LINE = re.compile(r"\s*(\d{1,2}:\d{2}:\d{2}(?:\.\d+)?)[\t ]+(\S.*)")
 _STAGE = re.compile(r"(?i)stage\s+-\s+(.+)")
 _EVENT = re.compile(r"(?i)\*?\s*(?P<head>[a-z ]+?)\s+-\s+dur:\s*(?P<seconds>\d+(?:\.\d+)?)\s*sec\.?(?:\s+-\s+(?P<kind>[^-]+))?.*")
+# Texts are shorter; expressions take time with the square of a line's length.
+_LONGEST_LINE = 300
 _END = re.compile(r"(?i)lights on|stop recording|recording stopped.*")
 
 
 def is_event_log(text: str) -> bool:
     """Whether ``text`` begins as a log does and says a stage somewhere."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    return _LINE.fullmatch(first) is not None and re.search(r"(?im)^\s*[\d:.]+[\t ]+stage - ", text) is not None
+    lines = (_LINE.match(line[:_LONGEST_LINE]) for _, line in iter_lines(text) if line.strip())
+    first = next(lines, None)
+    return first is not None and any(line is not None and _STAGE.match(line[2]) for line in chain([first], lines))
 
 
 def read_event_log(text: str, path: Path, start: datetime | None, duration: float | None) -> Scoring:
@@ -40,8 +44,8 @@ def read_event_log(text: str, path: Path, start: datetime | None, duration: floa
     clock = Clock([], start, duration)
     rows: list[Row] = []
     staged: tuple[float, str] | None = None
-    for number, line in enumerate(text.splitlines(), start=1):
-        match = _LINE.fullmatch(line.rstrip())
+    for number, line in iter_lines(text):
+        match = _LINE.fullmatch(line[:_LONGEST_LINE].rstrip())
         if match is None or not is_clock(match[1]):
             continue  # a remark that goes on
         if number > MAX_ROWS:

@@ -8,7 +8,6 @@ Event``). Onsets are seconds or clock times. A list without titles has a stage a
 from __future__ import annotations
 
 import csv
-import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from pathlib import Path
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.clock import Clock, is_clock
-from sleepfm.signals.scoring_rows import MAX_ROWS, Row, scoring_of_rows
+from sleepfm.signals.scoring_rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scoring_types import Scoring
 from sleepfm.signals.vocabulary import epoch_stage_of, fold, stage_of, stages_of_numbers
 
@@ -45,6 +44,8 @@ _UNIT = re.compile(r"[\s_(\[]+(s|sec|secs|second|seconds|ms|msec|milliseconds|mi
 _SECONDS = {"ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3, "min": 60.0, "mins": 60.0, "minutes": 60.0}
 _NUMBER = re.compile(r"-?\d{1,3}(\.0+)?")
 _LEGEND = re.compile(r"(-?\d+)\s*[:=]\s*([A-Za-z][A-Za-z0-9]*)")
+# Titles and legends are no longer; expressions that search them take time with the square of their length.
+_LONGEST_TEXT = 200
 _MISSING = ("", "n/a", "na", "nan", "-", ".", "none")
 
 
@@ -63,8 +64,10 @@ class _Columns:
 
 def is_event_table(text: str) -> bool:
     """Whether ``text`` is a table with known titles or a list of stages."""
-    rows = _rows(text)
-    first = next(rows, (0, []))[1]
+    try:
+        first = next(_rows(text), (0, list[str]()))[1]
+    except csv.Error:
+        return False
     return _columns(first) is not None or _untitled(first) is not None
 
 
@@ -166,9 +169,9 @@ def _stages(names: Sequence[str], by_name: Callable[[str], Stage | None], text: 
         return by_name
     legend = {
         int(number): stage
-        for line in text.splitlines()[:50]
+        for _, line in islice(iter_lines(text), 50)
         if line.startswith("#")
-        for number, word in _LEGEND.findall(line)
+        for number, word in _LEGEND.findall(line[:_LONGEST_TEXT])
         if (stage := stage_of(word)) is not None
     }
     try:
@@ -194,8 +197,8 @@ def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _parsed(text: str) -> Iterator[tuple[int, list[str]]]:
-    lines = (line for line in io.StringIO(text, newline=None) if not line.startswith("#"))
-    head = next((line for line in io.StringIO(text, newline=None) if line.strip() and not line.startswith("#")), "")[:4096]
+    lines = (f"{line}\n" for _, line in iter_lines(text) if not line.startswith("#"))
+    head = next((line for _, line in iter_lines(text) if line.strip() and not line.startswith("#")), "")[:4096]
     reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
     for row in reader:
         yield reader.line_num, row
@@ -203,7 +206,7 @@ def _parsed(text: str) -> Iterator[tuple[int, list[str]]]:
 
 def _columns(titles: Sequence[str]) -> _Columns | None:
     """Where the known columns are, or None: a name or stage is needed, with onsets or without any times."""
-    titles = [title.lstrip("\ufeff").strip() for title in titles]
+    titles = [title.strip()[:_LONGEST_TEXT] for title in titles]
     units = [_SECONDS.get(match[1].lower(), 1.0) if (match := _UNIT.search(title)) else 1.0 for title in titles]
     folded = [fold(_UNIT.sub("", title)) for title in titles]
 
@@ -226,7 +229,7 @@ def _columns(titles: Sequence[str]) -> _Columns | None:
 
 
 def _untitled(first: Sequence[str]) -> _Columns | None:
-    cells = [cell.strip().lstrip("\ufeff") for cell in first]
+    cells = [cell.strip() for cell in first]
     while cells and not cells[-1]:
         cells.pop()
     if len(cells) == 1 and _is_stage(cells[0]):

@@ -15,7 +15,7 @@ from pathlib import Path
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.clock import Clock, is_clock
-from sleepfm.signals.scoring_rows import MAX_ROWS, Row, scoring_of_rows
+from sleepfm.signals.scoring_rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scoring_types import Scoring
 from sleepfm.signals.vocabulary import event_of, stage_of
 
@@ -136,9 +136,9 @@ class _Times:
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:
     """Number and cells of each row, without comments and blank lines; tabs separate where there are any."""
-    for number, line in enumerate(text.lstrip("\ufeff").splitlines(), start=1):
+    for number, line in iter_lines(text):
         if line.strip() and not line.startswith("#"):
-            cells = line.rstrip("\r\n").split("\t") if "\t" in line else line.split()
+            cells = line.split("\t") if "\t" in line else line.split()
             yield number, [cell.strip() for cell in cells]
 
 

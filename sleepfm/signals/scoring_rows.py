@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
@@ -16,6 +16,18 @@ from sleepfm.signals.vocabulary import event_of, stage_of
 MAX_ROWS = 100_000
 _LONGEST = 1e9
 _TEXT = 80
+
+
+def iter_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number and content of every line, one at a time: a list of them can take many times the memory of the text."""
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    begin, number = 0, 1
+    while begin < len(text):
+        end = text.find("\n", begin)
+        end = len(text) if end < 0 else end
+        yield number, text[begin:end].rstrip("\r")
+        begin, number = end + 1, number + 1
 
 
 @dataclass(frozen=True)

@@ -318,6 +318,14 @@ def hostile_text(rng: np.random.Generator) -> bytes:
         lambda: ("a" * 40 + "\t") * (many // 40),
         lambda: "1" + "e" * many,
         lambda: "0 1 2 " * many,
+        lambda: "22:00:00 x\n" + "\n" * many,
+        lambda: "22:00:00 STAGE - W\n22:00:30 a" + " " * many + "!\n",
+        lambda: "22:00:00\tSTAGE - W\n" * (many // 8),
+        lambda: "# " + "1" * many + "\n1\n",
+        lambda: "onset,stage," + " (" * many + "\n0,W\n",
+        lambda: '"' + "x" * many,
+        lambda: "ab\n" * (4 * many),
+        lambda: "W" + "\r" * many,
     ]  # fmt: skip
     text = texts[rng.integers(len(texts))]()
     return text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from datetime import datetime
 
 import numpy as np
@@ -260,6 +262,27 @@ def test_vocabulary_of_the_cohorts():
     }.items():  # fmt: skip
         assert event_of(text) == kind, text
         assert stage_of(text) is None, text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "22:00:00 x\n" + "\n" * 300_000,
+        "22:00:00 STAGE - W\n22:00:30 a" + " " * 300_000 + "!\n",
+        "# " + "1" * 300_000 + "\n1\nx\n",
+        "onset,stage," + " (" * 300_000 + "\n0,spindle\n",
+        '"' + "x" * 300_000,
+        '<?xml version="1.0" encoding="nonsense"?><PSGAnnotation/>',
+    ],
+    ids=["empty lines", "blanks in a log", "digits in a legend", "blanks in a title", "an open quote", "an unknown encoding"],
+)
+def test_time_grows_with_the_length_of_hostile_texts_and_no_faster(tmp_path, text):
+    path = tmp_path / "x.txt"
+    path.write_text(text)
+    began = time.process_time()
+    with contextlib.suppress(AnnotationError):
+        read_scoring(path, START)
+    assert time.process_time() - began < 5  # hours, where an expression is quadratic
 
 
 def test_event_labels_of_very_long_events_cost_nothing():
