@@ -1,0 +1,200 @@
+"""Jobs on two hosts, started by ``launch/node.sh`` as on a cluster: addresses, signals, a host that is lost, and the run that
+goes on without it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import CONFIG, TOY, environment, launch, trace
+from mlflow_server import free_port
+
+from sleepfm.training.preemption import PREEMPTED_STATUS
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+NODE = Path(__file__).parents[2] / "launch" / "node.sh"
+SLURM_TASK = NODE.parent / "slurm" / "task.sh"
+LONG = ("train.steps=24", "toy.seconds=0.1")
+# What belongs to a rank (dropout, batch statistics) must not be there when the number of processes changes.
+PLAIN = ("toy.dropout=0", "toy.statistics=false")
+
+
+class Host:
+    """One host's launcher, in a process group of its own, its output in ``<name>.log``."""
+
+    def __init__(self, folder: Path, name: str, command: list[str], variables: dict[str, str]) -> None:
+        self.log = folder / f"{name}.log"
+        sink = self.log.open("a")
+        launcher = str(Path(sys.executable).with_name("deepspeed"))
+        self.process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=environment() | {"DEEPSPEED": launcher} | variables,
+            stdout=sink,
+            stderr=sink,
+            start_new_session=True,
+        )
+
+    def everything(self) -> list[psutil.Process]:
+        found = psutil.Process(self.process.pid)
+        return [found, *found.children(recursive=True)]
+
+    def signal_all(self, number: int) -> None:
+        """As Slurm does: to every process of the host's part of the job."""
+        for process in self.everything():
+            process.send_signal(number)
+
+    def wait(self) -> int:
+        try:
+            return self.process.wait(timeout=240)
+        finally:
+            if self.process.poll() is None:
+                self.signal_all(signal.SIGKILL)
+
+
+def two_hosts(
+    folder: Path, arguments: tuple[str, ...], prefixes: tuple[list[str], list[str]] = ([], []), **more: str
+) -> list[Host]:
+    """Two hosts with one process each; ``prefixes`` put each into its own network."""
+    (folder / "toy.yaml").write_text(CONFIG)
+    common = {"NODES": "127.0.0.1 127.0.0.2", "PROCESSES": "1", "MASTER_PORT": str(free_port())} | more
+    command = ["bash", str(NODE), str(TOY), "toy.yaml", *arguments]
+    return [
+        Host(folder, f"host{rank}", [*prefix, *command], common | {"NODE_RANK": str(rank)})
+        for rank, prefix in enumerate(prefixes)
+    ]
+
+
+def reach(folder: Path, run: str, step: int, hosts: list[Host]) -> None:
+    path, deadline = folder / run / "trace.jsonl", time.monotonic() + 240
+    while not path.exists() or path.read_text().count("\n") < step:
+        assert time.monotonic() < deadline
+        assert all(host.process.poll() is None for host in hosts), [host.log.read_text()[-2000:] for host in hosts]
+        time.sleep(0.02)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes of one host that nothing disturbs: ``run``, and ``plain``."""
+    folder = tmp_path_factory.mktemp("hosts")
+    assert launch(folder, 2, *LONG).returncode == 0
+    assert launch(folder, 2, *LONG, *PLAIN, "train.output=plain").returncode == 0
+    return folder
+
+
+def test_two_hosts_give_the_trace_of_one(undisturbed: Path) -> None:
+    hosts = two_hosts(undisturbed, (*LONG, "train.output=two"))
+    assert [host.wait() for host in hosts] == [0, 0], [host.log.read_text() for host in hosts]
+    assert trace(undisturbed, "two") == trace(undisturbed)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_other_host_goes_on_alone_with_the_same_trace(undisturbed: Path, lost: int) -> None:
+    run = f"lost{lost}"
+    hosts = two_hosts(undisturbed, (*LONG, f"train.output={run}"))
+    reach(undisturbed, run, 10, hosts)
+    hosts[lost].signal_all(signal.SIGKILL)
+    hosts[lost].wait()
+    assert hosts[1 - lost].wait() not in (0, PREEMPTED_STATUS)
+    assert "lost contact with another rank" in hosts[1 - lost].log.read_text()
+    assert trace(undisturbed, run)[-1]["step"] < 24
+    done = launch(undisturbed, 2, *LONG, f"train.output={run}")
+    assert done.returncode == 0, done.stderr
+    assert trace(undisturbed, run) == trace(undisturbed)
+
+
+def test_the_other_host_goes_on_with_half_the_processes(undisturbed: Path) -> None:
+    arguments = (*LONG, *PLAIN, "train.output=half")
+    hosts = two_hosts(undisturbed, arguments)
+    reach(undisturbed, "half", 10, hosts)
+    hosts[1].signal_all(signal.SIGKILL)
+    assert [host.wait() != 0 for host in hosts] == [True, True]
+    done = launch(undisturbed, 1, *arguments)
+    assert done.returncode == 0, done.stderr
+    for row, base in zip(trace(undisturbed, "half"), trace(undisturbed, "plain"), strict=True):
+        assert row["loss"] == pytest.approx(base["loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("to", ["everything", "the script alone"])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])
+def test_a_signal_to_one_host_saves_on_both_and_asks_for_another_start(
+    undisturbed: Path, number: signal.Signals, to: str
+) -> None:
+    if (number, to) == (signal.SIGTERM, "everything"):
+        pytest.skip("SIGTERM to DeepSpeed's own launcher makes it end with 1: the next test")
+    run = f"{number.name}-{to.split()[-1]}"
+    hosts = two_hosts(undisturbed, (*LONG, f"train.output={run}"))
+    reach(undisturbed, run, 6, hosts)
+    if to == "everything":
+        hosts[1].signal_all(number)
+    else:
+        hosts[1].process.send_signal(number)
+    assert [host.wait() for host in hosts] == [PREEMPTED_STATUS, PREEMPTED_STATUS], [h.log.read_text() for h in hosts]
+    left = trace(undisturbed, run)[-1]["step"]
+    assert (undisturbed / run / "checkpoints" / f"step-{left:08d}").is_dir()
+    again = two_hosts(undisturbed, (*LONG, f"train.output={run}"))
+    assert [host.wait() for host in again] == [0, 0]
+    assert trace(undisturbed, run) == trace(undisturbed)
+
+
+def test_sigterm_to_everything_saves_too(undisturbed: Path) -> None:
+    """What a plain ``scancel`` or a preemption without ``--signal`` does: everything is saved, whatever the launchers say."""
+    hosts = two_hosts(undisturbed, (*LONG, "train.output=term"))
+    reach(undisturbed, "term", 6, hosts)
+    for host in hosts:
+        host.signal_all(signal.SIGTERM)
+    assert all(host.wait() for host in hosts)
+    left = trace(undisturbed, "term")[-1]["step"]
+    assert 6 <= left < 24
+    assert (undisturbed / "term" / "checkpoints" / f"step-{left:08d}").is_dir()
+
+
+@contextmanager
+def networks() -> Iterator[tuple[list[str], list[str]]]:
+    """Commands that put a process into one of two network namespaces, joined by a cable."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and the command ip")
+    names = [f"sleepfm-{os.getpid()}-{number}" for number in range(2)]
+
+    def ip(*words: str) -> None:
+        done = subprocess.run(["ip", *words], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"ip {' '.join(words)}: {done.stderr.strip()}")
+
+    try:
+        for name in names:
+            ip("netns", "add", name)
+            ip("-n", name, "link", "set", "lo", "up")
+        ip("-n", names[0], "link", "add", "cable", "type", "veth", "peer", "name", "cable", "netns", names[1])
+        for number, name in enumerate(names):
+            ip("-n", name, "addr", "add", f"10.77.0.{number + 1}/24", "dev", "cable")
+            ip("-n", name, "link", "set", "cable", "up")
+        yield ["ip", "netns", "exec", names[0]], ["ip", "netns", "exec", names[1]]
+    finally:
+        for name in names:
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+CABLE = {"NODES": "10.77.0.1 10.77.0.2", "GLOO_SOCKET_IFNAME": "cable"}
+
+
+def test_a_host_of_another_network_is_lost_and_the_run_goes_on_here(undisturbed: Path) -> None:
+    with networks() as prefixes:
+        hosts = two_hosts(undisturbed, (*LONG, "train.output=namespaces"), prefixes, **CABLE)
+        reach(undisturbed, "namespaces", 10, hosts)
+        hosts[1].signal_all(signal.SIGKILL)
+        hosts[1].wait()
+        assert hosts[0].wait() not in (0, PREEMPTED_STATUS)
+    done = launch(undisturbed, 2, *LONG, "train.output=namespaces")
+    assert done.returncode == 0, done.stderr
+    assert trace(undisturbed, "namespaces") == trace(undisturbed)

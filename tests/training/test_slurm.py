@@ -1,0 +1,122 @@
+"""``launch/slurm`` under a real Slurm: two nodes on this machine, a job that is asked to leave and goes back into the queue."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import CONFIG, TOY, environment, launch, trace
+from mlflow_server import free_port
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+BATCH = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
+CLUSTER = """
+ClusterName=tests
+SlurmctldHost={host}
+SlurmctldPort={port}
+AuthType=auth/none
+CryptoType=crypto/munge
+CredType=cred/none
+MpiDefault=none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+SelectType=select/linear
+SchedulerType=sched/builtin
+JobAcctGatherType=jobacct_gather/none
+AccountingStorageType=accounting_storage/none
+ReturnToService=2
+MinJobAge=300
+KillWait=60
+SlurmUser={user}
+SlurmdUser={user}
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+NodeName=host1 NodeHostname={host} NodeAddr=127.0.0.1 Port={port1} CPUs=1 State=UNKNOWN
+NodeName=host2 NodeHostname={host} NodeAddr=127.0.0.1 Port={port2} CPUs=1 State=UNKNOWN
+PartitionName=all Nodes=host1,host2 Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Variables that lead Slurm's commands to a cluster of two nodes of one processor."""
+    if os.geteuid() != 0 or not all(shutil.which(name) for name in ("slurmctld", "slurmd", "sbatch")):
+        pytest.skip("needs root and Slurm (Debian: slurmctld, slurmd, slurm-client)")
+    folder = tmp_path / "slurm"
+    (folder / "state").mkdir(parents=True)
+    names = {"host": socket.gethostname().split(".")[0], "user": getpass.getuser(), "folder": folder}
+    ports = {"port": free_port(), "port1": free_port(), "port2": free_port()}
+    (folder / "slurm.conf").write_text(CLUSTER.format(**names, **ports))
+    variables = os.environ | {"SLURM_CONF": str(folder / "slurm.conf")}
+    daemons = [["slurmctld", "-D"], ["slurmd", "-D", "-N", "host1"], ["slurmd", "-D", "-N", "host2"]]
+    log = (folder / "daemons.log").open("a")
+    started = [subprocess.Popen(command, env=variables, stdout=log, stderr=log) for command in daemons]
+    try:
+        deadline = time.monotonic() + 60
+        while "idle" not in (state := run(variables, "sinfo", "-h", "-o", "%T %D")) or "2" not in state:
+            if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in started):
+                pytest.skip(f"Slurm does not start here: {state} {(folder / 'daemons.log').read_text()[-1000:]}")
+            time.sleep(0.5)
+        yield variables
+    finally:
+        below = [child for daemon in started for child in psutil.Process(daemon.pid).children(recursive=True)]
+        for process in [*started, *below]:
+            process.kill()
+
+
+def run(variables: dict[str, str], *command: str) -> str:
+    return subprocess.run(command, env=variables, capture_output=True, text=True).stdout.strip()
+
+
+def test_a_job_that_slurm_asks_to_leave_goes_back_into_the_queue_and_on(cluster: dict[str, str], tmp_path: Path) -> None:
+    arguments = ["train.steps=24", "toy.seconds=0.2"]
+    assert launch(tmp_path, 2, *arguments).returncode == 0
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    # A user's folder looks like the repository: launch/ and .venv/ below it.
+    (tmp_path / "launch").symlink_to(BATCH.parents[1])
+    (tmp_path / ".venv").symlink_to(Path(sys.executable).parents[1])
+    variables = cluster | environment() | {"SLURM_CONF": cluster["SLURM_CONF"], "PROCESSES": "1", "MASTER_ADDR": "127.0.0.1"}
+    options = ["--gpus-per-node=0", "--cpus-per-task=1", f"--chdir={tmp_path}", "--parsable", "--export=ALL"]
+    submit = ["sbatch", *options, str(BATCH), str(TOY), "toy.yaml", *arguments, "train.output=slurm"]
+    done = subprocess.run(submit, cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    job = done.stdout.strip()
+    log = tmp_path / f"sleepfm-{job}.log"
+    path = tmp_path / "slurm" / "trace.jsonl"
+
+    def wait(what: str, seconds: float = 240) -> None:
+        deadline = time.monotonic() + seconds
+        while True:
+            text = log.read_text() if log.exists() else ""
+            if what == "steps" and path.exists() and path.read_text().count("\n") >= 6:
+                return
+            if what != "steps" and what in text:
+                return
+            assert time.monotonic() < deadline, (text, run(variables, "scontrol", "show", "job", job))
+            time.sleep(0.2)
+
+    wait("steps")
+    # What `#SBATCH --signal=USR1@300` does when the time is nearly over, and scancel's way to every step of the job.
+    run(variables, "scancel", "--signal=USR1", job)
+    wait("going back into the queue (restart 1)")
+    left = trace(tmp_path, "slurm")[-1]["step"]
+    assert 6 <= left < 24
+    run(variables, "scontrol", "update", f"JobId={job}", "StartTime=now")
+    wait("registered toy:")
+    assert "Restarts=1" in run(variables, "scontrol", "show", "job", job)
+    assert trace(tmp_path, "slurm") == trace(tmp_path)
