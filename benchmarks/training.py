@@ -1,0 +1,422 @@
+"""What training costs beside the arithmetic: overhead of a step, waiting for data, saves, ZeRO beside DDP, scaling, resuming.
+
+    python benchmarks/training.py [--data SHARDS] [--only CASE,...] [--json FILE]
+
+Every figure is of rank 0 of a real job: ``launch/pretrain.py``'s configuration under DeepSpeed's node launcher, with clocks
+around the calls of forward (with the loss), backward and optimiser. What is outside of these is the engine's: data, dropout
+seeds, clipping without ZeRO, means over ranks, trace, tracking, progress. The first steps, until the tracking run is open, do
+not count. ``ddp`` is the same stage, data, optimiser and precision in a plain loop with DistributedDataParallel. Each process has
+one thread and, in a job of one process, one core. Bytes are those of the loopback device in a network namespace of the job's
+own (needs root). With ``--json``, cases are merged into the file, so that they may be measured one by one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+# Config, items a process and step, steps that count. The base size is far larger than two cores are meant for: few items.
+SIZES = {"tiny": ("eeg-tiny", 64, 40), "base": ("eeg-base", 2, 8)}
+VARIANTS = ("ddp", "zero0", "zero1", "zero2", "zero3")
+CHECKPOINT_EVERY = 200  # the default of train.checkpoint_every
+
+
+def cases() -> dict[str, Callable[[Bench], dict[str, Any]]]:
+    """Every case by name."""
+    found: dict[str, Callable[[Bench], dict[str, Any]]] = {}
+    for size in SIZES:
+        for variant in VARIANTS:
+            found[f"{size}-{variant}"] = lambda bench, size=size, variant=variant: bench.steps(size, variant, 2)
+        found[f"{size}-one-process"] = lambda bench, size=size: bench.steps(size, "zero1", 1)
+        found[f"{size}-save"] = lambda bench, size=size: bench.saves(size)
+        found[f"{size}-resume"] = lambda bench, size=size: bench.resume(size)
+    return found
+
+
+class Bench:
+    """Starts jobs in a scratch folder on one data set."""
+
+    def __init__(self, data: Path, scratch: Path) -> None:
+        self._data, self._scratch = data, scratch
+        self._isolated = os.geteuid() == 0 and shutil.which("unshare") is not None and shutil.which("ip") is not None
+
+    def steps(self, size: str, variant: str, processes: int) -> dict[str, Any]:
+        """Seconds and shares of a step."""
+        config, items, count = SIZES[size]
+        rows = self._measure(config, variant, processes, items * processes, count, save_every=10_000)
+        total = sum(row["total"] for row in rows)
+        parts = {name: sum(row[name] for row in rows) for name in ("forward", "backward", "optimiser", "data_wait")}
+        outside = total - parts["forward"] - parts["backward"] - parts["optimiser"]
+        result = {
+            "processes": processes,
+            "items_a_process": items,
+            "steps": len(rows),
+            "step_seconds": statistics.median(row["total"] for row in rows),
+            "items_a_second": items * processes * len(rows) / total,
+            "outside_share": outside / total,
+            "data_wait_share": parts["data_wait"] / total,
+            "seconds": {name: parts[name] / len(rows) for name in ("forward", "backward", "optimiser")},
+            "peak_rss_gib": rows[-1]["peak_rss_gib"],
+            "trained_parameters": rows[-1]["trained_parameters"],
+        }
+        if self._isolated and processes > 1:
+            # Every byte on the loopback device was sent by one of the processes.
+            sent = rows[-1]["lo_bytes"] - rows[0]["lo_bytes"]
+            result["bytes_sent_a_process_and_step"] = sent / (len(rows) - 1) / processes
+        return result
+
+    def saves(self, size: str) -> dict[str, Any]:
+        """What a save stops, as a share of the default interval at this size's steps."""
+        config, items, count = SIZES[size]
+        rows = self._measure(config, "zero1", 2, items * 2, count, save_every=4)
+        saves = [row["save"] for row in rows if row["save"]]
+        step = statistics.median(row["total"] - row["save"] for row in rows)
+        return {
+            "saves": len(saves),
+            "save_seconds": statistics.median(saves),
+            "step_seconds": step,
+            "interval_steps": CHECKPOINT_EVERY,
+            "stall_share": statistics.median(saves) / (statistics.median(saves) + CHECKPOINT_EVERY * step),
+            "step_seconds_for_2_percent": statistics.median(saves) * 49 / CHECKPOINT_EVERY,
+            "checkpoint_bytes": rows[-1]["checkpoint_bytes"],
+        }
+
+    def resume(self, size: str) -> dict[str, Any]:
+        """From starting the command again, after SIGKILL to every process, to the first new step in the trace."""
+        config, items, _ = SIZES[size]
+        found = {}
+        for launcher in ("deepspeed", "node launcher"):
+            output = self._scratch / f"resume-{size}-{launcher.split()[0]}"
+            command = self._command(launcher, 2, self._job(config, 1, items * 2, output, 4, plain=True))
+            self._until_step(command, output, 6)
+            seconds, began_at = self._until_new_step(command, output)
+            found[launcher] = {"seconds": seconds, "first_new_step": began_at}
+        return found
+
+    def _until_step(self, command: list[str], output: Path, step: int) -> None:
+        """Run ``command`` until the trace has ``step`` steps, then SIGKILL everything."""
+        job = self._start(command)
+        try:
+            while _trace_steps(output) < step:
+                if job.poll() is not None:
+                    raise SystemExit(f"{' '.join(command)} ended early; see {self._log}")
+                time.sleep(0.02)
+        finally:
+            _kill(job)
+
+    def _until_new_step(self, command: list[str], output: Path) -> tuple[float, int]:
+        trace = output / "trace.jsonl"
+        known = trace.read_text()
+        began = time.perf_counter()
+        job = self._start(command)
+        try:
+            # The trace is first cut back to the checkpoint, then grows.
+            while True:
+                text = trace.read_text()
+                if text != known and text.endswith("\n"):
+                    last = json.loads(text.splitlines()[-1])["step"]
+                    if last > _checkpoint_step(output):
+                        return time.perf_counter() - began, _checkpoint_step(output) + 1
+                if job.poll() is not None:
+                    raise SystemExit(f"{' '.join(command)} ended early; see {self._log}")
+                time.sleep(0.02)
+        finally:
+            _kill(job)
+
+    def _measure(
+        self, config: str, variant: str, processes: int, batch: int, count: int, save_every: int
+    ) -> list[dict[str, Any]]:
+        zero = int(variant[-1]) if variant.startswith("zero") else 0
+        output = self._scratch / f"{config}-{variant}-{processes}-{save_every}"
+        figures = output.with_suffix(".json")
+        job = self._job(config, zero, batch, output, save_every, plain=False)
+        job += ["--count", str(count), "--figures", str(figures)] + (["--ddp"] if variant == "ddp" else [])
+        command = self._command("node launcher", processes, job)
+        if processes == 1:
+            command = ["taskset", "-c", "0", *command]
+        if self._isolated:
+            command = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", *command]
+        started = self._start(command)
+        try:
+            started.wait(timeout=280)
+        finally:
+            _kill(started)
+        if not figures.exists():
+            raise SystemExit(f"{' '.join(command)}: no figures; see {self._log}")
+        rows: list[dict[str, Any]] = json.loads(figures.read_text())
+        shutil.rmtree(output, ignore_errors=True)
+        return rows
+
+    def _job(self, config: str, zero: int, batch: int, output: Path, save_every: int, plain: bool) -> list[str]:
+        script = REPOSITORY / "launch" / "pretrain.py" if plain else Path(__file__).resolve()
+        overrides = [f"data.path={self._data}", f"train.output={output}", f"train.global_batch={batch}", "train.passes=null"]
+        overrides += ["train.steps=100000", "train.validate_every=0", "data.validation_items=0"]
+        overrides += [f"train.checkpoint_every={save_every}", f"deepspeed.zero={zero}"]
+        options = [] if plain else ["--worker"]
+        return [str(script), *options, str(REPOSITORY / "configs" / "pretrain" / f"{config}.yaml"), *overrides]
+
+    def _command(self, launcher: str, processes: int, job: list[str]) -> list[str]:
+        if launcher == "deepspeed":
+            from sleepfm.training.distributed import free_port
+
+            found = str(Path(sys.executable).with_name("deepspeed"))
+            return [found, "--num_gpus", str(processes), "--master_port", free_port(), "--log_level", "critical", *job]
+        return [sys.executable, "-m", "sleepfm.training.launcher", str(processes), *job]
+
+    @property
+    def _log(self) -> Path:
+        return self._scratch / "jobs.log"
+
+    def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
+        variables = {
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+            "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
+            "MLFLOW_TRACKING_URI": f"sqlite:///{self._scratch / 'mlflow.db'}",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
+        with self._log.open("a") as log:
+            return subprocess.Popen(
+                command, cwd=self._scratch, env=os.environ | variables, stdout=log, stderr=log, start_new_session=True
+            )
+
+
+def _kill(job: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to everything that ``job`` started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(job.pid, signal.SIGKILL)
+    job.wait()
+
+
+def _trace_steps(output: Path) -> int:
+    path = output / "trace.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def _checkpoint_step(output: Path) -> int:
+    return int((output / "checkpoints" / "latest").read_text().strip().rsplit("-", 1)[-1])
+
+
+# What runs inside a job.
+
+
+class Clock:
+    """Seconds spent in wrapped calls since the last :meth:`take`."""
+
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = {}
+
+    def wrap(self, owner: Any, name: str, part: str) -> None:
+        """Time every call of ``owner.name`` as ``part``."""
+        inner = getattr(owner, name)
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return inner(*args, **kwargs)
+            finally:
+                self.spent[part] = self.spent.get(part, 0.0) + time.perf_counter() - began
+
+        setattr(owner, name, timed)
+
+    def take(self) -> dict[str, float]:
+        taken, self.spent = self.spent, {}
+        return taken
+
+
+class Rows:
+    """Rank 0's row of every step that counts; ends the process when there are enough."""
+
+    def __init__(self, count: int, path: Path, clock: Clock, parameters: int, output: Path) -> None:
+        self._count, self._path, self._clock, self._output = count, path, clock, output
+        self._parameters = parameters
+        self._rows: list[dict[str, Any]] = []
+        self._last = time.perf_counter()
+        self._warm = 0
+
+    def add(self, data_wait_seconds: float, counts: bool) -> None:
+        import resource
+
+        now = time.perf_counter()
+        spent = self._clock.take()
+        row: dict[str, Any] = {name: spent.get(name, 0.0) for name in ("forward", "backward", "optimiser", "save")}
+        row |= {"total": now - self._last, "data_wait": data_wait_seconds, "lo_bytes": _loopback_bytes()}
+        self._last = now
+        self._warm += counts
+        if self._warm > 4:
+            self._rows.append(row)
+        if len(self._rows) == self._count:
+            checkpoints = sorted((self._output / "checkpoints").glob("step-*"))
+            size = sum(file.stat().st_size for file in checkpoints[-1].rglob("*") if file.is_file()) if checkpoints else 0
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            self._rows[-1] |= {"peak_rss_gib": peak, "trained_parameters": self._parameters, "checkpoint_bytes": size}
+            self._path.write_text(json.dumps(self._rows))
+            os._exit(0)
+
+
+def _loopback_bytes() -> int:
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        if line.strip().startswith("lo:"):
+            return int(line.split(":")[1].split()[8])
+    return 0
+
+
+def worker(argv: list[str]) -> None:
+    """A rank of a measured job."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--local_rank")
+    parser.add_argument("--count", type=int)
+    parser.add_argument("--figures", type=Path)
+    parser.add_argument("--ddp", action="store_true")
+    own, rest = parser.parse_known_args(argv)
+    run_ddp(own, rest) if own.ddp else run_engine(own, rest)
+
+
+def run_engine(own: argparse.Namespace, rest: list[str]) -> None:
+    """``launch/pretrain.py`` with clocks."""
+    from sleepfm.training import checkpoint
+    from sleepfm.training.distributed import import_deepspeed
+    from sleepfm.training.job import run
+    from sleepfm.training.pretrain import PretrainConfig, UnimodalStage, build_stage
+    from sleepfm.training.recorder import Recorder
+    from sleepfm.training.source import dataset_digest
+
+    clock = Clock()
+    engine = import_deepspeed().DeepSpeedEngine
+    clock.wrap(UnimodalStage, "loss", "forward")
+    clock.wrap(engine, "backward", "backward")
+    clock.wrap(engine, "step", "optimiser")
+    clock.wrap(checkpoint, "save", "save")
+    inner, rows = Recorder.report, []
+
+    def report(self: Any, step: int, row: dict[str, Any]) -> None:
+        inner(self, step, row)
+        if not rows:
+            facts = sum(p.numel() for p in stages[0].module.parameters() if p.requires_grad)
+            rows.append(Rows(own.count, own.figures, clock, facts, Path(stages[0].config.train.output)))
+        seconds = stages[0].config.train.global_batch / row["epochs_per_s"]
+        rows[0].add(row["data_wait"] * seconds, bool(self.tracker.run_id))
+
+    stages: list[Any] = []
+
+    def build(*arguments: Any) -> Any:
+        stages.append(build_stage(*arguments))
+        return stages[-1]
+
+    Recorder.report = report  # type: ignore[method-assign]
+    sys.argv = [__file__, *rest]
+    run(PretrainConfig, build, dataset_digest, "measured")
+
+
+def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
+    """The same stage in a plain loop with DistributedDataParallel."""
+    import torch
+    from torch.nn.parallel import DistributedDataParallel
+
+    from sleepfm.config import load_config
+    from sleepfm.training.distributed import World, start
+    from sleepfm.training.feed import Feed, Shares
+    from sleepfm.training.pretrain import PretrainConfig, UnimodalStage
+    from sleepfm.training.schedule import learning_rate, parameter_groups
+
+    world = World.from_environment()
+    config = load_config(PretrainConfig, rest[0], rest[1:])
+    start(world, 600)
+    stage, train = UnimodalStage(config), config.train
+    steps = 100_000
+    module = DistributedDataParallel(stage.module.train().to(world.device), broadcast_buffers=False)
+    optimiser = torch.optim.AdamW(parameter_groups(stage.module, train.weight_decay), lr=train.lr, betas=train.betas)
+    shares = Shares.of(train, world)
+    feed = Feed(stage.stream, shares, world, 0, steps)
+    clock = Clock()
+    clock.wrap(stage, "loss", "forward")
+    clock.wrap(torch.Tensor, "backward", "backward")
+    clock.wrap(optimiser, "step", "optimiser")
+    parameters = sum(p.numel() for p in stage.module.parameters() if p.requires_grad)
+    rows = Rows(own.count, own.figures, clock, parameters, Path(train.output)) if world.is_main else None
+    for step in range(steps):
+        for group in optimiser.param_groups:
+            group["lr"] = learning_rate(train, step, steps)
+        waited = feed.waited_seconds
+        batch = feed.next()
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.deepspeed.dtype == "bf16"):
+            loss = stage.loss(module, batch, train.seed).loss
+        loss.backward()
+        if train.clip:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), train.clip)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        if rows is not None:
+            rows.add(feed.waited_seconds - waited, True)
+
+
+def make_data(scratch: Path) -> Path:
+    """Shards of a small synthetic cohort."""
+    source, shards = scratch / "cohort", scratch / "shards"
+    synth = [
+        str(Path(sys.executable).with_name("sleepfm")),
+        "synth",
+        str(source),
+        "--subjects",
+        "24",
+        "--hours",
+        "1",
+        "--seed",
+        "1",
+    ]
+    for words in (synth, [sys.executable, "-m", "shards", "build", str(source), str(shards), "--workers", "2"]):
+        subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
+    return shards
+
+
+def describe() -> dict[str, Any]:
+    """The machine, without its name."""
+    import torch
+
+    from sleepfm.training.machine import environment
+
+    facts = environment("")
+    kept = {name: facts[name] for name in ("cpu", "cores", "memory_gib", "gpus", "python")}
+    versions = {name: facts["packages"].get(name) for name in ("deepspeed", "mlflow")}
+    return kept | versions | {"torch": torch.__version__}
+
+
+def main() -> None:
+    if "--worker" in sys.argv:
+        worker([word for word in sys.argv[1:] if word != "--worker"])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, metavar="SHARDS", help="a built data set; default: a synthetic one, made first")
+    parser.add_argument("--only", default="", metavar="CASE,...", help=", ".join(cases()))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, beside those of other cases")
+    arguments = parser.parse_args()
+    sys.path.insert(0, str(REPOSITORY))
+    # So that what was started is ended whatever ends this.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        data = arguments.data.resolve() if arguments.data else make_data(scratch)
+        bench = Bench(data, scratch)
+        for name in [word for word in arguments.only.split(",") if word] or list(cases()):
+            result = cases()[name](bench)
+            print(f"{name}: {json.dumps(result)}", flush=True)
+            if arguments.json:
+                known = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+                known = {"machine": describe(), "cases": known.get("cases", {}) | {name: result}}
+                arguments.json.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
