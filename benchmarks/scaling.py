@@ -1,9 +1,9 @@
-"""A model, not a measurement: a step of the base size on 1 to 1,024 GPUs, from measured bytes and published speeds.
+"""A model, not a measurement: a step of the base size on 1 to 1,024 GPUs, from counted bytes and published speeds.
 
     python benchmarks/scaling.py [--measured benchmarks/results/training-2026-11-24.json] [--json FILE]
 
-First it compares the bytes that two processes were measured to send with what the formulas say, then it puts the formulas to
-larger numbers. docs/scaling.md explains the assumptions, which stand here as constants.
+Where bytes have been measured (benchmarks/training.py), it first compares what two processes sent with what the formulas say;
+then it puts the formulas to larger numbers. docs/scaling.md explains the assumptions, which stand here as constants.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
+PARAMETERS = 71_587_392  # NeuroNet base, all of which train
 ITEM_FLOPS = 24.97e9  # forward and backward of an item, NeuroNet base, as `--dry-run` counts them
 PEAK = 989e12  # bf16 FLOP/s of an H100 SXM, nvidia.com/en-us/data-center/h100
 SHARE_OF_PEAK = 0.30  # assumed, not measured
@@ -46,8 +47,9 @@ def step_seconds(zero: int, parameters: float, processes: int, gradient_bytes: i
     arithmetic = ITEMS_A_GPU * ITEM_FLOPS / (PEAK * SHARE_OF_PEAK)
     sent = sent_bytes(zero, parameters, processes, gradient_bytes)
     nodes = math.ceil(processes / GPUS_A_NODE)
-    # A ring over all GPUs is as fast as its slowest link; hops between nodes count, in trees of their number.
-    link = (NVLINK if nodes == 1 else NETWORK) * SHARE_OF_LINK
+    # As many rings as a node has ports, each with its part of the bytes, cross between nodes by a port of their own. A ring is as
+    # fast as its slowest link; hops between nodes count, in trees of their number.
+    link = (NVLINK if nodes == 1 else min(NVLINK, GPUS_A_NODE * NETWORK)) * SHARE_OF_LINK
     hops = 2 * LATENCY * math.ceil(math.log2(nodes)) if nodes > 1 else 0.0
     communication = sent / link + hops if processes > 1 else 0.0
     hidden = min(communication, OVERLAP * arithmetic * 2 / 3)
@@ -78,16 +80,18 @@ def main() -> None:
     parser.add_argument("--measured", type=Path, default=RESULTS / "training-2026-11-24.json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     arguments = parser.parse_args()
-    cases = json.loads(arguments.measured.read_text())["cases"]
-    compared = compare(cases)
-    print(f"{'two processes':<14}{'measured MB':>12}{'formula MB':>12}{'ratio':>8}")
-    for name, row in compared.items():
-        print(f"{name:<14}{row['measured'] / 1e6:>12.1f}{row['formula'] / 1e6:>12.1f}{row['ratio']:>8.2f}")
-    parameters = cases["base-zero1"]["trained_parameters"]
+    compared = {}
+    if arguments.measured.exists():
+        compared = compare(json.loads(arguments.measured.read_text())["cases"])
+        print(f"{'two processes':<14}{'measured MB':>12}{'formula MB':>12}{'ratio':>8}")
+        for name, row in compared.items():
+            print(f"{name:<14}{row['measured'] / 1e6:>12.1f}{row['formula'] / 1e6:>12.1f}{row['ratio']:>8.2f}")
+    else:
+        print(f"{arguments.measured}: no such file, so the formulas' bytes are not compared with measured ones")
     modelled: dict[str, dict[int, dict[str, float]]] = {}
     for label, gradient_bytes in (("fp32 gradients", 4), ("bf16 gradients", 2)):
         for zero in (0, 1, 3):
-            rows = {number: step_seconds(zero, parameters, number, gradient_bytes) for number in NUMBERS}
+            rows = {number: step_seconds(zero, PARAMETERS, number, gradient_bytes) for number in NUMBERS}
             modelled[f"zero{zero}, {label}"] = rows
     print(f"\n{'modelled efficiency':<24}" + "".join(f"{number:>7}" for number in NUMBERS))
     for name, rows in modelled.items():
