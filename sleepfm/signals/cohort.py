@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, field_validator
 
 from sleepfm.config import Config, load_config
-from sleepfm.constants import CHANNELS
+from sleepfm.constants import CHANNELS, EVENT_TYPES
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
 
@@ -94,12 +94,22 @@ class ScoringRules(Config):
         same_header: annotation files beside the recording (a glob) that belong to it if patient and start agree.
         longer: what to do with a scoring that goes on after the recording: ``cut`` it (as the cohort publishes
             it) or refuse it as an ``error``.
+        events: texts of the cohort's own that mean one of our types of event, compared without case and punctuation.
     """
 
     files: tuple[str, ...] = ()
     key: str = ""
     same_header: str = ""
     longer: Literal["cut", "error"] = "error"
+    events: dict[str, str] = Field(default_factory=dict)
+
+    @field_validator("events")
+    @classmethod
+    def _known_types(cls, value: dict[str, str]) -> dict[str, str]:
+        for text, kind in value.items():
+            if kind not in EVENT_TYPES:
+                raise ValueError(f"{text!r} is to be {kind!r}, which is none of {', '.join(EVENT_TYPES)}")
+        return value
 
     @field_validator("key")
     @classmethod

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
@@ -16,6 +16,7 @@ from sleepfm.signals.identity import Identity, identify
 from sleepfm.signals.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.recording import Recording, read_edf_header, read_recording
 from sleepfm.signals.scoring_types import Scoring
+from sleepfm.signals.vocabulary import fold
 
 _SUFFIXES = (".edf", ".bdf")
 
@@ -96,6 +97,7 @@ def examine(
     else:
         scored = from_annotations(recording.annotations, "annotations of the recording")
     if scored is not None:
+        scored = _with_own_events(scored, cohort.scoring.events)
         scored = reconcile(scored, recording.duration, cohort.scoring.longer, name)
     return Examination(
         recording=recording,
@@ -128,6 +130,21 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
     lacking = [name for name in require if name not in montage.channels]
     if lacking:
         raise MontageError(f"{path}: " + "; ".join(f"{name} is missing: {montage.missing[name]}" for name in lacking))
+
+
+def _with_own_events(scoring: Scoring, own: Mapping[str, str]) -> Scoring:
+    """``scoring`` with the events that only the cohort knows the meaning of."""
+    meaning = {fold(text): kind for text, kind in own.items()}
+    known = [event for event in scoring.others if fold(event.type) in meaning and event.duration > 0]
+    if not known:
+        return scoring
+    events = [*scoring.events, *(replace(event, type=meaning[fold(event.type)]) for event in known)]
+    return replace(
+        scoring,
+        events=tuple(sorted(events, key=lambda event: (event.onset, event.type))),
+        has_events=True,
+        ignored={text: count for text, count in scoring.ignored.items() if fold(text) not in meaning},
+    )
 
 
 def _annotations_only(path: Path) -> bool:

@@ -82,8 +82,11 @@ def read_nsrr(root: Element, path: Path) -> Scoring:
             continue
         start = "Start" if element.find("Start") is not None else "Starttime"
         if stage is None and event_of(head) is None:
-            # The recording's own row and technicians' notes need no times.
-            rows.append(Row(0.0, 0.0, head))
+            # The recording's own row and technicians' notes need no times; a cohort's own events have them.
+            try:
+                rows.append(Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), head))
+            except AnnotationError:
+                rows.append(Row(0.0, 0.0, head))
             continue
         row = Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), head)
         if stage is None:

@@ -61,6 +61,7 @@ def scoring_of_rows(
     """
     found: list[tuple[Row, Stage]] = []
     events: list[Event] = []
+    others: list[Event] = []
     ignored: Counter[str] = Counter()
     for row in sorted(rows, key=lambda item: item.onset):
         if not (abs(row.onset) <= _LONGEST and 0 <= (row.duration or 0.0) <= _LONGEST):
@@ -71,6 +72,7 @@ def scoring_of_rows(
             events.append(Event(row.onset, row.duration or 0.0, event))
         else:
             ignored[row.text[:_TEXT]] += 1
+            others.append(Event(row.onset, row.duration or 0.0, row.text[:_TEXT]))
     if not stages and not found:
         raise AnnotationError(f"{name}: {source} without a single stage; export the sleep stages too")
     ends = [row.onset for row, _ in found[1:]] + [math.inf]
@@ -89,5 +91,6 @@ def scoring_of_rows(
         has_events=has_events or bool(events),
         whole_night=whole_night,
         ignored=dict(ignored.most_common(20)),
+        others=tuple(others),
         warnings=warnings,
     )

@@ -36,6 +36,7 @@ class Scoring:
         has_events: whether events were scored at all; without it, no event means nothing.
         whole_night: the format gives every epoch a code, so a scoring shorter than the recording is an error.
         ignored: texts that are no stage and no event of ours, with how often they occur.
+        others: these, as events whose type is their text; a cohort's rules may know more of them.
         warnings: what was repaired or cut.
     """
 
@@ -45,6 +46,7 @@ class Scoring:
     has_events: bool
     whole_night: bool = False
     ignored: dict[str, int] = field(default_factory=dict)
+    others: tuple[Event, ...] = ()
     warnings: tuple[str, ...] = ()
 
     @property

@@ -96,3 +96,17 @@ def test_the_command_takes_a_cohort(tmp_path, capsys):
     assert (tmp_path / "polysomnography/edfs/visit1/mros-visit1-aa0001.edf").is_file()
     assert main(["synth", str(tmp_path / "x"), "--subjects", "101", "--hours", "1", "--cohort", "sleep-edf"]) == 2
     assert "expected 1 to 100" in capsys.readouterr().err
+
+
+def test_texts_whose_meaning_only_the_cohort_knows(tmp_path):
+    path = write_cohort(tmp_path, 1, 0.5, SEED, "mesa")[0]
+    before = prepare(path, root=tmp_path)
+    xml = next(tmp_path.rglob("*-nsrr.xml"))
+    text = xml.read_text()
+    assert text.count("Hypopnea|Hypopnea") > 2
+    xml.write_text(text.replace("Hypopnea|Hypopnea", "Unsure|Unsure"))
+    after = prepare(path, root=tmp_path)
+    assert after.events == before.events and "Unsure" not in str(after.provenance["scoring"]["ignored"])
+    np.testing.assert_array_equal(after.labels["hypopnea"], before.labels["hypopnea"])
+    elsewhere = prepare(path, load_cohort("mesa").model_copy(update={"scoring": load_cohort("sof").scoring}), root=tmp_path)
+    assert not elsewhere.labels["hypopnea"].any() and "Unsure" in str(elsewhere.provenance["scoring"]["ignored"])
