@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.events import ahi, events_from_probability, respiratory_index
-from sleepfm.evaluation.inference import classify_night, embed, prepared_epochs
+from sleepfm.evaluation.inference import classify_night, locate_night, prepared_epochs
 from sleepfm.evaluation.night import SleepStatistics, sleep_statistics
+from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import load_package
@@ -27,6 +28,7 @@ from sleepfm.signals.cohort import load_cohort
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording
+from sleepfm.training.embeddings import embed, embed_frames
 
 if TYPE_CHECKING:
     import mne
@@ -100,6 +102,7 @@ class TaskModel:
     window: int
     threshold: float
     address: str
+    event_threshold: float = 0.5
 
 
 class Scorer:
@@ -142,25 +145,32 @@ class Scorer:
                 )
         embedded: dict[str, Any] = {}
         probability: dict[str, NDArray[np.float64]] = {}
+        events: list[Event] = []
         for task, entry in self.models.items():
             key = self._encoder[task]
-            if key not in embedded:
-                epochs = prepared_epochs(night, entry.model.channels, chunk)
+            epochs = prepared_epochs(night, entry.model.channels, chunk)
+            if entry.model.config.events is not None:
+                frames = embed_frames(entry.model.encoder, epochs)
+                embedded[key] = frames.mean(1)
+                seconds = locate_night(entry.model, frames, entry.window)
+                events += events_from_seconds(seconds, entry.event_threshold, task)
+            elif key not in embedded:
                 embedded[key] = embed(entry.model.encoder, epochs)
             probability[task] = classify_night(entry.model, embedded[key], entry.window)
-        return self._assemble(night, used, probability)
+            if task != "stage" and entry.model.config.events is None:
+                events += events_from_probability(probability[task][:, 1], entry.threshold, task)
+        return self._assemble(night, used, probability, events)
 
     def _assemble(
-        self, night: PreparedRecording, used: Sequence[str], probability: Mapping[str, NDArray[np.float64]]
+        self,
+        night: PreparedRecording,
+        used: Sequence[str],
+        probability: Mapping[str, NDArray[np.float64]],
+        events: Sequence[Event],
     ) -> NightScore:
         density = probability.get("stage", np.full((night.n_epochs, len(TASKS["stage"].classes)), np.nan))
         unscored = np.isnan(density).any(axis=1)
         stages = np.where(unscored, -1, np.nan_to_num(density).argmax(axis=1)).astype(np.int8)
-        events: list[Event] = []
-        for task in ("apnea", "hypopnea"):
-            if task in probability:
-                entry = self.models[task]
-                events += events_from_probability(probability[task][:, 1], entry.threshold, task)
         warnings = []
         missing = [name for name in self.channels if name not in used]
         if missing:
@@ -236,6 +246,7 @@ def _load(item: str | Path | nn.Module, store: str | None) -> TaskModel:
         int(package.config.get("window", 20)),
         0.5 if threshold is None else float(threshold),
         package.source.uri,
+        float(package.config.get("event_threshold") or 0.5),
     )
 
 

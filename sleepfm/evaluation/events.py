@@ -3,7 +3,7 @@ events.
 
 An epoch-level model says whether an epoch holds an event, not where: a run of consecutive positive epochs is
 reported as one event over the whole run. Two events in neighbouring epochs therefore count once, and onset
-and duration are multiples of 30 s.
+and duration are multiples of 30 s. A model with an event head tells seconds apart (:mod:`.seconds`).
 """
 
 from __future__ import annotations
@@ -100,14 +100,30 @@ def match_events(detected: Sequence[Event], scored: Sequence[Event], min_iou: fl
 
     0.2 lets an event of 15 s match the two epochs (60 s) it lies across. Ties go to the earlier events.
     """
-    pairs = _overlapping_pairs(_spans(detected), _spans(scored), min_iou)
-    used_detected, used_scored = set(), set()
-    for _, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-        if i not in used_detected and j not in used_scored:
-            used_detected.add(i)
-            used_scored.add(j)
-    matched = len(used_detected)
+    matched = len(_matches(_spans(detected), _spans(scored), min_iou))
     return EventAgreement(matched, len(scored) - matched, len(detected) - matched)
+
+
+def timing_errors(detected: Sequence[Event], scored: Sequence[Event], min_iou: float = 0.2) -> NDArray[np.float64]:
+    """Onset and duration of each matched detected event less those of its scored one, in seconds [N, 2]."""
+    first, second = _spans(detected), _spans(scored)
+    pairs = _matches(first, second, min_iou)
+    if not pairs:
+        return np.empty((0, 2))
+    mine, theirs = (spans[list(index)] for spans, index in zip((first, second), zip(*pairs, strict=True), strict=True))
+    return np.stack([mine[:, 0] - theirs[:, 0], np.diff(mine)[:, 0] - np.diff(theirs)[:, 0]], axis=1)
+
+
+def _matches(first: NDArray[np.float64], second: NDArray[np.float64], min_iou: float) -> list[tuple[int, int]]:
+    """Pairs of rows of ``first`` and ``second`` [N, 2] matched one to one."""
+    pairs = _overlapping_pairs(first, second, min_iou)
+    found: dict[int, int] = {}
+    used: set[int] = set()
+    for _, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
+        if i not in found and j not in used:
+            found[i] = j
+            used.add(j)
+    return list(found.items())
 
 
 def _spans(events: Sequence[Event]) -> NDArray[np.float64]:

@@ -16,8 +16,9 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.stream import SequenceStream
 from sleepfm.evaluation.losses import class_weights, classification_loss
 from sleepfm.evaluation.outcome import package_contents, validation_figures
-from sleepfm.evaluation.plan import downstream_plan, labels_of_split, training_labels
+from sleepfm.evaluation.plan import downstream_plan, labels_of_split, starting_point, training_labels
 from sleepfm.evaluation.predict import Predictions, predict
+from sleepfm.evaluation.seconds import SecondLabels
 from sleepfm.evaluation.settings import FinetuneConfig
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.downstream import Downstream
@@ -43,10 +44,12 @@ class FinetuneStage:
         self.dataset = Dataset.open(config.data.path)
         self.dataset_digest = self.dataset.digest
         self.parents = [source.label]
-        encoder = load_package(source).module
+        encoder, context = starting_point(config, load_package(source).module, source)
         plan = downstream_plan(config, encoder, source)
         torch.manual_seed(config.train.seed)
         self.module = Downstream(plan, encoder)
+        if context is not None:
+            self.module.context.load_state_dict(context)
         self.stream = SequenceStream(
             self.dataset,
             "label",
@@ -66,11 +69,23 @@ class FinetuneStage:
         labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task))
         self.n_labelled = int((labels >= 0).sum())
         self.weights = class_weights(labels, len(self.task.classes), config.weighting)
+        self.seconds = SecondLabels(self.dataset, config.task)
+        if config.events is not None:
+            every = torch.cat([self.seconds.of(row, kept.of(row)) for row in self.dataset.select("label").tolist()])
+            self.second_weights = class_weights(every, 2, config.weighting)
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
-        """Cross-entropy of every scored epoch of the sequences; ``seed`` is not used, dropout has its own."""
-        logits = model(batch.signals, batch.present)
-        return classification_loss(logits, batch.labels[self.config.task], self.weights)
+        """Cross-entropy of every scored epoch of the sequences, and of every scored second where there is an event head;
+        ``seed`` is not used, dropout has its own.
+        """
+        epochs, events = batch.labels[self.config.task], self.config.events
+        if events is None:
+            return classification_loss(model(batch.signals, batch.present, batch.valid), epochs, self.weights)
+        logits, seconds = model(batch.signals, batch.present, batch.valid)
+        whole = classification_loss(logits, epochs, self.weights)
+        located = classification_loss(seconds.flatten(1, 2), self.seconds.batch(batch, epochs), self.second_weights)
+        parts = whole.parts | {"seconds": located.loss.detach(), "seconds_accuracy": located.parts["accuracy"]}
+        return StepLoss(whole.loss + events.weight * located.loss, parts)
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Headline figures on ``val``, every epoch once."""
@@ -87,7 +102,7 @@ class FinetuneStage:
             "labelled epochs": self.n_labelled,
             "label fraction": self.config.data.label_fraction,
             "class weighting": self.config.weighting,
-        }
+        } | ({"events": "per-second head"} if self.config.events is not None else {})
         validation, test = self._predict(module, "val"), self._predict(module, "test")
         return package_contents(
             self.config, module, self.dataset, folder, validation, test, facts, window=self.config.sequence.length

@@ -1,32 +1,21 @@
-"""Embeddings and class probabilities of whole nights, in bounded memory and each epoch once."""
+"""Class probabilities of whole nights, of epochs and of seconds, in bounded memory and each once."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sleepfm.constants import EPOCH_SAMPLES
-from sleepfm.data.dataset import Dataset
-from sleepfm.data.evaluation import iter_record
+from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS
 from sleepfm.data.format import CHANNEL_SCALE, INT16_MAX
 from sleepfm.models.downstream import Downstream
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality
-
-# Signals [B, C, 3000] and presence [B, C] of consecutive epochs.
-Epochs = tuple[Tensor, Tensor]
-
-
-def stored_epochs(dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
-    """The epochs of a recording of ``dataset`` in order, at most ``chunk`` at a time."""
-    for batch in iter_record(dataset, record, channels, length=1, windows=chunk, labels=()):
-        yield batch.signals[:, 0], batch.present
+from sleepfm.training.embeddings import Epochs
 
 
 def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
@@ -50,27 +39,6 @@ def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: in
 
 
 @torch.inference_mode()
-def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
-    """Embeddings [E, D] of all ``epochs``; an epoch without any channel gives nan.
-
-    Args:
-        encoder: a module with ``encode(signals [B, C, T], present [B, C]) -> [B, D]``.
-        keep: [C], channels the encoder may use; all by default.
-    """
-    device = next(encoder.parameters()).device
-    rows = [torch.empty(0, encoder.dim)]
-    for signals, present in epochs:
-        there = present if keep is None else present & torch.tensor(keep)
-        usable = there.any(dim=1)
-        whole = torch.full((len(signals), encoder.dim), torch.nan)
-        if usable.any():
-            found = encoder.encode(signals[usable].to(device), there[usable].to(device))
-            whole[usable] = found.float().cpu()
-        rows.append(whole)
-    return torch.cat(rows)
-
-
-@torch.inference_mode()
 def classify_night(model: Downstream, embedding: Tensor, length: int) -> NDArray[np.float64]:
     """Class probabilities [E, K] of a night's embeddings [E, D].
 
@@ -79,17 +47,45 @@ def classify_night(model: Downstream, embedding: Tensor, length: int) -> NDArray
     the middle). Epochs that are nan (no usable channel) stay nan; the context goes on across them as if they
     were not there.
     """
-    probability = np.full((len(embedding), len(model.config.classes)), np.nan)
-    usable = torch.isfinite(embedding).all(dim=1)
+    context = model.config.context
+    window = 1 if context.kind == "none" else length
+    return _by_windows(model, model.classify, embedding, window, context.bidirectional, (len(model.config.classes),))
+
+
+@torch.inference_mode()
+def locate_night(model: Downstream, frames: Tensor, length: int) -> NDArray[np.float64]:
+    """Probability [30 E] that an event goes on in each second, of a night's frame tokens [E, F, D].
+
+    Windows and epochs without a channel as in :func:`classify_night`. Raises :class:`ModelError` for a model
+    without event head.
+    """
+    events = model.config.events
+    both_ways = events is not None and events.context.bidirectional
+    seconds = _by_windows(model, model.locate, frames, length, both_ways, (EPOCH_SECONDS, 2))
+    return seconds[..., 1].reshape(-1)
+
+
+def _by_windows(
+    model: Downstream,
+    function: Callable[[Tensor], Tensor],
+    night: Tensor,
+    length: int,
+    bidirectional: bool,
+    shape: tuple[int, ...],
+) -> NDArray[np.float64]:
+    """Softmax of ``function``, [W, L, ...] to logits [W, L, *shape], over windows of a night [E, ...]: [E, *shape]."""
+    probability = np.full((len(night), *shape), np.nan)
+    usable = torch.isfinite(night).flatten(1).all(dim=1)
     if not usable.any():
         return probability
     device = next(model.head.parameters()).device
-    night = embedding[usable]
-    window = 1 if model.config.context.kind == "none" else min(length, len(night))
-    rows = torch.empty(len(night), probability.shape[1], dtype=torch.float64)
-    for starts, owners in _windows(len(night), window, model.config.context.bidirectional):
+    night = night[usable]
+    window = min(length, len(night))
+    rows = torch.empty(len(night), *shape, dtype=torch.float64)
+    # Frames are some thirty times an embedding: fewer windows at once.
+    for starts, owners in _windows(len(night), window, bidirectional, batch=256 if night.ndim == 2 else 16):
         batch = torch.stack([night[s : s + window] for s in starts]).to(device)
-        softmax = model.classify(batch).double().softmax(dim=-1).cpu()
+        softmax = function(batch).double().softmax(dim=-1).cpu()
         for row, (start, owned) in enumerate(zip(starts, owners, strict=True)):
             rows[owned] = softmax[row, owned.start - start : owned.stop - start]
     probability[usable.numpy()] = rows.numpy()
@@ -101,7 +97,7 @@ def _as_stored(samples: NDArray[np.float32], scale: float) -> NDArray[np.float32
     return np.multiply(counts.astype(np.int16), np.float32(scale), dtype=np.float32)
 
 
-def _windows(n_epochs: int, length: int, bidirectional: bool, batch: int = 256) -> Iterator[tuple[list[int], list[slice]]]:
+def _windows(n_epochs: int, length: int, bidirectional: bool, batch: int) -> Iterator[tuple[list[int], list[slice]]]:
     """Batches of window starts with the epochs that each window decides; together every epoch once."""
     stride = max(1, length // 2)
     last = n_epochs - length

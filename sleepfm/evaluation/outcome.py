@@ -5,22 +5,28 @@ share.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import TrainingError
 from sleepfm.evaluation.cards import downstream_card
-from sleepfm.evaluation.events import EventAgreement, event_family, events_from_probability, match_events
+from sleepfm.evaluation.events import EventAgreement, event_family, events_from_probability, match_events, timing_errors
 from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
 from sleepfm.evaluation.predict import Predictions
+from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import DownstreamJob
 from sleepfm.evaluation.tasks import TASKS, Task
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
+from sleepfm.signals.annotations import Event
 from sleepfm.training.files import read_json, write_json
 from sleepfm.training.stage import Export
 
@@ -80,41 +86,76 @@ def package_contents(
         results["test"] = on_test.to_dict()
     binary = task.kind == "binary"
     splits = {"val": validation} | ({"test": test} if test is not None else {})
-    matches = {
-        split: event_agreement(dataset, task.name, predictions, threshold.value)
-        for split, predictions in splits.items()
-        if binary
+    located = binary and validation.seconds is not None
+    event_threshold = best_event_threshold(dataset, task.name, validation) if located else threshold.value
+    found = {
+        split: compare_events(dataset, task.name, predictions, event_threshold) for split, predictions in splits.items() if binary
     }
+    matches = {split: match for split, (match, _) in found.items()}
     events = {split: asdict(match) for split, match in matches.items()}
-    write_json(folder / EVALUATION_FILE, {"facts": facts, "results": results, "events": events})
+    timing = {split: timing_figures(errors) for split, (_, errors) in found.items()}
+    write_json(folder / EVALUATION_FILE, {"facts": facts, "results": results, "events": events, "event_timing": timing})
     config: dict[str, Any] = {
         "model": model_config(module),
         "task": task.name,
         "window": window,
         "threshold": threshold.value if binary else None,
         "threshold_rule": threshold.rule if binary else None,
+        "event_threshold": event_threshold if located else None,
         "facts": facts,
     }
     metrics = _flat("val", on_val) | (_flat("test", on_test) if on_test is not None else {})
     metrics |= {f"{split}/event_f1": m.f1 for split, m in matches.items() if not math.isnan(m.f1)}
+    metrics |= {f"{split}/{name}": value for split, figures in timing.items() for name, value in figures.items()}
     title = f"{task.registered_name}: {', '.join(task.classes)} of 30-s epochs"
     shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
     return Export(config, downstream_card(title, shown, on_val, on_test), metrics)
 
 
-def event_agreement(dataset: Dataset, kind: str, predictions: Predictions, threshold: float) -> EventAgreement:
-    """Runs of positive epochs against the scored events of the same recordings, over those whose events were
-    scored.
+def compare_events(
+    dataset: Dataset, kind: str, predictions: Predictions, threshold: float
+) -> tuple[EventAgreement, NDArray[np.float64]]:
+    """Detected against scored events of the same recordings, over those whose events were scored: counts of matches, and
+    onset and duration of matched events less those scored [N, 2], in seconds.
+
+    Events come from the seconds of an event head, else from runs of positive epochs.
     """
+    total, errors = EventAgreement(0, 0, 0), [np.empty((0, 2))]
+    for probability, scored in _nights(dataset, kind, predictions):
+        detect = events_from_probability if predictions.seconds is None else events_from_seconds
+        detected = detect(probability, threshold, kind)
+        total += match_events(detected, scored)
+        errors.append(timing_errors(detected, scored))
+    return total, np.concatenate(errors)
+
+
+def best_event_threshold(dataset: Dataset, kind: str, predictions: Predictions) -> float:
+    """The probability of a second, in steps of 0.02, from which events of ``predictions`` agree best (F1) with the scored ones;
+    0.5 where none was scored.
+    """
+    steps = np.arange(0.02, 1, 0.02)
+    f1 = [compare_events(dataset, kind, predictions, step)[0].f1 for step in steps.tolist()]
+    return 0.5 if np.isnan(f1).all() or not np.nanmax(f1) else float(steps[int(np.nanargmax(f1))])
+
+
+def timing_figures(errors: NDArray[np.float64]) -> dict[str, float]:
+    """Mean absolute errors in seconds of onset and duration of matched events [N, 2]; none without a match."""
+    if not len(errors):
+        return {}
+    onset, duration = np.abs(errors).mean(0).tolist()
+    return {"event_onset_error_s": onset, "event_duration_error_s": duration}
+
+
+def _nights(dataset: Dataset, kind: str, predictions: Predictions) -> Iterator[tuple[NDArray[np.float64], list[Event]]]:
+    """Probability (of seconds where there are, else of epochs) and scored events of every recording with scored events."""
     reader = ShardReader(dataset)
-    total = EventAgreement(0, 0, 0)
     for record in dict.fromkeys(predictions.record):
         row = dataset.index_of(record)
         if dataset.records[row].has_events:
             scored = [e for e in scored_events(dataset, reader, row) if event_family(e.type) == kind]
-            probability = predictions.probability[predictions.record == record, 1]
-            total += match_events(events_from_probability(probability, threshold, kind), scored)
-    return total
+            own = predictions.record == record
+            seconds = predictions.seconds
+            yield (predictions.probability[own, 1] if seconds is None else seconds[own].reshape(-1)), scored
 
 
 def read_events(folder: Path) -> dict[str, EventAgreement]:

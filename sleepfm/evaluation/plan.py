@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.labels import RecordLabels
@@ -15,6 +15,7 @@ from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
+from sleepfm.models.masked_context import MaskedContext
 from sleepfm.registry import Resolved
 
 
@@ -27,9 +28,9 @@ def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) ->
     if isinstance(encoder, Downstream):
         raise ConfigError(f"encoder: {source.uri} is a downstream model; name a pretrained encoder")
     task = TASKS[job.task]
-    tune, context = TuneConfig(mode="frozen"), ContextConfig(kind="none")
+    tune, context, events = TuneConfig(mode="frozen"), ContextConfig(kind="none"), None
     if isinstance(job, FinetuneConfig):
-        tune, context = job.tune, job.context
+        tune, context, events = job.tune, job.context, job.events
     return DownstreamConfig(
         task=task.name,
         classes=task.classes,
@@ -37,7 +38,27 @@ def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) ->
         tune=tune,
         context=context,
         head=job.head,
+        events=events,
     )
+
+
+def starting_point(job: DownstreamJob, model: nn.Module, source: Resolved) -> tuple[nn.Module, dict[str, Tensor] | None]:
+    """The encoder in ``model`` and, where ``model`` is a pretrained context, the weights that the job's context starts from.
+
+    Raises:
+        ConfigError: the job's context is not the pretrained one.
+    """
+    if not isinstance(model, MaskedContext):
+        return model, None
+    wanted = job.context if isinstance(job, FinetuneConfig) else ContextConfig(kind="none")
+    held = model.config.context
+    if wanted != held:
+        differ = [name for name in type(held).model_fields if getattr(wanted, name) != getattr(held, name)]
+        stated = ", ".join(f"{name} {getattr(held, name)} (this job: {getattr(wanted, name)})" for name in differ)
+        raise ConfigError(
+            f"context: {source.uri} holds a pretrained context with {stated}; ask for the same, or name its encoder"
+        )
+    return model.encoder, model.context.state_dict()
 
 
 def training_labels(dataset: Dataset, task: str, data: LabelledData) -> RecordLabels:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +12,20 @@ import pandas as pd
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sleepfm.constants import CHANNEL_MODALITY
+from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SECONDS
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ModelError
-from sleepfm.evaluation.inference import classify_night, embed, stored_epochs
+from sleepfm.evaluation.inference import classify_night, locate_night
 from sleepfm.models.downstream import Downstream
+from sleepfm.training.embeddings import embed, embed_frames, stored_epochs
 
 
 @dataclass(frozen=True)
 class Predictions:
     """One row an epoch, in recording order: truth [N] (-1 unscored) and class probabilities [N, K] (nan
-    unscorable).
+    unscorable); with an event head also the probability [N, 30] of an event in each second.
     """
 
     record: NDArray[Any]
@@ -32,6 +33,7 @@ class Predictions:
     epoch: NDArray[np.int64]
     truth: NDArray[np.int64]
     probability: NDArray[np.float64]
+    seconds: NDArray[np.float64] | None = None
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -47,6 +49,8 @@ class Predictions:
             "truth": self.truth,
         }
         table |= {f"p{k}": self.probability[:, k].astype(np.float32) for k in range(self.probability.shape[1])}
+        if self.seconds is not None:
+            table["seconds"] = list(self.seconds.astype(np.float32))
         temporary = path.with_name(f".{path.name}.tmp")
         pd.DataFrame(table).to_parquet(temporary, index=False)
         temporary.replace(path)
@@ -77,13 +81,20 @@ def predict(
     if not any(keep):
         raise ModelError(f"the model has no channel of {modalities}; its channels: {', '.join(model.channels)}")
     rows = dataset.select(split, [name for name, kept in zip(model.channels, keep, strict=True) if kept])
-    nights = {}
+    nights, seconds = {}, []
     for number, row in enumerate(rows, 1):
         record = dataset.names[row]
-        nights[record] = embed(model.encoder, stored_epochs(dataset, record, model.channels, chunk), keep)
+        epochs = stored_epochs(dataset, record, model.channels, chunk)
+        if model.config.events is None:
+            nights[record] = embed(model.encoder, epochs, keep)
+        else:
+            frames = embed_frames(model.encoder, epochs, keep)
+            nights[record] = frames.mean(1)
+            seconds.append(locate_night(model, frames, window).reshape(-1, EPOCH_SECONDS))
         if progress is not None:
             progress(number, len(rows))
-    return predict_embedded(model, dataset, nights, window)
+    found = predict_embedded(model, dataset, nights, window)
+    return replace(found, seconds=np.concatenate(seconds)) if seconds else found
 
 
 def predict_embedded(model: Downstream, dataset: Dataset, nights: Mapping[str, Tensor], window: int) -> Predictions:

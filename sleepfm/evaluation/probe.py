@@ -20,16 +20,16 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.labels import RecordLabels
 from sleepfm.data.order import permutation
 from sleepfm.errors import DatasetError
-from sleepfm.evaluation.embeddings import EmbeddingCache
 from sleepfm.evaluation.losses import class_weights, classification_loss
 from sleepfm.evaluation.outcome import package_contents, validation_figures
-from sleepfm.evaluation.plan import downstream_plan, training_labels
+from sleepfm.evaluation.plan import downstream_plan, starting_point, training_labels
 from sleepfm.evaluation.predict import Predictions, predict_embedded
 from sleepfm.evaluation.settings import ProbeConfig
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import Resolved, load_package
 from sleepfm.training.distributed import World
+from sleepfm.training.embeddings import EmbeddingCache
 from sleepfm.training.stage import Export, StepLoss
 
 
@@ -153,6 +153,7 @@ class ProbeStage:
 
 def _build(config: ProbeConfig, encoder: nn.Module, source: Resolved) -> Probe:
     """The encoder as it is, and a head freshly drawn from ``train.seed`` on every rank alike."""
+    encoder, _ = starting_point(config, encoder, source)
     plan = downstream_plan(config, encoder, source)
     torch.manual_seed(config.train.seed)
     return Probe(plan, encoder)

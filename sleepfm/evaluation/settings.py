@@ -10,6 +10,7 @@ from sleepfm.config import Config
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
+from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.heads import HeadConfig
 from sleepfm.training.config import RunConfig
 from sleepfm.training.source import SourceConfig
@@ -68,8 +69,18 @@ class ProbeConfig(DownstreamJob):
 
 
 class FinetuneConfig(DownstreamJob):
-    """Encoder, temporal context and head together."""
+    """Encoder, temporal context and head together; ``encoder`` may name a pretrained context, which is then started from.
+
+    ``events`` adds a head that finds onset and duration to the second, for apnea and hypopnea.
+    """
 
     tune: TuneConfig = TuneConfig(mode="lora")
     context: ContextConfig = ContextConfig(kind="mamba")
     sequence: SequenceConfig = SequenceConfig()
+    events: EventHeadConfig | None = None
+
+    @model_validator(mode="after")
+    def _events_have_seconds(self) -> FinetuneConfig:
+        if self.events is not None and TASKS[self.task].kind != "binary":
+            raise ValueError(f"events: task {self.task} has no onset and duration; leave the section out")
+        return self

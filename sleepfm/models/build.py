@@ -9,17 +9,22 @@ from torch import nn
 from sleepfm.config import Config, to_dict, validate
 from sleepfm.errors import ConfigError
 from sleepfm.models.downstream import Downstream, DownstreamConfig
+from sleepfm.models.masked_context import MaskedContext, MaskedContextConfig
 from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 
 SCHEMAS: dict[str, type[Config]] = {
     "neuronet": NeuroNetConfig,
     "synthsleepnet": SynthSleepNetConfig,
+    "context": MaskedContextConfig,
     "downstream": DownstreamConfig,
 }
 
 
-def build_model(config: dict[str, Any], origin: str = "model") -> NeuroNet | SynthSleepNet | Downstream:
+Model = NeuroNet | SynthSleepNet | MaskedContext | Downstream
+
+
+def build_model(config: dict[str, Any], origin: str = "model") -> Model:
     """A freshly initialised model of ``config["kind"]``.
 
     Raises:
@@ -33,12 +38,14 @@ def build_model(config: dict[str, Any], origin: str = "model") -> NeuroNet | Syn
         return NeuroNet(checked)
     if isinstance(checked, SynthSleepNetConfig):
         return SynthSleepNet(checked)
+    if isinstance(checked, MaskedContextConfig):
+        return MaskedContext(checked, build_model(checked.encoder, f"{origin}.encoder"))
     assert isinstance(checked, DownstreamConfig)
     return Downstream(checked, build_model(checked.encoder, f"{origin}.encoder"))
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:
     """The inverse of :func:`build_model`, in plain types."""
-    if not isinstance(model, (NeuroNet, SynthSleepNet, Downstream)):
+    if not isinstance(model, Model):
         raise ConfigError(f"{type(model).__name__} is no model of this package")
     return to_dict(model.config)

@@ -2,7 +2,8 @@
 
 SynthSleepNet's temporal context module is ``z + Mamba2(z)`` on batch-normalised embeddings (paper, section on the temporal
 context module). LSTM, attention and no context are here for the ablation; all see the same sequence and nothing of other
-sequences in the batch.
+sequences in the batch. Nights differ in length: ``valid`` ``[B, L]`` says which epochs exist, the others being padding at the
+end of a sequence, which changes nothing before it; what comes out at padding means nothing.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from sleepfm.config import Config
 from sleepfm.models.mamba import mamba2
-from sleepfm.models.normalisation import RowBatchNorm
+from sleepfm.models.normalisation import RowBatchNorm, on_valid
 
 
 class ContextConfig(Config):
@@ -32,23 +34,44 @@ class ContextConfig(Config):
     heads: int = 8
 
 
-def build_context(config: ContextConfig, dim: int) -> nn.Module:
+def build_context(config: ContextConfig, dim: int) -> NoContext | TemporalContext:
     """A module ``[B, L, dim] -> [B, L, dim]`` for any length ``L``."""
     if config.kind == "none":
-        return nn.Identity()
+        return NoContext()
     layer = {"mamba": _Mamba, "lstm": _Lstm, "attention": _Attention}[config.kind]
-    return nn.Sequential(_SequenceNorm(dim), *(Residual(layer(dim, config)) for _ in range(config.layers)))
+    return TemporalContext(_SequenceNorm(dim), *(Residual(layer(dim, config)) for _ in range(config.layers)))
+
+
+class NoContext(nn.Module):
+    """Every epoch by itself."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return x
+
+
+class TemporalContext(nn.Sequential):
+    """Batch normalisation, then residual layers that look along the sequence."""
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """``x`` ``[B, L, D]`` with the existing epochs ``valid`` ``[B, L]`` (all, if not given)."""
+        return self.mix(self[0](x, valid), valid)
+
+    def mix(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """What :meth:`forward` does after the normalisation."""
+        for layer in list(self)[1:]:
+            x = layer(x, valid)
+        return x
 
 
 class _SequenceNorm(nn.Module):
-    """Batch normalisation of every feature over all epochs of the batch."""
+    """Batch normalisation of every feature over all existing epochs of the batch; padding becomes zeros."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.norm = RowBatchNorm(dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.norm(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return on_valid(self.norm, x, valid)
 
 
 class Residual(nn.Module):
@@ -58,8 +81,18 @@ class Residual(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.inner(x)
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        return x + self.inner(x, valid)
+
+
+def _reversed(x: Tensor, valid: Tensor | None) -> Tensor:
+    """Sequences ``[B, L, D]`` backwards in time, their padding still at the end. Its own inverse."""
+    if valid is None:
+        return x.flip(1)
+    place = torch.arange(x.shape[1], device=x.device)[None]
+    length = valid.sum(1, keepdim=True)
+    index = torch.where(place < length, length - 1 - place, place)
+    return x.gather(1, index[..., None].expand_as(x))
 
 
 class _Mamba(nn.Module):
@@ -69,9 +102,9 @@ class _Mamba(nn.Module):
         self.forwards = mamba2(*sizes)
         self.backwards = mamba2(*sizes) if config.bidirectional else None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         y = self.forwards(x)
-        return y if self.backwards is None else y + self.backwards(x.flip(1)).flip(1)
+        return y if self.backwards is None else y + _reversed(self.backwards(_reversed(x, valid)), valid)
 
 
 class _Lstm(nn.Module):
@@ -80,8 +113,13 @@ class _Lstm(nn.Module):
         self.lstm = nn.LSTM(dim, dim, batch_first=True, bidirectional=config.bidirectional)
         self.out = nn.Linear(dim * (2 if config.bidirectional else 1), dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.lstm(x)[0])
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        if valid is None:
+            return self.out(self.lstm(x)[0])
+        # An empty sequence cannot be packed; what comes out for it means nothing.
+        lengths = valid.sum(1).clamp(min=1).cpu()
+        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.out(pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0])
 
 
 class _Attention(nn.Module):
@@ -90,12 +128,16 @@ class _Attention(nn.Module):
         self.bidirectional = config.bidirectional
         self.attention = nn.MultiheadAttention(dim, config.heads, batch_first=True)
 
-    def forward(self, x: Tensor) -> Tensor:
-        placed = x + sinusoid(x.shape[1], x.shape[2], x.device)
-        ahead = None
-        if not self.bidirectional:
-            ahead = nn.Transformer.generate_square_subsequent_mask(x.shape[1], device=x.device, dtype=x.dtype)
-        return self.attention(placed, placed, placed, attn_mask=ahead, need_weights=False)[0]
+    def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
+        length = x.shape[1]
+        placed = x + sinusoid(length, x.shape[2], x.device)
+        ahead = None if self.bidirectional else torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        missing = None
+        if valid is not None:
+            missing = ~valid
+            # An empty sequence attends to its first place rather than to nothing, which is undefined.
+            missing[:, 0] = False
+        return self.attention(placed, placed, placed, key_padding_mask=missing, attn_mask=ahead, need_weights=False)[0]
 
 
 def sinusoid(length: int, dim: int, device: torch.device) -> Tensor:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
 from sleepfm.models.context import ContextConfig, build_context
+from sleepfm.models.event_head import EventHead, EventHeadConfig
 from sleepfm.models.heads import Head, HeadConfig
 from sleepfm.models.lora import LoRALinear, add_lora
+
+# Epochs that go through a frozen encoder at once: a whole night in one sequence then takes no more memory than this many.
+FROZEN_CHUNK = 64
 
 
 class TuneConfig(Config):
@@ -29,7 +34,9 @@ class TuneConfig(Config):
 
 
 class DownstreamConfig(Config):
-    """``encoder`` is the configuration of the pretrained model, as :func:`sleepfm.models.build.build_model` takes it."""
+    """``encoder`` is the configuration of the pretrained model, as :func:`sleepfm.models.build.build_model` takes it;
+    ``events`` adds a head that tells seconds apart.
+    """
 
     kind: Literal["downstream"] = "downstream"
     task: str
@@ -38,10 +45,13 @@ class DownstreamConfig(Config):
     tune: TuneConfig = TuneConfig()
     context: ContextConfig = ContextConfig(kind="none")
     head: HeadConfig = HeadConfig()
+    events: EventHeadConfig | None = None
 
 
 class Downstream(nn.Module):
-    """Encoder, context and head.
+    """Encoder, context and head; with ``config.events`` also an event head on the frames.
+
+    Sequences may be of different lengths: ``valid`` ``[B, L]`` says which epochs exist, the others being padding at the end.
 
     Args:
         config: what to build.
@@ -57,6 +67,9 @@ class Downstream(nn.Module):
         self._own_lora = self._adapt()
         self.context = build_context(config.context, self.encoder.dim)
         self.head = Head(self.encoder.dim, len(config.classes), config.head)
+        self.events: EventHead | None = None
+        if config.events is not None:
+            self.events = EventHead(self.encoder.dim, self.encoder.frame_times, config.events)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -82,21 +95,48 @@ class Downstream(nn.Module):
             layer.dropout.train(mode)
         return self
 
-    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to embeddings ``[B, L, D]``."""
+    def encode_frames(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to frame tokens ``[B, L, F, D]``."""
         batch, length = signals.shape[:2]
-        every = present[:, None].expand(batch, length, -1).flatten(0, 1)
-        return self.encoder.encode(signals.flatten(0, 1), every).unflatten(0, (batch, length))
+        there = present[:, None].expand(batch, length, -1)
+        if valid is not None:
+            there = there & valid[..., None]
+        flat, there = signals.flatten(0, 1), there.flatten(0, 1)
+        if self.config.tune.mode == "frozen":
+            with torch.no_grad():
+                pieces = zip(flat.split(FROZEN_CHUNK), there.split(FROZEN_CHUNK), strict=True)
+                frames = torch.cat([self.encoder.encode_frames(*piece) for piece in pieces])
+        else:
+            frames = self.encoder.encode_frames(flat, there)
+        return frames.unflatten(0, (batch, length))
 
-    def classify(self, embedding: Tensor) -> Tensor:
+    def encode(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to embeddings ``[B, L, D]``."""
+        return self.encode_frames(signals, present, valid).mean(2)
+
+    def classify(self, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
         """Embeddings ``[B, L, D]`` of consecutive epochs to logits ``[B, L, K]``."""
         if embedding.ndim != 3 or embedding.shape[-1] != self.encoder.dim:
             raise ModelError(f"expected embeddings [B, L, {self.encoder.dim}], found {list(embedding.shape)}")
-        return self.head(self.context(embedding))
+        return self.head(self.context(embedding, valid), valid)
 
-    def forward(self, signals: Tensor, present: Tensor) -> Tensor:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to logits ``[B, L, K]``."""
-        return self.classify(self.encode(signals, present))
+    def locate(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Frame tokens ``[B, L, F, D]`` of consecutive epochs to logits ``[B, L, 30, 2]`` of every second.
+
+        Raises:
+            ModelError: the model has no event head.
+        """
+        if self.events is None:
+            raise ModelError(f"this model of {self.config.task} has no event head; fine-tune one with an `events` section")
+        return self.events(frames, valid)
+
+    def forward(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to logits ``[B, L, K]``, and with an event head those of every
+        second ``[B, L, 30, 2]`` beside them.
+        """
+        frames = self.encode_frames(signals, present, valid)
+        logits = self.classify(frames.mean(2), valid)
+        return logits if self.events is None else (logits, self.locate(frames, valid))
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:
         """One embedding ``[B, D]`` per epoch from any subset of channels, each ``[B, T]``."""

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from sleepfm.config import Config
-from sleepfm.models.normalisation import RowBatchNorm
+from sleepfm.models.normalisation import RowBatchNorm, on_valid
 
 
 class HeadConfig(Config):
@@ -33,8 +33,9 @@ class Head(nn.Module):
                 nn.Linear(config.hidden, classes),
             )
 
-    def forward(self, embedding: Tensor) -> Tensor:
-        return self.layers(embedding.flatten(0, 1)).unflatten(0, embedding.shape[:2])
+    def forward(self, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Zeros for epochs that are not ``valid`` ``[B, L]``."""
+        return on_valid(self.layers, embedding, valid)
 
 
 def _hidden(size_in: int, size_out: int, dropout: float) -> tuple[nn.Module, ...]:

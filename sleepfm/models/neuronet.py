@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from sleepfm.config import Config
-from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SAMPLES
+from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SAMPLES, RATE_HZ
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
 from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
@@ -66,6 +66,12 @@ class NeuroNetConfig(Config):
     def frames(self) -> int:
         """Frames in an epoch."""
         return frame_count(EPOCH_SAMPLES, samples(self.window_s), samples(self.step_s))
+
+    @property
+    def frame_times(self) -> Tensor:
+        """Start and end ``[F, 2]`` of every frame in seconds of the epoch."""
+        start = torch.arange(self.frames) * samples(self.step_s) / RATE_HZ
+        return torch.stack([start, start + samples(self.window_s) / RATE_HZ], dim=1)
 
 
 class NeuroNetEncoder(nn.Module):
@@ -204,17 +210,25 @@ class NeuroNet(nn.Module):
             delattr(self, name)
         del self.decoder_pred, self.projector
 
-    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
-        """``[B, C, T]`` with presence ``[B, C]`` to ``[B, D]``: the mean over frame tokens and present
-        channels.
+    @property
+    def frame_times(self) -> Tensor:
+        """Start and end ``[F, 2]`` of every frame in seconds of the epoch."""
+        return self.config.frame_times
+
+    def encode_frames(self, signals: Tensor, present: Tensor) -> Tensor:
+        """``[B, C, T]`` with presence ``[B, C]`` to ``[B, F, D]`` in fp32: of every frame, the mean of its tokens over the
+        present channels.
 
         An epoch without any present channel gives zeros.
         """
         check_signals(signals, present, self.channels)
-        tokens = self.encoder(signals[present])[:, 1:].mean(1).float()
-        rows = torch.zeros(*present.shape, self.dim, device=tokens.device)
-        rows = rows.masked_scatter(present[..., None], tokens)
-        return rows.sum(1) / present.sum(1, keepdim=True).clamp(min=1)
+        tokens = self.encoder(signals[present])[:, 1:].float()
+        rows = tokens.new_zeros(*present.shape, *tokens.shape[1:]).index_put((present,), tokens)
+        return rows.sum(1) / present.sum(1)[:, None, None].clamp(min=1)
+
+    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
+        """The mean ``[B, D]`` over the frames of :meth:`encode_frames`."""
+        return self.encode_frames(signals, present).mean(1)
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:
         """One embedding ``[B, D]`` per epoch from any subset of the channels, each ``[B, T]``.

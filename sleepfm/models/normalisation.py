@@ -1,4 +1,4 @@
-"""Batch normalisation of rows, and the small networks of the models that need it."""
+"""Batch normalisation of rows, rows that do not exist, and the small networks of the models that need it."""
 
 from __future__ import annotations
 
@@ -18,6 +18,17 @@ class RowBatchNorm(nn.BatchNorm1d):
         if self.training and x.shape[0] < 2:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
+
+
+def on_valid(module: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
+    """``module``, which takes rows, on the rows of ``x`` ``[B, L, D]`` where ``valid`` ``[B, L]``; zeros elsewhere.
+
+    Rows that do not exist then take no part in batch statistics.
+    """
+    if valid is None:
+        return module(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+    found = module(x[valid])
+    return found.new_zeros(*x.shape[:2], found.shape[-1]).index_put((valid,), found)
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:

@@ -257,14 +257,25 @@ class SynthSleepNet(nn.Module):
             delattr(self, name)
         del self.fusion_projector
 
-    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
-        """``[B, C, T]`` with presence ``[B, C]`` to ``[B, D]``: the mean of the fused tokens of the present
-        channels, unmasked.
+    @property
+    def frame_times(self) -> Tensor:
+        """Start and end ``[F, 2]`` of every frame in seconds of the epoch."""
+        return self.config.encoder_config(self.config.modalities[0]).frame_times
+
+    def encode_frames(self, signals: Tensor, present: Tensor) -> Tensor:
+        """``[B, C, T]`` with presence ``[B, C]`` to ``[B, F, D]`` in fp32: of every frame, the mean of the fused tokens of
+        the present channels, unmasked.
 
         An epoch without any present channel gives zeros.
         """
         check_signals(signals, present, self.channels)
-        return _mean_tokens(self._fuse(self.backbones(signals, present), present, None), present)
+        fused = self._fuse(self.backbones(signals, present), present, None).float()
+        weight = present.float()[..., None, None]
+        return (fused * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
+        """The mean ``[B, D]`` over the frames of :meth:`encode_frames`."""
+        return self.encode_frames(signals, present).mean(1)
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:
         """One embedding ``[B, D]`` per epoch from any subset of the channels, each ``[B, T]``.

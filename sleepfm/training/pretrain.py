@@ -1,4 +1,4 @@
-"""The two pretraining stages: a NeuroNet per modality, then SynthSleepNet on the four of them."""
+"""The pretraining stages: a NeuroNet per modality, SynthSleepNet on the four of them, and optionally temporal context on that."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from sleepfm.data.stream import EpochStream, Reading, SequenceStream
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.losses import LossOutput
+from sleepfm.models.masked_context import MaskedContextConfig
 from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
 from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 from sleepfm.registry import Resolved, load_package
 from sleepfm.training.config import RunConfig
+from sleepfm.training.context_stage import ContextStage
 from sleepfm.training.job import Context
 from sleepfm.training.monitor import Monitor, MonitorConfig
 from sleepfm.training.source import SourceConfig
@@ -40,12 +42,18 @@ class DataConfig(SourceConfig):
 
 
 class PretrainConfig(RunConfig):
-    """Configuration of ``launch/pretrain.py``; ``encoders`` is for the multimodal stage alone."""
+    """Configuration of ``launch/pretrain.py``; ``encoders`` is for the multimodal stage alone, ``encoder`` and ``cache`` for
+    the context stage.
+    """
 
     data: DataConfig
-    model: NeuroNetConfig | SynthSleepNetConfig = Field(discriminator="kind")
+    model: NeuroNetConfig | SynthSleepNetConfig | MaskedContextConfig = Field(discriminator="kind")
     encoders: dict[str, str] = Field(default_factory=dict)
     """Address of the pretrained NeuroNet of each modality."""
+    encoder: str = ""
+    """Address of the pretrained model whose embeddings the context learns from."""
+    cache: str = "runs/cache/embeddings"
+    """Where those embeddings are kept."""
     monitor: MonitorConfig = MonitorConfig()
 
     @model_validator(mode="after")
@@ -58,6 +66,8 @@ class PretrainConfig(RunConfig):
                 f"encoders: model.channels need {', '.join(sorted(needed)) or 'none'}, "
                 f"found {', '.join(sorted(self.encoders)) or 'none'}"
             )
+        if isinstance(self.model, MaskedContextConfig) != bool(self.encoder):
+            raise ValueError(f"encoder: a model of kind context, and no other, needs its address; found {self.encoder!r}")
         return self
 
     @model_validator(mode="after")
@@ -80,11 +90,13 @@ def build_stage(config: PretrainConfig, context: Context) -> Stage:
     """The stage that ``config.model.kind`` asks for, with the same weights on every rank."""
     if isinstance(config.model, NeuroNetConfig):
         return UnimodalStage(config)
+    if isinstance(config.model, MaskedContextConfig):
+        return ContextStage(config, load_package(context.pull(config.encoder)), context.world)
     return MultimodalStage(config, {name: context.pull(uri) for name, uri in config.encoders.items()})
 
 
 class PretrainStage:
-    """What both stages share."""
+    """What the stages that train encoders share."""
 
     epochs_per_item = 1
 

@@ -8,22 +8,27 @@ import pytest
 import torch
 
 from sleepfm.config import load_config
+from sleepfm.data.events import scored_events
+from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ConfigError
-from sleepfm.evaluation.embeddings import ALONE, EmbeddingCache
 from sleepfm.evaluation.events import EventAgreement, events_from_probability, match_events
 from sleepfm.evaluation.finetune import FinetuneStage
-from sleepfm.evaluation.inference import embed, stored_epochs
 from sleepfm.evaluation.losses import class_weights, classification_loss
 from sleepfm.evaluation.outcome import judge, read_events, read_results
 from sleepfm.evaluation.predict import predict
 from sleepfm.evaluation.probe import ProbeStage
+from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
 from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS
+from sleepfm.models.build import model_config
+from sleepfm.models.context import ContextConfig
+from sleepfm.models.masked_context import MaskedContext, MaskedContextConfig
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import Resolved, load, load_package
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.training.embeddings import ALONE, EmbeddingCache, embed, stored_epochs
 
 
 def job(schema, name, dataset, tmp_path, *overrides):
@@ -219,3 +224,81 @@ def test_inverse_weights_give_every_class_the_same_total():
     assert weights[0] * 90 == pytest.approx(float(weights[1]) * 10) and weights[2] == 1
     assert (weights[0] * 90 + weights[1] * 10) / 100 == pytest.approx(1)
     assert torch.equal(class_weights(labels, 3, "none"), torch.ones(3))
+
+
+def context_package(encoder, tmp_path, **changes):
+    """An untrained masked context over ``encoder``, in a package."""
+    torch.manual_seed(5)
+    config = MaskedContextConfig(context=ContextConfig(**{"bidirectional": True, **changes}), length=20)
+    module = MaskedContext(config, encoder)
+    folder = tmp_path / "context"
+    write_package(folder, module, {"model": model_config(module)}, "card")
+    return module, Resolved(str(folder), folder)
+
+
+def test_finetune_starts_from_a_pretrained_context_or_refuses(dataset, encoder_package, tmp_path):
+    module, source = context_package(load(encoder_package), tmp_path)
+    same = ("context.bidirectional=true", "sequence.length=10")
+    stage = FinetuneStage(job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, *same), source)
+    held = module.context.state_dict()
+    assert held.keys() == stage.module.context.state_dict().keys()
+    assert all(torch.equal(value, held[name]) for name, value in stage.module.context.state_dict().items())
+    assert stage.module.encoder.channels == module.channels
+    with pytest.raises(ConfigError, match=r"bidirectional True \(this job: False\)"):
+        FinetuneStage(job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path), source)
+    with pytest.raises(ConfigError, match=r"kind mamba \(this job: none\)"):
+        ProbeStage(job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path), source, ALONE)
+
+
+def test_a_whole_night_in_one_sequence_is_padded_without_effect(dataset, source, tmp_path):
+    config = job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, "sequence.length=1400", "tune.mode=frozen")
+    stage = FinetuneStage(config, source)
+    batch = stage.stream.batch(0, 1)
+    count = int(batch.valid.sum())
+    assert batch.signals.shape[1] == 1400 and count == 30
+    stage.module.eval()
+    with torch.no_grad():
+        padded = stage.module(batch.signals, batch.present, batch.valid)
+        alone = stage.module(batch.signals[:, :count], batch.present)
+    torch.testing.assert_close(padded[:, :count], alone, atol=1e-5, rtol=1e-5)
+
+
+def test_an_event_head_trains_scores_seconds_and_is_judged_by_events(dataset, recordings, source, tmp_path):
+    overrides = ("sequence.length=10", "tune.mode=frozen", "weighting=inverse")
+    stage = FinetuneStage(job(FinetuneConfig, "finetune-hypopnea-events-tiny", dataset, tmp_path, *overrides), source)
+    losses = steps(stage, 12, 4)
+    assert np.mean(losses[-3:]) < np.mean(losses[:3])
+    _, folder = exported(stage, tmp_path)
+    config = load_package(folder).config
+    written = pd.read_parquet(tmp_path / "predictions-test.parquet")
+    assert {len(row) for row in written["seconds"]} == {30}
+    total, scorer = EventAgreement(0, 0, 0), Scorer.load([folder])
+    for record, rows in written.groupby("record"):
+        night = prepare_night(next(p for p in recordings if p.stem == record))
+        score = scorer.score(night)
+        assert score.events == events_from_seconds(
+            np.concatenate(rows["seconds"].to_list()), config["event_threshold"], "hypopnea"
+        )
+        assert all(event.duration >= 10 for event in score.events)
+        total += match_events(score.events, [e for e in night.events if e.type == "hypopnea"])
+    assert read_events(tmp_path)["test"] == total
+
+
+def test_seconds_of_a_batch_are_those_of_its_recordings(dataset, source, tmp_path):
+    stage = FinetuneStage(job(FinetuneConfig, "finetune-apnea-events-tiny", dataset, tmp_path, "sequence.length=7"), source)
+    batch = stage.stream.batch(0, 6)
+    labels = batch.labels["apnea"]
+    found = stage.seconds.batch(batch, labels)
+    reader = ShardReader(dataset)
+    for row, (record, first) in enumerate(zip(batch.record, batch.first_epoch.tolist(), strict=True)):
+        events = [e for e in scored_events(dataset, reader, dataset.index_of(record)) if e.type.endswith("apnea")]
+        for second in range(7 * 30):
+            middle = first * 30 + second + 0.5
+            inside = any(e.onset <= middle < e.onset + e.duration for e in events)
+            want = -1 if labels[row, second // 30] < 0 else int(inside)
+            assert found[row, second] == want
+
+
+def test_sleep_stages_have_no_event_head(dataset, tmp_path):
+    with pytest.raises(ConfigError, match="no onset and duration"):
+        job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, "events={hidden: 8}")

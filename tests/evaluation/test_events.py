@@ -15,8 +15,10 @@ from sleepfm.evaluation.events import (
     events_from_probability,
     match_events,
     respiratory_index,
+    timing_errors,
 )
 from sleepfm.evaluation.night import sleep_statistics
+from sleepfm.evaluation.seconds import covered_seconds, events_from_seconds
 from sleepfm.signals.annotations import Event
 
 
@@ -127,3 +129,35 @@ def test_sleep_statistics_without_sleep():
     got = sleep_statistics(np.zeros(4, np.int8))
     assert got.total_sleep_time == 0 and got.efficiency == 0 and math.isnan(got.latency) and math.isnan(got.waso)
     assert math.isnan(sleep_statistics(np.full(4, -1)).efficiency)
+
+
+def test_events_from_seconds_bridge_pauses_and_last_ten_seconds():
+    seconds = np.zeros(120)
+    seconds[5:14] = 0.9  # nine seconds alone are none
+    seconds[40:46] = 0.9
+    seconds[49:60] = 0.9  # a pause of three inside
+    seconds[80:91] = 0.9
+    seconds[95:106] = 0.9  # a pause of four between
+    seconds[110:] = np.nan
+    found = events_from_seconds(seconds, 0.5, "apnea")
+    assert [(e.onset, e.duration) for e in found] == [(40, 20), (80, 11), (95, 11)]
+    assert {e.type for e in found} == {"apnea"}
+
+
+def test_timing_errors_are_those_of_matched_events():
+    scored = [Event(10, 20, "apnea"), Event(100, 15, "apnea"), Event(300, 10, "apnea")]
+    detected = [Event(103, 10, "apnea"), Event(9, 22, "apnea"), Event(500, 10, "apnea")]
+    assert timing_errors(detected, scored).tolist() == [[-1, 2], [3, -5]]
+    assert timing_errors([], scored).shape == (0, 2)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 280), st.floats(0.5, 40)), max_size=5))
+def test_covered_seconds_have_their_middle_in_an_event(spans):
+    events = [Event(onset, duration, "apnea") for onset, duration in spans]
+    covered = covered_seconds(events, 300)
+    for second in range(300):
+        middle = second + 0.5
+        near = any(abs(middle - e.onset) < 1e-6 or abs(middle - e.onset - e.duration) < 1e-6 for e in events)
+        if not near:
+            assert covered[second] == any(e.onset < middle < e.onset + e.duration for e in events)

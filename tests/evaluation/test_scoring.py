@@ -12,10 +12,11 @@ from sleepfm.cli import main
 from sleepfm.constants import STAGE_NAMES
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.events import events_from_probability
-from sleepfm.evaluation.inference import prepared_epochs, stored_epochs
+from sleepfm.evaluation.inference import prepared_epochs
 from sleepfm.evaluation.predict import predict
 from sleepfm.registry import load
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.training.embeddings import stored_epochs
 
 
 @pytest.fixture(scope="module")

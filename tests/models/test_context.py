@@ -41,6 +41,34 @@ def test_only_a_bidirectional_context_looks_ahead(kind: str, bidirectional: bool
     assert moved_by_the_past > 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_a_padded_sequence_equals_itself_without_padding(kind: str, bidirectional: bool) -> None:
+    module = context(kind, bidirectional)
+    x, lengths = torch.randn(4, 20, DIM), [20, 13, 1, 0]
+    valid = torch.arange(20)[None] < torch.tensor(lengths)[:, None]
+    with torch.no_grad():
+        together = module(x, valid)
+        for row, length in enumerate(lengths[:3]):
+            torch.testing.assert_close(together[row, :length], module(x[row : row + 1, :length])[0], atol=1e-5, rtol=1e-5)
+    assert together.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_takes_no_part_in_training(kind: str) -> None:
+    """Neither in batch statistics nor, through them, in gradients: what stands there changes nothing."""
+    x = torch.randn(3, 12, DIM)
+    valid = torch.arange(12)[None] < torch.tensor([12, 7, 4])[:, None]
+    found = []
+    for filler in (0.0, 50.0):
+        module = context(kind, bidirectional=True).train()
+        padded = torch.where(valid[..., None], x, filler)
+        output = module(padded, valid)[valid]
+        output.square().mean().backward()
+        found.append((output.detach(), module[0].norm.running_mean, [p.grad for p in module.parameters()]))
+    torch.testing.assert_close(found[0], found[1])
+
+
 @pytest.mark.parametrize("kind", [*KINDS, "none"])
 @pytest.mark.parametrize("length", [1, 20, 1400])
 def test_any_length_up_to_a_whole_night(kind: str, length: int) -> None:

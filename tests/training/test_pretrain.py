@@ -134,7 +134,8 @@ def test_encoders_must_fit_the_channels(dataset: Dataset) -> None:
 def test_every_shipped_configuration_is_valid_and_registers_under_its_contract(path: Path) -> None:
     found = load_config(PretrainConfig, path)
     kind = path.stem.split("-")[0]
-    assert found.registry.name == ("sleepfm-synthsleepnet" if kind == "multimodal" else f"sleepfm-neuronet-{kind}")
+    names = {"multimodal": "sleepfm-synthsleepnet", "context": "sleepfm-context"}
+    assert found.registry.name == names.get(kind, f"sleepfm-neuronet-{kind}")
     assert found.registry.metric.startswith("val/")
     again = validate(PretrainConfig, found.model_dump(mode="json"), "itself")
     assert again == found

@@ -1,4 +1,4 @@
-"""Embeddings of a data set's recordings by one frozen encoder, kept on disk for the next job that needs them.
+"""Embeddings of whole nights by one encoder, in bounded memory, and kept on disk for the next job that needs them.
 
 One safetensors file a recording, under a folder named for the encoder's weights and the data set, written
 atomically. A file that is damaged, or was made from other weights or data, is made again.
@@ -9,19 +9,61 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from sleepfm.data.dataset import Dataset
-from sleepfm.evaluation.inference import embed, stored_epochs
+from sleepfm.data.evaluation import iter_record
 from sleepfm.training.distributed import World
 
 ALONE = World(0, 1, 0, 1)
+
+# Signals [B, C, 3000] and presence [B, C] of consecutive epochs.
+Epochs = tuple[Tensor, Tensor]
+
+
+def stored_epochs(dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
+    """The epochs of a recording of ``dataset`` in order, at most ``chunk`` at a time."""
+    for batch in iter_record(dataset, record, channels, length=1, windows=chunk, labels=()):
+        yield batch.signals[:, 0], batch.present
+
+
+def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
+    """Embeddings [E, D] of all ``epochs``; an epoch without any channel gives nan.
+
+    Args:
+        encoder: a module with ``encode(signals [B, C, T], present [B, C]) -> [B, D]``.
+        keep: [C], channels the encoder may use; all by default.
+    """
+    return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep)
+
+
+def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
+    """Frame tokens [E, F, D] of all ``epochs``, as :func:`embed`; their mean over frames is the embedding."""
+    shape = (len(encoder.frame_times), encoder.dim)
+    return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
+
+
+@torch.inference_mode()
+def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable[Epochs], keep: Sequence[bool] | None) -> Tensor:
+    device = next(encoder.parameters()).device
+    rows = [torch.empty(0, *shape)]
+    for signals, present in epochs:
+        there = present if keep is None else present & torch.tensor(keep)
+        usable = there.any(dim=1)
+        whole = torch.full((len(signals), *shape), torch.nan)
+        if usable.any():
+            found = encode(signals[usable].to(device), there[usable].to(device))
+            whole[usable] = found.float().cpu()
+        rows.append(whole)
+    return torch.cat(rows)
 
 
 class EmbeddingCache:
@@ -33,7 +75,8 @@ class EmbeddingCache:
         self.folder = folder / f"{encoder_sha256[:16]}-{dataset.digest[:16]}"
 
     def split(self, split: str, world: World = ALONE) -> dict[str, Tensor]:
-        """Embeddings [E, D] of every recording of ``split`` by name, on every rank.
+        """Embeddings [E, D] of every recording of ``split`` by name, on every rank; they stay in their files and are
+        mapped into memory.
 
         Each rank computes its share of those that are missing; an epoch without a channel is nan.
 

@@ -1,0 +1,82 @@
+"""Respiratory events to the second: labels of every second, and events from the probability of every second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.data.batch import Batch
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.events import scored_events
+from sleepfm.data.reader import ShardReader
+from sleepfm.evaluation.events import event_family, runs
+from sleepfm.signals.annotations import Event
+
+# An apnea or hypopnea lasts at least 10 s (AASM manual 2.6, respiratory rules); a shorter pause inside one does not end it.
+MIN_SECONDS = 10
+BRIDGED_SECONDS = 3
+
+KEPT_RECORDS = 4096
+
+
+class SecondLabels:
+    """Which seconds of a recording lie in an event of ``task``: 1 where one covers at least half a second, -1 where the epoch
+    has no label, else 0.
+    """
+
+    def __init__(self, dataset: Dataset, task: str) -> None:
+        self._dataset, self._task = dataset, task
+        self._reader = ShardReader(dataset)
+        self._covered: dict[int, NDArray[np.bool_]] = {}
+
+    def of(self, row: int, labels: Mapping[str, NDArray[np.int8]]) -> Tensor:
+        """Labels [30 E] of the recording in ``row``, whose epochs' ``labels`` [E] say what is scored."""
+        scored = np.repeat(labels[self._task] >= 0, EPOCH_SECONDS)
+        return torch.from_numpy(np.where(scored, self._of_record(row).astype(np.int64), -1))
+
+    def batch(self, batch: Batch, epochs: Tensor) -> Tensor:
+        """Labels [B, 30 L] of a batch of sequences whose epochs' labels are ``epochs`` [B, L]."""
+        length = epochs.shape[1] * EPOCH_SECONDS
+        found = torch.zeros(len(batch), length, dtype=torch.int64)
+        for row, (record, first) in enumerate(zip(batch.record, batch.first_epoch.tolist(), strict=True)):
+            night = self._of_record(self._dataset.index_of(record))
+            part = night[first * EPOCH_SECONDS : first * EPOCH_SECONDS + length]
+            found[row, : len(part)] = torch.from_numpy(part)
+        scored = epochs.repeat_interleave(EPOCH_SECONDS, dim=1) >= 0
+        return torch.where(scored, found.to(epochs.device), -1)
+
+    def _of_record(self, row: int) -> NDArray[np.bool_]:
+        if row not in self._covered:
+            if len(self._covered) >= KEPT_RECORDS:
+                del self._covered[next(iter(self._covered))]
+            size = int(self._dataset.n_epochs[row]) * EPOCH_SECONDS
+            events = [e for e in scored_events(self._dataset, self._reader, row) if event_family(e.type) == self._task]
+            self._covered[row] = covered_seconds(events, size)
+        return self._covered[row]
+
+
+def covered_seconds(events: list[Event], size: int) -> NDArray[np.bool_]:
+    """[size], seconds of which one of ``events`` covers at least half."""
+    covered = np.zeros(size, np.bool_)
+    for event in events:
+        first, end = (max(0, int(np.floor(edge + 0.5))) for edge in (event.onset, event.onset + event.duration))
+        covered[first:end] = True
+    return covered
+
+
+def events_from_seconds(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
+    """Events of type ``kind`` where ``probability`` [30 E] reaches ``threshold``, nan never does: runs with pauses of up to
+    ``BRIDGED_SECONDS`` in one, those of at least ``MIN_SECONDS``.
+    """
+    joined: list[tuple[int, int]] = []
+    for start, end in runs(np.asarray(probability, dtype=float) >= threshold):
+        if joined and start - joined[-1][1] <= BRIDGED_SECONDS:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return tuple(Event(float(start), float(end - start), kind) for start, end in joined if end - start >= MIN_SECONDS)
