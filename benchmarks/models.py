@@ -20,9 +20,10 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -253,6 +254,17 @@ def released_downstream(batch: int, length: int) -> Callable[[str], Any]:
     return prepare
 
 
+@contextmanager
+def _bf16(device: str) -> Iterator[None]:
+    """The engine's bf16: autocast, with fp32 kernels for rounded operands where the processor has no bf16 instructions."""
+    import torch
+
+    from sleepfm.training.precision import bf16_products
+
+    with torch.autocast(device, torch.bfloat16), bf16_products(device):
+        yield
+
+
 def measure(case: str, name: str, device: str, threads: int, steps: int, reference: str) -> dict[str, float]:
     """Median seconds of a step, wall and processor, and peak memory in GB, in this process."""
     import torch
@@ -265,12 +277,12 @@ def measure(case: str, name: str, device: str, threads: int, steps: int, referen
     model, losses = variant.prepare(device)
     model.train()
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    half = torch.autocast(device, torch.bfloat16) if variant.precision == "bf16" else nullcontext()
+    half = ExitStack if variant.precision == "fp32" else partial(_bf16, device)
     seconds, processor = [], []
     for _ in range(1 + steps):
         begin, begin_processor = time.perf_counter(), time.process_time()
         for loss in losses:
-            with half:
+            with half():
                 value = loss()
             value.backward()
         optimiser.step()

@@ -29,6 +29,8 @@ def run(arguments: argparse.Namespace) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from sleepfm.models.downstream import Downstream
+    from sleepfm.models.masked_context import MaskedContext
     from sleepfm.registry import load_package
 
     source, out = location(arguments.source), Path(arguments.out)
@@ -37,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; name a file, such as {out / 'embeddings.parquet'}")
     package = load_package(arguments.model)
-    encoder: Any = getattr(package.module, "encoder", package.module)
+    held = package.module
+    encoder: Any = held.encoder if isinstance(held, (Downstream, MaskedContext)) else held
     schema = pa.schema(
         [
             ("record", pa.string()),

@@ -8,15 +8,18 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CONFIG = """
 train: {output: run, steps: 3, global_batch: 4, lr: 0.01, warmup: 1, checkpoint_every: 3, validate_every: 3}
-deepspeed: {zero: 1, dtype: bf16}
+deepspeed: {zero: ZERO, dtype: bf16}
 registry: {name: context, metric: val/error, mode: min}
 """
 
 
-def test_state_space_parameters_train_in_fp32_under_zero_and_bf16(tmp_path: Path) -> None:
-    (tmp_path / "context.yaml").write_text(CONFIG)
+@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)])
+def test_state_space_parameters_train_in_fp32_under_zero_and_bf16(tmp_path: Path, zero: int) -> None:
+    (tmp_path / "context.yaml").write_text(CONFIG.replace("ZERO", str(zero)))
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("context_job.py")), "context.yaml"],

@@ -14,6 +14,7 @@ from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
 from sleepfm.models.losses import masked_reconstruction
 from sleepfm.models.masking import hidden, keep_indices, kept_count
 from sleepfm.models.neuronet import NeuroNet
+from sleepfm.package import load_weights, save_weights
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 
@@ -180,3 +181,17 @@ def test_channels_of_two_modalities_are_refused() -> None:
 def test_noise_of_another_shape_is_refused(tiny: NeuroNet) -> None:
     with pytest.raises(ModelError, match="expected noise"):
         tiny(torch.zeros(2, 3000), torch.zeros(2, 1, 27))
+
+
+def test_weights_of_other_dimensions_are_refused_with_both_shapes(tiny: NeuroNet, tmp_path: Path) -> None:
+    wide = build_model({**named("neuronet-tiny"), "encoder": {"dim": 64, "depth": 2, "heads": 4}})
+    save_weights(tmp_path / "model.safetensors", wide.state_dict())
+    with pytest.raises(ModelError, match=r"model\.safetensors: does not fit.*\[1, 1, 64\].*\[1, 1, 128\]"):
+        load_weights(tiny, tmp_path / "model.safetensors")
+
+
+def test_a_configuration_whose_window_does_not_fit_is_refused_when_built() -> None:
+    with pytest.raises(ModelError, match=r"window of 200 samples is too short.*kernel 7"):
+        build_model({**named("neuronet-base"), "window_s": 2.0})
+    with pytest.raises(ModelError, match="frames of 4000 samples every 100 do not fit 3000"):
+        build_model({**named("neuronet-tiny"), "window_s": 40.0})
