@@ -2,10 +2,10 @@
 
     python benchmarks/context_pretraining.py --data SHARDS --encoder ADDRESS [--fraction 0.05] [--seeds N] [--json F] [--work DIR]
 
-Pretrains a bidirectional Mamba context on the unlabelled nights of SHARDS, then fine-tunes context and head for sleep stages on the
-frozen encoder at ADDRESS with a fraction of the labels, once from random weights and once from the pretrained context, everything
-else alike, for several draws of labels and weights. Kappa is that of ``test``, at the step that ``val`` chose. All jobs are the
-public ones, started as ``deepspeed`` starts them, in a registry of their own below DIR.
+Pretrains a bidirectional Mamba context on the unlabelled nights of SHARDS, then fine-tunes context and head for sleep stages on
+the frozen encoder at ADDRESS with a fraction of the labels, once from random weights and once from the pretrained context,
+everything else alike, for several draws of labels and weights. Kappa is that of ``test``, at the step that ``val`` chose.
+All jobs are the public ones, started as ``deepspeed`` starts them, in a registry of their own below DIR.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ def job(script: str, config: str, output: Path, *overrides: str) -> dict[str, An
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, metavar="SHARDS")
-    parser.add_argument(
-        "--encoder", required=True, metavar="ADDRESS", help="package folder, or an address in MLFLOW_TRACKING_URI"
-    )
+    parser.add_argument("--encoder", required=True, metavar="ADDRESS", help="a package, or an address in MLFLOW_TRACKING_URI")
     parser.add_argument("--fraction", type=float, default=0.05)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pretrain-steps", type=int, default=300)

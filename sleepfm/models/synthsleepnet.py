@@ -173,11 +173,12 @@ class SynthSleepNet(nn.Module):
         fused = self._fuse(tokens, present, keep)
         reconstruction, relative = self._reconstruction(fused, tokens, present, keep)
         mean = _mean_tokens(fused, present)
-        contrast = self._contrast(mean, tokens, present)
+        contrast, alignment = self._contrast(mean, tokens, present)
         parts = {
             "reconstruction": reconstruction.detach(),
             "contrastive": contrast.detach(),
             "reconstruction_vs_mean": relative,
+            "alignment": alignment,
             "uniformity": guards.uniformity(mean),
             "embedding_std": guards.embedding_std(mean),
             "effective_rank": guards.effective_rank(mean),
@@ -238,18 +239,21 @@ class SynthSleepNet(nn.Module):
         nothing = per_sample.new_zeros(())
         return per_sample.mean(), torch.stack(relative).mean() if relative else nothing
 
-    def _contrast(self, mean: Tensor, tokens: list[Tensor], present: Tensor) -> Tensor:
-        """Mean over the channels present anywhere in the batch of NT-Xent between fused and unimodal
-        embeddings.
+    def _contrast(self, mean: Tensor, tokens: list[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        """Means over the channels present anywhere in the batch of NT-Xent between fused and unimodal embeddings, and
+        of their alignment.
         """
         some = present.any(1)
         fused = _spread(self.fusion_projector(mean[some]), some)
-        losses = []
+        losses, alignments = [], []
         for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True)):
             rows = present[:, place]
             unimodal = _spread(self.projectors[name](part.mean(1)), rows)
             losses.append(nt_xent(fused, unimodal, self.config.temperature, rows))
-        return torch.stack(losses).sum() / any_rank(present.any(0)).sum().clamp(min=1)
+            if len(part):
+                alignments.append(guards.alignment(fused[rows], unimodal[rows]))
+        loss = torch.stack(losses).sum() / any_rank(present.any(0)).sum().clamp(min=1)
+        return loss, torch.stack(alignments).mean() if alignments else loss.new_zeros(())
 
     def drop_pretraining(self) -> None:
         """Remove what only :meth:`forward` needs: decoders, projectors and the mask token. ``encode`` and ``embed`` stay."""

@@ -307,3 +307,14 @@ def test_wrong_shapes_and_channels_are_refused() -> None:
         model.embed({"EEG_C3": torch.zeros(1, 3000)})
     with pytest.raises(ConfigError, match="different channels"):
         build_model(named("synthsleepnet-tiny", channels=["ECG", "ECG"]))
+
+
+def test_pretraining_reports_the_guards_against_collapse() -> None:
+    model = build(channels=SIX)
+    signals, present, noise = batch(model)
+    present[:, 2] = False
+    parts = model(signals, present, noise).parts
+    guards = {"reconstruction_vs_mean", "alignment", "uniformity", "embedding_std", "effective_rank"}
+    assert guards <= parts.keys()
+    assert all(parts[name].isfinite() and not parts[name].requires_grad for name in guards)
+    assert 1 <= parts["effective_rank"] <= 4 and 0 <= parts["alignment"] <= 4
