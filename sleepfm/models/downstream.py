@@ -98,16 +98,17 @@ class Downstream(nn.Module):
     def encode_frames(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
         """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to frame tokens ``[B, L, F, D]``."""
         batch, length = signals.shape[:2]
-        there = present[:, None].expand(batch, length, -1)
+        flat, there = signals.flatten(0, 1), present.repeat_interleave(length, dim=0)
         if valid is not None:
-            there = there & valid[..., None]
-        flat, there = signals.flatten(0, 1), there.flatten(0, 1)
+            flat, there = flat[valid.flatten()], there[valid.flatten()]
         if self.config.tune.mode == "frozen":
             with torch.no_grad():
                 pieces = zip(flat.split(FROZEN_CHUNK), there.split(FROZEN_CHUNK), strict=True)
                 frames = torch.cat([self.encoder.encode_frames(*piece) for piece in pieces])
         else:
             frames = self.encoder.encode_frames(flat, there)
+        if valid is not None:
+            frames = frames.new_zeros(batch * length, *frames.shape[1:]).index_put((valid.flatten(),), frames)
         return frames.unflatten(0, (batch, length))
 
     def encode(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -206,9 +206,18 @@ class NeuroNet(nn.Module):
 
     def drop_pretraining(self) -> None:
         """Remove what only :meth:`forward` needs: decoder, projector and mask token. ``encode`` and ``embed`` stay."""
-        for name in ("decoder_embed", "mask_token", "decoder_pos_embed", "decoder_blocks", "decoder_norm"):
-            delattr(self, name)
-        del self.decoder_pred, self.projector
+        parts = (
+            "decoder_embed",
+            "mask_token",
+            "decoder_pos_embed",
+            "decoder_blocks",
+            "decoder_norm",
+            "decoder_pred",
+            "projector",
+        )
+        for name in parts:
+            if hasattr(self, name):
+                delattr(self, name)
 
     @property
     def frame_times(self) -> Tensor:

@@ -257,9 +257,10 @@ class SynthSleepNet(nn.Module):
 
     def drop_pretraining(self) -> None:
         """Remove what only :meth:`forward` needs: decoders, projectors and the mask token. ``encode`` and ``embed`` stay."""
-        for name in ("decoder_embed", "mask_token", "decoder_position", "decoders", "decoder_norm", "projectors"):
-            delattr(self, name)
-        del self.fusion_projector
+        parts = ("decoder_embed", "mask_token", "decoder_position", "decoders", "decoder_norm", "projectors", "fusion_projector")
+        for name in parts:
+            if hasattr(self, name):
+                delattr(self, name)
 
     @property
     def frame_times(self) -> Tensor:

@@ -251,11 +251,11 @@ def test_finetune_starts_from_a_pretrained_context_or_refuses(dataset, encoder_p
 
 
 def test_a_whole_night_in_one_sequence_is_padded_without_effect(dataset, source, tmp_path):
-    config = job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, "sequence.length=1400", "tune.mode=frozen")
+    config = job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, "sequence.length=70", "tune.mode=frozen")
     stage = FinetuneStage(config, source)
     batch = stage.stream.batch(0, 1)
     count = int(batch.valid.sum())
-    assert batch.signals.shape[1] == 1400 and count == 30
+    assert batch.signals.shape[1] == 70 and count == 30
     stage.module.eval()
     with torch.no_grad():
         padded = stage.module(batch.signals, batch.present, batch.valid)
