@@ -6,6 +6,8 @@ Makes data sets of 10 and 1,000 recordings of one hour and four channels in DIR 
 writer that builds use. Every figure comes from a process of its own with one thread for torch, after a warm pass that does not
 count, from the page cache unless the case says otherwise. An epoch is 30 s of one channel: float32, in a tensor of 256.
 
+`epochs_per_processor_second` is what other work on the machine disturbs less; `machine_load` is the load average before.
+
 * `ours`: the streams of `sleepfm.data`, shuffled, every epoch checked against its CRC.
 * `webdataset`: the same tars through WebDataset's own pipeline, shuffled by shard and in a buffer of 1,000, nothing checked.
 * `parquet`: one Parquet file an epoch, a column a channel (the layout of OSF), in random order.
@@ -36,7 +38,7 @@ CHANNELS = ("EEG_C4", "EOG_L", "EMG_CHIN", "ECG")
 EPOCHS = 120
 BATCH = 256
 SIZES = (10, 1000)
-WARM, COUNTED = 20_000, 40_000
+COUNTED = 40_000
 PARQUET_EPOCHS = 2_000
 
 
@@ -92,10 +94,10 @@ def sequence_stream(path: Path, length: int, **settings: Any) -> Any:
     return SequenceStream(Dataset.open(path), "pretrain", CHANNELS, length, reading=Reading(**settings), labels=("stage",))
 
 
-def rate(batches: Iterator[int], warm: int = WARM, counted: int = COUNTED) -> dict[str, float]:
-    """Epochs per second over ``counted`` epochs after ``warm``; ``batches`` says how many epochs each one held."""
-    done = 0
-    while done < warm:
+def rate(batches: Iterator[int], part: float = 1.0, warm: bool = True) -> dict[str, float]:
+    """Epochs per second over a ``part`` of the epochs asked for, after half as many; ``batches`` tells how many each held."""
+    done, counted = 0, int(COUNTED * part)
+    while warm and done < counted // 2:
         done += next(batches)
     begin, processor, done = time.perf_counter(), time.process_time(), 0
     while done < counted:
@@ -168,7 +170,7 @@ def memory(path: Path) -> dict[str, float]:
     stream = epoch_stream(path)
     before = resident()
     start = 0
-    while start < WARM + COUNTED:
+    while start < 60_000:
         stream.batch(start, BATCH)
         start += BATCH
     return {"megabytes": resident(), "megabytes_opened": before}
@@ -190,7 +192,7 @@ def disk(path: Path, **settings: Any) -> dict[str, float]:
     stream.batch(0, 1)
     if settings.get("read_ahead", True):
         time.sleep(0.5)  # the lead that a first step's compilation and warm-up give
-    return rate(ours(stream, BATCH, 1), 0, 60_000)
+    return rate(ours(stream, BATCH, 1), 1.5, warm=False)
 
 
 def order(path: Path) -> dict[str, float]:
@@ -242,9 +244,9 @@ def cases(scratch: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "ours, four channels at once": lambda: rate(ours(sequence_stream(large, 1), BATCH // 4, 4)),
         "ours, sequences of 20 x 4": lambda: rate(ours(sequence_stream(large, 20), 4, 80)),
         "webdataset, single channels (4 pooled)": lambda: rate(webdataset_batches(large, CHANNELS)),
-        "webdataset, single channel (1 of 4)": lambda: rate(webdataset_batches(large, one), 5_000, 10_000),
-        "parquet, single channel": lambda: rate(parquet_batches(scratch / "parquet", one), 2_000, 4_000),
-        "parquet, four channels at once": lambda: rate(parquet_batches(scratch / "parquet", CHANNELS), 4_000, 8_000),
+        "webdataset, single channel (1 of 4)": lambda: rate(webdataset_batches(large, one), 0.25),
+        "parquet, single channel": lambda: rate(parquet_batches(scratch / "parquet", one), 0.1),
+        "parquet, four channels at once": lambda: rate(parquet_batches(scratch / "parquet", CHANNELS), 0.2),
         "memory, 10 recordings": lambda: memory(small),
         "memory, 1000 recordings": lambda: memory(large),
         "disk, reading ahead": lambda: disk(large),
@@ -266,14 +268,27 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {gigabytes:.0f} GiB, {model}"
 
 
+def write(path: Path, figures: dict[str, dict[str, float]]) -> None:
+    """The figures so far; those that were measured earlier and not now stay."""
+    before = json.loads(path.read_text())["figures"] if path.exists() else {}
+    recipe = {"recordings": SIZES, "epochs": EPOCHS, "channels": CHANNELS, "batch": BATCH}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"machine": machine(), "recipe": recipe, "figures": before | figures}, indent=1) + "\n")
+
+
 def main() -> None:
+    global COUNTED
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "sleepfm-reading", metavar="DIR")
     parser.add_argument("--only", default="", metavar="CASE,...", help="cases that begin so, such as ours,memory")
     parser.add_argument("--build", action="store_true", help="make the data and stop")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there")
+    parser.add_argument(
+        "--counted", type=int, default=COUNTED, metavar="N", help="epochs that a rate is taken over (%(default)s)"
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    COUNTED = arguments.counted
     scratch: Path = arguments.scratch
     if arguments.one:
         import torch
@@ -294,16 +309,15 @@ def main() -> None:
     for name in cases(scratch):
         if wanted and not name.startswith(wanted):
             continue
-        command = [sys.executable, __file__, "--scratch", str(scratch), "--one", name]
+        command = [sys.executable, __file__, "--scratch", str(scratch), "--counted", str(COUNTED), "--one", name]
+        load = os.getloadavg()[0]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise SystemExit(f"{name}:\n{done.stderr[-2000:]}")
-        found[name] = json.loads(done.stdout.splitlines()[-1])
+        found[name] = json.loads(done.stdout.splitlines()[-1]) | {"machine_load": load}
         print(f"{name:<42}" + "  ".join(f"{key} {value:,.4g}" for key, value in found[name].items()), flush=True)
-    if arguments.json:
-        recipe = {"recordings": SIZES, "epochs": EPOCHS, "channels": CHANNELS, "batch": BATCH}
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"machine": machine(), "recipe": recipe, "figures": found}, indent=1) + "\n")
+        if arguments.json:
+            write(arguments.json, found)
 
 
 if __name__ == "__main__":
