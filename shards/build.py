@@ -13,6 +13,7 @@ from shards.cluster import cluster, run_shards
 from shards.config import BuildConfig, chosen_cohort, identity
 from shards.files import remove_temporaries
 from shards.manifest import rows, sidecars, write_manifest
+from shards.names import shown
 from shards.plan import LOCK_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.progress import Progress
 from shards.task import read_sidecar
@@ -71,7 +72,11 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         if plan != before:
             write_plan(out, plan)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
-        printed = _run(todo, root, out, config, plan, workers) if todo else set()
+        printed: set[str] = set()
+        if todo:
+            printed = _run(todo, root, out, config, plan, workers)
+            # Workers that died have left files that nobody will finish.
+            remove_temporaries(out / SHARD_FOLDER)
         description = write_manifest(out, plan)
     refused = [row for sidecar in sidecars(out, plan, digest(wanted)) for row in rows("quarantine", sidecar, plan)]
     return BuildResult(description, refused, printed)
@@ -93,13 +98,13 @@ def _plan(plan: Plan, done: _Done, found: dict[str, int], source: Path, size: in
     """The plan brought up to the source: sizes of what is still to do, and shards for what is new."""
     changed = {entry.path for entry in plan.entries() if found.get(entry.path, entry.size) != entry.size}
     for path in sorted(changed & done.converted):
-        raise DatasetError(f"{source / path}: has changed since it was converted; build into another folder")
+        raise DatasetError(f"{shown(str(source / path))}: has changed since it was converted; build into another folder")
     pending = [shard for shard in plan.shards if shard.name not in done.shards]
     for shard in pending:
         for entry in shard.entries:
             if entry.path not in found:
                 raise DatasetError(
-                    f"{source / entry.path}: was found when this build began and is gone; give the same source "
+                    f"{shown(str(source / entry.path))}: was found when this build began and is gone; give the same source "
                     "folder, put the file back, or build into another folder"
                 )
     current = Plan(
@@ -123,7 +128,7 @@ def _run(todo: list[ShardPlan], source: Path, out: Path, config: BuildConfig, pl
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
         run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update)
-    return {refusal.path for refusal in progress.refusals}
+    return {shown(refusal.path) for refusal in progress.refusals}
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from shards.files import atomic_file
+from shards.names import KEY, shown
 from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.evaluation import iter_record
@@ -62,6 +63,9 @@ def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Ite
     if folder.exists() and (not folder.is_dir() or any(not item.is_dir() for item in folder.iterdir())):
         raise DatasetError(f"{folder}: exists and is not an export; give a new or an empty folder")
     reader = ShardReader(dataset)
+    for record in dataset.names:
+        if not KEY.fullmatch(record):
+            raise DatasetError(f"{path}: {shown(record)!r} is no name of a record; this manifest is not one of a build")
     for row, record in enumerate(dataset.names):
         target = folder / record
         target.mkdir(parents=True, exist_ok=True)

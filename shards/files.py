@@ -42,9 +42,12 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON with sorted keys, atomically."""
+    """Write ``value`` as JSON with sorted keys, atomically.
+
+    ASCII alone: a file name that is no UTF-8 is read back as the same bytes.
+    """
     with atomic_file(path) as file:
-        file.write(json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+        file.write(json.dumps(value, sort_keys=True, separators=(",", ":")).encode())
 
 
 def sync_folder(folder: Path) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from shards.config import QualityConfig, SplitConfig
 from shards.files import atomic_file, write_json
+from shards.names import shown
 from shards.plan import Plan
 from shards.split import split_of
 from shards.task import read_sidecar
@@ -144,7 +145,7 @@ def rows(table: str, sidecar: dict[str, Any], plan: Plan) -> list[dict[str, Any]
     if table == "quarantine":
         # A recording that was planned again is judged by its latest shard alone.
         return [
-            {"source": row["path"], "source_bytes": row["size"], "error": row["error"], "reason": row["reason"]}
+            {"source": shown(row["path"]), "source_bytes": row["size"], "error": row["error"], "reason": row["reason"]}
             for row in sidecar["quarantine"]
             if plan.latest[row["path"]] == sidecar["shard"]
         ]
@@ -166,8 +167,9 @@ def rows(table: str, sidecar: dict[str, Any], plan: Plan) -> list[dict[str, Any]
                 **record,
                 "split": split_of(record["subject"], splits),
                 "shard": sidecar["shard"],
+                "source": shown(record["source"]),
                 "signals": json.dumps(record["signals"], sort_keys=True),
-                "provenance": json.dumps(record["provenance"], sort_keys=True, ensure_ascii=False),
+                "provenance": json.dumps(record["provenance"], sort_keys=True),
             }
             for record in sidecar["records"]
         ]

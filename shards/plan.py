@@ -6,25 +6,23 @@ finished shards stay as they are and the result does not depend on what happened
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from shards.config import check_same
 from shards.files import write_json
+from shards.names import KEY, name_records
 from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 
 PLAN_FILE = "plan.json"
 LOCK_FILE = ".lock"
-# USTAR holds 100 characters; what follows the record's key in a member's name takes up to 25.
-LONGEST_KEY = 70
+_SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")
 
 
 @dataclass(frozen=True)
@@ -38,10 +36,21 @@ class Entry:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard and one task: ``name`` is the file name of the tar."""
+    """One shard and one task: ``name`` is the file name of the tar.
+
+    Raises:
+        ValueError: names that this module does not give, from a plan that somebody else wrote.
+    """
 
     name: str
     entries: tuple[Entry, ...]
+
+    def __post_init__(self) -> None:
+        if not _SHARD_NAME.fullmatch(self.name):
+            raise ValueError(f"{self.name!r} is no name of a shard")
+        for entry in self.entries:
+            if not KEY.fullmatch(entry.record):
+                raise ValueError(f"{entry.record!r} is no name of a record")
 
 
 @dataclass(frozen=True)
@@ -108,7 +117,7 @@ def extend(plan: Plan, found: dict[str, int], size: int, retry: Iterable[str] = 
     again = set(retry)
     known = {entry.path: entry for entry in plan.entries()}
     new = sorted(path for path in found if path not in known or path in again)
-    names = _name([path for path in new if path not in known], {entry.record for entry in known.values()})
+    names = name_records([path for path in new if path not in known], {entry.record for entry in known.values()})
     names |= {path: known[path].record for path in new if path in known}
     entries = [Entry(path, found[path], names[path]) for path in new]
     first = len(plan.shards)
@@ -117,38 +126,3 @@ def extend(plan: Plan, found: dict[str, int], size: int, retry: Iterable[str] = 
         for number, begin in enumerate(range(0, len(entries), size))
     ]
     return Plan(plan.identity, (*plan.shards, *shards))
-
-
-def _name(paths: list[str], taken: set[str]) -> dict[str, str]:
-    """A key for every path: its file name where that is unique, else more of the path, else with a digest."""
-    keys: dict[str, str] = {}
-    rest = paths
-    for candidate in (_stem_key, _path_key, _digest_key):
-        count = Counter(candidate(path) for path in rest)
-        chosen = {
-            path: candidate(path)
-            for path in rest
-            if count[candidate(path)] == 1 and candidate(path) not in taken and len(candidate(path)) <= LONGEST_KEY
-        }
-        keys |= chosen
-        taken = taken | set(chosen.values())
-        rest = [path for path in rest if path not in chosen]
-    assert not rest, "digests of different paths are different"
-    return keys
-
-
-def _stem_key(path: str) -> str:
-    return _safe(PurePosixPath(path).stem)
-
-
-def _path_key(path: str) -> str:
-    return _safe(path)
-
-
-def _digest_key(path: str) -> str:
-    return f"{_stem_key(path)[: LONGEST_KEY - 17]}-{hashlib.sha256(path.encode()).hexdigest()[:16]}"
-
-
-def _safe(text: str) -> str:
-    """``text`` in characters that member names can hold; WebDataset ends a sample's key at the first dot."""
-    return re.sub(r"[^0-9A-Za-z_-]+", "-", text).strip("-") or "record"

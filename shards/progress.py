@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from shards.names import shown
 from shards.task import Outcome, Refusal
 
 SECONDS_BETWEEN_LINES = 3.0
@@ -29,7 +30,7 @@ class Progress:
             self._hours += outcome.hours
             for refusal in outcome.refusals:
                 self.refusals.append(refusal)
-                print(f"refused {refusal.path}: {refusal.error}: {refusal.reason}", flush=True)
+                print(f"refused {shown(refusal.path)}: {refusal.error}: {refusal.reason}", flush=True)
         now = time.monotonic()
         if now - self._printed >= SECONDS_BETWEEN_LINES or self._done == self._shards:
             self._printed = now

@@ -18,6 +18,7 @@ from typing import Any
 from shards.config import BuildConfig, chosen_cohort
 from shards.convert import Converted, write_recording
 from shards.files import atomic_file, write_json
+from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
@@ -72,7 +73,7 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
             return prepare(source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule)
         except (SleepFMError, OSError) as error:
             reason = str(error).replace(_prefix(source), "").removeprefix(f"{entry.path}: ")
-            return Refusal(entry.path, entry.size, type(error).__name__, reason)
+            return Refusal(entry.path, entry.size, type(error).__name__, shown(reason))
 
     content = write_shard(out, shard, night_of, config, build, source)
     return Outcome(
@@ -151,7 +152,7 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        error.add_note(f"while converting {path}")
+        error.add_note(f"while converting {shown(str(path))}")
         raise
 
 
@@ -162,6 +163,6 @@ def _prefix(source: Path) -> str:
 
 def _relative(record: dict[str, Any], source: Path) -> dict[str, Any]:
     """The row without the place of the source, which is no property of the data."""
-    prefix = json.dumps(_prefix(source), ensure_ascii=False)[1:-1]
-    relative: dict[str, Any] = json.loads(json.dumps(record, ensure_ascii=False).replace(prefix, ""))
+    prefix = json.dumps(_prefix(source))[1:-1]
+    relative: dict[str, Any] = json.loads(json.dumps(record).replace(prefix, ""))
     return relative
