@@ -28,6 +28,7 @@ from sleepfm.data.format import (
 from sleepfm.signals.prepare import PreparedRecording
 
 RESPIRATORY = ("apnea", "hypopnea", "desaturation")
+PIECE_SAMPLES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,17 @@ class Converted:
     segments: list[list[int]]
 
 
-def quantise(signal: NDArray[np.float32], scale: float) -> tuple[NDArray[np.int16], int]:
-    """``signal`` as int16 in steps of ``scale``, and how many samples were clipped on the way."""
-    steps = np.rint(signal * np.float32(1 / scale))
-    clipped = int(np.count_nonzero(np.abs(steps) > INT16_MAX))
-    return np.clip(steps, -INT16_MAX, INT16_MAX).astype("<i2"), clipped
+def quantise(channel: str, signal: NDArray[np.float32]) -> NDArray[np.int16]:
+    """``signal`` as int16 in the steps of ``channel``; what lies outside is clipped to the largest step."""
+    result = np.empty(signal.shape, "<i2")
+    factor = np.float32(1 / CHANNEL_SCALE[channel])
+    # A piece at a time stays in the processor's cache.
+    for begin in range(0, len(signal), PIECE_SAMPLES):
+        steps = signal[begin : begin + PIECE_SAMPLES] * factor
+        np.rint(steps, out=steps)
+        np.clip(steps, -INT16_MAX, INT16_MAX, out=steps)
+        result[begin : begin + PIECE_SAMPLES] = steps
+    return result
 
 
 def epoch_labels(night: PreparedRecording) -> dict[str, NDArray[np.int8]]:
@@ -56,13 +63,15 @@ def epoch_labels(night: PreparedRecording) -> dict[str, NDArray[np.int8]]:
 def write_recording(
     night: PreparedRecording, entry: Entry, writer: ShardWriter, segment_epochs: int, quality_mask: int
 ) -> Converted:
-    """Write the samples of ``night`` and describe them."""
+    """Write the samples of ``night``, whose channels may be quantised already, and describe them."""
     channels = [channel for channel in CHANNELS if channel in night.channels]
     labels = epoch_labels(night)
     steps: dict[str, NDArray[np.int16]] = {}
     clipped: dict[str, int] = {}
     for channel in channels:
-        flat, clipped[channel] = quantise(night.channels.pop(channel), CHANNEL_SCALE[channel])
+        signal = night.channels.pop(channel)
+        flat = signal if signal.dtype == np.int16 else quantise(channel, signal)
+        clipped[channel] = int(np.count_nonzero(flat == INT16_MAX) + np.count_nonzero(flat == -INT16_MAX))
         steps[channel] = flat.reshape(night.n_epochs, EPOCH_SAMPLES)
     segments = []
     for number, begin in enumerate(range(0, night.n_epochs, segment_epochs)):

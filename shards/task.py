@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.config import BuildConfig, chosen_cohort
-from shards.convert import Converted, write_recording
+from shards.convert import Converted, quantise, write_recording
 from shards.files import atomic_file, write_json
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
@@ -70,7 +70,9 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
 
     def night_of(entry: Entry) -> PreparedRecording | Refusal:
         try:
-            return prepare(source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule)
+            return prepare(
+                source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule, pack=quantise
+            )
         except (SleepFMError, OSError) as error:
             reason = str(error).replace(_prefix(source), "").removeprefix(f"{entry.path}: ")
             return Refusal(entry.path, entry.size, type(error).__name__, shown(reason))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ class PreparedRecording:
 
     Attributes:
         record: unique name; ``subject`` is the same for all visits of a person.
-        channels: canonical name to [n_epochs * 3000] float32 at 100 Hz, median 0 and interquartile range 1
+        channels: canonical name to [n_epochs * 3000] float32 (unless packed) at 100 Hz, median 0 and interquartile range 1
             (SPO2 in %). Samples in gaps are 0 and their epochs have the quality bit GAP. Absent channels are absent.
         median, iqr: what scaling took out, in the canonical unit.
         quality: canonical name to [n_epochs] bits of :class:`sleepfm.signals.quality.Quality`.
@@ -67,6 +67,7 @@ def prepare(
     scoring: Path | None = None,
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
+    pack: Callable[[str, NDArray[np.float32]], NDArray[Any]] | None = None,
 ) -> PreparedRecording:
     """Read, harmonise, filter, scale and label one recording.
 
@@ -75,6 +76,8 @@ def prepare(
         cohort, root, scoring: as for :func:`sleepfm.signals.examine.examine`.
         require: canonical channels without which the recording is refused.
         rule: how events label epochs.
+        pack: makes of each channel's name and samples what is kept of them, so that no two channels need be in
+            memory as float32 at once.
 
     Raises:
         RecordingError, MontageError, AnnotationError, SignalError: the recording cannot be used, and why.
@@ -116,6 +119,8 @@ def prepare_examined(examination: Examination, rule: EventRule = "overlap", only
             continue
         try:
             _add_channel(prepared, recording, cohort, derivation)
+            if pack is not None:
+                prepared.channels[channel] = pack(channel, prepared.channels[channel])
         except SignalError as error:
             prepared.provenance["missing"][channel] = str(error)
     _turn_upright(prepared, cohort)
