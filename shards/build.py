@@ -11,7 +11,7 @@ from typing import Any
 
 from shards.cluster import cluster, run_shards
 from shards.config import BuildConfig, chosen_cohort, identity
-from shards.files import remove_temporaries
+from shards.files import remove_temporaries, writing
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.plan import LOCK_FILE, Plan, ShardPlan, extend, read_plan, write_plan
@@ -59,9 +59,10 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
     read_plan(out, wanted)
     paths = discover(source, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
-    found = {relative_name(path, root): file_size(path) for path in paths}
-    for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
-        folder.mkdir(parents=True, exist_ok=True)
+    found = {relative_name(path, root): _size(path) for path in paths}
+    with writing(out):
+        for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
+            folder.mkdir(parents=True, exist_ok=True)
     with _locked(out):
         remove_temporaries(out)
         for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
@@ -80,6 +81,14 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         description = write_manifest(out, plan)
     refused = [row for sidecar in sidecars(out, plan, digest(wanted)) for row in rows("quarantine", sidecar, plan)]
     return BuildResult(description, refused, printed)
+
+
+def _size(path: Path) -> int:
+    """Bytes; 0 for what cannot be read, as converting it will say."""
+    try:
+        return file_size(path)
+    except OSError:
+        return 0
 
 
 def _survey(out: Path, plan: Plan) -> _Done:
@@ -128,15 +137,20 @@ def _run(todo: list[ShardPlan], source: Path, out: Path, config: BuildConfig, pl
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
         run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update)
-    return {shown(refusal.path) for refusal in progress.refusals}
+    return progress.refused
 
 
 @contextmanager
 def _locked(out: Path) -> Iterator[None]:
     """Keeps other builds out of the folder; the system gives the lock back when the process dies."""
-    with (out / LOCK_FILE).open("w") as file:
+    path = out / LOCK_FILE
+    with writing(path):
+        file = path.open("w")
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise DatasetError(f"{out}: another build is writing here; wait for it or end it") from error
+        except OSError as error:
+            raise DatasetError(f"{path}: its file system knows no locks ({error.strerror}); build on another one") from error
         yield

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from shards.config import BuildConfig
+from shards.config import BuildConfig, chosen_cohort
+from shards.memory import BASE_BYTES, task_memory, wanted_labels
 from shards.plan import ShardPlan
-from shards.task import Outcome, build_shard
+from shards.task import Failure, Outcome, build_shard
 from sleepfm.errors import ConfigError, ShardError, SleepFMError, UsageError
 from sleepfm.signals.files import is_remote, location
 
@@ -19,6 +21,8 @@ ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    # A recording that no node can hold ends as a failure with a name; Ray would try it for ever.
+    "RAY_task_oom_retries": "3",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
@@ -86,34 +90,33 @@ def cluster(workers: int) -> Iterator[Any]:
 
 def run_shards(
     ray: Any,
-    shards: Sequence[ShardPlan],
+    shards: Iterable[ShardPlan],
     source: Path,
     out: Path,
     config: BuildConfig,
     build: str,
-    report: Callable[[Outcome | None], None],
+    report: Callable[[Outcome | Failure | None], None],
 ) -> None:
-    """Build ``shards``, one Ray task each; ``report`` gets every outcome, and None about once a second.
+    """Build ``shards``, one Ray task each, a few at a time; the others wait here as plain names.
+
+    Args:
+        report: gets what became of every shard as it is known, and None about once a second.
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
-        ShardError: the output cannot be written to (at once), or tasks failed (after all others ran).
+        ShardError: the output cannot be written to (no further task starts), or tasks failed (all others ran).
     """
-    memory = config.ray.task_memory_mb * 2**20
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    if not any(node.get("memory", 0) >= memory and node.get("CPU", 0) >= 1 for node in nodes):
-        raise ConfigError(
-            f"ray.task_memory_mb={config.ray.task_memory_mb}: no node of the Ray cluster offers a CPU and that much "
-            f"memory (largest: {max((n.get('memory', 0) for n in nodes), default=0) / 2**20:.0f} MB); lower it"
-        )
-    remote = ray.remote(num_cpus=1, memory=memory, max_retries=config.ray.retries)(build_shard)
-    limit = int(IN_FLIGHT_PER_CPU * sum(node.get("CPU", 0) for node in nodes))
+    memory_of = _memory(nodes, source, config)
+    limit = max(1, int(IN_FLIGHT_PER_CPU * sum(node.get("CPU", 0) for node in nodes)))
+    remote = ray.remote(num_cpus=1, max_retries=config.ray.retries)(run_task)
     waiting = iter(shards)
     running: dict[Any, ShardPlan] = {}
-    failures: list[str] = []
+    failed: list[Failure] = []
+    stop: SleepFMError | None = None
     while True:
-        while len(running) < limit and (shard := next(waiting, None)) is not None:
-            running[remote.remote(source, out, shard, config, build)] = shard
+        while stop is None and len(running) < limit and (shard := next(waiting, None)) is not None:
+            running[remote.options(memory=memory_of(shard)).remote(source, out, shard, config, build)] = shard
         if not running:
             break
         ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
@@ -121,17 +124,41 @@ def run_shards(
         for reference in ready:
             shard = running.pop(reference)
             try:
-                outcome = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, SleepFMError):
-                    raise ShardError(str(error.cause)) from None
-                failures.append(f"{shard.name}: {error}")
+                report(ray.get(reference))
             except ray.exceptions.RayError as error:
-                failures.append(f"{shard.name}: {error}")
-            else:
-                report(outcome)
-    if failures:
+                cause = getattr(error, "cause", None)
+                if isinstance(cause, SleepFMError):
+                    # What is at work may finish, so that nothing is written once this has returned.
+                    stop = stop or cause
+                    continue
+                failed.append(Failure(shard.name, tuple(entry.path for entry in shard.entries), str(error)))
+                report(failed[-1])
+    if stop is not None:
+        raise ShardError(str(stop))
+    if failed:
         raise ShardError(
-            f"{len(failures)} of {len(shards)} shards failed, the others are finished and kept; "
-            f"the first, with its cause:\n{failures[0]}"
+            f"{len(failed)} shards failed, the others are finished and kept; run the same command to try again; "
+            f"the first, with its cause:\n{failed[0].shard}: {failed[0].reason}"
         )
+
+
+def run_task(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, build: str) -> Outcome:
+    """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of."""
+    logging.basicConfig(format="%(asctime)s %(message)s")
+    logging.getLogger("shards").setLevel(logging.INFO)
+    return build_shard(source, out, shard, config, build)
+
+
+def _memory(nodes: list[dict[str, float]], source: Path, config: BuildConfig) -> Callable[[ShardPlan], int]:
+    """What each shard's task asks of its node: as configured, or by its recordings and at most all that a node has."""
+    most = int(max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0))
+    fixed = None if config.ray.task_memory_mb == "auto" else config.ray.task_memory_mb * 2**20
+    if most < (fixed or BASE_BYTES):
+        raise ConfigError(
+            f"ray.task_memory_mb={config.ray.task_memory_mb}: no node of the Ray cluster offers a CPU and "
+            f"{(fixed or BASE_BYTES) / 2**20:.0f} MB of memory (largest: {most / 2**20:.0f} MB); lower it"
+        )
+    if fixed is not None:
+        return lambda shard: fixed
+    labels = wanted_labels(chosen_cohort(config))
+    return lambda shard: min(most, task_memory((source / entry.path for entry in shard.entries), labels))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -57,7 +57,7 @@ class QualityConfig(Config):
 class RayConfig(Config):
     """How the work is spread; changes no byte of the result."""
 
-    task_memory_mb: int = Field(ge=64)
+    task_memory_mb: Annotated[int, Field(ge=64)] | Literal["auto"]
     retries: int = Field(ge=0)
 
 

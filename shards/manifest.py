@@ -5,6 +5,7 @@ Rows are written a few shards at a time, so that the memory this takes does not 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,9 +85,9 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
     build = digest(plan.identity)
     description = describe(out, plan, build)
     path = out / DATASET_FILE
-    tables_exist = all((out / MANIFEST_FOLDER / f"{name}.parquet").exists() for name in TABLES)
-    if tables_exist and path.exists() and json.loads(path.read_text(encoding="utf-8")) == description:
-        return description
+    current = {**description, "tables": table_digests(out)}
+    if _stored(path) == current:
+        return current
     path.unlink(missing_ok=True)
     (out / MANIFEST_FOLDER).mkdir(exist_ok=True)
     for name, schema in TABLES.items():
@@ -98,12 +99,32 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
                     writer.write_table(pa.Table.from_pylist(group, schema))
                     group = []
             writer.write_table(pa.Table.from_pylist(group, schema))
+    description["tables"] = table_digests(out)
     write_json(path, description)
     return description
 
 
+def table_digests(out: Path) -> dict[str, str]:
+    """SHA-256 of each table of the manifest, empty where it is missing."""
+    digests = {}
+    for name in TABLES:
+        try:
+            with (out / MANIFEST_FOLDER / f"{name}.parquet").open("rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError:
+            digests[name] = ""
+    return digests
+
+
+def _stored(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+
+
 def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
-    """The content of ``dataset.json``.
+    """The content of ``dataset.json`` but the digests of the tables.
 
     Counts the recordings, subjects and epochs of each split and gives the data set its digest.
     """

@@ -5,44 +5,59 @@ from __future__ import annotations
 import time
 
 from shards.names import shown
-from shards.task import Outcome, Refusal
+from shards.task import Failure, Outcome
 
 SECONDS_BETWEEN_LINES = 3.0
 
 
 class Progress:
-    """Counts outcomes, prints a line every few seconds and every refusal as it comes."""
+    """Counts what became of shards, prints a line every few seconds and every refusal and failure as it comes.
+
+    ``refused`` holds the paths whose refusal was printed.
+    """
 
     def __init__(self, shards: int, recordings: int) -> None:
         self._shards = shards
         self._recordings = recordings
         self._started = time.monotonic()
         self._printed = self._started
-        self._done = self._converted = 0
+        self._done = self._converted = self._failed = self._lost = 0
         self._hours = 0.0
-        self.refusals: list[Refusal] = []
+        self.refused: set[str] = set()
 
-    def update(self, outcome: Outcome | None) -> None:
-        """Take an outcome in (None: just time has passed) and print if it is time to."""
-        if outcome is not None:
+    def update(self, news: Outcome | Failure | None) -> None:
+        """Take news of a shard (None: just time has passed) and print if it is time to."""
+        if isinstance(news, Outcome):
             self._done += 1
-            self._converted += outcome.converted
-            self._hours += outcome.hours
-            for refusal in outcome.refusals:
-                self.refusals.append(refusal)
+            self._converted += news.converted
+            self._hours += news.hours
+            for refusal in news.refusals:
+                self.refused.add(shown(refusal.path))
                 print(f"refused {shown(refusal.path)}: {refusal.error}: {refusal.reason}", flush=True)
+        elif news is not None:
+            self._failed += 1
+            self._lost += len(news.recordings)
+            names = ", ".join(shown(path) for path in news.recordings)
+            print(f"failed {news.shard} ({names}): {news.reason.strip().splitlines()[-1]}", flush=True)
         now = time.monotonic()
-        if now - self._printed >= SECONDS_BETWEEN_LINES or self._done == self._shards:
+        over = self._done + self._failed == self._shards
+        if now - self._printed >= SECONDS_BETWEEN_LINES or (over and news is not None):
             self._printed = now
             print(self._line(now - self._started), flush=True)
 
     def _line(self, seconds: float) -> str:
-        recordings = self._converted + len(self.refusals)
+        recordings = self._converted + len(self.refused)
         rate = recordings / seconds
-        left = (self._recordings - recordings) / rate if rate else None
-        remaining = "unknown" if left is None else f"{int(left) // 60}:{int(left) % 60:02d}"
+        left = (self._recordings - recordings - self._lost) / rate if rate else None
         return (
             f"shards {self._done}/{self._shards}  recordings {recordings}/{self._recordings}  "
             f"{rate * 60:.1f} recordings/min  {self._hours / seconds * 60:.0f} h of signal/min  "
-            f"refused {len(self.refusals)}  ETA {remaining}"
+            f"refused {len(self.refused)}  failed {self._failed} shards  ETA {_clock(left)}"
         )
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "unknown"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -25,6 +26,8 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
 from sleepfm.errors import SleepFMError
 from sleepfm.signals.prepare import PreparedRecording, prepare
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,15 @@ class Outcome:
     refusals: tuple[Refusal, ...]
 
 
+@dataclass(frozen=True)
+class Failure:
+    """A shard whose task ended without a result, its recordings, and why."""
+
+    shard: str
+    recordings: tuple[str, ...]
+    reason: str
+
+
 def sidecar_path(out: Path, shard: str) -> Path:
     """The JSON that marks ``shard`` as done."""
     return (out / SHARD_FOLDER / shard).with_suffix(".json")
@@ -69,6 +81,7 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
     cohort = chosen_cohort(config)
 
     def night_of(entry: Entry) -> PreparedRecording | Refusal:
+        log.info("%s: converting for %s", shown(entry.path), shard.name)
         try:
             return prepare(
                 source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule, pack=quantise
@@ -126,15 +139,17 @@ def write_shard(
         "segments": [item.segments for item in converted],
         "quarantine": [asdict(refusal) for refusal in refusals],
     }
-    write_json(sidecar_path(out, shard.name), content)
+    write_json(sidecar_path(out, shard.name), {**content, "digest": _digest(content)})
     return content
 
 
 def read_sidecar(out: Path, shard: ShardPlan, build: str) -> dict[str, Any] | None:
-    """The sidecar of ``shard``, or None where the shard is not done: absent, of another build, or tar amiss."""
+    """The sidecar of ``shard``, or None where the shard is not done: absent, damaged, of another build, or tar amiss."""
     try:
         content: dict[str, Any] = json.loads(sidecar_path(out, shard.name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+        if content.pop("digest") != _digest(content):
+            return None
+    except (FileNotFoundError, ValueError, KeyError, AttributeError):
         return None
     tar = out / SHARD_FOLDER / shard.name
     size = tar.stat().st_size if tar.exists() else 0
@@ -144,8 +159,12 @@ def read_sidecar(out: Path, shard: ShardPlan, build: str) -> dict[str, Any] | No
 
 def entries_digest(shard: ShardPlan) -> str:
     """Digest of what a shard is made from."""
-    text = json.dumps([asdict(entry) for entry in shard.entries], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return _digest([asdict(entry) for entry in shard.entries])
+
+
+def _digest(value: Any) -> str:
+    """SHA-256 of plain JSON types, in which a file name may be no UTF-8."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextmanager

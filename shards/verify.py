@@ -15,12 +15,14 @@ import pyarrow.lib
 import pyarrow.parquet as pq
 
 from shards.config import SplitConfig
-from shards.manifest import TABLES
+from shards.manifest import TABLES, describe, table_digests
+from shards.plan import PLAN_FILE, read_plan
 from shards.split import split_of
+from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.dataset import dataset_digest, read_description
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
-from sleepfm.errors import DatasetError
+from sleepfm.errors import DatasetError, SleepFMError
 
 CHUNK = 2**20
 
@@ -28,14 +30,52 @@ CHUNK = 2**20
 def verify(path: Path) -> Iterator[str]:
     """Yields one line for each fault found; none means that the data set is whole.
 
-    Checks the tables against ``dataset.json`` and its digest, the folder against the tables (missing and extra
-    shards), size and SHA-256 of every tar, and that every member stands where ``segments.parquet`` says.
+    Checks the tables against ``dataset.json`` and its digest, the folder against the tables and the plan (missing
+    and extra shards), size and SHA-256 of every tar, that every member stands where ``segments.parquet`` says, and
+    that ``dataset.json`` is what plan and sidecars make. Damaged tables end the check: nothing can be held against them.
 
     Raises:
         DatasetError: not a data set, or a table of its manifest cannot be read.
     """
     path = path.resolve()
     description = read_description(path)
+    try:
+        damaged = [name for name, found in table_digests(path).items() if found != description["tables"].get(name)]
+        for name in damaged:
+            yield (
+                f"{path / MANIFEST_FOLDER / name}.parquet: missing, or its SHA-256 is not the one in {DATASET_FILE}; "
+                "run the same `python -m shards build` again to write it anew"
+            )
+        yield from _check_plan(path, description)
+        if not damaged:
+            yield from _check_content(path, description)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `python -m shards build` again"
+
+
+def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
+    """``dataset.json`` against the plan and the shards' sidecars, from which a build goes on."""
+    if not (path / PLAN_FILE).is_file():
+        yield f"{path / PLAN_FILE}: missing; the data set can be read, but no build goes on in it"
+        return
+    try:
+        plan = read_plan(path, description["config"])
+    except SleepFMError as error:
+        yield str(error)
+        return
+    build = digest(plan.identity)
+    undone = [shard.name for shard in plan.shards if read_sidecar(path, shard, build) is None]
+    for name in undone:
+        yield f"{sidecar_path(path, name)}: missing, damaged, or not that of its shard; run the same build again"
+    if not undone and {**describe(path, plan, build), "tables": description["tables"]} != description:
+        yield f"{path / DATASET_FILE}: is not what the plan and the shards make"
+    expected = {name for shard in plan.shards for name in (shard.name, sidecar_path(path, shard.name).name)}
+    for file in sorted((path / SHARD_FOLDER).iterdir()):
+        if file.name not in expected and file.suffix != ".tar":
+            yield f"{file}: not a file of this data set; remove it"
+
+
+def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
     tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES}
     records = tables["records"].to_pylist()
     shards = tables["shards"].to_pylist()

@@ -10,6 +10,7 @@ from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 from shards.cluster import check_paths, cluster, run_shards
 from shards.config import load_build_config
 from shards.plan import Entry, ShardPlan
+from shards.task import Failure, Outcome
 from sleepfm.errors import ConfigError, ShardError, UsageError
 
 
@@ -17,13 +18,16 @@ def test_a_failing_task_is_reported_after_the_others_have_finished(cohort, conne
     (tmp_path / "shards").mkdir()
     edf = min(cohort.rglob("*.edf"))
     good = ShardPlan("shard-000001.tar", (Entry(edf.relative_to(cohort).as_posix(), edf.stat().st_size, "good"),))
-    # A path that is no text is a fault in the code, not in a recording.
-    bad = ShardPlan("shard-000000.tar", (Entry(3, 1, "bad"),))  # type: ignore[arg-type]
+    # A size that is no number is a fault in the code, not in a recording.
+    bad = ShardPlan("shard-000000.tar", (Entry(good.entries[0].path, {1}, "bad"),))  # type: ignore[arg-type]
     outcomes = []
     with cluster(1) as ray:
-        with pytest.raises(ShardError, match=r"(?s)1 of 2 shards failed.*shard-000000.*TypeError"):
+        with pytest.raises(ShardError, match=r"(?s)1 shards failed.*shard-000000.*TypeError"):
             run_shards(ray, [bad, good], cohort, tmp_path, load_build_config(), "build", outcomes.append)
-        assert [outcome.shard for outcome in outcomes if outcome] == ["shard-000001.tar"]
+        assert {news.shard: type(news) for news in outcomes if news} == {
+            "shard-000000.tar": Failure,
+            "shard-000001.tar": Outcome,
+        }
         with pytest.raises(ShardError, match="cannot write"):
             run_shards(ray, [good], cohort, tmp_path / "gone", load_build_config(), "build", outcomes.append)
         huge = load_build_config(None, ["ray.task_memory_mb=100000000"])

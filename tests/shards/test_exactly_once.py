@@ -49,7 +49,7 @@ def busy_worker(ancestor: int, driver) -> psutil.Process | None:
     while driver.poll() is None:
         for process in psutil.Process(ancestor).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                if process.cmdline() and process.cmdline()[0].startswith("ray::build_shard"):
+                if process.cmdline() and process.cmdline()[0].startswith("ray::run_task"):
                     return process
         time.sleep(0.005)
     return None

@@ -1,0 +1,67 @@
+"""What a task may need: told from the headers of its recordings, so that no node takes more tasks than it can hold.
+
+Recordings are converted one after the other, so a task needs what its largest one does: every channel packed as
+int16 at 100 Hz, and for the one at hand its samples, its result and their intermediates as float32. The figures are
+upper bounds for what ``benchmarks/shards.py`` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sleepfm.constants import CHANNELS, RATE_HZ
+from sleepfm.errors import RecordingError
+from sleepfm.signals.cohort import Cohort, cohort_names, load_cohort, normalise_label
+from sleepfm.signals.edf_header import EdfHeader
+from sleepfm.signals.recording import read_edf_header
+
+# A Ray worker with its libraries.
+BASE_BYTES = 200 * 2**20
+# Arrays of the length of the channel at hand, before and after resampling, that are alive at once.
+_COPIES = 4
+# Memory is asked for in steps: few sizes let Ray reuse its decisions.
+_STEP_BYTES = 64 * 2**20
+# Headers lie apart on storage that may be slow to answer.
+_THREADS = 8
+
+
+def task_memory(paths: Iterable[Path], labels: frozenset[str]) -> int:
+    """Bytes that converting the recordings ``paths``, one after the other, may take.
+
+    Args:
+        labels: normalised labels of the signals that may be read (:func:`wanted_labels`).
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        needed = max(pool.map(lambda path: _needed(path, labels), paths), default=0)
+    return BASE_BYTES + -(-needed // _STEP_BYTES) * _STEP_BYTES
+
+
+def wanted_labels(cohort: Cohort | None) -> frozenset[str]:
+    """Normalised labels that the rules of ``cohort`` name; None stands for all cohorts."""
+    cohorts: Sequence[Cohort] = [cohort] if cohort else [load_cohort(name) for name in cohort_names()]
+    return frozenset(
+        normalise_label(label)
+        for each in cohorts
+        for rules in each.channels.values()
+        for rule in rules
+        for labels in (rule.signal, *rule.reference)
+        for label in labels
+    )
+
+
+def recording_memory(header: EdfHeader, labels: frozenset[str]) -> int:
+    """Bytes beside the worker's own that converting a recording with this header may take."""
+    seconds = float(header.n_records * header.record_seconds)
+    named = [signal for signal in header.ordinary if normalise_label(signal.label) in labels]
+    longest = max((signal.samples for signal in named or header.ordinary), default=0) * header.n_records
+    packed = len(CHANNELS) * seconds * RATE_HZ * 2
+    return int(packed + _COPIES * 4 * (longest + seconds * RATE_HZ))
+
+
+def _needed(path: Path, labels: frozenset[str]) -> int:
+    try:
+        return recording_memory(read_edf_header(path), labels)
+    except RecordingError:
+        return 0  # it will be refused, with this reason

@@ -1,0 +1,89 @@
+"""``verify`` finds whatever differs from what was built."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+from made_nights import make_dataset, make_night
+
+from shards.verify import verify
+from sleepfm.errors import DatasetError
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "out"
+    nights = [make_night(f"n{number}", 4, ("EEG_C4", "SPO2"), subject=f"s{number // 2}") for number in range(4)]
+    make_dataset(out, nights)
+    return out
+
+
+@pytest.fixture
+def copy(whole, tmp_path) -> Path:
+    shutil.copytree(whole, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def faults(out: Path) -> list[str]:
+    try:
+        return list(verify(out))
+    except DatasetError as error:
+        return [str(error)]
+
+
+def test_what_was_built_is_whole(whole):
+    assert faults(whole) == []
+
+
+def test_any_flipped_bit_in_any_file_is_found(copy):
+    rng = random.Random(3)
+    for path in sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size):
+        content = path.read_bytes()
+        for _ in range(12 if path.suffix != ".json" else 40):
+            place, bit = rng.randrange(len(content)), 1 << rng.randrange(8)
+            path.write_bytes(content[:place] + bytes([content[place] ^ bit]) + content[place + 1 :])
+            assert faults(copy), f"{path.name}, byte {place}, bit {bit}"
+        path.write_bytes(content)
+    assert faults(copy) == []
+
+
+def test_missing_and_extra_files_are_named(copy):
+    for path in sorted(path for path in copy.rglob("*") if path.is_file() and path.stat().st_size):
+        moved = path.rename(path.with_name("moved"))
+        found = faults(copy)
+        assert any(path.name in line or path.stem in line for line in found), (path, found)
+        moved.rename(path)
+    for name in ("shard-000009.tar", "shard-000009.json", "notes.txt"):
+        extra = copy / "shards" / name
+        extra.write_bytes((copy / "shards" / "shard-000000.tar").read_bytes())
+        assert [line for line in faults(copy) if name in line]
+        extra.unlink()
+    assert faults(copy) == []
+
+
+def test_a_wrong_count_is_found(copy):
+    path = copy / "dataset.json"
+    original = json.loads(path.read_text())
+    for group, key in [("counts", key) for key in original["counts"]] + [("split", key) for key in original["split"]]:
+        changed = json.loads(path.read_text())
+        if group == "counts":
+            changed[group][key] += 1
+        else:
+            changed[group][key]["subjects"] += 1
+        path.write_text(json.dumps(changed))
+        assert any("dataset.json" in line for line in faults(copy)), key
+        path.write_text(json.dumps(original))
+    assert faults(copy) == []
+
+
+def test_a_swapped_tar_of_the_right_size_is_found(copy):
+    first, second = sorted((copy / "shards").glob("*.tar"))
+    content = bytearray(first.read_bytes())
+    content[-1] ^= 1
+    second_size = second.stat().st_size
+    second.write_bytes(bytes(content[:second_size]).ljust(second_size, b"\0"))
+    assert any("SHA-256" in line and second.name in line for line in faults(copy))
