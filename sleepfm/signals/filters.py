@@ -29,6 +29,8 @@ _LARGEST_DENOMINATOR = 10_000
 _STEPPED = ("SPO2",)
 _CENTRE_SAMPLES = 8192
 _QUARTILE_SAMPLES = 16_384
+_QUARTILES = (0.25, 0.5, 0.75)
+_PIECE_SAMPLES = 65_536
 # Samples of a block at the higher of both rates, so that its transform stays in the cache, and of a batch of blocks.
 _BLOCK_SAMPLES = 16_384
 _BATCH_SAMPLES = 1_000_000
@@ -106,18 +108,31 @@ def quartiles(signal: NDArray[np.float32]) -> tuple[float, float, float]:
     """The three quartiles of finite samples [T], linear between neighbours as in ``numpy.percentile``, and as exact.
 
     A sorted sample of the night brackets each quartile, so that only the few values inside the bracket are sorted.
+    The night is gone through once, a piece that fits the processor's cache at a time.
     """
     few = np.sort(signal[:: max(1, len(signal) // _QUARTILE_SAMPLES)])
-    return tuple(_quantile(signal, few, share) for share in (0.25, 0.5, 0.75))  # type: ignore[return-value]
+    slack = max(1, len(few) // 64)
+    places = [int(share * (len(few) - 1)) for share in _QUARTILES]
+    brackets = [(few[max(0, place - slack)], few[min(len(few) - 1, place + 1 + slack)]) for place in places]
+    below = [0] * len(brackets)
+    inside: list[list[NDArray[np.float32]]] = [[] for _ in brackets]
+    for begin in range(0, len(signal), _PIECE_SAMPLES):
+        piece = signal[begin : begin + _PIECE_SAMPLES]
+        for number, (low, high) in enumerate(brackets):
+            reaching = piece >= low
+            below[number] += len(piece) - int(np.count_nonzero(reaching))
+            reaching &= piece <= high
+            inside[number].append(piece[reaching])
+    found = [
+        _quantile(signal, share, count, np.concatenate(parts))
+        for share, count, parts in zip(_QUARTILES, below, inside, strict=True)
+    ]
+    return found[0], found[1], found[2]
 
 
-def _quantile(signal: NDArray[np.float32], few: NDArray[np.float32], share: float) -> float:
+def _quantile(signal: NDArray[np.float32], share: float, below: int, inside: NDArray[np.float32]) -> float:
+    """A quantile of ``signal``, of which ``below`` samples lie under those of its bracket, ``inside``."""
     rank, weight = divmod(share * (len(signal) - 1), 1.0)
-    place, slack = share * (len(few) - 1), max(1, len(few) // 64)
-    low = few[max(0, int(place) - slack)]
-    high = few[min(len(few) - 1, int(place) + 1 + slack)]
-    below = int(np.count_nonzero(signal < low))
-    inside = signal[(signal >= low) & (signal <= high)]
     first = int(rank) - below
     if first < 0 or first + 1 >= len(inside):
         return float(np.quantile(signal.astype(np.float64), share))

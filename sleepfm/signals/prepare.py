@@ -130,7 +130,10 @@ def prepare_examined(examination: Examination, rule: EventRule = "overlap", only
 def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Cohort, derivation: Derivation) -> None:
     channel, n_epochs = derivation.channel, prepared.n_epochs
     signal, rate = derive(recording, derivation)
-    if np.fmin.reduce(signal) == np.fmax.reduce(signal) or np.isnan(np.fmax.reduce(signal)):
+    lowest, highest = signal.min(), signal.max()
+    if np.isnan(lowest):  # gaps; fmin and fmax pass them by, slowly
+        lowest, highest = np.fmin.reduce(signal), np.fmax.reduce(signal)
+    if lowest == highest or np.isnan(highest):
         raise SignalError("flat for the whole recording")
     band = cohort.filters.get(channel, Band())
     low, high = effective_band(band, rate)

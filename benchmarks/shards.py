@@ -1,0 +1,372 @@
+"""Recordings to shards: speed beside the released parser, memory of a worker, gain of a second one, and the lower bound.
+
+    python benchmarks/shards.py [--reference CHECKOUT] [--nights N] [--hours H] [--only CASE,...] [--json F]
+
+Synthesises nights shaped like SHHS (10 channels that are converted, 50 to 125 Hz) and measures, each in a process of its own
+with one thread and warm (the first night does not count):
+
+* `speed`: processor time of `build_shard`, a shard a night, everything included; with --reference also that of the released
+  `dataset/data_parser.py`, which parses 7 of the channels and saves Parquet, on the same files in the same call.
+* `bound`: processor time of what no converter can do without: reading the bytes, decoding the samples that are wanted, and the
+  forward and inverse transforms of resampling and filtering them in blocks; nothing else.
+* `memory`: peak resident memory of a real Ray worker, before and after a night of 10 hours.
+* `workers`: wall time of a build on one and on two Ray workers that are warm.
+* `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s.
+
+CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# This file bears the name of the package: where it lies must not hide it, here and in Ray's workers.
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
+MEMORY_HOURS = 10
+WORKER_SHARDS = 8
+MIB = 2**20
+
+
+def synthesise(folder: Path, nights: int, hours: float) -> Path:
+    """A cohort of that many nights below ``folder``, kept for the next call."""
+    place = folder / f"{nights}x{hours:g}h"
+    command = [sys.executable, "-m", "sleepfm.cli", "synth", str(place), "--seed", "1"]
+    subprocess.run([*command, "--subjects", str(nights), "--hours", f"{hours:g}"], check=True, capture_output=True)
+    return place
+
+
+def edfs(source: Path) -> list[Path]:
+    return sorted(source.rglob("*.edf"))
+
+
+def shard_of(source: Path, path: Path, number: int) -> Any:
+    from shards.plan import Entry, ShardPlan
+
+    entry = Entry(path.relative_to(source).as_posix(), path.stat().st_size, path.stem)
+    return ShardPlan(f"shard-{number:06d}.tar", (entry,))
+
+
+@contextmanager
+def output() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="shards-") as folder:
+        (Path(folder) / "shards").mkdir()
+        yield Path(folder)
+
+
+def processor_seconds(work: Callable[[Path], Any], paths: list[Path]) -> list[float]:
+    """Processor time of ``work`` on each path, the first as often as it takes to be warm: once more."""
+    seconds = []
+    for path in [paths[0], *paths]:
+        begin = time.process_time()
+        work(path)
+        seconds.append(time.process_time() - begin)
+    return seconds[1:]
+
+
+def measure_ours(source: Path, *_: str) -> dict[str, Any]:
+    from shards.config import load_build_config
+    from shards.task import build_shard
+
+    config, hours, size = load_build_config(None, ["cohort=shhs1"]), [], []
+    with output() as out:
+
+        def work(path: Path) -> None:
+            shard = shard_of(source, path, 0)
+            outcome = build_shard(source, out, shard, config, "benchmark")
+            assert outcome.converted == 1, outcome.refusals
+            hours.append(outcome.hours)
+            size.append((out / "shards" / shard.name).stat().st_size)
+
+        seconds = processor_seconds(work, edfs(source))
+    return {
+        "processor_seconds_per_night": statistics.median(seconds),
+        "psg_hours_per_core_second": sum(hours[1:]) / sum(seconds),
+        "bytes_per_psg_hour": sum(size) / sum(hours),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def measure_reference(source: Path, checkout: str, *_: str) -> dict[str, Any]:
+    """The released parser and saver; it takes relative paths alone and swallows no error here."""
+    sys.path.insert(0, str(Path(checkout).resolve()))
+    os.chdir(source)
+    from dataset.data_parser import SHHS  # type: ignore[import-not-found]
+
+    parser, hours = SHHS(), []
+    with tempfile.TemporaryDirectory(prefix="reference-") as folder:
+
+        def work(path: Path) -> None:
+            import pyarrow.parquet as pq
+
+            target = Path(folder) / path.stem
+            parser.save(path.relative_to(source).as_posix(), str(target))
+            x, y = (pq.read_metadata(Path(folder) / path.stem.split("-")[-1] / f"{name}.parquet") for name in "xy")
+            assert x.num_columns == 7 and x.num_rows == y.num_rows * 3000 > 0, (x, y)
+            hours.append(y.num_rows / 120)
+
+        seconds = processor_seconds(work, edfs(source))
+    return {
+        "processor_seconds_per_night": statistics.median(seconds),
+        "psg_hours_per_core_second": sum(hours[1:]) / sum(seconds),
+        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+    }
+
+
+def measure_bound(source: Path, *_: str) -> dict[str, Any]:
+    import numpy as np
+    from scipy import fft
+
+    from sleepfm.signals.cohort import load_cohort
+    from sleepfm.signals.montage import resolve
+    from sleepfm.signals.recording import read_edf_header, read_recording
+
+    cohort, block = load_cohort("shhs1"), 16_384
+    reading, transforms = [], []
+    for path in [edfs(source)[0], *edfs(source)]:
+        header, montage = read_edf_header(path), resolve(read_recording(path), cohort)
+        begin = time.process_time()
+        raw = np.frombuffer(path.read_bytes(), np.uint8, offset=header.data_offset)
+        records = raw[: header.n_records * header.record_bytes].reshape(header.n_records, header.record_bytes)
+        signals = {}
+        for channel, derivation in montage.channels.items():
+            signal = header.ordinary[derivation.active.index]
+            part = records[:, signal.offset : signal.offset + 2 * signal.samples]
+            signals[channel] = np.ascontiguousarray(part).view("<i2").ravel().astype(np.float32), derivation.rate
+        middle = time.process_time()
+        for samples, rate in signals.values():
+            if rate < 10:
+                continue  # oximetry is held, not filtered
+            length = round(block * rate / 100) if rate < 100 else block
+            padded = np.resize(samples, -(-len(samples) // length) * length).reshape(-1, length)
+            target = round(length * 100 / rate)
+            spectrum = fft.rfft(padded, axis=1)
+            kept = min(spectrum.shape[1], target // 2 + 1)
+            fft.irfft(spectrum[:, :kept], target, axis=1)
+        reading.append(middle - begin)
+        transforms.append(time.process_time() - middle)
+    return {"reading_seconds": statistics.median(reading[1:]), "transform_seconds": statistics.median(transforms[1:])}
+
+
+def resident_mib(field: str) -> float:
+    """``VmRSS`` or ``VmHWM`` (the peak) of this process."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise LookupError(field)
+
+
+def watched_task(*arguments: Any) -> tuple[float, float]:
+    from shards.cluster import run_task
+
+    before = resident_mib("VmRSS")
+    outcome = run_task(*arguments)
+    assert outcome.converted == 1, outcome.refusals
+    return before, resident_mib("VmHWM")
+
+
+def measure_memory(source: Path, *_: str) -> dict[str, Any]:
+    from shards.cluster import cluster
+    from shards.config import load_build_config
+    from shards.memory import task_memory, wanted_labels
+    from sleepfm.signals.cohort import load_cohort
+
+    config, path = load_build_config(None, ["cohort=shhs1"]), edfs(source)[0]
+    with output() as out, cluster(1) as ray:
+        remote = ray.remote(num_cpus=1)(watched_task)
+        arguments = (source, out, shard_of(source, path, 0), config, "benchmark")
+        found = [ray.get(remote.remote(*arguments)) for _ in range(3)]
+    return {
+        "idle_worker_mib": found[0][0],
+        "peak_worker_mib": max(peak for _, peak in found),
+        "asked_of_ray_mib": task_memory([path], wanted_labels(load_cohort("shhs1"))) / MIB,
+    }
+
+
+def measure_workers(source: Path, *_: str) -> dict[str, Any]:
+    from shards.cluster import cluster, run_shards
+    from shards.config import load_build_config
+
+    config, paths = load_build_config(None, ["cohort=shhs1"]), edfs(source)
+    seconds = {}
+    for workers in (1, 2):
+        with output() as out, cluster(workers) as ray:
+            for first, count in ((0, 2 * workers), (100, WORKER_SHARDS), (200, WORKER_SHARDS)):
+                shards = [shard_of(source, paths[n % len(paths)], first + n) for n in range(count)]
+                begin = time.perf_counter()
+                run_shards(ray, shards, source, out, config, "benchmark", lambda news: None)
+                taken = time.perf_counter() - begin
+                if first:
+                    seconds[workers] = min(taken, seconds.get(workers, taken))
+    return {
+        "nights": WORKER_SHARDS,
+        "seconds_with_1": seconds[1],
+        "seconds_with_2": seconds[2],
+        "gain": seconds[1] / seconds[2],
+    }
+
+
+def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
+    """A real build of links to one recording of 30 s and a single channel."""
+    from shards.build import build
+    from shards.cluster import cluster
+    from shards.config import load_build_config
+
+    count, config = int(recordings), load_build_config(None, ["cohort=shhs1"])
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder, cluster(os.cpu_count() or 1) as ray:
+        many, out = Path(folder) / "source", Path(folder) / "out"
+        many.mkdir()
+        content = tiny(edfs(source)[0].read_bytes())
+        for number in range(count):
+            path = many / f"shhs1-{number:06d}.edf"
+            if number % 10_000 == 0:  # file systems limit the links to a file
+                path.write_bytes(content)
+                linked = path
+            else:
+                path.hardlink_to(linked)
+        whole = ray.cluster_resources()["object_store_memory"]
+        most, stop = [0.0, 0.0], threading.Event()
+        before = resident_mib("VmRSS")
+
+        def sample() -> None:
+            while not stop.wait(1.0):
+                most[0] = max(most[0], resident_mib("VmRSS"))
+                most[1] = max(most[1], whole - ray.available_resources().get("object_store_memory", whole))
+
+        watcher = threading.Thread(target=sample, daemon=True)
+        watcher.start()
+        begin = time.perf_counter()
+        with Path(os.devnull).open("w") as null:
+            sys.stdout, kept = null, sys.stdout
+            try:
+                result = build(many, out, config, os.cpu_count() or 1)
+            finally:
+                sys.stdout = kept
+        seconds = time.perf_counter() - begin
+        stop.set()
+        watcher.join()
+    assert result.description["counts"]["records"] == count, result.quarantine[:1]
+    return {
+        "recordings": count,
+        "seconds": seconds,
+        "driver_before_mib": before,
+        "driver_peak_mib": most[0],
+        "driver_bytes_per_recording": (most[0] - before) * MIB / count,
+        "object_store_peak_mib": most[1] / MIB,
+    }
+
+
+def tiny(edf: bytes) -> bytes:
+    """The first 30 s of the recording's ``EEG`` alone."""
+    signals = int(edf[252:256])
+    begin, columns, place = 256 * (1 + signals), [], 256
+    widths = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
+    for width in widths:
+        columns.append([edf[place + n * width : place + (n + 1) * width] for n in range(signals)])
+        place += signals * width
+    chosen = next(n for n, label in enumerate(columns[0]) if label.strip() == b"EEG")
+    samples = [int(text) for text in columns[8]]
+    offset, step = 2 * sum(samples[:chosen]), 2 * sum(samples)
+    seconds = float(edf[244:252])
+    records = round(30 / seconds)
+    data = b"".join(edf[begin + r * step + offset : begin + r * step + offset + 2 * samples[chosen]] for r in range(records))
+    fixed = edf[:184] + b"%-8d" % 512 + edf[192:236] + b"%-8d" % records + edf[244:252] + b"%-4d" % 1
+    return fixed + b"".join(column[chosen] for column in columns) + data
+
+
+MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
+    "ours": measure_ours,
+    "reference": measure_reference,
+    "bound": measure_bound,
+    "memory": measure_memory,
+    "workers": measure_workers,
+    "scale": measure_scale,
+}
+CASES = ("speed", "bound", "memory", "workers", "scale")
+
+
+def apart(measure: str, source: Path, *arguments: str) -> dict[str, Any]:
+    """``MEASURES[measure]`` in a process of its own."""
+    command = [sys.executable, __file__, "--one", measure, str(source), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **THREADS}, check=False)
+    if done.returncode:
+        raise SystemExit(f"{measure}:\n{done.stderr[-3000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{measure:<10}" + "  ".join(f"{key} {value:.4g}" for key, value in found.items()), flush=True)
+    return found
+
+
+def machine() -> str:
+    """Cores, memory and processor, for people to compare with theirs."""
+    text = Path("/proc/cpuinfo").read_text()
+    model = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), platform.machine())
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB, {model}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--reference", default="", metavar="CHECKOUT")
+    parser.add_argument("--nights", type=int, default=4)
+    parser.add_argument("--hours", type=float, default=8)
+    parser.add_argument("--recordings", type=int, default=2_000, help="in the case `scale`")
+    parser.add_argument("--scratch", type=Path, help="folder for the nights, kept for the next call")
+    parser.add_argument("--only", default=",".join(CASES), metavar="CASE,...")
+    parser.add_argument("--json", type=Path, metavar="F", help="write the figures there; cases measured before stay")
+    parser.add_argument("--one", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one:
+        measure, source, *rest = arguments.one
+        print(json.dumps(MEASURES[measure](Path(source).resolve(), *rest)))
+        return
+    chosen = arguments.only.split(",")
+    if unknown := set(chosen) - set(CASES):
+        parser.error(f"unknown cases {sorted(unknown)}; known: {', '.join(CASES)}")
+    figures: dict[str, Any] = {"machine": machine(), "nights": arguments.nights, "hours": arguments.hours}
+    if arguments.json and arguments.json.exists():
+        figures = json.loads(arguments.json.read_text()) | figures
+    with tempfile.TemporaryDirectory(prefix="nights-") as temporary:
+        scratch = arguments.scratch or Path(temporary)
+        nights = synthesise(scratch, arguments.nights, arguments.hours)
+        if "speed" in chosen:
+            figures["ours"] = apart("ours", nights)
+            if arguments.reference:
+                figures["reference"] = apart("reference", nights, arguments.reference)
+                ratio = figures["ours"]["psg_hours_per_core_second"] / figures["reference"]["psg_hours_per_core_second"]
+                figures["times_the_reference"] = ratio
+                print(f"{ratio:.2f} times the reference's PSG-hours per core-second")
+        if "bound" in chosen:
+            bound = figures["bound"] = apart("bound", nights)
+            if "ours" in figures:
+                least = bound["reading_seconds"] + bound["transform_seconds"]
+                figures["times_the_bound"] = figures["ours"]["processor_seconds_per_night"] / least
+                print(f"{figures['times_the_bound']:.2f} times the lower bound of {least:.3f} s a night")
+        if "memory" in chosen:
+            long = synthesise(scratch, 1, MEMORY_HOURS)
+            figures["memory"] = apart("memory", long) | {"hours": MEMORY_HOURS}
+        if "workers" in chosen:
+            figures["workers"] = apart("workers", nights)
+        if "scale" in chosen:
+            figures["scale"] = apart("scale", nights, str(arguments.recordings))
+    if arguments.json:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
