@@ -40,6 +40,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
 MEMORY_HOURS = 10
 WORKER_SHARDS = 8
+SIZING_CORES = 64
 MIB = 2**20
 
 
@@ -98,6 +99,7 @@ def measure_ours(source: Path, *_: str) -> dict[str, Any]:
         "processor_seconds_per_night": statistics.median(seconds),
         "psg_hours_per_core_second": sum(hours[1:]) / sum(seconds),
         "bytes_per_psg_hour": sum(size) / sum(hours),
+        "source_bytes_per_psg_hour": sum(path.stat().st_size for path in edfs(source)) / sum(hours[1:]),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
 
@@ -311,6 +313,22 @@ def apart(measure: str, source: Path, *arguments: str) -> dict[str, Any]:
     return found
 
 
+def sizing(figures: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """What cohorts of nights like these take on 64 cores, from the build with two workers and the bytes written."""
+    a_night = 2 * figures["workers"]["seconds_with_2"] / figures["workers"]["nights"]
+    size = figures["ours"]["bytes_per_psg_hour"] * figures["hours"]
+    return {
+        name: {
+            "nights": nights,
+            "core_seconds_per_night": a_night,
+            "minutes_on_64_cores": nights * a_night / SIZING_CORES / 60,
+            "gigabytes": nights * size / 1e9,
+            "gigabytes_read": nights * figures["ours"]["source_bytes_per_psg_hour"] * figures["hours"] / 1e9,
+        }
+        for name, nights in {"shhs": 8_444, "hundred_thousand": 100_000}.items()
+    }
+
+
 def machine() -> str:
     """Cores, memory and processor, for people to compare with theirs."""
     text = Path("/proc/cpuinfo").read_text()
@@ -363,6 +381,10 @@ def main() -> None:
             figures["workers"] = apart("workers", nights)
         if "scale" in chosen:
             figures["scale"] = apart("scale", nights, str(arguments.recordings))
+    if {"ours", "workers"} <= figures.keys():
+        figures["sizing"] = sizing(figures)
+        for name, values in figures["sizing"].items():
+            print(f"{name:<14}" + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
     if arguments.json:
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
