@@ -152,13 +152,14 @@ def run_task(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, bui
 def _memory(nodes: list[dict[str, float]], source: Path, config: BuildConfig) -> Callable[[ShardPlan], int]:
     """What each shard's task asks of its node: as configured, or by its recordings and at most all that a node has."""
     most = int(max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0))
-    fixed = None if config.ray.task_memory_mb == "auto" else config.ray.task_memory_mb * 2**20
-    if most < (fixed or BASE_BYTES):
+    asked = config.ray.task_memory_mb
+    least = asked * 2**20 if isinstance(asked, int) else BASE_BYTES
+    if most < least:
         raise ConfigError(
-            f"ray.task_memory_mb={config.ray.task_memory_mb}: no node of the Ray cluster offers a CPU and "
-            f"{(fixed or BASE_BYTES) / 2**20:.0f} MB of memory (largest: {most / 2**20:.0f} MB); lower it"
+            f"ray.task_memory_mb={asked}: no node of the Ray cluster offers a CPU and {least / 2**20:.0f} MB of memory "
+            f"(largest: {most / 2**20:.0f} MB); lower it"
         )
-    if fixed is not None:
-        return lambda shard: fixed
+    if isinstance(asked, int):
+        return lambda shard: least
     labels = wanted_labels(chosen_cohort(config))
     return lambda shard: min(most, task_memory((source / entry.path for entry in shard.entries), labels))

@@ -38,7 +38,8 @@ class Progress:
             self._failed += 1
             self._lost += len(news.recordings)
             names = ", ".join(shown(path) for path in news.recordings)
-            print(f"failed {news.shard} ({names}): {news.reason.strip().splitlines()[-1]}", flush=True)
+            cause = "; ".join(line.strip() for line in news.reason.strip().splitlines()[-2:])
+            print(f"failed {news.shard} ({names}): {cause}", flush=True)
         now = time.monotonic()
         over = self._done + self._failed == self._shards
         if now - self._printed >= SECONDS_BETWEEN_LINES or (over and news is not None):

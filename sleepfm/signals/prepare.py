@@ -18,13 +18,14 @@ from sleepfm.signals.files import location
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
 from sleepfm.signals.labels import LABELS, EventRule, event_labels, stage_labels
 from sleepfm.signals.montage import Derivation, derive
-from sleepfm.signals.polarity import decide_polarity
+from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, epoch_quality
 from sleepfm.signals.recording import Recording
 from sleepfm.signals.scoring_types import Event
 
 __all__ = ["PreparedRecording", "discover", "prepare"]
 
+Pack = Callable[[str, NDArray[np.float32]], NDArray[Any]]
 # Kept in their own unit: a percentage means the same in every recording.
 _UNSCALED = ("SPO2",)
 
@@ -67,7 +68,7 @@ def prepare(
     scoring: Path | None = None,
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
-    pack: Callable[[str, NDArray[np.float32]], NDArray[Any]] | None = None,
+    pack: Pack | None = None,
 ) -> PreparedRecording:
     """Read, harmonise, filter, scale and label one recording.
 
@@ -76,15 +77,15 @@ def prepare(
         cohort, root, scoring: as for :func:`sleepfm.signals.examine.examine`.
         require: canonical channels without which the recording is refused.
         rule: how events label epochs.
-        pack: makes of each channel's name and samples what is kept of them, so that no two channels need be in
-            memory as float32 at once.
+        pack: makes of each channel's name and samples what is kept of them, as soon as its polarity is decided, so
+            that not all of them need be in memory as float32 at once.
 
     Raises:
         RecordingError, MontageError, AnnotationError, SignalError: the recording cannot be used, and why.
     """
     examination = examine(path if isinstance(path, Recording) else location(path), cohort, root, scoring)
     require_channels(examination, require)
-    prepared = prepare_examined(examination, rule)
+    prepared = prepare_examined(examination, rule, pack=pack)
     lacking = [name for name in require if name not in prepared.channels]
     if lacking or not prepared.channels:
         reasons = "; ".join(f"{name}: {why}" for name, why in prepared.provenance["missing"].items())
@@ -92,7 +93,9 @@ def prepare(
     return prepared
 
 
-def prepare_examined(examination: Examination, rule: EventRule = "overlap", only: Sequence[str] = CHANNELS) -> PreparedRecording:
+def prepare_examined(
+    examination: Examination, rule: EventRule = "overlap", only: Sequence[str] = CHANNELS, pack: Pack | None = None
+) -> PreparedRecording:
     """A recording that was examined, with those of its channels that are in ``only`` and not flat; maybe none."""
     recording, cohort, n_epochs = examination.recording, examination.cohort, examination.n_epochs
     scored = examination.scoring
@@ -119,11 +122,14 @@ def prepare_examined(examination: Examination, rule: EventRule = "overlap", only
             continue
         try:
             _add_channel(prepared, recording, cohort, derivation)
-            if pack is not None:
+            if pack is not None and channel not in POLAR:
                 prepared.channels[channel] = pack(channel, prepared.channels[channel])
         except SignalError as error:
             prepared.provenance["missing"][channel] = str(error)
     _turn_upright(prepared, cohort)
+    if pack is not None:
+        for channel in [name for name in POLAR if name in prepared.channels]:
+            prepared.channels[channel] = pack(channel, prepared.channels[channel])
     return prepared
 
 
