@@ -12,8 +12,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +29,7 @@ settings.load_profile("unhurried")
 SUBJECTS = 6
 # The tests' cluster listens on this machine for their duration and asks for no token, so that they neither need nor
 # make one in the user's home. A core a worker, so that the bytes do not depend on who else is at work.
-SETTINGS = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1"}
+SETTINGS = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "RAY_gcs_server_request_timeout_seconds": "120"}
 
 
 @dataclass(frozen=True)
@@ -70,42 +68,59 @@ def faulty_cohort(cohort, tmp_path) -> Path:
 @pytest.fixture(scope="session")
 def ray_cluster(tmp_path_factory) -> Iterator[RayCluster]:
     """A head node of two CPUs on ports of its own, ended with its own processes alone."""
+    folder = tmp_path_factory.mktemp("ray")
+    # Ray gives a node half a minute to come up, which a busy machine may not have.
+    for attempt in range(4):
+        log = folder / f"head{attempt}.log"
+        head, cluster = _start_head(log)
+        if _is_up(head, log):
+            break
+        _end(head)
+    else:
+        pytest.fail(f"Ray did not start: {log.read_text()[-2000:]}")
+    yield cluster
+    _end(head)
+
+
+def _start_head(log: Path) -> tuple[subprocess.Popen[bytes], RayCluster]:
     port, dashboard, client, agent = _free_ports(4)
-    log = (tmp_path_factory.mktemp("ray") / "head.log").open("w")
-    head = subprocess.Popen(
-        [
-            str(Path(sys.executable).with_name("ray")),
-            "start",
-            "--head",
-            "--block",
-            "--node-ip-address=127.0.0.1",
-            f"--port={port}",
-            "--num-cpus=2",
-            "--num-gpus=0",
-            f"--object-store-memory={100 * 2**20}",
-            "--include-dashboard=true",
-            "--dashboard-host=127.0.0.1",
-            f"--dashboard-port={dashboard}",
-            f"--ray-client-server-port={client}",
-            f"--dashboard-agent-listen-port={agent}",
-            "--disable-usage-stats",
-        ],
-        stdout=log,
-        stderr=subprocess.STDOUT,
-        env=environment(None),
-        start_new_session=True,
-    )
-    try:
-        _await_dashboard(head, f"http://127.0.0.1:{dashboard}/api/version", Path(log.name))
-        yield RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", head.pid)
-    finally:
-        head.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            head.wait(20)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(head.pid, signal.SIGKILL)
-        head.wait()
-        log.close()
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        "--head",
+        "--block",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        "--num-cpus=2",
+        "--num-gpus=0",
+        f"--object-store-memory={100 * 2**20}",
+        "--include-dashboard=true",
+        "--dashboard-host=127.0.0.1",
+        f"--dashboard-port={dashboard}",
+        f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}",
+        "--disable-usage-stats",
+    ]
+    with log.open("w") as file:
+        head = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, env=environment(None), start_new_session=True)
+    return head, RayCluster(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard}", head.pid)
+
+
+def _is_up(head: subprocess.Popen[bytes], log: Path) -> bool:
+    while head.poll() is None:
+        if "Ray runtime started" in log.read_text():
+            return True
+        time.sleep(0.2)
+    return False
+
+
+def _end(head: subprocess.Popen[bytes]) -> None:
+    head.send_signal(signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        head.wait(20)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(head.pid, signal.SIGKILL)
+    head.wait()
 
 
 @pytest.fixture(scope="session")
@@ -127,21 +142,6 @@ def _free_ports(count: int) -> list[int]:
         for probe in probes:
             probe.bind(("127.0.0.1", 0))
         return [int(probe.getsockname()[1]) for probe in probes]
-
-
-def _await_dashboard(head: subprocess.Popen[bytes], url: str, log: Path) -> None:
-    for _ in range(600):
-        try:
-            with urllib.request.urlopen(url, timeout=2):
-                return
-        except urllib.error.HTTPError:
-            return  # an answer, if only that a token is wanted
-        except OSError:
-            pass
-        if head.poll() is not None:
-            break
-        time.sleep(0.5)
-    pytest.fail(f"Ray did not start: {log.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="session")
