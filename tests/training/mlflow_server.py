@@ -36,7 +36,7 @@ class Server:
         command += ["--artifacts-destination", str(self._folder / "artifacts")]
         log = (self._folder / "server.log").open("ab")
         self._process = subprocess.Popen(command, stdout=log, stderr=log, process_group=0)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", self.port)) == 0:
