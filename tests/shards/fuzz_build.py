@@ -242,7 +242,9 @@ def main() -> None:
         for path in (out / "shards").iterdir():
             path.unlink()
     watch.disarm()  # type: ignore[attr-defined]
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    # This process's own peak; getrusage would count that of the one it was started from.
+    status = Path("/proc/self/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
     left = sorted(str(path) for path in folder.rglob("*") if path.is_file() and path not in (recording, scored))
     print(json.dumps({"results": results, "faults": faults, "violations": violations, "peak_mb": peak, "left": left}))
 
