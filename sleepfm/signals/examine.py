@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.errors import MontageError, RecordingError
+from sleepfm.errors import AnnotationError, MontageError, RecordingError
 from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
 from sleepfm.signals.cohort import Cohort, recognise_cohort
 from sleepfm.signals.edf_scoring import from_annotations
@@ -157,5 +157,6 @@ def _annotations_only(path: Path) -> bool:
 def _scoring_of(path: Path, root: Path, cohort: Cohort | None) -> Path | None:
     try:
         return find_scoring(path, root, cohort or recognise_cohort(read_recording(path)))
-    except RecordingError:
+    except (RecordingError, AnnotationError):
+        # Examining the recording says why; the others go on.
         return None
