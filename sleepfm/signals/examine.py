@@ -11,7 +11,7 @@ from sleepfm.errors import AnnotationError, MontageError, RecordingError
 from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
 from sleepfm.signals.cohort import Cohort, recognise_cohort
 from sleepfm.signals.edf_scoring import from_annotations
-from sleepfm.signals.files import is_file, is_folder, list_files, location
+from sleepfm.signals.files import is_file, is_folder, list_files, location, refresh
 from sleepfm.signals.identity import Identity, identify
 from sleepfm.signals.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.recording import Recording, read_edf_header, read_recording
@@ -44,6 +44,7 @@ def discover(root: str | Path, cohort: Cohort | None = None) -> list[Path]:
     """
     root = location(root)
     try:
+        refresh(root)
         if is_file(root):
             return [root]
         if not is_folder(root):

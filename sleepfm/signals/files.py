@@ -72,6 +72,13 @@ def is_remote(path: Path) -> bool:
     return not isinstance(path, Path)
 
 
+def refresh(path: Path) -> None:
+    """Forget what was listed of a store before, so that what was added since is found."""
+    if is_remote(path):
+        with _answering(path):
+            cast(Any, path).fs.invalidate_cache()
+
+
 def random_file(path: Path, spool: bool = True) -> RandomFile:
     """The file at ``path``, opened on entering a ``with`` block, to be read in ranges.
 
@@ -181,9 +188,13 @@ class _RemoteFile:
 
     def __enter__(self) -> _RemoteFile:
         if self._file is None:
-            base = cast(Any, self._path)
             with _answering(self._path):
-                file = base.fs.open(base.path, "rb", cache_type="none", block_size=_RANGE_BYTES)
+                try:
+                    file = self._open()
+                except FileNotFoundError:
+                    # An earlier listing may be what does not know it.
+                    refresh(self._path)
+                    file = self._open()
                 if file.size is None or not file.seekable():
                     raise RemoteError("its server does not say how long it is or gives no ranges; fetch it to a disk first")
                 self.size = int(file.size)
@@ -196,6 +207,10 @@ class _RemoteFile:
         if not self._spool and self._file is not None:
             self._file.close()
             self._file = None
+
+    def _open(self) -> Any:
+        base = cast(Any, self._path)
+        return base.fs.open(base.path, "rb", cache_type="none", block_size=_RANGE_BYTES)
 
     def read(self, start: int, length: int) -> bytes:
         stop = min(start + length, self.size)

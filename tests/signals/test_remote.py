@@ -95,6 +95,16 @@ def test_only_headers_are_fetched_to_list_a_folder(s3, night):
     assert s3.gets("listed/edfs/shhs1/shhs1-200001.edf") == 2
 
 
+def test_what_is_added_after_a_listing_is_found(s3, night):
+    url = s3.upload(night.parent, "growing/edfs")
+    assert len(discover(url)) == 1
+    added = s3.put("growing/edfs/shhs1-200002.edf", night.read_bytes())
+    assert sleepfm.read_recording(added).duration == 120
+    assert [path.name for path in discover(url)] == ["shhs1-200001.edf", "shhs1-200002.edf"]
+    other = s3.upload(night.parent, "growing/more")
+    assert [str(path) for path in discover(other)] == [f"{other}/shhs1-200001.edf"]
+
+
 def test_scorings_are_found_beside_a_recording_by_url(s3, night):
     url = s3.upload(night.parents[2], "nsrr")
     edf = location(f"{url}/edfs/shhs1/shhs1-200001.edf")
