@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from sleepfm.data.format import MEMBERS
 
+CHUNK = 1 << 19
 BLOCK = 512  # tar: a header block, then the content padded to whole blocks
 
 
@@ -52,6 +53,8 @@ class ShardWriter:
     def __init__(self, file: BinaryIO) -> None:
         self._file = _HashingFile(file)
         self._tar = _tar_writer()(self._file, user="sleepfm", group="sleepfm", mtime=0, encoder=False, compress=False)
+        # A member at a time instead of 10 kB: the same bytes with a fortieth of the calls.
+        self._tar.tarstream.copybufsize = self._tar.tarstream.fileobj.bufsize = CHUNK
 
     def write(self, key: str, members: Mapping[str, bytes]) -> dict[str, int]:
         """Append one sample; returns the byte offset of each of :data:`MEMBERS` in the tar, -1 where absent."""

@@ -163,7 +163,8 @@ def _calm_epochs(names: list[str], quality: Mapping[str, NDArray[np.uint8]], sta
 
 def _slow(signal: NDArray[np.float32]) -> NDArray[np.float32]:
     """Below about 4 Hz at 25 Hz, an epoch a row [E, 750]."""
-    few = signal.reshape(-1, _SLOW_FACTOR).mean(axis=1)
+    # A product is much faster than a mean over so few columns.
+    few = signal.reshape(-1, _SLOW_FACTOR) @ np.full(_SLOW_FACTOR, 1 / _SLOW_FACTOR, np.float32)
     window = np.hanning(9)[1:-1].astype(np.float32)
     smooth: NDArray[np.float32] = np.convolve(few, window / window.sum(), mode="same")
     return smooth.reshape(-1, EPOCH_SAMPLES // _SLOW_FACTOR)
