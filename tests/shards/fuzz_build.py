@@ -94,8 +94,8 @@ def flip(rng: random.Random, content: bytes, stop: int) -> bytes:
     return bytes(changed)
 
 
-def header_field(rng: random.Random, edf: bytes) -> bytes:
-    signals = int(edf[252:256])
+def header_field(rng: random.Random, edf: bytes, signals: int) -> bytes:
+    """One field of a header that had ``signals`` signals, replaced."""
     if rng.random() < 0.4:
         place, width = rng.choice(FIXED)
     else:
@@ -130,18 +130,19 @@ def annotated(rng: random.Random, edf: bytes) -> bytes:
 
 
 def mutate_edf(rng: random.Random, edf: bytes) -> bytes:
+    signals = int(edf[252:256])
     kinds: list[Callable[[], bytes]] = [
-        lambda: flip(rng, edf, 256 * (1 + int(edf[252:256]))),
+        lambda: flip(rng, edf, 256 * (1 + signals)),
         lambda: flip(rng, edf, len(edf)),
-        lambda: header_field(rng, edf),
-        lambda: header_field(rng, header_field(rng, edf)) if edf[252:256].strip().isdigit() else edf,
+        lambda: header_field(rng, edf, signals),
+        lambda: header_field(rng, header_field(rng, edf, signals), signals),
         lambda: edf[: rng.randrange(len(edf))],
         lambda: edf + rng.randbytes(rng.randrange(1, 5000)),
         lambda: edf[: rng.randrange(256, 5000)] + rng.randbytes(2000),
         lambda: annotated(rng, edf),
         lambda: rng.randbytes(rng.randrange(3000)),
         # Four GiB claimed by a file of a kilobyte.
-        lambda: put(put(edf[: 256 * (1 + int(edf[252:256]))], 236, 8, b"99999999"), 244, 8, b"1"),
+        lambda: put(put(edf[: 256 * (1 + signals)], 236, 8, b"99999999"), 244, 8, b"1"),
     ]
     return rng.choice(kinds)()
 
