@@ -17,7 +17,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
-from scipy.signal import oaconvolve, resample_poly
+from scipy.signal import firwin, oaconvolve, resample_poly
 
 from sleepfm.constants import RATE_HZ
 from sleepfm.errors import SignalError
@@ -66,6 +66,8 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
             offset = centre(piece)
             if high is not None and _stop_edge(high) <= rate / 2:
                 resampled = _resample_and_filter(piece, offset, ratio, low, high)
+            elif high is not None and ratio.denominator == 1:
+                resampled = _fill_and_filter(piece - offset, ratio.numerator, low, high)
             else:
                 resampled = resample_poly(piece - offset, ratio.numerator, ratio.denominator)
                 resampled = resampled + offset if low is None else _filter(resampled, low, high)
@@ -173,9 +175,21 @@ def _stop_edge(high: float) -> float:
 
 
 @lru_cache(maxsize=64)
-def _response(low: float | None, high: float, length: int) -> NDArray[np.float32]:
-    """What the filter without its delay does to each bin of a spectrum of ``length`` samples at 100 Hz; real."""
+def _taps(low: float | None, high: float, fill: int = 1) -> NDArray[np.float64]:
+    """The filter at 100 Hz; with ``fill``, in one with what removes the images of a signal ``fill`` times as slow.
+
+    The latter is the filter that ``scipy.signal.resample_poly`` designs by default (Kaiser window, beta 5).
+    """
     taps = design(low, high).astype(np.float64)
+    if fill == 1:
+        return taps
+    return np.convolve(taps, fill * firwin(20 * fill + 1, 1 / fill, window=("kaiser", 5.0)))
+
+
+@lru_cache(maxsize=64)
+def _response(low: float | None, high: float, length: int, fill: int = 1) -> NDArray[np.float32]:
+    """What the filter without its delay does to each bin of a spectrum of ``length`` samples at 100 Hz; real."""
+    taps = _taps(low, high, fill)
     centred = np.zeros(length)
     centred[: len(taps)] = taps
     return fft.rfft(np.roll(centred, -(len(taps) // 2))).real.astype(np.float32)
@@ -216,6 +230,31 @@ def _resample_and_filter(
         middle = slice(margin * after, (block - margin) * after)
         result[first : first + at_once] = fft.irfft(spectrum, block * after, axis=1)[:, middle]
     return result.reshape(-1)[: _ceil(len(signal) * ratio)]
+
+
+def _fill_and_filter(signal: NDArray[np.float32], fill: int, low: float | None, high: float) -> NDArray[np.float32]:
+    """``signal`` [T] at 100 / ``fill`` Hz, zeros between its samples, filtered to [T * fill] at 100 Hz in one pass."""
+    half = len(_taps(low, high, fill)) // 2
+    block = fft.next_fast_len(max(4 * half, _BLOCK_SAMPLES), real=True)
+    step = block - 2 * half
+    blocks = -(-len(signal) * fill // step)
+    padded = np.zeros(blocks * step + 2 * half, dtype=np.float32)
+    # Odd reflection about the ends, and zeros where the signal is shorter than half the filter.
+    reach = min(half // fill, len(signal) - 1)
+    head = 2 * signal[0] - signal[reach:0:-1]
+    tail = 2 * signal[-1] - signal[-2 : -reach - 2 : -1]
+    reflected = np.concatenate([head, signal, tail])
+    place = padded[half - reach * fill :: fill]
+    place[: len(reflected)] = reflected[: len(place)]
+    response = _response(low, high, block, fill)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, block)[::step]
+    result = np.empty((blocks, step), dtype=np.float32)
+    at_once = max(1, _BATCH_SAMPLES // block)
+    for first in range(0, blocks, at_once):
+        spectrum = fft.rfft(windows[first : first + at_once], axis=1)
+        spectrum *= response
+        result[first : first + at_once] = fft.irfft(spectrum, block, axis=1)[:, half : half + step]
+    return result.reshape(-1)[: len(signal) * fill]
 
 
 def _filter(signal: NDArray[np.float32], low: float | None, high: float | None) -> NDArray[np.float32]:
