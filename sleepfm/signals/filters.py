@@ -56,7 +56,8 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
     low, high = effective_band(band, rate)
     ratio = RATE_HZ / Fraction(rate).limit_denominator(_LARGEST_DENOMINATOR)
     ratio = ratio.limit_denominator(_LARGEST_DENOMINATOR)
-    result = np.full(_ceil(len(signal) * ratio), np.nan, dtype=np.float32)
+    length = _ceil(len(signal) * ratio)
+    result: NDArray[np.float32] | None = None
     for start, stop in finite_runs(signal):
         piece = signal[start:stop]
         if channel in _STEPPED:
@@ -71,9 +72,13 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
             else:
                 resampled = resample_poly(piece - offset, ratio.numerator, ratio.denominator)
                 resampled = resampled + offset if low is None else _filter(resampled, low, high)
+        if stop - start == len(signal):  # no gaps, nothing to put together
+            return resampled[:length].astype(np.float32, copy=False)
+        if result is None:
+            result = np.full(length, np.nan, dtype=np.float32)
         place, end = _ceil(start * ratio), _ceil(stop * ratio)
         result[place:end] = resampled[: end - place]
-    return result
+    return np.full(length, np.nan, dtype=np.float32) if result is None else result
 
 
 def effective_band(band: Band, rate: float) -> tuple[float | None, float | None]:
