@@ -39,7 +39,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
 MEMORY_HOURS = 10
-WORKER_SHARDS = 8
+WORKER_SHARDS = 16
 SIZING_CORES = 64
 MIB = 2**20
 

@@ -123,13 +123,17 @@ def quartiles(signal: NDArray[np.float32]) -> tuple[float, float, float]:
     brackets = [(few[max(0, place - slack)], few[min(len(few) - 1, place + 1 + slack)]) for place in places]
     below = [0] * len(brackets)
     inside: list[list[NDArray[np.float32]]] = [[] for _ in brackets]
+    # Masks that are used again: fresh memory costs more than the comparison.
+    masks = np.empty((2, _PIECE_SAMPLES), dtype=bool)
     for begin in range(0, len(signal), _PIECE_SAMPLES):
         piece = signal[begin : begin + _PIECE_SAMPLES]
+        above, within = masks[:, : len(piece)]
         for number, (low, high) in enumerate(brackets):
-            reaching = piece >= low
-            below[number] += len(piece) - int(np.count_nonzero(reaching))
-            reaching &= piece <= high
-            inside[number].append(piece[reaching])
+            np.greater_equal(piece, low, out=above)
+            below[number] += len(piece) - int(np.count_nonzero(above))
+            np.less_equal(piece, high, out=within)
+            within &= above
+            inside[number].append(piece.compress(within))
     found = [
         _quantile(signal, share, count, np.concatenate(parts))
         for share, count, parts in zip(_QUARTILES, below, inside, strict=True)
@@ -143,8 +147,8 @@ def _quantile(signal: NDArray[np.float32], share: float, below: int, inside: NDA
     first = int(rank) - below
     if first < 0 or first + 1 >= len(inside):
         return float(np.quantile(signal.astype(np.float64), share))
-    inside = np.partition(inside, (first, first + 1))
-    return float(inside[first]) * (1.0 - weight) + float(inside[first + 1]) * weight
+    inside = np.partition(inside, first)
+    return float(inside[first]) * (1.0 - weight) + float(inside[first + 1 :].min()) * weight
 
 
 def centre(signal: NDArray[np.float32]) -> np.float32:
