@@ -10,7 +10,8 @@ with one thread and warm (the first night does not count):
 * `bound`: processor time of what no converter can do without: reading the bytes, decoding the samples that are wanted, and the
   forward and inverse transforms of resampling and filtering them in blocks; nothing else.
 * `memory`: peak resident memory of a real Ray worker, before and after a night of 10 hours.
-* `workers`: wall time of a build on one and on two Ray workers that are warm.
+* `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
+  is one, to a file system in memory, which takes the disk out of it.
 * `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s.
 
 CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
@@ -41,6 +42,7 @@ THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THR
 MEMORY_HOURS = 10
 WORKER_SHARDS = 16
 SIZING_CORES = 64
+MEMORY_FOLDER = Path("/dev/shm")
 MIB = 2**20
 
 
@@ -64,8 +66,8 @@ def shard_of(source: Path, path: Path, number: int) -> Any:
 
 
 @contextmanager
-def output() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="shards-") as folder:
+def output(place: str | None = None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="shards-", dir=place) as folder:
         (Path(folder) / "shards").mkdir()
         yield Path(folder)
 
@@ -200,14 +202,14 @@ def measure_memory(source: Path, *_: str) -> dict[str, Any]:
     }
 
 
-def measure_workers(source: Path, *_: str) -> dict[str, Any]:
+def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
     from shards.cluster import cluster, run_shards
     from shards.config import load_build_config
 
     config, paths = load_build_config(None, ["cohort=shhs1"]), edfs(source)
     seconds = {}
     for workers in (1, 2):
-        with output() as out, cluster(workers) as ray:
+        with output(place or None) as out, cluster(workers) as ray:
             for first, count in ((0, 2 * workers), (100, WORKER_SHARDS), (200, WORKER_SHARDS)):
                 shards = [shard_of(source, paths[n % len(paths)], first + n) for n in range(count)]
                 begin = time.perf_counter()
@@ -315,7 +317,8 @@ def apart(measure: str, source: Path, *arguments: str) -> dict[str, Any]:
 
 def sizing(figures: dict[str, Any]) -> dict[str, dict[str, float]]:
     """What cohorts of nights like these take on 64 cores, from the build with two workers and the bytes written."""
-    a_night = 2 * figures["workers"]["seconds_with_2"] / figures["workers"]["nights"]
+    build = figures.get("workers_in_memory", figures["workers"])
+    a_night = 2 * build["seconds_with_2"] / build["nights"]
     size = figures["ours"]["bytes_per_psg_hour"] * figures["hours"]
     return {
         name: {
@@ -379,6 +382,8 @@ def main() -> None:
             figures["memory"] = apart("memory", long) | {"hours": MEMORY_HOURS}
         if "workers" in chosen:
             figures["workers"] = apart("workers", nights)
+            if MEMORY_FOLDER.is_dir():
+                figures["workers_in_memory"] = apart("workers", nights, str(MEMORY_FOLDER))
         if "scale" in chosen:
             figures["scale"] = apart("scale", nights, str(arguments.recordings))
     if {"ours", "workers"} <= figures.keys():
