@@ -59,6 +59,7 @@ def cluster(workers: int) -> Iterator[Any]:
 
     Raises:
         ConfigError: there is no cluster at ``RAY_ADDRESS``.
+        ShardError: the new cluster did not start.
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
     import ray
@@ -82,6 +83,9 @@ def cluster(workers: int) -> Iterator[Any]:
             )
     except ConnectionError as error:
         raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster there ({error}); start one or unset it") from error
+    except Exception as error:
+        # Ray has no class of its own for processes that do not come up within half a minute.
+        raise ShardError(f"Ray did not start ({error}); if the machine is busy, run the same command again") from error
     try:
         yield ray
     finally:

@@ -70,7 +70,7 @@ def write_recording(
     clipped: dict[str, int] = {}
     for channel in channels:
         signal = night.channels.pop(channel)
-        flat = signal if signal.dtype == np.int16 else quantise(channel, signal)
+        flat = signal.view(np.int16) if signal.dtype == np.int16 else quantise(channel, signal)
         clipped[channel] = int(np.count_nonzero(flat == INT16_MAX) + np.count_nonzero(flat == -INT16_MAX))
         steps[channel] = flat.reshape(night.n_epochs, EPOCH_SAMPLES)
     segments = []
