@@ -44,7 +44,9 @@ PARQUET_EPOCHS = 2_000
 
 def make_dataset(out: Path, recordings: int) -> None:
     """Nights of noise through the shard writer, one in memory at a time."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+    root = Path(__file__).resolve().parents[1]
+    # Before this folder, whose shards.py would stand in for the package.
+    sys.path[:0] = [str(root), str(root / "tests")]
     from made_nights import make_night
 
     from shards.config import identity, load_build_config

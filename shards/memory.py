@@ -15,7 +15,7 @@ from sleepfm.constants import CHANNELS, RATE_HZ
 from sleepfm.errors import RecordingError
 from sleepfm.signals.cohort import Cohort, cohort_names, load_cohort, normalise_label
 from sleepfm.signals.edf_header import EdfHeader
-from sleepfm.signals.recording import read_edf_header
+from sleepfm.signals.recording import read_edf_extent
 
 # A Ray worker with its libraries.
 BASE_BYTES = 200 * 2**20
@@ -51,17 +51,17 @@ def wanted_labels(cohort: Cohort | None) -> frozenset[str]:
     )
 
 
-def recording_memory(header: EdfHeader, labels: frozenset[str]) -> int:
-    """Bytes beside the worker's own that converting a recording with this header may take."""
-    seconds = float(header.n_records * header.record_seconds)
+def recording_memory(header: EdfHeader, seconds: float, labels: frozenset[str]) -> int:
+    """Bytes beside the worker's own that converting a recording with this header, ``seconds`` long, may take."""
     named = [signal for signal in header.ordinary if normalise_label(signal.label) in labels]
-    longest = max((signal.samples for signal in named or header.ordinary), default=0) * header.n_records
+    samples = max((signal.samples for signal in named or header.ordinary), default=0)
+    longest = samples * seconds / float(header.record_seconds) if header.record_seconds else 0.0
     packed = len(CHANNELS) * seconds * RATE_HZ * 2
     return int(packed + _COPIES * 4 * (longest + seconds * RATE_HZ))
 
 
 def _needed(path: Path, labels: frozenset[str]) -> int:
     try:
-        return recording_memory(read_edf_header(path), labels)
+        return recording_memory(*read_edf_extent(path), labels)
     except RecordingError:
         return 0  # it will be refused, with this reason

@@ -47,8 +47,12 @@ class ObjectStore:
 
     def gets(self, key: str) -> int:
         """How often bytes of ``key`` were asked for."""
+        return sum(line.split("?")[0] == f"GET /{BUCKET}/{key}" for line in self.requests())
+
+    def requests(self) -> list[str]:
+        """Method and path of every request so far."""
         time.sleep(0.2)  # the lines of the last requests may still be on their way
-        return sum(line.strip().split("?")[0] == f"GET /{BUCKET}/{key}" for line in self._lines)
+        return [line.strip() for line in self._lines]
 
     def upload(self, folder: Path, prefix: str) -> str:
         """Every file below ``folder`` under ``prefix``; the URL of that."""

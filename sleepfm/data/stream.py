@@ -426,7 +426,10 @@ def load_windows(
     intact[item[runs.request[~run_intact]]] = False
     # [B, C, L, 3000] filled at the present channels, seen as [B, L, C, 3000]
     values = np.zeros((size, width, length, EPOCH_SAMPLES), np.float32)
-    values[item, column] = scaled(buffer, np.repeat(SCALES[channels[column]], length)).reshape(len(item), length, EPOCH_SAMPLES)
+    # Piece by piece straight to its place: a whole batch of float32 beside it would be written to fresh pages first.
+    places = zip(item.tolist(), column.tolist(), SCALES[channels[column]], strict=True)
+    for number, (row, channel, scale) in enumerate(places):
+        np.multiply(buffer[number * length : (number + 1) * length], scale, out=values[row, channel], dtype=np.float32)
     signals = torch.from_numpy(values).transpose(1, 2)
     valid = np.arange(length) < count[:, None]
     stacked = {name: np.full((size, length), -1, np.int64) for name in label_names}

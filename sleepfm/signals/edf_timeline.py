@@ -17,8 +17,11 @@ from sleepfm.signals.files import RandomFile
 
 # A record that starts this late after the end of the one before it starts a new piece.
 _JITTER_SECONDS = 0.01
-# A few damaged time stamps must not make a small file claim a large array.
+# A few damaged time stamps must not make a small file claim a large array, nor a night's file that of a week.
 _LARGEST_DILUTION = 100.0
+_LONGEST_PAUSES = 86_400.0
+# No night has more; a file that does is not held in memory.
+_MOST_ANNOTATIONS = 250_000
 
 
 @dataclass(frozen=True)
@@ -56,11 +59,29 @@ def continuous(header: EdfHeader) -> Timeline:
     return Timeline(0.0, header.n_records * float(header.record_seconds), (Piece(0, header.n_records, 0.0),), (), (), ())
 
 
+def read_extent(file: RandomFile, header: EdfHeader) -> float:
+    """Seconds from the first sample to the end of the last record, told from these two records' time stamps alone.
+
+    An upper bound where :func:`read_timeline` would refuse the file.
+    """
+    recorded = header.n_records * float(header.record_seconds)
+    stamped = next((signal for signal in header.signals if signal.is_annotation), None)
+    if stamped is None or not header.variant.endswith("+D"):
+        return recorded
+    length = stamped.samples * header.sample_bytes
+    starts = [header.data_offset + record * header.record_bytes + stamped.offset for record in (0, header.n_records - 1)]
+    first, last = (parse_record([file.read(start, length)]).onset for start in starts)
+    if first is None or last is None:
+        return recorded
+    return min(max(recorded, last - first + float(header.record_seconds)), _most_seconds(recorded))
+
+
 def read_timeline(file: RandomFile, header: EdfHeader, name: str) -> Timeline:
     """Read every annotation signal of an open file.
 
     Raises:
-        RecordingError: an EDF+D without time stamps, with overlapping records, or with absurd ones.
+        RecordingError: an EDF+D without time stamps, with overlapping records, or with absurd ones; more annotations
+            than a night can have.
     """
     seconds = float(header.record_seconds)
     whole = continuous(header)
@@ -95,6 +116,10 @@ def _read_stamps(file: RandomFile, header: EdfHeader, name: str) -> tuple[NDArra
             if parsed.onset is not None:
                 stamps[record] = parsed.onset
             found += parsed.annotations
+            if len(found) > _MOST_ANNOTATIONS:
+                raise RecordingError(
+                    f"{name}: more than {_MOST_ANNOTATIONS} annotations; its annotation signals are damaged, or hold samples"
+                )
             malformed += parsed.malformed
             record += 1
     return stamps, found, malformed
@@ -130,9 +155,14 @@ def _split(
         pieces.append(Piece(start, stop, onset))
         end = onset + (stop - start) * seconds
     recorded = len(stamps) * seconds
-    if end > min(LONGEST_SECONDS, _LARGEST_DILUTION * recorded):
+    if end > _most_seconds(recorded):
         raise RecordingError(
             f"{name}: its time stamps span {end / 3600:.1f} h for {recorded:g} s of signal; "
             "they are damaged, or the file has to be split at its pauses"
         )
     return tuple(pieces), tuple(gaps), end
+
+
+def _most_seconds(recorded: float) -> float:
+    """How long a recording may last, pauses included, of which ``recorded`` s are signal."""
+    return min(LONGEST_SECONDS, _LARGEST_DILUTION * recorded, recorded + _LONGEST_PAUSES)

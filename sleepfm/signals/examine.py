@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sleepfm.errors import AnnotationError, MontageError, RecordingError
 from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
 from sleepfm.signals.cohort import Cohort, recognise_cohort
 from sleepfm.signals.edf_scoring import from_annotations
-from sleepfm.signals.files import is_file, is_folder, list_files, location, refresh
+from sleepfm.signals.files import file_size, is_file, is_folder, list_files, location, refresh
 from sleepfm.signals.identity import Identity, identify
 from sleepfm.signals.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.recording import Recording, read_edf_header, read_recording
@@ -19,6 +20,10 @@ from sleepfm.signals.scoring_types import Scoring
 from sleepfm.signals.vocabulary import fold
 
 _SUFFIXES = (".edf", ".bdf")
+# Annotations without a signal are smaller. Larger files are recordings, whose headers need not be fetched to list a folder.
+_LARGEST_ANNOTATIONS = 16 << 20
+# Headers lie apart on storage that may be slow to answer.
+_THREADS = 16
 
 
 @dataclass(frozen=True)
@@ -54,11 +59,13 @@ def discover(root: str | Path, cohort: Cohort | None = None) -> list[Path]:
         raise RecordingError(f"{root}: cannot be listed ({error.strerror or error})") from error
     if not files:
         raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
-    annotations = [path for path in files if _annotations_only(path)]
-    recordings = [path for path in files if path not in set(annotations)]
-    if annotations:
-        used = {_scoring_of(path, root, cohort) for path in recordings}
-        recordings += [path for path in annotations if path not in used]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        lonely = list(pool.map(_annotations_only, files))
+        annotations = [path for path, alone in zip(files, lonely, strict=True) if alone]
+        recordings = [path for path, alone in zip(files, lonely, strict=True) if not alone]
+        if annotations:
+            used = set(pool.map(lambda path: _scoring_of(path, root, cohort), recordings))
+            recordings += [path for path in annotations if path not in used]
     return sorted(recordings)
 
 
@@ -150,8 +157,8 @@ def _with_own_events(scoring: Scoring, own: Mapping[str, str]) -> Scoring:
 
 def _annotations_only(path: Path) -> bool:
     try:
-        return not read_edf_header(path).ordinary
-    except RecordingError:
+        return file_size(path) <= _LARGEST_ANNOTATIONS and not read_edf_header(path).ordinary
+    except (RecordingError, OSError):
         return False
 
 

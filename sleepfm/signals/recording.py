@@ -20,7 +20,7 @@ from sleepfm.errors import RecordingError
 from sleepfm.signals.edf_annotations import Annotation
 from sleepfm.signals.edf_blocks import iter_blocks
 from sleepfm.signals.edf_header import EdfHeader, SignalHeader, read_header
-from sleepfm.signals.edf_timeline import Timeline, continuous, read_timeline
+from sleepfm.signals.edf_timeline import Timeline, continuous, read_extent, read_timeline
 from sleepfm.signals.files import RandomFile, location, random_file
 
 # Beyond this a header is damaged, and samples would not fit their type.
@@ -136,6 +136,13 @@ def read_edf_header(path: Path) -> EdfHeader:
     """The header alone. Raises :class:`RecordingError` as :func:`read_recording`."""
     with _reading(path), random_file(path, spool=False) as file:
         return read_header(file, str(path))
+
+
+def read_edf_extent(path: Path) -> tuple[EdfHeader, float]:
+    """The header, and the seconds that the recording lasts with its pauses. Raises as :func:`read_recording`."""
+    with _reading(path), random_file(path, spool=False) as file:
+        header = read_header(file, str(path))
+        return header, read_extent(file, header)
 
 
 @contextmanager

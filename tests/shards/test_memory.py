@@ -12,18 +12,20 @@ from shards.config import load_build_config
 from shards.memory import BASE_BYTES, recording_memory, task_memory, wanted_labels
 from shards.plan import Entry, ShardPlan
 from sleepfm.signals.cohort import load_cohort
-from sleepfm.signals.recording import read_edf_header
+from sleepfm.signals.recording import read_edf_extent
 
 
 def test_memory_grows_with_hours_and_rates_of_what_is_read(tmp_path, cohort):
     edf = min(cohort.rglob("*.edf"))
-    header = read_edf_header(edf)
+    header, seconds = read_edf_extent(edf)
     labels = wanted_labels(load_cohort("shhs1"))
-    need = recording_memory(header, labels)
-    hours = header.n_records * float(header.record_seconds) / 3600
+    need = recording_memory(header, seconds, labels)
+    hours = seconds / 3600
     # A 10-h night of SHHS stays within what a worker may take.
     assert BASE_BYTES + need * 10 / hours < 450 * 2**20
-    assert recording_memory(header, frozenset({"sound"})) >= need
+    assert recording_memory(header, seconds, frozenset({"sound"})) >= need
+    # Pauses of a discontinuous recording are filled in.
+    assert recording_memory(header, 3 * seconds, labels) == pytest.approx(3 * need, abs=10)
     assert labels < wanted_labels(None)
     assert task_memory([edf], labels) == task_memory([edf, edf, tmp_path / "missing.edf"], labels) > BASE_BYTES
     assert task_memory([tmp_path / "missing.edf"], labels) == BASE_BYTES

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.errors import RecordingError
-from sleepfm.signals.recording import read_recording
+from sleepfm.signals.recording import read_edf_extent, read_recording
 
 READABLE = [
     "nox-a1/subject1.edf",
@@ -169,6 +169,31 @@ def test_the_same_stamps_in_a_continuous_file_are_only_remarked_on(tmp_path):
 def test_damaged_time_stamps_are_refused(tmp_path, stamps, reason):
     path = write_edf(tmp_path / "d.edf", [Made("EEG", noise(12), 4)], variant="EDF+D", stamps=stamps)
     with pytest.raises(RecordingError, match=reason):
+        read_recording(path)
+
+
+def test_pauses_of_more_than_a_day_are_damage(tmp_path):
+    signal = Made("EEG", noise(2 * 3600), 3600)
+    for pause, fits in ((86_000, True), (90_000, False)):
+        stamps = [tal("+5"), tal(f"+{5 + 3600 + pause}")]
+        path = write_edf(tmp_path / "d.edf", [signal], seconds="3600", variant="EDF+D", stamps=stamps)
+        if fits:
+            assert read_recording(path).duration == read_edf_extent(path)[1] == 2 * 3600 + pause
+        else:
+            with pytest.raises(RecordingError, match=r"span 27\.0 h for 7200 s of signal"):
+                read_recording(path)
+            assert read_edf_extent(path)[1] == 7200 + 86_400
+
+
+def test_the_extent_of_a_recording_without_pauses_is_that_of_its_records(tmp_path):
+    for variant, stamps in (("", None), ("EDF+C", [tal("+0"), tal("+9")]), ("EDF+D", [tal("+0"), b""])):
+        path = write_edf(tmp_path / "e.edf", [Made("EEG", noise(8), 4)], variant=variant, stamps=stamps)
+        assert read_edf_extent(path)[1] == 2.0
+
+
+def test_a_flood_of_annotations_is_refused(tmp_path):
+    path = write_edf(tmp_path / "f.edf", [Made("EEG", noise(4), 4)], variant="EDF+C", stamps=[b"+1\x14W\x14\0" * 250_001])
+    with pytest.raises(RecordingError, match="more than 250000 annotations"):
         read_recording(path)
 
 

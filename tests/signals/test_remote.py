@@ -17,7 +17,7 @@ from sleepfm.errors import AnnotationError, ConfigError, RecordingError
 from sleepfm.signals.annotations import find_scoring, read_scoring
 from sleepfm.signals.cohort import load_cohort
 from sleepfm.signals.examine import discover
-from sleepfm.signals.files import location
+from sleepfm.signals.files import file_size, location
 from sleepfm.signals.prepare import prepare
 
 
@@ -93,6 +93,17 @@ def test_only_headers_are_fetched_to_list_a_folder(s3, night):
     url = s3.upload(night.parents[2], "listed")
     assert [str(path) for path in discover(url)] == [f"{url}/edfs/shhs1/shhs1-200001.edf"]
     assert s3.gets("listed/edfs/shhs1/shhs1-200001.edf") == 2
+
+
+def test_a_folder_of_nights_is_listed_without_a_request_for_each(s3, night):
+    large = night.read_bytes().ljust((16 << 20) + 1, b"\0")  # as recordings are; no file of annotations alone is
+    for number in range(4):
+        s3.put(f"cohort/edfs/shhs1/shhs1-20000{number}.edf", large)
+    before = len(s3.requests())
+    paths = discover("s3://sleep/cohort")
+    assert [path.name for path in paths] == [f"shhs1-20000{number}.edf" for number in range(4)]
+    assert [file_size(path) for path in paths] == 4 * [len(large)]
+    assert not [request for request in s3.requests()[before:] if ".edf" in request]
 
 
 def test_what_is_added_after_a_listing_is_found(s3, night):
