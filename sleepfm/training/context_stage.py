@@ -42,8 +42,12 @@ class NightStream:
         self._length = length
         self._nights = list(nights.items())
         self._usable = [torch.nonzero(night.isfinite().all(1))[:, 0] for _, night in self._nights]
-        windows = [window_starts(len(usable), length, length) if len(usable) else [] for usable in self._usable]
-        self._items = [(number, int(start)) for number, starts in enumerate(windows) for start in starts]
+        self._items = [
+            (number, int(start))
+            for number, usable in enumerate(self._usable)
+            if len(usable)
+            for start in window_starts(len(usable), length, length)
+        ]
         if not self._items:
             raise DatasetError("no night has an epoch with a channel that the encoder knows")
         self._order = lru_cache(2)(lambda number: permutation(len(self._items), seed, number))
