@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import islice
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.reader import Ranges, ShardReader
 from sleepfm.data.report import ReadReport
+from sleepfm.errors import ShardError
+
+# Shards that one process fetches at once when it goes through recordings in order.
+AT_ONCE = 4
 
 
 class ReadAhead:
@@ -41,3 +48,31 @@ class ReadAhead:
                     return
                 ranges = self._asked.popleft()
             self._reader.read_ahead(ranges())
+
+
+def fetching_ahead(dataset: Dataset, records: Sequence[int]) -> Iterator[int]:
+    """``records``, rows in shard order; behind a URL, the shards of the next ones are fetched meanwhile, some at once.
+
+    What cannot be had is no error here: it is met again when it is read.
+    """
+    if dataset.remote is None or not len(records):
+        yield from records
+        return
+    shards = iter(dict.fromkeys(dataset.shard_of[list(records)].tolist()))
+    pool = ThreadPoolExecutor(AT_ONCE, "fetching ahead")
+    try:
+        fetched = deque(pool.submit(_fetch, dataset, shard) for shard in islice(shards, AT_ONCE))
+        reached = -1
+        for record in records:
+            if dataset.shard_of[record] != reached:
+                reached = int(dataset.shard_of[record])
+                fetched.popleft().result()
+                fetched.extend(pool.submit(_fetch, dataset, shard) for shard in islice(shards, 1))
+            yield record
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _fetch(dataset: Dataset, shard: int) -> None:
+    with suppress(ShardError, OSError):
+        dataset.shard_file(shard)

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from sleepfm.constants import CHANNELS
+from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.labels import RecordLabels
@@ -74,5 +75,5 @@ def iter_eval(
         ShardError: an epoch is corrupt.
     """
     reader = ShardReader(dataset)
-    for row in dataset.select(split, channels).tolist():
+    for row in fetching_ahead(dataset, dataset.select(split, channels).tolist()):
         yield from iter_record(dataset, dataset.names[row], channels, length, windows, labels, reader)

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
-from sleepfm.data.ahead import ReadAhead
+from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CHANNEL_SCALE
@@ -350,7 +350,7 @@ class SequenceStream(Stream):
         self._labelled_only = labelled_only
         self._record = dataset.select(split, channels)
         if labelled_only:
-            items = np.array([len(self._starts(row)) for row in self._record.tolist()])
+            items = np.array([len(self._starts(row)) for row in fetching_ahead(dataset, self._record.tolist())])
             self._record, items = self._record[items > 0], items[items > 0]
         else:
             items = 1 + np.ceil(np.maximum(dataset.n_epochs[self._record] - length, 0) / self.stride).astype(int)

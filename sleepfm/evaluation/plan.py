@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
@@ -69,4 +70,5 @@ def training_labels(dataset: Dataset, task: str, data: LabelledData) -> RecordLa
 
 def labels_of_split(dataset: Dataset, labels: RecordLabels, split: str, task: str) -> NDArray[np.int64]:
     """All labels of ``task`` in ``split``, joined."""
-    return np.concatenate([labels.of(row)[task] for row in dataset.select(split).tolist()]).astype(np.int64)
+    rows = fetching_ahead(dataset, dataset.select(split).tolist())
+    return np.concatenate([labels.of(row)[task] for row in rows]).astype(np.int64)

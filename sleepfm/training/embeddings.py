@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.evaluation import iter_record
 from sleepfm.training.distributed import World
@@ -84,11 +85,12 @@ class EmbeddingCache:
             DatasetError: the split is empty.
             ShardError: an epoch is corrupt.
         """
-        names = [self._dataset.names[row] for row in self._dataset.select(split, self._encoder.channels)]
-        missing = [name for name in names if self._stored(name) is None]
+        rows = self._dataset.select(split, self._encoder.channels).tolist()
+        names = [self._dataset.names[row] for row in rows]
+        missing = [row for row, name in zip(rows, names, strict=True) if self._stored(name) is None]
         mine = missing[world.rank :: world.size]
-        for number, name in enumerate(mine, 1):
-            self._store(name)
+        for number, row in enumerate(fetching_ahead(self._dataset, mine), 1):
+            self._store(self._dataset.names[row])
             if world.is_main and (number == len(mine) or number % 20 == 0):
                 print(f"embedded {number} of {len(mine)} recordings of {split}", file=sys.stderr, flush=True)
         if world.size > 1:

@@ -16,6 +16,7 @@ import torch
 from made_nights import make_dataset, make_night
 
 import sleepfm.data.remote
+from sleepfm.data.ahead import AT_ONCE, fetching_ahead
 from sleepfm.data.cache import PART, FileCache
 from sleepfm.data.dataset import Dataset, read_description
 from sleepfm.data.evaluation import iter_eval
@@ -100,6 +101,36 @@ def test_the_next_window_is_fetched_ahead(local, url, tmp_path):
             break
         time.sleep(0.02)
     assert len(list(tmp_path.rglob("*.tar"))) == 4  # two of the window, two of the next
+
+
+def test_recordings_in_order_are_fetched_some_at_once(local, url, tmp_path, monkeypatch):
+    order, under_way, most = [], set(), 0
+    chunks = sleepfm.data.remote.RemoteFolder.chunks
+
+    def slow(self, name):
+        nonlocal most
+        if not name.endswith(".tar"):
+            return chunks(self, name)
+        order.append(name)
+        under_way.add(name)
+        time.sleep(0.1)
+        most = max(most, len(under_way))
+        under_way.remove(name)
+        return chunks(self, name)
+
+    monkeypatch.setattr(sleepfm.data.remote.RemoteFolder, "chunks", slow)
+    remote = Dataset.open(url, cache(tmp_path, local))
+    steps = fetching_ahead(remote, [0, 1, 2, 3, 5])
+    assert next(steps) == 0
+    assert len(order) <= 1 + AT_ONCE and "shards/shard-000005.tar" not in order
+    assert list(steps) == [1, 2, 3, 5]
+    assert most == AT_ONCE and len(order) == 5
+    for name in fsspec.filesystem("memory").glob("/cohort/shards/*.tar"):
+        fsspec.filesystem("memory").rm(name)
+    remote = Dataset.open(url, cache(tmp_path / "other", local))
+    assert list(fetching_ahead(remote, [0, 1])) == [0, 1]  # that they are missing is said where they are read
+    with pytest.raises(ShardError, match="missing"):
+        next(iter_eval(remote, "pretrain", ["ECG"]))
 
 
 def test_the_cache_stays_below_its_bound_and_keeps_what_was_asked_for_last(local, url, tmp_path):
