@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,24 +27,40 @@ CARD = "MODEL_CARD.md"
 
 def write_package(
     folder: str | Path,
-    module: nn.Module,
+    weights: nn.Module | Path,
     config: Mapping[str, Any],
     card: str,
     tags: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Write ``module`` as a package into ``folder`` and return ``tags`` with the digests a registry keeps.
+    """Write a package into ``folder`` and return ``tags`` with the digests a registry keeps.
 
-    Floating-point tensors are stored in fp32. ``config`` holds at least ``model``.
+    ``weights`` is a module, whose floating-point tensors are stored in fp32, or a file that :func:`save_weights` wrote, which is
+    linked, or copied where that cannot be. ``config`` holds at least ``model``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    save_weights(folder / WEIGHTS, module.state_dict())
-    weights = sha256_file(folder / WEIGHTS)
-    content = dict(config) | {"weights": {"sha256": weights, "bytes": (folder / WEIGHTS).stat().st_size}}
+    if isinstance(weights, Path):
+        link_or_copy(weights, folder / WEIGHTS)
+    else:
+        save_weights(folder / WEIGHTS, weights.state_dict())
+    digest = sha256_file(folder / WEIGHTS)
+    content = dict(config) | {"weights": {"sha256": digest, "bytes": (folder / WEIGHTS).stat().st_size}}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     (folder / CONFIG).write_text(text, encoding="utf-8")
     (folder / CARD).write_text(card, encoding="utf-8")
-    return dict(tags or {}) | {"sha256": weights, "sha256.config": sha256_file(folder / CONFIG)}
+    return dict(tags or {}) | {"sha256": digest, "sha256.config": sha256_file(folder / CONFIG)}
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give the file ``source`` a second name, or a copy on file systems without hard links; ``target`` is replaced."""
+    if target.exists():
+        if target.samefile(source):
+            return
+        target.unlink()
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

@@ -13,6 +13,7 @@ import logging
 import math
 import os
 import re
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,9 +73,7 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
     if file is not None:
         # MLflow keeps open stores by address, which must not change its meaning with the working folder.
         uri = f"sqlite:///{file.resolve()}"
-        if create:
-            file.parent.mkdir(parents=True, exist_ok=True)
-        elif not file.exists():
+        if not file.exists() and not create:
             raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -84,7 +83,34 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if file is not None and not file.exists():
+        _create_store(file.resolve())
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _create_store(file: Path) -> None:
+    """Make an empty store at ``file`` that is there with all its tables or not at all.
+
+    MLflow makes a file first and its tables over some seconds, so that two jobs which start together meet half of them, and a
+    kill leaves half of them for good. It is made under another name; the first to be ready gives it ``file``'s.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", str(file.parent / "mlartifacts"))
+        store.engine.dispose()
+        try:
+            os.link(temporary, file)
+        except FileExistsError:
+            pass
+        except OSError:
+            # A file system without hard links: a rename, which a job that was as fast would undo.
+            temporary.replace(file)
+    finally:
+        for leftover in temporary.parent.glob(f"{temporary.name}*"):
+            leftover.unlink()
 
 
 def experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
@@ -169,7 +195,8 @@ def register(
     """Register the package in ``folder`` as a new version of ``name`` under ``run_id``; returns the
     version.
 
-    The same package of the same run is registered once, however often this is called.
+    The same package of the same run is registered once, however often this is called; figures and tags that it did not have are
+    added.
 
     Raises:
         RegistryError: the store refuses or cannot be reached.
@@ -186,7 +213,11 @@ def register(
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
         for version in mlflow_client.search_model_versions(f"name = '{name}'"):
-            if version.run_id == run_id and version.tags.get("sha256") == every_tag["sha256"]:
+            if version.run_id == run_id and all(
+                version.tags.get(key) == every_tag.get(key) for key in ("sha256", "sha256.config")
+            ):
+                for key in every_tag.keys() - version.tags.keys():
+                    mlflow_client.set_model_version_tag(name, str(version.version), key, every_tag[key])
                 return str(version.version)
         artifacts = f"package-{every_tag['sha256'][:12]}"
         mlflow_client.log_artifacts(run_id, str(folder), artifacts)
@@ -201,7 +232,8 @@ def register(
 def promote(name: str, version: str, metric: str, mode: str = "max", alias: str = "champion", store: str | None = None) -> bool:
     """Move ``alias`` of ``name`` to ``version`` if its ``metric`` is strictly better than the holder's.
 
-    The first version with a finite metric always gets it. Returns whether ``version`` holds the alias now.
+    The first version with a finite metric always gets it, and so does a later package of the holder's own weights and run, which
+    says more of them. Returns whether ``version`` holds the alias now.
 
     Raises:
         RegistryError: ``version`` has no such metric.
@@ -210,7 +242,8 @@ def promote(name: str, version: str, metric: str, mode: str = "max", alias: str 
 
     mlflow_client = client(store)
     key = f"metric.{metric}"
-    text = mlflow_client.get_model_version(name, version).tags.get(key)
+    offered = mlflow_client.get_model_version(name, version)
+    text = offered.tags.get(key)
     if text is None:
         raise RegistryError(f"models:/{name}/{version}: no metric {metric!r}, which {alias!r} is decided by")
     value = float(text)
@@ -222,10 +255,25 @@ def promote(name: str, version: str, metric: str, mode: str = "max", alias: str 
         holder = None
     if holder is not None and str(holder.version) != str(version):
         held = float(holder.tags.get(key, "nan"))
-        if not (value > held if mode == "max" else value < held):
+        same = (holder.run_id, holder.tags.get("sha256")) == (offered.run_id, offered.tags.get("sha256"))
+        if not same and not (value > held if mode == "max" else value < held):
             return False
     mlflow_client.set_registered_model_alias(name, alias, version)
     return True
+
+
+def name_version(name: str, version: str, alias: str, store: str | None = None) -> None:
+    """Have ``alias`` of ``name`` mean ``version``, whatever it meant before.
+
+    Raises:
+        RegistryError: the store refuses or cannot be reached.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client(store).set_registered_model_alias(name, alias, version)
+    except MlflowException as error:
+        raise RegistryError(f"{store_uri(store)}: cannot set {name}@{alias} ({str(error).splitlines()[0]})") from error
 
 
 def versions(store: str | None = None) -> list[ModelVersion]:

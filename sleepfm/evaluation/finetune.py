@@ -69,6 +69,7 @@ class FinetuneStage:
         labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task))
         self.n_labelled = int((labels >= 0).sum())
         self.weights = class_weights(labels, len(self.task.classes), config.weighting)
+        self.validated: Predictions | None = None
         self.seconds = SecondLabels(self.dataset, config.task)
         if config.events is not None:
             every = torch.cat([self.seconds.of(row, kept.of(row)) for row in self.dataset.select("label").tolist()])
@@ -89,10 +90,11 @@ class FinetuneStage:
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Headline figures on ``val``, every epoch once."""
-        return validation_figures(self.task, self._predict(module, "val"))
+        self.validated = self._predict(module, "val")
+        return validation_figures(self.task, self.validated)
 
-    def export(self, module: nn.Module, folder: Path) -> Export:
-        """The package of encoder, context and head; reads ``test`` for the first and only time."""
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+        """The package of encoder, context and head; reads ``test``, for the first and only time, if ``final``."""
         assert isinstance(module, Downstream)
         tune, context = self.config.tune, self.config.context
         facts = {
@@ -103,7 +105,8 @@ class FinetuneStage:
             "label fraction": self.config.data.label_fraction,
             "class weighting": self.config.weighting,
         } | ({"events": "per-second head"} if self.config.events is not None else {})
-        validation, test = self._predict(module, "val"), self._predict(module, "test")
+        validation = self._predict(module, "val") if final or self.validated is None else self.validated
+        test = self._predict(module, "test") if final else None
         return package_contents(
             self.config, module, self.dataset, folder, validation, test, facts, window=self.config.sequence.length
         )

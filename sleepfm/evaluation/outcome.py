@@ -69,14 +69,15 @@ def package_contents(
     window: int,
 ) -> Export:
     """Choose the threshold on ``validation``, read ``test`` once, and write predictions and figures into
-    ``folder``.
+    ``folder``. Without ``test`` (None) figures come without intervals and the threshold of seconds in coarser steps, since the
+    training waits.
 
     ``facts`` go into the model card and, as they are, into ``config.yaml``; ``window`` is how many epochs the
     context sees at once.
     """
     task = TASKS[job.task]
     threshold = _threshold(task, validation)
-    options = {"resamples": job.evaluate.resamples, "seed": job.evaluate.seed}
+    options = {"resamples": job.evaluate.resamples if test is not None else 0, "seed": job.evaluate.seed}
     on_val = judge(task, validation, threshold.value, **options)
     on_test = judge(task, test, threshold.value, **options) if test is not None else None
     validation.write(folder / "predictions-val.parquet")
@@ -87,7 +88,8 @@ def package_contents(
     binary = task.kind == "binary"
     splits = {"val": validation} | ({"test": test} if test is not None else {})
     located = binary and validation.seconds is not None
-    event_threshold = best_event_threshold(dataset, task.name, validation) if located else threshold.value
+    step = 0.02 if test is not None else 0.1
+    event_threshold = best_event_threshold(dataset, task.name, validation, step) if located else threshold.value
     found = {
         split: compare_events(dataset, task.name, predictions, event_threshold) for split, predictions in splits.items() if binary
     }
@@ -129,12 +131,12 @@ def compare_events(
     return total, np.concatenate(errors)
 
 
-def best_event_threshold(dataset: Dataset, kind: str, predictions: Predictions) -> float:
-    """The probability of a second, in steps of 0.02, from which events of ``predictions`` agree best (F1) with the scored ones;
-    0.5 where none was scored.
+def best_event_threshold(dataset: Dataset, kind: str, predictions: Predictions, step: float = 0.02) -> float:
+    """The probability of a second, in steps of ``step``, from which events of ``predictions`` agree best (F1) with the scored
+    ones; 0.5 where none was scored.
     """
-    steps = np.arange(0.02, 1, 0.02)
-    f1 = [compare_events(dataset, kind, predictions, step)[0].f1 for step in steps.tolist()]
+    steps = np.arange(step, 1, step)
+    f1 = [compare_events(dataset, kind, predictions, threshold)[0].f1 for threshold in steps.tolist()]
     return 0.5 if np.isnan(f1).all() or not np.nanmax(f1) else float(steps[int(np.nanargmax(f1))])
 
 

@@ -121,6 +121,7 @@ class ProbeStage:
         self.dataset.select("test", self.module.channels)
         labels = training_labels(self.dataset, config.task, config.data)
         self.stream = EmbeddingStream(self.dataset, nights, labels, config.task, config.train.seed)
+        self.validated: Predictions | None = None
         self.weights = class_weights(self.stream.labels, len(self.task.classes), config.weighting)
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
@@ -129,10 +130,11 @@ class ProbeStage:
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Headline figures on ``val``."""
-        return validation_figures(self.task, self._predict(module, self.validation))
+        self.validated = self._predict(module, self.validation)
+        return validation_figures(self.task, self.validated)
 
-    def export(self, module: nn.Module, folder: Path) -> Export:
-        """The package of encoder and head; reads ``test`` for the first and only time."""
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+        """The package of encoder and head; reads ``test``, for the first and only time, if ``final``."""
         assert isinstance(module, Downstream)
         facts = {
             "encoder": self.parents[0],
@@ -142,8 +144,8 @@ class ProbeStage:
             "label fraction": self.config.data.label_fraction,
             "class weighting": self.config.weighting,
         }
-        validation = self._predict(module, self.validation)
-        test = self._predict(module, self.cache.split("test"))
+        validation = self._predict(module, self.validation) if final or self.validated is None else self.validated
+        test = self._predict(module, self.cache.split("test")) if final else None
         return package_contents(self.config, module, self.dataset, folder, validation, test, facts, window=1)
 
     def _predict(self, module: nn.Module, nights: Mapping[str, Tensor]) -> Predictions:

@@ -45,6 +45,9 @@ class TrainConfig(Config):
     """Steps between figures sent to the tracking server; the local trace holds every step."""
     max_skipped: int = Field(default=5, ge=1)
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
+    stall_s: float = Field(default=900.0, gt=0)
+    """Seconds without progress, outside of validations and saves, after which the run ends and names the ranks that did not
+    arrive. Longer than the slowest step, the first with its compilation included."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -88,6 +91,9 @@ class RegistryConfig(Config):
     metric: str
     mode: Literal["max", "min"] = "max"
     alias: str = "champion"
+    every_best: bool = True
+    """Whether every new best is exported and registered while training goes on, and the last weights under the alias ``last``;
+    else only the best, at the end."""
 
 
 class TrackingConfig(Config):
@@ -108,7 +114,8 @@ class RunConfig(Config):
 
 # Where a run writes, how often it reports, and how its state is spread do not change what is learnt.
 _INCIDENTAL = {
-    "train": ("output", "log_every", "checkpoint_every", "keep", "micro_batch"),
+    "train": ("output", "log_every", "checkpoint_every", "keep", "micro_batch", "stall_s"),
+    "registry": ("every_best",),
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
     # The data set is known by its digest, wherever it lies.

@@ -131,7 +131,7 @@ class ContextStage:
             total += self.loss(module, batch, self.config.train.seed).loss.item() * size
         return {"val/reconstruction_vs_mean": total / count}
 
-    def export(self, module: nn.Module, folder: Path) -> Export:
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
         """Encoder, context and what predicts, so that a fine-tune can start from it and pretraining be taken up again."""
         config, model = self.config, self.config.model
         card = "\n".join(

@@ -10,7 +10,6 @@ import copy
 import math
 import re
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +24,13 @@ from sleepfm.training import checkpoint
 from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.distributed import World, assert_agreement, gather_json, import_deepspeed, on_main
 from sleepfm.training.feed import Feed, Shares
+from sleepfm.training.observer import Observer
 from sleepfm.training.precision import bf16_products
 from sleepfm.training.preemption import Preemption
 from sleepfm.training.schedule import learning_rate, parameter_groups
 from sleepfm.training.selection import Best
 from sleepfm.training.stage import Loss, Stage, ValidatesLoss
 from sleepfm.training.weights import StatisticsGuard, average_statistics, state_digest, whole_state
-
-Report = Callable[[int, dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -84,18 +82,15 @@ def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) ->
     return _merged(settings, options.extra)
 
 
-def train(stage: Stage, config: RunConfig, world: World, resume: bool, report: Report) -> Trained:
-    """Train ``stage`` to its last step, or until asked to leave.
-
-    ``report(step, row)`` is called on rank 0 after every step (``loss``, ``parts``, ``lr`` …) and after every
-    validation (keys with a slash).
+def train(stage: Stage, config: RunConfig, world: World, resume: bool, observer: Observer) -> Trained:
+    """Train ``stage`` to its last step, or until asked to leave, and tell ``observer`` of it.
 
     Raises:
         TrainingError: ranks disagree, too many non-finite steps in a row, or a rank was lost.
         CheckpointError: a checkpoint that cannot be loaded or saved.
     """
     try:
-        return _Run(stage, config, world, resume, report).run()
+        return _Run(stage, config, world, resume, observer).run()
     except (dist.DistError, RuntimeError) as error:
         # gloo reports a closed connection as a plain RuntimeError.
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -105,8 +100,8 @@ def train(stage: Stage, config: RunConfig, world: World, resume: bool, report: R
 
 
 class _Run:
-    def __init__(self, stage: Stage, config: RunConfig, world: World, resume: bool, report: Report) -> None:
-        self.stage, self.config, self.world, self.report = stage, config, world, report
+    def __init__(self, stage: Stage, config: RunConfig, world: World, resume: bool, observer: Observer) -> None:
+        self.stage, self.config, self.world, self.observer = stage, config, world, observer
         self.output = Path(config.train.output)
         self.steps = total_steps(config, stage)
         self.shares = Shares.of(config.train, world)
@@ -180,18 +175,23 @@ class _Run:
         sums: dict[str, torch.Tensor] = {}
         records: list[str] = []
         for part in range(self.shares.accumulation):
+            self.observer.at(f"waiting for data of step {self.step + 1}")
             batch = feed.next()
+            self.observer.at(f"in the forward pass of step {self.step + 1}")
             torch.manual_seed(_seed(train.seed, self.step, part, world.rank))
             with self._precision():
                 loss: Loss = self.stage.loss(self.engine, batch, train.seed)
                 _accumulate(sums, loss, 1 / self.shares.accumulation)
                 if not torch.isfinite(loss.loss):
                     records.extend(batch.record)
+                self.observer.at(f"in the backward pass of step {self.step + 1}")
                 # Inside, because activation checkpointing runs parts of the forward pass again.
                 self.engine.backward(loss.loss)
             if part == self.shares.accumulation - 1 and self.zero == 0:
                 self._finish_plain_gradients()
+            self.observer.at(f"in the update of step {self.step + 1}")
             self.engine.step()
+        self.observer.at(f"adding up the figures of step {self.step + 1}")
         sums["leaving"] = torch.tensor(float(leave)).to(sums["loss"])
         figures = _means(sums, world)
         leaving = figures.pop("leaving")
@@ -213,7 +213,7 @@ class _Run:
         else:
             self.skipped_in_row = 0
         if world.is_main:
-            self.report(self.step, row)
+            self.observer.report(self.step, row)
         return leaving > 0
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -253,6 +253,7 @@ class _Run:
 
     def _validate(self) -> None:
         """Figures of the validation split from rank 0; keeps the weights if they are the best so far."""
+        self.observer.at(f"validating step {self.step}", patient=True)
         average_statistics(self.engine.module, self.world)
         losses = self._validation_loss()
         state = whole_state(self.engine.module, self.world, self.zero == 3)
@@ -263,13 +264,14 @@ class _Run:
             self.whole.eval()
             with torch.no_grad():
                 figures = losses | self.stage.validate(self.whole)
+                best = self.best.offer(self.step, figures, state)
+                self.observer.validated(self.step, figures, self.whole, state, best)
             self.whole.train()
-            self.best.offer(self.step, figures, state)
             return figures
 
         figures = on_main(self.world, work)
         if self.world.is_main:
-            self.report(self.step, figures)
+            self.observer.report(self.step, figures)
 
     def _validation_loss(self) -> dict[str, float]:
         """``val/loss`` and its parts over held-out items, with the items of a step shared as in training."""
@@ -291,6 +293,7 @@ class _Run:
         return {f"val/{name}": value for name, value in _means(sums, self.world).items()}
 
     def _save(self) -> None:
+        self.observer.at(f"saving step {self.step}", patient=True)
         average_statistics(self.engine.module, self.world)
         checkpoint.save(self.engine, self.world, self.output, self.step, self.zero, self.config.train.keep)
 

@@ -4,28 +4,33 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from torch import Tensor, nn
+
 from sleepfm import registry
 from sleepfm.config import load_config, to_dict, to_yaml
+from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError
-from sleepfm.package import write_package
 from sleepfm.training import folder
 from sleepfm.training.config import RunConfig
 from sleepfm.training.distributed import World, exit_ranked, on_main, start
 from sleepfm.training.engine import Trained, total_steps, train
+from sleepfm.training.export import PACKAGE, Exporter, describe, register
 from sleepfm.training.feed import Shares
 from sleepfm.training.files import write_json
 from sleepfm.training.flops import item_flops
 from sleepfm.training.folder import Resume
+from sleepfm.training.observer import Observer
 from sleepfm.training.preemption import PREEMPTED_STATUS
-from sleepfm.training.recorder import Recorder, common_tags
+from sleepfm.training.recorder import Recorder
 from sleepfm.training.sizing import Size
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking import Tracker, undelivered
+from sleepfm.training.watchdog import Watchdog
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -107,84 +112,91 @@ def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: Wor
             print(f"arithmetic: {flops / 1e9:.2f} GFLOP an item, {flops * config.train.global_batch / 1e12:.3f} TFLOP a step")
             print(Size.of(stage.module).describe(world.size))
         return 0
+    watch = Watchdog(world, config.train.stall_s, _COLLECTIVE_TIMEOUT_SECONDS)
     if resume == "never":
         on_main(world, lambda: folder.clear(config))
     stage = build(config, context)
     on_main(world, lambda: folder.begin(config, dataset_digest, context.started_from))
     flops = item_flops(stage, world)
-    recorder = Recorder(stage, config, store, world, flops) if world.is_main else None
-    report = recorder.report if recorder else _ignore
+    observer = _JobObserver(stage, config, store, world, flops, watch) if world.is_main else _RankObserver(stage, watch)
     try:
-        trained = train(stage, config, world, resume != "never", report)
-        outcome = on_main(world, lambda: _conclude(stage, config, store, recorder, trained))
+        trained = train(stage, config, world, resume != "never", observer)
+        watch.at("exporting", patient=True)
+        outcome = on_main(world, lambda: observer.conclude(trained))
     finally:
-        if recorder is not None:
-            recorder.close()
+        observer.close()
     return 0 if outcome["finished"] else PREEMPTED_STATUS
 
 
-def _ignore(step: int, row: dict[str, Any]) -> None:
-    """Only rank 0 reports."""
+class _RankObserver(Observer):
+    """What every rank does with what the engine says: it lets itself be watched."""
+
+    def __init__(self, stage: Stage, watch: Watchdog) -> None:
+        self._watch = watch
+        report = report_of(stage.stream)
+        if report is not None:
+            watch.reading = report.reading
+
+    def at(self, place: str, patient: bool = False) -> None:
+        self._watch.at(place, patient)
+
+    def conclude(self, trained: Trained) -> dict[str, Any]:
+        """After training; what it returns is rank 0's."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """However training ended."""
+        self._watch.close()
 
 
-def _conclude(stage: Stage, config: RunConfig, store: str, recorder: Recorder | None, trained: Trained) -> dict[str, Any]:
-    """Rank 0, after training: package the best weights, register them, and mark the run as done."""
-    assert recorder is not None
-    output = Path(config.train.output)
-    if not trained.finished:
-        recorder.finished("KILLED")
+class _JobObserver(_RankObserver):
+    """Rank 0's: figures go to the recorder, weights to the exporter."""
+
+    def __init__(self, stage: Stage, config: RunConfig, store: str, world: World, flops: float, watch: Watchdog) -> None:
+        super().__init__(stage, watch)
+        self._stage, self._config, self._store = stage, config, store
+        self._steps = total_steps(config, stage)
+        self._recorder = Recorder(stage, config, store, world, flops)
+        self._exporter = Exporter(stage, config, store, self._recorder.tracker, self._steps)
+
+    def report(self, step: int, row: dict[str, Any]) -> None:
+        self._recorder.report(step, row)
+        if step == self._steps:
+            self._exporter.prepare()
+
+    def validated(
+        self, step: int, figures: Mapping[str, float], module: nn.Module, state: Mapping[str, Tensor], best: bool
+    ) -> None:
+        self._exporter.validated(step, figures, module, state, best)
+
+    def conclude(self, trained: Trained) -> dict[str, Any]:
+        """Package the best weights, register them, and mark the run as done."""
+        config, name, output = self._config, self._stage.name, Path(self._config.train.output)
+        if not trained.finished:
+            self._recorder.finished("KILLED")
+            print(f"{name}: asked to leave; saved at step {trained.step}, the same command continues", flush=True)
+            return {"finished": False}
+        result = self._exporter.conclude(trained.best, trained.module.eval(), trained.seconds)
+        self._recorder.finished("FINISHED")
+        try:
+            result |= register(config, result, self._recorder.tracker.wait_for_run(), self._store)
+        except RegistryError as error:
+            raise RegistryError(
+                f"{error}; trained, and the package is in {output / PACKAGE}: start the same command again when the store "
+                "answers, and it is registered without training"
+            ) from error
+        write_json(output / "result.json", result)
         print(
-            f"{stage.name}: asked to leave; saved at step {trained.step}, the same command continues",
+            f"{name}: {result['steps']} steps in {result['seconds']:.0f} s, best {config.registry.metric} "
+            f"{result['metrics'][config.registry.metric]:.4f} at step {result['best_step']}; {describe(config, result)}",
             flush=True,
         )
-        return {"finished": False}
-    module = trained.module.eval()
-    export = stage.export(module, output)
-    metrics = trained.best.figures | export.metrics
-    recorder.tracker.log(trained.step, export.metrics)
-    training = {
-        "stage": stage.name,
-        "steps": trained.step,
-        "best_step": trained.best.step,
-        "selected_by": {"metric": config.registry.metric, "mode": config.registry.mode},
-        "metrics": metrics,
-        "dataset_digest": stage.dataset_digest,
-        "parents": list(stage.parents),
-        "config": to_dict(config),
-    }
-    tags = common_tags(stage, config) | {"selected_by": config.registry.metric} | export.tags
-    tags = write_package(output / "package", module, export.config | {"training": training}, export.card, tags)
-    result = {
-        "finished": True,
-        "name": config.registry.name,
-        "steps": trained.step,
-        "best_step": trained.best.step,
-        "metrics": metrics,
-        "tags": tags,
-        "parents": list(stage.parents),
-        "seconds": round(trained.seconds, 1),
-    }
-    # From here on the same command does not train again.
-    write_json(output / "result.json", result)
-    recorder.finished("FINISHED")
-    try:
-        result |= _register(config, result, recorder.tracker.wait_for_run(), store)
-    except RegistryError as error:
-        raise RegistryError(
-            f"{error}; trained, and the package is in {output / 'package'}: start the same command again when the store "
-            "answers, and it is registered without training"
-        ) from error
-    write_json(output / "result.json", result)
-    print(_summary(stage.name, config, result), flush=True)
-    return result
+        return result
 
-
-def _register(config: RunConfig, result: dict[str, Any], run_id: str, store: str) -> dict[str, Any]:
-    name, settings = config.registry.name, config.registry
-    package = Path(config.train.output) / "package"
-    version = registry.register(name, package, run_id, result["tags"], result["metrics"], result["parents"], store)
-    promoted = registry.promote(name, version, settings.metric, settings.mode, settings.alias, store)
-    return {"version": version, "promoted": promoted, "run_id": run_id}
+    def close(self) -> None:
+        super().close()
+        self._exporter.close(wait=False)
+        self._recorder.close()
 
 
 def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
@@ -196,7 +208,7 @@ def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
         return 0
     tracker = Tracker(output, store, config.tracking.experiment, done["tags"]["stage"], to_dict(config), done["tags"])
     try:
-        done |= _register(config, done, tracker.wait_for_run(), store)
+        done |= register(config, done, tracker.wait_for_run(), store)
     finally:
         warning = tracker.close()
     write_json(output / "result.json", done)
@@ -214,13 +226,3 @@ def _is_registered(done: dict[str, Any], store: str) -> bool:
     except RegistryError:
         return False
     return held.tags.get("sha256") == done["tags"]["sha256"]
-
-
-def _summary(name: str, config: RunConfig, result: dict[str, Any]) -> str:
-    metric = config.registry.metric
-    value = result["metrics"][metric]
-    holder = f"now {config.registry.alias}" if result["promoted"] else f"{config.registry.alias} stays"
-    return (
-        f"{name}: {result['steps']} steps in {result['seconds']:.0f} s, best {metric} {value:.4f} at step "
-        f"{result['best_step']}; registered {result['name']}:{result['version']} ({holder})"
-    )

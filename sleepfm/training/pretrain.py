@@ -117,7 +117,7 @@ class PretrainStage:
         """Probes of the frozen encoder from ``label`` to ``val``."""
         return self._monitor(module)
 
-    def export(self, module: nn.Module, folder: Path) -> Export:
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
         """The whole model, decoders included, so that pretraining can be taken up again elsewhere."""
         config = self.config
         size = sum(parameter.numel() for parameter in module.parameters())

@@ -6,7 +6,7 @@ and knows nothing of channels, sleep stages or events. Life of a stage, on every
     stage = ...                 # same arguments on every rank; the module must come out identical
     loss(model, batch, seed)    # once a micro-step
     validate(module)            # every train.validate_every steps and after the last; rank 0 only
-    export(module, folder)      # once, with the best weights; rank 0 only
+    export(module, folder)      # with the best weights at the end, and final=False where others are exported; rank 0 only
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from sleepfm.data.batch import Batch
+from sleepfm.loadtest import BUILD_MODEL
 
 
 class Loss(Protocol):
@@ -56,13 +57,15 @@ class Export:
     ``config`` becomes the package's ``config.yaml`` (the engine adds ``training``); it holds at least
     ``model``, from which :func:`sleepfm.models.build_model` makes the module, and for a downstream task
     ``task`` and ``threshold``. ``metrics`` are final figures (``test/...``), logged and tagged but
-    never used for selection. ``card`` is the text of ``MODEL_CARD.md``.
+    never used for selection. ``card`` is the text of ``MODEL_CARD.md``. ``builder`` (``module:function``) makes the module
+    from ``model`` when the package is load-tested.
     """
 
     config: dict[str, Any]
     card: str
     metrics: dict[str, float] = field(default_factory=dict)
     tags: dict[str, str] = field(default_factory=dict)
+    builder: str = BUILD_MODEL
 
 
 class Stage(Protocol):
@@ -106,8 +109,12 @@ class Stage(Protocol):
         Runs on rank 0 alone while the others wait, with whole fp32 weights and the module in eval mode.
         """
 
-    def export(self, module: nn.Module, folder: Path) -> Export:
-        """The package's contents for the best weights; may write predictions and figures into ``folder``."""
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+        """The package's contents for the weights of ``module``; may write predictions and figures into ``folder``.
+
+        ``final`` is for the best weights when training is over: only then may ``test`` be read. Else the call follows a
+        validation of the same weights, other ranks wait, and it must be cheap.
+        """
 
 
 @runtime_checkable

@@ -31,6 +31,10 @@ class SequenceStream:
         return Batch(torch.stack(rows), ones, ones, {}, item, [""] * count, torch.zeros(count, dtype=torch.long))
 
 
+def build(config: dict[str, Any]) -> nn.Module:
+    return build_context(ContextConfig(kind="mamba", headdim=16, bidirectional=True), DIM)
+
+
 class ContextStage:
     name = "context"
     epochs_per_item = 70
@@ -39,7 +43,7 @@ class ContextStage:
 
     def __init__(self, config: RunConfig, context: Context) -> None:
         torch.manual_seed(0)
-        self.module: nn.Module = build_context(ContextConfig(kind="mamba", headdim=16, bidirectional=True), DIM)
+        self.module = build({})
         self.stream = SequenceStream()
         self.before = {name: value.clone() for name, value in self.module.state_dict().items()}
 
@@ -50,14 +54,14 @@ class ContextStage:
         signals = self.stream.batch(1000, 16).signals
         return {"val/error": self._error(module(signals), signals).item()}
 
-    def export(self, module: nn.Module, folder: Path) -> Export:
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
         state = module.state_dict()
         facts = {
             "dtypes": {name: str(value.dtype) for name, value in state.items()},
             "moved": {name: bool((value != self.before[name]).any()) for name, value in state.items()},
         }
         Path("facts.json").write_text(json.dumps(facts))
-        return Export({"model": {"kind": "context"}}, "# context\n")
+        return Export({"model": {"kind": "context"}}, "# context\n", builder="context_job:build")
 
     def _error(self, output: Tensor, signals: Tensor) -> Tensor:
         return (output.float().mean(1) - signals[:, 0]).square().mean()

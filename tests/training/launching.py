@@ -23,7 +23,7 @@ train:
   checkpoint_every: 4
   validate_every: 5
 deepspeed: {zero: 1, dtype: fp32}
-registry: {name: toy, metric: val/error, mode: min}
+registry: {name: toy, metric: val/error, mode: min, every_best: false}
 """
 
 
@@ -49,7 +49,7 @@ def launch(folder: Path, processes: int, *arguments: str) -> subprocess.Complete
     if not (folder / "toy.yaml").exists():
         (folder / "toy.yaml").write_text(CONFIG)
     return subprocess.run(
-        command(processes, *arguments), cwd=folder, capture_output=True, text=True, env=environment(), timeout=300
+        command(processes, *arguments), cwd=folder, capture_output=True, text=True, env=environment(), timeout=900
     )
 
 
@@ -63,7 +63,7 @@ def alone(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         env=environment(),
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -20,7 +20,7 @@ from mlflow_server import free_port
 
 from sleepfm.training.preemption import PREEMPTED_STATUS
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 NODE = Path(__file__).parents[2] / "launch" / "node.sh"
 SLURM_TASK = NODE.parent / "slurm" / "task.sh"
@@ -56,7 +56,7 @@ class Host:
 
     def wait(self) -> int:
         try:
-            return self.process.wait(timeout=240)
+            return self.process.wait(timeout=600)
         finally:
             if self.process.poll() is None:
                 self.signal_all(signal.SIGKILL)
@@ -76,7 +76,7 @@ def two_hosts(
 
 
 def reach(folder: Path, run: str, step: int, hosts: list[Host]) -> None:
-    path, deadline = folder / run / "trace.jsonl", time.monotonic() + 240
+    path, deadline = folder / run / "trace.jsonl", time.monotonic() + 600
     while not path.exists() or path.read_text().count("\n") < step:
         assert time.monotonic() < deadline
         assert all(host.process.poll() is None for host in hosts), [host.log.read_text()[-2000:] for host in hosts]

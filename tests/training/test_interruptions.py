@@ -17,7 +17,7 @@ from launching import CONFIG, command, environment, launch, trace
 
 from sleepfm.training.preemption import PREEMPTED_STATUS
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 STEPS = "train.steps=24"
 # Long enough for a test to hit a chosen step.
@@ -42,20 +42,26 @@ def ranks(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     return [found[rank] for rank in sorted(found)]
 
 
-def disturb(folder: Path, run: str, when: Callable[[], bool], act: Callable[[list[psutil.Process]], None]) -> int:
+def disturb(
+    folder: Path,
+    run: str,
+    when: Callable[[], bool],
+    act: Callable[[list[psutil.Process]], None],
+    arguments: tuple[str, ...] = (STEPS, SLOW),
+) -> int:
     """Start ``run``, wait for ``when``, do ``act`` to its ranks; the launcher's exit status."""
     (folder / "toy.yaml").write_text(CONFIG)
     log = (folder / f"{run}.log").open("a")
     launcher = subprocess.Popen(
-        command(2, STEPS, SLOW, f"train.output={run}"), cwd=folder, stdout=log, stderr=log, env=environment(), text=True
+        command(2, *arguments, f"train.output={run}"), cwd=folder, stdout=log, stderr=log, env=environment(), text=True
     )
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while launcher.poll() is None and not when():
         assert time.monotonic() < deadline
         time.sleep(0.005)
     if launcher.poll() is None:
         act(ranks(launcher))
-    return launcher.wait(timeout=120)
+    return launcher.wait(timeout=600)
 
 
 def reached(folder: Path, run: str, step: int) -> Callable[[], bool]:
@@ -63,28 +69,54 @@ def reached(folder: Path, run: str, step: int) -> Callable[[], bool]:
     return lambda: path.exists() and path.stat().st_mtime > began and path.read_text().count("\n") >= step
 
 
-def finish(folder: Path, run: str) -> None:
-    done = launch(folder, 2, STEPS, SLOW, f"train.output={run}")
+def finish(folder: Path, run: str, arguments: tuple[str, ...] = (STEPS, SLOW)) -> None:
+    done = launch(folder, 2, *arguments, f"train.output={run}")
     assert done.returncode == 0, done.stderr
     assert trace(folder, run) == trace(folder)
 
 
-@pytest.mark.timeout(1800)
-def test_a_run_killed_at_random_moments_gives_the_trace_of_the_undisturbed_one(undisturbed: Path) -> None:
-    rng = random.Random(5)
-    for attempt in range(6):
-        # Between checkpoints, so that every attempt gets one further and none is the last.
-        step = 4 * attempt + rng.randint(0, 3)
-        victims = rng.choice(([0], [1], [0, 1]))
+KILLS = 20
+MANY = ("train.steps=100", "train.checkpoint_every=3", SLOW)
 
-        def kill(found: list[psutil.Process], victims: list[int] = victims) -> None:
-            time.sleep(rng.uniform(0, 0.1))
+
+@pytest.mark.timeout(3600)
+def test_a_run_killed_at_twenty_random_moments_gives_the_trace_of_the_undisturbed_one(tmp_path: Path) -> None:
+    """One rank or both, a few steps after the start or in the middle of a save; what is left goes on each time."""
+    whole = launch(tmp_path, 2, *MANY)
+    assert whole.returncode == 0, whole.stderr
+    rng = random.Random(5)
+    folder = tmp_path / "killed" / "checkpoints"
+    in_saves = 0
+    for attempt in range(KILLS):
+        victims = rng.choice(([0], [1], [0, 1]))
+        pause = rng.uniform(0, 0.12)
+        saved = int((folder / "latest").read_text()[5:]) if (folder / "latest").exists() else 0
+        assert saved < 97, "the run is nearly over, and the kills are not"
+        step = saved + rng.randint(1, 5)
+
+        def saving(saved: int = saved) -> bool:
+            return any(int(path.name[6:14]) > saved for path in folder.glob(".step-*.tmp"))
+
+        def kill(found: list[psutil.Process], victims: list[int] = victims, pause: float = pause) -> None:
+            time.sleep(pause)
             for rank in victims:
                 found[rank].kill()
 
-        disturb(undisturbed, "killed", reached(undisturbed, "killed", step), kill)
-        print(f"attempt {attempt}: ranks {victims} killed at step {step}")
-    finish(undisturbed, "killed")
+        if attempt % 4 == 3:
+            pause = 0.0
+            status = disturb(tmp_path, "killed", saving, lambda found, victims=victims: kill(found, victims, 0.0), MANY)
+        else:
+            status = disturb(tmp_path, "killed", reached(tmp_path, "killed", step), kill, MANY)
+        assert status not in (0, PREEMPTED_STATUS)
+        in_saves += any(folder.glob(".step-*.tmp"))
+        print(f"attempt {attempt}: ranks {victims} killed at step {trace(tmp_path, 'killed')[-1]['step']}, saved {saved}")
+    assert in_saves
+    finish(tmp_path, "killed", MANY)
+    for row in trace(tmp_path, "killed"):
+        # A step took the eight items that come next, each once.
+        items = [8 * (row["step"] - 1) + number for number in range(8)]
+        assert row["parts"]["items"] == sum(items) / 8
+        assert row["parts"]["squares"] == sum(item**2 for item in items) / 8
 
 
 def test_a_run_killed_during_a_save_goes_on_from_the_save_before(undisturbed: Path) -> None:
@@ -130,7 +162,7 @@ def test_a_save_that_does_not_fit_on_the_disk_leaves_the_one_before(undisturbed:
         text=True,
         env=environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{undisturbed}/runs/mlflow.db"},
         preexec_fn=no_file_above_four_kilobytes,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode == 1
     assert "cannot save step 8" in done.stderr
@@ -147,7 +179,7 @@ def test_two_jobs_of_one_port_are_told_apart(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", int(line[line.index("--master_port") + 1])))
         taken.listen()
-        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=120)
+        done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, env=environment(), timeout=600)
     assert done.returncode == 1
     assert "give the launcher --master_port" in done.stderr
     assert os.path.exists(tmp_path / "toy.yaml")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from toy import ToyConfig, ToyModule, ToyRunConfig
@@ -30,6 +30,7 @@ def train_config(**values: object) -> TrainConfig:
     return TrainConfig.model_validate({"output": "run", "steps": 100, "lr": 1.0} | values)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 20), st.integers(21, 200), st.floats(0, 0.5))
 def test_the_rate_warms_up_to_its_peak_and_falls_to_its_end(warmup: int, steps: int, final: float) -> None:
     config = train_config(steps=steps, warmup=warmup, final_lr=final)
@@ -52,6 +53,7 @@ def test_only_matrices_and_kernels_are_decayed() -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 4), st.sampled_from([1, 2, 4, 8]), st.integers(1, 3), st.integers(0, 5))
 def test_every_item_is_taken_once_in_the_same_micro_step_whatever_the_world(
     accumulation: int, size: int, unit: int, step: int
@@ -99,6 +101,8 @@ def test_a_folder_continues_its_own_run_only(tmp_path: Path) -> None:
     # Where it writes and how often it saves do not decide the result.
     assert folder.check(run_config(tmp_path, checkpoint_every=7), "a" * 64, "auto") is None
     assert config_digest(run_config(tmp_path, keep=9)) == config_digest(config)
+    quiet = config.registry.model_copy(update={"every_best": False})
+    assert config_digest(config.model_copy(update={"registry": quiet})) == config_digest(config)
     with pytest.raises(ConfigError, match=r"train\.lr \(0\.1 -> 0\.2\).*--resume never"):
         folder.check(run_config(tmp_path, lr=0.2), "a" * 64, "auto")
     with pytest.raises(ConfigError, match=r"data set digest \(aaaaaaaaaaaa -> bbbbbbbbbbbb\)"):

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -164,3 +167,45 @@ def test_a_moved_folder_still_resolves(
     shutil.rmtree(registry.resolve("models:/moved/1").path)
     monkeypatch.chdir(tmp_path)
     assert registry.load("models:/moved/1").state_dict().keys() == module.state_dict().keys()
+
+
+CREATE = """
+import sys
+from sleepfm import registry
+print("ready", flush=True)
+client = registry.client(sys.argv[1], create=True)
+run = client.create_run(registry.experiment_id(client, sys.argv[1], "test"))
+client.log_metric(run.info.run_id, "loss", 1.0)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_jobs_that_start_together_share_one_whole_store(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    command = [sys.executable, "-c", CREATE, uri]
+    jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for job in jobs:
+        _, stderr = job.communicate(timeout=600)
+        assert job.returncode == 0, stderr
+    client = registry.client(uri)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments(filter_string="name = 'test'")]
+    assert len(experiments) == 1
+    assert len(client.search_runs(experiments)) == 4
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["mlflow.db"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_kill_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    command = [sys.executable, "-c", CREATE, f"sqlite:///{folder}/mlflow.db"]
+    job = subprocess.Popen(command, stdout=subprocess.PIPE)
+    while not list(folder.glob(".mlflow.db.*.tmp")):
+        assert job.poll() is None
+        time.sleep(0.01)
+    job.kill()
+    job.wait()
+    assert not (folder / "mlflow.db").exists()
+    subprocess.run(command, check=True, timeout=600)
+    assert (folder / "mlflow.db").exists()

@@ -17,7 +17,7 @@ import pytest
 from launching import CONFIG, TOY, environment, launch, trace
 from mlflow_server import free_port
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 
 BATCH = Path(__file__).parents[2] / "launch" / "slurm" / "train.sbatch"
 CLUSTER = """
@@ -99,7 +99,7 @@ def test_a_job_that_slurm_asks_to_leave_goes_back_into_the_queue_and_on(cluster:
     log = tmp_path / f"sleepfm-{job}.log"
     path = tmp_path / "slurm" / "trace.jsonl"
 
-    def wait(what: str, seconds: float = 240) -> None:
+    def wait(what: str, seconds: float = 600) -> None:
         deadline = time.monotonic() + seconds
         while True:
             text = log.read_text() if log.exists() else ""

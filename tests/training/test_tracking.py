@@ -191,7 +191,7 @@ def test_figures_arrive_although_the_server_is_killed_and_started_again(tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(2400)
 def test_a_job_outlives_its_server_and_delivers_and_registers_when_it_is_back(tmp_path: Path, server: Server) -> None:
     """The real launcher: the server dies in the run and stays away; the same command, later, trains nothing and delivers all."""
     server.start()
@@ -205,7 +205,7 @@ def test_a_job_outlives_its_server_and_delivers_and_registers_when_it_is_back(tm
         assert job.poll() is None
         time.sleep(0.05)
     server.kill()
-    _, stderr = job.communicate(timeout=400)
+    _, stderr = job.communicate(timeout=900)
     assert job.returncode == 1
     assert "start the same command again when the store answers" in stderr
     assert "rows of figures not delivered" in stderr

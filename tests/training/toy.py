@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sleepfm.config import Config
+from sleepfm.config import Config, to_dict
 from sleepfm.data.batch import Batch
 from sleepfm.training.config import RunConfig
 from sleepfm.training.job import Context, run
@@ -36,6 +36,12 @@ class ToyConfig(Config):
     kill_flag: str = ""
     differ: bool = False
     """Whether ranks start with different weights."""
+    stall_at: int = -1
+    """Item at which the process stops moving."""
+    errors: tuple[float, ...] = ()
+    """What validations say, one after the other, instead of the error."""
+    builder: str = "build_toy"
+    """What makes the module when the package is load-tested."""
 
 
 class ToyRunConfig(RunConfig):
@@ -75,7 +81,8 @@ class ToyModule(nn.Module):
 class ToyStage:
     name = "toy"
     epochs_per_item = 1
-    dataset_digest = hashlib.sha256(b"toy").hexdigest()
+    # A host may have other data than the others.
+    dataset_digest = hashlib.sha256(os.environ.get("TOY_DATA", "toy").encode()).hexdigest()
     parents: tuple[str, ...] = ()
 
     def __init__(self, config: ToyRunConfig, context: Context) -> None:
@@ -83,24 +90,41 @@ class ToyStage:
         torch.manual_seed(config.train.seed + (context.world.rank if config.toy.differ else 0))
         self.module = ToyModule(config.toy)
         self.stream = ToyStream()
+        self.validations = 0
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         time.sleep(self.toy.seconds)
         if self.toy.kill_at in batch.item and not Path(self.toy.kill_flag).exists():
             Path(self.toy.kill_flag).touch()
             os.kill(os.getpid(), signal.SIGKILL)
+        if self.toy.stall_at in batch.item:
+            time.sleep(3600)
         output = model(batch.signals).float()
         error = (output - batch.signals).pow(2).mean(1)
         bad = torch.isin(batch.item, torch.tensor(self.toy.nan_at, dtype=torch.long))
         error = error * torch.ones_like(error).masked_fill(bad, float("nan"))
-        return StepLoss(error.mean(), {"largest": error.max()})
+        # Sum and sum of squares say which items a step took, whichever rank took them.
+        items = batch.item.double()
+        return StepLoss(error.mean(), {"largest": error.max(), "items": items.mean(), "squares": items.square().mean()})
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         signals = ToyStream().batch(10_000, 40).signals
-        return {"val/error": (module(signals) - signals).pow(2).mean().item()}
+        error = (module(signals) - signals).pow(2).mean().item()
+        self.validations += 1
+        return {"val/error": self.toy.errors[self.validations - 1] if self.toy.errors else error}
 
-    def export(self, module: nn.Module, folder: Path) -> Export:
-        return Export({"model": {"kind": "toy", "width": self.toy.width}}, "# toy\n", {"test/one": 1.0})
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+        metrics = {"test/one": 1.0} if final else {}
+        return Export({"model": to_dict(self.toy)}, "# toy\n", metrics, builder=f"toy:{self.toy.builder}")
+
+
+def build_toy(config: dict[str, Any]) -> ToyModule:
+    return ToyModule(ToyConfig.model_validate(config))
+
+
+def build_wider_toy(config: dict[str, Any]) -> ToyModule:
+    """Not what was trained."""
+    return build_toy(config | {"width": config["width"] + 1})
 
 
 if __name__ == "__main__":
