@@ -6,9 +6,9 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-_DAY = 86_400.0
+_DAY = timedelta(days=1)
 # How long before the recording a clock time without a date may lie, rather than a day later.
-_EARLIEST = 6 * 3600.0
+_EARLIEST = timedelta(hours=6)
 _TIME = r"(\d{1,2})[:.](\d{2})[:.](\d{2})(?:[.,](\d{1,9}))?\s*([AaPp][Mm])?"
 _CLOCK = re.compile(_TIME)
 _DATED = re.compile(r"(\d{1,4})[/.\-](\d{1,2}|[A-Za-z]{3})[/.\-](\d{1,4})[ T\-]+" + _TIME)
@@ -34,13 +34,14 @@ class Clock:
 
     def __init__(self, texts: Sequence[str], start: datetime, duration: float | None = None) -> None:
         self._start = start
-        self._earliest = _EARLIEST if duration is None else min(_EARLIEST, max(0.0, _DAY - duration))
+        rest = _DAY if duration is None or duration < 0 else _DAY - timedelta(seconds=min(duration, _DAY.total_seconds()))
+        self._earliest = min(_EARLIEST, rest)
         fields = [match for text in texts if (match := _DATED.fullmatch(text.strip()))]
         orders = [order for order in ("dmy", "mdy", "ymd") if self._fits(fields, order)]
         if not orders:
             raise ValueError(f"{fields[0][0]!r} is no date and time that is known")
         # Where both day first and month first give dates, the recording's own date decides.
-        near = [order for order in orders if fields and abs((_date(fields[0], order) - start).total_seconds()) < _DAY]
+        near = [order for order in orders if fields and abs(_date(fields[0], order) - start) < _DAY]
         self._order = (near or orders)[0]
 
     def read(self, text: str) -> float:
@@ -53,8 +54,9 @@ class Clock:
         if match is None:
             raise ValueError(f"{text!r} is no clock time")
         midnight = self._start.replace(hour=0, minute=0, second=0, microsecond=0)
-        since = (midnight + _time(match, 0) - self._start).total_seconds()
-        return (since + self._earliest) % _DAY - self._earliest
+        since = midnight + _time(match, 0) - self._start
+        # In whole microseconds: two rows of one time have one onset, whichever of them has a date.
+        return ((since + self._earliest) % _DAY - self._earliest).total_seconds()
 
     @staticmethod
     def _fits(fields: Sequence[re.Match[str]], order: str) -> bool:

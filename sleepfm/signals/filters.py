@@ -17,7 +17,6 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from scipy import fft
-from scipy.signal import firwin, oaconvolve, resample_poly
 
 from sleepfm.constants import RATE_HZ
 from sleepfm.errors import SignalError
@@ -70,6 +69,9 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
             elif high is not None and ratio.denominator == 1:
                 resampled = _fill_and_filter(piece - offset, ratio.numerator, low, high)
             else:
+                # Imported here, as everywhere: it takes a second, which who lists a folder or plans a build need not wait.
+                from scipy.signal import resample_poly
+
                 resampled = resample_poly(piece - offset, ratio.numerator, ratio.denominator)
                 resampled = resampled + offset if low is None else _filter(resampled, low, high)
         if stop - start == len(signal):  # no gaps, nothing to put together
@@ -192,6 +194,8 @@ def _taps(low: float | None, high: float, fill: int = 1) -> NDArray[np.float64]:
     taps = design(low, high).astype(np.float64)
     if fill == 1:
         return taps
+    from scipy.signal import firwin
+
     return np.convolve(taps, fill * firwin(20 * fill + 1, 1 / fill, window=("kaiser", 5.0)))
 
 
@@ -273,6 +277,8 @@ def _filter(signal: NDArray[np.float32], low: float | None, high: float | None) 
     reach = min(half, len(signal) - 1)
     padded = np.pad(signal, reach, mode="reflect", reflect_type="odd")
     padded = np.pad(padded, half - reach)
+    from scipy.signal import oaconvolve
+
     return oaconvolve(padded, taps, mode="valid").astype(np.float32, copy=False)
 
 

@@ -13,15 +13,6 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.stream import EpochStream
 
 
-def test_a_local_cluster_of_one_worker_gives_the_same_bytes_as_two(cohort, built, tmp_path, start, digests):
-    out = tmp_path / "out"
-    process = start(["build", cohort, out, "--workers", 1, "--cohort", "shhs1", "recordings=2"], None)
-    stdout, stderr = process.communicate(timeout=300)
-    assert (process.returncode, stderr) == (0, ""), stdout + stderr
-    assert digests(out) == digests(built)
-    assert "6/6" in stdout and "ETA" in stdout
-
-
 def test_what_is_built_is_whole_and_readable(built, run):
     assert "whole" in run(["verify", built]).stdout
     dataset = Dataset.open(built)

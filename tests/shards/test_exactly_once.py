@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -37,16 +38,16 @@ def finished(out: Path) -> list[Path]:
     return list(out.glob("shards/shard-*.json"))
 
 
-def await_point(driver, out: Path, shards: int, seconds: float) -> None:
-    """Until the plan is made, so many shards are finished and so many seconds have passed, or the driver is done."""
-    while driver.poll() is None and not ((out / "plan.json").exists() and len(finished(out)) >= shards):
+def await_point(ended: Callable[[], bool], out: Path, shards: int, seconds: float) -> None:
+    """Until the plan is made, so many shards are finished and so many seconds have passed, or the driver has ended."""
+    while not ended() and not ((out / "plan.json").exists() and len(finished(out)) >= shards):
         time.sleep(0.005)
     time.sleep(seconds)
 
 
-def busy_worker(ancestor: int, driver) -> psutil.Process | None:
-    """A process below ``ancestor`` that is at work on a shard; None once the driver is done."""
-    while driver.poll() is None:
+def busy_worker(ancestor: int, ended: Callable[[], bool]) -> psutil.Process | None:
+    """A process below ``ancestor`` that is at work on a shard; None once the driver has ended."""
+    while not ended():
         for process in psutil.Process(ancestor).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if process.cmdline() and process.cmdline()[0].startswith("ray::run_task"):
@@ -59,7 +60,7 @@ def busy_worker(ancestor: int, driver) -> psutil.Process | None:
 def test_a_driver_can_be_killed(cohort, built, connection, tmp_path, run, start, digests, shards, seconds):
     out = tmp_path / "out"
     driver = start(arguments(cohort, out), connection.address)
-    await_point(driver, out, shards, seconds)
+    await_point(lambda: driver.poll() is not None, out, shards, seconds)
     driver.kill()
     driver.communicate()
     before = digests(out)
@@ -74,17 +75,18 @@ def test_a_driver_can_be_killed(cohort, built, connection, tmp_path, run, start,
 
 
 @pytest.mark.parametrize(("shards", "seconds"), points("worker"))
-def test_a_worker_can_be_killed(cohort, built, connection, tmp_path, start, digests, shards, seconds):
+def test_a_worker_can_be_killed(cohort, built, connection, tmp_path, run, digests, shards, seconds):
     out = tmp_path / "out"
-    driver = start(arguments(cohort, out), connection.address)
-    await_point(driver, out, shards, 0.0)
-    worker = busy_worker(connection.pid, driver)
-    time.sleep(seconds)
-    if worker is not None:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            worker.kill()
-    stdout, stderr = driver.communicate(timeout=300)
-    assert driver.returncode == 0, stdout + stderr
+    with ThreadPoolExecutor(1) as pool:  # a driver in this process finds its workers warm
+        driver = pool.submit(run, arguments(cohort, out))
+        await_point(driver.done, out, shards, 0.0)
+        worker = busy_worker(connection.pid, driver.done)
+        time.sleep(seconds)
+        if worker is not None:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()
+        result = driver.result(timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
     assert digests(out) == digests(built)
 
 
@@ -120,7 +122,7 @@ def nodes() -> Iterator[Nodes]:
 def test_a_node_can_be_killed(cohort, built, nodes, tmp_path, start, digests, shards, seconds):
     out = tmp_path / "out"
     driver = start(arguments(cohort, out), nodes.cluster.address)
-    await_point(driver, out, shards, seconds)
+    await_point(lambda: driver.poll() is not None, out, shards, seconds)
     nodes.kill_first()
     stdout, stderr = driver.communicate(timeout=300)
     nodes.replace()

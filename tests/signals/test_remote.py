@@ -98,9 +98,9 @@ def test_only_headers_are_fetched_to_list_a_folder(s3, night):
 def test_a_folder_of_nights_is_listed_without_a_request_for_each(s3, night):
     large = night.read_bytes().ljust((16 << 20) + 1, b"\0")  # as recordings are; no file of annotations alone is
     for number in range(4):
-        s3.put(f"cohort/edfs/shhs1/shhs1-20000{number}.edf", large)
+        s3.put(f"many/edfs/shhs1/shhs1-20000{number}.edf", large)
     before = len(s3.requests())
-    paths = discover("s3://sleep/cohort")
+    paths = discover("s3://sleep/many")
     assert [path.name for path in paths] == [f"shhs1-20000{number}.edf" for number in range(4)]
     assert [file_size(path) for path in paths] == 4 * [len(large)]
     assert not [request for request in s3.requests()[before:] if ".edf" in request]

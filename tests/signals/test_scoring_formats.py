@@ -8,7 +8,7 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from made_edf import Made, noise, write_edf
 from made_scorings import FORMATS, START, Night, nsrr, profusion
@@ -34,6 +34,7 @@ def nights(draw):
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@example(night=Night((0, 0, 0), (("hypopnea", 37.7, 0.1), ("hypopnea", 37.7, 0.2))))  # one of them with a date
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(night=nights())
 def test_a_scoring_reads_back_as_itself(tmp_path, name, night):
