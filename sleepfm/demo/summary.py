@@ -81,8 +81,7 @@ def _results(plan: Plan) -> Iterator[Result]:
 
 
 def _subset_done(number: int, total: int) -> None:
-    if number % 5 == 0:
-        print(f"        report: {number} of {total} subsets of modalities judged", flush=True)
+    print(f"        report: {number} of {total} nights judged with every subset of modalities", flush=True)
 
 
 def _environment(plan: Plan) -> dict[str, str]:

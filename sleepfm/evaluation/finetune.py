@@ -24,6 +24,7 @@ from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import Resolved, load_package
 from sleepfm.training.stage import Export, StepLoss
+from sleepfm.training.weights import state_digest
 
 
 class FinetuneStage:
@@ -71,6 +72,7 @@ class FinetuneStage:
         self.weights = class_weights(labels, len(self.task.classes), config.weighting)
         self.validated: Predictions | None = None
         self.seconds = SecondLabels(self.dataset, config.task)
+        self._predicted: tuple[tuple[str, str], Predictions] | None = None
         if config.events is not None:
             every = torch.cat([self.seconds.of(row, kept.of(row)) for row in self.dataset.select("label").tolist()])
             self.second_weights = class_weights(every, 2, config.weighting)
@@ -112,6 +114,10 @@ class FinetuneStage:
         )
 
     def _predict(self, module: nn.Module, split: str) -> Predictions:
+        """Predictions on ``split``; the last ones are kept, as a best model is often the one just validated."""
         assert isinstance(module, Downstream)
-        window, chunk = self.config.sequence.length, self.config.evaluate.chunk
-        return predict(module, self.dataset, split, window=window, chunk=chunk)
+        of = (split, state_digest(module))
+        if self._predicted is None or self._predicted[0] != of:
+            window, chunk = self.config.sequence.length, self.config.evaluate.chunk
+            self._predicted = (of, predict(module, self.dataset, split, window=window, chunk=chunk))
+        return self._predicted[1]

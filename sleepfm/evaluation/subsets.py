@@ -5,13 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 
+import torch
+from torch import Tensor
+
 from sleepfm.constants import CHANNEL_MODALITY, MODALITIES
 from sleepfm.data.dataset import Dataset
+from sleepfm.errors import ModelError
 from sleepfm.evaluation.outcome import judge
-from sleepfm.evaluation.predict import predict
+from sleepfm.evaluation.predict import predict, predict_embedded
 from sleepfm.evaluation.report import SubsetResult
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.scoring import TaskModel
+from sleepfm.training.embeddings import embed_subsets, stored_epochs
 
 
 def modality_subsets(
@@ -26,20 +31,38 @@ def modality_subsets(
     """Figures of ``entry`` on ``split`` for each of ``subsets``: every one of the model's modalities by
     default, largest first.
 
-    The model itself is the same throughout; channels outside the subset are absent. All subsets of four
-    modalities of one channel each cost as much as eight predictions with all channels.
+    The model itself is the same throughout; channels outside the subset are absent. Recordings are read and go
+    through the backbones once, whatever the number of subsets; ``progress`` counts recordings.
 
     Raises:
         DatasetError: the split holds no recording with such a channel.
         ModelError: the model has no channel of a subset.
     """
-    known = [name for name in MODALITIES if name in {CHANNEL_MODALITY[c] for c in entry.model.channels}]
+    model, channels = entry.model, entry.model.channels
+    known = [name for name in MODALITIES if name in {CHANNEL_MODALITY[c] for c in channels}]
+    if len(known) == 1:
+        found = predict(model, dataset, split, window=entry.window, chunk=chunk)
+        return [SubsetResult((known[0],), judge(TASKS[entry.task], found, entry.threshold))]
     if subsets is None:
         subsets = [s for size in range(len(known), 0, -1) for s in itertools.combinations(known, size)]
-    results = []
-    for number, subset in enumerate(subsets, 1):
-        predictions = predict(entry.model, dataset, split, window=entry.window, modalities=subset, chunk=chunk)
-        results.append(SubsetResult(tuple(subset), judge(TASKS[entry.task], predictions, entry.threshold)))
+    for subset in subsets:
+        if not set(subset) & set(known):
+            raise ModelError(f"the model has no channel of {subset}; its channels: {', '.join(channels)}")
+    masks = [[CHANNEL_MODALITY[name] in subset for name in channels] for subset in subsets]
+    named = [{name for name, kept in zip(channels, mask, strict=True) if kept} for mask in masks]
+    holding = [set(dataset.select(split, sorted(names)).tolist()) for names in named]
+    nights: list[dict[str, Tensor]] = [{} for _ in subsets]
+    rows = dataset.select(split, channels).tolist()
+    for number, row in enumerate(rows, 1):
+        record = dataset.names[row]
+        embeddings = embed_subsets(model.encoder, stored_epochs(dataset, record, channels, chunk), torch.tensor(masks))
+        for place, held in enumerate(holding):
+            if row in held:
+                nights[place][record] = embeddings[place]
         if progress is not None:
-            progress(number, len(subsets))
+            progress(number, len(rows))
+    results = []
+    for subset, embedded in zip(subsets, nights, strict=True):
+        found = predict_embedded(model, dataset, embedded, entry.window)
+        results.append(SubsetResult(tuple(subset), judge(TASKS[entry.task], found, entry.threshold)))
     return results

@@ -274,7 +274,23 @@ class SynthSleepNet(nn.Module):
         An epoch without any present channel gives zeros.
         """
         check_signals(signals, present, self.channels)
-        fused = self._fuse(self.backbones(signals, present), present, None).float()
+        return self._mean_of_channels(self.backbones(signals, present), present)
+
+    def encode_subsets(self, signals: Tensor, present: Tensor, subsets: Tensor) -> Tensor:
+        """:meth:`encode` for each of ``subsets`` ``[S, C]`` of the channels: ``[S, B, D]``.
+
+        The backbones see every channel once, whatever the number of subsets: only the fusion is repeated.
+        """
+        check_signals(signals, present, self.channels)
+        tokens = self.backbones(signals, present)
+        rows = []
+        for subset in subsets.to(present.device):
+            kept = [part if keep else part[:0] for part, keep in zip(tokens, subset.tolist(), strict=True)]
+            rows.append(self._mean_of_channels(kept, present & subset).mean(1))
+        return torch.stack(rows)
+
+    def _mean_of_channels(self, tokens: list[Tensor], present: Tensor) -> Tensor:
+        fused = self._fuse(tokens, present, None).float()
         weight = present.float()[..., None, None]
         return (fused * weight).sum(1) / weight.sum(1).clamp(min=1)
 

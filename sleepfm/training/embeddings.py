@@ -52,6 +52,21 @@ def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | 
     return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
 
 
+def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Tensor) -> Tensor:
+    """Embeddings [S, E, D] of all ``epochs`` from each of ``subsets`` [S, C] of the channels, as :func:`embed`.
+
+    Args:
+        encoder: a module with ``encode_subsets(signals [B, C, T], present [B, C], subsets [S, C]) -> [S, B, D]``.
+    """
+
+    def encode(signals: Tensor, present: Tensor) -> Tensor:
+        found = encoder.encode_subsets(signals, present, subsets)
+        usable = (present[None] & subsets[:, None].to(present.device)).any(-1)
+        return found.masked_fill(~usable[..., None], torch.nan).transpose(0, 1)
+
+    return _encoded(encoder, encode, (len(subsets), encoder.dim), epochs, None).transpose(0, 1)
+
+
 @torch.inference_mode()
 def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable[Epochs], keep: Sequence[bool] | None) -> Tensor:
     device = next(encoder.parameters()).device

@@ -10,7 +10,7 @@ import torch
 from sleepfm.config import load_config
 from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
-from sleepfm.errors import ConfigError
+from sleepfm.errors import ConfigError, ModelError
 from sleepfm.evaluation.events import EventAgreement, events_from_probability, match_events
 from sleepfm.evaluation.finetune import FinetuneStage
 from sleepfm.evaluation.losses import class_weights, classification_loss
@@ -174,8 +174,6 @@ def test_finetune_learns_and_its_package_repeats_its_test_predictions(dataset, s
 
 
 def test_fewer_modalities_change_predictions_and_an_unknown_one_is_refused(dataset, downstream_packages):
-    from sleepfm.errors import ModelError
-
     model = load(downstream_packages["stage"])
     whole = predict(model, dataset, "test", window=20)
     one = predict(model, dataset, "test", window=20, modalities=["EEG"])
@@ -192,6 +190,11 @@ def test_every_subset_of_modalities_is_judged(dataset, downstream_packages):
     whole = predict(entry.model, dataset, "test", window=entry.window)
     assert results[0].evaluation == judge(TASKS["apnea"], whole, entry.threshold)
     assert {r.evaluation.n_epochs for r in results} == {results[0].evaluation.n_epochs}
+    for result in results[2::5]:
+        alone = predict(entry.model, dataset, "test", window=entry.window, modalities=result.modalities)
+        assert result.evaluation == judge(TASKS["apnea"], alone, entry.threshold)
+    with pytest.raises(ModelError, match="RESP"):
+        modality_subsets(entry, dataset, "test", [("RESP",)])
 
 
 def test_downstream_models_are_no_encoders_and_names_must_fit(dataset, downstream_packages, tmp_path):
