@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from sleepfm.config import digest, load_config, to_dict
-from sleepfm.demo.plan import MODALITIES, TASKS, DemoConfig, Plan
+from sleepfm.demo.plan import MODALITIES, DemoConfig, Plan
 from sleepfm.demo.runner import Journal, Runner
 from sleepfm.errors import UsageError, exit_with
 from sleepfm.paths import config_root
@@ -31,22 +30,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data is not None and not arguments.data.is_dir():
         raise UsageError(f"--data {arguments.data}: no such folder")
     config = load_config(DemoConfig, config_root() / arguments.config, arguments.overrides)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     data = arguments.data.resolve() if arguments.data else None
     seed = arguments.seed
     identity = digest({"config": to_dict(config), "seed": seed, "data": str(data) if data else None})
     journal = Journal.open(arguments.out, identity)
     plan = Plan(config, arguments.out, seed, data)
-    runner = Runner(arguments.out, journal, config.n_steps - (data is not None))
+    runner = Runner(arguments.out, journal, config.n_steps - (data is not None), config.at_once)
     if data is None:
         runner.run(plan.synth())
     runner.run(plan.build())
-    for modality in MODALITIES:
-        runner.run(plan.pretrain(modality))
+    # The longest first.
+    runner.run(*(plan.pretrain(modality) for modality in reversed(MODALITIES)))
     runner.run(plan.multimodal())
-    for task in TASKS:
-        runner.run(plan.probe(task))
-    runner.run(plan.finetune())
+    # Its embeddings are those that the other probes take.
+    runner.run(plan.probe("stage"))
+    runner.run(plan.finetune(), plan.probe("apnea"), plan.probe("hypopnea"))
     runner.run(plan.score())
 
     from sleepfm.demo.summary import print_table, write_report

@@ -7,7 +7,7 @@ loss, so any subset of channels works, per sample, in training and at inference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -194,15 +194,17 @@ class SynthSleepNet(nn.Module):
         highest = draws.masked_fill(~present, -1).amax(1, keepdim=True)
         return present & ((draws >= self.config.modality_dropout) | (draws == highest))
 
-    def _fuse(self, tokens: list[Tensor], present: Tensor, keep: Tensor | None) -> Tensor:
+    def _fuse(self, tokens: list[Tensor], present: Tensor, keep: Tensor | None, places: Sequence[int] | None = None) -> Tensor:
         """Fused tokens ``[B, C, K, D]``; all ``F`` of a channel without ``keep`` ``[B, C, K]``; absent
-        channels hold nothing.
+        channels hold nothing. With ``places`` everything is of the channels at these only.
         """
+        names = [self.channels[place] for place in places] if places is not None else self.channels
         parts = [
-            _spread(self.adapters[name](part.flatten(0, 1)).unflatten(0, part.shape[:2]), present[:, place])
-            for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True))
+            _spread(self.adapters[name](part.flatten(0, 1)).unflatten(0, part.shape[:2]), present[:, column])
+            for column, (name, part) in enumerate(zip(names, tokens, strict=True))
         ]
-        x = torch.stack(parts, dim=1) + self.modality_token + self.position
+        own = self.modality_token if places is None else self.modality_token[list(places)]
+        x = torch.stack(parts, dim=1) + own + self.position
         if keep is not None:
             x = take(x, keep)
         shape = x.shape[1:3]
@@ -284,13 +286,13 @@ class SynthSleepNet(nn.Module):
         check_signals(signals, present, self.channels)
         tokens = self.backbones(signals, present)
         rows = []
-        for subset in subsets.to(present.device):
-            kept = [part if keep else part[:0] for part, keep in zip(tokens, subset.tolist(), strict=True)]
-            rows.append(self._mean_of_channels(kept, present & subset).mean(1))
+        for subset in subsets.tolist():
+            places = [place for place, kept in enumerate(subset) if kept]
+            rows.append(self._mean_of_channels([tokens[p] for p in places], present[:, places], places).mean(1))
         return torch.stack(rows)
 
-    def _mean_of_channels(self, tokens: list[Tensor], present: Tensor) -> Tensor:
-        fused = self._fuse(tokens, present, None).float()
+    def _mean_of_channels(self, tokens: list[Tensor], present: Tensor, places: Sequence[int] | None = None) -> Tensor:
+        fused = self._fuse(tokens, present, None, places).float()
         weight = present.float()[..., None, None]
         return (fused * weight).sum(1) / weight.sum(1).clamp(min=1)
 

@@ -13,10 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import cohen_kappa_score
-from sklearn.neighbors import KNeighborsClassifier
-from sklearn.preprocessing import StandardScaler
 
 from sleepfm.config import Config
 from sleepfm.data.dataset import Dataset
@@ -72,6 +68,11 @@ class Monitor:
         if not (np.isfinite(train).all() and np.isfinite(held).all()):
             # A model that has diverged is worth nothing, and no reason to stop: no comparison is won by what is not a number.
             return dict.fromkeys(("val/probe_kappa", "val/probe_accuracy", "val/knn_kappa"), math.nan)
+        # Two seconds of imports, which the ranks that do not probe need not take.
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.neighbors import KNeighborsClassifier
+        from sklearn.preprocessing import StandardScaler
+
         scaler = StandardScaler().fit(train)
         train, held = scaler.transform(train), scaler.transform(held)
         probe = LogisticRegression(C=0.1, max_iter=300).fit(train, truth).predict(held)
@@ -104,6 +105,8 @@ class Monitor:
 
 def _kappa(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
     """Cohen's kappa; 0 where both sides name one class only (agreement by chance is then all there is)."""
+    from sklearn.metrics import cohen_kappa_score
+
     if len(np.union1d(truth, predicted)) < 2:
         return 0.0
     return float(cohen_kappa_score(truth, predicted))
