@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+import time
 from pathlib import Path
 
 from sleepfm.config import digest, load_config, to_dict
@@ -29,6 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the cohort, the shards, the models, the scored night and the report."""
     if arguments.data is not None and not arguments.data.is_dir():
         raise UsageError(f"--data {arguments.data}: no such folder")
+    started = time.monotonic()
     config = load_config(DemoConfig, config_root() / arguments.config, arguments.overrides)
     data = arguments.data.resolve() if arguments.data else None
     seed = arguments.seed
@@ -47,9 +49,10 @@ def run(arguments: argparse.Namespace) -> int:
     runner.run(plan.finetune(), plan.probe("apnea"), plan.probe("hypopnea"))
     runner.run(plan.score())
 
-    from sleepfm.demo.summary import print_table, write_report
+    from sleepfm.demo.summary import print_table, write_report, write_summary
 
     page = write_report(plan, journal)
+    write_summary(plan, journal, time.monotonic() - started)
     print_table(plan, journal)
     print(f"report: {page}")
     return 0

@@ -17,6 +17,7 @@ from sleepfm.evaluation.report import NightExample, ReportData, Result, StepCost
 from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS as DEFINITIONS
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.training.files import write_json
 
 TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
 JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]
@@ -63,6 +64,20 @@ def print_table(plan: Plan, journal: Journal) -> None:
     seconds = sum(done.seconds for done in journal.steps.values())
     peak = max(done.peak_bytes for done in journal.steps.values())
     print(f"\n{len(journal.steps)} steps, together {seconds / 60:.1f} minutes, peak memory of one {peak / 2**30:.1f} GiB")
+
+
+def write_summary(plan: Plan, journal: Journal, seconds: float) -> None:
+    """``summary.json``: the table's figures, what every step cost, and how long this call took with the report, in seconds."""
+    figures = {
+        result.model: {
+            name: {"value": metric.value, "interval_95": [metric.ci_low, metric.ci_high]}
+            for name, metric in result.evaluation.metrics.items()
+        }
+        for result in _results(plan)
+    }
+    steps = {name: {"seconds": done.seconds, "peak_mib": done.peak_bytes >> 20} for name, done in journal.steps.items()}
+    content = {"test": figures, "steps": steps, "seconds": round(seconds), "environment": _environment(plan)}
+    write_json(plan.folder / "summary.json", content)
 
 
 def _results(plan: Plan) -> Iterator[Result]:
