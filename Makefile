@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 SEED ?= 1
+# Tests that run at a time.
+JOBS ?= 2
 DATA ?=
 # A package index to take torch from, where the default one has only CUDA builds (see README).
 TORCH_INDEX ?=
@@ -25,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/python -m sleepfm.demo --seed $(SEED) $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not gpu"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"

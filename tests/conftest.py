@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore, object_store
 
+# Folders whose tests share what is dear to make (a Ray cluster, a data set): with several workers (`make test`), one
+# takes the whole folder; of the others, a file.
+WHOLE_FOLDERS = {"shards", "evaluation"}
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together on one worker what belongs together."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(folder if folder in WHOLE_FOLDERS else item.path.name))
 
 
 @pytest.fixture(scope="session")
