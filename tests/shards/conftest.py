@@ -29,12 +29,14 @@ settings.load_profile("unhurried")
 SUBJECTS = 6
 # The tests' cluster listens on this machine for their duration and asks for no token, so that they neither need nor
 # make one in the user's home. A core a worker, so that the bytes do not depend on who else is at work; and workers of
-# ordinary priority (Ray's is the lowest but a few), which a busy machine does not keep waiting.
+# ordinary priority (Ray's is the lowest but a few), which a busy machine does not keep waiting, and which stay when others
+# have been at work in between, since they take seconds to start.
 SETTINGS = {
     "RAY_AUTH_MODE": "disabled",
     "OMP_NUM_THREADS": "1",
     "RAY_gcs_server_request_timeout_seconds": "120",
     "RAY_worker_niceness": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "600000",
 }
 
 

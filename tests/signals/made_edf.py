@@ -27,7 +27,8 @@ def field(value: object, width: int) -> bytes:
 
 
 def encode(digital: np.ndarray, width: int) -> bytes:
-    return b"".join(int(value).to_bytes(width, "little", signed=True) for value in digital)
+    assert not len(digital) or np.abs(digital).max() <= 1 << (8 * width - 1)
+    return np.asarray(digital, "<i4").view(np.uint8).reshape(-1, 4)[:, :width].tobytes()
 
 
 def tal(onset: str, duration: str = "", *texts: str) -> bytes:
