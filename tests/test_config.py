@@ -42,6 +42,12 @@ def test_later_bases_win(tmp_path: Path) -> None:
     assert read_yaml(write(tmp_path, "c.yaml", "extends: [a.yaml, b.yaml]\n")) == {"name": "b"}
 
 
+def test_interpolations_are_resolved_with_and_without_overrides(tmp_path: Path) -> None:
+    path = write(tmp_path, "i.yaml", "name: run-${optimiser.steps}\noptimiser: {steps: 7}\n")
+    assert load_config(Job, path).name == "run-7"
+    assert load_config(Job, path, ["optimiser.steps=8"]).name == "run-8"
+
+
 def test_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
     path = write(tmp_path, "job.yaml", "name: x\n")
     with pytest.raises(ConfigError, match=r"unknown key 'optimiser\.stepz'.*optimiser\.steps"):
