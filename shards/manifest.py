@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -90,18 +91,28 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
         return current
     path.unlink(missing_ok=True)
     (out / MANIFEST_FOLDER).mkdir(exist_ok=True)
-    for name, schema in TABLES.items():
-        with atomic_file(out / MANIFEST_FOLDER / f"{name}.parquet") as file, pq.ParquetWriter(file, schema) as writer:
-            group: list[dict[str, Any]] = []
-            for number, sidecar in enumerate(sidecars(out, plan, build)):
+    with ExitStack() as stack:
+        writers = {}
+        for name, schema in TABLES.items():
+            file = stack.enter_context(atomic_file(out / MANIFEST_FOLDER / f"{name}.parquet"))
+            writers[name] = stack.enter_context(pq.ParquetWriter(file, schema))
+        groups: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
+        for number, sidecar in enumerate(sidecars(out, plan, build), start=1):
+            for name, group in groups.items():
                 group += rows(name, sidecar, plan)
-                if (number + 1) % SHARDS_IN_ROW_GROUP == 0:
-                    writer.write_table(pa.Table.from_pylist(group, schema))
-                    group = []
-            writer.write_table(pa.Table.from_pylist(group, schema))
+            if number % SHARDS_IN_ROW_GROUP == 0:
+                _write_groups(writers, groups)
+        _write_groups(writers, groups)
     description["tables"] = table_digests(out)
     write_json(path, description)
     return description
+
+
+def _write_groups(writers: dict[str, pq.ParquetWriter], groups: dict[str, list[dict[str, Any]]]) -> None:
+    """Write one row group to each table and empty ``groups``."""
+    for name, group in groups.items():
+        writers[name].write_table(pa.Table.from_pylist(group, TABLES[name]))
+        group.clear()
 
 
 def table_digests(out: Path) -> dict[str, str]:
