@@ -1,0 +1,135 @@
+"""Batch normalisation over the rows of all ranks equals that of one process over the whole batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing
+from torch import Tensor, nn
+
+from sleepfm.models.normalisation import RowBatchNorm, mlp
+from sleepfm.training.batch_norm import SynchronisedBatchNorm, synchronise
+
+WIDTH = 5
+# Rows of each of three ranks; length of a row, or None for rows that are vectors.
+CASES: list[tuple[tuple[int, int, int], int | None]] = [
+    ((4, 4, 4), None),
+    ((3, 0, 6), None),
+    ((1, 2, 0), None),
+    ((0, 1, 0), None),
+    ((0, 0, 0), None),
+    ((2, 5, 1), 7),
+    ((0, 3, 2), 7),
+]
+
+
+def rows_of(case: int, step: int) -> Tensor:
+    """The rows of all ranks of a case, far from zero so that careless sums of squares would show."""
+    counts, length = CASES[case]
+    shape = (sum(counts), WIDTH) if length is None else (sum(counts), WIDTH, length)
+    return 20 + 3 * torch.randn(shape, generator=torch.Generator().manual_seed(100 * case + step))
+
+
+def weights_of(case: int, step: int) -> Tensor:
+    return torch.randn(rows_of(case, step).shape, generator=torch.Generator().manual_seed(7000 + 100 * case + step))
+
+
+def plain(length: int | None) -> nn.Module:
+    torch.manual_seed(0)
+    norm = (RowBatchNorm if length is None else nn.BatchNorm1d)(WIDTH)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return norm.train()
+
+
+def steps(norm: nn.Module, case: int, part: slice, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Two forward passes and a backward pass through both on a part of the rows: outputs, gradients and running statistics.
+
+    A ``norm`` in fp64 gets the same rows, rounded to ``dtype`` first.
+    """
+    found: dict[str, Tensor] = {}
+    kind = next(norm.parameters()).dtype
+    inputs, loss = [], torch.zeros((), dtype=kind)
+    for step in range(2):
+        x = rows_of(case, step)[part].to(dtype)
+        x = (x.double() if kind == torch.float64 else x).requires_grad_()
+        out = norm(x)
+        assert out.dtype == x.dtype
+        loss = loss + (out.to(kind) * weights_of(case, step)[part]).sum()
+        inputs.append(x)
+        found[f"out{step}"] = out.detach().float()
+    loss.backward()
+    for step, x in enumerate(inputs):
+        assert x.grad is not None
+        found[f"grad{step}"] = x.grad.float()
+    found |= {f"grad {name}": value.grad for name, value in norm.named_parameters() if value.grad is not None}
+    return found | {name: value.clone().float() for name, value in norm.named_buffers()}
+
+
+def rank_of_three(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=3)
+    for dtype in (torch.float32, torch.bfloat16):
+        for case, (counts, length) in enumerate(CASES):
+            part = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
+            found = steps(SynchronisedBatchNorm(plain(length)), case, part, dtype)
+            torch.save(found, f"{folder}/{case}-{dtype}-{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_three_ranks_of_uneven_rows_are_one_process(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(rank_of_three, (str(tmp_path),), nprocs=3)
+    for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
+        for case, (_, length) in enumerate(CASES):
+            ranks = [torch.load(tmp_path / f"{case}-{dtype}-{rank}.pt") for rank in range(3)]
+            if not len(rows_of(case, 0)):
+                assert all(torch.equal(found["running_mean"], torch.zeros(WIDTH)) for found in ranks)
+                continue
+            whole = steps(plain(length).double(), case, slice(None), dtype)
+            for name, value in whole.items():
+                if name.startswith(("out", "grad0", "grad1")):
+                    mine = torch.cat([found[name] for found in ranks])
+                elif name.startswith("grad "):
+                    mine = torch.stack([found[name] for found in ranks if name in found]).sum(0)
+                else:
+                    mine = ranks[0][name]
+                    assert all(torch.equal(found[name], mine) for found in ranks), "ranks must agree to the bit"
+                    if name == "num_batches_tracked":
+                        continue
+                scale = value.abs().max().clamp(min=1)
+                assert ((mine - value).abs() / scale).max() <= tolerance, (case, dtype, name)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("case", [0, 1, 3, 5])
+def test_one_rank_alone_is_torchs_own(alone: None, case: int) -> None:
+    length = CASES[case][1]
+    mine, theirs = (
+        steps(norm, case, slice(None), torch.float32) for norm in (SynchronisedBatchNorm(plain(length)), plain(length))
+    )
+    for name, value in theirs.items():
+        torch.testing.assert_close(mine[name], value, rtol=1e-5, atol=1e-4)
+
+
+def test_replacing_keeps_the_state_and_its_names(alone: None) -> None:
+    module = nn.Sequential(mlp((4, 6, 6, 2)), nn.Conv1d(1, 3, 3), nn.BatchNorm1d(3)).train()
+    before = module.state_dict()
+    parameters = [id(parameter) for parameter in module.parameters()]
+    synchronise(module)
+    assert sum(isinstance(part, SynchronisedBatchNorm) for part in module.modules()) == 3
+    assert module.state_dict().keys() == before.keys()
+    assert [id(parameter) for parameter in module.parameters()] == parameters
+    # In eval mode it needs no other rank.
+    dist_free = module.eval()[2]
+    x = torch.randn(2, 3, 4)
+    torch.testing.assert_close(dist_free(x), nn.BatchNorm1d(3).eval()(x))
