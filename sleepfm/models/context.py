@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from sleepfm.config import Config
 from sleepfm.models.mamba import mamba2
 from sleepfm.models.normalisation import RowBatchNorm, on_valid
+from sleepfm.models.recompute import recomputable
 
 
 class ContextConfig(Config):
@@ -74,6 +75,7 @@ class _SequenceNorm(nn.Module):
         return on_valid(self.norm, x, valid)
 
 
+@recomputable
 class Residual(nn.Module):
     """``x + inner(x)``."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
+from sleepfm.models.recompute import recomputable
 
 
 class FrameEncoderConfig(Config):
@@ -50,6 +51,7 @@ class SqueezeExcite(nn.Module):
         return x * self.fc(x.mean(-1))[..., None]
 
 
+@recomputable
 class ResidualBlock(nn.Module):
     """Two convolutions with padding 1 whatever the kernel; the residual loses its right end where they shrink
     the signal.

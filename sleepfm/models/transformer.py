@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sleepfm.errors import ModelError
+from sleepfm.models.recompute import recomputable
 
 NORM_EPS = 1e-6
 
@@ -43,6 +44,7 @@ class Mlp(nn.Module):
         return self.fc2(self.act(self.fc1(x)))
 
 
+@recomputable
 class Block(nn.Module):
     """``x + attention(norm(x))``, then ``x + mlp(norm(x))``; the MLP is four times as wide as the tokens."""
 
