@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sleepfm.data.batch import Batch
 from sleepfm.models.context import ContextConfig, build_context
+from sleepfm.models.mamba import Mamba2
 from sleepfm.training.config import RunConfig
 from sleepfm.training.job import Context, run
 from sleepfm.training.stage import Export, StepLoss
@@ -45,6 +46,11 @@ class ContextStage:
         torch.manual_seed(0)
         self.module = build({})
         self.stream = SequenceStream()
+        # Types in the forward pass of a training step, where ZeRO 3 has parameters of its own making.
+        self.used: dict[str, set[str]] = {"rates": set(), "products": set()}
+        for part in self.module.modules():
+            if isinstance(part, Mamba2):
+                part.register_forward_hook(self._note)
         self.before = {name: value.clone() for name, value in self.module.state_dict().items()}
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
@@ -57,11 +63,18 @@ class ContextStage:
     def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
         state = module.state_dict()
         facts = {
+            "used": {key: sorted(kinds) for key, kinds in self.used.items()},
             "dtypes": {name: str(value.dtype) for name, value in state.items()},
             "moved": {name: bool((value != self.before[name]).any()) for name, value in state.items()},
         }
         Path("facts.json").write_text(json.dumps(facts))
         return Export({"model": {"kind": "context"}}, "# context\n", builder="context_job:build")
+
+    def _note(self, part: nn.Module, arguments: Any, output: Tensor) -> None:
+        assert isinstance(part, Mamba2)
+        if part.training:
+            self.used["rates"] |= {str(value.dtype) for value in (part.A_log, part.D, part.dt_bias)}
+            self.used["products"].add(str(output.dtype))
 
     def _error(self, output: Tensor, signals: Tensor) -> Tensor:
         return (output.float().mean(1) - signals[:, 0]).square().mean()

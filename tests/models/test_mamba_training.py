@@ -34,4 +34,5 @@ def test_state_space_parameters_train_in_fp32_under_zero_and_bf16(tmp_path: Path
     parameters = [name for name in facts["dtypes"] if name.endswith(("A_log", ".D", "dt_bias"))]
     assert len(parameters) == 6
     assert {facts["dtypes"][name] for name in parameters} == {"torch.float32"}
+    assert facts["used"] == {"rates": ["torch.float32"], "products": ["torch.bfloat16"]}
     assert all(facts["moved"][name] for name in parameters)
