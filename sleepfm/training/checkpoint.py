@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from safetensors import SafetensorError
+from torch import Tensor
 
 from sleepfm.errors import CheckpointError
-from sleepfm.training.distributed import World, on_main
+from sleepfm.package import save_weights
+from sleepfm.training.distributed import World
 from sleepfm.training.files import read_json, sync_file, sync_folder, write_atomic, write_json
 
-_MARK = "complete.json"
+MARK = "complete.json"
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,10 @@ class Saved:
     step: int
     processes: int
     zero: int
+
+    def fits(self, processes: int, zero: int) -> bool:
+        """Whether ``processes`` at ZeRO stage ``zero`` load it as it is; without ZeRO every rank holds everything."""
+        return zero == self.zero and (zero == 0 or processes == self.processes)
 
 
 def newest(output: Path) -> Saved | None:
@@ -46,7 +52,7 @@ def newest(output: Path) -> Saved | None:
     except FileNotFoundError:
         return None
     folder = root / name
-    mark = read_json(folder / _MARK)
+    mark = read_json(folder / MARK)
     if mark is None:
         raise CheckpointError(f"{root / 'latest'} names {name!r}, which is not there; start with --resume never")
     for file, size in mark["files"].items():
@@ -57,8 +63,12 @@ def newest(output: Path) -> Saved | None:
     return Saved(folder, mark["step"], mark["processes"], mark["zero"])
 
 
-def save(engine: Any, world: World, output: Path, step: int, zero: int, keep: int) -> Path:
+def save(
+    engine: Any, world: World, output: Path, step: int, zero: int, keep: int, extra: Mapping[str, Mapping[str, Tensor]]
+) -> Path:
     """Save ``engine`` at ``step`` and drop all but the newest ``keep`` checkpoints. Every rank calls this.
+
+    ``extra`` are tensors that rank 0 adds, by name of a safetensors file.
 
     Raises:
         CheckpointError: the files could not be written; the checkpoints before this one are untouched.
@@ -66,7 +76,7 @@ def save(engine: Any, world: World, output: Path, step: int, zero: int, keep: in
     root = output / "checkpoints"
     name = f"step-{step:08d}"
     temporary = root / f".{name}.tmp"
-    if (root / name / _MARK).exists():
+    if (root / name / MARK).exists():
         # Reached before, by the run that this one resumes: same step, same content.
         if world.is_main:
             write_atomic(root / "latest", name + "\n")
@@ -77,17 +87,21 @@ def save(engine: Any, world: World, output: Path, step: int, zero: int, keep: in
             shutil.rmtree(leftover)
     try:
         engine.save_checkpoint(str(root), tag=temporary.name, client_state={"step": step}, save_latest=False)
+        if world.is_main:
+            for file_name, tensors in extra.items():
+                save_weights(temporary / file_name, tensors)
+                sync_file(temporary / file_name)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         for file in files[world.rank :: world.size]:
             sync_file(file)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{temporary}: cannot save step {step} ({reason}); earlier checkpoints remain") from error
     if world.size > 1:
         dist.barrier()
     if world.is_main:
         sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
-        write_json(temporary / _MARK, {"step": step, "processes": world.size, "zero": zero, "files": sizes})
+        write_json(temporary / MARK, {"step": step, "processes": world.size, "zero": zero, "files": sizes})
         os.rename(temporary, root / name)
         sync_folder(root)
         write_atomic(root / "latest", name + "\n")
@@ -98,42 +112,17 @@ def save(engine: Any, world: World, output: Path, step: int, zero: int, keep: in
     return root / name
 
 
-def universal(saved: Saved, world: World) -> Path:
-    """``saved`` in DeepSpeed's universal layout, which loads at any number of processes and any ZeRO
-    stage >= 1.
-
-    Converted once, beside the checkpoint, by DeepSpeed's own tool in a process of its own.
-
-    Raises:
-        CheckpointError: a checkpoint without ZeRO, or one that the tool refuses.
-    """
-    if saved.zero == 0:
-        raise CheckpointError(f"{saved.folder}: saved with deepspeed.zero=0; continue it with deepspeed.zero=0")
-    root = saved.folder.parent
-    target = root / f".universal-{saved.folder.name}"
-
-    def convert() -> str:
-        if (target / _MARK).exists():
-            return str(target)
-        shutil.rmtree(target, ignore_errors=True)
-        command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
-        command += ["--input_folder", str(saved.folder), "--output_folder", str(target)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        if done.returncode:
-            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
-            raise CheckpointError(f"{saved.folder}: cannot convert to a universal checkpoint ({lines[-1]})")
-        write_json(target / _MARK, {"step": saved.step})
-        return str(target)
-
-    return Path(on_main(world, convert))
-
-
-def load(engine: Any, saved: Saved, folder: Path) -> None:
-    """Restore ``engine`` from ``folder`` (``saved`` itself or its universal form).
+def load(engine: Any, saved: Saved) -> None:
+    """Restore ``engine``, which has the number of processes and the ZeRO stage of ``saved``.
 
     Raises:
         CheckpointError: DeepSpeed found nothing to load, or another step than the folder's name says.
     """
-    path, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
-    if path is None or state.get("step") != saved.step:
+    path, state = engine.load_checkpoint(str(saved.folder.parent), tag=saved.folder.name)
+    check_step(saved.folder, path, state, saved)
+
+
+def check_step(folder: Path, path: str | None, state: dict[str, Any] | None, saved: Saved) -> None:
+    """What ``load_checkpoint`` returned for ``folder`` is ``saved``. Raises :class:`CheckpointError`."""
+    if path is None or state is None or state.get("step") != saved.step:
         raise CheckpointError(f"{folder}: DeepSpeed could not load it; start with --resume never")

@@ -35,6 +35,15 @@ class TrainConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     clip: float = Field(default=0.0, ge=0)
     """Largest global gradient norm; 0 does not clip."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of an exponential moving average of the weights, which is then validated, selected and exported; 0 for none."""
+    batch_norm: Literal["rank", "sync"] = "rank"
+    """Whose items batch norms take their statistics from: the rank's own, or those of all ranks, which makes losses
+    independent of the number of processes and costs two small collectives a norm."""
+    recompute: bool = False
+    """Forget the activations inside of blocks and compute them again in the backward pass: same numbers, less memory."""
+    compile: bool = False
+    """Compile the model's forward and backward pass (``torch.compile``)."""
     seed: int = 777
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 validates once, after the last step."""
@@ -111,10 +120,23 @@ class RunConfig(Config):
     registry: RegistryConfig
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="after")
+    def _stages_can_do_it(self) -> RunConfig:
+        if self.train.compile and self.deepspeed.zero == 3:
+            raise ValueError(
+                "train.compile: not with deepspeed.zero=3, which gathers parameters between layers; take zero 1 or 2"
+            )
+        if self.train.compile and self.train.recompute:
+            raise ValueError("train.compile: not with train.recompute; the compiler chooses what to compute again")
+        zero = self.deepspeed.extra.get("zero_optimization", {})
+        if self.train.ema and isinstance(zero, dict) and "nvme" in str(zero.get("offload_param", "")):
+            raise ValueError("train.ema: not with parameters on NVMe, which are not in memory to be averaged")
+        return self
+
 
 # Where a run writes, how often it reports, and how its state is spread do not change what is learnt.
 _INCIDENTAL = {
-    "train": ("output", "log_every", "checkpoint_every", "keep", "micro_batch", "stall_s"),
+    "train": ("output", "log_every", "checkpoint_every", "keep", "micro_batch", "recompute", "stall_s"),
     "registry": ("every_best",),
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),

@@ -20,9 +20,13 @@ import torch.distributed as dist
 from torch import nn
 
 from sleepfm.errors import TrainingError
-from sleepfm.training import checkpoint
+from sleepfm.models.recompute import recompute_activations
+from sleepfm.training import checkpoint, universal
+from sleepfm.training.batch_norm import synchronise
 from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.distributed import World, assert_agreement, gather_json, import_deepspeed, on_main
+from sleepfm.training.ema import FILE as EMA_FILE
+from sleepfm.training.ema import Ema
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.observer import Observer
 from sleepfm.training.precision import bf16_products
@@ -120,24 +124,34 @@ class _Run:
         self.whole = copy.deepcopy(module) if self.zero == 3 and world.is_main else module
         saved = checkpoint.newest(self.output) if resume else None
         self.step = saved.step if saved else 0
-        folder = saved.folder if saved else None
-        elastic = saved is not None and (saved.processes, saved.zero) != (world.size, self.zero)
-        if saved is not None and elastic and not (saved.zero == self.zero == 0):
-            folder = checkpoint.universal(saved, world)
-        from_universal = folder is not None and saved is not None and folder != saved.folder
+        groups = parameter_groups(module, config.train.weight_decay)
+        universal_folder = None
+        if saved is not None and not saved.fits(world.size, self.zero):
+            universal_folder = universal.convert(saved, world, groups, module)
         module.train()
+        if config.train.batch_norm == "sync" and world.size > 1:
+            synchronise(module)
+        if config.train.recompute:
+            recompute_activations(module)
+        if config.train.compile:
+            module.compile()
         self.engine, *_ = import_deepspeed().initialize(
             model=module,
-            model_parameters=parameter_groups(module, config.train.weight_decay),
-            config=deepspeed_config(config, self.shares, from_universal),
+            model_parameters=groups,
+            config=deepspeed_config(config, self.shares, universal_folder is not None),
             dist_init_required=False,
         )
         if hasattr(self.engine.optimizer, "check_grad_overflow"):
             # DeepSpeed looks for non-finite gradients only under its own bf16 and fp16 modes; so do we.
             self.engine.optimizer.check_grad_overflow = True
-        if saved is not None and folder is not None:
-            checkpoint.load(self.engine, saved, folder)
+        if saved is not None and universal_folder is not None:
+            universal.load(self.engine, saved, universal_folder, self.zero)
+        elif saved is not None:
+            checkpoint.load(self.engine, saved)
         self.guard = StatisticsGuard(self.engine.module)
+        self.ema = Ema(self.engine, config.train.ema, world, self.zero == 3) if config.train.ema else None
+        if saved is not None and self.ema is not None:
+            self.ema.load(saved.folder)
         self.skipped_in_row = 0
         self.norm = math.nan
 
@@ -212,6 +226,8 @@ class _Run:
             self._skip(row, records, [*batch.record])
         else:
             self.skipped_in_row = 0
+            if self.ema is not None:
+                self.ema.update(self.step)
         if world.is_main:
             self.observer.report(self.step, row)
         return leaving > 0
@@ -252,9 +268,18 @@ class _Run:
             )
 
     def _validate(self) -> None:
-        """Figures of the validation split from rank 0; keeps the weights if they are the best so far."""
+        """Figures of the validation split from rank 0; keeps the weights if they are the best so far.
+
+        With an average of the weights, all of it is about the average.
+        """
         self.observer.at(f"validating step {self.step}", patient=True)
         average_statistics(self.engine.module, self.world)
+        with self.ema.in_place() if self.ema is not None else nullcontext():
+            figures = self._judge()
+        if self.world.is_main:
+            self.observer.report(self.step, figures)
+
+    def _judge(self) -> dict[str, float]:
         losses = self._validation_loss()
         state = whole_state(self.engine.module, self.world, self.zero == 3)
 
@@ -269,9 +294,7 @@ class _Run:
             self.whole.train()
             return figures
 
-        figures = on_main(self.world, work)
-        if self.world.is_main:
-            self.observer.report(self.step, figures)
+        return on_main(self.world, work)
 
     def _validation_loss(self) -> dict[str, float]:
         """``val/loss`` and its parts over held-out items, with the items of a step shared as in training."""
@@ -295,7 +318,8 @@ class _Run:
     def _save(self) -> None:
         self.observer.at(f"saving step {self.step}", patient=True)
         average_statistics(self.engine.module, self.world)
-        checkpoint.save(self.engine, self.world, self.output, self.step, self.zero, self.config.train.keep)
+        extra = {} if self.ema is None else {EMA_FILE: self.ema.state()}
+        checkpoint.save(self.engine, self.world, self.output, self.step, self.zero, self.config.train.keep, extra)
 
 
 def _accumulate(sums: dict[str, torch.Tensor], loss: Loss, weight: float) -> None:

@@ -110,7 +110,7 @@ def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: Wor
             print(to_yaml(config))
             print(f"steps: {total_steps(config, stage)}, items in a pass: {len(stage.stream)}")
             print(f"arithmetic: {flops / 1e9:.2f} GFLOP an item, {flops * config.train.global_batch / 1e12:.3f} TFLOP a step")
-            print(Size.of(stage.module).describe(world.size))
+            print(Size.of(stage.module).describe(world.size, config.train.ema > 0))
         return 0
     watch = Watchdog(world, config.train.stall_s, _COLLECTIVE_TIMEOUT_SECONDS)
     if resume == "never":

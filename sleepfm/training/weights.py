@@ -41,24 +41,33 @@ def whole_state(module: nn.Module, world: World, sharded: bool) -> dict[str, Ten
     return state
 
 
-def running_statistics(module: nn.Module) -> list[Tensor]:
+def named_running_statistics(module: nn.Module) -> dict[str, Tensor]:
     """Running means and variances of the batch norms that are being trained."""
-    return [
-        buffer
-        for part in module.modules()
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, part in module.named_modules()
         if isinstance(part, _BatchNorm) and part.training
-        for buffer in (part.running_mean, part.running_var)
+        for name, buffer in (("running_mean", part.running_mean), ("running_var", part.running_var))
         if buffer is not None
-    ]
+    }
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The values of :func:`named_running_statistics`."""
+    return list(named_running_statistics(module).values())
 
 
 def average_statistics(module: nn.Module, world: World) -> None:
     """Give every rank the mean of all ranks' running statistics, so that none of them is special.
 
     Running statistics do not enter a training step, and their update is linear, so this may happen at any
-    step without a change to the losses. The sum is taken in fp64: equal values stay bit-equal.
+    step without a change to the losses.
     """
-    buffers = running_statistics(module)
+    average(running_statistics(module), world)
+
+
+def average(buffers: list[Tensor], world: World) -> None:
+    """Replace ``buffers`` by their means over ranks. The sum is taken in fp64: equal values stay bit-equal."""
     if world.size == 1 or not buffers:
         return
     flat = torch.cat([buffer.reshape(-1).double() for buffer in buffers])

@@ -46,9 +46,9 @@ def test_only_matrices_and_kernels_are_decayed() -> None:
     module.register_parameter("A_log", nn.Parameter(torch.zeros(2, 2)))
     decayed, plain = parameter_groups(module, 0.1)
     names = {id(parameter): name for name, parameter in module.named_parameters()}
-    assert {names[id(p)] for p in decayed["params"]} == {"inner.weight", "outer.weight"}
+    assert {names[id(p)] for p in decayed["params"]} == {"hidden.inner.weight", "outer.weight"}
     assert {names[id(p)] for p in plain["params"]} == {
-        *("inner.bias", "outer.bias", "norm.weight", "norm.bias", "cls_token", "A_log")
+        *("outer.bias", "hidden.norm.weight", "hidden.norm.bias", "cls_token", "A_log")
     }
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
 
@@ -151,7 +151,9 @@ def test_memory_follows_what_each_zero_stage_shards() -> None:
     assert [size.bytes_per_rank(zero, 4) for zero in range(4)] == [
         *(4 * (100 + 40 + 80), 4 * (100 + 40 + 30), 4 * (100 + 10 + 30), 4 * (25 + 10 + 30))
     ]
+    assert [size.bytes_per_rank(zero, 4, ema=True) - size.bytes_per_rank(zero, 4) for zero in range(4)] == [160, 160, 160, 40]
     assert "100, of which 40 train" in size.describe(4)
+    assert size.describe(4, ema=True).count("with the average of the weights") == 4
 
 
 def test_one_process_keeps_its_statistics() -> None:

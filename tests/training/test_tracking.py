@@ -228,7 +228,7 @@ def test_a_job_outlives_its_server_and_delivers_and_registers_when_it_is_back(tm
 
 @pytest.mark.slow
 def test_a_killed_and_resumed_job_has_one_history_equal_to_its_trace(tmp_path: Path) -> None:
-    arguments = ["train.log_every=1", "toy.kill_at=50", "toy.kill_flag=killed.flag"]
+    arguments = ["train.log_every=1", "toy.kill_at=[50]", "toy.kill_flag=killed.flag"]
     assert launch(tmp_path, 2, *arguments).returncode != 0
     state = json.loads((tmp_path / "run" / "tracking.json").read_text())
     done = launch(tmp_path, 2, *arguments)

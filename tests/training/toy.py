@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config, to_dict
 from sleepfm.data.batch import Batch
+from sleepfm.models.recompute import recomputable
 from sleepfm.training.config import RunConfig
 from sleepfm.training.job import Context, run
 from sleepfm.training.stage import Export, StepLoss
@@ -31,9 +33,11 @@ class ToyConfig(Config):
     """Items whose loss is not finite."""
     seconds: float = 0.0
     """Seconds a micro-step takes, so that a test can interrupt it."""
-    kill_at: int = -1
-    """Item at which the process kills itself, as long as ``kill_flag`` is absent."""
+    kill_at: tuple[int, ...] = ()
+    """Items at each of which the process kills itself, unless the file ``kill_flag`` with the item's number is there."""
     kill_flag: str = ""
+    trains: str = ""
+    """Regular expression of the parameters that train, instead of all but the frozen ones."""
     differ: bool = False
     """Whether ranks start with different weights."""
     stall_at: int = -1
@@ -63,19 +67,29 @@ class ToyStream:
         return Batch(torch.stack(rows), ones, ones, {}, item, names, torch.zeros(count, dtype=torch.long))
 
 
+@recomputable
+class ToyHidden(nn.Module):
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__()
+        # Before a batch norm a bias does nothing: its gradient is rounding, which Adam would magnify.
+        self.inner = nn.Linear(8, config.width, bias=not config.statistics)
+        self.norm = nn.BatchNorm1d(config.width) if config.statistics else nn.LayerNorm(config.width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.dropout(nn.functional.gelu(self.norm(self.inner(x))))
+
+
 class ToyModule(nn.Module):
     def __init__(self, config: ToyConfig) -> None:
         super().__init__()
         self.frozen = nn.Linear(8, 8).requires_grad_(False)
-        self.inner = nn.Linear(8, config.width)
-        self.norm = nn.BatchNorm1d(config.width) if config.statistics else nn.LayerNorm(config.width)
-        self.dropout = nn.Dropout(config.dropout)
+        self.hidden = ToyHidden(config)
         self.outer = nn.Linear(config.width, 8)
         self.cls_token = nn.Parameter(torch.zeros(1, 8))
 
     def forward(self, signals: Tensor) -> Tensor:
-        hidden = self.dropout(nn.functional.gelu(self.norm(self.inner(self.frozen(signals)))))
-        return self.outer(hidden) + self.cls_token
+        return self.outer(self.hidden(self.frozen(signals))) + self.cls_token
 
 
 class ToyStage:
@@ -89,14 +103,19 @@ class ToyStage:
         self.toy = config.toy
         torch.manual_seed(config.train.seed + (context.world.rank if config.toy.differ else 0))
         self.module = ToyModule(config.toy)
+        if config.toy.trains:
+            for name, parameter in self.module.named_parameters():
+                parameter.requires_grad_(bool(re.match(config.toy.trains, name)))
         self.stream = ToyStream()
         self.validations = 0
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         time.sleep(self.toy.seconds)
-        if self.toy.kill_at in batch.item and not Path(self.toy.kill_flag).exists():
-            Path(self.toy.kill_flag).touch()
-            os.kill(os.getpid(), signal.SIGKILL)
+        for item in set(self.toy.kill_at) & set(batch.item.tolist()):
+            flag = Path(f"{self.toy.kill_flag}.{item}")
+            if not flag.exists():
+                flag.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
         if self.toy.stall_at in batch.item:
             time.sleep(3600)
         output = model(batch.signals).float()
