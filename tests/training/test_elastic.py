@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import launch, trace
+from launching import environment, launch, trace
 from safetensors.torch import load_file
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -56,6 +57,24 @@ def assert_same_result(folder: Path, run: str, other: str, tolerance: float) -> 
     assert mine.keys() == theirs.keys()
     for name, value in mine.items():
         assert (value.float() - theirs[name].float()).abs().max() <= tolerance, name
+
+
+def test_any_stage_goes_on_at_any_other_in_one_process(tmp_path: Path) -> None:
+    script = Path(__file__).with_name("stages_job.py")
+    done = subprocess.run([sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, env=environment())
+    assert done.returncode == 0, said(done)
+    results = json.loads((tmp_path / "results.json").read_text())
+    still = results.pop("still")
+    assert len(results) == 16
+    for name, found in results.items():
+        # From the checkpoint of step 3 on; batch statistics, dropout and the average of weights are in it.
+        assert list(found["losses"]) == ["4", "5", "6"], name
+        for step, loss in found["losses"].items():
+            assert loss == pytest.approx(still["losses"][step], abs=1e-6), name
+        assert found["figures"] == pytest.approx(still["figures"], abs=1e-6), name
+        assert found["weights"].keys() == still["weights"].keys()
+        for key, values in found["weights"].items():
+            assert values == pytest.approx(still["weights"][key], abs=1e-6), (name, key)
 
 
 @pytest.fixture(scope="module")
