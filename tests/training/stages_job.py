@@ -21,9 +21,11 @@ from sleepfm.training import universal
 from sleepfm.training.distributed import World, start
 from sleepfm.training.engine import train
 from sleepfm.training.job import Context
+from sleepfm.training.observer import Observer
 
 WORLD = World(0, 1, 0, 1)
-STOP_AFTER, SAVED = 4, 3
+# Saved after step 3.
+STOP_AFTER = 4
 CONFIG = """
 {"steps": 6, "lr": 0.01, "global_batch": 8, "accumulation": 2, "weight_decay": 0.1, "ema": 0.8, "checkpoint_every": 3,
  "clip": 0.5, "warmup": 2}
@@ -57,16 +59,17 @@ def go(output: Path, zero: int, stop: bool) -> dict[str, Any]:
     losses: dict[str, float] = {}
     figures: dict[str, float] = {}
 
-    def report(step: int, row: dict[str, Any]) -> None:
-        if "loss" not in row:
-            figures.update(row)
-            return
-        losses[str(step)] = row["loss"]
-        if stop and step == STOP_AFTER:
-            raise Stopped
+    class Notes(Observer):
+        def report(self, step: int, row: dict[str, Any]) -> None:
+            if "loss" not in row:
+                figures.update(row)
+                return
+            losses[str(step)] = row["loss"]
+            if stop and step == STOP_AFTER:
+                raise Stopped
 
     try:
-        module = train(stage, config, WORLD, True, report).module
+        module = train(stage, config, WORLD, True, Notes()).module
     except Stopped:
         return {"losses": losses}
     return {"losses": losses, "figures": figures, "weights": {k: v.flatten().tolist() for k, v in module.state_dict().items()}}

@@ -47,6 +47,8 @@ def assert_same(rows: list[dict[str, Any]], others: list[dict[str, Any]], tolera
     for row, other in zip(rows, others, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=tolerance), row["step"]
         assert row["lr"] == other["lr"]
+        # Mean and mean square of the items say which ones the step took.
+        assert [row["parts"][key] for key in ("items", "squares")] == [other["parts"][key] for key in ("items", "squares")]
 
 
 def assert_same_result(folder: Path, run: str, other: str, tolerance: float) -> None:
