@@ -42,6 +42,11 @@ class LoadTest:
             env=os.environ | variables,
         )
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def __enter__(self) -> LoadTest:
         return self
 
@@ -63,6 +68,8 @@ class LoadTest:
             process.stdin.write(json.dumps([str(folder.resolve()), builder]).encode() + b"\n")
             if select.select([process.stdout], [], [], patience_seconds)[0]:
                 line = process.stdout.readline()
+            else:
+                process.kill()
         if not line:
             raise RegistryError(f"{folder}: cannot be loaded in a fresh process ({self._end()})")
         answer: dict[str, Any] = json.loads(line)
@@ -72,10 +79,7 @@ class LoadTest:
 
     def _end(self) -> str:
         """Why there was no answer."""
-        try:
-            status = self._process.wait(5.0)
-        except subprocess.TimeoutExpired:
-            return "no answer"
+        status = self._process.wait()
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip().splitlines()
         return f"it ended with status {status}: {said[-1] if said else 'no message'}"
@@ -138,6 +142,8 @@ def main() -> None:
             answer: dict[str, Any] = load_test(Path(folder), builder)
         except SleepFMError as error:
             answer = {"error": str(error)}
+        except Exception as error:  # that is what this process is for
+            answer = {"error": repr(error)}
         print(json.dumps(answer), file=answers, flush=True)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from launching import CONFIG, command, environment, launch
@@ -101,15 +102,34 @@ def test_a_fresh_process_loads_one_package_after_the_other(tmp_path: Path) -> No
         with pytest.raises(RegistryError, match=r"does not load in a fresh process .*the file has changed"):
             fresh.check(bad)
         assert fresh.check(good)["parameters"] == sum(p.numel() for p in build_model(MODEL).parameters())
-        with pytest.raises(RegistryError, match=r"cannot be loaded in a fresh process .*status 1.*no_such_module"):
+        with pytest.raises(RegistryError, match=r"does not load in a fresh process .*no_such_module"):
             fresh.check(good, "no_such_module:build")
+        psutil.Process(fresh.pid).kill()
+        with pytest.raises(RegistryError, match=r"cannot be loaded in a fresh process .*status -9"):
+            fresh.check(good)
 
 
 @pytest.mark.slow
 def test_every_new_best_is_registered_while_training_goes_on(folder: Path) -> None:
-    done = launch(folder, 2, *EVERY_BEST)
-    assert done.returncode == 0, done.stderr
-    store = f"sqlite:///{folder}/runs/mlflow.db"
+    # The thirteenth step waits until a new best has become the champion.
+    flag, store = folder / "go", f"sqlite:///{folder}/runs/mlflow.db"
+    (folder / "toy.yaml").write_text(CONFIG)
+    job = subprocess.Popen(
+        command(2, *EVERY_BEST, "toy.wait_at=100", f"toy.wait_flag={flag}"),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 600
+    while not (early := [version for version in registry.versions(store) if "champion" in version.aliases]):
+        assert job.poll() is None and time.monotonic() < deadline
+        time.sleep(0.2)
+    assert early[0].tags["step"] in ("5", "10")
+    flag.touch()
+    stdout, stderr = job.communicate(timeout=900)
+    assert job.returncode == 0, stderr
     found = sorted(registry.versions(store), key=lambda version: int(version.version))
     steps = [int(version.tags["step"]) for version in found]
     # One at a time and the newest wins, so that some may have been left out.
@@ -126,7 +146,7 @@ def test_every_new_best_is_registered_while_training_goes_on(folder: Path) -> No
         source = registry.resolve(f"models:/toy/{version.version}", store)
         assert verify(source.path, source.label, source.tags)["training"]["step"] == int(version.tags["step"])
         assert {"dataset_digest", "config_digest", "git_commit", "parents", "stage"} <= source.tags.keys()
-    assert done.stdout.count("is the best so far; registered toy:") == len(found) - 1
+    assert stdout.count("is the best so far; registered toy:") == len(found) - 1
     result = json.loads((folder / "run" / "result.json").read_text())
     assert (result["version"], result["promoted"]) == (champion.version, True)
 

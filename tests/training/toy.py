@@ -40,6 +40,9 @@ class ToyConfig(Config):
     """Regular expression of the parameters that train, instead of all but the frozen ones."""
     differ: bool = False
     """Whether ranks start with different weights."""
+    wait_at: int = -1
+    """Item at which the process waits for the file ``wait_flag``."""
+    wait_flag: str = ""
     stall_at: int = -1
     """Item at which the process stops moving."""
     errors: tuple[float, ...] = ()
@@ -116,6 +119,8 @@ class ToyStage:
             if not flag.exists():
                 flag.touch()
                 os.kill(os.getpid(), signal.SIGKILL)
+        while self.toy.wait_at in batch.item and not Path(self.toy.wait_flag).exists():
+            time.sleep(0.1)
         if self.toy.stall_at in batch.item:
             time.sleep(3600)
         output = model(batch.signals).float()
