@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
@@ -182,7 +183,9 @@ def test_a_best_that_a_kill_left_behind_is_registered_by_the_run_that_goes_on(fo
     while not path.exists() or path.read_text().count("\n") < 9:
         assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
-    job.terminate()
+    for process in psutil.Process(job.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
     job.wait()
     assert [item.name for item in (folder / "run").glob(".export-*")] == [".export-00000005"]
     done = launch(folder, 2, *arguments)
