@@ -14,6 +14,7 @@ WHOLE_FOLDERS = {"shards", "evaluation"}
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep together on one worker what belongs together."""
     for item in items:
