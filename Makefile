@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/python -m sleepfm.demo --seed $(SEED) $(if $(DATA),--data "$(DATA)")
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadgroup -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "slow and not gpu"

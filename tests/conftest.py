@@ -14,12 +14,17 @@ WHOLE_FOLDERS = {"shards", "evaluation"}
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     """Keep together on one worker what belongs together."""
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder in WHOLE_FOLDERS else item.path.name))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            path = Path(nodeid.split("::")[0])
+            return path.parent.name if path.parent.name in WHOLE_FOLDERS else str(path)
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")
