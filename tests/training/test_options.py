@@ -70,3 +70,12 @@ def averaged(steps: int, decay: float) -> dict[str, torch.Tensor]:
         if step == steps:
             return average
     raise AssertionError("fewer steps")
+
+
+@pytest.mark.timeout(1800)
+def test_a_compiled_model_trains_to_the_same_losses(folder: Path) -> None:
+    # Compiled dropout draws other numbers.
+    run(folder, "steady", "toy.dropout=0")
+    run(folder, "compiled", "toy.dropout=0", "train.compile=true")
+    for row, other in zip(trace(folder, "compiled"), trace(folder, "steady"), strict=True):
+        assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
