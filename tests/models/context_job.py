@@ -72,7 +72,8 @@ class ContextStage:
 
     def _note(self, part: nn.Module, arguments: Any, output: Tensor) -> None:
         assert isinstance(part, Mamba2)
-        if part.training:
+        # A step runs under autocast; what counts the arithmetic beforehand does not.
+        if part.training and torch.is_autocast_enabled("cpu"):
             self.used["rates"] |= {str(value.dtype) for value in (part.A_log, part.D, part.dt_bias)}
             self.used["products"].add(str(output.dtype))
 
