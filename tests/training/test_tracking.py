@@ -18,6 +18,7 @@ from mlflow_server import Server, free_port
 
 from sleepfm import registry
 from sleepfm.errors import RegistryError
+from sleepfm.package import verify
 from sleepfm.training import machine
 from sleepfm.training.machine import Sampler
 from sleepfm.training.tracking import Tracker, flatten, undelivered
@@ -224,6 +225,15 @@ def test_a_job_outlives_its_server_and_delivers_and_registers_when_it_is_back(tm
     assert registry.client(server.uri).get_run(run_id).info.status == "FINISHED"
     resolved = registry.resolve("models:/toy@champion", server.uri)
     assert (resolved.path / "model.safetensors").read_bytes() == (tmp_path / "run" / "package" / "model.safetensors").read_bytes()
+    assert verify(resolved.path, resolved.label, resolved.tags)["weights"]["sha256"] == resolved.tags["sha256"]
+    # Another machine has only the server; a byte that changed there is refused.
+    (stored,) = (tmp_path / "server" / "artifacts").rglob("model.safetensors")
+    content = bytearray(stored.read_bytes())
+    content[-1] ^= 1
+    stored.write_bytes(bytes(content))
+    changed = registry.resolve("models:/toy@champion", server.uri)
+    with pytest.raises(RegistryError, match=r"model\.safetensors: SHA-256 .* the file has changed"):
+        verify(changed.path, changed.label, changed.tags)
 
 
 @pytest.mark.slow
