@@ -156,6 +156,7 @@ class _JobObserver(_RankObserver):
         super().__init__(stage, watch)
         self._stage, self._config, self._store = stage, config, store
         self._steps = total_steps(config, stage)
+        self._closed = False
         self._recorder = Recorder(stage, config, store, world, flops)
         self._exporter = Exporter(stage, config, store, self._recorder.tracker, self._steps)
 
@@ -171,6 +172,13 @@ class _JobObserver(_RankObserver):
 
     def conclude(self, trained: Trained) -> dict[str, Any]:
         """Package the best weights, register them, and mark the run as done."""
+        try:
+            return self._conclude(trained)
+        finally:
+            # Here, while the others wait: one that hears of an error ends, and the launcher with it this process.
+            self.close()
+
+    def _conclude(self, trained: Trained) -> dict[str, Any]:
         config, name, output = self._config, self._stage.name, Path(self._config.train.output)
         if not trained.finished:
             self._recorder.finished("KILLED")
@@ -196,7 +204,9 @@ class _JobObserver(_RankObserver):
     def close(self) -> None:
         super().close()
         self._exporter.close(wait=False)
-        self._recorder.close()
+        if not self._closed:
+            self._closed = True
+            self._recorder.close()
 
 
 def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
