@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from sleepfm.config import digest, load_config, to_dict
-from sleepfm.demo.plan import MODALITIES, DemoConfig, Plan
+from sleepfm.demo.plan import MODALITIES, TASKS, DemoConfig, Plan
 from sleepfm.demo.runner import Journal, Runner
 from sleepfm.errors import UsageError, exit_with
 from sleepfm.paths import config_root
@@ -37,16 +37,16 @@ def run(arguments: argparse.Namespace) -> int:
     identity = digest({"config": to_dict(config), "seed": seed, "data": str(data) if data else None})
     journal = Journal.open(arguments.out, identity)
     plan = Plan(config, arguments.out, seed, data)
-    runner = Runner(arguments.out, journal, config.n_steps - (data is not None), config.at_once)
+    runner = Runner(arguments.out, journal, config.n_steps - (data is not None))
     if data is None:
         runner.run(plan.synth())
     runner.run(plan.build())
-    # The longest first.
-    runner.run(*(plan.pretrain(modality) for modality in reversed(MODALITIES)))
+    for modality in MODALITIES:
+        runner.run(plan.pretrain(modality))
     runner.run(plan.multimodal())
-    # Its embeddings are those that the other probes take.
-    runner.run(plan.probe("stage"))
-    runner.run(plan.finetune(), plan.probe("apnea"), plan.probe("hypopnea"))
+    for task in TASKS:
+        runner.run(plan.probe(task))
+    runner.run(plan.finetune())
     runner.run(plan.score())
 
     from sleepfm.demo.summary import print_table, write_report, write_summary

@@ -32,7 +32,6 @@ class DemoConfig(Config):
 
     cohort: CohortConfig
     processes: int = Field(2, ge=1)
-    at_once: int = Field(2, ge=1, description="independent jobs that run at a time")
     build: list[str] = []
     unimodal: list[str] = []
     multimodal: list[str] = []

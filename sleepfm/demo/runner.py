@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -70,55 +68,38 @@ class Journal:
 
 
 class Runner:
-    """Runs the steps of one demo folder, ``at_once`` of them at a time where several are independent."""
+    """Runs the steps of one demo folder."""
 
-    def __init__(self, folder: Path, journal: Journal, total: int, at_once: int) -> None:
+    def __init__(self, folder: Path, journal: Journal, total: int) -> None:
         self._logs = folder / "logs"
         self._logs.mkdir(exist_ok=True)
         self._journal = journal
         self._total = total
-        self._at_once = at_once
         self._count = 0
-        self._lock = threading.Lock()
 
-    def run(self, *steps: Step) -> None:
-        """Run ``steps``, which do not need each other, but for those that the journal holds with the same command.
-
-        Jobs wait for their imports, for each other's ranks and for the disk a good part of their time: two at once take less
-        than one after the other, also on two cores.
+    def run(self, step: Step) -> None:
+        """Run ``step`` unless the journal holds it with the same command.
 
         Raises:
-            TrainingError: a command failed; the message names its log and last line. What has not begun is not begun.
+            TrainingError: the command failed; the message names its log and last line.
         """
-        with ThreadPoolExecutor(self._at_once) as pool:
-            futures = []
-            for step in steps:
-                self._count += 1
-                futures.append(pool.submit(self._run, self._count, step))
-            try:
-                for future in futures:
-                    future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-    def _run(self, number: int, step: Step) -> None:
-        title = f"[{number:2d}/{self._total}] {step.name}"
+        self._count += 1
+        title = f"[{self._count:2d}/{self._total}] {step.name}"
         done = self._journal.steps.get(step.name)
         if done is not None and done.command == step.command:
             print(f"{title}: done before, in {done.seconds:.0f} s", flush=True)
             return
         print(title, flush=True)
-        log = self._logs / f"{number:02d}-{step.name}.log"
+        log = self._logs / f"{self._count:02d}-{step.name}.log"
         started = time.monotonic()
         status, last_line, peak = _run_logged(step.command, log)
         seconds = time.monotonic() - started
         if status not in ((0, 1) if step.refusals_ok else (0,)):
             raise TrainingError(f"{step.name} ended with status {status}: {last_line} (all it printed: {log})")
-        with self._lock:
-            self._journal.steps[step.name] = Done(step.command, round(seconds, 1), peak)
-            self._journal.save()
-        print(f"        {last_line[:150]}\n        {step.name}: {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB", flush=True)
+        self._journal.steps[step.name] = Done(step.command, round(seconds, 1), peak)
+        self._journal.save()
+        print(f"        {last_line[:150]}", flush=True)
+        print(f"        {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB", flush=True)
 
 
 def _run_logged(command: Sequence[str], log: Path) -> tuple[int, str, int]:

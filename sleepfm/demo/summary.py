@@ -63,7 +63,7 @@ def print_table(plan: Plan, journal: Journal) -> None:
             print(f"{result.model:<24} {name:<10} {metric.value:6.3f}   {interval:<15} {majority}")
     seconds = sum(done.seconds for done in journal.steps.values())
     peak = max(done.peak_bytes for done in journal.steps.values())
-    print(f"\n{len(journal.steps)} steps, together {seconds / 60:.1f} minutes, peak memory of one {peak / 2**30:.1f} GiB")
+    print(f"\n{len(journal.steps)} steps, {seconds / 60:.1f} minutes, peak memory {peak / 2**30:.1f} GiB")
 
 
 def write_summary(plan: Plan, journal: Journal, seconds: float) -> None:
