@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sleepfm.errors import CheckpointError
 from sleepfm.package import save_weights
-from sleepfm.training.distributed import World
+from sleepfm.training.distributed import World, is_lost_contact
 from sleepfm.training.files import read_json, sync_file, sync_folder, write_atomic, write_json
 
 MARK = "complete.json"
@@ -94,17 +94,20 @@ def save(
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         for file in files[world.rank :: world.size]:
             sync_file(file)
+        if world.size > 1:
+            dist.barrier()
+        if world.is_main:
+            sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
+            write_json(temporary / MARK, {"step": step, "processes": world.size, "zero": zero, "files": sizes})
+            os.rename(temporary, root / name)
+            sync_folder(root)
+            write_atomic(root / "latest", name + "\n")
     except (OSError, RuntimeError, SafetensorError) as error:
+        if is_lost_contact(error):
+            raise
         reason = str(error).splitlines()[0]
         raise CheckpointError(f"{temporary}: cannot save step {step} ({reason}); earlier checkpoints remain") from error
-    if world.size > 1:
-        dist.barrier()
     if world.is_main:
-        sizes = {str(path.relative_to(temporary)): path.stat().st_size for path in files}
-        write_json(temporary / MARK, {"step": step, "processes": world.size, "zero": zero, "files": sizes})
-        os.rename(temporary, root / name)
-        sync_folder(root)
-        write_atomic(root / "latest", name + "\n")
         for old in sorted(root.glob("step-*"))[:-keep]:
             shutil.rmtree(old)
     if world.size > 1:

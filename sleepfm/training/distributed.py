@@ -89,11 +89,14 @@ def import_deepspeed() -> ModuleType:
 
 
 def start(world: World, timeout_seconds: float) -> None:
-    """Divide the cores among the processes of this host and join the process group.
+    """Divide the cores among the processes of this host, unless ``OMP_NUM_THREADS`` says how many threads each takes, and join
+    the process group. Sums, and so losses, are the same bit for bit only with the same number of threads.
 
     A collective that waits longer than ``timeout_seconds`` for a rank fails instead of hanging.
     """
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.local_size))
+    stated = os.environ.get("OMP_NUM_THREADS", "")
+    shared = len(os.sched_getaffinity(0)) // world.local_size
+    torch.set_num_threads(max(1, int(stated) if stated.isdigit() else shared))
     if world.size == 1 and "MASTER_ADDR" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     deepspeed = import_deepspeed()
@@ -113,6 +116,11 @@ def start(world: World, timeout_seconds: float) -> None:
             f"rank {world.rank} cannot join the others at {address} ({reason}); where another job uses the port, "
             "give the launcher --master_port"
         ) from error
+
+
+def is_lost_contact(error: BaseException) -> bool:
+    """Whether ``error`` says that another rank is gone; gloo reports a closed connection as a plain RuntimeError."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def free_port() -> str:

@@ -24,7 +24,7 @@ from sleepfm.models.recompute import recompute_activations
 from sleepfm.training import checkpoint, universal
 from sleepfm.training.batch_norm import synchronise
 from sleepfm.training.config import RunConfig, config_digest
-from sleepfm.training.distributed import World, assert_agreement, gather_json, import_deepspeed, on_main
+from sleepfm.training.distributed import World, assert_agreement, gather_json, import_deepspeed, is_lost_contact, on_main
 from sleepfm.training.ema import FILE as EMA_FILE
 from sleepfm.training.ema import Ema
 from sleepfm.training.feed import Feed, Shares
@@ -96,8 +96,7 @@ def train(stage: Stage, config: RunConfig, world: World, resume: bool, observer:
     try:
         return _Run(stage, config, world, resume, observer).run()
     except (dist.DistError, RuntimeError) as error:
-        # gloo reports a closed connection as a plain RuntimeError.
-        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+        if not is_lost_contact(error):
             raise
         reason = re.sub(r"^\[[^]]*\]\s*", "", _first_line(error)).split(". ")[0]
         raise TrainingError(f"rank {world.rank} lost contact with another rank: {reason}") from error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
 
+from sleepfm.errors import CheckpointError
 from sleepfm.training.files import write_atomic
 
 
@@ -23,10 +25,19 @@ class Trace:
     def __init__(self, path: Path, step: int) -> None:
         kept = [row for row in read_trace(path) if row["step"] <= step]
         write_atomic(path, "".join(json.dumps(row) + "\n" for row in kept))
+        self._path = path
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def append(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
+        """Raises :class:`CheckpointError` where there is no room: a resumed run drops the row that is cut short."""
+        try:
+            self._file.write(json.dumps(row) + "\n")
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._path}: cannot write step {row['step']} ({error.strerror}); earlier steps remain"
+            ) from error
 
     def close(self) -> None:
-        self._file.close()
+        # What could not be written was said by `append`.
+        with contextlib.suppress(OSError):
+            self._file.close()

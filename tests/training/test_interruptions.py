@@ -8,7 +8,7 @@ import resource
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -169,6 +169,37 @@ def test_a_save_that_does_not_fit_on_the_disk_leaves_the_one_before(undisturbed:
     assert "earlier checkpoints remain" in done.stderr
     assert (undisturbed / "full" / "checkpoints" / "latest").read_text() == before
     finish(undisturbed, "full")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of two megabytes."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("mounting a file system needs root")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoint_before(undisturbed: Path, small_disk: Path) -> None:
+    run = str(small_disk / "run")
+    disturb(undisturbed, run, reached(undisturbed, run, 5), lambda found: [p.kill() for p in found] and None)
+    latest = small_disk / "run" / "checkpoints" / "latest"
+    before = latest.read_text()
+    room = os.statvfs(small_disk)
+    filler = small_disk / "filler"
+    # Room for the rows of some steps, not for a checkpoint (its code alone has 40 kB).
+    filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 24 * 1024))
+    done = launch(undisturbed, 2, STEPS, SLOW, f"train.output={run}")
+    assert done.returncode == 1
+    assert "No space left on device" in done.stderr
+    assert "remain" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert latest.read_text() == before
+    filler.unlink()
+    finish(undisturbed, run)
 
 
 def test_two_jobs_of_one_port_are_told_apart(tmp_path: Path) -> None:
