@@ -59,16 +59,16 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     bases = content.pop("extends", [])
     merged: dict[Any, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = _merge(merged, _read(path.parent / base, (*seen, path)))
-    return {str(key): value for key, value in _merge(merged, content).items()}
+        merged = merge(merged, _read(path.parent / base, (*seen, path)))
+    return {str(key): value for key, value in merge(merged, content).items()}
 
 
-def _merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
+def merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
     """``below`` with ``above`` on it, key by key; whatever is no mapping is replaced."""
     merged = dict(below)
     for key, value in above.items():
         under = merged.get(key)
-        merged[key] = _merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
+        merged[key] = merge(under, value) if isinstance(under, dict) and isinstance(value, dict) else value
     return merged
 
 

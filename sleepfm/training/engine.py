@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from sleepfm.config import merge
 from sleepfm.errors import TrainingError
 from sleepfm.models.recompute import recompute_activations
 from sleepfm.training import checkpoint, universal
@@ -83,7 +84,7 @@ def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) ->
         }
     if from_universal:
         settings["checkpoint"] = {"load_universal": True}
-    return _merged(settings, options.extra)
+    return merge(settings, options.extra)
 
 
 def train(stage: Stage, config: RunConfig, world: World, resume: bool, observer: Observer) -> Trained:
@@ -345,14 +346,6 @@ def _seed(seed: int, step: int, part: int, rank: int) -> int:
         value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         value ^= value >> 31
     return value >> 1
-
-
-def _merged(base: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in extra.items():
-        below = merged.get(key)
-        merged[key] = _merged(below, value) if isinstance(below, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _first_line(error: BaseException) -> str:
