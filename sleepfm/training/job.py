@@ -118,11 +118,17 @@ def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: Wor
     stage = build(config, context)
     on_main(world, lambda: folder.begin(config, dataset_digest, context.started_from))
     flops = item_flops(stage, world)
-    observer = _JobObserver(stage, config, store, world, flops, watch) if world.is_main else _RankObserver(stage, watch)
+    main = _JobObserver(stage, config, store, world, flops, watch) if world.is_main else None
+    observer = main or _RankObserver(stage, watch)
+
+    def conclude(trained: Trained) -> dict[str, Any]:
+        assert main is not None
+        return main.conclude(trained)
+
     try:
         trained = train(stage, config, world, resume != "never", observer)
         watch.at("exporting", patient=True)
-        outcome = on_main(world, lambda: observer.conclude(trained))
+        outcome = on_main(world, lambda: conclude(trained))
     finally:
         observer.close()
     return 0 if outcome["finished"] else PREEMPTED_STATUS
@@ -139,10 +145,6 @@ class _RankObserver(Observer):
 
     def at(self, place: str, patient: bool = False) -> None:
         self._watch.at(place, patient)
-
-    def conclude(self, trained: Trained) -> dict[str, Any]:
-        """After training; what it returns is rank 0's."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """However training ended."""
