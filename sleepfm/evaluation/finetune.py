@@ -70,7 +70,6 @@ class FinetuneStage:
         labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task))
         self.n_labelled = int((labels >= 0).sum())
         self.weights = class_weights(labels, len(self.task.classes), config.weighting)
-        self.validated: Predictions | None = None
         self.seconds = SecondLabels(self.dataset, config.task)
         self._predicted: tuple[tuple[str, str], Predictions] | None = None
         if config.events is not None:
@@ -92,8 +91,7 @@ class FinetuneStage:
 
     def validate(self, module: nn.Module) -> dict[str, float]:
         """Headline figures on ``val``, every epoch once."""
-        self.validated = self._predict(module, "val")
-        return validation_figures(self.task, self.validated)
+        return validation_figures(self.task, self._predict(module, "val"))
 
     def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
         """The package of encoder, context and head; reads ``test``, for the first and only time, if ``final``."""
@@ -107,7 +105,7 @@ class FinetuneStage:
             "label fraction": self.config.data.label_fraction,
             "class weighting": self.config.weighting,
         } | ({"events": "per-second head"} if self.config.events is not None else {})
-        validation = self._predict(module, "val") if final or self.validated is None else self.validated
+        validation = self._predict(module, "val")
         test = self._predict(module, "test") if final else None
         return package_contents(
             self.config, module, self.dataset, folder, validation, test, facts, window=self.config.sequence.length
