@@ -40,14 +40,14 @@ def modality_subsets(
     """
     model, channels = entry.model, entry.model.channels
     known = [name for name in MODALITIES if name in {CHANNEL_MODALITY[c] for c in channels}]
-    if len(known) == 1:
-        found = predict(model, dataset, split, window=entry.window, chunk=chunk)
-        return [SubsetResult((known[0],), judge(TASKS[entry.task], found, entry.threshold))]
     if subsets is None:
         subsets = [s for size in range(len(known), 0, -1) for s in itertools.combinations(known, size)]
     for subset in subsets:
         if not set(subset) & set(known):
             raise ModelError(f"the model has no channel of {subset}; its channels: {', '.join(channels)}")
+    if len(known) == 1:  # then every subset is all there is
+        found = predict(model, dataset, split, window=entry.window, chunk=chunk)
+        return [SubsetResult(tuple(subset), judge(TASKS[entry.task], found, entry.threshold)) for subset in subsets]
     masks = [[CHANNEL_MODALITY[name] in subset for name in channels] for subset in subsets]
     named = [{name for name, kept in zip(channels, mask, strict=True) if kept} for mask in masks]
     holding = [set(dataset.select(split, sorted(names)).tolist()) for names in named]
