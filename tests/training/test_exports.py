@@ -15,6 +15,7 @@ import torch
 from launching import CONFIG, command, environment, launch
 from mlflow_server import free_port
 from safetensors.torch import load_file, save_file
+from small_model import MODEL
 
 from sleepfm import registry
 from sleepfm.errors import RegistryError
@@ -25,23 +26,6 @@ from sleepfm.package import WEIGHTS, read_config, sha256_file, verify, write_pac
 pytestmark = pytest.mark.timeout(1800)
 
 EVERY_BEST = ("registry.every_best=true", "train.steps=30", "toy.seconds=0.15")
-
-MODEL = {
-    "kind": "neuronet",
-    "channels": ["ECG"],
-    "frame_encoder": {
-        "stem": 4,
-        "stem_stride": 4,
-        "channels": [4, 8],
-        "strides": [2, 2],
-        "pools": [3, 2, 1],
-        "reduction": 4,
-        "feature": 16,
-    },
-    "encoder": {"dim": 16, "depth": 1, "heads": 2},
-    "decoder": {"dim": 8, "depth": 1, "heads": 2},
-    "projector": [16, 8],
-}
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +156,7 @@ def test_the_last_weights_stand_beside_the_best(folder: Path) -> None:
     result = json.loads((folder / "run" / "result.json").read_text())
     assert (result["best_step"], result["last"]["step"]) == (20, 30)
     state = torch.load(
-        folder / "run" / "checkpoints" / "step-00000030" / "mp_rank_00_model_states.pt", weights_only=False, map_location="cpu"
+        folder / "run" / "checkpoints" / "step-00000030" / "mp_rank_00_model_states.pt", weights_only=True, map_location="cpu"
     )["module"]
     for name, value in load_file(folder / "run" / "last" / WEIGHTS).items():
         assert torch.equal(value, state[name]), name

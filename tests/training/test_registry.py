@@ -12,29 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from small_model import MODEL
 from torch import nn
 
 from sleepfm import registry
 from sleepfm.errors import ModelError, RegistryError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.package import CONFIG, WEIGHTS, load_weights, read_config, verify, write_package
-
-MODEL = {
-    "kind": "neuronet",
-    "channels": ["ECG"],
-    "frame_encoder": {
-        "stem": 4,
-        "stem_stride": 4,
-        "channels": [4, 8],
-        "strides": [2, 2],
-        "pools": [3, 2, 1],
-        "reduction": 4,
-        "feature": 16,
-    },
-    "encoder": {"dim": 16, "depth": 1, "heads": 2},
-    "decoder": {"dim": 8, "depth": 1, "heads": 2},
-    "projector": [16, 8],
-}
 
 
 @pytest.fixture(scope="module")
