@@ -13,6 +13,7 @@ DeepSpeed 0.19 to go on with the same losses; what is missing is added here, eac
 from __future__ import annotations
 
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -191,8 +192,21 @@ def _into_plain(engine: Any, folder: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> Any:
-    # Only ever a file that this run wrote.
-    return torch.load(path, map_location="cpu", weights_only=False)
+    """What this run wrote: tensors, plain values and the few classes of DeepSpeed's that stand in its checkpoints.
+
+    Raises:
+        CheckpointError: anything else is in the file.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        try:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).splitlines()[0]
+            raise CheckpointError(f"{path}: holds what no checkpoint of DeepSpeed's holds ({reason})") from error
 
 
 def _write(path: Path, value: dict[str, Any] | dict[str, Tensor]) -> None:
