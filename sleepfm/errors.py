@@ -44,6 +44,10 @@ class ModelError(SleepFMError):
     """A model that does not fit its configuration, weights or input."""
 
 
+class StorageError(SleepFMError, OSError):
+    """A file that cannot be written: no room, no permission, another file in its place."""
+
+
 class CheckpointError(SleepFMError):
     """A training checkpoint that cannot be resumed."""
 

@@ -81,11 +81,11 @@ def save(
         if world.is_main:
             write_atomic(root / "latest", name + "\n")
         return root / name
-    if world.is_main:
-        root.mkdir(parents=True, exist_ok=True)
-        for leftover in (*root.glob(".step-*.tmp"), *root.glob(".universal-*")):
-            shutil.rmtree(leftover)
     try:
+        if world.is_main:
+            root.mkdir(parents=True, exist_ok=True)
+            for leftover in (*root.glob(".step-*.tmp"), *root.glob(".universal-*")):
+                shutil.rmtree(leftover)
         engine.save_checkpoint(str(root), tag=temporary.name, client_state={"step": step}, save_latest=False)
         if world.is_main:
             for file_name, tensors in extra.items():
@@ -105,8 +105,11 @@ def save(
     except (OSError, RuntimeError, SafetensorError) as error:
         if is_lost_contact(error):
             raise
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(f"{temporary}: cannot save step {step} ({reason}); earlier checkpoints remain") from error
+        # torch's writer does not say why its bytes did not arrive.
+        reason, free = str(error).splitlines()[0], shutil.disk_usage(output).free
+        raise CheckpointError(
+            f"{temporary}: cannot save step {step} ({reason}; {free / 1e6:.1f} MB are free there); earlier checkpoints remain"
+        ) from error
     if world.is_main:
         for old in sorted(root.glob("step-*"))[:-keep]:
             shutil.rmtree(old)

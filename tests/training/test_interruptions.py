@@ -164,8 +164,9 @@ def test_a_save_that_does_not_fit_on_the_disk_leaves_the_one_before(undisturbed:
     disturb(undisturbed, "full", reached(undisturbed, "full", 5), lambda found: [p.kill() for p in found] and None)
     before = (undisturbed / "full" / "checkpoints" / "latest").read_text()
 
-    def no_file_above_four_kilobytes() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+    def no_file_above_six_kilobytes() -> None:
+        # The run's own records are smaller, the files of a checkpoint larger.
+        resource.setrlimit(resource.RLIMIT_FSIZE, (6144, 6144))
 
     done = subprocess.run(
         command(2, *arguments),
@@ -173,7 +174,7 @@ def test_a_save_that_does_not_fit_on_the_disk_leaves_the_one_before(undisturbed:
         capture_output=True,
         text=True,
         env=environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{undisturbed}/runs/mlflow.db"},
-        preexec_fn=no_file_above_four_kilobytes,
+        preexec_fn=no_file_above_six_kilobytes,
         timeout=600,
     )
     assert done.returncode == 1
@@ -206,7 +207,8 @@ def test_a_full_disk_keeps_the_checkpoint_before(undisturbed: Path, small_disk: 
     filler.write_bytes(bytes(room.f_bavail * room.f_bsize - 24 * 1024))
     done = launch(undisturbed, 2, STEPS, SLOW, f"train.output={run}")
     assert done.returncode == 1
-    assert "No space left on device" in done.stderr
+    assert "cannot save step 8" in done.stderr or "cannot write step" in done.stderr
+    assert "MB are free there" in done.stderr or "No space left on device" in done.stderr
     assert "remain" in done.stderr
     assert "Traceback" not in done.stderr
     assert latest.read_text() == before
