@@ -198,3 +198,75 @@ def test_a_host_of_another_network_is_lost_and_the_run_goes_on_here(undisturbed:
     done = launch(undisturbed, 2, *LONG, "train.output=namespaces")
     assert done.returncode == 0, done.stderr
     assert trace(undisturbed, "namespaces") == trace(undisturbed)
+
+
+@pytest.fixture
+def ssh(tmp_path: Path) -> Iterator[dict[str, str]]:
+    """Variables with which ``ssh`` and ``pdsh`` reach 127.0.0.1 and 127.0.0.2 without a password, by an sshd of their own."""
+    daemon = shutil.which("sshd") or "/usr/sbin/sshd"
+    if os.geteuid() != 0 or not Path(daemon).exists() or not all(shutil.which(name) for name in ("pdsh", "ssh", "ssh-keygen")):
+        pytest.skip("needs root, sshd and pdsh (Debian: openssh-server, pdsh)")
+    folder, port = tmp_path / "ssh", free_port()
+    folder.mkdir(mode=0o700)
+    for name in ("host", "user"):
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
+    server = f"""
+    Port {port}
+    ListenAddress 127.0.0.1
+    ListenAddress 127.0.0.2
+    HostKey {folder}/host
+    AuthorizedKeysFile {folder}/user.pub
+    PermitRootLogin prohibit-password
+    StrictModes no
+    UsePAM no
+    """
+    client = f"""
+    IdentityFile {folder}/user
+    Port {port}
+    StrictHostKeyChecking no
+    UserKnownHostsFile /dev/null
+    LogLevel ERROR
+    """
+    (folder / "sshd_config").write_text(server)
+    (folder / "ssh_config").write_text(client)
+    (folder / "bin").mkdir()
+    # The real ssh, with the test's own settings in place of the user's.
+    wrapper = folder / "bin" / "ssh"
+    wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
+    wrapper.chmod(0o755)
+    Path("/run/sshd").mkdir(exist_ok=True)
+    running = subprocess.Popen([daemon, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=subprocess.DEVNULL)
+    try:
+        yield {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
+    finally:
+        for process in [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]:
+            process.kill()
+        running.wait()
+
+
+def test_a_hostfile_and_pdsh_give_the_trace_of_one_host_also_after_a_preemption(
+    undisturbed: Path, ssh: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "pdsh"
+    folder.mkdir()
+    (folder / "toy.yaml").write_text(CONFIG)
+    (folder / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
+    needed = environment() | {"PYTHONPATH": os.environ.get("PYTHONPATH", "")}
+    (folder / ".deepspeed_env").write_text(
+        "".join(f"{n}={needed[n]}\n" for n in ("DS_ACCELERATOR", "OMP_NUM_THREADS", "PYTHONPATH"))
+    )
+    launcher = str(Path(sys.executable).with_name("deepspeed"))
+    address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
+    command = [launcher, "--hostfile", "hosts", *address, str(TOY), "toy.yaml", *LONG]
+    first = Host(folder, "first", command, ssh)
+    reach(folder, "run", 6, [first])
+    ranks = [found for found in psutil.process_iter(["cmdline"]) if str(TOY) in (found.info["cmdline"] or [])]
+    own = [found for found in ranks if "--local_rank=0" in found.info["cmdline"] and found.cwd() == str(folder)]
+    assert len(own) == 2
+    own[1].send_signal(signal.SIGUSR1)
+    assert first.wait() == PREEMPTED_STATUS, first.log.read_text()
+    left = trace(folder, "run")[-1]["step"]
+    assert 6 <= left < 24
+    again = Host(folder, "again", command, ssh)
+    assert again.wait() == 0, again.log.read_text()
+    assert trace(folder, "run") == trace(undisturbed)

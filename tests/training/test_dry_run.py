@@ -1,0 +1,56 @@
+"""What ``--dry-run`` says before anything is trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from launching import alone
+from toy import ToyConfig, ToyModule
+
+from sleepfm.training.sizing import Size
+
+
+def test_memory_without_sharding_is_what_a_step_holds() -> None:
+    module = ToyModule(ToyConfig())
+    trained = [p for p in module.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained)
+    module(torch.randn(4, 8)).square().mean().backward()
+    optimiser.step()
+    held = [*module.parameters(), *(p.grad for p in trained)]
+    held += [state[name] for state in optimiser.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    bytes_held = sum(tensor.nbytes for tensor in held if tensor is not None)
+    average = sum(p.nbytes for p in trained)
+    assert Size.of(module).bytes_per_rank(0, 1) == bytes_held
+    assert Size.of(module).bytes_per_rank(0, 1, ema=True) == bytes_held + average
+
+
+def test_each_stage_of_zero_shards_more() -> None:
+    size = Size(total=100, trainable=80)
+    assert [size.bytes_per_rank(zero, 4) for zero in range(4)] == [
+        4 * (100 + 80 + 160),
+        4 * (100 + 80 + 60),
+        4 * (100 + 20 + 60),
+        4 * (25 + 20 + 60),
+    ]
+    assert size.bytes_per_rank(2, 4, ema=True) - size.bytes_per_rank(2, 4) == 4 * 80
+    assert size.bytes_per_rank(3, 4, ema=True) - size.bytes_per_rank(3, 4) == 4 * 20
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.99])
+def test_it_prints_configuration_sizes_and_arithmetic_and_writes_nothing(tmp_path: Path, ema: float) -> None:
+    done = alone(tmp_path, "--dry-run", f"train.ema={ema}", "toy.width=12")
+    assert done.returncode == 0, done.stderr
+    text, facts = done.stdout.split("\nsteps: ")
+    config = yaml.safe_load(text)
+    assert (config["toy"]["width"], config["train"]["ema"], config["train"]["global_batch"]) == (12, ema, 8)
+    total = sum(p.numel() for p in ToyModule(ToyConfig(width=12)).parameters())
+    trained = total - (8 * 8 + 8)
+    assert facts.startswith("12, items in a pass: 40\n")
+    assert f"parameters: {total:,}, of which {trained:,} train" in facts
+    assert facts.count("GiB a rank without activations") == 4
+    assert ("with the average of the weights" in facts) == (ema > 0)
+    assert "GFLOP an item" in facts
+    assert not (tmp_path / "run").exists()
