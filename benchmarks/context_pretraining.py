@@ -20,6 +20,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from machine import describe
+
 ROOT = Path(__file__).resolve().parents[1]
 LENGTH = 120
 
@@ -85,6 +87,7 @@ def main() -> None:
             print(f"seed {seed}, {name}: kappa {kappa[name][-1]:.3f}", flush=True)
     gains = [after - before for before, after in zip(kappa["random"], kappa["pretrained"], strict=True)]
     result = {
+        "machine": describe(),
         "label_fraction": arguments.fraction,
         "sequence_epochs": LENGTH,
         "pretrain_steps": arguments.pretrain_steps,

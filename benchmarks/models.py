@@ -27,6 +27,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from machine import describe
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "models"
 CHANNELS = ("EEG_C4", "EOG_Left", "EMG_Chin", "ECG")
 NEURONET_GFLOP = 25.4  # forward and backward of one epoch of the base size
@@ -346,7 +348,8 @@ def main() -> None:
             if case == "neuronet-base" and arguments.device == "cuda":
                 print(f"{'':<20}{NEURONET_GFLOP * found['epochs_per_second'] / 1e3:.1f} TFLOP/s")
     if arguments.json:
-        arguments.json.write_text(json.dumps(table, indent=2) + "\n", encoding="utf-8")
+        content = {"machine": describe(), "threads": arguments.threads, "steps": arguments.steps, "cases": table}
+        arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

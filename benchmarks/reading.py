@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -33,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from machine import describe
 
 CHANNELS = ("EEG_C4", "EOG_L", "EMG_CHIN", "ECG")
 EPOCHS = 120
@@ -261,21 +261,12 @@ def cases(scratch: Path) -> dict[str, Callable[[], dict[str, float]]]:
     }
 
 
-def machine() -> str:
-    model = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")),
-        platform.processor(),
-    )
-    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{os.cpu_count()} cores, {gigabytes:.0f} GiB, {model}"
-
-
 def write(path: Path, figures: dict[str, dict[str, float]]) -> None:
     """The figures so far; those that were measured earlier and not now stay."""
     before = json.loads(path.read_text())["figures"] if path.exists() else {}
     recipe = {"recordings": SIZES, "epochs": EPOCHS, "channels": CHANNELS, "batch": BATCH}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine(), "recipe": recipe, "figures": before | figures}, indent=1) + "\n")
+    path.write_text(json.dumps({"machine": describe(), "recipe": recipe, "figures": before | figures}, indent=1) + "\n")
 
 
 def main() -> None:

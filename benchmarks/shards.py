@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -34,6 +33,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from machine import describe
 
 # This file bears the name of the package: where it lies must not hide it, here and in Ray's workers.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -332,14 +333,6 @@ def sizing(figures: dict[str, Any]) -> dict[str, dict[str, float]]:
     }
 
 
-def machine() -> str:
-    """Cores, memory and processor, for people to compare with theirs."""
-    text = Path("/proc/cpuinfo").read_text()
-    model = next((line.split(":")[1].strip() for line in text.splitlines() if line.startswith("model name")), platform.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"{os.cpu_count()} cores, {memory / 2**30:.0f} GiB, {model}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", default="", metavar="CHECKOUT")
@@ -358,7 +351,7 @@ def main() -> None:
     chosen = arguments.only.split(",")
     if unknown := set(chosen) - set(CASES):
         parser.error(f"unknown cases {sorted(unknown)}; known: {', '.join(CASES)}")
-    figures: dict[str, Any] = {"machine": machine(), "nights": arguments.nights, "hours": arguments.hours}
+    figures: dict[str, Any] = {"machine": describe(), "nights": arguments.nights, "hours": arguments.hours}
     if arguments.json and arguments.json.exists():
         figures = json.loads(arguments.json.read_text()) | figures
     with tempfile.TemporaryDirectory(prefix="nights-") as temporary:

@@ -27,6 +27,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from machine import describe
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Config, items a process and step, steps that count. The base size is far larger than two cores are meant for: few items.
 SIZES = {"tiny": ("eeg-tiny", 64, 40), "base": ("eeg-base", 2, 8)}
@@ -379,18 +381,6 @@ def make_data(scratch: Path) -> Path:
     for words in (synth, [sys.executable, "-m", "shards", "build", str(source), str(shards), "--workers", "2"]):
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)
     return shards
-
-
-def describe() -> dict[str, Any]:
-    """The machine, without its name."""
-    import torch
-
-    from sleepfm.training.machine import environment
-
-    facts = environment("")
-    kept = {name: facts[name] for name in ("cpu", "cores", "memory_gib", "gpus", "python")}
-    versions = {name: facts["packages"].get(name) for name in ("deepspeed", "mlflow")}
-    return kept | versions | {"torch": torch.__version__}
 
 
 def main() -> None:
