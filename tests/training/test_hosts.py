@@ -151,9 +151,12 @@ def test_sigterm_to_everything_saves_too(undisturbed: Path) -> None:
     """What a plain ``scancel`` or a preemption without ``--signal`` does: everything is saved, whatever the launchers say."""
     hosts = two_hosts(undisturbed, (*LONG, "train.output=term"))
     reach(undisturbed, "term", 6, hosts)
+    processes = [process for host in hosts for process in host.everything()]
     for host in hosts:
         host.signal_all(signal.SIGTERM)
     assert all(host.wait() for host in hosts)
+    # Launchers end before the training processes, which are still saving.
+    assert psutil.wait_procs(processes, timeout=60)[1] == []
     left = trace(undisturbed, "term")[-1]["step"]
     assert 6 <= left < 24
     assert (undisturbed / "term" / "checkpoints" / f"step-{left:08d}").is_dir()
