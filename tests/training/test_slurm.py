@@ -116,6 +116,11 @@ def test_a_job_that_slurm_asks_to_leave_goes_back_into_the_queue_and_on(cluster:
     wait("going back into the queue (restart 1)")
     left = trace(tmp_path, "slurm")[-1]["step"]
     assert 6 <= left < 24
+    # Slurm would let a requeued job wait for two minutes.
+    deadline = time.monotonic() + 60
+    while run(variables, "squeue", "-h", "-j", job, "-o", "%T") != "PENDING":
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
     run(variables, "scontrol", "update", f"JobId={job}", "StartTime=now")
     wait("registered toy:")
     assert "Restarts=1" in run(variables, "scontrol", "show", "job", job)
