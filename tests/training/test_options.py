@@ -45,7 +45,8 @@ def test_an_average_of_weights_is_validated_selected_exported_and_resumed(folder
     name = f"ema{zero}"
     run(folder, name, *ema)
     rows, plain = trace(folder, name), trace(folder, "run")
-    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx([row["loss"] for row in plain if "loss" in row])
+    # Averaging changes no step; ZeRO 3 itself adds up in another order.
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in plain], abs=1e-5 if zero == 3 else 0)
     exported = load_file(folder / name / "package" / "model.safetensors")
     best = json.loads((folder / name / "result.json").read_text())["best_step"]
     for key, value in averaged(best, 0.8).items():
