@@ -100,8 +100,9 @@ def test_a_wrong_key_is_one_line_from_one_rank_and_status_two(tmp_path: Path) ->
 def test_every_zero_stage_gives_the_same_losses(undisturbed: Path, zero: int) -> None:
     done = launch(undisturbed, 2, f"deepspeed.zero={zero}", f"train.output=zero{zero}")
     assert done.returncode == 0, done.stderr
+    # Batch statistics over two items amplify the rounding of sums in another order.
     for row, base in zip(trace(undisturbed, f"zero{zero}"), trace(undisturbed), strict=True):
-        assert row["loss"] == pytest.approx(base["loss"], abs=1e-6)
+        assert row["loss"] == pytest.approx(base["loss"], abs=1e-5)
 
 
 @pytest.mark.slow
