@@ -185,6 +185,7 @@ class Bench:
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         variables = {
             "PYTHONPATH": os.pathsep.join(filter(None, [str(REPOSITORY), os.environ.get("PYTHONPATH")])),
+            "OMP_NUM_THREADS": "1",
             "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu"),
             "MLFLOW_TRACKING_URI": f"sqlite:///{self._scratch / 'mlflow.db'}",
             "GLOO_SOCKET_IFNAME": "lo",
