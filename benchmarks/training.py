@@ -331,6 +331,7 @@ def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
     from sleepfm.config import load_config
     from sleepfm.training.distributed import World, start
     from sleepfm.training.feed import Feed, Shares
+    from sleepfm.training.precision import bf16_products
     from sleepfm.training.pretrain import PretrainConfig, UnimodalStage
     from sleepfm.training.schedule import learning_rate, parameter_groups
 
@@ -343,6 +344,8 @@ def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
     optimiser = torch.optim.AdamW(parameter_groups(stage.module, train.weight_decay), lr=train.lr, betas=train.betas)
     shares = Shares.of(train, world)
     feed = Feed(stage.stream, shares, world, 0, steps)
+    # As the engine multiplies; inactive outside of autocast.
+    products = bf16_products(world.device)
     clock = Clock()
     clock.wrap(stage, "loss", "forward")
     clock.wrap(torch.Tensor, "backward", "backward")
@@ -354,7 +357,7 @@ def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
             group["lr"] = learning_rate(train, step, steps)
         waited = feed.waited_seconds
         batch = feed.next()
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.deepspeed.dtype == "bf16"):
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.deepspeed.dtype == "bf16"), products:
             loss = stage.loss(module, batch, train.seed).loss
         loss.backward()
         if train.clip:

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-CHUNK = 1024
+# Similarities that exist at a time: 16 MB in fp32.
+TILE = 2**22
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,8 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
         gather: take negatives from all ranks, with gradient; every rank must call with the same ``N``. The
             mean over ranks of the result is then the loss of the concatenated batch.
 
-    Memory grows with ``N D + CHUNK N``: longer batches are computed in chunks of anchors, again in the
-    backward pass.
+    Memory grows with ``N D``: where there are more than ``TILE`` similarities, so many anchors at a time are compared with
+    everyone that these do not exceed it, and again in the backward pass.
     """
     with torch.autocast(a.device.type, enabled=False):
         count, device = a.shape[0], a.device
@@ -65,9 +66,10 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
             everyone, valid_all, offset = anchors, keep.repeat(2), 0
         rows = torch.arange(2 * count, device=device)
         itself, positive = offset + rows, offset + (rows + count) % (2 * count)
+        chunk = max(1, TILE // everyone.shape[0])
         losses = [
             _anchor_losses(anchors[part], everyone, valid_all, itself[part], positive[part], temperature)
-            if 2 * count <= CHUNK
+            if 2 * count <= chunk
             else checkpoint(
                 _anchor_losses,
                 anchors[part],
@@ -79,7 +81,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
                 use_reentrant=False,
                 preserve_rng_state=False,
             )
-            for part in rows.split(CHUNK)
+            for part in rows.split(chunk)
         ]
         total = torch.where(keep.repeat(2), torch.cat(losses), 0.0).sum()
         return total * world / valid_all.sum().clamp(min=1)
@@ -89,11 +91,11 @@ def _anchor_losses(
     anchors: Tensor, everyone: Tensor, valid: Tensor, itself: Tensor, positive: Tensor, temperature: float
 ) -> Tensor:
     """Cross entropy ``[n]`` of ``anchors`` ``[n, D]`` against ``everyone`` ``[M, D]``."""
-    logits = anchors @ everyone.T / temperature
+    logits = (anchors / temperature) @ everyone.T
     columns = torch.arange(everyone.shape[0], device=logits.device)
     # An invalid anchor keeps its positive, so that its row stays finite; the caller drops it.
     allowed = (valid[None] | (columns[None] == positive[:, None])) & (columns[None] != itself[:, None])
-    return F.cross_entropy(logits.masked_fill(~allowed, float("-inf")), positive, reduction="none")
+    return F.cross_entropy(logits.masked_fill_(~allowed, float("-inf")), positive, reduction="none")
 
 
 def _all_gather(x: Tensor) -> Tensor:

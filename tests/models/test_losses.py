@@ -47,11 +47,13 @@ def test_nt_xent_equals_a_loop(count: int, temperature: float) -> None:
         assert fast == 0
 
 
-def test_nt_xent_in_chunks_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tile", [3 * 40 + 1, 7])
+def test_nt_xent_in_chunks_equals_whole(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
     a, b = (torch.randn(20, 6, requires_grad=True) for _ in range(2))
     whole = nt_xent(a, b, 0.1)
     expected = torch.autograd.grad(whole, (a, b))
-    monkeypatch.setattr(losses, "CHUNK", 7)
+    # Three anchors at a time; fewer similarities than a row has still take one.
+    monkeypatch.setattr(losses, "TILE", tile)
     chunked = nt_xent(a, b, 0.1)
     torch.testing.assert_close(chunked, whole)
     for x, y in zip(torch.autograd.grad(chunked, (a, b)), expected, strict=True):
