@@ -114,7 +114,7 @@ class Bench:
         try:
             while _trace_steps(output) < step:
                 if job.poll() is not None:
-                    raise SystemExit(f"{' '.join(command)} ended early; see {self._log}")
+                    raise SystemExit(f"{' '.join(command)} ended early\n{self._said()}")
                 time.sleep(0.02)
         finally:
             _kill(job)
@@ -133,7 +133,7 @@ class Bench:
                     if last > _checkpoint_step(output):
                         return time.perf_counter() - began, _checkpoint_step(output) + 1
                 if job.poll() is not None:
-                    raise SystemExit(f"{' '.join(command)} ended early; see {self._log}")
+                    raise SystemExit(f"{' '.join(command)} ended early\n{self._said()}")
                 time.sleep(0.02)
         finally:
             _kill(job)
@@ -157,7 +157,7 @@ class Bench:
         finally:
             _kill(started)
         if not figures.exists():
-            raise SystemExit(f"{' '.join(command)}: no figures; see {self._log}")
+            raise SystemExit(f"{' '.join(command)}: no figures\n{self._said()}")
         rows: list[dict[str, Any]] = json.loads(figures.read_text())
         shutil.rmtree(output, ignore_errors=True)
         return rows
@@ -181,6 +181,10 @@ class Bench:
     @property
     def _log(self) -> Path:
         return self._scratch / "jobs.log"
+
+    def _said(self) -> str:
+        """The last lines of the jobs."""
+        return self._log.read_text(errors="replace")[-3000:]
 
     def _start(self, command: list[str]) -> subprocess.Popen[bytes]:
         variables = {

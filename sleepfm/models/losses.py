@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -15,12 +14,15 @@ from torch.utils.checkpoint import checkpoint
 TILE = 2**22
 
 
-@dataclass(frozen=True)
-class LossOutput:
-    """The scalar to minimise and detached scalars for the log."""
+class LossOutput(NamedTuple):
+    """The scalar to minimise and detached scalars for the log.
+
+    A tuple, since ZeRO 3 finds the tensors of a module's output in tuples and dictionaries only, and gathers the module's own
+    parameters for the backward pass when a gradient reaches these.
+    """
 
     loss: Tensor
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Tensor]
 
 
 def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

@@ -103,14 +103,17 @@ class NeuroNetEncoder(nn.Module):
         config = self.config
         return self.frame_backbone(frames(x, samples(config.window_s), samples(config.step_s)))
 
-    def tokens(self, features: Tensor, keep: Tensor | None = None) -> Tensor:
-        """Frame features ``[B, F, feature]`` to the class token and frame tokens.
+    def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Signals, or the features of their frames, to the class token and frame tokens, the class token first.
+
+        Both go through here, so that ZeRO 3 has the module's own parameters together whenever they are used.
 
         Args:
-            features: of :meth:`features`.
+            x: signals ``[B, T]``, or what :meth:`features` made of them, ``[B, F, feature]``.
             keep: ``[B, V, K]`` indices of visible frames in each of ``V`` masked views, which are then
                 stacked in the batch: ``[B V, 1 + K, D]``. All frames without: ``[B, 1 + F, D]``.
         """
+        features = self.features(x) if x.ndim == 2 else x
         x = self.patch_embed(features) + self.pos_embed[:, 1:]
         if keep is not None:
             x = take(x[:, None].expand(-1, keep.shape[1], -1, -1), keep).flatten(0, 1)
@@ -119,10 +122,6 @@ class NeuroNetEncoder(nn.Module):
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Signals ``[B, T]`` to tokens ``[B, 1 + F, D]``, the class token first."""
-        return self.tokens(self.features(x))
 
 
 class NeuroNet(nn.Module):
@@ -174,7 +173,7 @@ class NeuroNet(nn.Module):
             raise ModelError(f"expected noise {[signals.shape[0], *self.noise_shape]}, found {list(noise.shape)}")
         features = self.encoder.features(signals)
         keep = keep_indices(noise, kept_count(config.frames, config.mask_ratio))
-        latent = self.encoder.tokens(features, keep)
+        latent = self.encoder(features, keep)
         prediction = self.decode(latent[:, 1:], keep.flatten(0, 1)).unflatten(0, keep.shape[:2])
         mask = hidden(keep, config.frames)
         error = masked_reconstruction(prediction, features[:, None].expand_as(prediction), mask).mean(0)
