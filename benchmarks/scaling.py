@@ -33,13 +33,15 @@ NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 def sent_bytes(zero: int, parameters: float, processes: int, gradient_bytes: int = 4, parameter_bytes: int = 4) -> float:
     """Bytes that a process sends in a step of one micro-step, by rings.
 
-    Without ZeRO an all-reduce of gradients: 2 (N - 1) / N of them. ZeRO 1 and 2: a reduce-scatter of gradients and an all-gather
-    of parameters. ZeRO 3: a reduce-scatter, and an all-gather of parameters in each pass (Rajbhandari et al. 2020, section 7).
+    Without ZeRO an all-reduce of gradients: 2 (N - 1) / N of them. ZeRO 1 and 2: the same, and an all-gather of parameters; the
+    paper's reduce-scatter would send half of the gradients (Rajbhandari et al. 2020, section 7), but DeepSpeed by default reduces
+    buckets that hold parts of several ranks as a whole (``use_multi_rank_bucket_allreduce``). ZeRO 3: a reduce-scatter, and an
+    all-gather of parameters in each pass.
     """
     share = (processes - 1) / processes
     gradients = parameters * gradient_bytes * share
     gathered = parameters * parameter_bytes * share
-    return {0: 2 * gradients, 1: gradients + gathered, 2: gradients + gathered, 3: gradients + 2 * gathered}[zero]
+    return {0: 2 * gradients, 1: 2 * gradients + gathered, 2: 2 * gradients + gathered, 3: gradients + 2 * gathered}[zero]
 
 
 def step_seconds(zero: int, parameters: float, processes: int, gradient_bytes: int) -> dict[str, float]:
