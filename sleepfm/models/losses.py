@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 # Similarities that exist at a time: 16 MB in fp32.
 TILE = 2**22
@@ -53,7 +53,7 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
             mean over ranks of the result is then the loss of the concatenated batch.
 
     Memory grows with ``N D``: where there are more than ``TILE`` similarities, so many anchors at a time are compared with
-    everyone that these do not exceed it, and again in the backward pass.
+    everyone that these do not exceed it.
     """
     with torch.autocast(a.device.type, enabled=False):
         count, device = a.shape[0], a.device
@@ -68,36 +68,55 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
             everyone, valid_all, offset = anchors, keep.repeat(2), 0
         rows = torch.arange(2 * count, device=device)
         itself, positive = offset + rows, offset + (rows + count) % (2 * count)
-        chunk = max(1, TILE // everyone.shape[0])
-        losses = [
-            _anchor_losses(anchors[part], everyone, valid_all, itself[part], positive[part], temperature)
-            if 2 * count <= chunk
-            else checkpoint(
-                _anchor_losses,
-                anchors[part],
-                everyone,
-                valid_all,
-                itself[part],
-                positive[part],
-                temperature,
-                use_reentrant=False,
-                preserve_rng_state=False,
-            )
-            for part in rows.split(chunk)
-        ]
-        total = torch.where(keep.repeat(2), torch.cat(losses), 0.0).sum()
+        total = _AnchorLosses.apply(anchors, everyone, keep.repeat(2), valid_all, itself, positive, temperature)
         return total * world / valid_all.sum().clamp(min=1)
 
 
-def _anchor_losses(
-    anchors: Tensor, everyone: Tensor, valid: Tensor, itself: Tensor, positive: Tensor, temperature: float
-) -> Tensor:
-    """Cross entropy ``[n]`` of ``anchors`` ``[n, D]`` against ``everyone`` ``[M, D]``."""
-    logits = (anchors / temperature) @ everyone.T
-    columns = torch.arange(everyone.shape[0], device=logits.device)
-    # An invalid anchor keeps its positive, so that its row stays finite; the caller drops it.
-    allowed = (valid[None] | (columns[None] == positive[:, None])) & (columns[None] != itself[:, None])
-    return F.cross_entropy(logits.masked_fill_(~allowed, float("-inf")), positive, reduction="none")
+class _AnchorLosses(torch.autograd.Function):
+    """Sum of the cross entropies of ``anchors`` ``[A, D]`` against ``everyone`` ``[M, D]``, over the anchors that are kept.
+
+    The gradient is formed beside the value, tile by tile in one buffer: similarities exist only there, and only once. (With
+    ``torch.utils.checkpoint`` they would be computed again, and the buffers of many tiles would tear up the heap.)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchors: Tensor,
+        everyone: Tensor,
+        keep: Tensor,
+        valid: Tensor,
+        itself: Tensor,
+        positive: Tensor,
+        temperature: float,
+    ) -> Tensor:
+        total = anchors.new_zeros(())
+        to_anchors, to_everyone = torch.zeros_like(anchors), torch.zeros_like(everyone)
+        shut = torch.zeros_like(valid, dtype=anchors.dtype).masked_fill_(~valid, float("-inf"))
+        chunk = max(1, TILE // everyone.shape[0])
+        buffer = anchors.new_empty(min(chunk, anchors.shape[0]), everyone.shape[0])
+        for start in range(0, anchors.shape[0], chunk):
+            part = slice(start, start + chunk)
+            own, pair, weight = anchors[part], positive[part, None], keep[part].to(anchors.dtype)
+            tile = torch.mm(own, everyone.T, out=buffer[: len(own)]).div_(temperature)
+            paired = tile.gather(1, pair)
+            # An invalid anchor keeps its positive, so that its row stays finite; its weight is 0.
+            tile.add_(shut).scatter_(1, pair, paired).scatter_(1, itself[part, None], float("-inf"))
+            highest = tile.amax(1, keepdim=True)
+            odds = tile.sub_(highest).exp_().sum(1, keepdim=True)
+            total += ((odds.log() + highest - paired)[:, 0] * weight).sum()
+            # Softmax less the truth: the gradient of the similarities.
+            tile.div_(odds).scatter_add_(1, pair, -torch.ones_like(paired)).mul_(weight[:, None] / temperature)
+            torch.mm(tile, everyone, out=to_anchors[part])
+            to_everyone.addmm_(tile.T, own)
+        ctx.save_for_backward(to_anchors, to_everyone)
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        to_anchors, to_everyone = ctx.saved_tensors
+        return to_anchors * grad, to_everyone * grad, None, None, None, None, None
 
 
 def _all_gather(x: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from launching import launch, trace
 from safetensors.torch import load_file
 from test_launch import plain_steps
 
+from sleepfm.config import read_yaml
+from sleepfm.paths import config_root
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 # Without it ZeRO 3 leaves parameters as small as the toy's whole.
@@ -80,3 +83,12 @@ def test_a_compiled_model_trains_to_the_same_losses(folder: Path) -> None:
     run(folder, "compiled", "toy.dropout=0", "train.compile=true")
     for row, other in zip(trace(folder, "compiled"), trace(folder, "steady"), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
+
+
+def test_what_the_shipped_configuration_offloads_gives_the_same_losses(folder: Path) -> None:
+    extra = read_yaml(config_root() / "deepspeed" / "zero3-offload-bf16.yaml")["deepspeed"]["extra"]
+    # There is no device to copy to here; the settings of the offloaded optimiser and parameters are DeepSpeed's all the same.
+    assert set(extra["zero_optimization"]) >= {"offload_optimizer", "offload_param"}
+    run(folder, "offloaded", "deepspeed.zero=3", f"deepspeed.extra={json.dumps(extra)}")
+    for row, base in zip(trace(folder, "offloaded"), trace(folder, "run"), strict=True):
+        assert row["loss"] == pytest.approx(base["loss"], abs=1e-5)
