@@ -327,7 +327,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there")
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there, beside those of other cases")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "VARIANT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
@@ -369,7 +369,8 @@ def main() -> None:
             if case == "neuronet-base" and arguments.device == "cuda":
                 print(f"{'':<20}{NEURONET_GFLOP * found['epochs_per_second'] / 1e3:.1f} TFLOP/s")
     if arguments.json:
-        content = {"machine": describe(), "threads": arguments.threads, "steps": arguments.steps, "cases": table}
+        known = json.loads(arguments.json.read_text())["cases"] if arguments.json.exists() else {}
+        content = {"machine": describe(), "threads": arguments.threads, "steps": arguments.steps, "cases": known | table}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,11 @@ _SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
-    """While entered, the two signals only set :attr:`requested`; the handlers before come back on exit."""
+    """While entered, the two signals only set :attr:`requested`; the handlers before come back on exit.
+
+    Not after an error: the process is about to say it and to end, and the launcher, which sends SIGTERM as soon as it sees
+    another rank gone, would end it before it has.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -25,8 +29,9 @@ class Preemption:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        if error is None:
+            for number, handler in self._previous.items():
+                signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.requested = True

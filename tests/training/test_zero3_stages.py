@@ -71,4 +71,5 @@ def test_every_stage_gives_the_losses_of_zero_1(dataset: Dataset, packages: Path
     }[stage]
     overrides.append(f"data.path={dataset.path}")
     whole, parted = (losses(tmp_path, zero, script, config, *overrides) for zero in (1, 3))
-    assert parted == pytest.approx(whole, abs=1e-5)
+    # Of losses up to ten.
+    assert parted == pytest.approx(whole, rel=1e-5)
