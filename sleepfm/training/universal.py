@@ -13,7 +13,6 @@ DeepSpeed 0.19 to go on with the same losses; what is missing is added here, eac
 from __future__ import annotations
 
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from sleepfm.errors import CheckpointError
+from sleepfm.models.torch_archive import read_archive
 from sleepfm.training.checkpoint import MARK, Saved, check_step
 from sleepfm.training.distributed import World, on_main
 from sleepfm.training.files import write_json
@@ -78,16 +78,16 @@ def _convert(source: Path, target: Path) -> None:
 
 def _complete(target: Path, ordered: Sequence[str], shapes: dict[str, torch.Size]) -> None:
     """Give the layout the files and the form that the loaders of all stages ask for."""
-    state = _read(target / _STATE)
+    state = read_archive(target / _STATE)
     steps = {}
     if "optimizer_state_dict" in state:  # of ZeRO 3
         steps = {key: value["step"] for key, value in state["optimizer_state_dict"]["state"].items()}
         for name in ordered:
             for kind in ("fp32", *_MOMENTS):
-                flat = _read(target / "zero" / name / f"{kind}.pt")
+                flat = read_archive(target / "zero" / name / f"{kind}.pt")
                 _write(target / "zero" / name / f"{kind}.pt", {"param": flat.view(shapes[name])})
     else:
-        steps = {name: _read(target / "zero" / name / "step.pt") for name in ordered}
+        steps = {name: read_archive(target / "zero" / name / "step.pt") for name in ordered}
     _write_state(target, steps)
     _pair_model_files(target)
 
@@ -95,7 +95,7 @@ def _complete(target: Path, ordered: Sequence[str], shapes: dict[str, torch.Size
 def _from_plain(source: Path, target: Path, ordered: Sequence[str]) -> None:
     """The universal layout of a checkpoint without ZeRO."""
     shutil.copytree(source, target)
-    state = _read(target / _MODEL_FILES[0])
+    state = read_archive(target / _MODEL_FILES[0])
     moments = state["optimizer"]["state"]
     steps = {}
     for number, name in enumerate(ordered):
@@ -151,7 +151,7 @@ def load(engine: Any, saved: Saved, folder: Path, zero: int) -> None:
         for moments in engine.optimizer.optimizer.state.values():
             if torch.is_tensor(moments.get("step")):
                 moments["step"] = moments["step"].clone()
-        state = _read(folder / _MODEL_FILES[0])
+        state = read_archive(folder / _MODEL_FILES[0])
     buffers = dict(engine.module.named_buffers())
     with torch.no_grad():
         for name, value in state["module"].items():
@@ -165,7 +165,7 @@ def _load_partitions(optimizer: Any, groups: str, folder: str) -> None:
     """
     from deepspeed.utils.tensor_fragment import map_to_flat_opt_states
 
-    step = _read(Path(folder) / _STATE)["optimizer_state_dict"]["state"][0]["step"]
+    step = read_archive(Path(folder) / _STATE)["optimizer_state_dict"]["state"][0]["step"]
     base = optimizer.optimizer
     for group, members in zip(base.param_groups, getattr(optimizer, groups), strict=True):
         for parameter in members:
@@ -178,35 +178,17 @@ def _load_partitions(optimizer: Any, groups: str, folder: str) -> None:
 
 def _into_plain(engine: Any, folder: Path) -> dict[str, Any]:
     """Weights and optimiser of an engine without ZeRO; the rest of the checkpoint is returned."""
-    step = _read(folder / _STATE)["optimizer_state_dict"]["state"][0]["step"]
+    step = read_archive(folder / _STATE)["optimizer_state_dict"]["state"][0]["step"]
     for name, parameter in engine.module.named_parameters():
         if parameter.requires_grad:
-            own = {kind: _read(folder / "zero" / name / f"{kind}.pt")["param"] for kind in ("fp32", *_MOMENTS)}
+            own = {kind: read_archive(folder / "zero" / name / f"{kind}.pt")["param"] for kind in ("fp32", *_MOMENTS)}
             with torch.no_grad():
                 parameter.copy_(own.pop("fp32"))
             moments = {kind: value.to(parameter.device) for kind, value in own.items()}
             engine.optimizer.state[parameter] = {"step": step.clone(), **moments}
-    state: dict[str, Any] = _read(folder / _MODEL_FILES[0])
+    state: dict[str, Any] = read_archive(folder / _MODEL_FILES[0])
     engine.global_steps, engine.skipped_steps = state["global_steps"], state["skipped_steps"]
     return state
-
-
-def _read(path: Path) -> Any:
-    """What this run wrote: tensors, plain values and the few classes of DeepSpeed's that stand in its checkpoints.
-
-    Raises:
-        CheckpointError: anything else is in the file.
-    """
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-        try:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{path}: holds what no checkpoint of DeepSpeed's holds ({reason})") from error
 
 
 def _write(path: Path, value: dict[str, Any] | dict[str, Tensor]) -> None:
