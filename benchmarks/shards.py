@@ -351,7 +351,7 @@ def main() -> None:
     chosen = arguments.only.split(",")
     if unknown := set(chosen) - set(CASES):
         parser.error(f"unknown cases {sorted(unknown)}; known: {', '.join(CASES)}")
-    figures: dict[str, Any] = {"machine": describe(), "nights": arguments.nights, "hours": arguments.hours}
+    figures: dict[str, Any] = {"nights": arguments.nights, "hours": arguments.hours}
     if arguments.json and arguments.json.exists():
         figures = json.loads(arguments.json.read_text()) | figures
     with tempfile.TemporaryDirectory(prefix="nights-") as temporary:
@@ -384,6 +384,7 @@ def main() -> None:
         for name, values in figures["sizing"].items():
             print(f"{name:<14}" + "  ".join(f"{key} {value:.4g}" for key, value in values.items()))
     if arguments.json:
+        figures["machine"] = describe()
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
 
