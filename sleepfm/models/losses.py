@@ -90,6 +90,7 @@ class _AnchorLosses(torch.autograd.Function):
         positive: Tensor,
         temperature: float,
     ) -> Tensor:
+        wanted = any(ctx.needs_input_grad)
         total = anchors.new_zeros(())
         to_anchors, to_everyone = torch.zeros_like(anchors), torch.zeros_like(everyone)
         shut = torch.zeros_like(valid, dtype=anchors.dtype).masked_fill_(~valid, float("-inf"))
@@ -105,6 +106,8 @@ class _AnchorLosses(torch.autograd.Function):
             highest = tile.amax(1, keepdim=True)
             odds = tile.sub_(highest).exp_().sum(1, keepdim=True)
             total += ((odds.log() + highest - paired)[:, 0] * weight).sum()
+            if not wanted:
+                continue
             # Softmax less the truth: the gradient of the similarities.
             tile.div_(odds).scatter_add_(1, pair, -torch.ones_like(paired)).mul_(weight[:, None] / temperature)
             torch.mm(tile, everyone, out=to_anchors[part])
