@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 TOY = Path(__file__).with_name("toy.py")
 CONFIG = """
 train:
@@ -73,6 +75,12 @@ def alone(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         timeout=900,
     )
+
+
+def family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
+    """A process and everything below it."""
+    found = psutil.Process(process.pid)
+    return [found, *found.children(recursive=True)]
 
 
 def trace(folder: Path, run: str = "run") -> list[dict[str, Any]]:

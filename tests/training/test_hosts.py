@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import CONFIG, TOY, environment, launch, trace
+from launching import CONFIG, TOY, environment, family, launch, trace
 from mlflow_server import free_port
 
 from sleepfm.training.preemption import PREEMPTED_STATUS
@@ -45,13 +45,9 @@ class Host:
             start_new_session=True,
         )
 
-    def everything(self) -> list[psutil.Process]:
-        found = psutil.Process(self.process.pid)
-        return [found, *found.children(recursive=True)]
-
     def signal_all(self, number: int) -> None:
         """As Slurm does: to every process of the host's part of the job."""
-        for process in self.everything():
+        for process in family(self.process):
             process.send_signal(number)
 
     def wait(self) -> int:
@@ -151,7 +147,7 @@ def test_sigterm_to_everything_saves_too(undisturbed: Path) -> None:
     """What a plain ``scancel`` or a preemption without ``--signal`` does: everything is saved, whatever the launchers say."""
     hosts = two_hosts(undisturbed, (*LONG, "train.output=term"))
     reach(undisturbed, "term", 6, hosts)
-    processes = [process for host in hosts for process in host.everything()]
+    processes = [process for host in hosts for process in family(host.process)]
     for host in hosts:
         host.signal_all(signal.SIGTERM)
     assert all(host.wait() for host in hosts)
@@ -242,7 +238,7 @@ def ssh(tmp_path: Path) -> Iterator[dict[str, str]]:
     try:
         yield {"PATH": f"{folder}/bin:{os.environ['PATH']}"}
     finally:
-        for process in [*psutil.Process(running.pid).children(recursive=True), psutil.Process(running.pid)]:
+        for process in family(running):
             process.kill()
         running.wait()
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import CONFIG, command, environment, launch, trace
+from launching import CONFIG, command, environment, family, launch, trace
 
 from sleepfm.training.preemption import PREEMPTED_STATUS
 
@@ -37,7 +37,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ranks(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
     """The training processes below the launcher, by rank."""
     found = {}
-    for process in psutil.Process(launcher.pid).children(recursive=True):
+    for process in family(launcher):
         for word in process.cmdline():
             if word.startswith("--local_rank="):
                 found[int(word.split("=")[1])] = process
@@ -67,7 +67,7 @@ def disturb(
         return launcher.wait(timeout=600)
     finally:
         if launcher.poll() is None:
-            for process in [*psutil.Process(launcher.pid).children(recursive=True), psutil.Process(launcher.pid)]:
+            for process in family(launcher):
                 process.kill()
 
 

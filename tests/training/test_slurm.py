@@ -12,9 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
-from launching import CONFIG, TOY, environment, launch, trace
+from launching import CONFIG, TOY, environment, family, launch, trace
 from mlflow_server import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
@@ -74,8 +73,7 @@ def cluster(tmp_path: Path) -> Iterator[dict[str, str]]:
             time.sleep(0.5)
         yield variables
     finally:
-        below = [child for daemon in started for child in psutil.Process(daemon.pid).children(recursive=True)]
-        for process in [*started, *below]:
+        for process in [process for daemon in started for process in family(daemon)]:
             process.kill()
 
 
