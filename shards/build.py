@@ -11,7 +11,6 @@ from typing import Any
 
 from shards.cluster import cluster, run_shards
 from shards.config import BuildConfig, chosen_cohort, identity
-from shards.files import remove_temporaries, writing
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.plan import LOCK_FILE, Plan, ShardPlan, extend, read_plan, write_plan
@@ -20,6 +19,7 @@ from shards.task import read_sidecar
 from sleepfm.config import digest
 from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
+from sleepfm.files import make_folder, remove_temporaries, writing
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
 
@@ -50,7 +50,8 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         ConfigError: ``out`` holds a build of another configuration; nothing is written.
         UsageError: ``out`` lies in ``source`` or the other way round.
         DatasetError: ``out`` is something else, is being built by another process, or its source has changed.
-        ShardError: ``out`` cannot be written to, or tasks failed.
+        StorageError: ``out`` cannot be written to.
+        ShardError: tasks failed.
     """
     source, out = source if is_remote(source) else source.resolve(), out.resolve()
     if source == out or out in source.parents or source in out.parents:
@@ -60,9 +61,8 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
     paths = discover(source, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
     found = {relative_name(path, root): _size(path) for path in paths}
-    with writing(out):
-        for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
-            folder.mkdir(parents=True, exist_ok=True)
+    for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
+        make_folder(folder)
     with _locked(out):
         remove_temporaries(out)
         for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):

@@ -108,7 +108,8 @@ def run_shards(
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
-        ShardError: the output cannot be written to (no further task starts), or tasks failed (all others ran).
+        StorageError: the output cannot be written to; no further task starts.
+        ShardError: tasks failed; all others ran.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     memory_of = _memory(nodes, source, config)
@@ -138,7 +139,7 @@ def run_shards(
                 failed.append(Failure(shard.name, tuple(entry.path for entry in shard.entries), str(error)))
                 report(failed[-1])
     if stop is not None:
-        raise ShardError(str(stop))
+        raise stop
     if failed:
         raise ShardError(
             f"{len(failed)} shards failed, the others are finished and kept; run the same command to try again; "

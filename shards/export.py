@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shards.files import atomic_file
 from shards.names import KEY, shown
 from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
@@ -25,6 +24,7 @@ from sleepfm.data.events import scored_events
 from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError
+from sleepfm.files import atomic_file, make_folder
 from sleepfm.signals.labels import EventRule, event_labels
 from sleepfm.signals.scoring_types import Scoring
 
@@ -57,7 +57,8 @@ def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Ite
 
     Raises:
         DatasetError: not a data set, or ``folder`` holds something else.
-        ShardError: a sample is corrupt, or ``folder`` cannot be written to.
+        ShardError: a sample is corrupt.
+        StorageError: ``folder`` cannot be written to.
     """
     dataset = Dataset.open(path)
     if folder.exists() and (not folder.is_dir() or any(not item.is_dir() for item in folder.iterdir())):
@@ -68,7 +69,7 @@ def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Ite
             raise DatasetError(f"{path}: {shown(record)!r} is no name of a record; this manifest is not one of a build")
     for row, record in enumerate(dataset.names):
         target = folder / record
-        target.mkdir(parents=True, exist_ok=True)
+        make_folder(target)
         _write(target / "x.parquet", _signals(dataset, reader, row))
         _write(target / "y.parquet", _labels(dataset, reader, row, rule))
         yield record

@@ -16,7 +16,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.config import QualityConfig, SplitConfig
-from shards.files import atomic_file, write_json
 from shards.names import shown
 from shards.plan import Plan
 from shards.split import split_of
@@ -26,6 +25,7 @@ from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import dataset_digest
 from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SCHEMA, SHARD_FOLDER
 from sleepfm.errors import DatasetError
+from sleepfm.files import atomic_file, write_json
 
 SHARDS_IN_ROW_GROUP = 64
 
@@ -81,7 +81,7 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
 
     Raises:
         DatasetError: a shard is not done.
-        ShardError: the folder cannot be written to.
+        StorageError: the folder cannot be written to.
     """
     build = digest(plan.identity)
     description = describe(out, plan, build)
@@ -104,7 +104,7 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
                 _write_groups(writers, groups)
         _write_groups(writers, groups)
     description["tables"] = table_digests(out)
-    write_json(path, description)
+    write_json(path, description, compact=True)
     return description
 
 

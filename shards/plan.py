@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from shards.config import check_same
-from shards.files import write_json
 from shards.names import KEY, name_records
 from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError
+from sleepfm.files import write_json
 
 PLAN_FILE = "plan.json"
 LOCK_FILE = ".lock"
@@ -104,7 +104,7 @@ def _is_fresh(out: Path) -> bool:
 def write_plan(out: Path, plan: Plan) -> None:
     """Write ``plan.json`` atomically."""
     shards = [{"name": shard.name, "entries": [asdict(entry) for entry in shard.entries]} for shard in plan.shards]
-    write_json(out / PLAN_FILE, {"identity": plan.identity, "shards": shards})
+    write_json(out / PLAN_FILE, {"identity": plan.identity, "shards": shards}, compact=True)
 
 
 def extend(plan: Plan, found: dict[str, int], size: int, retry: Iterable[str] = ()) -> Plan:

@@ -18,13 +18,13 @@ from typing import Any
 
 from shards.config import BuildConfig, chosen_cohort
 from shards.convert import Converted, quantise, write_recording
-from shards.files import atomic_file, write_json
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
 from sleepfm.errors import SleepFMError
+from sleepfm.files import atomic_file, write_json
 from sleepfm.signals.prepare import PreparedRecording, prepare
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
         build: digest of the build's identity, kept in the sidecar.
 
     Raises:
-        ShardError: the output folder cannot be written to.
+        StorageError: the output folder cannot be written to.
     """
     started = time.monotonic()
     cohort = chosen_cohort(config)
@@ -114,7 +114,7 @@ def write_shard(
     recording is refused has a sidecar but no tar.
 
     Raises:
-        ShardError: the output folder cannot be written to.
+        StorageError: the output folder cannot be written to.
     """
     converted: list[Converted] = []
     refusals: list[Refusal] = []
@@ -139,7 +139,7 @@ def write_shard(
         "segments": [item.segments for item in converted],
         "quarantine": [asdict(refusal) for refusal in refusals],
     }
-    write_json(sidecar_path(out, shard.name), {**content, "digest": _digest(content)})
+    write_json(sidecar_path(out, shard.name), {**content, "digest": _digest(content)}, compact=True)
     return content
 
 

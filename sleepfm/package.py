@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from sleepfm.errors import ModelError, RegistryError
+from sleepfm.files import atomic_path, make_folder, write_atomic, writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -38,7 +39,7 @@ def write_package(
     linked, or copied where that cannot be. ``config`` holds at least ``model``.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     if isinstance(weights, Path):
         link_or_copy(weights, folder / WEIGHTS)
     else:
@@ -46,8 +47,8 @@ def write_package(
     digest = sha256_file(folder / WEIGHTS)
     content = dict(config) | {"weights": {"sha256": digest, "bytes": (folder / WEIGHTS).stat().st_size}}
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    (folder / CONFIG).write_text(text, encoding="utf-8")
-    (folder / CARD).write_text(card, encoding="utf-8")
+    write_atomic(folder / CONFIG, text)
+    write_atomic(folder / CARD, card)
     return dict(tags or {}) | {"sha256": digest, "sha256.config": sha256_file(folder / CONFIG)}
 
 
@@ -60,22 +61,41 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:
-        shutil.copyfile(source, target)
+        with writing(target):
+            shutil.copyfile(source, target)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write ``state`` to ``path`` atomically: floating-point tensors in fp32, tied ones once a name."""
+    """Write ``state`` to ``path`` atomically: floating-point tensors in fp32, tied ones once a name.
+
+    Raises:
+        StorageError: it cannot be written; what was at ``path`` is still there.
+    """
     import torch
-    from safetensors.torch import save_file
 
     tensors = {}
     for name, value in state.items():
         kind = torch.float32 if value.is_floating_point() else value.dtype
         tensors[name] = value.detach().to("cpu", kind, copy=True).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file(tensors, temporary, metadata={"format": "pt", **(metadata or {})})
-    temporary.replace(path)
+    save_tensors(path, tensors, {"format": "pt", **(metadata or {})})
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write ``tensors`` to ``path`` atomically, as they are.
+
+    Raises:
+        StorageError: it cannot be written; what was at ``path`` is still there.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    make_folder(path.parent)
+    with atomic_path(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            # The library's own type for what the system answered.
+            raise OSError(str(error)) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sleepfm.errors import RecordingError, SleepFMError, UsageError
+from sleepfm.files import atomic_path, make_folder
 from sleepfm.signals.files import is_remote, location
 
 CHUNK = 64
@@ -51,28 +51,23 @@ def run(arguments: argparse.Namespace) -> int:
         metadata={"model": package.source.uri, "model_sha256": package.config["weights"]["sha256"]},
     )
     refused = 0
-    out.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        with pq.ParquetWriter(unfinished, schema) as writer:
-            for result in _embedded(source, encoder, arguments.cohort):
-                if isinstance(result, SleepFMError):
-                    refused += 1
-                    print(f"refused: {result}", file=sys.stderr, flush=True)
-                    continue
-                record, embedding, stage = result
-                usable = embedding.isfinite().all(dim=1).tolist()
-                columns = {
-                    "record": [record] * len(embedding),
-                    "epoch": list(range(1, len(embedding) + 1)),
-                    "stage": [s if s >= 0 else None for s in stage.tolist()],
-                    "embedding": [row if ok else None for row, ok in zip(embedding.numpy(), usable, strict=True)],
-                }
-                writer.write_table(pa.table(columns, schema=schema))
-                print(f"{record}: {len(embedding)} epochs", flush=True)
-        unfinished.replace(out)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    make_folder(out.parent)
+    with atomic_path(out) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
+        for result in _embedded(source, encoder, arguments.cohort):
+            if isinstance(result, SleepFMError):
+                refused += 1
+                print(f"refused: {result}", file=sys.stderr, flush=True)
+                continue
+            record, embedding, stage = result
+            usable = embedding.isfinite().all(dim=1).tolist()
+            columns = {
+                "record": [record] * len(embedding),
+                "epoch": list(range(1, len(embedding) + 1)),
+                "stage": [s if s >= 0 else None for s in stage.tolist()],
+                "embedding": [row if ok else None for row, ok in zip(embedding.numpy(), usable, strict=True)],
+            }
+            writer.write_table(pa.table(columns, schema=schema))
+            print(f"{record}: {len(embedding)} epochs", flush=True)
     return 1 if refused else 0
 
 

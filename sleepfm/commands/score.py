@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shutil
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from sleepfm.errors import SleepFMError, UsageError
+from sleepfm.files import atomic_folder, make_folder
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     scorer = Scorer.load(arguments.model)
     out = Path(arguments.out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     scoring = location(arguments.scoring) if arguments.scoring else None
     written: dict[str, str] = {}
     refused = 0
@@ -51,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
                 raise UsageError(f"{path}: named {night.record!r} like {written[night.record]}; use another --out")
             score = scorer.score(night)
             folder = out / night.record
-            with whole_folder(folder) as unfinished:
+            with atomic_folder(folder) as unfinished:
                 write_night(unfinished, score, night)
         except SleepFMError as error:
             refused += 1
@@ -66,22 +63,3 @@ def run(arguments: argparse.Namespace) -> int:
         for warning in score.warnings:
             print(f"  {warning}", flush=True)
     return 1 if refused else 0
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``folder`` only if the block succeeds."""
-    unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
-        yield unfinished
-        if folder.exists():
-            replaced = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            folder.rename(replaced)
-            unfinished.rename(folder)
-            shutil.rmtree(replaced)
-        else:
-            unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from sleepfm.demo.process_memory import PeakMemory
 from sleepfm.errors import TrainingError
+from sleepfm.files import make_folder, read_json, write_json
 
 # Lines that the launcher and its libraries print for themselves; they stay in the log.
 NOISE = ("[20", "[W", "[I", "Setting ds_accelerator", "warnings.warn", "  warnings.warn", "/", "WARNING", "INFO")
@@ -48,13 +48,13 @@ class Journal:
     def open(cls, folder: Path, identity: str) -> Journal:
         """Continue the journal in ``folder``; one of other data or settings is removed with all it describes."""
         path = folder / "demo.json"
-        if path.is_file():
-            stored = json.loads(path.read_text())
+        stored = read_json(path)
+        if stored is not None:
             if stored["identity"] == identity:
                 return cls(path, identity, {name: Done(**done) for name, done in stored["steps"].items()})
             print(f"{folder}: made from other data or settings; starting over", flush=True)
             shutil.rmtree(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         journal = cls(path, identity)
         journal.save()
         return journal
@@ -62,9 +62,7 @@ class Journal:
     def save(self) -> None:
         """Write ``demo.json`` atomically."""
         content = {"identity": self.identity, "steps": {name: asdict(done) for name, done in self.steps.items()}}
-        temporary = self.path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(content, indent=1))
-        temporary.replace(self.path)
+        write_json(self.path, content)
 
 
 class Runner:

@@ -16,8 +16,8 @@ from sleepfm.evaluation.outcome import read_results
 from sleepfm.evaluation.report import NightExample, ReportData, Result, StepCost, build_report
 from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS as DEFINITIONS
+from sleepfm.files import write_json
 from sleepfm.scoring import Scorer, prepare_night
-from sleepfm.training.files import write_json
 
 TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
 JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]

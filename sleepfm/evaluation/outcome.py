@@ -24,10 +24,10 @@ from sleepfm.evaluation.predict import Predictions
 from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import DownstreamJob
 from sleepfm.evaluation.tasks import TASKS, Task
+from sleepfm.files import read_json, write_json
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.signals.annotations import Event
-from sleepfm.training.files import read_json, write_json
 from sleepfm.training.stage import Export
 
 EVALUATION_FILE = "evaluation.json"

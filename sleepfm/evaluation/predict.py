@@ -18,6 +18,7 @@ from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ModelError
 from sleepfm.evaluation.inference import classify_night, locate_night
+from sleepfm.files import atomic_path
 from sleepfm.models.downstream import Downstream
 from sleepfm.training.embeddings import embed, embed_frames, stored_epochs
 
@@ -51,9 +52,8 @@ class Predictions:
         table |= {f"p{k}": self.probability[:, k].astype(np.float32) for k in range(self.probability.shape[1])}
         if self.seconds is not None:
             table["seconds"] = list(self.seconds.astype(np.float32))
-        temporary = path.with_name(f".{path.name}.tmp")
-        pd.DataFrame(table).to_parquet(temporary, index=False)
-        temporary.replace(path)
+        with atomic_path(path) as temporary:
+            pd.DataFrame(table).to_parquet(temporary, index=False)
 
 
 def predict(

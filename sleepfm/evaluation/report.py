@@ -25,8 +25,8 @@ from sleepfm.evaluation import charts, plots
 from sleepfm.evaluation.events import AHI_DEFINITION, EventAgreement, event_family
 from sleepfm.evaluation.lineage import Lineage, to_svg
 from sleepfm.evaluation.metrics import Evaluation, Metric
+from sleepfm.files import write_atomic
 from sleepfm.signals.annotations import Event
-from sleepfm.training.files import write_atomic
 from sleepfm.training.trace import read_trace
 from sleepfm.version import __version__
 

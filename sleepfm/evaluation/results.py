@@ -15,9 +15,9 @@ from sleepfm.evaluation.events import AHI_DEFINITION, event_family, match_events
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.report import NightExample, figure_bytes, night_page
 from sleepfm.evaluation.tasks import TASKS
+from sleepfm.files import write_json
 from sleepfm.scoring import NightScore
 from sleepfm.signals.prepare import PreparedRecording
-from sleepfm.training.files import write_json
 from sleepfm.version import __version__
 
 

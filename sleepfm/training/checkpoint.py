@@ -15,13 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from safetensors import SafetensorError
 from torch import Tensor
 
 from sleepfm.errors import CheckpointError
+from sleepfm.files import read_json, sync_file, sync_folder, write_atomic, write_json
 from sleepfm.package import save_weights
 from sleepfm.training.distributed import World, is_lost_contact
-from sleepfm.training.files import read_json, sync_file, sync_folder, write_atomic, write_json
 
 MARK = "complete.json"
 
@@ -102,7 +101,7 @@ def save(
             os.rename(temporary, root / name)
             sync_folder(root)
             write_atomic(root / "latest", name + "\n")
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except (OSError, RuntimeError) as error:
         if is_lost_contact(error):
             raise
         # torch's writer does not say why its bytes did not arrive.

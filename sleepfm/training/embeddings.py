@@ -7,7 +7,6 @@ atomically. A file that is damaged, or was made from other weights or data, is m
 from __future__ import annotations
 
 import hashlib
-import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,12 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.evaluation import iter_record
+from sleepfm.package import save_tensors
 from sleepfm.training.distributed import World
 
 ALONE = World(0, 1, 0, 1)
@@ -131,10 +130,7 @@ class EmbeddingCache:
     def _store(self, record: str) -> Tensor:
         epochs = stored_epochs(self._dataset, record, self._encoder.channels, self._chunk)
         embedding = embed(self._encoder, epochs)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{record}.{os.getpid()}.tmp"
-        save_file({"embedding": embedding}, temporary, metadata=self._origin | {"sha256": _digest(embedding)})
-        temporary.replace(self._path(record))
+        save_tensors(self._path(record), {"embedding": embedding}, self._origin | {"sha256": _digest(embedding)})
         return embedding
 
 

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from sleepfm import registry
 from sleepfm.config import to_dict
 from sleepfm.errors import RegistryError, SleepFMError
+from sleepfm.files import read_json, write_json
 from sleepfm.loadtest import LoadTest
 from sleepfm.package import WEIGHTS, link_or_copy, save_weights, write_package
 from sleepfm.training.config import RunConfig
-from sleepfm.training.files import read_json, write_json
 from sleepfm.training.recorder import common_tags
 from sleepfm.training.selection import Best
 from sleepfm.training.stage import Export, Stage

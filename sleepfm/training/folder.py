@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from sleepfm.config import to_yaml
 from sleepfm.errors import CheckpointError, ConfigError
+from sleepfm.files import read_json, remove_temporaries, write_atomic, write_json
 from sleepfm.training.config import RunConfig, differing_keys, essence
-from sleepfm.training.files import read_json, write_atomic, write_json
 from sleepfm.training.tracking import JOURNAL
 from sleepfm.training.tracking import STATE as TRACKING_STATE
 
@@ -69,6 +69,8 @@ def clear(config: RunConfig) -> None:
 def begin(config: RunConfig, dataset_digest: str, started_from: dict[str, str]) -> None:
     """Record what runs here, once; a resumed run finds its record and leaves it."""
     folder = Path(config.train.output)
+    for name in (".", *_OWN_FOLDERS):
+        remove_temporaries(folder / name)
     write_atomic(folder / "config.yaml", to_yaml(config))
     if not (folder / "run.json").exists():
         record = {"essence": essence(config), "dataset_digest": dataset_digest, "sources": started_from}

@@ -15,13 +15,13 @@ from sleepfm import registry
 from sleepfm.config import load_config, to_dict, to_yaml
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError
+from sleepfm.files import write_json
 from sleepfm.training import folder
 from sleepfm.training.config import RunConfig
 from sleepfm.training.distributed import World, exit_ranked, on_main, start
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import PACKAGE, Exporter, describe, register
 from sleepfm.training.feed import Shares
-from sleepfm.training.files import write_json
 from sleepfm.training.flops import item_flops
 from sleepfm.training.folder import Resume
 from sleepfm.training.observer import Observer

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sleepfm.files import write_atomic
+
 Row = dict[str, Any]
 
 # Some 500,000 rows: weeks of a run, at most a few figures a second.
@@ -121,9 +123,7 @@ class Journal:
         with self._lock:
             mark = json.dumps({"step": 0, "time": 0, "figures": {}, "last": self._last_step}).encode() + b"\n"
             rest = mark + os.pread(self._descriptor, self.size - delivered, delivered)
-            temporary = self._path.with_name(f".{self._path.name}.tmp")
-            temporary.write_bytes(rest)
-            temporary.replace(self._path)
+            write_atomic(self._path, rest)
             os.close(self._descriptor)
             self._descriptor = os.open(self._path, os.O_RDWR)
             self.size = len(rest)

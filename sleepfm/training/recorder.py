@@ -11,10 +11,10 @@ from typing import Any
 
 from sleepfm.config import to_dict
 from sleepfm.data.report import report_of
+from sleepfm.files import write_json
 from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.distributed import World
 from sleepfm.training.engine import total_steps
-from sleepfm.training.files import write_json
 from sleepfm.training.flops import peak_flops
 from sleepfm.training.machine import Sampler, environment
 from sleepfm.training.progress import Progress

@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
-from sleepfm.errors import CheckpointError, TrainingError
+from sleepfm.errors import TrainingError
 from sleepfm.package import load_weights, save_weights
 from sleepfm.training.config import RegistryConfig
 
@@ -33,7 +33,7 @@ class Best:
 
         Raises:
             TrainingError: the stated metric is not among the figures.
-            CheckpointError: the weights could not be written; the best before are untouched.
+            StorageError: the weights could not be written; the best before are untouched.
         """
         metric = self._registry.metric
         if metric not in figures:
@@ -43,11 +43,7 @@ class Best:
             better = new > old if self._registry.mode == "max" else new < old
             if not better and not (math.isnan(old) and not math.isnan(new)):
                 return False
-        try:
-            save_weights(self._path, state, {"step": str(step), "figures": json.dumps(dict(figures))})
-        except (OSError, SafetensorError) as error:
-            reason = str(error).splitlines()[0]
-            raise CheckpointError(f"{self._path}: cannot keep the best weights of step {step} ({reason})") from error
+        save_weights(self._path, state, {"step": str(step), "figures": json.dumps(dict(figures))})
         self.step, self.figures = step, dict(figures)
         return True
 

@@ -7,8 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sleepfm.errors import CheckpointError
-from sleepfm.training.files import write_atomic
+from sleepfm.files import write_atomic, writing
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
@@ -29,13 +28,9 @@ class Trace:
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def append(self, row: dict[str, Any]) -> None:
-        """Raises :class:`CheckpointError` where there is no room: a resumed run drops the row that is cut short."""
-        try:
+        """Raises :class:`StorageError` where there is no room: a resumed run drops the row that is cut short."""
+        with writing(self._path):
             self._file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise CheckpointError(
-                f"{self._path}: cannot write step {row['step']} ({error.strerror}); earlier steps remain"
-            ) from error
 
     def close(self) -> None:
         # What could not be written was said by `append`.

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleepfm import registry
 from sleepfm.errors import RegistryError
-from sleepfm.training.files import read_json, write_json
+from sleepfm.files import read_json, write_json
 from sleepfm.training.journal import Journal
 
 if TYPE_CHECKING:

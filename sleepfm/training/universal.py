@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from sleepfm.errors import CheckpointError
+from sleepfm.files import write_json, writing
 from sleepfm.models.torch_archive import read_archive
 from sleepfm.training.checkpoint import MARK, Saved, check_step
 from sleepfm.training.distributed import World, on_main
-from sleepfm.training.files import write_json
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATE = Path("zero", "optimizer_state.pt")
@@ -43,7 +43,8 @@ def convert(saved: Saved, world: World, groups: Sequence[dict[str, Any]], module
     parameter groups of ``module``.
 
     Raises:
-        CheckpointError: the tool refuses the checkpoint, or the disk is full.
+        CheckpointError: the tool refuses the checkpoint.
+        StorageError: there is no room for it.
     """
     target = saved.folder.parent / f".universal-{saved.folder.name}"
     names = {id(parameter): name for name, parameter in module.named_parameters()}
@@ -53,14 +54,12 @@ def convert(saved: Saved, world: World, groups: Sequence[dict[str, Any]], module
     def work() -> str:
         if not (target / MARK).exists():
             shutil.rmtree(target, ignore_errors=True)
-            try:
+            with writing(target):
                 if saved.zero == 0:
                     _from_plain(saved.folder, target, ordered)
                 else:
                     _convert(saved.folder, target)
                     _complete(target, ordered, shapes)
-            except OSError as error:
-                raise CheckpointError(f"{target}: cannot write the universal checkpoint ({error.strerror or error})") from error
             write_json(target / MARK, {"step": saved.step})
         return str(target)
 

@@ -11,7 +11,7 @@ from shards.cluster import check_paths, cluster, run_shards
 from shards.config import load_build_config
 from shards.plan import Entry, ShardPlan
 from shards.task import Failure, Outcome
-from sleepfm.errors import ConfigError, ShardError, UsageError
+from sleepfm.errors import ConfigError, ShardError, StorageError, UsageError
 
 
 def test_a_failing_task_is_reported_after_the_others_have_finished(cohort, connection, tmp_path):
@@ -28,7 +28,7 @@ def test_a_failing_task_is_reported_after_the_others_have_finished(cohort, conne
             "shard-000000.tar": Failure,
             "shard-000001.tar": Outcome,
         }
-        with pytest.raises(ShardError, match="cannot write"):
+        with pytest.raises(StorageError, match="cannot be written"):
             run_shards(ray, [good], cohort, tmp_path / "gone", load_build_config(), "build", outcomes.append)
         huge = load_build_config(None, ["ray.task_memory_mb=100000000"])
         with pytest.raises(ConfigError, match="no node of the Ray cluster offers"):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -16,7 +14,8 @@ from sleepfm.data.synthetic.edf import write_edf
 from sleepfm.data.synthetic.layout import layout_names, load_layout
 from sleepfm.data.synthetic.night import draw_night
 from sleepfm.data.synthetic.scoring_files import write_scoring
-from sleepfm.errors import RecordingError, UsageError
+from sleepfm.errors import UsageError
+from sleepfm.files import atomic_path, make_folder, read_json, remove_temporaries, write_json
 from sleepfm.version import __version__
 
 STATEMENT = "synth.json"
@@ -32,7 +31,7 @@ def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str 
 
     Raises:
         UsageError: arguments out of range, an unknown cohort, or an ``out`` made with other arguments.
-        RecordingError: the folder cannot be written.
+        StorageError: the folder cannot be written to.
     """
     if cohort not in layout_names():
         raise UsageError(f"--cohort {cohort!r}: expected one of {', '.join(layout_names())}")
@@ -57,16 +56,15 @@ def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str 
     }
     write = partial(write_subject, out, cohort, seed, n_epochs)
     progress = partial(tqdm, total=subjects, desc="synth", unit="night")
-    try:
-        _state(out / STATEMENT, statement, complete=False)
-        if workers == 1 or subjects == 1:
-            paths = [write(number) for number in progress(range(subjects))]
-        else:
-            with ProcessPoolExecutor(min(workers, subjects), mp_context=get_context("spawn")) as pool:
-                paths = list(progress(pool.map(write, range(subjects))))
-        _state(out / STATEMENT, statement, complete=True)
-    except OSError as error:
-        raise RecordingError(f"{error.filename or out}: cannot write the cohort ({error.strerror})") from error
+    _state(out / STATEMENT, statement, complete=False)
+    for folder in filter(Path.is_dir, (out, *out.rglob("*"))):
+        remove_temporaries(folder)
+    if workers == 1 or subjects == 1:
+        paths = [write(number) for number in progress(range(subjects))]
+    else:
+        with ProcessPoolExecutor(min(workers, subjects), mp_context=get_context("spawn")) as pool:
+            paths = list(progress(pool.map(write, range(subjects))))
+    _state(out / STATEMENT, statement, complete=True)
     return paths
 
 
@@ -79,30 +77,21 @@ def write_subject(out: Path, cohort: str, seed: int, n_epochs: int, number: int)
         return edf
     night = draw_night(seed, number, n_epochs)
     for path in (edf, scoring):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    partial_edf, partial_scoring = _partial(edf), _partial(scoring)
-    write_edf(partial_edf, layout.channels, layout.draw(night, number), n_epochs * EPOCH_SECONDS, night.start)
-    write_scoring(layout.scoring.format, partial_scoring, night)
-    os.replace(partial_edf, edf)
-    os.replace(partial_scoring, scoring)
+        make_folder(path.parent)
+    with atomic_path(edf) as new_edf, atomic_path(scoring) as new_scoring:
+        write_edf(new_edf, layout.channels, layout.draw(night, number), n_epochs * EPOCH_SECONDS, night.start)
+        write_scoring(layout.scoring.format, new_scoring, night)
     return edf
 
 
 def _state(path: Path, statement: dict[str, str | int | float], complete: bool) -> None:
     """Write the arguments to ``path``, after checking that what is there is the same cohort or its beginning."""
-    if path.exists():
-        found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_json(path)
+    if found is not None:
         for key, value in statement.items():
             if found.get(key) != value and not (key == "subjects" and found[key] < statement["subjects"]):
                 raise UsageError(
                     f"{path.parent}: holds a cohort with {key} {found.get(key)}, asked for {value}; "
                     "give another folder or remove this one"
                 )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = _partial(path)
-    partial_path.write_text(json.dumps({**statement, "complete": complete}, indent=1, sort_keys=True) + "\n")
-    os.replace(partial_path, path)
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.part")
+    write_json(path, {**statement, "complete": complete})

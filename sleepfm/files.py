@@ -1,0 +1,141 @@
+"""Files that are whole or absent, whatever happens while they are written.
+
+They are written under a hidden temporary name in their own folder, flushed to the disk and renamed, so that a kill or a power cut
+leaves what was there before. Temporary names are unique: a forgotten process of an earlier job cannot write into them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from sleepfm.errors import StorageError
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the system says of writing ``path`` into a :class:`StorageError`."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{path}: cannot be written ({error.strerror or error}); make room or mend the folder, then run the same command "
+            "again: what is finished is kept"
+        ) from error
+
+
+def make_folder(folder: Path) -> None:
+    """Make ``folder`` and those above it, unless they are there.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A free path that becomes the file ``path`` when the block ends without an error, and vanishes otherwise.
+
+    Raises:
+        StorageError: it cannot be written; what was at ``path`` is still there.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}{TEMPORARY_SUFFIX}")
+    try:
+        with writing(path):
+            yield temporary
+            sync_file(temporary)
+            temporary.replace(path)
+            sync_folder(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """:func:`atomic_path`, opened to write bytes."""
+    with atomic_path(path) as temporary, temporary.open("xb") as file:
+        yield file
+
+
+@contextmanager
+def atomic_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into, which takes the place of ``folder`` only if the block ends without an error.
+
+    Raises:
+        StorageError: it cannot be written; what was at ``folder`` is still there.
+    """
+    name = f".{folder.name}.{uuid.uuid4().hex[:12]}"
+    unfinished, replaced = folder.with_name(f"{name}{TEMPORARY_SUFFIX}"), folder.with_name(f"{name}.old")
+    try:
+        with writing(folder):
+            unfinished.mkdir()
+            yield unfinished
+            if folder.exists():
+                folder.rename(replaced)
+            unfinished.rename(folder)
+    finally:
+        for path in (unfinished, replaced):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write ``content`` (text as UTF-8) to ``path``, whose folder is made if need be.
+
+    Raises:
+        StorageError: it cannot be written; what was at ``path`` is still there.
+    """
+    make_folder(path.parent)
+    with atomic_file(path) as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
+    """Write ``value`` as JSON, atomically; ``compact`` for large ones, whose bytes do not depend on the order of keys either.
+
+    ASCII alone: a file name that is no UTF-8 is read back as the same bytes.
+    """
+    text = json.dumps(value, sort_keys=True, separators=(",", ":")) if compact else json.dumps(value, indent=1) + "\n"
+    write_atomic(path, text)
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON in ``path``, or None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def sync_file(path: Path) -> None:
+    """Make the content of ``path`` survive a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Delete the files that killed writers left in ``folder``."""
+    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
+        if not path.is_dir():
+            path.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""Files that are whole or absent."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from sleepfm.errors import StorageError
+from sleepfm.files import atomic_file, atomic_folder, read_json, remove_temporaries, write_atomic, write_json
+from sleepfm.package import save_weights
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write_json(tmp_path / "new" / "run.json", {"step": 3})
+    assert read_json(tmp_path / "new" / "run.json") == {"step": 3}
+    assert read_json(tmp_path / "none.json") is None
+
+
+@pytest.mark.parametrize("what", ["a folder in its place", "a file for its folder"])
+def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_path: Path, what: str) -> None:
+    path = tmp_path / "run.json" if what == "a folder in its place" else tmp_path / "file" / "run.json"
+    (tmp_path / "run.json").mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(tmp_path.rglob("*"))
+    named = path if what == "a folder in its place" else path.parent
+    with pytest.raises(StorageError, match=rf"{named}: cannot be written \(.+\); make room"):
+        write_atomic(path, "{}")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_is_whole_or_absent(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(RuntimeError), atomic_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with atomic_file(path) as file:
+        file.write(b"whole")
+        assert not path.exists()
+    with pytest.raises(RuntimeError), atomic_file(path) as file:
+        file.write(b"half")
+        raise RuntimeError
+    assert path.read_bytes() == b"whole"
+    (tmp_path / ".file.123.tmp").write_bytes(b"left by a killed writer")
+    remove_temporaries(tmp_path)
+    assert [item.name for item in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path: Path) -> None:
+    folder = tmp_path / "night"
+    with atomic_folder(folder) as new:
+        (new / "events.csv").write_text("first")
+    with (
+        pytest.raises(StorageError, match=rf"{folder}: cannot be written \(No space left on device\)"),
+        atomic_folder(folder) as new,
+    ):
+        (new / "events.csv").write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (folder / "events.csv").read_text() == "first"
+    with atomic_folder(folder) as new:
+        (new / "stages.csv").write_text("second")
+    assert sorted(tmp_path.rglob("*")) == [folder, folder / "stages.csv"]
+
+
+def test_weights_that_do_not_fit_on_the_disk_leave_the_ones_before(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    save_weights(path, {"weight": torch.zeros(2)})
+    before = path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(StorageError, match=rf"{path}: cannot be written \(.*File too large"):
+            save_weights(path, {"weight": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
