@@ -89,7 +89,6 @@ def save(
         if world.is_main:
             for file_name, tensors in extra.items():
                 save_weights(temporary / file_name, tensors)
-                sync_file(temporary / file_name)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         for file in files[world.rank :: world.size]:
             sync_file(file)
