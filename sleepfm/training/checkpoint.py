@@ -85,10 +85,10 @@ def save(
             root.mkdir(parents=True, exist_ok=True)
             for leftover in (*root.glob(".step-*.tmp"), *root.glob(".universal-*")):
                 shutil.rmtree(leftover)
-        engine.save_checkpoint(str(root), tag=temporary.name, client_state={"step": step}, save_latest=False)
-        if world.is_main:
             for file_name, tensors in extra.items():
                 save_weights(temporary / file_name, tensors)
+        # Ends with a barrier: from then on every rank finds the same files.
+        engine.save_checkpoint(str(root), tag=temporary.name, client_state={"step": step}, save_latest=False)
         files = sorted(path for path in temporary.rglob("*") if path.is_file())
         for file in files[world.rank :: world.size]:
             sync_file(file)
