@@ -101,8 +101,8 @@ class EmbeddingCache:
         """
         rows = self._dataset.select(split, self._encoder.channels).tolist()
         names = [self._dataset.names[row] for row in rows]
-        missing = [row for row, name in zip(rows, names, strict=True) if self._stored(name) is None]
-        mine = missing[world.rank :: world.size]
+        # Divided before looking: what is missing changes as soon as another rank writes.
+        mine = [row for row in rows[world.rank :: world.size] if self._stored(self._dataset.names[row]) is None]
         for number, row in enumerate(fetching_ahead(self._dataset, mine), 1):
             self._store(self._dataset.names[row])
             if world.is_main and (number == len(mine) or number % 20 == 0):

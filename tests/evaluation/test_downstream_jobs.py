@@ -28,6 +28,7 @@ from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import Resolved, load, load_package
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.training.distributed import World
 from sleepfm.training.embeddings import ALONE, EmbeddingCache, embed, stored_epochs
 
 
@@ -152,6 +153,34 @@ def test_embeddings_are_kept_checked_and_made_again(dataset, encoder_package, tm
     assert not list(tmp_path.glob("*/.*"))
     other = EmbeddingCache(tmp_path, dataset, package.module, "0" * 64)
     assert other.folder != cache().folder
+
+
+def test_ranks_that_look_at_different_times_embed_every_recording_once(dataset, encoder_package, tmp_path, monkeypatch):
+    package = load_package(encoder_package)
+    split = max(("pretrain", "label", "val", "test"), key=lambda name: len(dataset.select(name)))
+    names = {dataset.names[row] for row in dataset.select(split)}
+    assert len(names) > 2
+
+    def embedded(rank, barrier):
+        """Runs ``barrier`` where the rank waits for the other."""
+        with monkeypatch.context() as patch:
+            patch.setattr("torch.distributed.barrier", barrier)
+            cache = EmbeddingCache(tmp_path, dataset, package.module, "0" * 64)
+            return set(cache.split(split, World(rank, 2, rank, 2)))
+
+    def files():
+        return {file.stem: file.stat().st_mtime_ns for file in tmp_path.glob("*/*.safetensors")}
+
+    def all_are_there():
+        assert files().keys() == names
+
+    def second_rank():
+        """Looks for the first time when the first has done its part."""
+        first = files()
+        assert embedded(1, all_are_there) == names
+        assert first and first.items() <= files().items()
+
+    assert embedded(0, second_rank) == names
 
 
 def test_finetune_learns_and_its_package_repeats_its_test_predictions(dataset, source, tmp_path):
