@@ -12,7 +12,8 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -125,9 +126,9 @@ class Exporter:
         self._load_test.check(self._output / PACKAGE, export.builder)
         staging, target = self._output / f".{LAST}", self._output / LAST
         if best.step == self._steps:
-            for file in (self._output / PACKAGE).iterdir():
-                target.mkdir(exist_ok=True)
-                link_or_copy(file, target / file.name)
+            with self._replacing(target) as folder:
+                for file in (self._output / PACKAGE).iterdir():
+                    link_or_copy(file, folder / file.name)
         elif (staging / _NOTE).exists():
             last = _read(staging)
             tags, training = self._write(last, target)
@@ -151,6 +152,19 @@ class Exporter:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
+
+    @contextmanager
+    def _replacing(self, target: Path) -> Iterator[Path]:
+        """An empty folder that takes the place of ``target`` when the block ends. One writer at a time, so its name is always the
+        same: what a kill left of it is removed by the next.
+        """
+        folder, old = self._fresh(target.with_name(f".{target.name}.new")), target.with_name(f".{target.name}.old")
+        yield folder
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            target.rename(old)
+        folder.rename(target)
+        shutil.rmtree(old, ignore_errors=True)
 
     def _submit(self, folder: Path) -> None:
         with self._wake:
@@ -222,16 +236,10 @@ class Exporter:
             "parents": list(self._stage.parents),
             "config": to_dict(self._config),
         }
-        folder = self._fresh(target.with_name(f".{target.name}.new"))
         content = weights.export.config | {"training": training}
         tags = self._tags | {"step": str(weights.step)} | weights.export.tags
-        tags = write_package(folder, weights.path, content, weights.export.card, tags)
-        old = target.with_name(f".{target.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with self._replacing(target) as folder:
+            tags = write_package(folder, weights.path, content, weights.export.card, tags)
         return tags, training
 
 
