@@ -19,8 +19,12 @@ from sleepfm.training.tracking import STATE as TRACKING_STATE
 
 Resume = Literal["auto", "never", "must"]
 
-_OWN_FOLDERS = ("checkpoints", "best", "package")
+_OWN_FOLDERS = ("checkpoints", "best", "package", "last")
+# What :mod:`sleepfm.training.export` had not finished; a run that goes on takes it up, another must not.
+_UNFINISHED = (".export-*", ".last", ".last.*", ".package.*")
 _OWN_FILES = ("run.json", "result.json", "config.yaml", "trace.jsonl", "environment.json", TRACKING_STATE, JOURNAL)
+# What a downstream stage says of its best weights.
+_RESULTS = ("evaluation.json", "predictions-*.parquet")
 
 
 def check(config: RunConfig, dataset_digest: str, resume: Resume) -> dict[str, Any] | None:
@@ -60,10 +64,12 @@ def sources(config: RunConfig) -> dict[str, str]:
 def clear(config: RunConfig) -> None:
     """Remove what an earlier run left in the folder, and nothing else."""
     folder = Path(config.train.output)
-    for name in _OWN_FILES:
-        (folder / name).unlink(missing_ok=True)
-    for name in _OWN_FOLDERS:
-        shutil.rmtree(folder / name, ignore_errors=True)
+    for pattern in (*_OWN_FILES, *_RESULTS):
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    for pattern in (*_OWN_FOLDERS, *_UNFINISHED):
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def begin(config: RunConfig, dataset_digest: str, started_from: dict[str, str]) -> None:

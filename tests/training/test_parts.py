@@ -115,8 +115,12 @@ def test_a_folder_continues_its_own_run_only(tmp_path: Path) -> None:
 def test_starting_over_removes_the_runs_files_and_no_others(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     folder.begin(config, "a" * 64, {})
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "notes.txt").write_text("mine")
+    # The last ones are what an export that was killed leaves: weights of the run that is to be forgotten.
+    for name in ("checkpoints", "best", "package", "last", ".export-00000050", ".last", ".last.new", ".package.old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "export.json").write_text("{}")
+    for name in ("result.json", "trace.jsonl", "evaluation.json", "predictions-test.parquet", "notes.txt"):
+        (tmp_path / name).write_text("{}")
     folder.clear(config)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
