@@ -32,7 +32,9 @@ from machine import describe
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Config, items a process and step, steps that count. The base size is far larger than two cores are meant for: few items.
 SIZES = {"tiny": ("eeg-tiny", 64, 40), "base": ("eeg-base", 2, 8)}
-VARIANTS = ("ddp", "zero0", "zero1", "zero2", "zero3")
+# Gradients of ZeRO 1 are summed on every rank by default; "zero1-reduced" sums each on the one that keeps it.
+VARIANTS = ("ddp", "zero0", "zero1", "zero1-reduced", "zero2", "zero3")
+REDUCED = '{"zero_optimization":{"use_multi_rank_bucket_allreduce":false}}'
 CHECKPOINT_EVERY = 200  # the default of train.checkpoint_every
 
 
@@ -141,10 +143,11 @@ class Bench:
     def _measure(
         self, config: str, variant: str, processes: int, batch: int, count: int, save_every: int
     ) -> list[dict[str, Any]]:
-        zero = int(variant[-1]) if variant.startswith("zero") else 0
+        zero = int(variant[4]) if variant.startswith("zero") else 0
         output = self._scratch / f"{config}-{variant}-{processes}-{save_every}"
         figures = output.with_suffix(".json")
         job = self._job(config, zero, batch, output, save_every, plain=False)
+        job += [f"deepspeed.extra={REDUCED}"] if variant == "zero1-reduced" else []
         job += ["--count", str(count), "--figures", str(figures)] + (["--ddp"] if variant == "ddp" else [])
         command = self._command("node launcher", processes, job)
         if processes == 1:

@@ -76,7 +76,7 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     """``values`` with every ``dotted.key=value`` of ``overrides`` applied.
 
     Raises:
-        ConfigError: an override without ``=`` or with a malformed key.
+        ConfigError: an override without ``=``, with a malformed key or with a value that is no YAML.
     """
     overrides = list(overrides)
     for item in overrides:
@@ -86,7 +86,15 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     if not overrides and "${" not in repr(values):
         return values
     try:
-        merged = OmegaConf.merge(OmegaConf.create(values), OmegaConf.from_dotlist(overrides))
+        changes = OmegaConf.create()
+        for item in overrides:
+            try:
+                changes.merge_with_dotlist([item])
+            except yaml.YAMLError as error:
+                reason = getattr(error, "problem", None) or error
+                example = "write the value as in a file, such as {key: value} or [1, 2]"
+                raise ConfigError(f"override {item!r}: not valid YAML ({reason}); {example}") from error
+        merged = OmegaConf.merge(OmegaConf.create(values), changes)
         plain = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(f"overrides {overrides}: {str(error).splitlines()[0]}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,13 @@ def test_a_wrong_file_is_refused_with_its_name_and_reason(tmp_path: Path, text: 
 def test_an_override_without_key_or_value_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match="key=value"):
         apply_overrides({}, [override])
+
+
+@pytest.mark.parametrize("override", ["optimiser={lr:{a:1}}", "optimiser=[1, 2", "name=*missing"])
+def test_an_override_whose_value_is_no_yaml_is_refused_by_name(override: str) -> None:
+    with pytest.raises(ConfigError, match=rf"override '{re.escape(override)}': not valid YAML \(.*\[1, 2\]") as caught:
+        apply_overrides({}, ["name=x", override])
+    assert "\n" not in str(caught.value)
 
 
 @given(st.floats(1e-6, 1.0), st.integers(1, 10**6))
