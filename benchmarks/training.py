@@ -156,7 +156,7 @@ class Bench:
             command = ["unshare", "-n", "sh", "-c", 'ip link set lo up; exec "$@"', "sh", *command]
         started = self._start(command)
         try:
-            started.wait(timeout=280)
+            started.wait(timeout=600)
         finally:
             _kill(started)
         if not figures.exists():
