@@ -65,14 +65,13 @@ def step_seconds(zero: int, parameters: float, processes: int, gradient_bytes: i
 
 
 def compare(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Measured bytes beside the formulas', of two processes."""
+    """Measured bytes beside the formulas', of two processes; not of ``zero1-reduced``, which has no formula here."""
+    stages = {"ddp": 0} | {f"zero{zero}": zero for zero in range(4)}
     found = {}
     for name, case in cases.items():
-        measured = case.get("bytes_sent_a_process_and_step")
-        if measured:
-            variant = name.split("-")[1]
-            zero = 0 if variant == "ddp" else int(variant[-1])
-            expected = sent_bytes(zero, case["trained_parameters"], case["processes"])
+        measured, variant = case.get("bytes_sent_a_process_and_step"), name.split("-", 1)[1]
+        if measured and variant in stages:
+            expected = sent_bytes(stages[variant], case["trained_parameters"], case["processes"])
             found[name] = {"measured": measured, "formula": expected, "ratio": measured / expected}
     return found
 
