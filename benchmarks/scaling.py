@@ -1,6 +1,6 @@
 """A model, not a measurement: a step of the base size on 1 to 1,024 GPUs, from counted bytes and published speeds.
 
-    python benchmarks/scaling.py [--measured benchmarks/results/training-2026-11-27.json] [--json FILE]
+    python benchmarks/scaling.py [--measured benchmarks/results/training-2026-11-28.json] [--json FILE]
 
 Where bytes have been measured (benchmarks/training.py), it first compares what two processes sent with what the formulas say;
 then it puts the formulas to larger numbers. docs/scaling.md explains the assumptions, which stand here as constants.
@@ -78,7 +78,7 @@ def compare(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measured", type=Path, default=RESULTS / "training-2026-11-27.json")
+    parser.add_argument("--measured", type=Path, default=RESULTS / "training-2026-11-28.json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     arguments = parser.parse_args()
     compared = {}
