@@ -88,14 +88,13 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     try:
         changes = OmegaConf.create()
         for item in overrides:
-            try:
-                changes.merge_with_dotlist([item])
-            except yaml.YAMLError as error:
-                reason = getattr(error, "problem", None) or error
-                example = "write the value as in a file, such as {key: value} or [1, 2]"
-                raise ConfigError(f"override {item!r}: not valid YAML ({reason}); {example}") from error
+            changes.merge_with_dotlist([item])
         merged = OmegaConf.merge(OmegaConf.create(values), changes)
         plain = OmegaConf.to_container(merged, resolve=True)
+    except yaml.YAMLError as error:
+        reason = getattr(error, "problem", None) or error
+        example = "write the value as in a file, such as {key: value} or [1, 2]"
+        raise ConfigError(f"override {item!r}: not valid YAML ({reason}); {example}") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"overrides {overrides}: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
