@@ -12,8 +12,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from sleepfm import registry
 from sleepfm.config import to_dict
 from sleepfm.errors import RegistryError, SleepFMError
-from sleepfm.files import read_json, write_json
+from sleepfm.files import atomic_folder, read_json, write_json
 from sleepfm.loadtest import LoadTest
 from sleepfm.package import WEIGHTS, link_or_copy, save_weights, write_package
 from sleepfm.training.config import RunConfig
@@ -126,7 +125,7 @@ class Exporter:
         self._load_test.check(self._output / PACKAGE, export.builder)
         staging, target = self._output / f".{LAST}", self._output / LAST
         if best.step == self._steps:
-            with self._replacing(target) as folder:
+            with atomic_folder(target) as folder:
                 for file in (self._output / PACKAGE).iterdir():
                     link_or_copy(file, folder / file.name)
         elif (staging / _NOTE).exists():
@@ -152,19 +151,6 @@ class Exporter:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         return folder
-
-    @contextmanager
-    def _replacing(self, target: Path) -> Iterator[Path]:
-        """An empty folder that takes the place of ``target`` when the block ends. One writer at a time, so its name is always the
-        same: what a kill left of it is removed by the next.
-        """
-        folder, old = self._fresh(target.with_name(f".{target.name}.new")), target.with_name(f".{target.name}.old")
-        yield folder
-        shutil.rmtree(old, ignore_errors=True)
-        if target.exists():
-            target.rename(old)
-        folder.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
 
     def _submit(self, folder: Path) -> None:
         with self._wake:
@@ -238,7 +224,7 @@ class Exporter:
         }
         content = weights.export.config | {"training": training}
         tags = self._tags | {"step": str(weights.step)} | weights.export.tags
-        with self._replacing(target) as folder:
+        with atomic_folder(target) as folder:
             tags = write_package(folder, weights.path, content, weights.export.card, tags)
         return tags, training
 

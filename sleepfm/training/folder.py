@@ -7,6 +7,7 @@ the registered versions that the run started from; ``result.json`` is written la
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +21,10 @@ from sleepfm.training.tracking import STATE as TRACKING_STATE
 Resume = Literal["auto", "never", "must"]
 
 _OWN_FOLDERS = ("checkpoints", "best", "package", "last")
-# What :mod:`sleepfm.training.export` had not finished; a run that goes on takes it up, another must not.
-_UNFINISHED = (".export-*", ".last", ".last.*", ".package.*")
+# Exports that :mod:`sleepfm.training.export` had not finished; a run that goes on takes them up, another must not.
+_UNFINISHED = (".export-*", ".last")
+# What a kill leaves of a package that was being written: of no use to anybody.
+_DEBRIS = (".package.*", ".last.*")
 _OWN_FILES = ("run.json", "result.json", "config.yaml", "trace.jsonl", "environment.json", TRACKING_STATE, JOURNAL)
 # What a downstream stage says of its best weights.
 _RESULTS = ("evaluation.json", "predictions-*.parquet")
@@ -67,9 +70,7 @@ def clear(config: RunConfig) -> None:
     for pattern in (*_OWN_FILES, *_RESULTS):
         for path in folder.glob(pattern):
             path.unlink(missing_ok=True)
-    for pattern in (*_OWN_FOLDERS, *_UNFINISHED):
-        for path in folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
+    _remove_folders(folder, (*_OWN_FOLDERS, *_UNFINISHED, *_DEBRIS))
 
 
 def begin(config: RunConfig, dataset_digest: str, started_from: dict[str, str]) -> None:
@@ -77,7 +78,14 @@ def begin(config: RunConfig, dataset_digest: str, started_from: dict[str, str]) 
     folder = Path(config.train.output)
     for name in (".", *_OWN_FOLDERS):
         remove_temporaries(folder / name)
+    _remove_folders(folder, _DEBRIS)
     write_atomic(folder / "config.yaml", to_yaml(config))
     if not (folder / "run.json").exists():
         record = {"essence": essence(config), "dataset_digest": dataset_digest, "sources": started_from}
         write_json(folder / "run.json", record)
+
+
+def _remove_folders(folder: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        for path in folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)

@@ -125,6 +125,17 @@ def test_starting_over_removes_the_runs_files_and_no_others(tmp_path: Path) -> N
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_run_that_goes_on_keeps_what_it_can_take_up_and_removes_what_a_kill_left_of_packages(tmp_path: Path) -> None:
+    config = run_config(tmp_path)
+    folder.begin(config, "a" * 64, {})
+    kept = {"package", "last", ".export-00000050", ".last"}
+    for name in (*kept, ".package.0123.tmp", ".package.0123.old", ".last.0123.tmp"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_text("")
+    folder.begin(config, "a" * 64, {})
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == kept
+
+
 def test_a_trace_is_cut_back_to_the_step_that_is_resumed(tmp_path: Path) -> None:
     path = tmp_path / "trace.jsonl"
     rows = [{"step": step, "loss": 1.0 / step} for step in range(1, 6)]
