@@ -14,7 +14,7 @@ from sleepfm.data.format import SCHEMA
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
 from sleepfm.signals.cohort import AUTO, Cohort, cohort_names, load_cohort
-from sleepfm.signals.labels import EventRule
+from sleepfm.signals.labels import RULE_VERSION, EventRule
 from sleepfm.signals.quality import Quality
 
 
@@ -90,6 +90,7 @@ def identity(config: BuildConfig) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         **{key: value for key, value in to_dict(config).items() if key != "ray"},
+        "event_rule_version": RULE_VERSION[config.event_rule],
         "cohort_rules": digest([to_dict(load_cohort(name)) for name in cohorts]),
     }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from sleepfm.data.format import (
     label_member,
 )
 from sleepfm.signals.prepare import PreparedRecording
+from sleepfm.signals.scoring_types import Event
 
 RESPIRATORY = ("apnea", "hypopnea", "desaturation")
 PIECE_SAMPLES = 1 << 16
@@ -115,6 +117,14 @@ def write_recording(
     return Converted(record, segments)
 
 
+def _within(events: Sequence[Event], begin: int, end: int) -> list[dict[str, Any]]:
+    """Those that touch the epochs from ``begin`` to before ``end``; one without duration is where it begins."""
+    first, last = begin * EPOCH_SECONDS, end * EPOCH_SECONDS
+    return [
+        asdict(event) for event in events if event.onset < last and max(event.onset + event.duration, event.onset + 1e-9) > first
+    ]
+
+
 def _checksums(content: bytes) -> bytes:
     view = memoryview(content)
     epochs = range(0, len(content), EPOCH_BYTES)
@@ -136,10 +146,7 @@ def _header(night: PreparedRecording, entry: Entry, channels: list[str], number:
         "scale": {channel: CHANNEL_SCALE[channel] for channel in channels},
         "median": {channel: night.median[channel] for channel in channels},
         "iqr": {channel: night.iqr[channel] for channel in channels},
-        "events": [
-            asdict(event)
-            for event in night.events
-            if event.onset < end * EPOCH_SECONDS and event.onset + event.duration > begin * EPOCH_SECONDS
-        ],
+        "events": _within(night.events, begin, end),
+        "unclear": _within(night.unclear, begin, end),
     }
     return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()

@@ -20,7 +20,7 @@ from shards.names import KEY, shown
 from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.evaluation import iter_record
-from sleepfm.data.events import scored_events
+from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError
@@ -50,10 +50,11 @@ STAGE_COLUMN = "Sleep Stage"
 def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Iterator[str]:
     """Write one folder a recording below ``folder``; yields each recording's name when it is written.
 
-    Channels that a recording lacks are no column. A recording whose events were not scored has -1 in their columns.
+    Channels that a recording lacks are no column. A recording whose events were not scored has -1 in their columns, and so
+    have epochs with a respiratory event that was not understood or, in the columns of apneas, with one of unknown kind.
 
     Args:
-        rule: how events become labels, ``overlap`` (as in the shards) or ``reference`` (the reference's rounding).
+        rule: how events become labels, ``overlap`` in its current version or ``reference`` (the reference's rounding).
 
     Raises:
         DatasetError: not a data set, or ``folder`` holds something else.
@@ -90,7 +91,7 @@ def _labels(dataset: Dataset, reader: ShardReader, row: int, rule: EventRule) ->
     events = scored_events(dataset, reader, row)
     labels = RecordLabels(dataset, reader, ("stage", "arousal")).of(row)
     scored = bool((labels["arousal"] >= 0).any())
-    scoring = Scoring((), events, "", has_events=scored)
+    scoring = Scoring((), events, "", has_events=scored, unclear=unclear_events(dataset, reader, row))
     columns = {column: event_labels(scoring, epochs, (kind,), rule).astype(np.int32) for kind, column in EVENT_COLUMNS.items()}
     return {**columns, STAGE_COLUMN: labels["stage"].astype(np.int32)}
 

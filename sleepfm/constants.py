@@ -46,7 +46,8 @@ class Stage(IntEnum):
 
 STAGE_NAMES = ("W", "N1", "N2", "N3", "REM")
 
-APNEA_TYPES = ("obstructive_apnea", "central_apnea", "mixed_apnea")
+# The last is an apnea whose kind its scorer did not give.
+APNEA_TYPES = ("obstructive_apnea", "central_apnea", "mixed_apnea", "apnea")
 EVENT_TYPES = (*APNEA_TYPES, "hypopnea", "desaturation", "arousal")
 
 SPLITS = ("pretrain", "label", "val", "test")

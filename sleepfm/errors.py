@@ -28,6 +28,10 @@ class AnnotationError(SleepFMError):
     """A scoring file that cannot be read or does not belong to its recording."""
 
 
+class StageTextError(AnnotationError):
+    """A scoring that has texts where stages stand which are not understood; its recording can be used without it."""
+
+
 class SignalError(SleepFMError):
     """A signal array of the wrong shape, length, rate or content."""
 

@@ -12,10 +12,11 @@ from torch import Tensor
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.events import scored_events
+from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.reader import ShardReader
 from sleepfm.evaluation.events import event_family, runs
 from sleepfm.signals.annotations import Event
+from sleepfm.signals.labels import touched
 
 # An apnea or hypopnea lasts at least 10 s (AASM manual 2.6, respiratory rules); a shorter pause inside one does not end it.
 MIN_SECONDS = 10
@@ -26,18 +27,18 @@ KEPT_RECORDS = 4096
 
 class SecondLabels:
     """Which seconds of a recording lie in an event of ``task``: 1 where one covers at least half a second, -1 where the epoch
-    has no label, else 0.
+    has no label or a respiratory event that was not understood touches the second, else 0.
     """
 
     def __init__(self, dataset: Dataset, task: str) -> None:
         self._dataset, self._task = dataset, task
         self._reader = ShardReader(dataset)
-        self._covered: dict[int, NDArray[np.bool_]] = {}
+        self._covered: dict[int, NDArray[np.int64]] = {}
 
     def of(self, row: int, labels: Mapping[str, NDArray[np.int8]]) -> Tensor:
         """Labels [30 E] of the recording in ``row``, whose epochs' ``labels`` [E] say what is scored."""
         scored = np.repeat(labels[self._task] >= 0, EPOCH_SECONDS)
-        return torch.from_numpy(np.where(scored, self._of_record(row).astype(np.int64), -1))
+        return torch.from_numpy(np.where(scored, self._of_record(row), -1))
 
     def batch(self, batch: Batch, epochs: Tensor) -> Tensor:
         """Labels [B, 30 L] of a batch of sequences whose epochs' labels are ``epochs`` [B, L]."""
@@ -50,13 +51,15 @@ class SecondLabels:
         scored = epochs.repeat_interleave(EPOCH_SECONDS, dim=1) >= 0
         return torch.where(scored, found.to(epochs.device), -1)
 
-    def _of_record(self, row: int) -> NDArray[np.bool_]:
+    def _of_record(self, row: int) -> NDArray[np.int64]:
         if row not in self._covered:
             if len(self._covered) >= KEPT_RECORDS:
                 del self._covered[next(iter(self._covered))]
             size = int(self._dataset.n_epochs[row]) * EPOCH_SECONDS
             events = [e for e in scored_events(self._dataset, self._reader, row) if event_family(e.type) == self._task]
-            self._covered[row] = covered_seconds(events, size)
+            covered = covered_seconds(events, size)
+            doubtful = touched(unclear_events(self._dataset, self._reader, row), size, 1.0) & ~covered
+            self._covered[row] = np.where(doubtful, -1, covered.astype(np.int64))
         return self._covered[row]
 
 

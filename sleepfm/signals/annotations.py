@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -38,6 +39,7 @@ def read_scoring(path: str | Path, start: datetime | None = None, duration: floa
         duration: of the recording in s, until when a last stage without an end lasts.
 
     Raises:
+        StageTextError: it has texts where stages stand that are not understood; the recording can be used without it.
         AnnotationError: missing, of no known format, damaged, or without stages.
         RecordingError: an EDF+ file that is damaged.
     """
@@ -123,15 +125,28 @@ def reconcile(scoring: Scoring, duration: float, longer: Literal["cut", "error"]
             f"{name}: {scoring.source} is {-excess:.1f} s ({-excess / EPOCH_SECONDS:.1f} epochs) shorter than the "
             f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
         )
-    events = tuple(event for event in scoring.events if 0 <= event.onset < duration)
+    events, unclear = (_inside(found, duration) for found in (scoring.events, scoring.unclear))
     warnings = []
     if excess > EPOCH_SECONDS:
         warnings.append(f"scoring goes on for {excess:.1f} s after the recording's end; cut")
     if scoring.begin < 0:
         warnings.append(f"scoring begins {-scoring.begin:.1f} s before the recording; cut")
-    if len(events) < len(scoring.events):
-        warnings.append(f"{len(scoring.events) - len(events)} events outside the recording are left out")
-    return replace(scoring, events=events, warnings=scoring.warnings + tuple(warnings))
+    outside = len(scoring.events) + len(scoring.unclear) - len(events) - len(unclear)
+    if outside:
+        warnings.append(f"{outside} events outside the recording are left out")
+    return replace(scoring, events=events, unclear=unclear, warnings=scoring.warnings + tuple(warnings))
+
+
+def _inside(events: Iterable[Event], duration: float) -> tuple[Event, ...]:
+    """The parts of ``events`` that lie in a recording of ``duration`` s."""
+    found = []
+    for event in events:
+        begin, end = max(event.onset, 0.0), min(event.onset + event.duration, duration)
+        if begin < end or (event.duration == 0 and 0 <= event.onset < duration):
+            # An event that lies inside keeps its duration to the last bit.
+            whole = begin == event.onset and end < duration
+            found.append(event if whole else replace(event, onset=begin, duration=end - begin))
+    return tuple(found)
 
 
 def _check_overlap(scoring: Scoring, name: str) -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 AUTO = "auto"
 GENERIC = "generic"
 DEFAULTS = "defaults"
+# What a cohort's text means of which no source says what its scorers meant by it.
+UNCLEAR = "unclear"
 # Files that cohorts extend and that are none.
 _BASE = "base-"
 
@@ -94,7 +96,8 @@ class ScoringRules(Config):
         same_header: annotation files beside the recording (a glob) that belong to it if patient and start agree.
         longer: what to do with a scoring that goes on after the recording: ``cut`` it (as the cohort publishes
             it) or refuse it as an ``error``.
-        events: texts of the cohort's own that mean one of our types of event, compared without case and punctuation.
+        events: texts of the cohort's own that mean one of our types of event, compared without case and punctuation, or
+            ``unclear`` for a respiratory text of which no source says what it means: its epochs are neither with nor without.
     """
 
     files: tuple[str, ...] = ()
@@ -107,8 +110,8 @@ class ScoringRules(Config):
     @classmethod
     def _known_types(cls, value: dict[str, str]) -> dict[str, str]:
         for text, kind in value.items():
-            if kind not in EVENT_TYPES:
-                raise ValueError(f"{text!r} is to be {kind!r}, which is none of {', '.join(EVENT_TYPES)}")
+            if kind not in (*EVENT_TYPES, UNCLEAR):
+                raise ValueError(f"{text!r} is to be {kind!r}, which is none of {', '.join((*EVENT_TYPES, UNCLEAR))}")
         return value
 
     @field_validator("key")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from sleepfm.signals.edf_annotations import Annotation
 from sleepfm.signals.scoring_rows import Row, scoring_of_rows
 from sleepfm.signals.scoring_types import Scoring
-from sleepfm.signals.vocabulary import fold, stage_of
+from sleepfm.signals.stage_texts import number_reader
+from sleepfm.signals.vocabulary import fold, names_a_stage, stage_of
 
 
 def from_annotations(annotations: Sequence[Annotation], source: str, shift: float = 0.0) -> Scoring | None:
@@ -15,12 +17,16 @@ def from_annotations(annotations: Sequence[Annotation], source: str, shift: floa
 
     ``shift`` is added to every onset. A stage without a duration lasts until the next one, at most an epoch.
     A single character ("W", "?") is a stage only beside a text that can be nothing else: it may as well be a beat.
+
+    Raises:
+        StageTextError: a text where stages stand that is not understood ("Sleep stage X").
     """
     ordered = sorted(annotations, key=lambda item: item.onset)
-    if not any(len(fold(_text(item))) > 1 and stage_of(_text(item)) is not None for item in ordered):
+    texts = [_text(item) for item in ordered]
+    if not any(names_a_stage(text) or (len(fold(text)) > 1 and stage_of(text) is not None) for text in texts):
         return None
-    rows = [Row(item.onset + shift, item.duration, _text(item)) for item in ordered]
-    return scoring_of_rows(rows, source, source)
+    rows = [Row(item.onset + shift, item.duration, text) for item, text in zip(ordered, texts, strict=True)]
+    return scoring_of_rows(rows, source, source, stage=number_reader(texts, stage_of, {}, Path(source)))
 
 
 def _text(item: Annotation) -> str:

@@ -15,6 +15,7 @@ from sleepfm.errors import AnnotationError
 from sleepfm.signals.clock import Clock, is_clock
 from sleepfm.signals.scoring_rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scoring_types import Scoring
+from sleepfm.signals.vocabulary import stage_of
 
 _LINE = re.compile(r"\s*(\d{1,2}:\d{2}:\d{2}(?:\.\d+)?)[\t ]+(\S.*)")
 _STAGE = re.compile(r"(?i)stage\s+-\s+(.+)")
@@ -35,6 +36,7 @@ def read_event_log(text: str, path: Path, start: datetime | None, duration: floa
     """The scoring of a log; ``start`` and ``duration`` are those of the recording.
 
     Raises:
+        StageTextError: a stage that is none of ours.
         AnnotationError: ``start`` is not known, too many lines, a time that is none, or no stages.
     """
     if start is None:
@@ -57,14 +59,19 @@ def read_event_log(text: str, path: Path, start: datetime | None, duration: floa
         said = match[2].strip()
         stage, event = _STAGE.fullmatch(said), _EVENT.fullmatch(said)
         if staged is not None and (stage or _END.fullmatch(said)) and onset >= staged[0]:
-            rows.append(Row(staged[0], onset - staged[0], staged[1]))
+            if onset > staged[0]:
+                rows.append(Row(staged[0], onset - staged[0], staged[1]))
             staged = None
         if stage:
             staged = (onset, f"stage {stage[1]}")
         elif event:
-            kind = event["kind"] if event["head"].casefold() == "respiratory event" else event["head"]
-            rows.append(Row(onset, float(event["seconds"]), (kind or "").strip()))
+            respiratory = event["head"].casefold() == "respiratory event"
+            kind = (event["kind"] or event["head"] if respiratory else event["head"]).strip()
+            rows.append(Row(onset, float(event["seconds"]), kind, "respiratory" if respiratory else ""))
+        else:
+            # What is no stage here is none either if it reads like one.
+            rows.append(Row(onset, 0.0, said if stage_of(said) is None else f"remark {said}"))
     if staged is not None:
         rest = None if duration is None or duration <= staged[0] else duration - staged[0]
         rows.append(Row(staged[0], rest, staged[1]))
-    return scoring_of_rows([row for row in rows if row.duration != 0], f"event log {path.name}", str(path))
+    return scoring_of_rows(rows, f"event log {path.name}", str(path))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
@@ -20,7 +21,8 @@ from sleepfm.errors import AnnotationError
 from sleepfm.signals.clock import Clock, is_clock
 from sleepfm.signals.scoring_rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scoring_types import Scoring
-from sleepfm.signals.vocabulary import epoch_stage_of, fold, stage_of, stages_of_numbers
+from sleepfm.signals.stage_texts import NUMBER, number_reader, refuse_unknown
+from sleepfm.signals.vocabulary import epoch_stage_of, fold, stage_of
 
 # Folded column titles, without the unit that may follow.
 _BEGIN = ("heurededebut", "debut", "onset", "starttime", "start", "begin", "begintime", "startdatetime", "timestamp", "time")
@@ -42,7 +44,6 @@ _DURATION = ("duree", "duration", "length", "dur")
 _EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoque", "30secepoch", "index", "sleepepoch")
 _UNIT = re.compile(r"[\s_(\[]+(s|sec|secs|second|seconds|ms|msec|milliseconds|min|mins|minutes)\s*[)\]]?\s*$", re.IGNORECASE)
 _SECONDS = {"ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3, "min": 60.0, "mins": 60.0, "minutes": 60.0}
-_NUMBER = re.compile(r"-?\d{1,3}(\.0+)?")
 _LEGEND = re.compile(r"(-?\d+)\s*[:=]\s*([A-Za-z][A-Za-z0-9]*)")
 # Titles and legends are no longer; expressions that search them take time with the square of their length.
 _LONGEST_TEXT = 200
@@ -51,7 +52,7 @@ _MISSING = ("", "n/a", "na", "nan", "-", ".", "none")
 
 @dataclass(frozen=True)
 class _Columns:
-    """Places of the columns; ``begin_unit`` and ``duration_unit`` in s."""
+    """Places of the columns; ``begin_unit`` and ``duration_unit`` in s; ``stages_only`` where ``name`` has a title of stages."""
 
     name: int
     begin: int | None = None
@@ -60,6 +61,7 @@ class _Columns:
     epoch: int | None = None
     begin_unit: float = 1.0
     duration_unit: float = 1.0
+    stages_only: bool = False
 
 
 def is_event_table(text: str) -> bool:
@@ -75,8 +77,8 @@ def read_event_table(text: str, path: Path, start: datetime | None, duration: fl
     """The scoring of a table or list; ``start`` and ``duration`` are those of the recording.
 
     Raises:
-        AnnotationError: clock times without ``start``, a row that cannot be read, numbers that may mean several
-            stages, too many rows, or no stages.
+        StageTextError: a text where stages stand that is not understood, or numbers that may mean several stages.
+        AnnotationError: clock times without ``start``, a row that cannot be read, too many rows, or no stages.
     """
     try:
         table = list(islice(_rows(text), MAX_ROWS + 1))
@@ -136,22 +138,24 @@ def _events(
             lasts = seconds(row[columns.end], columns.begin_unit, where) - onset
         if lasts is not None and not lasts >= 0:
             raise AnnotationError(f"{where}: duration is {lasts:g} s")
-        rows.append(Row(onset, lasts, name))
-    return scoring_of_rows(
-        rows, f"event table {path.name}", str(path), stage=_stages([row.text for row in rows], stage_of, "", path)
-    )
+        rows.append(Row(onset, lasts, name, "stage" if columns.stages_only else ""))
+    in_time = [row.text for row in sorted(rows, key=lambda row: row.onset)]
+    stage = number_reader(in_time, epoch_stage_of if columns.stages_only else stage_of, {}, path)
+    return scoring_of_rows(rows, f"event table {path.name}", str(path), stage=stage)
 
 
 def _epochs(table: Sequence[tuple[int, list[str]]], columns: _Columns, text: str, path: Path) -> Scoring:
     """A stage a row, epoch after epoch; where epochs are numbered, from 0 or 1."""
     cells = [(number, row) for number, row in table if len(row) > max(columns.name, columns.epoch or 0)]
     names = [row[columns.name].strip() for _, row in cells]
-    stage = _stages(names, epoch_stage_of, text, path)
+    stage = number_reader(names, epoch_stage_of, _legend(text), path)
+    unknown = [(number, name) for (number, _), name in zip(cells, names, strict=True) if stage(name) is None]
+    if unknown:
+        number, name = unknown[0]
+        refuse_unknown(Counter(name for _, name in unknown), f"{path}: line {number}: {name[:40]!r} is no stage")
     first: int | None = None
     rows = []
     for count, ((number, row), name) in enumerate(zip(cells, names, strict=True)):
-        if stage(name) is None:
-            raise AnnotationError(f"{path}: line {number}: {name[:40]!r} is no stage")
         place = count
         if columns.epoch is not None:
             given = row[columns.epoch].strip()
@@ -163,25 +167,15 @@ def _epochs(table: Sequence[tuple[int, list[str]]], columns: _Columns, text: str
     return scoring_of_rows(rows, f"stages by epoch {path.name}", str(path), stage=stage, whole_night=columns.epoch is None)
 
 
-def _stages(names: Sequence[str], by_name: Callable[[str], Stage | None], text: str, path: Path) -> Callable[[str], Stage | None]:
-    """How names of stages are read: by their texts, or as numbers, by the legend in the file's comments if it has one."""
-    if not names or not all(_NUMBER.fullmatch(name) for name in names):
-        return by_name
-    legend = {
+def _legend(text: str) -> dict[int, Stage]:
+    """What the file's comments say that its numbers mean ("# 0: Wake, 1: N1")."""
+    return {
         int(number): stage
         for _, line in islice(iter_lines(text), 50)
         if line.startswith("#")
         for number, word in _LEGEND.findall(line[:_LONGEST_TEXT])
         if (stage := stage_of(word)) is not None
     }
-    try:
-        numbers = [int(float(name)) for name in names]
-        # Negative numbers are unscored in every list, and seldom in the legend.
-        legend |= dict.fromkeys((-2, -1), Stage.UNSCORED) if legend else {}
-        meaning = legend if legend and set(numbers) <= legend.keys() else stages_of_numbers(numbers)
-    except ValueError as error:
-        raise AnnotationError(f"{path}: {error}") from error
-    return lambda name: meaning.get(int(float(name))) if _NUMBER.fullmatch(name) else None
 
 
 def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
@@ -221,8 +215,8 @@ def _columns(titles: Sequence[str]) -> _Columns | None:
         unit = units[duration] if duration is not None else 1.0
         if duration is None and end is None and name is None:
             # A clock time beside the stage of every epoch.
-            return _Columns(chosen, epoch=epoch) if epoch is not None else _Columns(chosen, begin)
-        return _Columns(chosen, begin, end, duration, None, units[begin], unit)
+            return _Columns(chosen, epoch=epoch) if epoch is not None else _Columns(chosen, begin, stages_only=True)
+        return _Columns(chosen, begin, end, duration, None, units[begin], unit, stages_only=name is None)
     if stage is not None:
         return _Columns(stage, epoch=epoch)
     return None
@@ -240,7 +234,7 @@ def _untitled(first: Sequence[str]) -> _Columns | None:
 
 
 def _is_stage(text: str) -> bool:
-    return bool(text) and (_NUMBER.fullmatch(text) is not None or epoch_stage_of(text) is not None)
+    return bool(text) and (NUMBER.fullmatch(text) is not None or epoch_stage_of(text) is not None)
 
 
 def _is_filler(text: str) -> bool:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.errors import AnnotationError, MontageError, RecordingError
+from sleepfm.errors import AnnotationError, MontageError, RecordingError, StageTextError
 from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
-from sleepfm.signals.cohort import Cohort, recognise_cohort
+from sleepfm.signals.cohort import UNCLEAR, Cohort, recognise_cohort
 from sleepfm.signals.edf_scoring import from_annotations
 from sleepfm.signals.files import file_size, is_file, is_folder, list_files, location, refresh
 from sleepfm.signals.identity import Identity, identify
@@ -28,7 +28,7 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Examination:
-    """What is known of a recording before a sample is read."""
+    """What is known of a recording before a sample is read; ``scoring_refused`` is why its scoring is not used, or empty."""
 
     recording: Recording
     cohort: Cohort
@@ -36,6 +36,7 @@ class Examination:
     montage: Montage
     scoring: Scoring | None
     n_epochs: int
+    scoring_refused: str = ""
 
 
 def discover(root: str | Path, cohort: Cohort | None = None) -> list[Path]:
@@ -100,10 +101,14 @@ def examine(
         raise RecordingError(f"{name}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")
     cohort = cohort or recognise_cohort(recording)
     found = scoring or find_scoring(recording.path, root, cohort)
-    if found is not None:
-        scored: Scoring | None = read_scoring(found, recording.start, recording.duration)
-    else:
-        scored = from_annotations(recording.annotations, "annotations of the recording")
+    scored, refused = None, ""
+    try:
+        if found is not None:
+            scored = read_scoring(found, recording.start, recording.duration)
+        else:
+            scored = from_annotations(recording.annotations, "annotations of the recording")
+    except StageTextError as error:
+        refused = str(error)
     if scored is not None:
         scored = _with_own_events(scored, cohort.scoring.events)
         scored = reconcile(scored, recording.duration, cohort.scoring.longer, name)
@@ -114,6 +119,7 @@ def examine(
         montage=resolve(recording, cohort),
         scoring=scored,
         n_epochs=n_epochs,
+        scoring_refused=refused,
     )
 
 
@@ -141,16 +147,18 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
 
 
 def _with_own_events(scoring: Scoring, own: Mapping[str, str]) -> Scoring:
-    """``scoring`` with the events that only the cohort knows the meaning of."""
+    """``scoring`` with the events that only the cohort knows the meaning of, or knows to have none that is certain."""
     meaning = {fold(text): kind for text, kind in own.items()}
-    known = [event for event in scoring.others if fold(event.type) in meaning and event.duration > 0]
-    if not known:
-        return scoring
-    events = [*scoring.events, *(replace(event, type=meaning[fold(event.type)]) for event in known)]
+    timed = [*scoring.unclear, *(event for event in scoring.others if event.duration > 0)]
+    known = [replace(event, type=meaning[fold(event.type)]) for event in timed if fold(event.type) in meaning]
+    known = [event for event in known if event.type != UNCLEAR]
+    doubtful = [event for event in timed if meaning.get(fold(event.type)) == UNCLEAR]
+    unclear = [event for event in scoring.unclear if fold(event.type) not in meaning]
     return replace(
         scoring,
-        events=tuple(sorted(events, key=lambda event: (event.onset, event.type))),
-        has_events=True,
+        events=tuple(sorted((*scoring.events, *known), key=lambda event: (event.onset, event.type))),
+        has_events=scoring.has_events or bool(known) or bool(doubtful),
+        unclear=tuple(sorted((*unclear, *doubtful), key=lambda event: (event.onset, event.type))),
         ignored={text: count for text, count in scoring.ignored.items() if fold(text) not in meaning},
     )
 

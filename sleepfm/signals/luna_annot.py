@@ -16,8 +16,9 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.clock import Clock, is_clock
 from sleepfm.signals.scoring_rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
-from sleepfm.signals.scoring_types import Scoring
-from sleepfm.signals.vocabulary import event_of, stage_of
+from sleepfm.signals.scoring_types import Group, Scoring
+from sleepfm.signals.stage_texts import NUMBER, number_reader
+from sleepfm.signals.vocabulary import event_of, is_beside_the_point, is_respiratory, names_a_stage, stage_of
 
 # Column titles, which also say how many columns a file without titles has.
 _LAYOUTS: tuple[tuple[str, ...], ...] = (
@@ -48,6 +49,7 @@ def read_luna_annot(text: str, path: Path, start: datetime | None, duration: flo
     """The scoring of a ``.annot`` file; ``start`` and ``duration`` are those of the recording.
 
     Raises:
+        StageTextError: a text where stages stand that is not understood, or numbers that may mean several stages.
         AnnotationError: clock times without ``start``, a row that cannot be read, too many rows, or no stages.
     """
     table = []
@@ -73,8 +75,9 @@ def read_luna_annot(text: str, path: Path, start: datetime | None, duration: flo
         last = place + 1 == len(table)
         lasts = times.lasts(row[layout.index("start")], stop, onsets[place], following, number, last)
         instance = row[layout.index("instance")] if "instance" in layout else "."
-        rows.append(Row(onsets[place], lasts, _text(row[0], instance)))
-    return scoring_of_rows(rows, f"Luna annot {path.name}", str(path))
+        rows.append(Row(onsets[place], lasts, *_text(row[0], instance)))
+    in_time = [row.text for row in sorted(rows, key=lambda row: row.onset)]
+    return scoring_of_rows(rows, f"Luna annot {path.name}", str(path), stage=number_reader(in_time, stage_of, {}, path))
 
 
 class _Times:
@@ -155,7 +158,17 @@ def _is_time(text: str) -> bool:
     return is_clock(text) or any(form.fullmatch(text) for form in (_SECONDS, _ELAPSED, _EPOCH))
 
 
-def _text(name: str, instance: str) -> str:
-    """The class, or the instance where the class is only a collection (``edf_annot``, ``SleepStage``)."""
-    known = stage_of(name) is not None or event_of(name) is not None
-    return name if known or instance in _NONE else instance
+def _text(name: str, instance: str) -> tuple[str, Group]:
+    """The class, or the instance where the class is only a collection (``edf_annot``, ``SleepStage``), and what that holds."""
+    if instance in _NONE:
+        return name, ""
+    if event_of(name) == "apnea" and event_of(f"{name} {instance}"):
+        return f"{name} {instance}", ""
+    if stage_of(name) is not None or event_of(name) is not None or NUMBER.fullmatch(name):
+        return name, ""
+    if names_a_stage(name):
+        return instance, "stage"
+    respiratory = is_respiratory(name) and not is_beside_the_point(name)
+    return (
+        f"{name} {instance}" if respiratory and event_of(instance) is None else instance
+    ), "respiratory" if respiratory else ""

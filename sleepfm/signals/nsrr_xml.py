@@ -7,7 +7,9 @@ Elements are read, not text matched: indentation, line ends, order of attributes
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from xml.etree.ElementTree import Element, ParseError
@@ -18,8 +20,9 @@ from defusedxml.ElementTree import fromstring
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.scoring_rows import Row, scoring_of_rows
-from sleepfm.signals.scoring_types import Scoring, StageInterval
-from sleepfm.signals.vocabulary import event_of, fold, stage_of
+from sleepfm.signals.scoring_types import Group, Scoring, StageInterval
+from sleepfm.signals.stage_texts import refuse_unknown
+from sleepfm.signals.vocabulary import event_of, fold, is_beside_the_point, is_respiratory, names_a_stage, stage_of
 
 # A night's file is below 2 MiB and has some thousand elements; a larger one is no scoring.
 MAX_BYTES = 16 << 20
@@ -68,37 +71,46 @@ def read_nsrr(root: Element, path: Path) -> Scoring:
     """The scoring under a ``PSGAnnotation`` element.
 
     Raises:
-        AnnotationError: an event without onset or duration, an unknown stage code or unit, or no stages.
+        StageTextError: a stage that is none of ours.
+        AnnotationError: an event without onset or duration, an unknown unit, or no stages.
     """
     rows: list[Row] = []
     staged: list[tuple[Row, Stage]] = []
+    unknown: Counter[str] = Counter()
     for number, element in enumerate(root.iter("ScoredEvent"), start=1):
         kind = element_text(element, "EventType").split("|")[0].strip().casefold()
         concept = element_text(element, "EventConcept")
         head, _, code = concept.partition("|")
         where = f"{path}: event {number} ({concept or 'no concept'!r})"
-        stage = _stage(kind, head, code.strip(), where)
-        if stage is None and not head:
-            continue
         start = "Start" if element.find("Start") is not None else "Starttime"
-        if stage is None and event_of(head) is None:
+        stage = _stage(kind, head, code.strip())
+        if stage is None and (kind == "stages" or (not kind and names_a_stage(head))):
+            unknown[concept] += 1
+            continue
+        respiratory = kind == "respiratory" and not is_beside_the_point(head)
+        if stage is None and not head and not respiratory:
+            continue
+        text = concept if event_of(head) is None and event_of(concept) else head
+        if stage is None and event_of(text) is None and not is_respiratory(text) and not respiratory:
             # The recording's own row and technicians' notes need no times; a cohort's own events have them.
             try:
                 rows.append(Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), head))
             except AnnotationError:
                 rows.append(Row(0.0, 0.0, head))
             continue
-        row = Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), head)
+        group: Group = "respiratory" if respiratory else ""
+        row = Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), text, group)
         if stage is None:
             rows.append(row)
         else:
             staged.append((row, stage))
+    refuse_unknown(unknown, str(path))
     if not staged:
         raise AnnotationError(f"{path}: NSRR XML without a single stage; fetch or export it again")
     staged.sort(key=lambda item: item[0].onset)
     onset_unit, duration_unit, warnings = _units([row for row, _ in staged])
     stages = [StageInterval(row.onset * onset_unit, (row.duration or 0.0) * duration_unit, int(stage)) for row, stage in staged]
-    rows = [Row(row.onset * onset_unit, (row.duration or 0.0) * duration_unit, row.text) for row in rows]
+    rows = [replace(row, onset=row.onset * onset_unit, duration=(row.duration or 0.0) * duration_unit) for row in rows]
     return scoring_of_rows(
         rows,
         f"NSRR XML {path.name}",
@@ -110,7 +122,7 @@ def read_nsrr(root: Element, path: Path) -> Scoring:
     )
 
 
-def _stage(kind: str, head: str, code: str, where: str) -> Stage | None:
+def _stage(kind: str, head: str, code: str) -> Stage | None:
     """The stage of a scored event, None for other events; files without types have the ontology's terms."""
     named = stage_of(head)
     if kind == "stages":
@@ -118,9 +130,7 @@ def _stage(kind: str, head: str, code: str, where: str) -> Stage | None:
             return STAGE_CODES[code]
         if fold(head) in _UNSURE:
             return Stage.UNSCORED
-        if named is None or code.isdigit():
-            raise AnnotationError(f"{where}: stage code {code!r} is not of {', '.join(STAGE_CODES)}")
-        return named
+        return None if code.isdigit() else named
     if kind:
         return None
     return STAGE_CODES.get(code, named) if named is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from sleepfm.signals.cohort import Band, Cohort, QualityLimits
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import location
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
-from sleepfm.signals.labels import LABELS, EventRule, event_labels, stage_labels
+from sleepfm.signals.labels import LABELS, RULE_VERSION, EventRule, event_labels, stage_labels
 from sleepfm.signals.montage import Derivation, derive
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, epoch_quality
@@ -41,7 +42,8 @@ class PreparedRecording:
         median, iqr: what scaling took out, in the canonical unit.
         quality: canonical name to [n_epochs] bits of :class:`sleepfm.signals.quality.Quality`.
         stage: [n_epochs], -1 where unscored or mostly not recorded.
-        labels: apnea, hypopnea, desaturation, arousal: [n_epochs] 0 or 1, -1 if events were not scored.
+        events: those that are understood; ``unclear`` respiratory ones that are not, with their text as type.
+        labels: apnea, hypopnea, desaturation, arousal: [n_epochs] 0 or 1, -1 if events were not scored or not understood.
         provenance: every decision made, in JSON types.
     """
 
@@ -59,6 +61,7 @@ class PreparedRecording:
     events: tuple[Event, ...]
     labels: dict[str, NDArray[np.int8]]
     provenance: dict[str, Any] = field(default_factory=dict)
+    unclear: tuple[Event, ...] = ()
 
 
 def prepare(
@@ -116,6 +119,7 @@ def prepare_examined(
         events=scored.events if scored else (),
         labels={name: event_labels(scored, n_epochs, types, rule) for name, types in LABELS.items()},
         provenance=_provenance(examination, rule),
+        unclear=scored.unclear if scored else (),
     )
     for channel, derivation in examination.montage.channels.items():
         if channel not in only:
@@ -192,9 +196,12 @@ def _provenance(examination: Examination, rule: EventRule) -> dict[str, Any]:
         "channels": {},
         "missing": dict(examination.montage.missing),
         "event_rule": rule,
+        "event_rule_version": RULE_VERSION[rule],
+        "scoring_refused": examination.scoring_refused,
         "scoring": {
             "source": scoring.source,
             "has_events": scoring.has_events,
+            "unclear": dict(Counter(event.type for event in scoring.unclear)),
             "ignored": scoring.ignored,
             "warnings": list(scoring.warnings),
         }

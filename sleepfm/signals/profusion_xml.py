@@ -5,6 +5,7 @@ Source: NSRR's edf-editor-translator, wiki page Compumedics-Annotation-Format.
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -12,6 +13,7 @@ from sleepfm.errors import AnnotationError
 from sleepfm.signals.nsrr_xml import STAGE_CODES, element_seconds, element_text
 from sleepfm.signals.scoring_rows import Row, scoring_of_rows
 from sleepfm.signals.scoring_types import Scoring, StageInterval
+from sleepfm.signals.stage_texts import refuse_unknown
 
 ROOT = "CMPStudyConfig"
 
@@ -20,18 +22,25 @@ def read_profusion(root: Element, path: Path) -> Scoring:
     """The scoring under a ``CMPStudyConfig`` element.
 
     Raises:
-        AnnotationError: no stages, an unknown code, an epoch length or event time that is none.
+        StageTextError: an epoch with an unknown code.
+        AnnotationError: no stages, an epoch length or event time that is none.
     """
     length = element_seconds(root, "EpochLength", f"{path}: EpochLength")
     if length <= 0:
         raise AnnotationError(f"{path}: EpochLength is {length:g} s")
     stages = []
+    unknown: list[tuple[int, str]] = []
     for number, element in enumerate(root.iter("SleepStage")):
         code = (element.text or "").strip()
         stage = STAGE_CODES.get(code)
         if stage is None:
-            raise AnnotationError(f"{path}: stage of epoch {number + 1} is {code!r}, not of {', '.join(STAGE_CODES)}")
+            unknown.append((number + 1, code))
+            continue
         stages.append(StageInterval(number * length, length, int(stage)))
+    if unknown:
+        first, code = unknown[0]
+        where = f"{path}: stage of epoch {first} is {code!r}, not of {', '.join(STAGE_CODES)}"
+        refuse_unknown(Counter(code for _, code in unknown), where)
     if not stages:
         raise AnnotationError(f"{path}: Profusion XML without a single stage; fetch or export it again")
     rows = []

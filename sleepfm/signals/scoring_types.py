@@ -3,6 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
+
+# Where a format keeps texts of one nature apart.
+Group = Literal["", "respiratory", "stage"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A text from ``onset`` s for ``duration`` s, None where the file gives no end; ``group`` is what the file says it is."""
+
+    onset: float
+    duration: float | None
+    text: str
+    group: Group = ""
 
 
 @dataclass(frozen=True)
@@ -35,7 +49,9 @@ class Scoring:
         source: format and file name.
         has_events: whether events were scored at all; without it, no event means nothing.
         whole_night: the format gives every epoch a code, so a scoring shorter than the recording is an error.
-        ignored: texts that are no stage and no event of ours, with how often they occur.
+        unclear: respiratory events whose text, kept as their type, is not understood; nobody may call what they cover
+            free of apneas and hypopneas.
+        ignored: texts without any effect, with how often they occur; "..." stands for all but the most frequent.
         others: these, as events whose type is their text; a cohort's rules may know more of them.
         warnings: what was repaired or cut.
     """
@@ -45,6 +61,7 @@ class Scoring:
     source: str
     has_events: bool
     whole_night: bool = False
+    unclear: tuple[Event, ...] = ()
     ignored: dict[str, int] = field(default_factory=dict)
     others: tuple[Event, ...] = ()
     warnings: tuple[str, ...] = ()

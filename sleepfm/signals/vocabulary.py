@@ -1,8 +1,13 @@
-"""Texts of stages and events as scoring programs write them, English and French, R&K and AASM.
+"""Texts of stages and events as scoring programs write them, by R&K and AASM.
 
-Compared without case, accents, spaces and punctuation. Sources: EDF+ specification (standard texts); NSRR's terms as
-Luna's documentation tabulates them (zzz.bwh.harvard.edu/luna/nsrr, ref/hypnograms); the ontology terms of NSRR's
-edf-editor-translator (SDO: and SRO:); documentation of NCHSDB, STAGES, WSC and APPLES at sleepdata.org; Noxturnal.
+Compared without case, accents, spaces and punctuation, and with ae and oe as e (apnoea, hypopnoe). Sources: EDF+
+specification (standard texts); NSRR's terms as Luna's documentation tabulates them (zzz.bwh.harvard.edu/luna/nsrr,
+ref/hypnograms); the ontology terms of NSRR's edf-editor-translator (SDO: and SRO:); documentation of NCHSDB, STAGES, WSC
+and APPLES at sleepdata.org; Noxturnal. Respiratory events in English, German, French, Spanish, Italian, Portuguese,
+Dutch and Swedish.
+
+A text is one of: a stage; an event; respiratory but not understood, so that nobody may call its epochs free of events
+(:func:`is_respiratory`); known to say nothing of stages, apneas and hypopneas (:func:`is_beside_the_point`); unknown.
 """
 
 from __future__ import annotations
@@ -10,11 +15,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Sequence
+from itertools import product
 
 from sleepfm.constants import Stage
 
 _STAGES = {
-    Stage.W: "w wake awake eveil stagew stagewake sleepstagew sleepstagewake stage0 wakefulness wakestate",
+    Stage.W: "w wk wake awake eveil wach vigilia veglia stagew stagewk stagewake sleepstagew sleepstagewk sleepstagewake stage0 "
+    "sleepstage0 wakefulness wakestate",
     Stage.N1: "n1 1 s1 stage1 stagen1 stages1 sleepstage1 sleepstagen1 stage1sleep nrem1 stagenrem1 n1sleep "
     "nonrapideyemovementsleepn1",
     Stage.N2: "n2 2 s2 stage2 stagen2 stages2 sleepstage2 sleepstagen2 stage2sleep nrem2 stagenrem2 n2sleep "
@@ -28,26 +35,89 @@ _STAGES = {
     "sleepstageunscored sleepstageunknown stageunknown nostage stagenostage undefined mt movement movementtime "
     "sleepstagem sleepstagemt stagemt stagemvt stagemovement bodymovement",
 }
+_NOUNS = {
+    "apnea": "apnea apnee apne apneia apneu",
+    "hypopnea": "hypopnea hypopnee hypopne hipopnea hipopneia ipopnea hypopneu",
+}
+_KINDS = {
+    "obstructive": "obstructive obstruktive obstruktiv obstructiva ostruttiva obstrutiva obstructieve obs o",
+    "central": "central centrale zentrale zentral centralt cen c",
+    "mixed": "mixed mixte gemischte gemischt mixta mista gemengde m",
+}
+_ENDINGS = ("", "s", "event", "sleepevent")
 _EVENTS = {
-    "obstructive_apnea": "obstructiveapnea apneaobstructive aobstructive apneeobstructive obsapnea oapnea "
-    "obstructiveapneaevent obstructiveapneasleepevent",
-    "central_apnea": "centralapnea apneacentral acentral acentrale apneecentrale cenapnea capnea "
-    "centralapneaevent centralapneasleepevent",
-    "mixed_apnea": "mixedapnea apneamixed amixed amixte apneemixte mapnea mixedapneaevent mixedapneasleepevent",
-    "hypopnea": "hypopnea hypopnee obstructivehypopnea hypopneaobstructive centralhypopnea hypopneacentral mixedhypopnea "
-    "hypopneamixed hypopneasleepevent hypopneaevent hypopnea30 hypopnea50 hobstructive hcentral hypopneeobstructive "
-    "hypopneecentrale",
+    "obstructive_apnea": "aobstructive obsapnea",
+    "central_apnea": "acentral acentrale cenapnea",
+    "mixed_apnea": "amixed amixte",
+    "hypopnea": "hypopnea30 hypopnea50 hobstructive hcentral",
     "desaturation": "desaturation desat spo2desaturation spo2desat oxygendesaturation oxygendesaturationevent "
     "sao2desaturation o2desaturation o2desat oxyhemoglobindesaturation",
     "arousal": "microeveil rera arousalrera respiratoryeffortrelatedarousal",
 }
 # Labels of an epoch that are stages only in a list that has one for every epoch: elsewhere "lights" is a moment.
-_EPOCH_UNSCORED = ("l", "lights", "lightson", "lightsoff", "m", "u", "missing", "artifact", "artefact", "art", "na", "nan", "")
+_EPOCH_UNSCORED = (
+    "l",
+    "lights",
+    "lightson",
+    "lightsoff",
+    "m",
+    "u",
+    "missing",
+    "unsure",
+    "artifact",
+    "artefact",
+    "art",
+    "na",
+    "nan",
+    "",
+)
 _STAGE_OF = {text: stage for stage, texts in _STAGES.items() for text in texts.split()}
-_EVENT_OF = {text: kind for kind, texts in _EVENTS.items() for text in texts.split()}
 # Of arousals every cohort has its own variants (spontaneous, respiratory, limb, PLM, ASDA, Cheshire, standard, EEG).
 _NO_AROUSAL = re.compile(r"apn|hypopn|noarousal|withoutarousal|desat|artifact|confusional|disorder")
 _PREFIX = re.compile(r"^\s*(sdo|sro)\s*:", re.IGNORECASE)
+_STAGE_WORDS = re.compile(r"^(sleepstage|stage|schlafstadium|stadedesommeil)(?!s?(shift|change))")
+
+# Apneas and hypopneas by their nouns (not capnography) and abbreviations; "Unsure" is the free tag of Profusion's scorers.
+_BREATHS_MISSED = re.compile(r"(?<!c)apn|capne|ypop|ipopn|hipop|^unsure|^([ocm][ah]|[ocm]sa|hyp|ah)$")
+_RESPIRATORY = re.compile(r"respir|^resp|obstru|ostrut|breath|atmung|ademhal")
+# What scorers and recorders write beside stages, apneas and hypopneas: beginnings of words, then whole words.
+_BESIDE_THE_POINT = re.compile(
+    r"\b(arousal|microarousal|eveil|microeveil|desat|arte?fa[ck]t|snor|schnarch|ronfl|ronqu|russa|snurk|light|licht|lumiere|"
+    r"limb|leg|bein|jambe|plm|movement|mouvement|bewegung|position|posture|supine|prone|upright|left|right|"
+    r"spindle|kcomplex|spike|seizure|sawtooth|alpha|delta|theta|eye|blink|brux|rems|"
+    r"ecg|ekg|tachy|brady|asystol|arrhythm|fibrillat|heart|pulse|narrow|wide|"
+    r"cpap|bipap|pressure|oxygen|spo2|sao2|o2|co2|etco2|tcco2|capno|"
+    r"record|analys|start|stop|begin|calib|biocal|impedance|montage|video|audio|camera|marker|battery|sensor|electrode|"
+    r"channel|filter|gain|signal|noise|cheyne|periodic|hypoventil|flow|effort|paradox|"
+    r"tech|comment|note|toilet|bathroom|patient|subject|cough|swallow|activity|"
+    r"(lm|cap|rmi|rswa|tib|end|on|off|rate|body)\b)"
+)
+
+
+def fold(text: str) -> str:
+    """``text`` without case, accents, spaces and punctuation (a question mark is a stage in EDF+)."""
+    plain = unicodedata.normalize("NFKD", _PREFIX.sub("", text[:200])).casefold().replace("æ", "ae").replace("œ", "oe")
+    return "".join(character for character in plain if character.isalnum() or character == "?")
+
+
+def _key(text: str) -> str:
+    """``text`` folded for comparison with events: one spelling of apnoea and apnea."""
+    return fold(text).replace("oe", "e").replace("ae", "e")
+
+
+def _event_texts() -> dict[str, str]:
+    found = {}
+    for family, nouns in _NOUNS.items():
+        for noun, ending in product(nouns.split(), _ENDINGS):
+            found[_key(noun + ending)] = family
+            for kind, words in _KINDS.items():
+                for word in words.split():
+                    meaning = family if family == "hypopnea" else f"{kind}_apnea"
+                    found[_key(word + noun + ending)] = found[_key(noun + word + ending)] = meaning
+    return found | {_key(text): kind for kind, texts in _EVENTS.items() for text in texts.split()}
+
+
+_EVENT_OF = _event_texts()
 
 # Numbers that cannot be mistaken: -1 and -2 are YASA's, 6 and 9 Compumedics', 7 WSC's for what is not scored.
 _NUMBERS = {
@@ -60,8 +130,12 @@ _NUMBERS = {
 
 
 def stage_of(text: str) -> Stage | None:
-    """The stage that ``text`` names, or None."""
-    return _STAGE_OF.get(fold(text))
+    """The stage that ``text`` names, or None; of NSRR's two names ("Stage 2 sleep|2") either will do."""
+    whole = _STAGE_OF.get(fold(text))
+    if whole is not None or "|" not in text:
+        return whole
+    found = {stage for part in text.split("|") if (stage := _STAGE_OF.get(fold(part))) is not None}
+    return found.pop() if len(found) == 1 else None
 
 
 def epoch_stage_of(text: str) -> Stage | None:
@@ -69,12 +143,42 @@ def epoch_stage_of(text: str) -> Stage | None:
     return Stage.UNSCORED if fold(text) in _EPOCH_UNSCORED else stage_of(text)
 
 
+def names_a_stage(text: str) -> bool:
+    """Whether ``text`` can be nothing but a stage, known or not ("Sleep stage X")."""
+    return _STAGE_WORDS.search(fold(text)) is not None
+
+
 def event_of(text: str) -> str | None:
-    """The type of event that ``text`` names, or None."""
-    folded = fold(text)
-    if kind := _EVENT_OF.get(folded):
+    """The type of event that ``text`` names, or None; of two names ("Apnea|Obstructive Apnea") the one that says more."""
+    found = {kind for part in text.split("|") if (kind := _event_of(part)) is not None}
+    if len(found) > 1:
+        found.discard("apnea")
+    return found.pop() if len(found) == 1 else None
+
+
+def _event_of(text: str) -> str | None:
+    key = _key(text)
+    if kind := _EVENT_OF.get(key):
         return kind
-    return "arousal" if "arousal" in folded and not _NO_AROUSAL.search(folded) else None
+    return "arousal" if "arousal" in key and not _NO_AROUSAL.search(key) else None
+
+
+def is_respiratory(text: str) -> bool:
+    """Whether ``text``, which :func:`event_of` does not know, may be an apnea or a hypopnea."""
+    key = _key(text)
+    if _BREATHS_MISSED.search(key):
+        return True
+    return _RESPIRATORY.search(key) is not None and not is_beside_the_point(text)
+
+
+def is_beside_the_point(text: str) -> bool:
+    """Whether ``text`` is known to say nothing of stages, apneas and hypopneas: leg movements, lights, artifacts, remarks."""
+    if _BREATHS_MISSED.search(_key(text)):
+        return False
+    spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text[:200])).casefold()
+    words = re.sub(r"[\W_]+", " ", "".join(character for character in spaced if not unicodedata.combining(character)))
+    # "Light sleep" and "delta sleep" are stages in some laboratory.
+    return "sleep" not in words and _BESIDE_THE_POINT.search(words.replace("k complex", "kcomplex")) is not None
 
 
 def stages_of_numbers(numbers: Sequence[int]) -> dict[int, Stage]:
@@ -101,9 +205,3 @@ def stages_of_numbers(numbers: Sequence[int]) -> dict[int, Stage]:
     if unknown := sorted(present - meaning.keys()):
         raise ValueError(f"{unknown[0]} is no stage; known are 0-5, and -2, -1, 6, 7 and 9 for unscored")
     return meaning
-
-
-def fold(text: str) -> str:
-    """``text`` without case, accents, spaces and punctuation (a question mark is a stage in EDF+)."""
-    plain = unicodedata.normalize("NFKD", _PREFIX.sub("", text[:200])).casefold()
-    return "".join(character for character in plain if character.isalnum() or character == "?")

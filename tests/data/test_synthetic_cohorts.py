@@ -109,4 +109,5 @@ def test_texts_whose_meaning_only_the_cohort_knows(tmp_path):
     assert after.events == before.events and "Unsure" not in str(after.provenance["scoring"]["ignored"])
     np.testing.assert_array_equal(after.labels["hypopnea"], before.labels["hypopnea"])
     elsewhere = prepare(path, load_cohort("mesa").model_copy(update={"scoring": load_cohort("sof").scoring}), root=tmp_path)
-    assert not elsewhere.labels["hypopnea"].any() and "Unsure" in str(elsewhere.provenance["scoring"]["ignored"])
+    assert not (elsewhere.labels["hypopnea"] == 1).any() and elsewhere.provenance["scoring"]["unclear"]["Unsure"] > 2
+    assert (elsewhere.labels["hypopnea"][before.labels["hypopnea"] == 1] == -1).all()

@@ -49,7 +49,7 @@ def nsrr(night: Night, path: Path, *, typed: bool = True, ms: bool = False) -> N
         "obstructive_apnea": "Obstructive apnea|Obstructive Apnea", "central_apnea": "Central apnea|Central Apnea",
         "mixed_apnea": "Mixed apnea|Mixed Apnea", "hypopnea": "Hypopnea|Hypopnea",
         "desaturation": "SpO2 desaturation|SpO2 desaturation",
-        "arousal": "Arousal resulting from Chin EMG|Arousal (Cheshire)",
+        "arousal": "Arousal resulting from Chin EMG|Arousal (Cheshire)", "apnea": "Apnea|Apnea",
     }  # fmt: skip
     scale = 1000 if ms else 1
     rows = [("", "Recording Start Time", 0, night.seconds)]
@@ -70,6 +70,7 @@ def profusion(night: Night, path: Path) -> None:
     names = {
         "obstructive_apnea": "Obstructive Apnea", "central_apnea": "Central Apnea", "mixed_apnea": "Mixed Apnea",
         "hypopnea": "Hypopnea", "desaturation": "SpO2 desaturation", "arousal": "Arousal (ARO SPONT)",
+        "apnea": "Apnea",
     }  # fmt: skip
     events = "".join(
         f"<ScoredEvent><Name>{names[kind]}</Name><Start>{onset:g}</Start><Duration>{lasts:g}</Duration>"
@@ -87,7 +88,12 @@ def profusion(night: Night, path: Path) -> None:
 def edf_plus(night: Night, path: Path, *, aasm: bool = True) -> None:
     stages = {0: "W", 1: "N1", 2: "N2", 3: "N3", 4: "R"} if aasm else {0: "W", 1: "1", 2: "2", 3: "4", 4: "R"}
     events = {"obstructive_apnea": "Obstructive apnea", "central_apnea": "Central apnea", "mixed_apnea": "Mixed apnea"}
-    events |= {"hypopnea": "Hypopnea", "desaturation": "Oxygen desaturation", "arousal": "EEG arousal@@EEG C4-M1"}
+    events |= {
+        "hypopnea": "Hypopnea",
+        "desaturation": "Oxygen desaturation",
+        "arousal": "EEG arousal@@EEG C4-M1",
+        "apnea": "Apnoea",
+    }
     texts = [tal(f"+{onset:g}", f"{lasts:g}", f"Sleep stage {stages[stage]}") for stage, onset, lasts in night.scored]
     texts += [tal(f"+{onset:g}", f"{lasts:g}", events[kind]) for kind, onset, lasts in night.events]
     texts += [tal("+3", "", "Lights off")]
@@ -102,12 +108,12 @@ def noxturnal(night: Night, path: Path, *, french: bool = True) -> None:
         titles, form = "Heure de début,Heure de fin,Événement,Durée,", "%d/%m/%Y %H:%M:%S.%f"
         stages = {0: "Éveil", 1: "N1", 2: "N2", 3: "N3", 4: "REM"}
         names = {"obstructive_apnea": "A. Obstructive", "central_apnea": "A. Centrale", "mixed_apnea": "A. Mixte"}
-        names |= {"hypopnea": "Hypopnée", "desaturation": "Désat", "arousal": "Micro-éveil"}
+        names |= {"hypopnea": "Hypopnée", "desaturation": "Désat", "arousal": "Micro-éveil", "apnea": "Apnée"}
     else:
         titles, form = "Start Time,End Time,Event,Duration,", "%m/%d/%Y %I:%M:%S.%f %p"
         stages = {0: "Wake", 1: "N1", 2: "N2", 3: "N3", 4: "REM"}
         names = {"obstructive_apnea": "A. Obstructive", "central_apnea": "A. Central", "mixed_apnea": "A. Mixed"}
-        names |= {"hypopnea": "Hypopnea", "desaturation": "Desat", "arousal": "Arousal"}
+        names |= {"hypopnea": "Hypopnea", "desaturation": "Desat", "arousal": "Arousal", "apnea": "Apnea"}
     rows = [(onset, lasts, stages[stage]) for stage, onset, lasts in night.scored]
     rows += [(onset, lasts, names[kind]) for kind, onset, lasts in night.events]
 
@@ -119,7 +125,7 @@ def noxturnal(night: Night, path: Path, *, french: bool = True) -> None:
 
 
 _LUNA = {"obstructive_apnea": "apnea_obstructive", "central_apnea": "apnea_central", "mixed_apnea": "apnea_mixed"}
-_LUNA |= {"hypopnea": "hypopnea", "desaturation": "desat", "arousal": "arousal_spontaneous"}
+_LUNA |= {"hypopnea": "hypopnea", "desaturation": "desat", "arousal": "arousal_spontaneous", "apnea": "apnea"}
 _LUNA_STAGE = {-1: "?", 0: "W", 1: "N1", 2: "NREM2", 3: "N3", 4: "R"}
 
 
@@ -164,7 +170,12 @@ def eannot(night: Night, path: Path) -> None:
 def nchsdb(night: Night, path: Path) -> None:
     """Tabs; onset, duration and description."""
     names = {"obstructive_apnea": "Obstructive Apnea", "central_apnea": "Central Apnea", "mixed_apnea": "Mixed Apnea"}
-    names |= {"hypopnea": "Obstructive Hypopnea", "desaturation": "Oxygen Desaturation", "arousal": "EEG Arousal"}
+    names |= {
+        "hypopnea": "Obstructive Hypopnea",
+        "desaturation": "Oxygen Desaturation",
+        "arousal": "EEG Arousal",
+        "apnea": "Apnea",
+    }
     stages = {-1: "?", 0: "W", 1: "N1", 2: "N2", 3: "N3", 4: "R"}
     rows = [(onset, lasts, f"Sleep stage {stages[stage]}") for stage, onset, lasts in night.runs]
     rows += [(onset, lasts, names[kind]) for kind, onset, lasts in night.events]
@@ -175,7 +186,7 @@ def nchsdb(night: Night, path: Path) -> None:
 def stages_csv(night: Night, path: Path) -> None:
     """As STAGES: clock times without dates, durations, names with a blank before them."""
     names = {"obstructive_apnea": "ObstructiveApnea", "central_apnea": "CentralApnea", "mixed_apnea": "MixedApnea"}
-    names |= {"hypopnea": "Hypopnea", "desaturation": "Desaturation", "arousal": "Arousal"}
+    names |= {"hypopnea": "Hypopnea", "desaturation": "Desaturation", "arousal": "Arousal", "apnea": "Apneas"}
     stages = {-1: "UnknownStage", 0: "Wake", 1: "Stage1", 2: "Stage2", 3: "Stage3", 4: "REM"}
     rows = [(onset, lasts, stages[stage]) for stage, onset, lasts in night.runs]
     rows += [(onset, lasts, names[kind]) for kind, onset, lasts in night.events]
@@ -224,6 +235,7 @@ def grass_log(night: Night, path: Path) -> None:
     }
     names |= {"hypopnea": "RESPIRATORY EVENT - DUR: {} SEC. - HYPOPNEA - DESAT 91.6 %"}
     names |= {"desaturation": "DESATURATION - DUR: {} SEC. - MIN 91.6 % - DROP 3.1 %"}
+    names |= {"apnea": "RESPIRATORY EVENT - DUR: {} SEC. - APNEA"}
     rows = [(onset, f"STAGE - {stages[stage]}") for stage, onset, _ in night.runs]
     rows += [(onset, names[kind].format(lasts)) for kind, onset, lasts in night.events]
     rows = [(0.0, "START RECORDING"), *rows, (2.0, "LM - DUR: 0.7 SEC. - ISOLATED"), (3.0, "POSITION - LEFT")]

@@ -66,7 +66,8 @@ def test_nsrr_xml_as_in_the_wild(tmp_path, content):
     assert [(e.type, e.onset, e.duration) for e in scoring.events] == [
         ("obstructive_apnea", 31.5, 12.5), ("hypopnea", 80, 20), ("arousal", 92, 4), ("desaturation", 100, 30),
     ]  # fmt: skip
-    assert scoring.has_events and scoring.ignored == {"Recording Start Time": 1, "Unsure": 1}
+    assert scoring.has_events and scoring.ignored == {"Recording Start Time": 1}
+    assert [(e.type, e.onset, e.duration) for e in scoring.unclear] == [("Unsure", 10, 10)]
 
 
 def test_a_night_without_events_was_still_scored_for_them(tmp_path):
@@ -79,7 +80,7 @@ def test_a_night_without_events_was_still_scored_for_them(tmp_path):
     ("content", "reason"),
     [
         (nsrr(), "without a single stage"),
-        (nsrr(event("Stages|Stages", "Stage 7 sleep|7", 0, 30)), "stage code '7'"),
+        (nsrr(event("Stages|Stages", "Stage 7 sleep|7", 0, 30)), r"not understood where stages stand: 'Stage 7 sleep\|7' \(1\)"),
         (nsrr(event("Stages|Stages", "Wake|0", "x", 30)), "Start is 'x'"),
         (nsrr(event("Stages|Stages", "Wake|0", 0, "")), "Duration is ''"),
         (nsrr(event("Stages|Stages", "Wake|0", 0, "inf")), "Duration is inf"),

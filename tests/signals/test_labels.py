@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sleepfm.signals.labels import event_labels, stage_labels
+from sleepfm.signals.labels import LABELS, RULE_VERSION, describe_rule, event_labels, stage_labels
 from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
 
 N_EPOCHS = 12
@@ -49,20 +49,73 @@ def test_whole_epochs_gaps_and_unscored():
     assert stage_labels(None, 2).tolist() == [-1, -1]
 
 
+def painted(events, kind) -> list[int]:
+    """The rule in words, in tenths of seconds: a night's epochs one by one for each event, by counting the tenths it covers."""
+    labels = [0] * N_EPOCHS
+    for event in events:
+        begin, end = round(event.onset * 10), round((event.onset + event.duration) * 10)
+        tenths = [sum(epoch * 300 <= tenth < (epoch + 1) * 300 for tenth in range(begin, end)) for epoch in range(N_EPOCHS)]
+        if event.type != kind:
+            continue
+        for epoch, count in enumerate(tenths):
+            at = begin == end and epoch * 300 <= begin < (epoch + 1) * 300
+            if at or count >= 100 or (count > 0 and count == max(tenths) and epoch == tenths.index(count)):
+                labels[epoch] = 1
+    return labels
+
+
 @given(EVENTS)
 def test_overlap_rule(events):
-    labels = event_labels(scoring(events=events), N_EPOCHS, ("hypopnea",))
-    for epoch in range(N_EPOCHS):
-        low, high = epoch * 30, (epoch + 1) * 30
-        shares = [(min(high, e.onset + e.duration) - max(low, e.onset), e) for e in events if e.type == "hypopnea"]
-        holds = any(share > min(10, e.duration) - 1e-6 and (share > 0 or low <= e.onset < high) for share, e in shares)
-        assert labels[epoch] == holds
+    assert event_labels(scoring(events=events), N_EPOCHS, ("hypopnea",)).tolist() == painted(events, "hypopnea")
 
 
-@given(st.floats(0, 300), st.floats(20, 120))
-def test_no_event_of_twenty_seconds_is_lost(onset, duration):
-    events = [Event(onset, duration, "central_apnea")]
-    assert event_labels(scoring(events=events), 20, ("central_apnea",)).any()
+@given(st.floats(-200, 400), st.floats(1e-3, 500))
+def test_no_event_is_lost(onset, duration):
+    """Whatever part of it lies in the recording."""
+    end = min(onset + duration, N_EPOCHS * 30)
+    assume(end - max(onset, 0) > 0)
+    assert event_labels(scoring(events=[Event(onset, duration, "central_apnea")]), N_EPOCHS, ("central_apnea",)).any()
+
+
+@pytest.mark.parametrize("seconds", [10, 15])
+def test_short_events_across_two_epochs_label_the_one_that_holds_more(seconds):
+    for onset in np.arange(30, 60, 0.25):
+        labels = event_labels(scoring(events=[Event(onset, seconds, "hypopnea")]), 4, ("hypopnea",))
+        inside = min(60 - onset, seconds)
+        assert labels[1] == (inside >= min(10, seconds / 2)) and labels[2] == (seconds - inside > min(9.99, seconds / 2))
+        assert labels.sum() >= 1
+
+
+UNCLEAR = st.lists(st.builds(Event, st.floats(-50, 400), st.floats(0, 90), st.just("Unsure")), min_size=1, max_size=3)
+
+
+@given(EVENTS, UNCLEAR, st.sampled_from(["overlap", "reference"]))
+def test_what_is_not_understood_is_never_a_negative(events, unclear, rule):
+    """Epochs that it touches keep what is certain and are unknown otherwise; those of arousals and the others stay."""
+    plain, doubtful = scoring(events=events), Scoring((), tuple(events), "test", True, unclear=tuple(unclear))
+    for types in (LABELS["apnea"], LABELS["hypopnea"]):
+        before, after = (event_labels(item, N_EPOCHS, types, rule) for item in (plain, doubtful))
+        for epoch in range(N_EPOCHS):
+            low, high = epoch * 30, (epoch + 1) * 30
+            touched = any(
+                (e.onset < high and e.onset + e.duration > low) or (e.duration == 0 and low <= e.onset < high) for e in unclear
+            )
+            assert after[epoch] == (-1 if touched and before[epoch] == 0 else before[epoch])
+    for types in (LABELS["arousal"], LABELS["desaturation"]):
+        assert event_labels(doubtful, N_EPOCHS, types).tolist() == event_labels(plain, N_EPOCHS, types).tolist()
+
+
+def test_an_apnea_of_unknown_kind_is_an_apnea_and_no_other_kind_is_denied_by_it():
+    night = scoring(events=[Event(65, 20, "apnea"), Event(125, 20, "central_apnea")])
+    assert event_labels(night, 6, LABELS["apnea"]).tolist() == [0, 0, 1, 0, 1, 0]
+    assert event_labels(night, 6, ("central_apnea",)).tolist() == [0, 0, -1, 0, 1, 0]
+    assert event_labels(night, 6, LABELS["hypopnea"]).tolist() == [0] * 6
+
+
+def test_every_rule_has_a_version_that_can_be_described():
+    for rule, version in RULE_VERSION.items():
+        assert "not known" not in describe_rule(rule, version)
+    assert "may label none" in describe_rule("overlap", 1) and "not known" in describe_rule("overlap", 99)
 
 
 @given(EVENTS)

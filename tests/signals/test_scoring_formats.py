@@ -96,7 +96,8 @@ def test_doubt_is_a_stage_only_among_stages(tmp_path):
     nsrr(NIGHT, path)
     path.write_text(path.read_text().replace("Unscored|9", "Unsure|Unsure"))
     scoring = read_scoring(path)
-    assert stage_labels(scoring, 10).tolist() == list(NIGHT.stages) and scoring.ignored["Unsure"] == 1
+    assert stage_labels(scoring, 10).tolist() == list(NIGHT.stages)
+    assert [event.type for event in scoring.unclear] == ["Unsure"]
 
 
 @pytest.mark.parametrize(
