@@ -59,8 +59,10 @@ def _build(arguments: argparse.Namespace) -> int:
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
+    for line in result.texts.lines():
+        print(line)
     if not result.quarantine:
-        return 0
+        return 1 if result.texts.refusals else 0
     for row in result.quarantine:
         if row["source"] not in result.printed:
             print(f"refused {row['source']}: {row['error']}: {row['reason']}")

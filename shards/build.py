@@ -22,15 +22,19 @@ from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries, writing
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
+from sleepfm.signals.text_counts import TextCounts
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """The written ``dataset.json``, all rows of the quarantine, and the paths whose refusal was printed on the way."""
+    """The written ``dataset.json``, all rows of the quarantine, the paths whose refusal was printed on the way, and what the
+    scorings of converted recordings say that is no stage and no event.
+    """
 
     description: dict[str, Any]
     quarantine: list[dict[str, Any]]
     printed: set[str]
+    texts: TextCounts
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,12 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER)
         description = write_manifest(out, plan)
-    refused = [row for sidecar in sidecars(out, plan, digest(wanted)) for row in rows("quarantine", sidecar, plan)]
-    return BuildResult(description, refused, printed)
+    refused, texts = [], TextCounts()
+    for sidecar in sidecars(out, plan, digest(wanted)):
+        refused += rows("quarantine", sidecar, plan)
+        for record in sidecar["records"]:
+            texts.add(shown(record["source"]), record["provenance"])
+    return BuildResult(description, refused, printed, texts)
 
 
 def _size(path: Path) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pyarrow.parquet as pq
 from sleepfm.constants import CHANNELS, EPOCH_SECONDS, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
+from sleepfm.signals.labels import describe_rule
+from sleepfm.signals.text_counts import TextCounts
 
 
 def info(path: Path) -> str:
@@ -22,6 +25,7 @@ def info(path: Path) -> str:
         f"{dataset.path}",
         f"digest   {dataset.digest}",
         f"cohort   {dataset.config['cohort']}, samples of {dataset.segment_epochs} epochs",
+        f"events   {describe_rule(dataset.config['event_rule'], dataset.config.get('event_rule_version', 1))}",
         f"holds    {counts['records']} recordings, {counts['epochs'] * EPOCH_SECONDS / 3600:.1f} h, "
         f"{counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB; {counts['quarantined']} refused",
         "",
@@ -30,6 +34,11 @@ def info(path: Path) -> str:
     lines.append(_splits(description["split"], records))
     if len(records):
         lines += ["", _channels(records)]
+    texts = TextCounts()
+    for record, provenance in zip(records["source"], records["provenance"], strict=True):
+        texts.add(record, json.loads(provenance))
+    if found := texts.lines():
+        lines += ["", *found]
     quarantine = pq.read_table(dataset.path / MANIFEST_FOLDER / "quarantine.parquet").to_pandas()
     for row in quarantine.itertuples():
         lines.append(f"refused  {row.source}: {row.error}: {row.reason}")

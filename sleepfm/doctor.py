@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,11 +16,16 @@ from sleepfm.signals.files import is_folder
 from sleepfm.signals.labels import stage_labels
 from sleepfm.signals.polarity import POLAR
 from sleepfm.signals.prepare import prepare_examined
+from sleepfm.signals.text_counts import TextCounts
 
 
 @dataclass
 class Finding:
-    """What the doctor says of one recording; ``refused`` is why it would be quarantined, or empty."""
+    """What the doctor says of one recording; ``refused`` is why it would be quarantined, or empty.
+
+    ``scoring_refused`` is why its scoring would not be used, ``unclear`` and ``ignored`` are texts of the scoring as in
+    :class:`sleepfm.signals.text_counts.TextCounts`.
+    """
 
     path: str
     refused: str = ""
@@ -37,7 +43,18 @@ class Finding:
     scoring: str = ""
     scored_epochs: int = 0
     events: int = 0
+    scoring_refused: str = ""
+    unclear: dict[str, int] = field(default_factory=dict)
+    ignored: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    @property
+    def texts(self) -> TextCounts:
+        """What its scoring says that is no stage and no event."""
+        counts = TextCounts()
+        provenance = {"scoring": {"unclear": self.unclear, "ignored": self.ignored}, "scoring_refused": self.scoring_refused}
+        counts.add(self.path, provenance)
+        return counts
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -77,10 +94,13 @@ def _fill(finding: Finding, examination: Examination) -> None:
     finding.missing, finding.ambiguous = montage.missing, montage.ambiguous
     finding.gaps = len(recording.gaps)
     finding.warnings = list(recording.warnings)
+    finding.scoring_refused = examination.scoring_refused
     if scoring is not None:
         finding.scoring = scoring.source
         finding.scored_epochs = int((stage_labels(scoring, examination.n_epochs) >= 0).sum())
         finding.events = len(scoring.events)
+        finding.unclear = dict(Counter(event.type for event in scoring.unclear))
+        finding.ignored = dict(scoring.ignored)
         finding.warnings += scoring.warnings
     if recording.duration % EPOCH_SECONDS > 1.0:
         finding.warnings.append(f"the last {recording.duration % EPOCH_SECONDS:.1f} s are less than an epoch; cut")

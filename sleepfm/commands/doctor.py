@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sleepfm.constants import CHANNELS
 from sleepfm.signals.montage import NO_LABEL
+from sleepfm.signals.text_counts import TextCounts
 
 if TYPE_CHECKING:
     from sleepfm.doctor import Finding
@@ -23,7 +24,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Report; exit status 1 where a recording would be refused."""
+    """Report; exit status 1 where a recording or its scoring would be refused."""
     from sleepfm.doctor import examine_folder
     from sleepfm.signals.cohort import AUTO, load_cohort
     from sleepfm.signals.files import location
@@ -39,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(json.dumps([finding.as_dict() for finding in findings], indent=1, ensure_ascii=False))
     else:
         print("\n".join(["", *_summary(findings)]))
-    return 1 if refused else 0
+    return 1 if refused or any(finding.scoring_refused for finding in findings) else 0
 
 
 def _summary(findings: list[Finding]) -> list[str]:
@@ -58,7 +59,13 @@ def _summary(findings: list[Finding]) -> list[str]:
         lines.append("cohorts    " + ", ".join(f"{name} {count}" for name, count in sorted(cohorts.items())))
         subjects = len({finding.subject for finding in usable})
         unscored = sum(not finding.scoring for finding in usable)
-        lines.append(f"subjects   {subjects}; {unscored} of the usable recordings have no scoring")
+        not_used = sum(bool(finding.scoring_refused) for finding in usable)
+        also = f", {not_used} of them one that is not used" if not_used else ""
+        lines.append(f"subjects   {subjects}; {unscored} of the usable recordings have no scoring{also}")
+        texts = TextCounts()
+        for finding in usable:
+            texts.merge(finding.texts)
+        lines += [f"texts      {line}" for line in texts.lines()]
     lines.append(f"{len(findings)} recordings: {len(usable)} usable, {len(findings) - len(usable)} would be quarantined")
     return lines
 
@@ -83,7 +90,10 @@ def _lines(finding: Finding) -> list[str]:
         lines.append(f"  {'missing':<9} {', '.join(absent)}: {NO_LABEL}")
     if finding.cohort:
         scored = f"{finding.scoring}: {finding.scored_epochs} epochs scored, {finding.events} events"
-        lines.append(f"  scoring   {scored if finding.scoring else 'none found'}")
+        found = scored if finding.scoring else "none found"
+        refused = finding.scoring_refused.removeprefix(finding.path + ": ")
+        lines.append(f"  scoring   {f'NOT USED {refused}' if refused else found}")
+        lines += [f"  texts     {line}" for line in finding.texts.lines() if not line.startswith("scoring not used")]
     lines += [f"  warning   {warning}" for warning in finding.warnings]
     if finding.refused:
         lines.append(f"  REFUSED   {finding.refused.removeprefix(finding.path + ': ')}")

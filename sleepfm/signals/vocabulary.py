@@ -40,15 +40,15 @@ _NOUNS = {
     "hypopnea": "hypopnea hypopnee hypopne hipopnea hipopneia ipopnea hypopneu",
 }
 _KINDS = {
-    "obstructive": "obstructive obstruktive obstruktiv obstructiva ostruttiva obstrutiva obstructieve obs o",
-    "central": "central centrale zentrale zentral centralt cen c",
-    "mixed": "mixed mixte gemischte gemischt mixta mista gemengde m",
+    "obstructive": "obstructive obstruktive obstruktiv obstructiva ostruttiva obstrutiva obstructieve obs",
+    "central": "central centrale zentrale zentral centralt cen",
+    "mixed": "mixed mixte gemischte gemischt mixta mista gemengde",
 }
 _ENDINGS = ("", "s", "event", "sleepevent")
 _EVENTS = {
-    "obstructive_apnea": "aobstructive obsapnea",
-    "central_apnea": "acentral acentrale cenapnea",
-    "mixed_apnea": "amixed amixte",
+    "obstructive_apnea": "aobstructive oapnea",
+    "central_apnea": "acentral acentrale capnea",
+    "mixed_apnea": "amixed amixte mapnea",
     "hypopnea": "hypopnea30 hypopnea50 hobstructive hcentral",
     "desaturation": "desaturation desat spo2desaturation spo2desat oxygendesaturation oxygendesaturationevent "
     "sao2desaturation o2desaturation o2desat oxyhemoglobindesaturation",
@@ -82,15 +82,16 @@ _BREATHS_MISSED = re.compile(r"(?<!c)apn|capne|ypop|ipopn|hipop|^unsure|^([ocm][
 _RESPIRATORY = re.compile(r"respir|^resp|obstru|ostrut|breath|atmung|ademhal")
 # What scorers and recorders write beside stages, apneas and hypopneas: beginnings of words, then whole words.
 _BESIDE_THE_POINT = re.compile(
-    r"\b(arousal|microarousal|eveil|microeveil|desat|arte?fa[ck]t|snor|schnarch|ronfl|ronqu|russa|snurk|light|licht|lumiere|"
+    r"\b(arousal|microarousal|eveil|microeveil|desat|art[ei]fa[ck]t|snor|schnarch|ronfl|ronqu|russa|snurk|light|licht|lumiere|"
     r"limb|leg|bein|jambe|plm|movement|mouvement|bewegung|position|posture|supine|prone|upright|left|right|"
     r"spindle|kcomplex|spike|seizure|sawtooth|alpha|delta|theta|eye|blink|brux|rems|"
     r"ecg|ekg|tachy|brady|asystol|arrhythm|fibrillat|heart|pulse|narrow|wide|"
     r"cpap|bipap|pressure|oxygen|spo2|sao2|o2|co2|etco2|tcco2|capno|"
     r"record|analys|start|stop|begin|calib|biocal|impedance|montage|video|audio|camera|marker|battery|sensor|electrode|"
     r"channel|filter|gain|signal|noise|cheyne|periodic|hypoventil|flow|effort|paradox|"
+    r"dos|debout|gauche|droite|ventre|rapide|avertissement|notification|"
     r"tech|comment|note|toilet|bathroom|patient|subject|cough|swallow|activity|"
-    r"(lm|cap|rmi|rswa|tib|end|on|off|rate|body)\b)"
+    r"(lm|mj|cap|rmi|rswa|tib|end|on|off|rate|body)\b)"
 )
 
 
@@ -140,7 +141,11 @@ def stage_of(text: str) -> Stage | None:
 
 def epoch_stage_of(text: str) -> Stage | None:
     """The stage of an epoch whose label is ``text``, or None."""
-    return Stage.UNSCORED if fold(text) in _EPOCH_UNSCORED else stage_of(text)
+    folded = fold(text)
+    if not folded:
+        # A bracket is no epoch: of a list that a program wrote in its own brackets every stage would be an epoch late.
+        return Stage.UNSCORED if not text.strip(" -.") else None
+    return Stage.UNSCORED if folded in _EPOCH_UNSCORED else stage_of(text)
 
 
 def names_a_stage(text: str) -> bool:
