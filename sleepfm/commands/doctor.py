@@ -60,7 +60,13 @@ def _summary(findings: list[Finding]) -> list[str]:
         subjects = len({finding.subject for finding in usable})
         unscored = sum(not finding.scoring for finding in usable)
         not_used = sum(bool(finding.scoring_refused) for finding in usable)
-        also = f", {not_used} of them one that is not used" if not_used else ""
+        also = (
+            f" ({not_used} has one that is not used)"
+            if not_used == 1
+            else f" ({not_used} have one that is not used)"
+            if not_used
+            else ""
+        )
         lines.append(f"subjects   {subjects}; {unscored} of the usable recordings have no scoring{also}")
         texts = TextCounts()
         for finding in usable:

@@ -68,6 +68,7 @@ class TextCounts:
 
 
 def _listed(counter: Counter[str]) -> str:
-    shown = ", ".join(f"{text!r} {count}" if text != "..." else f"others {count}" for text, count in counter.most_common(_SHOWN))
-    rest = len(counter) - _SHOWN
+    ordered = sorted(counter.items(), key=lambda item: (-item[1], item[0]))
+    shown = ", ".join(f"{text!r} {count}" if text != "..." else f"others {count}" for text, count in ordered[:_SHOWN])
+    rest = len(ordered) - _SHOWN
     return shown + (f" and {rest} texts more" if rest > 0 else "")
