@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sleepfm.errors import ConfigError
+from sleepfm.paths import config_root
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -34,7 +35,7 @@ ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in ``path`` with everything it ``extends`` merged below it.
+    """The mapping in ``path`` with everything it ``extends`` merged below it: files beside it, or shipped ones by their names.
 
     Raises:
         ConfigError: missing file, invalid YAML, not a mapping, or a cycle of ``extends``.
@@ -59,8 +60,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     bases = content.pop("extends", [])
     merged: dict[Any, Any] = {}
     for base in [bases] if isinstance(bases, str) else bases:
-        merged = merge(merged, _read(path.parent / base, (*seen, path)))
+        merged = merge(merged, _read(_base(path, base), (*seen, path)))
     return {str(key): value for key, value in merge(merged, content).items()}
+
+
+def _base(path: Path, name: str) -> Path:
+    """The file that ``path`` extends: beside it, or else the one of that name that comes with the package."""
+    beside = path.parent / name
+    shipped = [] if beside.exists() else list(config_root().glob(f"*/{Path(name).name}"))
+    return shipped[0] if len(shipped) == 1 and Path(name).name == name else beside
 
 
 def merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:

@@ -13,7 +13,7 @@ from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.cli import main
 from sleepfm.constants import APNEA_TYPES
-from sleepfm.errors import StageTextError
+from sleepfm.errors import ConfigError, StageTextError
 from sleepfm.signals.annotations import read_scoring
 from sleepfm.signals.cohort import load_cohort
 from sleepfm.signals.examine import examine
@@ -66,6 +66,18 @@ def test_numbers_mean_the_same_in_every_format(tmp_path, form):
     path = tmp_path / "x.txt"
     path.write_text(text)
     assert stage_labels(read_scoring(path), EPOCHS).tolist() == STAGES
+
+
+def test_a_cohort_file_of_ones_own_extends_a_shipped_one_from_anywhere(tmp_path):
+    rows = "".join(f"{[0, 1, 2, 3, 5][s]}\t.\t.\t{30 * n}\t{30 * n + 30}\t.\n" for n, s in enumerate(STAGES))
+    path = night(tmp_path, scoring=f"class\tinstance\tchannel\tstart\tstop\tmeta\n{rows}", name="night.annot")
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: generic.yaml\nname: own\nsource: test\nscoring: {files: ['{stem}.annot']}\n")
+    assert prepare(path, load_cohort(str(own))).stage.tolist() == STAGES
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read"):
+        load_cohort(str(other))
 
 
 def test_numbers_beside_names(tmp_path):
