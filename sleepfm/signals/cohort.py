@@ -98,6 +98,8 @@ class ScoringRules(Config):
             it) or refuse it as an ``error``.
         events: texts of the cohort's own that mean one of our types of event, compared without case and punctuation, or
             ``unclear`` for a respiratory text of which no source says what it means: its epochs are neither with nor without.
+        events_lost, stages_wrong: regular expressions of names of recordings whose scorings are documented to have lost their
+            events, which then count as not scored, or to have wrong stages, which are not used.
     """
 
     files: tuple[str, ...] = ()
@@ -105,6 +107,8 @@ class ScoringRules(Config):
     same_header: str = ""
     longer: Literal["cut", "error"] = "error"
     events: dict[str, str] = Field(default_factory=dict)
+    events_lost: str = ""
+    stages_wrong: str = ""
 
     @field_validator("events")
     @classmethod
@@ -114,7 +118,7 @@ class ScoringRules(Config):
                 raise ValueError(f"{text!r} is to be {kind!r}, which is none of {', '.join((*EVENT_TYPES, UNCLEAR))}")
         return value
 
-    @field_validator("key")
+    @field_validator("key", "events_lost", "stages_wrong")
     @classmethod
     def _compiles(cls, value: str) -> str:
         return _expression(value)

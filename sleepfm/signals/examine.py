@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -109,8 +110,17 @@ def examine(
             scored = from_annotations(recording.annotations, "annotations of the recording")
     except StageTextError as error:
         refused = str(error)
-    if scored is not None:
+    if scored is not None and _names(cohort.scoring.stages_wrong, recording):
+        scored, refused = (
+            None,
+            f"{name}: the stages of this scoring are documented to be wrong (cohort {cohort.name}); it is not used",
+        )
+    if scored is not None and _names(cohort.scoring.events_lost, recording):
+        lost = f"the events of this scoring are documented to be lost (cohort {cohort.name}); they count as not scored"
+        scored = replace(scored, events=(), unclear=(), has_events=False, warnings=(*scored.warnings, lost))
+    elif scored is not None:
         scored = _with_own_events(scored, cohort.scoring.events)
+    if scored is not None:
         scored = reconcile(scored, recording.duration, cohort.scoring.longer, name)
     return Examination(
         recording=recording,
@@ -144,6 +154,10 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
     lacking = [name for name in require if name not in montage.channels]
     if lacking:
         raise MontageError(f"{path}: " + "; ".join(f"{name} is missing: {montage.missing[name]}" for name in lacking))
+
+
+def _names(expression: str, recording: Recording) -> bool:
+    return bool(expression) and re.search(expression, recording.path.name) is not None
 
 
 def _with_own_events(scoring: Scoring, own: Mapping[str, str]) -> Scoring:

@@ -307,6 +307,17 @@ def test_the_tag_unsure_is_what_each_cohorts_documentation_says(tmp_path, cohort
         assert bool(scoring.unclear) == (apnea < 0)
 
 
+@pytest.mark.parametrize(("man", "stages", "events"), [("aa0236", True, False), ("aa2033", False, False), ("aa0001", True, True)])
+def test_scorings_that_are_documented_to_be_broken(tmp_path, man, stages, events):
+    """NSRR lists men of MrOS without events, which are no negatives, and some whose stages are wrong."""
+    path = night(tmp_path, scoring=nsrr("Respiratory|Respiratory", "Hypopnea|Hypopnea"), name=f"mros-visit1-{man}-nsrr.xml")
+    path = path.rename(tmp_path / f"mros-visit1-{man}.edf")
+    found = examine(path, load_cohort("mros1"))
+    assert (stage_labels(found.scoring, EPOCHS) == 2).all() == stages
+    assert event_labels(found.scoring, EPOCHS, ("hypopnea",)).tolist() == (at(3, 1) if events else [-1] * EPOCHS)
+    assert bool(found.scoring_refused) != stages
+
+
 def test_a_cohort_may_say_that_nobody_knows(tmp_path):
     path = night(tmp_path, scoring=table(NAMES) + "95,21,Zyx\n", name="x.csv")
     generic = load_cohort("generic")
