@@ -1,13 +1,35 @@
-"""Figures that show a collapse of representations while it happens. All are detached, in fp32 and scalar."""
+"""Figures that show a collapse of representations while it happens.
+
+All are detached scalars computed in fp32 or wider outside autocast: bf16 cannot tell a collapsed representation from a healthy
+one, and CUDA has no eigenvalues in bf16. None raises: of input that is not finite the figure is nan, and the step is
+skipped for its loss.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+P = ParamSpec("P")
 
-@torch.no_grad()
+
+def _figure(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
+    """``function`` without gradient and outside autocast."""
+
+    @wraps(function)
+    def outside(x: Tensor, *args: P.args, **kwargs: P.kwargs) -> Tensor:
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            return function(x, *args, **kwargs)
+
+    return outside
+
+
+@_figure
 def embedding_std(x: Tensor) -> Tensor:
     """Mean over features of the standard deviation over rows ``[N, D]`` of unit length, times ``sqrt(D)``:
     about 1 when spread.
@@ -16,25 +38,32 @@ def embedding_std(x: Tensor) -> Tensor:
     return unit.std(dim=0, correction=0).mean() * x.shape[1] ** 0.5
 
 
-@torch.no_grad()
+@_figure
 def effective_rank(x: Tensor) -> Tensor:
     """Exponential of the entropy of the normalised singular values of the centred ``[N, D]`` (Roy & Vetterli,
     EUSIPCO 2007).
+
+    The Gram matrix squares the singular values, hence fp64: in fp32 the rounding of a collapsed one would count as directions.
     """
-    x = x.float() - x.float().mean(0)
+    x = x.double()
+    finite = x.isfinite().all()
+    # Eigenvalues of what is not finite are an error in LAPACK and cuSOLVER.
+    x = torch.where(finite, x, 0.0)
+    x = x - x.mean(0)
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
-    return torch.special.entr(share).sum().exp()
+    rank = torch.special.entr(share).sum().exp()
+    return torch.where(finite, rank, torch.nan).float()
 
 
-@torch.no_grad()
+@_figure
 def alignment(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared distance of positive pairs ``[N, D]`` on the sphere (Wang & Isola, arXiv 2005.10242)."""
     return (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()
 
 
-@torch.no_grad()
+@_figure
 def uniformity(x: Tensor) -> Tensor:
     """Log of the mean Gaussian potential of pairs of rows ``[N, D]`` on the sphere (arXiv 2005.10242); 0 for
     fewer than two rows.
@@ -44,10 +73,10 @@ def uniformity(x: Tensor) -> Tensor:
     return torch.pdist(F.normalize(x.float(), dim=1)).square().mul(-2).exp().mean().log()
 
 
-@torch.no_grad()
+@_figure
 def relative_reconstruction(error: Tensor, target: Tensor) -> Tensor:
     """Reconstruction error relative to predicting the mean token of ``target`` ``[..., D]``: below 1 when
     something is learned.
     """
     tokens = target.float().flatten(0, -2)
-    return error / tokens.var(dim=0, correction=0).mean().clamp(min=torch.finfo(tokens.dtype).tiny)
+    return error.float() / tokens.var(dim=0, correction=0).mean().clamp(min=torch.finfo(tokens.dtype).tiny)

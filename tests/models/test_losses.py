@@ -131,6 +131,25 @@ def test_guards_tell_a_collapse_from_a_spread() -> None:
     torch.testing.assert_close(guards.relative_reconstruction(error, spread), torch.ones(()))
 
 
+def test_guards_see_a_collapse_through_autocast() -> None:
+    torch.manual_seed(0)
+    collapsed = torch.randn(64, 1) @ torch.randn(1, 512) + 1e-3 * torch.randn(64, 512)
+    outside = guards.effective_rank(collapsed)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = guards.effective_rank(collapsed)
+        assert guards.uniformity(collapsed).dtype == torch.float32
+    assert inside == outside and inside < 2
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_guards_of_what_is_not_finite_do_not_raise(bad: float) -> None:
+    x = torch.randn(8, 4)
+    x[3, 2] = bad
+    assert guards.effective_rank(x).isnan()
+    for figure in (guards.embedding_std(x), guards.uniformity(x), guards.alignment(x, x), guards.relative_reconstruction(x, x)):
+        assert figure.dtype == torch.float32
+
+
 def test_effective_rank_equals_that_of_the_singular_values() -> None:
     x = torch.randn(9, 5) @ torch.diag(torch.tensor([5.0, 3.0, 1.0, 0.5, 0.1]))
     singular = torch.linalg.svdvals(x - x.mean(0))
