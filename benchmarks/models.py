@@ -171,9 +171,9 @@ def mamba(length: int) -> Callable[[str], Any]:
     def prepare(device: str) -> Any:
         import torch
 
-        from sleepfm.models.mamba import mamba2
+        from sleepfm.models.mamba import Mamba2
 
-        model = mamba2(512, 16, 4, 2, 64).to(device)
+        model = Mamba2(512, 16, 4, 2, 64).to(device)
         x = torch.randn(1, length, 512, device=device)
         return model, [lambda: model(x).square().mean()]
 

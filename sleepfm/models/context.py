@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from sleepfm.config import Config
-from sleepfm.models.mamba import mamba2
+from sleepfm.models.mamba import Mamba2
 from sleepfm.models.normalisation import RowBatchNorm, on_valid
 from sleepfm.models.recompute import recomputable
 
@@ -101,8 +101,8 @@ class _Mamba(nn.Module):
     def __init__(self, dim: int, config: ContextConfig) -> None:
         super().__init__()
         sizes = (dim, config.d_state, config.d_conv, config.expand, config.headdim)
-        self.forwards = mamba2(*sizes)
-        self.backwards = mamba2(*sizes) if config.bidirectional else None
+        self.forwards = Mamba2(*sizes)
+        self.backwards = Mamba2(*sizes) if config.bidirectional else None
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
         y = self.forwards(x)

@@ -1,15 +1,19 @@
-"""Mamba-2 (arXiv 2405.21060): fused kernels where there is CUDA, an equal PyTorch path elsewhere.
+"""Mamba-2 (arXiv 2405.21060): the scan by fused kernels on CUDA tensors, by an equal PyTorch path elsewhere.
 
 The recurrence of one head is ``h_t = exp(dt_t A) h_{t-1} + dt_t B_t x_t`` and ``y_t = C_t h_t + D x_t``. State-space duality cuts
 the sequence into chunks: inside a chunk it is a masked matrix product, between chunks only the state is carried. Time and
 memory are linear in length. Parameter names, shapes and initialisation are those of ``mamba_ssm.Mamba2``, so that a state
-dict moves either way.
+dict moves either way. Which path is taken is decided by the tensor's device at every call: a model on the CPU of a machine
+with a GPU meets no CUDA kernel.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import math
+import warnings
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +22,31 @@ from torch.nn import functional as F
 from sleepfm.errors import ModelError
 
 CHUNK = 64
+# The chunk that mamba-ssm's kernels are tuned for.
+FUSED_CHUNK = 256
 
 
-def mamba2(d_model: int, d_state: int, d_conv: int, expand: int, headdim: int) -> nn.Module:
-    """A causal Mamba-2 layer on ``[B, L, d_model]``: ``mamba_ssm.Mamba2`` where CUDA and the package are."""
-    sizes = {"d_state": d_state, "d_conv": d_conv, "expand": expand, "headdim": headdim}
-    if torch.cuda.is_available() and importlib.util.find_spec("mamba_ssm") is not None:
-        from mamba_ssm import Mamba2 as FusedMamba2
-
-        return FusedMamba2(d_model, **sizes)
-    return Mamba2(d_model, **sizes)
+@lru_cache(1)
+def fused_scan() -> Callable[..., Any] | None:
+    """``mamba_chunk_scan_combined`` of mamba-ssm's Triton kernels, or None where the package is not installed or cannot be
+    imported (its compiled extension fits one build of torch); the latter with one warning.
+    """
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except ModuleNotFoundError as error:
+        if error.name == "mamba_ssm":
+            return None
+        failure: Exception = error
+    except (ImportError, OSError, RuntimeError) as error:
+        failure = error
+    else:
+        return mamba_chunk_scan_combined
+    warnings.warn(
+        f"mamba_ssm is installed and cannot be imported ({failure}); Mamba's slower PyTorch path is used. Install it anew for "
+        "this build of torch: pip install --no-build-isolation --force-reinstall 'sleepfm[cuda]'",
+        stacklevel=2,
+    )
+    return None
 
 
 class RMSNormGated(nn.Module):
@@ -44,7 +63,8 @@ class RMSNormGated(nn.Module):
 
 
 class Mamba2(nn.Module):
-    """The PyTorch path, with the parameters of ``mamba_ssm.Mamba2`` (one group, gated RMS norm, no projection bias).
+    """A causal layer on ``[B, L, d_model]`` with the parameters of ``mamba_ssm.Mamba2`` (one group, gated RMS norm, no projection
+    bias).
 
     ``A_log``, ``D``, ``dt_bias`` and the scan stay in fp32 under autocast: the recurrence multiplies many factors near one,
     which bf16 cannot hold apart.
@@ -79,7 +99,13 @@ class Mamba2(nn.Module):
         with torch.autocast(u.device.type, enabled=False):
             heads = x.unflatten(-1, (self.heads, self.headdim))
             step = F.softplus(dt.float() + self.dt_bias)
-            y = state_space_duality(heads, step, -self.A_log.exp(), b, c) + self.D[:, None] * heads
+            rate = -self.A_log.exp()
+            fused = fused_scan() if u.is_cuda else None
+            if fused is None:
+                y = state_space_duality(heads, step, rate, b, c)
+            else:
+                y = fused(heads, step, rate, b[:, :, None], c[:, :, None], FUSED_CHUNK)
+            y = y + self.D[:, None] * heads
             gated = self.norm(y.flatten(-2), z)
         return self.out_proj(gated)
 

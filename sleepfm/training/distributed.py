@@ -42,7 +42,8 @@ class World:
 
     @property
     def device(self) -> torch.device:
-        return torch.device("cuda", self.local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        """The GPU of this process, or the CPU where there is none or ``DS_ACCELERATOR`` asks for it, as DeepSpeed does."""
+        return torch.device("cuda", self.local_rank) if accelerator() == "cuda" else torch.device("cpu")
 
     @staticmethod
     def from_environment() -> World:
@@ -61,6 +62,21 @@ class World:
         return World(number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0), number("LOCAL_SIZE", 1))
 
 
+def accelerator() -> str:
+    """``cuda`` or ``cpu``: what ``DS_ACCELERATOR`` says, else whether there is a CUDA device.
+
+    Raises:
+        ConfigError: another accelerator, or CUDA where there is none.
+    """
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    asked = os.environ.get("DS_ACCELERATOR") or found
+    if asked not in ("cuda", "cpu"):
+        raise ConfigError(f"environment variable DS_ACCELERATOR={asked!r}: this project runs on cuda and cpu")
+    if asked == "cuda" and found != "cuda":
+        raise ConfigError("environment variable DS_ACCELERATOR='cuda', but torch finds no CUDA device; unset it or set it to cpu")
+    return asked
+
+
 def import_deepspeed() -> ModuleType:
     """DeepSpeed, without the parts that only cost start-up time.
 
@@ -69,7 +85,7 @@ def import_deepspeed() -> ModuleType:
     that name answers them. Its shared-memory collective serves inference only, but would be compiled on
     first use (a minute). Nothing here uses the three.
     """
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["DS_ACCELERATOR"] = accelerator()
     hidden = "mlflow" not in sys.modules
     if hidden:
         sys.modules["mlflow"] = None  # type: ignore[assignment]

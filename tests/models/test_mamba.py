@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
 from sleepfm.errors import ModelError
+from sleepfm.models import mamba
 from sleepfm.models.mamba import Mamba2, state_space_duality
+
+ROOT = Path(__file__).parents[2]
 
 LENGTHS = (1, 2, 3, 63, 64, 65, 127, 128, 200, 1000)
 
@@ -93,3 +101,34 @@ def test_state_space_parameters_stay_fp32_under_bf16_autocast() -> None:
 def test_heads_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ModelError, match="not a multiple of headdim 48"):
         Mamba2(32, headdim=48)
+
+
+def test_a_cpu_tensor_meets_no_cuda_kernel_on_a_machine_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise AssertionError("the fused scan was asked for")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(mamba, "fused_scan", refuse)
+    assert Mamba2(32, d_state=8, headdim=16)(torch.randn(1, 5, 32)).isfinite().all()
+
+
+def test_a_package_that_cannot_be_imported_is_one_warning(tmp_path: Path) -> None:
+    package = tmp_path / "mamba_ssm"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise ImportError('selective_scan_cuda: undefined symbol')")
+    code = "from sleepfm.models.mamba import fused_scan; print(fused_scan(), fused_scan())"
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
+    assert done.stdout == "None None\n"
+    assert done.stderr.count("cannot be imported (selective_scan_cuda: undefined symbol)") == 1
+
+
+@pytest.mark.gpu
+def test_the_fused_scan_equals_the_pytorch_path() -> None:
+    pytest.importorskip("mamba_ssm")
+    torch.manual_seed(0)
+    layer = Mamba2(128, d_state=16, headdim=64)
+    u = torch.randn(2, 300, 128)
+    here = layer(u)
+    there = layer.cuda()(u.cuda())
+    torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=1e-3)
