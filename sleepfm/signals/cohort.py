@@ -42,6 +42,7 @@ class ChannelRule(Config):
 
     Attributes:
         signal: labels of the active signal, any of them; compared without case, spaces and punctuation.
+        occurrence: which of several signals that share one label is the active one, counted from 1 in the file's order.
         reference: electrodes to subtract, each with its labels; several are averaged (linked mastoids).
         derivation: what the result is, for the record (``C4-A1``).
         substitute: why this stands in for the canonical derivation, where it is not that derivation.
@@ -50,6 +51,7 @@ class ChannelRule(Config):
     """
 
     signal: tuple[str, ...] = Field(min_length=1)
+    occurrence: int | None = Field(default=None, ge=1)
     reference: tuple[tuple[str, ...], ...] = ()
     derivation: str = ""
     substitute: str = ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,11 +83,16 @@ class _UnfitError(Exception):
     """No signal fits one place of a rule; the message says why, empty where no label matched."""
 
 
+class _SameLabelError(Exception):
+    """Signals of one and the same label fit one place of a rule; the message names them."""
+
+
 def resolve(recording: Recording, cohort: Cohort) -> Montage:
     """Apply ``cohort``'s rules to the recording's labels, units and rates.
 
     The first rule of a channel that finds exactly one fitting signal for each of its places is taken. More than
-    one is ambiguous, whatever later rules would say.
+    one is ambiguous, whatever later rules would say; where these have one and the same label nothing in the file tells them
+    apart, and the channel is missing.
     """
     montage = Montage()
     for channel in CHANNELS:
@@ -97,6 +103,9 @@ def resolve(recording: Recording, cohort: Cohort) -> Montage:
                 break
             except _AmbiguousError as error:
                 montage.ambiguous[channel] = str(error)
+                break
+            except _SameLabelError as error:
+                montage.missing[channel] = str(error)
                 break
             except _UnfitError as error:
                 reasons += [str(error)] if str(error) else []
@@ -119,7 +128,7 @@ def derive(recording: Recording, derivation: Derivation) -> tuple[NDArray[np.flo
 
 
 def _apply(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule, choice: int) -> Derivation:
-    active = _find(recording, cohort, channel, rule, rule.signal)
+    active = _find(recording, cohort, channel, rule, rule.signal, rule.occurrence)
     references = tuple(_find(recording, cohort, channel, rule, labels) for labels in rule.reference)
     info = recording.signals[active.index]
     for reference in references:
@@ -143,12 +152,19 @@ def _apply(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule
     )
 
 
-def _find(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule, labels: tuple[str, ...]) -> Source:
+def _find(
+    recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule, labels: tuple[str, ...], occurrence: int | None = None
+) -> Source:
     wanted = {normalise_label(label) for label in labels}
     fitting: list[Source] = []
     unfit: list[str] = []
+    met = Counter[str]()
     for index, info in enumerate(recording.signals):
-        if normalise_label(info.label) not in wanted:
+        label = normalise_label(info.label)
+        if label not in wanted:
+            continue
+        met[label] += 1
+        if occurrence is not None and met[label] != occurrence:
             continue
         try:
             fitting.append(_fit(index, info, cohort, channel, rule))
@@ -156,6 +172,8 @@ def _find(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule,
             unfit.append(f"{info.label!r}: {error}")
     if len(fitting) > 1:
         names = ", ".join(f"{source.label!r} (signal {source.index + 1})" for source in fitting)
+        if len({normalise_label(source.label) for source in fitting}) == 1:
+            raise _SameLabelError(f"{names} have one label; say which with `occurrence: 1` and so on in a cohort file's rule")
         raise _AmbiguousError(f"{names} all fit; name one in a cohort file")
     if not fitting:
         if not unfit and labels is not rule.signal:

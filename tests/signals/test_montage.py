@@ -122,7 +122,42 @@ def test_ambiguity_names_the_candidates(tmp_path):
     montage = resolve(recording, load_cohort("generic"))
     assert not montage.channels
     assert "'C3-M2' (signal 1)" in montage.ambiguous["EEG_C3"] and "'C3-A2'" in montage.ambiguous["EEG_C3"]
-    assert "EMG_CHIN" in montage.ambiguous
+
+
+def test_signals_of_one_label_cost_their_channel_alone(tmp_path):
+    """Exports that call chin and leg alike (mne-python issues 4305 and 10053)."""
+    names = ("C3-M2", "C4-M1", "E1-M2", "E2-M1", "ECG", "EMG", "emg")
+    recording = make(tmp_path, *((name, "mV" if name == "ECG" else "uV", 200) for name in names))
+    montage = resolve(recording, load_cohort("generic"))
+    assert set(montage.channels) == {"EEG_C3", "EEG_C4", "EOG_L", "EOG_R", "ECG"} and not montage.ambiguous
+    assert "'EMG' (signal 6), 'emg' (signal 7)" in montage.missing["EMG_CHIN"]
+    # What the message advises, in a cohort file of the user's own folder.
+    own = tmp_path / "own.yaml"
+    own.write_text(
+        "extends: generic.yaml\nname: own\nsource: test\n"
+        "channels:\n  EMG_CHIN:\n    - {signal: [EMG], occurrence: 2, derivation: chin}\n"
+    )
+    montage = resolve(recording, load_cohort(str(own)))
+    assert montage.channels["EMG_CHIN"].active.index == 6 and len(montage.channels) == 6
+
+
+def test_signals_of_one_label_that_no_channel_needs_are_no_matter(tmp_path):
+    recording = make(
+        tmp_path, ("C3-M2", "uV", 100), ("Leg", "uV", 200), ("Leg", "uV", 200), ("Pressure", "", 25), ("Pressure", "", 25)
+    )
+    assert set(resolve(recording, load_cohort("generic")).channels) == {"EEG_C3"}
+
+
+@pytest.mark.parametrize("reference", ["A1", "A2", "M1", "M2"])
+@pytest.mark.parametrize(("electrode", "channel"), [("E1", "EOG_L"), ("LOC", "EOG_L"), ("E2", "EOG_R"), ("ROC", "EOG_R")])
+def test_an_eog_is_known_with_and_without_its_kind_before_it(tmp_path, electrode, channel, reference):
+    """The EDF+ specification's standard texts put the kind of signal before the derivation."""
+    derivations = []
+    for prefix in ("", "EOG "):
+        montage = resolve(make(tmp_path, (f"{prefix}{electrode}-{reference}", "uV", 100)), load_cohort("generic"))
+        assert set(montage.channels) == {channel}
+        derivations.append(montage.channels[channel].derivation)
+    assert derivations[0] == derivations[1]
 
 
 def test_an_unfit_duplicate_does_not_make_it_ambiguous(tmp_path):
