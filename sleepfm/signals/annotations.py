@@ -12,6 +12,7 @@ from typing import Literal
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohort import Cohort
+from sleepfm.signals.edf_header import FIXED_BYTES, edf_kind
 from sleepfm.signals.edf_scoring import from_annotations
 from sleepfm.signals.event_log import is_event_log, read_event_log
 from sleepfm.signals.event_table import is_event_table, read_event_table
@@ -48,7 +49,7 @@ def read_scoring(path: str | Path, start: datetime | None = None, duration: floa
         data = read_start(path, MAX_BYTES + 1)
     except OSError as error:
         raise AnnotationError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if data[:8].rstrip(b" \0") == b"0" or data[:8] == b"\xffBIOSEMI":
+    if edf_kind(data[:FIXED_BYTES]):
         return _read_edf(path, start)
     if len(data) > MAX_BYTES:
         raise AnnotationError(f"{path}: more than {MAX_BYTES >> 20} MiB, too large for a scoring file")

@@ -94,19 +94,19 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
     """Parse the header of ``file``, an EDF or BDF called ``name`` in messages.
 
     Raises:
-        RecordingError: not EDF or BDF, damaged beyond repair, or truncated.
+        RecordingError: not EDF or BDF, damaged beyond repair, or cut off before the end of its first data record.
     """
     size = file.size
     fixed = file.read(0, FIXED_BYTES)
     if len(fixed) < FIXED_BYTES:
         raise RecordingError(f"{name}: {size} bytes, shorter than the {FIXED_BYTES} of an EDF header")
-    if fixed[:8].rstrip(b" \0") == b"0":
-        kind, sample_bytes = "EDF", 2
-    elif fixed[:8] == b"\xffBIOSEMI":
-        kind, sample_bytes = "BDF", 3
-    else:
+    kind = edf_kind(fixed)
+    if kind is None:
         raise RecordingError(f"{name}: neither EDF nor BDF (starts with {fixed[:8]!r}); convert it to EDF first")
+    sample_bytes = {"EDF": 2, "BDF": 3}[kind]
     warnings: list[str] = []
+    if kind == "EDF" and not _is_edf_version(fixed):
+        warnings.append(f"the version field is {fixed[:8]!r} instead of '0'; the rest of the header is that of an EDF")
     reserved = decode_text(fixed[192:236])
     variant = reserved[:5] if reserved[:5] in (f"{kind}+C", f"{kind}+D") else kind
     n_signals = _integer(fixed[252:256], name, "number of signals")
@@ -142,6 +142,24 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
         signals=signals,
         warnings=tuple(warnings),
     )
+
+
+def edf_kind(start: bytes) -> str | None:
+    """``EDF`` or ``BDF`` by the first :data:`FIXED_BYTES` of a file; None for anything else.
+
+    A version field with a stray byte beside its 0 is that of an EDF where the header's length agrees with its number of signals.
+    """
+    if start[:8] == b"\xffBIOSEMI":
+        return "BDF"
+    if _is_edf_version(start):
+        return "EDF"
+    length, signals = decode_text(start[184:192]), decode_text(start[252:256])
+    counted = signals.isdecimal() and length == str(FIXED_BYTES + SIGNAL_BYTES * int(signals))
+    return "EDF" if b"0" in start[:8] and counted and not start[192:].startswith((b"24BIT", b"BDF")) else None
+
+
+def _is_edf_version(start: bytes) -> bool:
+    return start[:8].rstrip(b" \0") == b"0"
 
 
 def decode_text(field: bytes) -> str:
@@ -193,29 +211,35 @@ def _signals(block: bytes, n_signals: int, sample_bytes: int, name: str) -> tupl
 
 
 def _count_records(field: bytes, data_bytes: int, record_bytes: int, name: str, warnings: list[str]) -> int:
+    """Whole data records that are there and belong to the recording.
+
+    A count of 0, -1 or nonsense is that of a recorder that never came to write it: the file's size tells. A file that ends early,
+    also inside a record, is read as far as it has whole records. Bytes beyond the count are records only if they are whole ones;
+    else something was appended, and the count stands.
+    """
     whole, rest = divmod(data_bytes, record_bytes)
     text = decode_text(field)
     claimed = int(float(text)) if _INTEGER.fullmatch(text) else -1
-    if claimed < 0:
-        warnings.append(f"number of records is given as {text!r}; the file holds {whole}")
-        claimed = whole
-    if claimed == whole == 0 or (whole == 0 and not rest):
-        raise RecordingError(f"{name}: holds a header and no data records; fetch or export it again")
-    if whole < claimed and rest:
-        raise RecordingError(
-            f"{name}: truncated, {whole} whole records and {rest} bytes of the next, of {claimed} records; fetch it again"
-        )
+    if whole == 0:
+        held = f"{rest} bytes of its first data record" if rest else "no data records"
+        raise RecordingError(f"{name}: holds a header and {held}; fetch or export it again")
+    cut = f" and {rest} bytes of the next" if rest else ""
+    if claimed <= 0:
+        warnings.append(f"number of records is given as {text!r}; the file holds {whole}{cut}")
+        return whole
     if whole < claimed:
-        warnings.append(f"header claims {claimed} records; the file holds {whole}")
+        warnings.append(
+            f"header claims {claimed} records; the file holds {whole}{cut}: the last {claimed - whole} "
+            f"({(claimed - whole) / claimed:.1%}) are missing, so fetch it again if its source is longer"
+        )
         return whole
     if whole > claimed and not rest:
         warnings.append(f"header claims {claimed} records; the file holds {whole}")
         return whole
     trailing = data_bytes - claimed * record_bytes
     if trailing:
-        warnings.append(f"{trailing} bytes after the last record are ignored")
-    if claimed == 0:
-        raise RecordingError(f"{name}: claims no data records and holds {trailing} stray bytes; export it again")
+        beyond = f" ({whole - claimed} records and {rest} bytes)" if whole > claimed else ""
+        warnings.append(f"{trailing} bytes{beyond} after the last record are ignored")
     return claimed
 
 

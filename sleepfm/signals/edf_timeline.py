@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +14,10 @@ from sleepfm.signals.edf_blocks import iter_blocks
 from sleepfm.signals.edf_header import LONGEST_SECONDS, EdfHeader
 from sleepfm.signals.files import RandomFile
 
-# A record that starts this late after the end of the one before it starts a new piece.
+# In a file declared discontinuous a record that starts this late after the end of the one before it starts a new piece.
 _JITTER_SECONDS = 0.01
+# In any file, so does one that is this late, at once or because rounded time stamps or a wrong rate have added up.
+_DRIFT_SECONDS = 1.0
 # A few damaged time stamps must not make a small file claim a large array, nor a night's file that of a week.
 _LARGEST_DILUTION = 100.0
 _LONGEST_PAUSES = 86_400.0
@@ -62,11 +63,11 @@ def continuous(header: EdfHeader) -> Timeline:
 def read_extent(file: RandomFile, header: EdfHeader) -> float:
     """Seconds from the first sample to the end of the last record, told from these two records' time stamps alone.
 
-    An upper bound where :func:`read_timeline` would refuse the file.
+    An upper bound where :func:`read_timeline` would refuse the file; short of it by at most the second that jitter may add up to.
     """
     recorded = header.n_records * float(header.record_seconds)
     stamped = next((signal for signal in header.signals if signal.is_annotation), None)
-    if stamped is None or not header.variant.endswith("+D"):
+    if stamped is None or not recorded:
         return recorded
     length = stamped.samples * header.sample_bytes
     starts = [header.data_offset + record * header.record_bytes + stamped.offset for record in (0, header.n_records - 1)]
@@ -79,20 +80,30 @@ def read_extent(file: RandomFile, header: EdfHeader) -> float:
 def read_timeline(file: RandomFile, header: EdfHeader, name: str) -> Timeline:
     """Read every annotation signal of an open file.
 
+    Samples lie where their records' time stamps say, whatever the header declares, for annotations are timed by the same clock
+    (EDF+ specification 2.2.4).
+
     Raises:
-        RecordingError: an EDF+D without time stamps, with overlapping records, or with absurd ones; more annotations
-            than a night can have.
+        RecordingError: pauses between records of which one is not stamped, overlapping records, or absurd time stamps; an
+            EDF+D without time stamps; more annotations than a night can have.
     """
     seconds = float(header.record_seconds)
     whole = continuous(header)
     pieces, gaps, duration = whole.pieces, whole.gaps, whole.duration
     stamps, found, malformed = _read_stamps(file, header, name)
     warnings = [f"{malformed} malformed annotation lists are ignored"] if malformed else []
-    first = 0.0 if np.isnan(stamps[0]) else float(stamps[0])
+    stamped = np.flatnonzero(~np.isnan(stamps))
+    late = stamps[stamped] - stamped * seconds
+    first = float(late[0]) if len(late) else 0.0
+    astray = float(np.abs(late - first).max()) if seconds and len(late) else 0.0
     if seconds and header.variant.endswith("+D"):
-        pieces, gaps, duration = _split(stamps, seconds, name)
-    elif seconds and len(jumps := _jumps(stamps, seconds)):
-        warnings.append(f"declared continuous, but {len(jumps)} records are not where their time stamps say; taken as continuous")
+        pieces, gaps, duration = _split(stamps, seconds, _JITTER_SECONDS, name)
+    elif astray > _DRIFT_SECONDS:
+        pieces, gaps, duration = _split(stamps, seconds, _DRIFT_SECONDS, name)
+        paused = sum(length for _, length in gaps)
+        warnings.append(f"declared continuous, but its time stamps leave {len(gaps)} gaps of {paused:g} s in all, which are kept")
+    elif astray > _JITTER_SECONDS:
+        warnings.append(f"declared continuous, and taken so, though time stamps are up to {astray:g} s off")
     annotations = sorted(
         (Annotation(item.onset - first, item.duration, item.text) for item in found), key=lambda item: item.onset
     )
@@ -125,35 +136,32 @@ def _read_stamps(file: RandomFile, header: EdfHeader, name: str) -> tuple[NDArra
     return stamps, found, malformed
 
 
-def _jumps(stamps: NDArray[np.float64], seconds: float) -> NDArray[np.intp]:
-    """Records whose time stamp is not the end of the record before."""
-    return 1 + np.flatnonzero(np.abs(np.diff(stamps) - seconds) > _JITTER_SECONDS)
-
-
 def _split(
-    stamps: NDArray[np.float64], seconds: float, name: str
+    stamps: NDArray[np.float64], seconds: float, jitter: float, name: str
 ) -> tuple[tuple[Piece, ...], tuple[tuple[float, float], ...], float]:
-    """Pieces, gaps and duration of a discontinuous recording."""
+    """Pieces, gaps and duration of a recording whose records may be ``jitter`` s late or early without a pause."""
     unstamped = np.flatnonzero(np.isnan(stamps))
     if len(unstamped):
         raise RecordingError(f"{name}: discontinuous, but record {unstamped[0] + 1} has no time stamp; export it again")
-    jumps = _jumps(stamps, seconds).tolist()
-    for i in jumps:
-        if stamps[i] < stamps[i - 1] + seconds:
-            raise RecordingError(
-                f"{name}: record {i + 1} starts at {stamps[i]:g} s, before record {i} ends at "
-                f"{stamps[i - 1] + seconds:g} s; its time stamps are damaged"
-            )
     pieces: list[Piece] = []
     gaps: list[tuple[float, float]] = []
-    end = 0.0
-    for start, stop in pairwise([0, *jumps, len(stamps)]):
-        # Jitter of many records can add up to more than a short pause: pieces never overlap.
-        onset = max(end, float(stamps[start] - stamps[0]))
-        if pieces and onset > end:
-            gaps.append((end, onset - end))
-        pieces.append(Piece(start, stop, onset))
-        end = onset + (stop - start) * seconds
+    start, onset = 0, 0.0
+    times = (stamps - stamps[0]).tolist()
+    for i in range(1, len(times)):
+        end = onset + (i - start) * seconds
+        if times[i - 1] + seconds - times[i] > jitter or end - times[i] > _DRIFT_SECONDS:
+            raise RecordingError(
+                f"{name}: record {i + 1} starts at {stamps[i]:g} s, before record {i} ends at "
+                f"{stamps[0] + max(times[i - 1] + seconds, end):g} s; its time stamps are damaged"
+            )
+        if times[i] - times[i - 1] - seconds > jitter or times[i] - end > _DRIFT_SECONDS:
+            pieces.append(Piece(start, i, onset))
+            # Jitter of many records can add up to more than a short pause: pieces never overlap.
+            start, onset = i, max(end, times[i])
+            if onset > end:
+                gaps.append((end, onset - end))
+    pieces.append(Piece(start, len(times), onset))
+    end = onset + (len(times) - start) * seconds
     recorded = len(stamps) * seconds
     if end > _most_seconds(recorded):
         raise RecordingError(

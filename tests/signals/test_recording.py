@@ -150,11 +150,58 @@ def test_gaps_stay_gaps(tmp_path, bdf):
     assert (annotation.onset, annotation.duration, annotation.text) == (1.25, 0.5, "Arousal")
 
 
-def test_the_same_stamps_in_a_continuous_file_are_only_remarked_on(tmp_path):
-    stamps = [tal("+0"), tal("+1"), tal("+9")]
-    path = write_edf(tmp_path / "c.edf", [Made("EEG", noise(12), 4)], variant="EDF+C", stamps=stamps)
+@st.composite
+def paused_clocks(draw):
+    """Seconds at which records of 1 s start: rounded to 10 ms in ``D``, to half a second in ``C``, and pauses of over 2 s."""
+    variant = draw(st.sampled_from(["", "EDF+C", "EDF+D"]))
+    jitter = 0.009 if variant == "EDF+D" else 0.4
+    onset, clock = 0.0, []
+    for pause in draw(st.lists(st.one_of(st.just(0.0), st.floats(2.0, 90.0)), min_size=1, max_size=30)):
+        onset += pause if clock else 0.0
+        clock.append(onset)
+        onset += 1.0
+    noisy = [time + draw(st.floats(-jitter / 2, jitter / 2)) for time in clock]
+    return variant, clock, noisy
+
+
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(made=paused_clocks(), origin=st.sampled_from([0.0, 0.25, 7.0]))
+def test_samples_lie_where_time_stamps_say_whatever_the_header_declares(tmp_path, made, origin):
+    """Each record holds its own second of the clock as its value, so that the signal tells where it belongs."""
+    variant, clock, noisy = made
+    digital = np.repeat(np.round(clock).astype(int), 4)
+    stamps = [tal(f"{origin + time:+.6f}") for time in noisy]
+    signal = Made("EEG", digital, 4, physical=("-32768", "32767"))
+    path = write_edf(tmp_path / "c.edf", [signal], variant=variant, stamps=stamps)
     recording = read_recording(path)
-    assert recording.duration == 3.0 and not recording.gaps and "continuous" in recording.warnings[0]
+    samples = recording.read(0)
+    there = np.flatnonzero(np.isfinite(samples))
+    assert len(there) == len(digital)
+    assert np.abs(samples[there] - there / 4).max() <= 1 + 0.5
+    assert recording.duration == pytest.approx(clock[-1] + 1, abs=0.41) and read_edf_extent(path)[1] >= recording.duration - 1
+    assert bool(recording.gaps) == (clock[-1] >= len(clock)) and len(samples) / 4 == pytest.approx(recording.duration, abs=0.13)
+    if recording.gaps and variant != "EDF+D":
+        assert f"{len(recording.gaps)} gaps" in recording.warnings[0]
+
+
+def test_rounded_time_stamps_are_no_pauses(tmp_path):
+    stamps = [tal(f"+{0.3 * i:.0f}") for i in range(60)]
+    path = write_edf(tmp_path / "r.edf", [Made("EEG", noise(240), 4)], seconds="0.3", variant="EDF+C", stamps=stamps)
+    recording = read_recording(path)
+    assert recording.duration == pytest.approx(18) and not recording.gaps and "up to 0.5 s off" in recording.warnings[0]
+
+
+def test_time_stamps_that_leave_the_rate_of_the_header_are_followed(tmp_path):
+    """Records that take 1.02 s by the clock: after an hour a continuous reading would be 72 s early."""
+    stamps = [tal(f"+{1.02 * i:.2f}") for i in range(600)]
+    signal = Made("EEG", np.arange(600).repeat(4), 4, physical=("-32768", "32767"))
+    recording = read_recording(write_edf(tmp_path / "s.edf", [signal], variant="EDF+C", stamps=stamps))
+    samples = recording.read(0)
+    there = np.flatnonzero(np.isfinite(samples))
+    assert np.abs(samples[there] * 1.02 - there / 4).max() < 2.1 and len(there) == 2400
+    fast = [tal(f"+{0.98 * i:.2f}") for i in range(600)]
+    with pytest.raises(RecordingError, match="time stamps are damaged"):
+        read_recording(write_edf(tmp_path / "f.edf", [signal], variant="EDF+C", stamps=fast))
 
 
 @pytest.mark.parametrize(
@@ -170,6 +217,24 @@ def test_damaged_time_stamps_are_refused(tmp_path, stamps, reason):
     path = write_edf(tmp_path / "d.edf", [Made("EEG", noise(12), 4)], variant="EDF+D", stamps=stamps)
     with pytest.raises(RecordingError, match=reason):
         read_recording(path)
+    path = write_edf(tmp_path / "c.edf", [Made("EEG", noise(12), 4)], variant="EDF+C", stamps=stamps)
+    if reason == "no time stamp":  # and those that there are leave no pause
+        assert read_recording(path).duration == 3.0
+    else:
+        with pytest.raises(RecordingError, match=reason):
+            read_recording(path)
+
+
+def test_a_pause_that_an_unstamped_record_hides_is_refused(tmp_path):
+    path = write_edf(tmp_path / "c.edf", [Made("EEG", noise(12), 4)], variant="EDF+C", stamps=[tal("+0"), b"", tal("+99")])
+    with pytest.raises(RecordingError, match="record 2 has no time stamp"):
+        read_recording(path)
+
+
+def test_annotations_of_a_file_without_its_first_stamp_stay_with_the_samples(tmp_path):
+    stamps = [tal("+7", "", "Arousal"), tal("+7"), tal("+8")]
+    recording = read_recording(write_edf(tmp_path / "u.edf", [Made("EEG", noise(12), 4)], variant="EDF+C", stamps=stamps))
+    assert recording.annotations[0].onset == 1.0 and recording.start == datetime(2004, 3, 2, 22, 30, 6)
 
 
 def test_pauses_of_more_than_a_day_are_damage(tmp_path):
@@ -186,7 +251,7 @@ def test_pauses_of_more_than_a_day_are_damage(tmp_path):
 
 
 def test_the_extent_of_a_recording_without_pauses_is_that_of_its_records(tmp_path):
-    for variant, stamps in (("", None), ("EDF+C", [tal("+0"), tal("+9")]), ("EDF+D", [tal("+0"), b""])):
+    for variant, stamps in (("", None), ("EDF+C", [tal("+0"), tal("+1")]), ("EDF+D", [tal("+0"), b""])):
         path = write_edf(tmp_path / "e.edf", [Made("EEG", noise(8), 4)], variant=variant, stamps=stamps)
         assert read_edf_extent(path)[1] == 2.0
 
@@ -197,7 +262,7 @@ def test_a_flood_of_annotations_is_refused(tmp_path):
         read_recording(path)
 
 
-@pytest.mark.parametrize("claimed", [-1, 7, 2, "", "junk"])
+@pytest.mark.parametrize("claimed", [-1, 7, 2, 0, "", "junk"])
 def test_a_wrong_record_count_is_repaired(tmp_path, claimed):
     path = write_edf(tmp_path / "n.edf", [Made("EEG", noise(20), 4)], claimed=claimed)
     recording = read_recording(path)
@@ -208,15 +273,45 @@ def test_trailing_bytes_are_ignored_with_a_warning(tmp_path):
     path = write_edf(tmp_path / "t.edf", [Made("EEG", noise(20), 4)], tail=b"\x07")
     recording = read_recording(path)
     assert recording.duration == 5.0 and recording.warnings == ("1 bytes after the last record are ignored",)
+    path = write_edf(tmp_path / "t.edf", [Made("EEG", noise(20), 4)], claimed=3, tail=b"\x07")
+    (warning,) = read_recording(path).warnings
+    assert warning == "17 bytes (2 records and 1 bytes) after the last record are ignored"
 
 
-def test_a_truncated_file_is_refused(tmp_path):
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(kept=st.integers(0, 40), claimed=st.sampled_from([5, -1, 0]), version=st.sampled_from([b"0", b"0\x1a", b"\xef0", b"0      7"]))
+def test_what_is_whole_of_a_file_that_was_cut_off_is_read(tmp_path, kept, claimed, version):
+    digital = noise(20)
+    path = write_edf(tmp_path / "t.edf", [Made("EEG", digital, 4)], claimed=claimed)
+    content = version.ljust(8) + path.read_bytes()[8:]
+    path.write_bytes(content[: len(content) - 40 + kept])
+    whole, rest = divmod(kept, 8)
+    if not whole:
+        with pytest.raises(RecordingError, match=r"t\.edf: holds a header and .*fetch or export it again"):
+            read_recording(path)
+        return
+    recording = read_recording(path)
+    np.testing.assert_allclose(recording.read(0), -100 + (digital[: 4 * whole] + 32768) * 200 / 65535, atol=1e-4)
+    assert recording.duration == whole == read_edf_extent(path)[1]
+    said = " ".join(recording.warnings)
+    assert ("version field" in said) == (version != b"0")
+    assert (f"holds {whole}" in said) == (whole < 5 or claimed != 5)
+    assert (f"and {rest} bytes of the next" in said) == bool(rest)
+    assert (f"{(5 - whole) / 5:.1%}" in said) == (whole < 5 and claimed == 5)
+
+
+def test_a_file_that_ends_inside_its_header_is_refused(tmp_path):
     path = write_edf(tmp_path / "t.edf", [Made("EEG", noise(20), 4)])
-    path.write_bytes(path.read_bytes()[:-3])
-    with pytest.raises(RecordingError, match="truncated, 4 whole records"):
-        read_recording(path)
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(RecordingError, match="damaged or truncated"):
+        read_recording(path)
+
+
+@pytest.mark.parametrize("version", [b"\xfeBIOSEMI", b"1", b"", b"8\0\0\0"])
+def test_a_version_field_without_its_zero_is_no_edf(tmp_path, version):
+    path = write_edf(tmp_path / "v.edf", [Made("EEG", noise(20), 4)])
+    path.write_bytes(version.ljust(8) + path.read_bytes()[8:])
+    with pytest.raises(RecordingError, match="neither EDF nor BDF"):
         read_recording(path)
 
 
