@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.errors import ModelError, MontageError
-from sleepfm.evaluation.events import ahi, events_from_probability, respiratory_index
+from sleepfm.evaluation.breathing import Breathing, count_breathing
+from sleepfm.evaluation.events import join_overlapping, positive_runs
 from sleepfm.evaluation.inference import classify_night, locate_night, prepared_epochs
 from sleepfm.evaluation.night import SleepStatistics, sleep_statistics
 from sleepfm.evaluation.seconds import events_from_seconds
@@ -49,8 +50,11 @@ class NightScore:
         hypnodensity: [E, 5] probability of each stage, nan where unscored.
         probability: task to [E] probability of an event in the epoch, nan where unscored.
         threshold: task to the probability from which an epoch is called positive.
-        events: apneas and hypopneas, by onset.
+        events: apneas and hypopneas told to the second, by onset; a hypopnea that overlaps an apnea is part of it.
         warnings: what a reader must know: channels missing, epochs without signal.
+        runs: runs of positive epochs of the tasks whose models do not tell seconds apart, by onset; they are no events.
+        event_threshold: task to the probability from which a second belongs to an event; only tasks told to the second.
+        inputs: task to the channels that its model was given.
     """
 
     record: str
@@ -62,6 +66,9 @@ class NightScore:
     threshold: dict[str, float]
     events: tuple[Event, ...]
     warnings: tuple[str, ...] = ()
+    runs: tuple[Event, ...] = ()
+    event_threshold: dict[str, float] = field(default_factory=dict)
+    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def n_epochs(self) -> int:
@@ -74,23 +81,15 @@ class NightScore:
         return sleep_statistics(self.stages)
 
     @property
+    def breathing(self) -> Breathing:
+        """Counts and indices of respiratory events, or of runs of positive epochs; what was not scored is not in it."""
+        scored = {task: np.isfinite(probability) for task, probability in self.probability.items()}
+        return count_breathing(self.stages, self.events, self.runs, scored, tuple(self.event_threshold))
+
+    @property
     def ahi(self) -> float:
-        """Apneas and hypopneas per hour of sleep; nan without sleep, or when either was not scored."""
-        return ahi(self.events, self.stages) if {"apnea", "hypopnea"} <= self.models.keys() else float("nan")
-
-    @property
-    def apnea_index(self) -> float:
-        """Apneas per hour of sleep."""
-        return respiratory_index(self.events, self.stages, ("apnea",))
-
-    @property
-    def hypopnea_index(self) -> float:
-        """Hypopneas per hour of sleep."""
-        return respiratory_index(self.events, self.stages, ("hypopnea",))
-
-    def count(self, kind: str) -> int:
-        """Events of type ``kind``, in sleep or not."""
-        return sum(event.type == kind for event in self.events)
+        """Apneas and hypopneas per hour of scored sleep; nan without sleep, or unless both were told to the second."""
+        return self.breathing.ahi
 
 
 @dataclass(frozen=True)
@@ -146,6 +145,7 @@ class Scorer:
         embedded: dict[str, Any] = {}
         probability: dict[str, NDArray[np.float64]] = {}
         events: list[Event] = []
+        runs: list[Event] = []
         for task, entry in self.models.items():
             key = self._encoder[task]
             epochs = prepared_epochs(night, entry.model.channels, chunk)
@@ -158,8 +158,8 @@ class Scorer:
                 embedded[key] = embed(entry.model.encoder, epochs)
             probability[task] = classify_night(entry.model, embedded[key], entry.window)
             if task != "stage" and entry.model.config.events is None:
-                events += events_from_probability(probability[task][:, 1], entry.threshold, task)
-        return self._assemble(night, used, probability, events)
+                runs += positive_runs(probability[task][:, 1], entry.threshold, task)
+        return self._assemble(night, used, probability, events, runs)
 
     def _assemble(
         self,
@@ -167,6 +167,7 @@ class Scorer:
         used: Sequence[str],
         probability: Mapping[str, NDArray[np.float64]],
         events: Sequence[Event],
+        runs: Sequence[Event],
     ) -> NightScore:
         density = probability.get("stage", np.full((night.n_epochs, len(TASKS["stage"].classes)), np.nan))
         unscored = np.isnan(density).any(axis=1)
@@ -185,8 +186,11 @@ class Scorer:
             hypnodensity=density,
             probability={task: p[:, 1] for task, p in probability.items() if task != "stage"},
             threshold={task: e.threshold for task, e in self.models.items() if task != "stage"},
-            events=tuple(sorted(events, key=lambda event: (event.onset, event.type))),
+            events=join_overlapping(events),
             warnings=tuple(warnings),
+            runs=tuple(sorted(runs, key=lambda run: (run.onset, run.type))),
+            event_threshold={t: e.event_threshold for t, e in self.models.items() if e.model.config.events is not None},
+            inputs={t: tuple(name for name in e.model.channels if name in used) for t, e in self.models.items()},
         )
 
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sleepfm.errors import SleepFMError, UsageError
 from sleepfm.files import atomic_folder, make_folder
+
+if TYPE_CHECKING:
+    from sleepfm.scoring import NightScore
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +29,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (a name or a YAML file)")
     parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
     parser.set_defaults(run=run)
+
+
+def headline(score: NightScore) -> str:
+    """The night in one line: what was scored, and nothing of what was not."""
+    parts = [f"{score.n_epochs} epochs"]
+    if "stage" in score.models:
+        stats = score.statistics
+        slept = stats.total_sleep_time
+        parts.append("no epoch staged" if math.isnan(slept) else f"{slept:.0f} min of sleep")
+        parts += [f"{stats.unscored:g} min unscored"] if stats.unscored else []
+    return ", ".join([*parts, *([str(score.breathing)] if score.breathing.counted else [])])
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -55,11 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
             print(f"refused: {error}", file=sys.stderr, flush=True)
             continue
         written[night.record] = str(path)
-        slept = score.statistics.total_sleep_time
-        print(
-            f"{prefix}: {score.n_epochs} epochs, {slept:.0f} min of sleep, AHI {score.ahi:.1f} -> {folder}",
-            flush=True,
-        )
+        print(f"{prefix}: {headline(score)} -> {folder}", flush=True)
         for warning in score.warnings:
             print(f"  {warning}", flush=True)
     return 1 if refused else 0

@@ -12,7 +12,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.demo.plan import MODALITIES, TASKS, Plan
 from sleepfm.demo.runner import Journal
 from sleepfm.evaluation.lineage import from_registry
-from sleepfm.evaluation.outcome import read_results
+from sleepfm.evaluation.outcome import read_events, read_results, tells_seconds
 from sleepfm.evaluation.report import NightExample, ReportData, Result, StepCost, build_report
 from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS as DEFINITIONS
@@ -92,6 +92,8 @@ def _results(plan: Plan) -> Iterator[Result]:
                 split="test",
                 evaluation=evaluations["test"],
                 labelled_epochs=facts.get("labelled epochs"),
+                events=read_events(plan.output(name)).get("test"),
+                located=tells_seconds(plan.output(name)),
             )
 
 

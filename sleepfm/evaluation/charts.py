@@ -12,7 +12,7 @@ from sleepfm.evaluation.plots import INK, new_figure, quiet
 
 
 def confusion_figure(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
-    """Row-normalised confusion matrix with counts; rows are truth."""
+    """Row-normalised confusion matrix with counts; rows are truth, and one without a count has no shares."""
     counts = np.asarray(confusion, float)
     totals = counts.sum(axis=1, keepdims=True)
     share = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
@@ -25,7 +25,7 @@ def confusion_figure(confusion: ArrayLike, classes: Sequence[str]) -> Figure:
             axes.text(
                 column,
                 row,
-                f"{100 * share[row, column]:.0f}%\n{counts[row, column]:.0f}",
+                f"{100 * share[row, column]:.0f}%\n{counts[row, column]:.0f}" if totals[row] else "–",
                 ha="center",
                 va="center",
                 fontsize=7,

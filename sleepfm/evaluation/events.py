@@ -1,9 +1,8 @@
-"""From epoch probabilities to respiratory events, their index per hour of sleep, and agreement with scored
-events.
+"""Respiratory events, their index per hour of sleep, and agreement with scored events.
 
-An epoch-level model says whether an epoch holds an event, not where: a run of consecutive positive epochs is
-reported as one event over the whole run. Two events in neighbouring epochs therefore count once, and onset
-and duration are multiples of 30 s. A model with an event head tells seconds apart (:mod:`.seconds`).
+A model with an event head tells seconds apart, and its events have an onset and a duration (:mod:`.seconds`). A model of epochs
+says whether an epoch holds an event, not where: what it gives are runs of consecutive positive epochs. Two events in neighbouring
+epochs are one run, so that runs are counted as runs and never as events.
 """
 
 from __future__ import annotations
@@ -15,12 +14,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS, Stage
+from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS
 from sleepfm.signals.annotations import Event
 
 AHI_DEFINITION = (
-    "apneas and hypopneas that overlap an epoch scored as sleep, per hour of epochs scored as sleep (TST); "
-    "a model's event is a run of positive epochs, and a hypopnea needs neither desaturation nor arousal"
+    "apneas and hypopneas that overlap an epoch staged as sleep, per hour of the epochs staged as sleep in which both were "
+    "scored; a hypopnea that overlaps an apnea is part of that apnea; an event is told to the second and lasts at least 10 s; "
+    "a hypopnea needs neither desaturation nor arousal"
+)
+RUNS_DEFINITION = (
+    "runs of consecutive 30-s epochs that the model calls positive and that overlap an epoch staged as sleep, per hour of the "
+    "epochs staged as sleep that were scored; a run is no event, since neighbouring events are one run, and these figures are "
+    "no AHI"
 )
 RESPIRATORY_TYPES = (*APNEA_TYPES, "apnea", "hypopnea")
 
@@ -37,31 +42,58 @@ def runs(flags: ArrayLike) -> list[tuple[int, int]]:
     return list(zip(edges[::2], edges[1::2], strict=True))
 
 
-def events_from_epochs(positive: ArrayLike, kind: str) -> tuple[Event, ...]:
-    """One event of type ``kind`` for each run of true values in ``positive`` [E]."""
+def runs_of_epochs(positive: ArrayLike, kind: str) -> tuple[Event, ...]:
+    """The runs of true values in ``positive`` [E] as spans of seconds that carry the name ``kind``."""
     return tuple(Event(float(start * EPOCH_SECONDS), float((end - start) * EPOCH_SECONDS), kind) for start, end in runs(positive))
 
 
-def events_from_probability(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
-    """Events of type ``kind`` where ``probability`` [E] reaches ``threshold``; nan never does."""
-    return events_from_epochs(np.asarray(probability, dtype=float) >= threshold, kind)
+def positive_runs(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
+    """Runs of epochs whose ``probability`` [E] of ``kind`` reaches ``threshold``; nan never does."""
+    return runs_of_epochs(np.asarray(probability, dtype=float) >= threshold, kind)
 
 
-def respiratory_index(events: Sequence[Event], stages: ArrayLike, kinds: Sequence[str]) -> float:
-    """Events of ``kinds`` in sleep per hour of sleep in ``stages`` [E]; nan without an epoch of sleep.
+def join_overlapping(events: Sequence[Event]) -> tuple[Event, ...]:
+    """Events by onset, of which no hypopnea overlaps an apnea: such a hypopnea is part of the apnea that it overlaps most.
 
-    With all respiratory kinds this is the AHI by :data:`AHI_DEFINITION`.
+    An event of which a portion meets the criteria of an apnea is an apnea as a whole (AASM manual, notes to the apnea rule): it
+    lasts from the first onset to the last end of both, though not into another apnea or hypopnea. Other events stay as they are.
     """
-    asleep = np.asarray(stages) > Stage.W
-    if not asleep.any():
-        return math.nan
-    counted = sum(event.type in kinds and _overlaps(event, asleep) for event in events)
-    return counted / (asleep.sum() * EPOCH_SECONDS / 3600)
+    apneas = [e for e in events if event_family(e.type) == "apnea"]
+    spans = np.array([(e.onset, e.onset + e.duration) for e in apneas], float).reshape(-1, 2)
+    extended, alone = spans.copy(), []
+    for event in (e for e in events if event_family(e.type) == "hypopnea"):
+        onset, end = event.onset, event.onset + event.duration
+        shared = np.minimum(spans[:, 1], end) - np.maximum(spans[:, 0], onset)
+        if not (shared > 0).any():
+            alone.append(event)
+            continue
+        row = int(shared.argmax())
+        extended[row] = min(extended[row, 0], onset), max(extended[row, 1], end)
+    for event in (*apneas, *alone):
+        onset, end = event.onset, event.onset + event.duration
+        before, after = spans[:, 1] <= onset, spans[:, 0] >= end
+        extended[before, 1] = np.minimum(extended[before, 1], onset)
+        extended[after, 0] = np.maximum(extended[after, 0], end)
+    joined = [Event(float(on), float(end - on), e.type) for e, (on, end) in zip(apneas, extended, strict=True)]
+    others = [e for e in events if event_family(e.type) not in ("apnea", "hypopnea")]
+    return tuple(sorted([*joined, *alone, *others], key=lambda event: (event.onset, event.type)))
 
 
-def ahi(events: Sequence[Event], stages: ArrayLike) -> float:
-    """Apnea-hypopnea index by :data:`AHI_DEFINITION`."""
-    return respiratory_index(events, stages, RESPIRATORY_TYPES)
+def overlapping(events: Sequence[Event], epochs: ArrayLike) -> list[Event]:
+    """Those of ``events`` that overlap a true epoch of ``epochs`` [E]."""
+    flags = np.asarray(epochs, dtype=bool)
+    return [event for event in events if _overlaps(event, flags)]
+
+
+def index_per_hour(events: Sequence[Event], epochs: ArrayLike) -> float:
+    """Those of ``events`` that overlap a true epoch of ``epochs`` [E], per hour of true epochs; nan without one."""
+    hours = np.asarray(epochs, dtype=bool).sum() * EPOCH_SECONDS / 3600
+    return len(overlapping(events, epochs)) / hours if hours else math.nan
+
+
+def ahi(events: Sequence[Event], asleep: ArrayLike) -> float:
+    """Apnea-hypopnea index by :data:`AHI_DEFINITION`; ``asleep`` [E] is true where an epoch is sleep and breathing was scored."""
+    return index_per_hour([e for e in join_overlapping(events) if e.type in RESPIRATORY_TYPES], asleep)
 
 
 @dataclass(frozen=True)

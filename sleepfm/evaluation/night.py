@@ -15,52 +15,62 @@ MINUTES = EPOCH_SECONDS / 60
 
 @dataclass(frozen=True)
 class SleepStatistics:
-    """Minutes and percentages of a night. The time in bed is the whole recording: lights-out is not known
-    from an EDF.
+    """Minutes and percentages of a night (AASM manual, parameters to be reported). What cannot be said is nan, the count None.
 
-    ``latency`` runs from the recording's start to the first epoch of any sleep stage, ``rem_latency`` from
-    there to the first REM epoch, ``waso`` is Wake between the first and the last epoch of sleep; each is nan
-    where it does not occur. ``efficiency`` is total sleep time over scored time in bed, in percent.
+    Lights out and lights on are not in an EDF: ``time_in_bed`` (TRT) runs from the first scored epoch to the last, so that what
+    was recorded before the electrodes were on, or after they were off, belongs to no figure. From these:
+
+    * ``total_sleep_time`` (TST): minutes of any sleep stage; ``efficiency``: TST / TRT in percent.
+    * ``latency`` (SL): from the start of TRT to the first epoch of sleep; ``rem_latency``: from there to the first epoch of REM.
+    * ``waso``: Wake from the first epoch of sleep to the end of TRT, TRT - SL - TST less what is unscored in between.
+    * ``awakenings``: runs of Wake between two epochs of sleep.
+
+    ``unscored`` counts all unscored epochs of the recording, ``unscored_in_bed`` those within TRT. The latter are neither sleep
+    nor wake, so that TST, efficiency and WASO are lower bounds where there are any.
     """
 
+    recorded: float
     time_in_bed: float
     total_sleep_time: float
     efficiency: float
     latency: float
     rem_latency: float
     waso: float
-    awakenings: int
+    awakenings: int | None
     unscored: float
+    unscored_in_bed: float
     stage_minutes: dict[str, float]
     stage_percent: dict[str, float]
 
 
 def sleep_statistics(stages: ArrayLike) -> SleepStatistics:
     """Statistics of ``stages`` [E]; unscored epochs (-1) belong to no stage and are reported apart."""
-    stage = np.asarray(stages)
-    asleep = stage > Stage.W
-    n_scored, n_asleep = int((stage >= 0).sum()), int(asleep.sum())
-    minutes = {name: float((stage == k).sum() * MINUTES) for k, name in enumerate(STAGE_NAMES)}
+    recorded = np.asarray(stages)
+    scored = np.flatnonzero(recorded >= 0)
+    stage = recorded[scored[0] : scored[-1] + 1] if len(scored) else recorded[:0]
+    asleep = np.flatnonzero(stage > Stage.W)
+    tst = len(asleep) * MINUTES if len(scored) else math.nan
     latency = rem_latency = waso = math.nan
-    awakenings = 0
-    if n_asleep:
-        onset, last = np.flatnonzero(asleep)[[0, -1]]
-        wake = stage[onset : last + 1] == Stage.W
-        waso = float(wake.sum() * MINUTES)
-        awakenings = int((np.diff(wake.astype(np.int8)) == 1).sum())
-        latency = float(onset * MINUTES)
+    if len(asleep):
+        onset = int(asleep[0])
+        latency = onset * MINUTES
+        waso = float((stage[onset:] == Stage.W).sum() * MINUTES)
         rem = np.flatnonzero(stage == Stage.REM)
-        if len(rem):
-            rem_latency = float((rem[0] - onset) * MINUTES)
+        rem_latency = float((rem[0] - onset) * MINUTES) if len(rem) else math.nan
+    night = stage[asleep[0] : asleep[-1] + 1] if len(asleep) else stage[:0]
+    awake = night[night >= 0] == Stage.W
+    minutes = {name: float((stage == k).sum() * MINUTES) if len(scored) else math.nan for k, name in enumerate(STAGE_NAMES)}
     return SleepStatistics(
-        time_in_bed=float(len(stage) * MINUTES),
-        total_sleep_time=float(n_asleep * MINUTES),
-        efficiency=100 * n_asleep / n_scored if n_scored else math.nan,
+        recorded=len(recorded) * MINUTES,
+        time_in_bed=len(stage) * MINUTES if len(scored) else math.nan,
+        total_sleep_time=tst,
+        efficiency=100 * len(asleep) / len(stage) if len(scored) else math.nan,
         latency=latency,
         rem_latency=rem_latency,
         waso=waso,
-        awakenings=awakenings,
-        unscored=float((stage < 0).sum() * MINUTES),
+        awakenings=int((np.diff(awake.astype(np.int8)) == 1).sum()) if len(scored) else None,
+        unscored=(len(recorded) - len(scored)) * MINUTES,
+        unscored_in_bed=(len(stage) - len(scored)) * MINUTES,
         stage_minutes=minutes,
-        stage_percent={name: 100 * minutes[name] / (n_asleep * MINUTES) if n_asleep else math.nan for name in STAGE_NAMES[1:]},
+        stage_percent={name: 100 * minutes[name] / tst if len(asleep) else math.nan for name in STAGE_NAMES[1:]},
     )

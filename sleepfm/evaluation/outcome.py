@@ -18,7 +18,7 @@ from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import TrainingError
 from sleepfm.evaluation.cards import downstream_card
-from sleepfm.evaluation.events import EventAgreement, event_family, events_from_probability, match_events, timing_errors
+from sleepfm.evaluation.events import EventAgreement, event_family, match_events, overlapping, positive_runs, timing_errors
 from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
 from sleepfm.evaluation.predict import Predictions
 from sleepfm.evaluation.seconds import events_from_seconds
@@ -96,7 +96,8 @@ def package_contents(
     matches = {split: match for split, (match, _) in found.items()}
     events = {split: asdict(match) for split, match in matches.items()}
     timing = {split: timing_figures(errors) for split, (_, errors) in found.items()}
-    write_json(folder / EVALUATION_FILE, {"facts": facts, "results": results, "events": events, "event_timing": timing})
+    content = {"facts": facts, "results": results, "events": events, "events_located": located, "event_timing": timing}
+    write_json(folder / EVALUATION_FILE, content)
     config: dict[str, Any] = {
         "model": model_config(module),
         "task": task.name,
@@ -107,7 +108,8 @@ def package_contents(
         "facts": facts,
     }
     metrics = _flat("val", on_val) | (_flat("test", on_test) if on_test is not None else {})
-    metrics |= {f"{split}/event_f1": m.f1 for split, m in matches.items() if not math.isnan(m.f1)}
+    figure = "event_f1" if located else "positive_runs_f1"
+    metrics |= {f"{split}/{figure}": m.f1 for split, m in matches.items() if not math.isnan(m.f1)}
     metrics |= {f"{split}/{name}": value for split, figures in timing.items() for name, value in figures.items()}
     title = f"{task.registered_name}: {', '.join(task.classes)} of 30-s epochs"
     shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
@@ -118,14 +120,17 @@ def compare_events(
     dataset: Dataset, kind: str, predictions: Predictions, threshold: float
 ) -> tuple[EventAgreement, NDArray[np.float64]]:
     """Detected against scored events of the same recordings, over those whose events were scored: counts of matches, and
-    onset and duration of matched events less those scored [N, 2], in seconds.
+    onset and duration of matched events less those scored [N, 2], in seconds. What lies outside of the epochs that both scored
+    counts on neither side.
 
-    Events come from the seconds of an event head, else from runs of positive epochs.
+    What is detected are events from the seconds of an event head, else runs of positive epochs, which are no events (the counts
+    then say how far runs do for them).
     """
     total, errors = EventAgreement(0, 0, 0), [np.empty((0, 2))]
-    for probability, scored in _nights(dataset, kind, predictions):
-        detect = events_from_probability if predictions.seconds is None else events_from_seconds
-        detected = detect(probability, threshold, kind)
+    detect = positive_runs if predictions.seconds is None else events_from_seconds
+    for probability, judged, events in _nights(dataset, kind, predictions):
+        detected = overlapping(detect(probability, threshold, kind), judged)
+        scored = overlapping(events, judged)
         total += match_events(detected, scored)
         errors.append(timing_errors(detected, scored))
     return total, np.concatenate(errors)
@@ -148,26 +153,41 @@ def timing_figures(errors: NDArray[np.float64]) -> dict[str, float]:
     return {"event_onset_error_s": onset, "event_duration_error_s": duration}
 
 
-def _nights(dataset: Dataset, kind: str, predictions: Predictions) -> Iterator[tuple[NDArray[np.float64], list[Event]]]:
-    """Probability (of seconds where there are, else of epochs) and scored events of every recording with scored events."""
+def _nights(
+    dataset: Dataset, kind: str, predictions: Predictions
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_], list[Event]]]:
+    """Of every recording with scored events: probability (of seconds where there are, else of epochs), the epochs that both the
+    scorer and the model scored, and the scored events.
+    """
     reader = ShardReader(dataset)
     for record in dict.fromkeys(predictions.record):
         row = dataset.index_of(record)
         if dataset.records[row].has_events:
-            scored = [e for e in scored_events(dataset, reader, row) if event_family(e.type) == kind]
+            events = [e for e in scored_events(dataset, reader, row) if event_family(e.type) == kind]
             own = predictions.record == record
             seconds = predictions.seconds
-            yield (predictions.probability[own, 1] if seconds is None else seconds[own].reshape(-1)), scored
+            judged = (predictions.truth >= 0)[own] & predictions.scored[own]
+            yield (predictions.probability[own, 1] if seconds is None else seconds[own].reshape(-1)), judged, events
 
 
 def read_events(folder: Path) -> dict[str, EventAgreement]:
-    """The event agreement by split that :func:`package_contents` wrote into ``folder``; empty for sleep
-    stages.
+    """The event agreement by split that :func:`package_contents` wrote into ``folder``; empty for sleep stages.
+
+    What was compared with the scored events are events only if :func:`tells_seconds`, else runs of positive epochs.
 
     Raises:
         TrainingError: no finished downstream job wrote there.
     """
     return {split: EventAgreement(**counts) for split, counts in _evaluation(folder)["events"].items()}
+
+
+def tells_seconds(folder: Path) -> bool:
+    """Whether the model that :func:`package_contents` judged tells events to the second.
+
+    Raises:
+        TrainingError: no finished downstream job wrote there.
+    """
+    return bool(_evaluation(folder)["events_located"])
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:

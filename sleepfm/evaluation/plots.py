@@ -7,7 +7,7 @@ matplotlib's global state.
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,7 +30,7 @@ STAGE_COLOURS = {
     Stage.N3: "#1f4e79",
 }
 EVENT_COLOURS = {"apnea": "#8e44ad", "hypopnea": "#16a085", "desaturation": "#7f8c8d", "arousal": "#d4ac0d"}
-INK, FAINT = "#22303c", "#d5dbe1"
+INK, FAINT, UNUSED = "#22303c", "#d5dbe1", "#9aa4ae"
 
 
 def png(figure: Figure) -> bytes:
@@ -70,7 +70,7 @@ def draw_hypnodensity(axes: Axes, density: NDArray[np.floating], label: str = ""
     _night_axis(axes, len(density), label)
 
 
-def draw_events(axes: Axes, rows: dict[str, Sequence[Event]], n_epochs: int, label: str = "") -> None:
+def draw_events(axes: Axes, rows: Mapping[str, Sequence[Event]], n_epochs: int, label: str = "") -> None:
     """One line of bars per entry of ``rows``, first on top; a bar is at least half a pixel wide."""
     for row, events in enumerate(reversed(rows.values())):
         for event in events:
@@ -80,7 +80,7 @@ def draw_events(axes: Axes, rows: dict[str, Sequence[Event]], n_epochs: int, lab
                 color=EVENT_COLOURS[event_family(event.type)],
                 linewidth=0.3,
             )
-    axes.set_yticks(range(len(rows)), list(reversed(rows)))
+    axes.set_yticks(range(len(rows)), list(reversed(list(rows))))
     axes.set_ylim(-0.6, len(rows) - 0.4)
     _night_axis(axes, n_epochs, label)
 
@@ -88,11 +88,11 @@ def draw_events(axes: Axes, rows: dict[str, Sequence[Event]], n_epochs: int, lab
 def night_figure(
     stages: ArrayLike,
     density: NDArray[np.floating],
-    detected: Sequence[Event],
+    rows: Mapping[str, Sequence[Event]],
     *,
     title: str,
+    staged: bool = True,
     scored_stages: ArrayLike | None = None,
-    scored_events: Sequence[Event] | None = None,
     spo2: NDArray[np.floating] | None = None,
 ) -> Figure:
     """The whole night on one page: hypnodensity, hypnogram over the human one, events, oxygen saturation.
@@ -100,30 +100,28 @@ def night_figure(
     Args:
         stages: [E] scored by the model, -1 unscored.
         density: [E, 5] probabilities, nan where unscored.
-        detected: events found by the model.
-        scored_stages, scored_events: the human scoring where there is one.
+        rows: what each line of the events' panel is called, and its events; no panel without a line.
+        staged: whether a model scored stages; its panels are left out if not.
+        scored_stages: the human hypnogram where there is one.
         spo2: [E * 3000] oxygen saturation in percent.
     """
     n_epochs = len(np.asarray(stages))
-    panels = ["density", "model"]
+    panels = ["density", "model"] if staged else []
     panels += ["human"] if scored_stages is not None else []
-    panels += ["events"]
+    panels += ["events"] if rows else []
     panels += ["spo2"] if spo2 is not None else []
     ratios = {"density": 1.5, "model": 1.5, "human": 1.5, "events": 1.1, "spo2": 0.9}
     figure = new_figure(11, 0.6 + 1.05 * sum(ratios[panel] for panel in panels))
     layout = {"height_ratios": [ratios[panel] for panel in panels]}
-    column = figure.subplots(len(panels), 1, sharex=True, gridspec_kw=layout)
+    column = np.atleast_1d(figure.subplots(len(panels), 1, sharex=True, gridspec_kw=layout))
     axes = dict(zip(panels, column, strict=True))
-    draw_hypnodensity(axes["density"], density, "hypnodensity")
-    draw_hypnogram(axes["model"], stages, "model")
+    if staged:
+        draw_hypnodensity(axes["density"], density, "hypnodensity")
+        draw_hypnogram(axes["model"], stages, "model")
     if scored_stages is not None:
         draw_hypnogram(axes["human"], scored_stages, "scored")
-    rows: dict[str, Sequence[Event]] = {}
-    for kind in ("apnea", "hypopnea"):
-        rows[kind] = [event for event in detected if event_family(event.type) == kind]
-        if scored_events is not None:
-            rows[f"{kind}, scored"] = [event for event in scored_events if event_family(event.type) == kind]
-    draw_events(axes["events"], rows, n_epochs, "events")
+    if rows:
+        draw_events(axes["events"], rows, n_epochs, "events")
     if spo2 is not None:
         per_epoch = spo2[: n_epochs * EPOCH_SECONDS * RATE_HZ].reshape(n_epochs, -1)[:, :: RATE_HZ * 5]
         seconds = np.arange(per_epoch.size) * 5 / 3600
@@ -146,18 +144,20 @@ def page_figure(
     units: Mapping[str, str],
     start: float,
     seconds: float,
-    detected: Sequence[Event],
-    scored: Sequence[Event],
+    rows: Mapping[str, Sequence[Event]],
     *,
     title: str,
+    used: Collection[str],
+    scored: Collection[str] = (),
 ) -> Figure:
-    """One page of signals [seconds * 100] in their units, with detected events shaded over and scored ones
-    under.
+    """One page of signals [seconds * 100] in their units over lines of events, which also shade the signals.
 
     Args:
         signals: canonical channel to the page's samples at 100 Hz.
         units: canonical channel to its unit, empty for none.
         start: second of the recording at which the page starts.
+        rows: what each line of events is called, and its events; those in ``scored`` are a human's and shade more.
+        used: channels that a model was given; the others are grey.
     """
     names = list(signals)
     figure = new_figure(11, 0.9 + 0.62 * (len(names) + 1))
@@ -166,21 +166,18 @@ def page_figure(
     time = start + np.arange(int(seconds * RATE_HZ)) / RATE_HZ
     for axis, name in zip(axes, names, strict=False):
         samples = signals[name]
-        axis.plot(time[: len(samples)], samples, color=INK, linewidth=0.55)
+        colour = INK if name in used else UNUSED
+        axis.plot(time[: len(samples)], samples, color=colour, linewidth=0.55)
         low, high = _limits(samples)
         axis.set_ylim(low, high)
         axis.set_yticks([low + 0.15 * (high - low), high - 0.15 * (high - low)])
         axis.yaxis.set_major_formatter("{x:.3g}")
         unit = f"\n({units[name].replace('uV', 'µV')})" if units.get(name) else ""
-        axis.set_ylabel(f"{name}{unit}", rotation=0, ha="right", va="center", fontsize=8)
+        unit += "" if name in used else "\nnot used"
+        axis.set_ylabel(f"{name}{unit}", rotation=0, ha="right", va="center", fontsize=8, color=colour)
         quiet(axis)
     track = axes[-1]
-    rows = []
-    for family in sorted({event_family(event.type) for event in (*detected, *scored)}) or ["events"]:
-        for who, events in (("detected", detected), ("scored", scored)):
-            mine = [event for event in events if event_family(event.type) == family]
-            rows.append((f"{family}, {who}", mine, who == "scored"))
-    for row, (_, events, is_scored) in enumerate(reversed(rows)):
+    for row, (label, events) in enumerate(reversed(rows.items())):
         for event in events:
             colour = EVENT_COLOURS[event_family(event.type)]
             left, right = max(event.onset, start), min(event.onset + event.duration, start + seconds)
@@ -188,9 +185,9 @@ def page_figure(
             text = event.type.replace("_", " ") if right - left > 6 else ""
             track.text((left + right) / 2, row, text, ha="center", va="center", fontsize=7, color="white")
             for axis in axes[:-1]:
-                axis.axvspan(left, right, color=colour, alpha=0.20 if is_scored else 0.07, linewidth=0)
-    track.set_yticks(range(len(rows)), [label for label, _, _ in reversed(rows)], fontsize=7)
-    track.set_ylim(-0.6, len(rows) - 0.4)
+                axis.axvspan(left, right, color=colour, alpha=0.20 if label in scored else 0.07, linewidth=0)
+    track.set_yticks(range(len(rows)), list(reversed(list(rows))), fontsize=7)
+    track.set_ylim(-0.6, max(len(rows), 1) - 0.4)
     quiet(track)
     track.set_xlim(start, start + seconds)
     track.set_xlabel("seconds from start of recording")

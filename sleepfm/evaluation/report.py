@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from sleepfm.constants import CHANNEL_UNIT, EPOCH_SECONDS, RATE_HZ, STAGE_NAMES
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation import charts, plots
-from sleepfm.evaluation.events import AHI_DEFINITION, EventAgreement, event_family
+from sleepfm.evaluation.breathing import KINDS
+from sleepfm.evaluation.events import EventAgreement, event_family
 from sleepfm.evaluation.lineage import Lineage, to_svg
 from sleepfm.evaluation.metrics import Evaluation, Metric
 from sleepfm.files import write_atomic
@@ -35,14 +36,16 @@ if TYPE_CHECKING:
     from sleepfm.signals.prepare import PreparedRecording
 
 PAGE_SECONDS = 60.0
+# What follows the name of a line of events that a human scored.
+SCORED = ", scored"
 
 
 @dataclass(frozen=True)
 class Result:
     """What one model reached on one split.
 
-    ``labelled_epochs`` is how many labelled epochs its head was trained on; ``events`` compares runs of
-    positive epochs with the scored events of the same recordings.
+    ``labelled_epochs`` is how many labelled epochs its head was trained on; ``events`` compares what the model found with the
+    scored events of the same recordings: events if ``located``, else runs of positive epochs.
     """
 
     title: str
@@ -51,6 +54,7 @@ class Result:
     evaluation: Evaluation
     labelled_epochs: int | None = None
     events: EventAgreement | None = None
+    located: bool = False
 
 
 @dataclass(frozen=True)
@@ -152,32 +156,47 @@ def loss_columns(path: Path) -> dict[str, NDArray[np.float64]]:
 def figure_bytes(example: NightExample) -> bytes:
     """``night.png``: the whole night on one page."""
     score, prepared = example.score, example.prepared
-    scored = prepared.stage if (prepared.stage >= 0).any() else None
     return plots.png(
         plots.night_figure(
             score.stages,
             score.hypnodensity,
-            score.events,
+            event_rows(example),
             title=score.record,
-            scored_stages=scored,
-            scored_events=prepared.events if scored is not None else None,
+            staged="stage" in score.models,
+            scored_stages=prepared.stage if _human_stages(example) else None,
             spo2=prepared.channels.get("SPO2"),
         )
     )
 
 
+def event_rows(example: NightExample) -> dict[str, list[Event]]:
+    """The lines of respiratory events that a picture shows, by name: what was scored by the models (events, or the runs of
+    positive epochs that do for them), and by a human. A family that nobody scored has no line.
+    """
+    score, prepared = example.score, example.prepared
+    rows: dict[str, list[Event]] = {}
+    for kind in KINDS:
+        for what, spans in (("", score.events), (", positive epochs", score.runs)):
+            if kind in score.threshold and (kind in score.event_threshold) == (not what):
+                rows[f"{kind}{what}"] = [span for span in spans if event_family(span.type) == kind]
+        if _human_events(example, kind):
+            rows[f"{kind}{SCORED}"] = [event for event in prepared.events if event_family(event.type) == kind]
+    return rows
+
+
 def choose_page(example: NightExample) -> float:
     """Second at which the page of signals starts, a whole epoch.
 
-    The page shows the first apnea (else hypopnea) that was both scored and detected; else the first event of
-    either kind; else the middle of N2.
+    The page shows the first apnea (else hypopnea) that a human scored and the model of its own family found; else the first event
+    that the models found, else one that a human scored; else the middle of N2.
     """
     score, prepared = example.score, example.prepared
-    scored = [e for e in prepared.events if event_family(e.type) in ("apnea", "hypopnea")]
+    scored = [e for e in prepared.events if event_family(e.type) in KINDS]
     scored.sort(key=lambda e: (event_family(e.type) != "apnea", e.onset))
-    both = [e for e in scored if any(_overlap(e, found) for found in score.events)]
+    found = [*score.events, *score.runs]
+    both = [e for e in scored if any(_overlap(e, f) and event_family(e.type) == event_family(f.type) for f in found)]
     n2 = np.flatnonzero(score.stages == STAGE_NAMES.index("N2"))
-    onsets = [e.onset for e in (*both, *score.events, *scored)] + [EPOCH_SECONDS * n for n in n2[len(n2) // 2 :]]
+    onsets = [e.onset for e in (*both, *found, *scored)] + [EPOCH_SECONDS * n for n in n2[len(n2) // 2 :]]
     last = max(0.0, score.n_epochs * EPOCH_SECONDS - PAGE_SECONDS)
     return min(last, float(onsets[0] // EPOCH_SECONDS * EPOCH_SECONDS)) if onsets else 0.0
 
@@ -186,16 +205,29 @@ def _overlap(a: Event, b: Event) -> bool:
     return a.onset < b.onset + b.duration and b.onset < a.onset + a.duration
 
 
+def _human_stages(example: NightExample) -> bool:
+    return bool((example.prepared.stage >= 0).any())
+
+
+def _human_events(example: NightExample, kind: str) -> bool:
+    return bool((example.prepared.labels[kind] >= 0).any())
+
+
 def _night_context(example: NightExample) -> dict[str, Any]:
+    score, prepared = example.score, example.prepared
     start = choose_page(example)
+    used = [name for name in prepared.channels if name in score.channels]
     return {
-        "score": example.score,
+        "score": score,
+        "breathing": score.breathing,
         "held_out": example.held_out,
         "overview": _embed(figure_bytes(example)),
         "page": _image(_page(example, start)),
-        "ahi_definition": AHI_DEFINITION,
         "stages": STAGE_NAMES,
-        "scored": (example.prepared.stage >= 0).any(),
+        "used": used,
+        "shown_only": [name for name in prepared.channels if name not in used],
+        "human_stages": _human_stages(example),
+        "human_events": any(_human_events(example, kind) for kind in KINDS),
     }
 
 
@@ -209,17 +241,18 @@ def _page(example: NightExample, start: float) -> Figure:
         scaled = name in prepared.iqr and name != "SPO2"
         signals[name] = samples * prepared.iqr[name] + prepared.median[name] if scaled else samples
     epoch, page = int(start // EPOCH_SECONDS), Event(start, PAGE_SECONDS, "page")
-    stages = dict.fromkeys(STAGE_NAMES[s] for s in example.score.stages[epoch : epoch + 2] if s >= 0)
-    named = " and ".join(stages) or "unscored"
-    shown = [e for e in prepared.events if event_family(e.type) in ("apnea", "hypopnea")]
+    stages = dict.fromkeys(STAGE_NAMES[s] if s >= 0 else "unscored" for s in example.score.stages[epoch : epoch + 2])
+    named = f", {' and '.join(stages)} by the model" if "stage" in example.score.models else ""
+    rows = {name: [e for e in events if _overlap(e, page)] for name, events in event_rows(example).items()}
     return plots.page_figure(
         signals,
         CHANNEL_UNIT,
         start,
         PAGE_SECONDS,
-        [event for event in example.score.events if _overlap(event, page)],
-        [event for event in shown if _overlap(event, page)],
-        title=f"{example.score.record}, epochs {epoch + 1} and {epoch + 2}, {named}",
+        rows,
+        title=f"{example.score.record}, epochs {epoch + 1} and {epoch + 2}{named}",
+        used=example.score.channels,
+        scored=[name for name in rows if name.endswith(SCORED)],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES
-from sleepfm.evaluation.events import AHI_DEFINITION, event_family, match_events
+from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
+from sleepfm.evaluation.breathing import KINDS
+from sleepfm.evaluation.events import ahi, event_family, join_overlapping, match_events, overlapping
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.report import NightExample, figure_bytes, night_page
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.files import write_json
 from sleepfm.scoring import NightScore
+from sleepfm.signals.annotations import Event
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.version import __version__
 
 
 def write_night(folder: Path, score: NightScore, night: PreparedRecording) -> None:
-    """Write ``stages.csv``, ``hypnodensity.csv``, ``events.csv``, ``summary.json``, ``night.png`` and
+    """Write ``stages.csv``, ``hypnodensity.csv``, ``events.csv``, ``positive_runs.csv``, ``summary.json``, ``night.png`` and
     ``report.html``.
     """
     onset = np.arange(score.n_epochs) * EPOCH_SECONDS
@@ -33,18 +36,24 @@ def write_night(folder: Path, score: NightScore, night: PreparedRecording) -> No
     density |= {name: score.hypnodensity[:, k] for k, name in enumerate(STAGE_NAMES)}
     density |= score.probability
     pd.DataFrame(density).to_csv(folder / "hypnodensity.csv", index=False, float_format="%.5f")
-    pd.DataFrame(
-        {
-            "onset_s": [event.onset for event in score.events],
-            "duration_s": [event.duration for event in score.events],
-            "type": [event.type for event in score.events],
-            "stage": [names[int(event.onset // EPOCH_SECONDS)] for event in score.events],
-        }
-    ).to_csv(folder / "events.csv", index=False)
+    _spans(score.events, names).to_csv(folder / "events.csv", index=False)
+    _spans(score.runs, names).to_csv(folder / "positive_runs.csv", index=False)
     write_json(folder / "summary.json", summary(score, night))
     example = NightExample(score, night)
     (folder / "night.png").write_bytes(figure_bytes(example))
     night_page(folder / "report.html", example)
+
+
+def _spans(spans: Sequence[Event], stages: Sequence[str]) -> pd.DataFrame:
+    """One row a span, with the stage of the epoch in which it begins."""
+    return pd.DataFrame(
+        {
+            "onset_s": [span.onset for span in spans],
+            "duration_s": [span.duration for span in spans],
+            "type": [span.type for span in spans],
+            "stage": [stages[int(span.onset // EPOCH_SECONDS)] for span in spans],
+        }
+    )
 
 
 def summary(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
@@ -55,34 +64,47 @@ def summary(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
         "epochs": score.n_epochs,
         "channels": list(score.channels),
         "models": score.models,
+        "inputs": {task: list(names) for task, names in score.inputs.items()},
         "thresholds": score.threshold,
+        "event_thresholds": score.event_threshold,
         "sleep": asdict(score.statistics),
-        "breathing": {
-            "ahi": score.ahi,
-            "ahi_definition": AHI_DEFINITION,
-            "apneas": score.count("apnea"),
-            "apnea_index": score.apnea_index,
-            "hypopneas": score.count("hypopnea"),
-            "hypopnea_index": score.hypopnea_index,
-        },
+        "breathing": score.breathing.to_json(),
         "warnings": list(score.warnings),
         "provenance": night.provenance,
         "sleepfm": __version__,
     }
-    if (night.stage >= 0).any():
+    if (night.stage >= 0).any() or night.events:
         content["agreement"] = agreement_with(score, night)
     return _plain(content)
 
 
 def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
-    """How the model agrees with the recording's human scoring, of stages and of events."""
-    truth = np.where(score.stages >= 0, night.stage, -1)
-    figures = evaluate(TASKS["stage"], truth, score.hypnodensity, [night.subject] * score.n_epochs, n_boot=0)
-    found: dict[str, Any] = {"stage": {name: m.value for name, m in figures.metrics.items()}}
-    for kind in score.threshold if night.events else ():
-        scored = [event for event in night.events if event_family(event.type) == kind]
-        match = match_events([event for event in score.events if event.type == kind], scored)
-        found[kind] = asdict(match) | {"f1": match.f1}
+    """How the model agrees with the recording's human scoring: of stages, of events family by family, and of the AHI.
+
+    ``positive_runs`` says whether the model's side of a family are runs of positive epochs instead of events. Events outside of
+    the epochs that both scored count on neither side.
+    """
+    found: dict[str, Any] = {}
+    if "stage" in score.models:
+        truth = np.where(score.stages >= 0, night.stage, -1)
+        figures = evaluate(TASKS["stage"], truth, score.hypnodensity, [night.subject] * score.n_epochs, n_boot=0)
+        found["stage"] = {name: m.value for name, m in figures.metrics.items()}
+    judged = {kind: np.isfinite(score.probability[kind]) & (night.labels[kind] >= 0) for kind in score.threshold}
+    scored = join_overlapping(night.events)
+    for kind, epochs in judged.items():
+        if not epochs.any():
+            continue
+        located = kind in score.event_threshold
+        mine = [event for event in (score.events if located else score.runs) if event_family(event.type) == kind]
+        theirs = [event for event in scored if event_family(event.type) == kind]
+        match = match_events(overlapping(mine, epochs), overlapping(theirs, epochs))
+        found[kind] = asdict(match) | {"f1": match.f1, "positive_runs": not located}
+    if set(KINDS) <= score.event_threshold.keys() and (night.stage >= 0).any() and all(judged[kind].any() for kind in KINDS):
+        both = judged["apnea"] & judged["hypopnea"]
+        found["ahi"] = {
+            "model": ahi(score.events, both & (score.stages > Stage.W)),
+            "scored": ahi(scored, both & (night.stage > Stage.W)),
+        }
     return found
 
 

@@ -11,10 +11,10 @@ from sleepfm.config import load_config
 from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ConfigError, ModelError
-from sleepfm.evaluation.events import EventAgreement, events_from_probability, match_events
+from sleepfm.evaluation.events import EventAgreement, match_events, positive_runs
 from sleepfm.evaluation.finetune import FinetuneStage
 from sleepfm.evaluation.losses import class_weights, classification_loss
-from sleepfm.evaluation.outcome import judge, read_events, read_results
+from sleepfm.evaluation.outcome import judge, read_events, read_results, tells_seconds
 from sleepfm.evaluation.predict import predict
 from sleepfm.evaluation.probe import ProbeStage
 from sleepfm.evaluation.seconds import events_from_seconds
@@ -101,9 +101,9 @@ def test_event_probe_stores_the_threshold_that_val_chose(dataset, recordings, so
     total = EventAgreement(0, 0, 0)
     for record, rows in written.groupby("record"):
         night = prepare_night(next(p for p in recordings if p.stem == record))
-        found = events_from_probability(rows["p1"], config["threshold"], "hypopnea")
+        found = positive_runs(rows["p1"], config["threshold"], "hypopnea")
         total += match_events(found, [e for e in night.events if e.type == "hypopnea"])
-    assert read_events(tmp_path)["test"] == total
+    assert read_events(tmp_path)["test"] == total and not tells_seconds(tmp_path)
 
 
 def test_stream_order_is_a_permutation_of_each_pass(dataset, source, tmp_path):
@@ -315,7 +315,7 @@ def test_an_event_head_trains_scores_seconds_and_is_judged_by_events(dataset, re
         )
         assert all(event.duration >= 10 for event in score.events)
         total += match_events(score.events, [e for e in night.events if e.type == "hypopnea"])
-    assert read_events(tmp_path)["test"] == total
+    assert read_events(tmp_path)["test"] == total and tells_seconds(tmp_path)
 
 
 def test_seconds_of_a_batch_are_those_of_its_recordings(dataset, source, tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import re
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from sleepfm.errors import DatasetError
-from sleepfm.evaluation.events import EventAgreement, events_from_epochs
+from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
 from sleepfm.evaluation.lineage import Lineage, Node, to_svg
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.report import (
@@ -21,6 +22,7 @@ from sleepfm.evaluation.report import (
     SubsetResult,
     build_report,
     choose_page,
+    event_rows,
     figure_bytes,
     loss_columns,
     night_page,
@@ -117,7 +119,8 @@ def test_report_is_one_whole_file_with_every_section(data, tmp_path):
     assert "A run & its <report>" in shown and "a: <1>" in shown
     stage = data.results[0].evaluation
     assert f"{100 * stage.metrics['majority_accuracy'].value:.1f}" in shown
-    assert "shhs1-200001" in shown and "per hour of epochs scored as sleep" in shown
+    assert "shhs1-200001" in shown and "per hour of the epochs staged as sleep" in shown
+    assert "Positive runs against events: F1" in shown
 
 
 def test_report_of_nothing_is_a_page(tmp_path):
@@ -145,17 +148,61 @@ def test_night_page_and_figure(night, tmp_path):
 
 
 def test_page_shows_an_apnea_found_and_scored():
-    def example(detected, scored, stages):
-        score = SimpleNamespace(events=detected, n_epochs=len(stages), stages=np.array(stages))
+    def example(detected, scored, stages, runs=()):
+        score = SimpleNamespace(events=detected, runs=runs, n_epochs=len(stages), stages=np.array(stages))
         return NightExample(score, SimpleNamespace(events=scored))
 
-    found = events_from_epochs([0, 1, 0, 0, 0, 1, 0, 1, 0, 0], "apnea")
+    found = runs_of_epochs([0, 1, 0, 0, 0, 1, 0, 1, 0, 0], "apnea")
     scored = (Event(20.0, 15.0, "hypopnea"), Event(155.0, 20.0, "central_apnea"))
     assert choose_page(example(found, scored, [2] * 10)) == 150.0
+    assert choose_page(example((), scored, [2] * 10, found)) == 150.0
     assert choose_page(example((), scored, [2] * 10)) == 150.0
     assert choose_page(example((), (), [0] * 4 + [2] * 6)) == 210.0
     assert choose_page(example((), (), [0] * 3)) == 0.0
-    assert choose_page(example(events_from_epochs([0, 0, 1], "apnea"), (), [2] * 3)) == 30.0
+    assert choose_page(example(runs_of_epochs([0, 0, 1], "apnea"), (), [2] * 3)) == 30.0
+
+
+def test_an_apnea_that_was_called_a_hypopnea_was_not_found():
+    """The page goes to the hypopnea that both found, not to the apnea where the model found a hypopnea."""
+    detected = (Event(30.0, 20.0, "hypopnea"), Event(215.0, 20.0, "hypopnea"))
+    scored = (Event(30.0, 20.0, "obstructive_apnea"), Event(212.0, 20.0, "hypopnea"))
+    score = SimpleNamespace(events=detected, runs=(), n_epochs=10, stages=np.full(10, 2))
+    assert choose_page(NightExample(score, SimpleNamespace(events=scored))) == 210.0
+
+
+def test_the_page_says_which_channels_the_models_were_given(night, tmp_path):
+    night_page(tmp_path / "report.html", night)
+    shown = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split())
+    others = [name for name in night.prepared.channels if name not in night.score.channels]
+    assert {"AIRFLOW", "SPO2"} <= set(others)
+    assert f"The models were given {', '.join(n for n in night.prepared.channels if n in night.score.channels)}." in shown
+    assert f"For the eye only, in grey: {', '.join(others)}." in shown
+    for task, names in night.score.inputs.items():
+        assert f"({task}, from {', '.join(names)})" in shown
+    assert "Apnea, positive runs" in shown and "a run is no event" in shown and "AHI:" not in shown
+
+
+def test_a_page_shows_nothing_of_what_nobody_scored(night, downstream_packages, tmp_path):
+    score = Scorer.load([downstream_packages["stage"]]).score(night.prepared)
+    unscored = replace(
+        night.prepared, events=(), stage=np.full_like(night.prepared.stage, -1),
+        labels={name: np.full_like(values, -1) for name, values in night.prepared.labels.items()},
+    )  # fmt: skip
+    alone = NightExample(score, unscored)
+    assert event_rows(alone) == {}
+    night_page(tmp_path / "report.html", alone)
+    shown = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split()).lower()
+    assert "apnea" not in shown and "ahi" not in shown and "human" not in shown and "total sleep time" in shown
+    assert list(event_rows(NightExample(score, night.prepared))) == ["apnea, scored", "hypopnea, scored"]
+    apnea = Scorer.load([downstream_packages["apnea"]]).score(night.prepared)
+    night_page(tmp_path / "report.html", NightExample(apnea, night.prepared))
+    shown = " ".join(Page((tmp_path / "report.html").read_text()).text)
+    assert "Total sleep time" not in shown and "Hypopnea, positive" not in shown and "Apnea, positive runs" in shown
+    assert list(event_rows(NightExample(apnea, night.prepared))) == [
+        "apnea, positive epochs",
+        "apnea, scored",
+        "hypopnea, scored",
+    ]
 
 
 def test_losses_are_read_from_a_trace(data, tmp_path):

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,14 +11,25 @@ import torch
 
 import sleepfm
 from sleepfm.cli import main
+from sleepfm.commands.score import headline
+from sleepfm.config import read_yaml
 from sleepfm.constants import STAGE_NAMES
 from sleepfm.errors import ModelError, MontageError
-from sleepfm.evaluation.events import events_from_probability
-from sleepfm.evaluation.inference import prepared_epochs
+from sleepfm.evaluation.events import AHI_DEFINITION, join_overlapping, positive_runs
+from sleepfm.evaluation.inference import locate_night, prepared_epochs
 from sleepfm.evaluation.predict import predict
+from sleepfm.evaluation.results import summary
+from sleepfm.evaluation.tasks import TASKS
+from sleepfm.models.build import build_model, model_config
+from sleepfm.models.context import ContextConfig
+from sleepfm.models.downstream import Downstream, DownstreamConfig
+from sleepfm.models.event_head import EventHeadConfig
+from sleepfm.package import write_package
 from sleepfm.registry import load
 from sleepfm.scoring import Scorer, prepare_night
-from sleepfm.training.embeddings import stored_epochs
+from sleepfm.training.embeddings import embed_frames, stored_epochs
+
+MODELS = Path(__file__).parents[2] / "configs" / "models"
 
 
 @pytest.fixture(scope="module")
@@ -29,15 +42,19 @@ def scorer(downstream_packages):
     return Scorer.load(list(downstream_packages.values()))
 
 
-def test_every_epoch_is_scored_and_events_follow_the_threshold(scorer, night):
+def test_every_epoch_is_scored_and_runs_of_epochs_are_no_events(scorer, night):
     score = scorer.score(night)
     assert score.n_epochs == night.n_epochs == 30
     assert np.allclose(score.hypnodensity.sum(axis=1), 1)
     assert np.array_equal(score.stages, score.hypnodensity.argmax(axis=1))
     for kind in ("apnea", "hypopnea"):
-        want = events_from_probability(score.probability[kind], 0.4, kind)
-        assert tuple(e for e in score.events if e.type == kind) == want
-    assert list(score.events) == sorted(score.events, key=lambda e: e.onset)
+        want = positive_runs(score.probability[kind], 0.4, kind)
+        assert tuple(run for run in score.runs if run.type == kind) == want
+        row = score.breathing.of(kind, located=False)
+        assert row.found == len(want) and score.breathing.of(kind) is None
+    assert list(score.runs) == sorted(score.runs, key=lambda run: run.onset)
+    assert score.events == () and np.isnan(score.ahi) and "AHI" not in str(score.breathing)
+    assert score.inputs == dict.fromkeys(("stage", "apnea", "hypopnea"), score.channels)
 
 
 def test_prepared_night_equals_its_shards(dataset, recordings):
@@ -136,6 +153,69 @@ def test_an_mne_raw_is_scored_like_its_file(downstream_packages, recordings, nig
     assert got.record == night.record and got.n_epochs == night.n_epochs
 
 
+@pytest.fixture(scope="module")
+def located_packages(tmp_path_factory):
+    """Untrained models that tell seconds apart."""
+    found = {}
+    for number, task in enumerate(("apnea", "hypopnea")):
+        torch.manual_seed(7)
+        encoder = build_model(read_yaml(MODELS / "synthsleepnet-tiny.yaml")["model"])
+        plan = DownstreamConfig(
+            task=task, classes=TASKS[task].classes, encoder=model_config(encoder), context=ContextConfig(kind="none"),
+            events=EventHeadConfig(),
+        )  # fmt: skip
+        torch.manual_seed(10 + number)
+        model = Downstream(plan, encoder)
+        found[task] = tmp_path_factory.mktemp(task)
+        config = {"model": model_config(model), "task": task, "window": 20, "threshold": 0.5, "event_threshold": 0.5}
+        write_package(found[task], model, config, "card")
+    return found
+
+
+def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(located_packages, downstream_packages, night):
+    entries = []
+    for package in located_packages.values():
+        (entry,) = Scorer.load([package]).models.values()
+        frames = embed_frames(entry.model.encoder, prepared_epochs(night, entry.model.channels, 30))
+        # Most seconds positive: the events of two untrained models then overlap.
+        seconds = locate_night(entry.model, frames, entry.window)
+        entries.append(replace(entry, event_threshold=float(np.quantile(seconds, 0.2))))
+    apneas, hypopneas = (Scorer([entry]).score(night).events for entry in entries)
+    shared = [h for h in hypopneas if any(a.onset < h.onset + h.duration and h.onset < a.onset + a.duration for a in apneas)]
+    assert shared
+    score = Scorer([*entries, *Scorer.load([downstream_packages["stage"]]).models.values()]).score(night)
+    assert score.events == join_overlapping([*apneas, *hypopneas]) and score.runs == ()
+    assert len(score.events) == len(apneas) + len(hypopneas) - len(shared)
+    content = summary(score, night)
+    assert content["event_thresholds"] == {entry.task: entry.event_threshold for entry in entries}
+    breathing = content["breathing"]
+    assert breathing["ahi"] == score.ahi if np.isfinite(score.ahi) else breathing["ahi"] is None
+    assert (breathing["apneas"], breathing["hypopneas"]) == (len(apneas), len(hypopneas) - len(shared))
+    assert breathing["definitions"] == [f"AHI: {AHI_DEFINITION}"] and "AHI" in headline(score)
+    assert set(content["agreement"]) == {"stage", "apnea", "hypopnea", "ahi"}
+    assert not content["agreement"]["apnea"]["positive_runs"]
+
+
+def test_what_was_not_scored_is_null(downstream_packages, night):
+    stage = Scorer.load([downstream_packages["stage"]]).score(night)
+    content = summary(stage, night)
+    empty = {key: value for key, value in content["breathing"].items() if key != "definitions"}
+    assert set(empty.values()) == {None} and content["breathing"]["definitions"] == []
+    assert set(content["agreement"]) == {"stage"}
+    assert headline(stage) == f"30 epochs, {stage.statistics.total_sleep_time:.0f} min of sleep"
+
+    apnea = Scorer.load([downstream_packages["apnea"]]).score(night)
+    content = summary(apnea, night)
+    sleep = content["sleep"]
+    assert sleep.pop("recorded") == sleep.pop("unscored") == 15.0 and sleep.pop("unscored_in_bed") == 0
+    assert {*sleep.pop("stage_minutes").values(), *sleep.pop("stage_percent").values(), *sleep.values()} == {None}
+    breathing = content["breathing"]
+    assert breathing["apnea_positive_runs"] == len(apnea.runs) and breathing["apnea_positive_runs_in_sleep"] is None
+    assert breathing["ahi"] is breathing["apneas"] is breathing["hypopneas"] is breathing["hypopnea_positive_runs"] is None
+    assert set(content["agreement"]) == {"apnea"} and content["agreement"]["apnea"]["positive_runs"]
+    assert "sleep," not in headline(apnea) and "AHI" not in headline(apnea)
+
+
 def arguments(packages, out, *recordings):
     models = [str(p) for p in packages.values()]
     return ["score", *map(str, recordings), "--model", *models, "--out", str(out)]
@@ -154,6 +234,7 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
         "events.csv",
         "hypnodensity.csv",
         "night.png",
+        "positive_runs.csv",
         "report.html",
         "stages.csv",
         "summary.json",
@@ -163,10 +244,11 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     assert set(stages["stage"]) <= set(STAGE_NAMES)
     density = pd.read_csv(folder / "hypnodensity.csv")
     assert np.allclose(density[list(STAGE_NAMES)].sum(axis=1), 1, atol=1e-4)
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["sleep"]["time_in_bed"] == 15.0
-    assert set(summary["agreement"]) == {"stage", "apnea", "hypopnea"}
-    assert summary["agreement"]["stage"]["accuracy"] is not None
+    written = json.loads((folder / "summary.json").read_text())
+    assert written["sleep"]["time_in_bed"] == 15.0 and written["breathing"]["ahi"] is None
+    assert "AHI" not in printed.out and "positive runs of apnea" in printed.out
+    assert set(written["agreement"]) == {"stage", "apnea", "hypopnea"}
+    assert written["agreement"]["stage"]["accuracy"] is not None
     (folder / "stages.csv").write_text("old")
     assert main(arguments(downstream_packages, out, recordings[0])) == 0
     assert len(pd.read_csv(folder / "stages.csv")) == 30
@@ -185,9 +267,9 @@ def test_command_names_what_is_wrong(downstream_packages, recordings, tmp_path, 
 @pytest.mark.parametrize("name", ["nox-a1/subject1.edf", "sleep-edf/short_psg.edf"])
 def test_real_recordings_are_scored(name, shared_data, downstream_packages, tmp_path):
     assert main(arguments(downstream_packages, tmp_path, shared_data / name)) == 0
-    summary = json.loads(next(tmp_path.glob("*/summary.json")).read_text())
+    written = json.loads(next(tmp_path.glob("*/summary.json")).read_text())
     seconds = sleepfm.read_recording(shared_data / name).duration
-    assert summary["epochs"] == int(seconds // 30)
+    assert written["epochs"] == int(seconds // 30)
 
 
 def test_embed_writes_one_row_an_epoch(encoder_package, dataset, recordings, tmp_path):

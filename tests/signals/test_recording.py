@@ -279,7 +279,9 @@ def test_trailing_bytes_are_ignored_with_a_warning(tmp_path):
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(kept=st.integers(0, 40), claimed=st.sampled_from([5, -1, 0]), version=st.sampled_from([b"0", b"0\x1a", b"\xef0", b"0      7"]))
+@given(
+    kept=st.integers(0, 40), claimed=st.sampled_from([5, -1, 0]), version=st.sampled_from([b"0", b"0\x1a", b"\xef0", b"0      7"])
+)
 def test_what_is_whole_of_a_file_that_was_cut_off_is_read(tmp_path, kept, claimed, version):
     digital = noise(20)
     path = write_edf(tmp_path / "t.edf", [Made("EEG", digital, 4)], claimed=claimed)

@@ -1,0 +1,122 @@
+"""What is counted of a night's breathing: events where a model tells seconds apart, else runs of positive epochs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from sleepfm.constants import EPOCH_SECONDS, Stage
+from sleepfm.evaluation.events import AHI_DEFINITION, RUNS_DEFINITION, ahi, event_family, index_per_hour, overlapping
+from sleepfm.signals.scoring_types import Event
+
+KINDS = ("apnea", "hypopnea")
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Apneas or hypopneas of one night, or what a model of epochs gives in their place.
+
+    Attributes:
+        kind: ``apnea`` or ``hypopnea``.
+        located: whether these are events; else they are runs of positive epochs.
+        found: how many, awake or asleep.
+        asleep: how many overlap an epoch staged as sleep in which ``kind`` was scored; None where no epoch was staged.
+        per_hour: ``asleep`` per hour of such epochs; nan without one.
+    """
+
+    kind: str
+    located: bool
+    found: int
+    asleep: int | None
+    per_hour: float
+
+    @property
+    def name(self) -> str:
+        """``apnea``, or ``apnea, positive runs``."""
+        return self.kind if self.located else f"{self.kind}, positive runs"
+
+
+@dataclass(frozen=True)
+class Breathing:
+    """Every respiratory figure of a night. Whatever was not scored is not in ``counted``, and its figures are None.
+
+    ``ahi`` is nan unless both kinds were told to the second and some epoch is sleep; ``hours`` are those of sleep in which every
+    kind of ``counted`` was scored, nan where no epoch was staged.
+    """
+
+    counted: tuple[Counted, ...]
+    ahi: float
+    hours: float
+
+    def of(self, kind: str, located: bool = True) -> Counted | None:
+        """What was counted of ``kind``, as events or (not ``located``) as runs; None where it was not."""
+        return next((row for row in self.counted if (row.kind, row.located) == (kind, located)), None)
+
+    @property
+    def definitions(self) -> tuple[str, ...]:
+        """How the figures that there are came about, one sentence each."""
+        found = (f"AHI: {AHI_DEFINITION}",) if all(self.of(kind) for kind in KINDS) else ()
+        runs = any(not row.located for row in self.counted)
+        return (*found, f"Positive runs: {RUNS_DEFINITION}") if runs else found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain types; None for what was not scored."""
+        content: dict[str, Any] = {"ahi": self.ahi, "definitions": list(self.definitions), "hours_of_scored_sleep": self.hours}
+        for kind, plural in zip(KINDS, ("apneas", "hypopneas"), strict=True):
+            events, runs = self.of(kind), self.of(kind, located=False)
+            content |= {
+                plural: events and events.found,
+                f"{plural}_in_sleep": events and events.asleep,
+                f"{kind}_index": events and events.per_hour,
+                f"{kind}_positive_runs": runs and runs.found,
+                f"{kind}_positive_runs_in_sleep": runs and runs.asleep,
+                f"{kind}_positive_runs_per_hour": runs and runs.per_hour,
+            }
+        return content
+
+    def __str__(self) -> str:
+        """One line: the AHI where it is defined, else what was counted."""
+        if all(self.of(kind) for kind in KINDS):
+            return f"AHI {_number(self.ahi)}"
+        named = ((row.per_hour, f"{row.kind}s" if row.located else f"positive runs of {row.kind}") for row in self.counted)
+        return ", ".join(f"{_number(per_hour)} {name} per hour of sleep" for per_hour, name in named)
+
+
+def count_breathing(
+    stages: ArrayLike,
+    events: Sequence[Event],
+    runs: Sequence[Event],
+    scored: Mapping[str, ArrayLike],
+    located: Sequence[str],
+) -> Breathing:
+    """Count a night's ``events`` and ``runs``.
+
+    Args:
+        stages: [E], -1 where unscored.
+        events: of the kinds in ``located``; ``runs``: of the others.
+        scored: kind to [E], true where the epoch was scored for it; only kinds that were scored at all.
+        located: kinds that were told to the second.
+    """
+    stage = np.asarray(stages)
+    staged, asleep = bool((stage >= 0).any()), stage > Stage.W
+    counted = []
+    for kind in (kind for kind in KINDS if kind in scored):
+        mine = [e for e in (events if kind in located else runs) if event_family(e.type) == kind]
+        sleep = asleep & np.asarray(scored[kind], dtype=bool)
+        in_sleep = len(overlapping(mine, sleep)) if staged else None
+        counted.append(Counted(kind, kind in located, len(mine), in_sleep, index_per_hour(mine, sleep)))
+    every: NDArray[np.bool_] = asleep.copy()
+    for flags in scored.values():
+        every &= np.asarray(flags, dtype=bool)
+    both = set(KINDS) <= set(located)
+    hours = float(every.sum() * EPOCH_SECONDS / 3600) if staged and counted else math.nan
+    return Breathing(tuple(counted), ahi(events, every) if both else math.nan, hours)
+
+
+def _number(value: float) -> str:
+    return "no" if math.isnan(value) else f"{value:.1f}"
