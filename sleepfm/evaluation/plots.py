@@ -56,14 +56,12 @@ def draw_hypnogram(axes: Axes, stages: ArrayLike, label: str = "") -> None:
 
 
 def draw_hypnodensity(axes: Axes, density: NDArray[np.floating], label: str = "") -> None:
-    """Stacked probability [E, 5] of the stages, Wake on top."""
-    hours = (np.arange(len(density)) + 0.5) * EPOCH_SECONDS / 3600
+    """Stacked probability [E, 5] of the stages, Wake on top; nothing in unscored epochs."""
+    hours = np.arange(len(density) + 1) * EPOCH_SECONDS / 3600
     rows = list(reversed(HYPNOGRAM_ORDER))
+    steps = np.nan_to_num(np.concatenate([density, density[-1:]]))
     axes.stackplot(
-        hours,
-        [np.nan_to_num(density[:, s]) for s in rows],
-        colors=[STAGE_COLOURS[s] for s in rows],
-        linewidth=0,
+        hours[: len(steps)], [steps[:, s] for s in rows], colors=[STAGE_COLOURS[s] for s in rows], linewidth=0, step="post"
     )
     axes.set_ylim(0, 1)
     axes.set_yticks([0, 0.5, 1], ["0", "½", "1"])
@@ -72,7 +70,7 @@ def draw_hypnodensity(axes: Axes, density: NDArray[np.floating], label: str = ""
 
 def draw_events(axes: Axes, rows: Mapping[str, Sequence[Event]], n_epochs: int, label: str = "") -> None:
     """One line of bars per entry of ``rows``, first on top; a bar is at least half a pixel wide."""
-    for row, events in enumerate(reversed(rows.values())):
+    for row, events in enumerate(reversed(list(rows.values()))):
         for event in events:
             axes.broken_barh(
                 [(event.onset / 3600, max(event.duration, 5.0) / 3600)],
@@ -177,7 +175,7 @@ def page_figure(
         axis.set_ylabel(f"{name}{unit}", rotation=0, ha="right", va="center", fontsize=8, color=colour)
         quiet(axis)
     track = axes[-1]
-    for row, (label, events) in enumerate(reversed(rows.items())):
+    for row, (label, events) in enumerate(reversed(list(rows.items()))):
         for event in events:
             colour = EVENT_COLOURS[event_family(event.type)]
             left, right = max(event.onset, start), min(event.onset + event.duration, start + seconds)

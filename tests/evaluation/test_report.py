@@ -9,11 +9,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
 from sleepfm.evaluation.lineage import Lineage, Node, to_svg
 from sleepfm.evaluation.metrics import evaluate
+from sleepfm.evaluation.plots import draw_hypnodensity
 from sleepfm.evaluation.report import (
     NightExample,
     ReportData,
@@ -203,6 +205,16 @@ def test_a_page_shows_nothing_of_what_nobody_scored(night, downstream_packages, 
         "apnea, scored",
         "hypopnea, scored",
     ]
+
+
+def test_hypnodensity_is_blank_in_unscored_epochs():
+    density = np.full((6, 5), 0.2)
+    density[2] = np.nan
+    axes = Figure().subplots()
+    draw_hypnodensity(axes, density)
+    covered = [any(path.contains_point((s / 3600, y)) for c in axes.collections for path in c.get_paths()) for s, y in
+               ((5, 0.5), (58, 0.9), (62, 0.1), (75, 0.1), (88, 0.1), (92, 0.9), (175, 0.5))]  # fmt: skip
+    assert covered == [True, True, False, False, False, True, True]
 
 
 def test_losses_are_read_from_a_trace(data, tmp_path):
