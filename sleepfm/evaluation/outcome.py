@@ -182,12 +182,12 @@ def read_events(folder: Path) -> dict[str, EventAgreement]:
 
 
 def tells_seconds(folder: Path) -> bool:
-    """Whether the model that :func:`package_contents` judged tells events to the second.
+    """Whether the model that :func:`package_contents` judged tells events to the second; False where an older run does not say.
 
     Raises:
         TrainingError: no finished downstream job wrote there.
     """
-    return bool(_evaluation(folder)["events_located"])
+    return bool(_evaluation(folder).get("events_located", False))
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:

@@ -180,7 +180,9 @@ def page_figure(
             colour = EVENT_COLOURS[event_family(event.type)]
             left, right = max(event.onset, start), min(event.onset + event.duration, start + seconds)
             track.broken_barh([(left, right - left)], (row - 0.38, 0.76), color=colour)
-            text = event.type.replace("_", " ") if right - left > 6 else ""
+            # The line says the family; only a kind of its own is worth saying again.
+            named = event.type != label.partition(",")[0] and right - left > 6
+            text = event.type.replace("_", " ") if named else ""
             track.text((left + right) / 2, row, text, ha="center", va="center", fontsize=7, color="white")
             for axis in axes[:-1]:
                 axis.axvspan(left, right, color=colour, alpha=0.20 if label in scored else 0.07, linewidth=0)

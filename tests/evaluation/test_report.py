@@ -181,6 +181,7 @@ def test_the_page_says_which_channels_the_models_were_given(night, tmp_path):
     assert f"For the eye only, in grey: {', '.join(others)}." in shown
     for task, names in night.score.inputs.items():
         assert f"({task}, from {', '.join(names)})" in shown
+    assert ". A run of positive epochs" in shown and ". Lines that end in" in shown
     assert "Apnea, positive runs" in shown and "a run is no event" in shown and "AHI:" not in shown
 
 
