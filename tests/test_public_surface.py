@@ -16,7 +16,7 @@ from sleepfm.cli import COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 
 SURFACE = {
-    "sleepfm synth": {"OUT", "--subjects", "--hours", "--seed", "--cohort", "--workers"},
+    "sleepfm synth": {"OUT", "--subjects", "--hours", "--seed", "--cohort", "--clean", "--workers"},
     "sleepfm doctor": {"DIR", "--cohort", "--json"},
     "sleepfm score": {"EDF", "--model", "--out", "--cohort", "--scoring"},
     "sleepfm embed": {"SRC", "--model", "--out", "--cohort"},

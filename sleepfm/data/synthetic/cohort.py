@@ -9,8 +9,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sleepfm.config import digest, to_dict
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.synthetic.edf import write_edf
+from sleepfm.data.synthetic.faults.draw import add_faults
+from sleepfm.data.synthetic.faults.rates import FaultRates
+from sleepfm.data.synthetic.faults.spoil import spoil
+from sleepfm.data.synthetic.faults.truth import Fault, truth_document
 from sleepfm.data.synthetic.layout import layout_names, load_layout
 from sleepfm.data.synthetic.night import draw_night
 from sleepfm.data.synthetic.scoring_files import write_scoring
@@ -19,13 +24,25 @@ from sleepfm.files import atomic_path, make_folder, read_json, remove_temporarie
 from sleepfm.version import __version__
 
 STATEMENT = "synth.json"
+TRUTH = "truth"
 LEAST_HOURS, MOST_HOURS = 0.1, 24.0
 
 
-def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str = "shhs1", workers: int = 1) -> list[Path]:
+def write_cohort(
+    out: Path,
+    subjects: int,
+    hours: float,
+    seed: int,
+    cohort: str = "shhs1",
+    workers: int = 1,
+    rates: FaultRates | None = None,
+) -> list[Path]:
     """Write ``subjects`` recordings of ``hours`` (rounded to epochs) below ``out`` and return the EDF paths.
 
-    The bytes depend only on ``seed``, the subject's number and ``hours``. Files are written beside their
+    ``rates`` say how often a recording has which fault; clean nights where it is None. What was drawn into a faulty
+    recording stands in ``out/truth``.
+
+    The bytes depend only on ``seed``, the subject's number, ``hours`` and ``rates``. Files are written beside their
     place and renamed; a recording that is there whole under the same arguments is kept. ``out/synth.json``
     states the arguments.
 
@@ -52,9 +69,10 @@ def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str 
         "hours": n_epochs * EPOCH_SECONDS / 3600,
         "seed": seed,
         "version": __version__,
+        "faults": digest(to_dict(rates)) if rates else "none",
         "subjects": subjects,
     }
-    write = partial(write_subject, out, cohort, seed, n_epochs)
+    write = partial(write_subject, out, cohort, seed, n_epochs, rates=rates)
     progress = partial(tqdm, total=subjects, desc="synth", unit="night")
     _state(out / STATEMENT, statement, complete=False)
     for folder in filter(Path.is_dir, (out, *out.rglob("*"))):
@@ -68,18 +86,28 @@ def write_cohort(out: Path, subjects: int, hours: float, seed: int, cohort: str 
     return paths
 
 
-def write_subject(out: Path, cohort: str, seed: int, n_epochs: int, number: int) -> Path:
-    """Write the EDF and the scoring of subject ``number`` (0-based) unless both are there; returns the EDF's
-    path."""
+def write_subject(out: Path, cohort: str, seed: int, n_epochs: int, number: int, rates: FaultRates | None = None) -> Path:
+    """Write the EDF, the scoring and, with faults, the truth of subject ``number`` (0-based) unless they are there; returns
+    the EDF's path."""
     layout = load_layout(cohort)
     edf, scoring = layout.place(out, number)
-    if edf.exists() and scoring.exists():
+    truth = out / TRUTH / f"{edf.stem}.json"
+    if edf.exists() and scoring.exists() and (rates is None or truth.exists()):
         return edf
     night = draw_night(seed, number, n_epochs)
+    faults: tuple[Fault, ...] = ()
+    if rates is not None:
+        clean = night
+        night, faults = add_faults(clean, rates, layout.scoring.format)
+        sources = {label: signal.source for label, signal in layout.signals.items()}
+        document = truth_document(edf.relative_to(out).as_posix(), clean, len(night.codes) * EPOCH_SECONDS, faults, sources)
+        del clean
+        write_json(truth, document, compact=True)
     for path in (edf, scoring):
         make_folder(path.parent)
     with atomic_path(edf) as new_edf, atomic_path(scoring) as new_scoring:
-        write_edf(new_edf, layout.channels, layout.draw(night, number), n_epochs * EPOCH_SECONDS, night.start)
+        signals = spoil(layout.draw(night, number), layout, night.subject, faults)
+        write_edf(new_edf, layout.channels, signals, len(night.codes) * EPOCH_SECONDS, night.start)
         write_scoring(layout.scoring.format, new_scoring, night)
     return edf
 

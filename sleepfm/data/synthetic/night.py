@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,23 @@ from sleepfm.data.synthetic.subject import Subject, draw_subject
 # Kales 1968).
 MOVEMENT_SECONDS = 15.0
 STAGE_4_SHARE = 0.45
+# Codes of epochs without a stage: called unscored, or not written at all.
+UNSCORED, NO_ROW = 9, -1
+
+
+@dataclass(frozen=True)
+class Note:
+    """A text in the scoring that is neither a stage nor a respiratory event, desaturation or arousal.
+
+    Attributes:
+        onset, duration: seconds from the first sample.
+        text: as written; group: its type in NSRR's XML, where it has one.
+    """
+
+    onset: float
+    duration: float
+    text: str
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -33,10 +51,13 @@ class Night:
 
     Attributes:
         subject: whose.
-        stages: [E] true stage; codes: [E] as scored by Rechtschaffen and Kales (3 or 4 for N3, 6 movement).
+        stages: [E] true stage; codes: [E] as scored by Rechtschaffen and Kales (3 or 4 for N3, 6 movement,
+            :data:`UNSCORED` or :data:`NO_ROW`).
         events: all scored events in order of onset.
         signals: by the label they have in SHHS1, each [E * 30 * rate] in uV (ECG mV, SaO2 %).
         start: clock time hh.mm.ss.
+        notes: what else is written among the events.
+        words: what the scorer writes in place of the format's text, by kind of event or code of a stage.
     """
 
     subject: Subject
@@ -45,6 +66,8 @@ class Night:
     events: tuple[Event, ...]
     signals: dict[str, Floats]
     start: str
+    notes: tuple[Note, ...] = ()
+    words: Mapping[str, str] = field(default_factory=dict)
 
 
 def draw_night(seed: int, number: int, n_epochs: int) -> Night:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
-
-import numpy as np
-from numpy.typing import NDArray
+from xml.sax.saxutils import escape
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.synthetic.events import Event
+from sleepfm.data.synthetic.night import NO_ROW, Night
 
 # SHHS was scored by Rechtschaffen and Kales: deep sleep is stage 3 or 4, a moving epoch may be "Movement".
 STAGE_CONCEPT = {
@@ -28,31 +27,38 @@ EVENT_CONCEPT = {
     "mixed_apnea": ("Respiratory|Respiratory", "Mixed apnea|Mixed Apnea", "ABDO RES"),
     "hypopnea": ("Respiratory|Respiratory", "Hypopnea|Hypopnea", "ABDO RES"),
     "desaturation": ("Respiratory|Respiratory", "SpO2 desaturation|SpO2 desaturation", "SaO2"),
+    "apnea": ("Respiratory|Respiratory", "Apnea|Apnea", "ABDO RES"),
     "arousal": ("Arousals|Arousals", "Arousal|Arousal ()", "EEG"),
 }
 
 
-def nsrr_xml(codes: NDArray[np.int8], events: Sequence[Event], start: str) -> str:
-    """The file's text: events in order of onset, then runs of Rechtschaffen and Kales ``codes`` [E] (9:
-    unscored)."""
-    duration = float(len(codes) * EPOCH_SECONDS)
+def nsrr_xml(night: Night) -> str:
+    """The file's text: events and notes in order of onset, then runs of stages."""
+    duration = float(len(night.codes) * EPOCH_SECONDS)
     lines = ['<?xml version="1.0" encoding="UTF-8" standalone="no"?>', "<PSGAnnotation>"]
     lines += ["<SoftwareVersion>Compumedics</SoftwareVersion>", f"<EpochLength>{EPOCH_SECONDS}</EpochLength>"]
     lines += ["<ScoredEvents>"]
-    lines += _event("", "Recording Start Time", 0.0, duration, [("ClockTime", f"01.01.85 {start}")])
-    for event in sorted(events, key=lambda event: (event.onset, event.kind)):
-        kind, concept, location = EVENT_CONCEPT[event.kind]
-        more = [("SignalLocation", location)]
-        if event.kind == "desaturation":
-            more += [("SpO2Nadir", f"{event.nadir:.1f}"), ("SpO2Baseline", f"{event.baseline:.1f}")]
-        lines += _event(kind, concept, event.onset, event.duration, more)
+    lines += _event("", "Recording Start Time", 0.0, duration, [("ClockTime", f"01.01.85 {night.start}")])
+    rows = [(event.onset, event.kind, _scored(event, night.words)) for event in night.events]
+    rows += [(note.onset, note.text, _event(note.group, note.text, note.onset, note.duration, [])) for note in night.notes]
+    for _, _, row in sorted(rows, key=lambda item: item[:2]):
+        lines += row
     epoch = 0
-    for code, run in groupby(codes.tolist()):
+    for code, run in groupby(night.codes.tolist()):
         length = sum(1 for _ in run)
         times = (float(epoch * EPOCH_SECONDS), float(length * EPOCH_SECONDS))
-        lines += _event("Stages|Stages", STAGE_CONCEPT[code], *times, [])
+        if code != NO_ROW:
+            lines += _event("Stages|Stages", night.words.get(str(code), STAGE_CONCEPT[code]), *times, [])
         epoch += length
     return "\n".join([*lines, "</ScoredEvents>", "</PSGAnnotation>", ""])
+
+
+def _scored(event: Event, words: Mapping[str, str]) -> list[str]:
+    kind, concept, location = EVENT_CONCEPT[event.kind]
+    more = [("SignalLocation", location)]
+    if event.kind == "desaturation":
+        more += [("SpO2Nadir", f"{event.nadir:.1f}"), ("SpO2Baseline", f"{event.baseline:.1f}")]
+    return _event(kind, words.get(event.kind, concept), event.onset, event.duration, more)
 
 
 def _event(kind: str, concept: str, onset: float, duration: float, more: Sequence[tuple[str, str]]) -> list[str]:
@@ -60,6 +66,6 @@ def _event(kind: str, concept: str, onset: float, duration: float, more: Sequenc
     return [
         "<ScoredEvent>",
         f"<EventType>{kind}</EventType>" if kind else "<EventType/>",
-        *(f"<{name}>{text}</{name}>" for name, text in fields),
+        *(f"<{name}>{escape(text)}</{name}>" for name, text in fields),
         "</ScoredEvent>",
     ]

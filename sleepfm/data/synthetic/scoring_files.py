@@ -7,13 +7,13 @@ stages); Luna's documentation of ``.annot`` (zzz.bwh.harvard.edu/luna/ref/annota
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import groupby
 from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.data.synthetic.night import Night
+from sleepfm.data.synthetic.night import NO_ROW, Night
 from sleepfm.data.synthetic.nsrr_xml import nsrr_xml
 
 # By code of Rechtschaffen and Kales: 0 W, 1-4, 5 REM, 6 movement, 9 unscored.
@@ -25,6 +25,7 @@ _LUNA_EVENT = {
     "obstructive_apnea": "apnea_obstructive",
     "central_apnea": "apnea_central",
     "mixed_apnea": "apnea_mixed",
+    "apnea": "apnea",
     "hypopnea": "hypopnea",
     "desaturation": "desat",
     "arousal": "arousal",
@@ -33,6 +34,7 @@ _NCHSDB_EVENT = {
     "obstructive_apnea": "Obstructive Apnea",
     "central_apnea": "Central Apnea",
     "mixed_apnea": "Mixed Apnea",
+    "apnea": "Apnea",
     "hypopnea": "Hypopnea",
     "desaturation": "Oxygen Desaturation",
     "arousal": "EEG arousal",
@@ -41,6 +43,7 @@ _STAGES_EVENT = {
     "obstructive_apnea": "ObstructiveApnea",
     "central_apnea": "CentralApnea",
     "mixed_apnea": "MixedApnea",
+    "apnea": "Apnea",
     "hypopnea": "Hypopnea",
     "desaturation": "Desaturation",
     "arousal": "Arousal",
@@ -57,13 +60,16 @@ def write_scoring(name: str, path: Path, night: Night) -> None:
 
 
 def _nsrr(night: Night) -> str:
-    return nsrr_xml(night.codes, night.events, night.start)
+    return nsrr_xml(night)
 
 
 def _hypnogram(night: Night) -> bytes:
     """EDF+ with one record of annotations and no duration, as Sleep-EDF's."""
     runs = [*_runs(night), (len(night.codes) * EPOCH_SECONDS, _BEYOND_SECONDS, 9)]
-    texts = [("+0", "", "")] + [(f"+{onset}", str(duration), f"Sleep stage {_EDF_STAGE[code]}") for onset, duration, code in runs]
+    words = {code: night.words.get(str(code), f"Sleep stage {text}") for code, text in _EDF_STAGE.items()}
+    rows = [(float(onset), float(duration), words[code]) for onset, duration, code in runs]
+    rows = sorted(rows + _notes(night), key=lambda row: row[0])
+    texts = [("+0", "", "")] + [(f"+{onset:g}", f"{duration:g}" if duration else "", text) for onset, duration, text in rows]
     body = "".join(f"{onset}{chr(21) + length if length else ''}\x14{text}\x14\0" for onset, length, text in texts).encode()
     body += b"\0" * (len(body) % 2)
     fields = [("0", 8), ("X X X X", 80), ("Startdate 01-JAN-1985 X X X", 80), ("01.01.85", 8), (night.start, 8)]
@@ -74,30 +80,29 @@ def _hypnogram(night: Night) -> bytes:
 
 def _luna(night: Night) -> str:
     clock = _clock(night)
-    rows = [(onset, onset + duration, _AASM_STAGE[code]) for onset, duration, code in _epochs(night)]
-    rows += [(event.onset, event.end, _LUNA_EVENT[event.kind]) for event in night.events]
+    rows = [(begin, begin + duration, text) for begin, duration, text in _rows(night, _AASM_STAGE, _LUNA_EVENT)]
     lines = [f"{name}\t.\t.\t{clock(begin)}\t{clock(end)}\t." for begin, end, name in sorted(rows)]
     return "\n".join(["class\tinstance\tchannel\tstart\tstop\tmeta", *lines, ""])
 
 
 def _nchsdb(night: Night) -> str:
-    rows = [(onset, duration, f"Sleep stage {_AASM_STAGE[code]}") for onset, duration, code in _epochs(night)]
-    rows += [(event.onset, event.duration, _NCHSDB_EVENT[event.kind]) for event in night.events]
+    stages = {code: f"Sleep stage {text}" for code, text in _AASM_STAGE.items()}
+    rows = _rows(night, stages, _NCHSDB_EVENT)
     lines = [f"{float(onset)}\t{float(duration)}\t{text}" for onset, duration, text in sorted(rows)]
     return "\n".join(["onset\tduration\tdescription", "0.0\t0.0\tLights Off", *lines, ""])
 
 
 def _stages(night: Night) -> str:
     clock = _clock(night)
-    rows = [(onset, duration, _STAGES_STAGE[code]) for onset, duration, code in _epochs(night)]
-    rows += [(event.onset, event.duration, _STAGES_EVENT[event.kind]) for event in night.events]
+    rows = _rows(night, _STAGES_STAGE, _STAGES_EVENT)
     lines = [f"{clock(onset)},{duration:g},{text}" for onset, duration, text in sorted(rows)]
     remark = f"{clock(0.0)},0,technician, asks to close the eyes"  # texts are not quoted
     return "\n".join(["Start Time,Duration (seconds),Event", remark, *lines, ""])
 
 
 def _wsc(night: Night) -> str:
-    lines = [f"{place}\t{_WSC_STAGE.get(code, code)}\t0" for place, code in enumerate(night.codes.tolist(), start=1)]
+    numbered = enumerate(night.codes.tolist(), start=1)
+    lines = [f"{place}\t{_WSC_STAGE.get(code, code)}\t0" for place, code in numbered if code != NO_ROW]
     return "\n".join(["Epoch\tUser-Defined Stage\tCAST-Defined Stage", *lines, ""])
 
 
@@ -106,13 +111,24 @@ def _runs(night: Night) -> Iterator[tuple[int, int, int]]:
     place = 0
     for code, run in groupby(night.codes.tolist()):
         length = sum(1 for _ in run)
-        yield place * EPOCH_SECONDS, length * EPOCH_SECONDS, code
+        if code != NO_ROW:
+            yield place * EPOCH_SECONDS, length * EPOCH_SECONDS, code
         place += length
 
 
-def _epochs(night: Night) -> Iterator[tuple[float, float, int]]:
-    for place, code in enumerate(night.codes.tolist()):
-        yield float(place * EPOCH_SECONDS), float(EPOCH_SECONDS), code
+def _rows(night: Night, stages: Mapping[int, str], events: Mapping[str, str]) -> list[tuple[float, float, str]]:
+    """Onset, duration and text of every epoch, event and note, each with the scorer's own word if it has one."""
+    rows = [
+        (float(place * EPOCH_SECONDS), float(EPOCH_SECONDS), night.words.get(str(code), stages[code]))
+        for place, code in enumerate(night.codes.tolist())
+        if code != NO_ROW
+    ]
+    rows += [(event.onset, event.duration, night.words.get(event.kind, events[event.kind])) for event in night.events]
+    return rows + _notes(night)
+
+
+def _notes(night: Night) -> list[tuple[float, float, str]]:
+    return [(note.onset, note.duration, note.text) for note in night.notes]
 
 
 def _clock(night: Night) -> Callable[[float], str]:
