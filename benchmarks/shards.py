@@ -50,7 +50,7 @@ MIB = 2**20
 def synthesise(folder: Path, nights: int, hours: float) -> Path:
     """A cohort of that many nights below ``folder``, kept for the next call."""
     place = folder / f"{nights}x{hours:g}h"
-    command = [sys.executable, "-m", "sleepfm.cli", "synth", str(place), "--seed", "1"]
+    command = [sys.executable, "-m", "sleepfm.cli", "synth", str(place), "--seed", "1", "--clean"]
     subprocess.run([*command, "--subjects", str(nights), "--hours", f"{hours:g}"], check=True, capture_output=True)
     return place
 

@@ -389,6 +389,7 @@ def make_data(scratch: Path) -> Path:
         "1",
         "--seed",
         "1",
+        "--clean",
     ]
     for words in (synth, [sys.executable, "-m", "shards", "build", str(source), str(shards), "--workers", "2"]):
         subprocess.run(words, check=True, stdout=subprocess.DEVNULL)

@@ -21,10 +21,11 @@ TASKS = ("stage", "apnea", "hypopnea")
 
 
 class CohortConfig(Config):
-    """Size of the synthetic cohort."""
+    """The synthetic cohort: its size, and whether its nights are without the faults of real ones."""
 
     subjects: int = Field(ge=1)
     hours: float = Field(gt=0)
+    clean: bool = False
 
 
 class DemoConfig(Config):
@@ -63,7 +64,7 @@ class Plan:
         """Make the cohort."""
         size = self.config.cohort
         arguments = ["--subjects", str(size.subjects), "--hours", f"{size.hours:g}", "--seed", str(self.seed)]
-        workers = ["--workers", str(self.config.processes)]
+        workers = ["--workers", str(self.config.processes), *(["--clean"] if size.clean else [])]
         return Step("synth", [str(BIN / "sleepfm"), "synth", str(self.source), *arguments, *workers])
 
     def build(self) -> Step:
@@ -71,7 +72,8 @@ class Plan:
         cohort = ["--cohort", "auto" if self.data else "shhs1"]
         arguments = [str(self.source), str(self.shards), *cohort, "--workers", str(self.config.processes)]
         command = [sys.executable, "-m", "shards", "build", *arguments, *self.config.build]
-        return Step("shards", command, refusals_ok=self.data is not None)
+        # A night with faults may be refused, as one of a real cohort; the report says which.
+        return Step("shards", command, refusals_ok=True)
 
     def pretrain(self, modality: str) -> Step:
         """Pretrain one modality's NeuroNet."""

@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.format import MANIFEST_FOLDER
 from sleepfm.demo.plan import MODALITIES, TASKS, Plan
 from sleepfm.demo.runner import Journal
 from sleepfm.evaluation.lineage import from_registry
@@ -21,6 +23,7 @@ from sleepfm.scoring import Scorer, prepare_night
 
 TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
 JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]
+SYNTHETIC_NOTE = "Synthetic nights are far easier than patients: the figures show that the chain works, not more."
 HEADLINE = {"stage": ("kappa", "macro_f1", "accuracy"), "apnea": ("auroc", "auprc"), "hypopnea": ("auroc", "auprc")}
 
 
@@ -32,7 +35,8 @@ def write_report(plan: Plan, journal: Journal) -> Path:
     score = scorer.score(night)
     versions = [(plan.result(name)["name"], str(plan.result(name)["version"])) for name in JUDGED]
     size = plan.config.cohort
-    origin = f"recordings of {plan.data}" if plan.data else f"{size.subjects} synthetic nights of {size.hours:g} h"
+    faults = "without faults" if size.clean else "with the faults of real ones"
+    origin = f"recordings of {plan.data}" if plan.data else f"{size.subjects} synthetic nights of {size.hours:g} h {faults}"
     data = ReportData(
         title="SleepFM: from recordings to scored nights",
         summary=f"{origin}, seed {plan.seed}: shards, pretraining, probes, fine-tuning and one unseen night.",
@@ -45,11 +49,15 @@ def write_report(plan: Plan, journal: Journal) -> Path:
         environment=_environment(plan),
         configuration={name: (plan.output(name) / "config.yaml").read_text() for name in [*TRAINED, *JUDGED]},
         steps=[StepCost(name, done.seconds, done.peak_bytes) for name, done in journal.steps.items()],
-        notes=["Synthetic nights are far easier than patients: the figures show that the chain works, not more."]
-        if plan.data is None
-        else [],
+        notes=([SYNTHETIC_NOTE] if plan.data is None else []) + _refusals(plan),
     )
     return build_report(plan.folder / "report", data)
+
+
+def _refusals(plan: Plan) -> list[str]:
+    """A note for every recording that the data set refused."""
+    rows = pq.read_table(plan.shards / MANIFEST_FOLDER / "quarantine.parquet").to_pylist()
+    return [f"Refused: {row['source']}: {row['reason']}" for row in rows]
 
 
 def print_table(plan: Plan, journal: Journal) -> None:

@@ -53,7 +53,7 @@ class RayCluster:
 def cohort(tmp_path_factory) -> Path:
     """Six short nights as an SHHS download; read only."""
     source = tmp_path_factory.mktemp("cohort") / "nsrr"
-    status = sleepfm(["synth", str(source), "--subjects", str(SUBJECTS), "--hours", "0.2", "--seed", "1"])
+    status = sleepfm(["synth", str(source), "--subjects", str(SUBJECTS), "--hours", "0.2", "--seed", "1", "--clean"])
     assert status == 0
     return source
 
