@@ -18,7 +18,11 @@ from sleepfm.constants import APNEA_TYPES
 from sleepfm.data.synthetic.cohort import write_cohort, write_subject
 from sleepfm.data.synthetic.faults.draw import add_faults
 from sleepfm.data.synthetic.faults.rates import FaultRates, default_rates
+from sleepfm.data.synthetic.faults.texts import FORMATS
+from sleepfm.data.synthetic.layout import load_layout
 from sleepfm.data.synthetic.night import draw_night
+from sleepfm.data.synthetic.scoring_files import write_scoring
+from sleepfm.errors import AnnotationError
 from sleepfm.signals.annotations import read_scoring
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.scoring_types import Scoring
@@ -295,3 +299,22 @@ def test_rates_are_those_of_the_file():
         assert abs(count - people * share) <= 4 * np.sqrt(people * share * (1 - share)), (kind, count / people, share)
     for label, signal in short.items():
         np.testing.assert_array_equal(signal, night.signals[label])
+
+
+@pytest.mark.parametrize("cohort", ["shhs1", "sleep-edf", "apples", "nchsdb", "stages"])
+def test_words_that_no_reader_can_know_are_never_a_negative(tmp_path, cohort):
+    """Whatever words a scorer uses, no stage becomes another one, and no epoch with an event one without."""
+    layout = load_layout(cohort)
+    edf = write_subject(tmp_path, cohort, SEED, 40, NUMBER)
+    scoring, night, before = layout.place(tmp_path, NUMBER)[1], draw_night(SEED, NUMBER, 40), prepare(edf, root=tmp_path)
+    kindless = replace(night, events=tuple(replace(e, kind="apnea" if e.kind in APNEA_TYPES else e.kind) for e in night.events))
+    for changed in (kindless, *(replace(night, words=words) for words in FORMATS[layout.scoring.format].vocabularies)):
+        write_scoring(layout.scoring.format, scoring, changed)
+        try:
+            after = prepare(edf, root=tmp_path)
+        except AnnotationError:
+            continue  # refused: nothing is said of any epoch
+        assert ((after.stage == before.stage) | (after.stage == -1)).all(), changed.words
+        for label in ("apnea", "hypopnea"):
+            lost = (before.labels[label] == 1) & (after.labels[label] == 0)
+            assert not lost.any(), (label, changed.words)
