@@ -92,7 +92,9 @@ class Runner:
         started = time.monotonic()
         status, last_line, peak = _run_logged(step.command, log)
         seconds = time.monotonic() - started
-        if status not in ((0, 1) if step.refusals_ok else (0,)):
+        # A refused input ends with status 1 too, but prints no error.
+        refused = step.refusals_ok and status == 1 and not last_line.startswith("error: ")
+        if status and not refused:
             raise TrainingError(f"{step.name} ended with status {status}: {last_line} (all it printed: {log})")
         self._journal.steps[step.name] = Done(step.command, round(seconds, 1), peak)
         self._journal.save()

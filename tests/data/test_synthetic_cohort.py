@@ -82,7 +82,7 @@ def test_rerun_keeps_whole_files_makes_missing_ones_and_grows(tmp_path):
 
 def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_finished_by_the_next(tmp_path):
     command = [sys.executable, "-m", "sleepfm.cli", "synth", str(tmp_path / "killed"), "--subjects", "4"]
-    command += ["--hours", "1", "--seed", "2", "--workers", "1"]
+    command += ["--hours", "1", "--seed", "2", "--workers", "1", "--clean"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     first = tmp_path / "killed" / EDFS / "shhs1-200001.edf"
     while not first.exists():
@@ -212,6 +212,6 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 
 def test_command_writes_and_says_where(tmp_path, capsys):
-    assert main(["synth", str(tmp_path), "--subjects", "1", "--hours", "0.2", "--seed", "9", "--workers", "1"]) == 0
+    assert main(["synth", str(tmp_path), "--subjects", "1", "--hours", "0.2", "--seed", "9", "--clean"]) == 0
     assert str(EDFS) in capsys.readouterr().out
     assert (tmp_path / EDFS / "shhs1-200001.edf").stat().st_size == 3840 + 720 * 1270
