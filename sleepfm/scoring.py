@@ -22,6 +22,7 @@ from sleepfm.evaluation.inference import classify_night, locate_night, prepared_
 from sleepfm.evaluation.night import SleepStatistics, sleep_statistics
 from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.tasks import TASKS
+from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import load_package
 from sleepfm.signals.annotations import Event
@@ -255,7 +256,8 @@ def _load(item: str | Path | nn.Module, store: str | None) -> TaskModel:
 
 
 def _digest(module: nn.Module) -> str:
-    digest = hashlib.sha256()
+    # The number of heads, say, is in no weight.
+    digest = hashlib.sha256(repr(model_config(module)).encode())
     for name, tensor in module.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())

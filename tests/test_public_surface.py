@@ -21,7 +21,7 @@ SURFACE = {
     "sleepfm score": {"EDF", "--model", "--out", "--cohort", "--scoring"},
     "sleepfm embed": {"SRC", "--model", "--out", "--cohort"},
     "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},
-    "sleepfm models": {"--store", "--name", "--json"},
+    "sleepfm models": {"--store", "--name", "--json", "--promote"},
     "python -m shards build": {"SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused"},
     "python -m shards verify": {"OUT"},
     "python -m shards info": {"OUT"},

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sleepfm import registry
+from sleepfm.promotion import CHAMPION, promote_by_hand
+from sleepfm.store import store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -19,11 +21,20 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
     parser.add_argument("--name", help="only the versions of this model, with every metric")
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument(
+        "--promote",
+        metavar="URI",
+        help="have the alias champion mean models:/NAME/VERSION, whatever its figures are compared with",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a table of versions; raises :class:`RegistryError` where there is no store."""
+    """Print a table of versions, or move an alias; raises :class:`RegistryError` where there is no store."""
+    if arguments.promote is not None:
+        now, before = promote_by_hand(arguments.promote, CHAMPION, arguments.store)
+        print(f"{now} is {CHAMPION} now{f', {before} was' if before else ''}")
+        return 0
     found = registry.versions(arguments.store)
     if arguments.name:
         found = [version for version in found if version.name == arguments.name]
@@ -32,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if not found:
         what = f"no version of {arguments.name!r}" if arguments.name else "no models"
-        print(f"{registry.store_uri(arguments.store)}: {what} registered yet")
+        print(f"{store_uri(arguments.store)}: {what} registered yet")
         return 0
     rows = [_row(version) for version in found]
     print(_table([_HEADER, *rows]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from sleepfm.evaluation.tasks import TASKS
@@ -35,7 +36,7 @@ class Lineage:
 
 
 def from_registry(models: Iterable[tuple[str, str]], store: str | None = None) -> Lineage:
-    """The graph above ``models`` (name, version): their ancestors and the data sets these were made from.
+    """The graph above ``models`` (name, version): their ancestors and the data sets that they and these were made from.
 
     Raises:
         RegistryError: no such version.
@@ -49,13 +50,16 @@ def from_registry(models: Iterable[tuple[str, str]], store: str | None = None) -
     def add(entry: dict[str, Any]) -> str:
         key, tags = f"{entry['name']}:{entry['version']}", entry["tags"]
         kind = "downstream" if entry["name"] in downstream else "pretrained"
-        lines = (f"weights {tags['sha256'][:12]}", f"commit {tags['git_commit'][:12]}")
+        facts = (("weights", "sha256"), ("commit", "git_commit"))
+        lines = tuple(f"{word} {tags[tag][:12]}" for word, tag in facts if tag in tags) or ("nothing known of it",)
         parents = [add(parent) for parent in entry["parents"]]
-        if not parents:
-            digest = tags["dataset_digest"]
+        digest = tags.get("dataset_digest")
+        # Where every parent was trained on the same data set, the edges from them say so.
+        if digest and ({parent["tags"].get("dataset_digest") for parent in entry["parents"]} != {digest}):
             nodes.setdefault(digest, Node(digest, "data", "shards", (f"digest {digest[:12]}",)))
-            parents = [digest]
-        nodes.setdefault(key, Node(key, kind, f"{entry['name']} v{entry['version']}", lines))
+            parents.append(digest)
+        title = f"{entry['name']} v{entry['version']}" if entry["version"] else Path(entry["name"]).name
+        nodes.setdefault(key, Node(key, kind, title, lines))
         edges.update(dict.fromkeys((parent, key) for parent in parents))
         return key
 

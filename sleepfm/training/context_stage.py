@@ -131,6 +131,10 @@ class ContextStage:
             total += self.loss(module, batch, self.config.train.seed).loss.item() * size
         return {"val/reconstruction_vs_mean": total / count}
 
+    def measure(self, metric: str) -> dict[str, Any]:
+        """Sequences and seed; and the encoder, whose embeddings are what is to be predicted."""
+        return {"items": self.config.data.validation_items, "seed": self.config.train.seed, "parents": self.parents}
+
     def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
         """Encoder, context and what predicts, so that a fine-tune can start from it and pretraining be taken up again."""
         config, model = self.config, self.config.model

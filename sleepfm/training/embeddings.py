@@ -1,7 +1,7 @@
 """Embeddings of whole nights by one encoder, in bounded memory, and kept on disk for the next job that needs them.
 
-One safetensors file a recording, under a folder named for the encoder's weights and the data set, written
-atomically. A file that is damaged, or was made from other weights or data, is made again.
+One safetensors file a recording, under a folder named for all that decides it (see :class:`EmbeddingCache`), written
+atomically. A file that is damaged, or was made from anything else, is made again.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sleepfm.config import digest
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.evaluation import iter_record
-from sleepfm.package import save_tensors
+from sleepfm.models.build import model_config
+from sleepfm.package import save_tensors, sha256_file
 from sleepfm.training.distributed import World
 
 ALONE = World(0, 1, 0, 1)
@@ -81,13 +84,32 @@ def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable
     return torch.cat(rows)
 
 
+@lru_cache(maxsize=1)
+def code_digest() -> str:
+    """SHA-256 of the source files that decide what an embedding is: models, reading of shards, and this module."""
+    package = Path(__file__).resolve().parents[1]
+    files = sorted([*package.glob("models/*.py"), *package.glob("data/*.py"), Path(__file__).resolve()])
+    return digest([[path.relative_to(package).as_posix(), sha256_file(path)] for path in files])
+
+
 class EmbeddingCache:
-    """Embeddings of ``dataset`` by ``encoder``, whose weights have the digest ``encoder_sha256``."""
+    """Embeddings of ``dataset`` by ``encoder``, whose weights have the digest ``encoder_sha256``.
+
+    Kept under all that decides them: weights, the model's configuration (the number of heads, say, is in no weight), type and
+    device of the computation, code, and data set.
+    """
 
     def __init__(self, folder: Path, dataset: Dataset, encoder: Any, encoder_sha256: str, chunk: int = 64) -> None:
         self._dataset, self._encoder, self._chunk = dataset, encoder, chunk
-        self._origin = {"encoder": encoder_sha256, "dataset": dataset.digest}
-        self.folder = folder / f"{encoder_sha256[:16]}-{dataset.digest[:16]}"
+        parameter = next(encoder.parameters())
+        self._origin = {
+            "encoder": encoder_sha256,
+            "model": digest(model_config(encoder)),
+            "compute": f"{parameter.dtype} {parameter.device.type}",
+            "code": code_digest(),
+            "dataset": dataset.digest,
+        }
+        self.folder = folder / f"{encoder_sha256[:16]}-{dataset.digest[:16]}-{digest(self._origin)[:16]}"
 
     def split(self, split: str, world: World = ALONE) -> dict[str, Tensor]:
         """Embeddings [E, D] of every recording of ``split`` by name, on every rank; they stay in their files and are

@@ -25,10 +25,11 @@ from sleepfm.errors import RegistryError, SleepFMError
 from sleepfm.files import atomic_folder, read_json, write_json
 from sleepfm.loadtest import LoadTest
 from sleepfm.package import WEIGHTS, link_or_copy, save_weights, write_package
+from sleepfm.promotion import comparison, promote
 from sleepfm.training.config import RunConfig
 from sleepfm.training.recorder import common_tags
 from sleepfm.training.selection import Best
-from sleepfm.training.stage import Export, Stage
+from sleepfm.training.stage import DrawsFromValidation, Export, Stage
 from sleepfm.training.tracking import Tracker
 
 PACKAGE, LAST = "package", "last"
@@ -58,6 +59,8 @@ class Exporter:
         self._stage, self._config, self._store, self._tracker, self._steps = stage, config, store, tracker, steps
         self._output = Path(config.train.output)
         self._tags = common_tags(stage, config) | {"selected_by": config.registry.metric}
+        # Now, while every rank still holds them whole.
+        self._parameters = sum(parameter.numel() for parameter in stage.module.parameters())
         self._load_test: LoadTest | None = None
         self._wake = threading.Condition()
         self._pending: Path | None = None
@@ -223,10 +226,16 @@ class Exporter:
             "config": to_dict(self._config),
         }
         content = weights.export.config | {"training": training}
-        tags = self._tags | {"step": str(weights.step)} | weights.export.tags
+        tags = self._tags | {"step": str(weights.step)} | self._comparison(weights.export) | weights.export.tags
         with atomic_folder(target) as folder:
             tags = write_package(folder, weights.path, content, weights.export.card, tags)
         return tags, training
+
+    def _comparison(self, export: Export) -> dict[str, str]:
+        metric = self._config.registry.metric
+        measure = {"metric": metric} | (self._stage.measure(metric) if isinstance(self._stage, DrawsFromValidation) else {})
+        task = str(getattr(self._config, "task", self._stage.name))
+        return comparison(task, export.config["model"], measure, self._parameters)
 
 
 def _read(folder: Path) -> Weights:
@@ -236,7 +245,8 @@ def _read(folder: Path) -> Weights:
 
 
 def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: str) -> dict[str, Any]:
-    """Register ``OUTPUT/package`` as ``result`` describes it; version, run, and whether it holds the alias now.
+    """Register ``OUTPUT/package`` as ``result`` describes it; version, run, whether it holds the alias now, and if not, which
+    other and why.
 
     Where the result holds a ``last`` as well and every best is registered, it gets a version of its own, else the best one's; the
     alias ``last`` names it.
@@ -244,17 +254,18 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
     name, settings, output = config.registry.name, config.registry, Path(config.train.output)
     add = (result["tags"], result["metrics"], result["parents"], store)
     version = registry.register(name, output / PACKAGE, run_id, *add)
-    promoted = registry.promote(name, version, settings.metric, settings.mode, settings.alias, store)
+    promotion = promote(name, version, settings.metric, settings.mode, settings.alias, store)
     if settings.every_best and result.get("finished"):
         last = result.get("last")
         newest = version
         if last is not None:
             newest = registry.register(name, output / LAST, run_id, last["tags"], last["metrics"], result["parents"], store)
         registry.name_version(name, newest, LAST_ALIAS, store)
-    return {"version": version, "promoted": promoted, "run_id": run_id}
+    return {"version": version, "run_id": run_id} | asdict(promotion)
 
 
 def describe(config: RunConfig, result: Mapping[str, Any]) -> str:
     """Under what a result is registered, in words."""
-    alias = config.registry.alias
-    return f"registered {result['name']}:{result['version']} ({f'now {alias}' if result['promoted'] else f'{alias} stays'})"
+    held = f"now {result['alias']}" if result["alias"] else f"{config.registry.alias} stays"
+    note = f"; {result['note']}" if result["note"] else ""
+    return f"registered {result['name']}:{result['version']} ({held}){note}"

@@ -16,6 +16,7 @@ from sleepfm.config import load_config, to_dict, to_yaml
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError
 from sleepfm.files import write_json
+from sleepfm.store import store_uri
 from sleepfm.training import folder
 from sleepfm.training.config import RunConfig
 from sleepfm.training.distributed import World, exit_ranked, on_main, start
@@ -65,6 +66,10 @@ class Context:
         answer = on_main(self.world, ask)
         found = registry.Resolved(**(answer | {"path": Path(answer["path"])}))
         self.started_from[address] = found.uri
+        if self.world.is_main and found.name:
+            size, digest = found.tags.get("parameters", ""), found.tags.get("dataset_digest", "unknown")
+            count = f"{int(size):,}" if size.isdigit() else "an unknown number of"
+            print(f"{address}: version {found.version}, {count} parameters, trained on data set {digest[:12]}", flush=True)
         return found
 
 
@@ -95,7 +100,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
 
 
 def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: World, resume: Resume, dry_run: bool) -> int:
-    store = registry.store_uri(config.tracking.uri)
+    store = store_uri(config.tracking.uri)
     Shares.of(config.train, world)
     if not dry_run:
         done = folder.check(config, dataset_digest, resume)

@@ -23,7 +23,7 @@ from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
 from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 from sleepfm.registry import Resolved, load_package
-from sleepfm.training.config import RunConfig
+from sleepfm.training.config import RunConfig, differing_keys
 from sleepfm.training.context_stage import ContextStage
 from sleepfm.training.job import Context
 from sleepfm.training.monitor import Monitor, MonitorConfig
@@ -117,6 +117,14 @@ class PretrainStage:
         """Probes of the frozen encoder from ``label`` to ``val``."""
         return self._monitor(module)
 
+    def measure(self, metric: str) -> dict[str, Any]:
+        """Epochs and seed of the probes; of the loss also the items that are contrasted at once, and what is to be predicted."""
+        train = self.config.train
+        if metric.removeprefix("val/").startswith(("probe_", "knn_")):
+            return to_dict(self.config.monitor) | {"seed": train.seed}
+        contrasted = train.global_batch // train.accumulation
+        return {"items": self.validation_items, "seed": train.seed, "contrasted": contrasted, "parents": list(self.parents)}
+
     def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
         """The whole model, decoders included, so that pretraining can be taken up again elsewhere."""
         config = self.config
@@ -168,17 +176,23 @@ class UnimodalStage(PretrainStage):
 
 
 class MultimodalStage(PretrainStage):
-    """SynthSleepNet on single epochs of all channels, from the registered NeuroNets."""
+    """SynthSleepNet on single epochs of all channels, from the registered NeuroNets.
+
+    Raises:
+        ConfigError: an address that holds no NeuroNet of its modality, or one of another architecture or size than the model
+            section asks for.
+    """
 
     def __init__(self, config: PretrainConfig, sources: dict[str, Resolved]) -> None:
+        assert isinstance(config.model, SynthSleepNetConfig)
         encoders, before = {}, {}
         for modality, source in sources.items():
             package = load_package(source)
             if not isinstance(package.module, NeuroNet) or package.module.config.modality != modality:
                 raise ConfigError(f"encoders.{modality}: {source.uri} is not a NeuroNet of {modality}")
+            check_encoder(modality, config.model.encoder_config(modality), package.module.config, source.uri)
             encoders[modality] = package.module.encoder
             before[modality] = {name: value.clone() for name, value in package.module.encoder.state_dict().items()}
-        assert isinstance(config.model, SynthSleepNetConfig)
         torch.manual_seed(config.train.seed)
         module = SynthSleepNet(config.model, encoders)
         assert_unchanged(module, before, {name: source.uri for name, source in sources.items()})
@@ -198,6 +212,24 @@ class MultimodalStage(PretrainStage):
 
     def _stream(self, split: str) -> SequenceStream:
         return SequenceStream(self.dataset, split, self.module.channels, reading=self.config.reading(), labels=())
+
+
+def check_encoder(modality: str, asked: NeuroNetConfig, held: NeuroNetConfig, address: str) -> None:
+    """The NeuroNet at ``address`` has the encoder that the configuration asks for.
+
+    What only its own pretraining uses (decoder, projector, masks) may differ.
+
+    Raises:
+        ConfigError: naming the keys that differ.
+    """
+    keys = ("window_s", "step_s", "frame_encoder", "encoder", "position")
+    left, right = ({key: value for key, value in to_dict(config).items() if key in keys} for config in (asked, held))
+    if differing := differing_keys(left, right):
+        raise ConfigError(
+            f"encoders.{modality}: {address} has another architecture or size than model.backbone asks for: "
+            f"{', '.join(differing)}; name an encoder that fits (sleepfm models lists them), or state its settings in "
+            f"model.encoders.{modality}"
+        )
 
 
 def assert_unchanged(module: SynthSleepNet, before: dict[str, dict[str, Tensor]], sources: dict[str, str]) -> None:

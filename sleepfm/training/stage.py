@@ -128,3 +128,11 @@ class ValidatesLoss(Protocol):
     @property
     def validation_items(self) -> int:
         """How many of them at most, rounded down to whole steps; fewer than one step skips it."""
+
+
+@runtime_checkable
+class DrawsFromValidation(Protocol):
+    """A stage whose figures on ``val`` depend on more than the data set: on what is drawn from it, and for what."""
+
+    def measure(self, metric: str) -> Mapping[str, Any]:
+        """What decides the value of ``metric`` beside the data set and the model; figures with other values are not compared."""

@@ -16,9 +16,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sleepfm import registry
 from sleepfm.errors import RegistryError
 from sleepfm.files import read_json, write_json
+from sleepfm.store import client as mlflow_client
+from sleepfm.store import experiment_id, reason_of
 from sleepfm.training.journal import Journal
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class Tracker:
                     return
                 self._problem = ""
             except Exception as error:  # whatever it is, training goes on and `close` says so
-                self._problem = (str(error).splitlines() or [type(error).__name__])[0]
+                self._problem = reason_of(error)
                 if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
                     # The server has lost the run: it gets all of it again.
                     client = None
@@ -139,9 +140,9 @@ class Tracker:
     def _open(self) -> MlflowClient:
         from mlflow.entities import RunTag
 
-        client = registry.client(self._uri, create=True)
+        client = mlflow_client(self._uri, create=True)
         if self._state["uri"] != self._uri or not self._state["run_id"]:
-            experiment = registry.experiment_id(client, self._uri, self._experiment)
+            experiment = experiment_id(client, self._uri, self._experiment)
             key = self._state["key"]
             found = client.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
             if found:

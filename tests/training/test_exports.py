@@ -22,6 +22,7 @@ from sleepfm.errors import RegistryError
 from sleepfm.loadtest import LoadTest, load_test
 from sleepfm.models.build import build_model, model_config
 from sleepfm.package import WEIGHTS, read_config, sha256_file, verify, write_package
+from sleepfm.store import client as mlflow_client
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -32,7 +33,7 @@ EVERY_BEST = ("registry.every_best=true", "train.steps=30", "toy.seconds=0.15")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store's file; making one takes longer than the toy's training."""
     path = tmp_path_factory.mktemp("store") / "mlflow.db"
-    registry.client(f"sqlite:///{path}", create=True)
+    mlflow_client(f"sqlite:///{path}", create=True)
     return path
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shutil
 import subprocess
 import sys
@@ -19,6 +18,8 @@ from sleepfm import registry
 from sleepfm.errors import ModelError, RegistryError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.package import CONFIG, WEIGHTS, load_weights, read_config, verify, write_package
+from sleepfm.store import DEFAULT_STORE, experiment_id
+from sleepfm.store import client as mlflow_client
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +38,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def store(folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.chdir(folder)
-    return registry.DEFAULT_STORE
+    return DEFAULT_STORE
 
 
 def publish(module: nn.Module, store: str, name: str, value: float, parents: tuple[str, ...] = ()) -> str:
     """A new version of ``name`` whose validation figure is ``value``."""
-    client = registry.client(store, create=True)
-    run = client.create_run(registry.experiment_id(client, store, "test"))
+    client = mlflow_client(store, create=True)
+    run = client.create_run(experiment_id(client, store, "test"))
     folder = Path("packages") / f"{name}-{value}"
     tags = write_package(folder, module, {"model": model_config(module), "note": value}, "# card\n", {"a": "b"})
     version = registry.register(name, folder, run.info.run_id, tags, {"val/kappa": value}, parents, store)
@@ -97,23 +98,6 @@ def test_a_package_without_a_file_or_of_another_shape_is_refused(tmp_path: Path,
         verify(tmp_path, "it")
 
 
-def test_the_champion_moves_only_when_the_metric_improves(store: str, module: nn.Module) -> None:
-    outcomes = []
-    for value in (0.5, 0.4, 0.5, math.nan, 0.6):
-        version = publish(module, store, "up", value)
-        outcomes.append(registry.promote("up", version, "val/kappa"))
-    assert outcomes == [True, False, False, False, True]
-    assert registry.resolve("models:/up@champion").version == "5"
-    with pytest.raises(RegistryError, match=r"no metric 'val/f1'"):
-        registry.promote("up", "1", "val/f1")
-
-
-def test_for_an_error_lower_is_better(store: str, module: nn.Module) -> None:
-    for value in (0.5, 0.6, 0.4):
-        registry.promote("down", publish(module, store, "down", value), "val/kappa", "min")
-    assert registry.resolve("models:/down@champion").version == "3"
-
-
 def test_what_is_not_there_is_named_with_what_is(
     store: str, module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,6 +127,36 @@ def test_lineage_goes_back_to_the_first_parents(store: str, module: nn.Module) -
     assert [name for name, _ in listed if name.startswith("sleepfm")] == ["sleepfm-a", "sleepfm-b", "sleepfm-c"]
 
 
+def test_lineage_knows_folders_and_what_is_gone_and_fetches_nothing(
+    store: str, module: nn.Module, folder: Path, tmp_path: Path
+) -> None:
+    publish(module, store, "first", 0.1)
+    training = {"dataset_digest": "d" * 64, "parents": ["first:1", str(tmp_path / "gone")]}
+    tags = write_package(tmp_path / "it:1", module, {"model": model_config(module), "training": training}, "")
+    publish(module, store, "second", 0.2, (str(tmp_path / "it:1"), "first:9", "never:1"))
+    shutil.rmtree(folder / "runs" / "mlartifacts")
+    tree = registry.lineage("second", "1")
+    unregistered, deleted, never = tree["parents"]
+    assert unregistered["tags"] == {"sha256": tags["sha256"], "dataset_digest": "d" * 64}
+    assert (unregistered["name"], unregistered["version"]) == (str(tmp_path / "it:1"), "")
+    assert [parent["name"] for parent in unregistered["parents"]] == ["first", str(tmp_path / "gone")]
+    assert unregistered["parents"][0]["tags"]["sha256"] and unregistered["parents"][1]["tags"] == {}
+    assert [(deleted["name"], deleted["version"]), (never["name"], never["version"])] == [("first", "9"), ("never", "1")]
+    with pytest.raises(RegistryError, match="no version 2"):
+        registry.lineage("second", "2")
+
+
+def test_a_listing_reads_every_page(store: str) -> None:
+    client = mlflow_client(store, create=True)
+    names = [f"page-{number:03}" for number in range(101)]
+    for name in names:
+        client.create_registered_model(name)
+    client.create_model_version(names[-1], source="file:///nowhere")
+    assert names[-1] in {version.name for version in registry.versions()}
+    with pytest.raises(RegistryError, match=r"registered models: .*page-100"):
+        registry.resolve("models:/unnamed@champion")
+
+
 def test_a_moved_folder_still_resolves(
     store: str, module: nn.Module, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,10 +169,10 @@ def test_a_moved_folder_still_resolves(
 
 CREATE = """
 import sys
-from sleepfm import registry
+from sleepfm.store import client as mlflow_client, experiment_id
 print("ready", flush=True)
-client = registry.client(sys.argv[1], create=True)
-run = client.create_run(registry.experiment_id(client, sys.argv[1], "test"))
+client = mlflow_client(sys.argv[1], create=True)
+run = client.create_run(experiment_id(client, sys.argv[1], "test"))
 client.log_metric(run.info.run_id, "loss", 1.0)
 """
 
@@ -172,7 +186,7 @@ def test_jobs_that_start_together_share_one_whole_store(tmp_path: Path) -> None:
     for job in jobs:
         _, stderr = job.communicate(timeout=600)
         assert job.returncode == 0, stderr
-    client = registry.client(uri)
+    client = mlflow_client(uri)
     experiments = [experiment.experiment_id for experiment in client.search_experiments(filter_string="name = 'test'")]
     assert len(experiments) == 1
     assert len(client.search_runs(experiments)) == 4

@@ -19,6 +19,7 @@ from mlflow_server import Server, free_port
 from sleepfm import registry
 from sleepfm.errors import RegistryError
 from sleepfm.package import verify
+from sleepfm.store import client as mlflow_client
 from sleepfm.training import machine
 from sleepfm.training.machine import Sampler
 from sleepfm.training.tracking import Tracker, flatten, undelivered
@@ -28,7 +29,7 @@ from sleepfm.training.tracking import Tracker, flatten, undelivered
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store's file without any run; MLflow takes seconds to make one."""
     path = tmp_path_factory.mktemp("tracking") / "mlflow.db"
-    registry.client(f"sqlite:///{path}", create=True).search_experiments()
+    mlflow_client(f"sqlite:///{path}", create=True).search_experiments()
     return path
 
 
@@ -46,7 +47,7 @@ def tracker(output: Path, uri: str) -> Tracker:
 
 
 def history(uri: str, run_id: str, key: str = "train/loss") -> list[tuple[int, float]]:
-    return [(metric.step, metric.value) for metric in registry.client(uri).get_metric_history(run_id, key)]
+    return [(metric.step, metric.value) for metric in mlflow_client(uri).get_metric_history(run_id, key)]
 
 
 def test_a_run_holds_its_parameters_figures_and_configuration(tmp_path: Path, store: str) -> None:
@@ -55,12 +56,12 @@ def test_a_run_holds_its_parameters_figures_and_configuration(tmp_path: Path, st
         first.log(step, {"train/loss": 1.0 / step, "train/grad_norm": math.nan})
     run_id = first.wait_for_run()
     assert first.close() == ""
-    run = registry.client(store).get_run(run_id)
+    run = mlflow_client(store).get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["train.lr"] == "0.1"
     assert run.data.tags["dataset_digest"] == "abc"
     assert history(store, run_id) == [(step, 1.0 / step) for step in range(1, 50)]
-    assert [item.path for item in registry.client(store).list_artifacts(run_id)] == ["config.yaml"]
+    assert [item.path for item in mlflow_client(store).list_artifacts(run_id)] == ["config.yaml"]
 
 
 def test_a_resumed_job_continues_the_same_run(tmp_path: Path, store: str) -> None:
@@ -73,7 +74,7 @@ def test_a_resumed_job_continues_the_same_run(tmp_path: Path, store: str) -> Non
     assert second.wait_for_run() == run_id
     second.close()
     assert history(store, run_id) == [(1, 2.0), (2, 1.0)]
-    assert registry.client(store).get_run(run_id).info.status == "FINISHED"
+    assert mlflow_client(store).get_run(run_id).info.status == "FINISHED"
 
 
 def test_logging_never_waits_and_nothing_is_lost_without_a_server(
@@ -143,7 +144,7 @@ def test_a_store_that_was_lost_is_given_everything_again(tmp_path: Path, store: 
     assert second.close() == ""
     assert run_id != lost
     assert history(new, run_id) == [(step, float(step)) for step in range(1, 21)]
-    assert registry.client(new).get_run(run_id).data.params["train.lr"] == "0.1"
+    assert mlflow_client(new).get_run(run_id).data.params["train.lr"] == "0.1"
 
 
 def test_a_run_that_was_removed_from_its_store_is_made_again(tmp_path: Path, store: str) -> None:
@@ -220,9 +221,9 @@ def test_a_job_outlives_its_server_and_delivers_and_registers_when_it_is_back(tm
     assert "registered as toy:1" in again.stdout
     assert path.read_bytes() == before
     assert history(server.uri, run_id) == [(row["step"], row["loss"]) for row in trace(tmp_path)]
-    found = registry.client(server.uri).get_model_version_by_alias("toy", "champion")
+    found = mlflow_client(server.uri).get_model_version_by_alias("toy", "champion")
     assert (found.version, found.run_id) in {("1", run_id), (1, run_id)}
-    assert registry.client(server.uri).get_run(run_id).info.status == "FINISHED"
+    assert mlflow_client(server.uri).get_run(run_id).info.status == "FINISHED"
     resolved = registry.resolve("models:/toy@champion", server.uri)
     assert (resolved.path / "model.safetensors").read_bytes() == (tmp_path / "run" / "package" / "model.safetensors").read_bytes()
     assert verify(resolved.path, resolved.label, resolved.tags)["weights"]["sha256"] == resolved.tags["sha256"]
@@ -244,16 +245,16 @@ def test_a_killed_and_resumed_job_has_one_history_equal_to_its_trace(tmp_path: P
     done = launch(tmp_path, 2, *arguments)
     assert done.returncode == 0, done.stderr
     store = f"sqlite:///{tmp_path}/runs/mlflow.db"
-    run_ids = [run.info.run_id for run in registry.client(store).search_runs(["1"])]
+    run_ids = [run.info.run_id for run in mlflow_client(store).search_runs(["1"])]
     assert len(run_ids) == 1
     assert state["run_id"] in ("", run_ids[0])
     rows = trace(tmp_path)
     assert history(store, run_ids[0]) == [(row["step"], row["loss"]) for row in rows]
     assert history(store, run_ids[0], "train/grad_norm") == [(row["step"], row["grad_norm"]) for row in rows]
-    run = registry.client(store).get_run(run_ids[0])
+    run = mlflow_client(store).get_run(run_ids[0])
     assert {"speed/mfu", "speed/epochs_per_s", "speed/data_wait", "train/lr", "val/error"} <= run.data.metrics.keys()
     assert float(run.data.params["run.step_flops"]) > 0
-    assert [item.path for item in registry.client(store).list_artifacts(run_ids[0])][:2] == ["config.yaml", "environment.json"]
+    assert [item.path for item in mlflow_client(store).list_artifacts(run_ids[0])][:2] == ["config.yaml", "environment.json"]
     assert run.inputs.dataset_inputs[0].dataset.digest == run.data.tags["dataset_digest"][:36]
 
 

@@ -1,0 +1,151 @@
+"""The MLflow store that holds runs and models: its address, its client, and what it says when it does not answer."""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleepfm.errors import RegistryError, SleepFMError
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+    from mlflow.tracking import MlflowClient
+
+DEFAULT_STORE = "sqlite:///runs/mlflow.db"
+# What MLflow answers where a name, version or alias is not there, whatever the kind of store.
+NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+_LONGEST_REASON = 200
+
+
+def store_uri(uri: str | None = None) -> str:
+    """``uri`` if stated, else ``MLFLOW_TRACKING_URI``, else the default store below the working folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_STORE
+
+
+def sqlite_file(uri: str) -> Path | None:
+    """The file of a SQLite store; None for any other store."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def client(uri: str | None = None, create: bool = False) -> MlflowClient:
+    """A client of the store at ``uri``.
+
+    Requests to a server end after about a minute at the longest, unless MLflow's own variables say otherwise.
+
+    Raises:
+        RegistryError: the store is a SQLite file that does not exist, and ``create`` is false; or none that can be opened.
+    """
+    uri = store_uri(uri)
+    file = sqlite_file(uri)
+    if file is not None:
+        # MLflow keeps open stores by address, which must not change its meaning with the working folder.
+        uri = f"sqlite:///{file.resolve()}"
+        if not file.exists() and not create:
+            raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    from mlflow.tracking import MlflowClient
+
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with answering(uri):
+        if file is not None and not file.exists():
+            _create_store(file.resolve())
+        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _create_store(file: Path) -> None:
+    """Make an empty store at ``file`` that is there with all its tables or not at all.
+
+    MLflow makes a file first and its tables over some seconds, so that two jobs which start together meet half of them, and a
+    kill leaves half of them for good. It is made under another name; the first to be ready gives it ``file``'s.
+    """
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        store = SqlAlchemyStore(f"sqlite:///{temporary}", str(file.parent / "mlartifacts"))
+        store.engine.dispose()
+        try:
+            os.link(temporary, file)
+        except FileExistsError:
+            pass
+        except OSError:
+            # A file system without hard links: a rename, which a job that was as fast would undo.
+            temporary.replace(file)
+    finally:
+        for leftover in temporary.parent.glob(f"{temporary.name}*"):
+            leftover.unlink()
+
+
+@contextmanager
+def answering(uri: str | None = None) -> Iterator[None]:
+    """Turns what MLflow raises where the store at ``uri`` is away, is none, or answers nonsense into a :class:`RegistryError`."""
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except SleepFMError:
+        raise
+    # ValueError: an answer that is no JSON, and an address that is none.
+    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+        raise RegistryError(
+            f"{store_uri(uri)}: the registry does not answer as one ({reason_of(error)}); start it, or state another with "
+            "MLFLOW_TRACKING_URI"
+        ) from error
+
+
+def reason_of(error: BaseException) -> str:
+    """The innermost thing that the system said, else the first line of ``error``."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, OSError) and inner.strerror:
+            return inner.strerror
+        inner = inner.__cause__ or inner.__context__
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
+
+
+def experiment_id(mlflow_client: MlflowClient, uri: str, name: str) -> str:
+    """The experiment ``name``, made on first use; artifacts of a SQLite store go beside it."""
+    from mlflow.exceptions import MlflowException
+
+    found = mlflow_client.get_experiment_by_name(name)
+    if found is not None:
+        return found.experiment_id
+    file = sqlite_file(uri)
+    location = str(file.parent.resolve() / "mlartifacts") if file is not None else None
+    try:
+        return mlflow_client.create_experiment(name, artifact_location=location)
+    except MlflowException:
+        # Another job made it meanwhile.
+        found = mlflow_client.get_experiment_by_name(name)
+        if found is None:
+            raise
+        return found.experiment_id
+
+
+def pages(ask: Callable[[str | None], Any]) -> Iterator[Any]:
+    """The items of every page that a search of MLflow has; ``ask`` takes the token of a page, None for the first."""
+    token: str | None = None
+    while True:
+        page = ask(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def versions_of(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
+    """Every version of ``name`` with its tags, by number."""
+    found = pages(lambda token: mlflow_client.search_model_versions(f"name = '{name}'", page_token=token))
+    return sorted(found, key=lambda version: int(version.version))
