@@ -9,11 +9,13 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from sleepfm.console import accept_every_character
 from sleepfm.errors import exit_with
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a subcommand. Exit status: 0 done, 1 input was refused or a fault found, 2 wrong usage or configuration."""
+    accept_every_character()
     parser = argparse.ArgumentParser(prog="python -m shards", description="Recordings to shards, and back.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
@@ -48,14 +50,15 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build
     from shards.cluster import check_paths
     from shards.config import load_build_config
-    from sleepfm.signals.files import location
+    from sleepfm.signals.files import local_path, location
 
+    out = local_path(arguments.out, "OUT")
     check_paths(arguments.source, arguments.out)
     overrides = [*arguments.overrides, *arguments.rest]
     if arguments.cohort:
         overrides.append(f"cohort={arguments.cohort}")
     config = load_build_config(arguments.config, overrides)
-    result = build(location(arguments.source), Path(arguments.out), config, arguments.workers, arguments.retry_refused)
+    result = build(location(arguments.source), out, config, arguments.workers, arguments.retry_refused)
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
@@ -74,9 +77,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from shards.verify import verify
+    from sleepfm.signals.files import local_path
 
     faults = 0
-    for fault in verify(Path(arguments.out)):
+    for fault in verify(local_path(arguments.out, "OUT")):
         faults += 1
         print(fault, flush=True)
     print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")
@@ -85,15 +89,18 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from shards.info import info
+    from sleepfm.signals.files import local_path
 
-    print(info(Path(arguments.out)))
+    print(info(local_path(arguments.out, "OUT")))
     return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:
     from shards.export import export_parquet
+    from sleepfm.signals.files import local_path
 
-    for count, record in enumerate(export_parquet(Path(arguments.out), arguments.folder, arguments.rule), start=1):
+    out, folder = local_path(arguments.out, "OUT"), local_path(arguments.folder, "DIR")
+    for count, record in enumerate(export_parquet(out, folder, arguments.rule), start=1):
         print(f"{count:6d}  {record}", flush=True)
     return 0
 

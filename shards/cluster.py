@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,10 @@ ENVIRONMENT = {
 }
 # No data passes through the object store, only a task's arguments and its summary; this is Ray's minimum.
 OBJECT_STORE_BYTES = 80 * 2**20
+# How a user says who may use a cluster; see Ray's documentation of token authentication.
+_AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+ANSWER_SECONDS = 20
+_LONGEST_REASON = 300
 # Enough to keep every worker busy while a finished task is replaced; the rest waits in the driver as plain names.
 IN_FLIGHT_PER_CPU = 2
 
@@ -58,17 +64,24 @@ def cluster(workers: int) -> Iterator[Any]:
     A process that is connected already stays so, and its cluster is used.
 
     Raises:
-        ConfigError: there is no cluster at ``RAY_ADDRESS``.
+        ConfigError: there is no cluster at ``RAY_ADDRESS``, or it does not take this process; or the folder for Ray's sockets
+            cannot be used.
         ShardError: the new cluster did not start.
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
+    address = os.environ.get("RAY_ADDRESS")
+    if not address and not any(name in os.environ for name in _AUTHENTICATION):
+        # Ray asks for a token on a cluster that it starts, and would leave a new one in the user's home, after which a plain
+        # `ray start` makes clusters that `ray job submit` cannot use. This one is known to this process and its children alone.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
     if ray.is_initialized():
         yield ray
         return
-    address = os.environ.get("RAY_ADDRESS")
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address:
+        _require_answer(address)
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -81,15 +94,73 @@ def cluster(workers: int) -> Iterator[Any]:
                 object_store_memory=OBJECT_STORE_BYTES,
                 **quiet,
             )
-    except ConnectionError as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster there ({error}); start one or unset it") from error
     except Exception as error:
         # Ray has no class of its own for processes that do not come up within half a minute.
-        raise ShardError(f"Ray did not start ({error}); if the machine is busy, run the same command again") from error
+        reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        if address:
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: cannot work on the Ray cluster there ({reason}); unset it for a local cluster"
+            ) from error
+        if isinstance(error, OSError):
+            raise ConfigError(_folder_of_sockets(error)) from error
+        raise ShardError(f"Ray did not start ({reason}); if the machine is busy, run the same command again") from error
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _require_answer(address: str) -> None:
+    """Raise :class:`ConfigError` unless something that speaks gRPC, as Ray does, listens at ``address``.
+
+    Ray itself asks a host that does not answer for a quarter of an hour.
+    """
+    if address == "local":
+        return
+    place = address.removeprefix("ray://")
+    if address == "auto":
+        # A cluster that was killed leaves its address behind.
+        from ray._private.services import canonicalize_bootstrap_address
+
+        try:
+            place = canonicalize_bootstrap_address(address) or ""
+        except (ConnectionError, ValueError) as error:
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: no Ray cluster found on this host; start one (ray start --head)"
+            ) from error
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit() or "/" in place:
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: expected HOST:PORT, ray://HOST:PORT or auto; an http address is for `ray job submit`"
+        )
+    hint = (
+        f"no Ray cluster answers there within {ANSWER_SECONDS} s; start one (ray start --head), or unset it for a local cluster"
+    )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ConfigError(f"RAY_ADDRESS={address}: {hint} ({getattr(error, 'strerror', None) or error})") from error
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return
+    import grpc
+
+    with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
+        except grpc.FutureTimeoutError as error:
+            raise ConfigError(f"RAY_ADDRESS={address}: {hint} (something else listens there)") from error
+
+
+def _folder_of_sockets(error: OSError) -> str:
+    """What to say where Ray cannot make its files and sockets."""
+    name = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
+    folder = os.environ.get(name, "/tmp")
+    if "AF_UNIX" in str(error):
+        return (
+            f"{name}={folder}: too long for Ray, whose sockets below it may have paths of at most 107 bytes; set RAY_TMPDIR to "
+            "a shorter folder, such as /tmp"
+        )
+    return f"{name}={folder}: Ray cannot keep its files there ({error.strerror or error}); set RAY_TMPDIR to another folder"
 
 
 def run_shards(

@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from sleepfm.console import accept_every_character
 from sleepfm.errors import exit_with
 from sleepfm.version import __version__
 
@@ -22,6 +23,7 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` and run the chosen subcommand. Exit status: 0 done, 1 input refused, 2 wrong usage."""
+    accept_every_character()
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = argparse.ArgumentParser(prog="sleepfm", description="A foundation model for sleep.")
     parser.add_argument("--version", action="version", version=f"sleepfm {__version__}")
@@ -31,7 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
         if name == chosen:
             importlib.import_module(f"sleepfm.commands.{name}").configure(subparser)
-    arguments = parser.parse_args(argv)
+    # What stands behind an option, where a command takes any number of things: argparse alone reads them in one place only.
+    arguments, rest = parser.parse_known_args(argv)
+    several = getattr(arguments, "several", None)
+    if rest and (several is None or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if several is not None:
+        getattr(arguments, several).extend(rest)
     return exit_with(lambda: arguments.run(arguments))
 
 

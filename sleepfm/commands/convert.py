@@ -29,7 +29,9 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.models.build import model_config
     from sleepfm.models.convert import convert
     from sleepfm.package import write_package
+    from sleepfm.signals.files import local_path
 
+    out = local_path(arguments.out, "OUT")
     channels = [name for name in arguments.channels.split(",") if name]
     task = get_task(arguments.task)
     converted = convert(arguments.checkpoint, task.name, task.classes, arguments.pretrained, channels)
@@ -47,8 +49,8 @@ def run(arguments: argparse.Namespace) -> int:
             "",
         ]
     )
-    write_package(arguments.out, module, {"model": config}, card)
-    print(f"{arguments.out}: {config['kind']}, {size:,} parameters, channels {', '.join(module.channels)}")
+    write_package(out, module, {"model": config}, card)
+    print(f"{out}: {config['kind']}, {size:,} parameters, channels {', '.join(module.channels)}")
     for note in converted.notes:
         print(f"  {note}")
     return 0

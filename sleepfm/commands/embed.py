@@ -10,7 +10,7 @@ from typing import Any
 
 from sleepfm.errors import RecordingError, SleepFMError, UsageError
 from sleepfm.files import atomic_path, make_folder
-from sleepfm.signals.files import is_remote, location
+from sleepfm.signals.files import is_remote, local_path, location
 
 CHUNK = 64
 
@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.models.masked_context import MaskedContext
     from sleepfm.registry import load_package
 
-    source, out = location(arguments.source), Path(arguments.out)
+    source, out = location(arguments.source), local_path(arguments.out, "--out")
     if not is_remote(source) and not source.exists():
         raise RecordingError(f"{source}: no such file or folder")
     if out.is_dir():
@@ -60,6 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
                 continue
             record, embedding, stage = result
             usable = embedding.isfinite().all(dim=1).tolist()
+            if not any(usable):
+                refused += 1
+                channels = ", ".join(encoder.channels)
+                print(f"refused: {record}: no epoch with a usable channel of the model ({channels})", file=sys.stderr, flush=True)
+                continue
             columns = {
                 "record": [record] * len(embedding),
                 "epoch": list(range(1, len(embedding) + 1)),

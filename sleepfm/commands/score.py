@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm score``."""
-    parser.add_argument("recordings", nargs="+", metavar="EDF", help="recordings (EDF, EDF+, BDF)")
+    parser.add_argument("recordings", nargs="*", metavar="EDF", help="recordings (EDF, EDF+, BDF)")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder that gets one folder a night")
     parser.add_argument(
         "--model",
         nargs="+",
-        action="extend",
+        action="append",
+        default=[],
         metavar="URI",
         help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; the champions by default",
     )
     parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (a name or a YAML file)")
     parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, several="recordings")
 
 
 def headline(score: NightScore) -> str:
@@ -44,20 +45,23 @@ def headline(score: NightScore) -> str:
 
 def run(arguments: argparse.Namespace) -> int:
     """Score every recording; 1 if any was refused, each with its reason."""
-    if arguments.scoring and len(arguments.recordings) > 1:
+    models, recordings = _models_and_recordings(arguments.model, arguments.recordings)
+    if not recordings:
+        raise UsageError("no recording stated; name EDF or BDF files")
+    if arguments.scoring and len(recordings) > 1:
         raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
     from sleepfm.evaluation.results import write_night
     from sleepfm.scoring import Scorer, prepare_night
-    from sleepfm.signals.files import location
+    from sleepfm.signals.files import local_path, location
 
-    scorer = Scorer.load(arguments.model)
-    out = Path(arguments.out)
+    scorer = Scorer.load(models)
+    out = local_path(arguments.out, "--out")
     make_folder(out)
     scoring = location(arguments.scoring) if arguments.scoring else None
     written: dict[str, str] = {}
     refused = 0
-    for number, path in enumerate(arguments.recordings, 1):
-        prefix = f"[{number}/{len(arguments.recordings)}] {path}"
+    for number, path in enumerate(recordings, 1):
+        prefix = f"[{number}/{len(recordings)}] {path}"
         try:
             night = prepare_night(path, arguments.cohort, scoring)
             if night.record in written:
@@ -75,3 +79,17 @@ def run(arguments: argparse.Namespace) -> int:
         for warning in score.warnings:
             print(f"  {warning}", flush=True)
     return 1 if refused else 0
+
+
+def _models_and_recordings(groups: list[list[str]], recordings: list[str]) -> tuple[list[str], list[str]]:
+    """The words behind each ``--model``, and those that are recordings.
+
+    The first word behind an option is a model; of the others those that can be no recording: addresses and folders.
+    """
+    models: list[str] = []
+    found: list[str] = []
+    for first, *others in groups:
+        models.append(first)
+        for word in others:
+            (models if word.startswith("models:") or Path(word).is_dir() else found).append(word)
+    return models, [*found, *recordings]

@@ -23,9 +23,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the cohort and say where it is."""
     from sleepfm.data.synthetic.cohort import write_cohort
     from sleepfm.data.synthetic.faults.rates import default_rates
+    from sleepfm.signals.files import local_path
 
+    out = local_path(arguments.out, "OUT")
     workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))
     rates = None if arguments.clean else default_rates()
-    paths = write_cohort(arguments.out, arguments.subjects, arguments.hours, arguments.seed, arguments.cohort, workers, rates)
+    paths = write_cohort(out, arguments.subjects, arguments.hours, arguments.seed, arguments.cohort, workers, rates)
     print(f"{len(paths)} recordings in {paths[0].parent}")
     return 0

@@ -8,14 +8,17 @@ import time
 from pathlib import Path
 
 from sleepfm.config import digest, load_config, to_dict
+from sleepfm.console import accept_every_character
 from sleepfm.demo.plan import MODALITIES, TASKS, DemoConfig, Plan
 from sleepfm.demo.runner import Journal, Runner
 from sleepfm.errors import UsageError, exit_with
 from sleepfm.paths import config_root
+from sleepfm.signals.files import local_path
 
 
 def main() -> int:
     """Parse the arguments and run every step."""
+    accept_every_character()
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
     parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
@@ -30,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the cohort, the shards, the models, the scored night and the report."""
     if arguments.data is not None and not arguments.data.is_dir():
         raise UsageError(f"--data {arguments.data}: no such folder")
+    local_path(arguments.out, "--out")
     started = time.monotonic()
     config = load_config(DemoConfig, config_root() / arguments.config, arguments.overrides)
     data = arguments.data.resolve() if arguments.data else None

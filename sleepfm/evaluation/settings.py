@@ -12,7 +12,7 @@ from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
 from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.heads import HeadConfig
-from sleepfm.training.config import RunConfig
+from sleepfm.training.config import LocalFolder, RunConfig
 from sleepfm.training.source import SourceConfig
 
 
@@ -65,7 +65,7 @@ class ProbeConfig(DownstreamJob):
     data set.
     """
 
-    cache: str = "runs/cache/embeddings"
+    cache: LocalFolder = "runs/cache/embeddings"
 
 
 class FinetuneConfig(DownstreamJob):

@@ -17,9 +17,10 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
-from sleepfm.errors import ConfigError
+from sleepfm.errors import ConfigError, UsageError
 
 _URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
+_URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _RANGE_BYTES = 1 << 22
 # Packages behind the protocols in common use, where fsspec's own message would leave the reader to look them up.
 _EXTRAS = {"s3": "'sleepfm[s3]'", "s3a": "'sleepfm[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
@@ -65,6 +66,21 @@ def location(path: str | os.PathLike[str]) -> Path:
 
     # Typed as Path, whose reading interface it has; it is none, so that nothing takes it for a file on disk.
     return cast(Path, UPath(text))
+
+
+def local_path(path: str | os.PathLike[str], what: str) -> Path:
+    """``path``, to which something is written, and which must not be a URL; ``what`` is the argument or key that states it.
+
+    Raises:
+        UsageError: a URL, which the file system would take for a folder called ``s3:``.
+    """
+    text = os.fspath(path)
+    if text.startswith("file://"):
+        return Path(text.removeprefix("file://"))
+    # A Path has made one slash of two.
+    if _URL.match(text) or (isinstance(path, Path) and _URL_AS_PATH.match(text)):
+        raise UsageError(f"{what} {text}: a URL, but files are written to disks only; give a folder here or on a shared disk")
+    return Path(text)
 
 
 def is_remote(path: Path) -> bool:

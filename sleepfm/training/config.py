@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sleepfm.config import Config, digest, to_dict
+from sleepfm.errors import UsageError
+from sleepfm.signals.files import local_path
+
+
+def _on_a_disk(path: str) -> str:
+    try:
+        local_path(path, "the path")
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return path
+
+
+# A folder that is written to; a URL is refused.
+LocalFolder = Annotated[str, AfterValidator(_on_a_disk)]
 
 
 class TrainConfig(Config):
@@ -17,7 +31,7 @@ class TrainConfig(Config):
     contrastive loss therefore sees the same items together at any number of processes.
     """
 
-    output: str
+    output: LocalFolder
     steps: int | None = Field(default=None, ge=1)
     passes: float | None = Field(default=None, gt=0)
     """Passes over the stream, instead of ``steps``."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sleepfm import registry
 from sleepfm.config import load_config, to_dict, to_yaml
+from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError
 from sleepfm.files import write_json
@@ -83,6 +84,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     Exit status: 0 done (or done before), 1 refused, 2 wrong configuration, 75 left early on SIGTERM or
     SIGUSR1 with everything saved: start the same command again.
     """
+    accept_every_character()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="YAML file, such as configs/pretrain/eeg-tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")

@@ -23,7 +23,7 @@ from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
 from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 from sleepfm.registry import Resolved, load_package
-from sleepfm.training.config import RunConfig, differing_keys
+from sleepfm.training.config import LocalFolder, RunConfig, differing_keys
 from sleepfm.training.context_stage import ContextStage
 from sleepfm.training.job import Context
 from sleepfm.training.monitor import Monitor, MonitorConfig
@@ -52,7 +52,7 @@ class PretrainConfig(RunConfig):
     """Address of the pretrained NeuroNet of each modality."""
     encoder: str = ""
     """Address of the pretrained model whose embeddings the context learns from."""
-    cache: str = "runs/cache/embeddings"
+    cache: LocalFolder = "runs/cache/embeddings"
     """Where those embeddings are kept."""
     monitor: MonitorConfig = MonitorConfig()
 
