@@ -70,18 +70,18 @@ def cluster(workers: int) -> Iterator[Any]:
     """
     os.environ.update({key: os.environ.get(key, value) for key, value in ENVIRONMENT.items()})
     address = os.environ.get("RAY_ADDRESS")
-    if not address and not any(name in os.environ for name in _AUTHENTICATION):
-        # Ray asks for a token on a cluster that it starts, and would leave a new one in the user's home, after which a plain
-        # `ray start` makes clusters that `ray job submit` cannot use. This one is known to this process and its children alone.
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     import ray
 
     if ray.is_initialized():
         yield ray
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address:
+    if address not in (None, "", "local"):
         _require_answer(address)
+    elif not any(name in os.environ for name in _AUTHENTICATION):
+        # Ray asks for a token on a cluster that it starts, and would leave a new one in the user's home, after which a plain
+        # `ray start` makes clusters that `ray job submit` cannot use. This one is known to this process and its children alone.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     try:
         if address:
             ray.init(address=address, **quiet)
@@ -115,27 +115,24 @@ def _require_answer(address: str) -> None:
 
     Ray itself asks a host that does not answer for a quarter of an hour.
     """
-    if address == "local":
-        return
     place = address.removeprefix("ray://")
     if address == "auto":
         # A cluster that was killed leaves its address behind.
         from ray._private.services import canonicalize_bootstrap_address
 
         try:
-            place = canonicalize_bootstrap_address(address) or ""
-        except (ConnectionError, ValueError) as error:
-            raise ConfigError(
-                f"RAY_ADDRESS={address}: no Ray cluster found on this host; start one (ray start --head)"
-            ) from error
+            found = canonicalize_bootstrap_address(address)
+        except (ConnectionError, ValueError):
+            found = None
+        if found is None:
+            raise ConfigError(f"RAY_ADDRESS={address}: no Ray cluster found here; start one (ray start --head), or unset it")
+        place = found
     host, _, port = place.rpartition(":")
     if not host or not port.isdigit() or "/" in place:
         raise ConfigError(
             f"RAY_ADDRESS={address}: expected HOST:PORT, ray://HOST:PORT or auto; an http address is for `ray job submit`"
         )
-    hint = (
-        f"no Ray cluster answers there within {ANSWER_SECONDS} s; start one (ray start --head), or unset it for a local cluster"
-    )
+    hint = f"no Ray cluster answers there within {ANSWER_SECONDS} s; start one (ray start --head), or unset it for one here"
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
