@@ -45,6 +45,9 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
     if file is not None:
         # MLflow keeps open stores by address, which must not change its meaning with the working folder.
         uri = f"sqlite:///{file.resolve()}"
+        if file.exists() and not (file.is_file() and os.access(file, os.R_OK | os.W_OK)):
+            # MLflow would try again for minutes.
+            raise RegistryError(f"{file}: no file that can be read and written; state another store with MLFLOW_TRACKING_URI")
         if not file.exists() and not create:
             raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -55,6 +58,8 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It tells every failed attempt to connect; the last one comes as an error.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)
     with answering(uri):
         if file is not None and not file.exists():
             _create_store(file.resolve())
@@ -96,8 +101,8 @@ def answering(uri: str | None = None) -> Iterator[None]:
         yield
     except SleepFMError:
         raise
-    # ValueError: an answer that is no JSON, and an address that is none.
-    except (MlflowException, SQLAlchemyError, OSError, ValueError) as error:
+    # ValueError: an answer that is no JSON, and an address that is none. ImportError: a database whose driver is not installed.
+    except (MlflowException, SQLAlchemyError, OSError, ValueError, ImportError) as error:
         raise RegistryError(
             f"{store_uri(uri)}: the registry does not answer as one ({reason_of(error)}); start it, or state another with "
             "MLFLOW_TRACKING_URI"

@@ -54,8 +54,8 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.scoring import Scorer, prepare_night
     from sleepfm.signals.files import local_path, location
 
-    scorer = Scorer.load(models)
     out = local_path(arguments.out, "--out")
+    scorer = Scorer.load(models)
     make_folder(out)
     scoring = location(arguments.scoring) if arguments.scoring else None
     written: dict[str, str] = {}

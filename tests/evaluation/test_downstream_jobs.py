@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from sleepfm.config import load_config
+from sleepfm.config import load_config, read_yaml
 from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ConfigError, ModelError
@@ -21,8 +23,9 @@ from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
 from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS
-from sleepfm.models.build import model_config
+from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
+from sleepfm.models.downstream import Downstream
 from sleepfm.models.masked_context import MaskedContext, MaskedContextConfig
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
@@ -153,6 +156,40 @@ def test_embeddings_are_kept_checked_and_made_again(dataset, encoder_package, tm
     assert not list(tmp_path.glob("*/.*"))
     other = EmbeddingCache(tmp_path, dataset, package.module, "0" * 64)
     assert other.folder != cache().folder
+
+
+def test_embeddings_are_kept_under_all_that_decides_them(dataset, tmp_path, monkeypatch):
+    """The number of attention heads is in no weight, and changes every embedding."""
+    plan = read_yaml(config_root() / "models" / "synthsleepnet-tiny.yaml")["model"]
+    torch.manual_seed(0)
+    four = build_model(plan).eval()
+    two = build_model(plan | {"encoder": plan["encoder"] | {"heads": 2}}).eval()
+    two.load_state_dict(four.state_dict())
+    name = dataset.names[0]
+    found = [EmbeddingCache(tmp_path, dataset, encoder, "0" * 64).get(name) for encoder in (four, two)]
+    want = [embed(encoder, stored_epochs(dataset, name, encoder.channels, 64)) for encoder in (four, two)]
+    assert not torch.allclose(want[0], want[1])
+    assert all(torch.equal(a, b) for a, b in zip(found, want, strict=True))
+    folder = EmbeddingCache(tmp_path, dataset, four, "0" * 64).folder
+    assert EmbeddingCache(tmp_path, dataset, four.double(), "0" * 64).folder != folder
+    four.float()
+    assert EmbeddingCache(tmp_path, dataset, four, "0" * 64).folder == folder
+    monkeypatch.setattr("sleepfm.training.embeddings.code_digest", lambda: "another version of the code")
+    assert EmbeddingCache(tmp_path, dataset, four, "0" * 64).folder != folder
+
+
+def test_models_of_equal_weights_and_other_configuration_do_not_share_embeddings(downstream_packages, recordings):
+    """Two heads score one night; the encoder of one has half the heads in its attention."""
+    stage, apnea = (Scorer.load([downstream_packages[task]]).models[task] for task in ("stage", "apnea"))
+    plan = apnea.model.config.encoder
+    other = plan | {"encoder": plan["encoder"] | {"heads": 2}}
+    config = apnea.model.config.model_copy(update={"encoder": other})
+    changed = Downstream(config, build_model(other)).eval()
+    changed.load_state_dict(apnea.model.state_dict())
+    night = prepare_night(recordings[0])
+    alone = Scorer([replace(apnea, model=changed)]).score(night).probability["apnea"]
+    assert np.array_equal(Scorer([stage, replace(apnea, model=changed)]).score(night).probability["apnea"], alone)
+    assert not np.array_equal(Scorer([apnea]).score(night).probability["apnea"], alone)
 
 
 def test_ranks_that_look_at_different_times_embed_every_recording_once(dataset, encoder_package, tmp_path, monkeypatch):

@@ -25,6 +25,7 @@ from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.package import write_package
+from sleepfm.paths import config_root
 from sleepfm.registry import load
 from sleepfm.scoring import Scorer, prepare_night
 from sleepfm.training.embeddings import embed_frames, stored_epochs
@@ -255,6 +256,22 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
 
 
+def test_models_and_recordings_stand_in_any_order(downstream_packages, recordings, tmp_path, capsys):
+    first, second = (str(downstream_packages[task]) for task in ("stage", "apnea"))
+    night, other = map(str, recordings[:2])
+    alike = ["--model", first, night, "--out", str(tmp_path / "a"), other, "--model", second]
+    assert main(["score", *alike]) == 0
+    assert main(["score", "--out", str(tmp_path / "b"), night, other, "--model", first, second]) == 0
+    assert main(["score", night, "--model", first, "--model", second, other, "--out", str(tmp_path / "c")]) == 0
+    written = [sorted(path.relative_to(tmp_path / out) for path in (tmp_path / out).rglob("*.csv")) for out in "abc"]
+    assert written[0] == written[1] == written[2] and len({path.parts[0] for path in written[0]}) == 2
+    for path in written[0]:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "c" / path).read_bytes()
+    capsys.readouterr()
+    assert main(["score", "--model", first, "--out", str(tmp_path / "d")]) == 2
+    assert "no recording stated" in capsys.readouterr().err
+
+
 def test_command_names_what_is_wrong(downstream_packages, recordings, tmp_path, capsys):
     call = arguments(downstream_packages, tmp_path, recordings[0], recordings[1])
     assert main([*call, "--scoring", "x.xml"]) == 2
@@ -295,3 +312,23 @@ def test_embed_leaves_nothing_behind_when_refused(encoder_package, tmp_path, cap
     out = tmp_path / "e.parquet"
     assert main(["embed", str(tmp_path / "none"), "--model", str(encoder_package), "--out", str(out)]) == 1
     assert list(tmp_path.iterdir()) == [] and "no such" in capsys.readouterr().err
+
+
+def test_embed_refuses_a_recording_without_a_channel_of_the_model(recordings, tmp_path, capsys):
+    """The others are embedded; nothing stands for a night of which nothing is known."""
+    torch.manual_seed(0)
+    encoder = build_model(read_yaml(config_root() / "models" / "neuronet-tiny.yaml")["model"] | {"channels": ["EMG_CHIN"]})
+    write_package(tmp_path / "emg", encoder, {"model": model_config(encoder)}, "card")
+    source = tmp_path / "nights"
+    source.mkdir()
+    content = recordings[0].read_bytes()
+    (source / "with.edf").write_bytes(content)
+    label = b"EMG".ljust(16)
+    assert content.count(label, 0, 8192) == 1
+    (source / "without.edf").write_bytes(content.replace(label, b"Something else  ", 1))
+    out = tmp_path / "e.parquet"
+    assert main(["embed", str(source), "--model", str(tmp_path / "emg"), "--out", str(out)]) == 1
+    refused = capsys.readouterr().err.splitlines()
+    assert len(refused) == 1 and "without" in refused[0] and "EMG_CHIN" in refused[0]
+    table = pd.read_parquet(out)
+    assert table["record"].nunique() == 1 and table["embedding"].notna().all()

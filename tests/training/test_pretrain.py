@@ -123,6 +123,27 @@ def test_an_encoder_of_another_modality_is_refused(dataset: Dataset, sources: di
         MultimodalStage(config(dataset, "multimodal-tiny"), swapped)
 
 
+def test_an_encoder_of_another_size_than_the_model_asks_for_is_refused(dataset: Dataset, sources: dict[str, Resolved]) -> None:
+    with pytest.raises(ConfigError, match=r"encoders\.EEG: .* another architecture or size .*encoder\.dim \(768 -> 128\)"):
+        MultimodalStage(config(dataset, "multimodal-base"), sources)
+    stated = config(dataset, "multimodal-tiny", "model.backbone.mask_ratio=0.5", "model.backbone.decoder.dim=32")
+    assert MultimodalStage(stated, sources).module.dim == 128
+
+
+def test_what_a_figure_is_taken_of_is_stated(dataset: Dataset) -> None:
+    """Draws and losses that differ are not compared; how long was trained does not matter."""
+
+    def measures(*overrides: str) -> tuple[dict, dict]:
+        stage = UnimodalStage(config(dataset, "eog-tiny", *overrides))
+        return stage.measure("val/probe_kappa"), stage.measure("val/loss")
+
+    probe, loss = measures()
+    assert measures("train.steps=7", "train.lr=0.1") == (probe, loss)
+    assert measures("monitor.val_epochs=77") == (probe | {"val_epochs": 77}, loss)
+    assert measures("train.global_batch=32")[0] == probe and measures("train.global_batch=32")[1] != loss
+    assert measures("train.seed=3")[0] != probe
+
+
 def test_encoders_must_fit_the_channels(dataset: Dataset) -> None:
     with pytest.raises(ConfigError, match=r"need none, found EEG"):
         config(dataset, "eeg-tiny", "encoders.EEG=models:/x@champion")

@@ -1,0 +1,201 @@
+"""What a user gets wrong is one line on standard error, in bounded time, from the commands as they are started."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from sleepfm.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+# Nothing listens on port 9 of this machine (the discard service is long gone).
+NOWHERE = "http://127.0.0.1:9"
+CONFIG = "configs/downstream/probe-stage-tiny.yaml"
+
+
+def run(folder: Path, *words: str, seconds: float = 120, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``python WORDS`` in ``folder``, without the tracking store and cluster of whoever runs the tests."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW_", "RAY_", "PYTHONIOENCODING"))}
+    environment = kept | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"} | variables
+    return subprocess.run([sys.executable, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=seconds)
+
+
+def one_line(done: subprocess.CompletedProcess[str], status: int) -> str:
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), done.stderr
+    return lines[0]
+
+
+SLEEPFM, SHARDS = ("-m", "sleepfm.cli"), ("-m", "shards")
+
+
+@pytest.fixture
+def night(tmp_path: Path) -> str:
+    """A name of a recording, which no command here comes to read."""
+    (tmp_path / "night.edf").write_bytes(b"0" * 300)
+    return "night.edf"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("score", "night.edf", "--out", "scored"),
+        ("embed", "night.edf", "--model", "models:/sleepfm-stage@champion", "--out", "e.parquet"),
+        ("models",),
+        ("models", "--promote", "models:/sleepfm-stage/1"),
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+@pytest.mark.slow
+def test_a_registry_that_is_away(tmp_path: Path, night: str, words: tuple[str, ...]) -> None:
+    line = one_line(run(tmp_path, *SLEEPFM, *words, MLFLOW_TRACKING_URI=NOWHERE), 1)
+    assert NOWHERE in line and "Connection refused" in line and "MLFLOW_TRACKING_URI" in line
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["probe", "finetune"])
+def test_a_job_whose_registry_is_away(tmp_path: Path, script: str) -> None:
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "dataset.json").write_text(json.dumps({"schema_version": 1, "digest": "d"}))
+    config = ROOT / "configs" / "downstream" / f"{script}-stage-tiny.yaml"
+    words = [str(ROOT / "launch" / f"{script}.py"), str(config), "data.path=shards", f"tracking.uri={NOWHERE}"]
+    done = run(tmp_path, *words)
+    assert "Traceback" not in done.stderr and done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+class Answering(BaseHTTPRequestHandler):
+    """A web server that is no registry."""
+
+    status, body = 200, b"<html>Welcome</html>"
+
+    def do_GET(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Length", str(len(self.body)))
+        self.end_headers()
+        self.wfile.write(self.body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture
+def web() -> Iterator[HTTPServer]:
+    server = HTTPServer(("127.0.0.1", 0), type("Handler", (Answering,), {}))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [(200, b"<html>Welcome</html>"), (404, b"<html>nothing</html>"), (500, b"oops"), (500, b'{"error_code": "INTERNAL_ERROR"}')],
+)
+def test_a_server_that_is_no_registry(
+    web: HTTPServer, status: int, body: bytes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.RequestHandlerClass.status, web.RequestHandlerClass.body = status, body  # type: ignore[attr-defined]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    address = f"http://127.0.0.1:{web.server_port}"
+    assert main(["models", "--store", address]) == 1
+    assert main(["models", "--store", address, "--promote", "models:/x/1"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all(line.startswith(f"error: {address}: the registry does not answer") for line in lines)
+    assert max(map(len, lines)) < 600
+
+
+@pytest.mark.parametrize("kind", ["folder", "text", "driver"])
+def test_a_store_that_is_none(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text").write_text("hello")
+    store = "mysql+nodriver://x" if kind == "driver" else f"sqlite:///{tmp_path / kind}"
+    assert main(["models", "--store", store]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: ")
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("shards", ("build", "src", "s3://bucket/out")),
+        ("shards", ("verify", "s3://bucket/out")),
+        ("shards", ("info", "gs://bucket/out")),
+        ("shards", ("export", "s3://bucket/out", "folder")),
+        ("shards", ("export", "folder", "s3://bucket/out")),
+        ("sleepfm", ("synth", "s3://bucket/out", "--subjects", "1", "--hours", "1")),
+        ("sleepfm", ("score", "night.edf", "--out", "s3://bucket/out")),
+        ("sleepfm", ("embed", "night.edf", "--model", "folder", "--out", "s3://bucket/e.parquet")),
+        ("sleepfm", ("convert", "checkpoint.pth", "s3://bucket/out")),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+def test_results_at_a_url(
+    command: str, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from shards.__main__ import main as shards
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    assert (shards if command == "shards" else main)(list(words)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "bucket" in lines[0] and "a URL" in lines[0]
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_a_training_output_at_a_url() -> None:
+    from sleepfm.config import load_config
+    from sleepfm.errors import ConfigError
+    from sleepfm.evaluation.settings import ProbeConfig
+
+    for key in ("train.output", "cache"):
+        with pytest.raises(ConfigError, match=rf"{key}.*a URL"):
+            load_config(ProbeConfig, ROOT / CONFIG, [f"{key}=s3://bucket/out"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variables", "status", "said"),
+    [
+        ({"RAY_ADDRESS": "127.0.0.1:9"}, 2, r"RAY_ADDRESS=127.0.0.1:9: no Ray cluster answers"),
+        ({"RAY_ADDRESS": "http://127.0.0.1:8265"}, 2, "expected HOST:PORT"),
+        ({"TMPDIR": "LONG"}, 2, "too long for Ray"),
+    ],
+    ids=["dead", "job server", "TMPDIR"],
+)
+def test_a_ray_cluster_that_cannot_be(tmp_path: Path, variables: dict[str, str], status: int, said: str) -> None:
+    assert main(["synth", str(tmp_path / "src"), "--subjects", "1", "--hours", "0.15", "--workers", "1"]) == 0
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    variables = {key: value.replace("LONG", str(long)) for key, value in variables.items()}
+    done = run(tmp_path, *SHARDS, "build", "src", "out", seconds=60, **variables)
+    lines = [line for line in done.stderr.splitlines() if line]
+    assert done.returncode == status and said in lines[-1], done.stderr
+    assert len([line for line in lines if "Ray" in line]) <= 2 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [(*SLEEPFM, "score", "--help"), (*SHARDS, "info", "out"), (str(ROOT / "launch" / "probe.py"), "-h")]
+)
+@pytest.mark.slow
+def test_an_ascii_terminal(tmp_path: Path, words: tuple[str, ...]) -> None:
+    done = run(tmp_path, *words, PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert "UnicodeEncodeError" not in done.stderr and done.returncode in (0, 1)
+
+
+def test_characters_that_the_output_lacks_are_escaped(tmp_path: Path) -> None:
+    code = r"from sleepfm.console import accept_every_character as a; a(); print('\u03ba \u00b5V \u2192 \udcff')"
+    done = run(tmp_path, "-c", code, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stdout) == (0, "\\u03ba \\xb5V \\u2192 \\udcff\n")
