@@ -20,6 +20,12 @@ DEFAULT_STORE = "sqlite:///runs/mlflow.db"
 # What MLflow answers where a name, version or alias is not there, whatever the kind of store.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _LONGEST_REASON = 200
+_DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
 
 
 def store_uri(uri: str | None = None) -> str:
@@ -45,15 +51,12 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
     if file is not None:
         # MLflow keeps open stores by address, which must not change its meaning with the working folder.
         uri = f"sqlite:///{file.resolve()}"
-        if file.exists() and not (file.is_file() and os.access(file, os.R_OK | os.W_OK)):
+        if file.exists() and not (file.is_file() and os.access(file, os.R_OK)):
             # MLflow would try again for minutes.
-            raise RegistryError(f"{file}: no file that can be read and written; state another store with MLFLOW_TRACKING_URI")
+            raise RegistryError(f"{file}: no file that can be read; state another store with MLFLOW_TRACKING_URI")
         if not file.exists() and not create:
             raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    _set_defaults()
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow", "alembic"):
@@ -64,6 +67,12 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
         if file is not None and not file.exists():
             _create_store(file.resolve())
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _set_defaults() -> None:
+    """What MLflow reads from the environment, some of it when it is imported."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
 
 
 def _create_store(file: Path) -> None:
@@ -94,6 +103,7 @@ def _create_store(file: Path) -> None:
 @contextmanager
 def answering(uri: str | None = None) -> Iterator[None]:
     """Turns what MLflow raises where the store at ``uri`` is away, is none, or answers nonsense into a :class:`RegistryError`."""
+    _set_defaults()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from sleepfm.cli import main
+from sleepfm.data.format import SCHEMA
 
 ROOT = Path(__file__).resolve().parents[1]
 # Nothing listens on port 9 of this machine (the discard service is long gone).
@@ -65,12 +66,13 @@ def test_a_registry_that_is_away(tmp_path: Path, night: str, words: tuple[str, .
 @pytest.mark.parametrize("script", ["probe", "finetune"])
 def test_a_job_whose_registry_is_away(tmp_path: Path, script: str) -> None:
     (tmp_path / "shards").mkdir()
-    (tmp_path / "shards" / "dataset.json").write_text(json.dumps({"schema_version": 1, "digest": "d"}))
+    (tmp_path / "shards" / "dataset.json").write_text(json.dumps({"schema": SCHEMA, "digest": "d" * 64}))
     config = ROOT / "configs" / "downstream" / f"{script}-stage-tiny.yaml"
     words = [str(ROOT / "launch" / f"{script}.py"), str(config), "data.path=shards", f"tracking.uri={NOWHERE}"]
     done = run(tmp_path, *words)
     assert "Traceback" not in done.stderr and done.returncode == 1
-    assert done.stderr.splitlines()[-1].startswith("error: ")
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
+    assert len(errors) == 1 and NOWHERE in errors[0] and "Connection refused" in errors[0], done.stderr
 
 
 class Answering(BaseHTTPRequestHandler):
