@@ -233,7 +233,9 @@ class Exporter:
 
     def _comparison(self, export: Export) -> dict[str, str]:
         metric = self._config.registry.metric
-        measure = {"metric": metric} | (self._stage.measure(metric) if isinstance(self._stage, DrawsFromValidation) else {})
+        measure: dict[str, Any] = {"metric": metric}
+        if isinstance(self._stage, DrawsFromValidation):
+            measure |= self._stage.measure(metric)
         task = str(getattr(self._config, "task", self._stage.name))
         return comparison(task, export.config["model"], measure, self._parameters)
 
