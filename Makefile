@@ -7,6 +7,9 @@ SEED ?= 1
 # Tests that run at a time.
 JOBS ?= 2
 DATA ?=
+# Folder of the demo; FRESH=1 sets an earlier one aside and starts over.
+OUT ?= runs/demo
+FRESH ?=
 # A package index to take torch from, where the default one has only CUDA builds (see README).
 TORCH_INDEX ?=
 
@@ -24,7 +27,7 @@ $(STAMP): setup.cfg constraints.txt scripts/preflight.sh
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m sleepfm.demo --seed $(SEED) $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m sleepfm.demo --seed $(SEED) --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,19 @@ from shards.cluster import cluster, run_shards
 from shards.config import BuildConfig, chosen_cohort, identity
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
-from shards.plan import LOCK_FILE, Plan, ShardPlan, extend, read_plan, write_plan
+from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.progress import Progress
-from shards.task import read_sidecar
+from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
-from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
-from sleepfm.files import make_folder, remove_temporaries, writing
+from sleepfm.files import make_folder, remove_temporaries
+from sleepfm.lock import only_writer
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
 from sleepfm.signals.text_counts import TextCounts
+
+_SHARD_FILES = r"shard-[0-9]{6,}\.(?:tar|json)"
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,8 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         RecordingError: ``source`` holds no recording; nothing is written.
         ConfigError: ``out`` holds a build of another configuration; nothing is written.
         UsageError: ``out`` lies in ``source`` or the other way round.
-        DatasetError: ``out`` is something else, is being built by another process, or its source has changed.
+        BusyError: ``out`` is being built by another process.
+        DatasetError: ``out`` is something else or holds a file that a build did not write, or its source has changed.
         StorageError: ``out`` cannot be written to.
         ShardError: tasks failed.
     """
@@ -65,23 +68,24 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
     paths = discover(source, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
     found = {relative_name(path, root): _size(path) for path in paths}
-    for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
-        make_folder(folder)
-    with _locked(out):
-        remove_temporaries(out)
-        for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
-            remove_temporaries(folder)
+    with only_writer(out):
         before = read_plan(out, wanted)
+        for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
+            make_folder(folder)
+        remove_temporaries(out, "|".join(map(re.escape, (PLAN_FILE, DATASET_FILE))))
+        remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
+        remove_temporaries(out / MANIFEST_FOLDER, rf"(?:{'|'.join(MANIFEST_TABLES)})\.parquet")
         done = _survey(out, before)
         plan = _plan(before, done, found, root, config.recordings, retry_refused)
         if plan != before:
+            _check_free(out, plan, before)
             write_plan(out, plan)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
             printed = _run(todo, root, out, config, plan, workers)
             # Workers that died have left files that nobody will finish.
-            remove_temporaries(out / SHARD_FOLDER)
+            remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
     refused, texts = [], TextCounts()
     for sidecar in sidecars(out, plan, digest(wanted)):
@@ -89,6 +93,14 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         for record in sidecar["records"]:
             texts.add(shown(record["source"]), record["provenance"])
     return BuildResult(description, refused, printed, texts)
+
+
+def _check_free(out: Path, plan: Plan, before: Plan) -> None:
+    """Nothing is there under the names of shards that are new in ``plan``. Raises :class:`DatasetError`."""
+    for shard in plan.shards[len(before.shards) :]:
+        for path in (out / SHARD_FOLDER / shard.name, sidecar_path(out, shard.name)):
+            if os.path.lexists(path):
+                raise DatasetError(f"{path}: is there, and no build has written it; move it away, or build into another folder")
 
 
 def _size(path: Path) -> int:
@@ -146,19 +158,3 @@ def _run(todo: list[ShardPlan], source: Path, out: Path, config: BuildConfig, pl
     with cluster(workers) as ray:
         run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update)
     return progress.refused
-
-
-@contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Keeps other builds out of the folder; the system gives the lock back when the process dies."""
-    path = out / LOCK_FILE
-    with writing(path):
-        file = path.open("w")
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DatasetError(f"{out}: another build is writing here; wait for it or end it") from error
-        except OSError as error:
-            raise DatasetError(f"{path}: its file system knows no locks ({error.strerror}); build on another one") from error
-        yield

@@ -24,7 +24,7 @@ from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError
-from sleepfm.files import atomic_file, make_folder
+from sleepfm.output import Origin, whole_folder
 from sleepfm.signals.labels import EventRule, event_labels
 from sleepfm.signals.scoring_types import Scoring
 
@@ -59,7 +59,7 @@ def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Ite
     Raises:
         DatasetError: not a data set, or ``folder`` holds something else.
         ShardError: a sample is corrupt.
-        StorageError: ``folder`` cannot be written to.
+        StorageError: ``folder`` cannot be written to, or holds a folder of a recording's name that is not this export's.
     """
     dataset = Dataset.open(path)
     if folder.exists() and (not folder.is_dir() or any(not item.is_dir() for item in folder.iterdir())):
@@ -69,10 +69,10 @@ def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Ite
         if not KEY.fullmatch(record):
             raise DatasetError(f"{path}: {shown(record)!r} is no name of a record; this manifest is not one of a build")
     for row, record in enumerate(dataset.names):
-        target = folder / record
-        make_folder(target)
-        _write(target / "x.parquet", _signals(dataset, reader, row))
-        _write(target / "y.parquet", _labels(dataset, reader, row, rule))
+        origin = Origin("exported recording", f"{dataset.digest} {rule} {record}", f"{path} (rule {rule})")
+        with whole_folder(folder / record, origin) as target:
+            _write(target / "x.parquet", _signals(dataset, reader, row))
+            _write(target / "y.parquet", _labels(dataset, reader, row, rule))
         yield record
 
 
@@ -97,5 +97,4 @@ def _labels(dataset: Dataset, reader: ShardReader, row: int, rule: EventRule) ->
 
 
 def _write(path: Path, columns: dict[str, NDArray[np.float32]] | dict[str, NDArray[np.int32]]) -> None:
-    with atomic_file(path) as file:
-        pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), file)
+    pq.write_table(pa.table({name: pa.array(values) for name, values in columns.items()}), path)

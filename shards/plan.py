@@ -19,9 +19,9 @@ from shards.names import KEY, name_records
 from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 from sleepfm.files import write_json
+from sleepfm.lock import LOCK_FILE
 
 PLAN_FILE = "plan.json"
-LOCK_FILE = ".lock"
 _SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")
 
 
@@ -96,7 +96,7 @@ def read_plan(out: Path, identity: dict[str, Any]) -> Plan:
 def _is_fresh(out: Path) -> bool:
     """Whether ``out`` holds no more than the empty folders and the lock that a build makes before its plan."""
     return out.is_dir() and all(
-        path.name == LOCK_FILE or (path.name in (SHARD_FOLDER, MANIFEST_FOLDER) and not any(path.iterdir()))
+        path.name == LOCK_FILE or (path.name in (SHARD_FOLDER, MANIFEST_FOLDER) and path.is_dir() and not any(path.iterdir()))
         for path in out.iterdir()
     )
 

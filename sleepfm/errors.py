@@ -52,6 +52,10 @@ class StorageError(SleepFMError, OSError):
     """A file that cannot be written: no room, no permission, another file in its place."""
 
 
+class BusyError(SleepFMError):
+    """A folder that another process is writing into."""
+
+
 class CheckpointError(SleepFMError):
     """A training checkpoint that cannot be resumed."""
 

@@ -6,9 +6,10 @@ leaves what was there before. Temporary names are unique: a forgotten process of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-import shutil
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -70,27 +71,6 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder to write into, which takes the place of ``folder`` only if the block ends without an error.
-
-    Raises:
-        StorageError: it cannot be written; what was at ``folder`` is still there.
-    """
-    name = f".{folder.name}.{uuid.uuid4().hex[:12]}"
-    unfinished, replaced = folder.with_name(f"{name}{TEMPORARY_SUFFIX}"), folder.with_name(f"{name}.old")
-    try:
-        with writing(folder):
-            unfinished.mkdir()
-            yield unfinished
-            if folder.exists():
-                folder.rename(replaced)
-            unfinished.rename(folder)
-    finally:
-        for path in (unfinished, replaced):
-            shutil.rmtree(path, ignore_errors=True)
-
-
 def write_atomic(path: Path, content: str | bytes) -> None:
     """Write ``content`` (text as UTF-8) to ``path``, whose folder is made if need be.
 
@@ -134,8 +114,24 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Delete the files that killed writers left in ``folder``."""
-    for path in folder.glob(f".*{TEMPORARY_SUFFIX}"):
-        if not path.is_dir():
-            path.unlink(missing_ok=True)
+def temporaries(folder: Path, names: str) -> list[Path]:
+    """What killed writers may have left in ``folder`` of files whose names match ``names``, a regular expression.
+
+    Only names that :func:`atomic_path` gives; a hidden file of somebody else's that ends in ``.tmp`` is none.
+    """
+    pattern = re.compile(rf"\.(?:{names})\.[0-9a-f]{{12}}{re.escape(TEMPORARY_SUFFIX)}")
+    if not folder.is_dir():
+        return []
+    return [path for path in folder.iterdir() if pattern.fullmatch(path.name) and path.is_file() and not path.is_symlink()]
+
+
+def remove_temporaries(folder: Path, names: str) -> None:
+    """Delete :func:`temporaries`."""
+    for path in temporaries(folder, names):
+        path.unlink(missing_ok=True)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from sleepfm.errors import ModelError, RegistryError
-from sleepfm.files import atomic_path, make_folder, write_atomic, writing
+from sleepfm.errors import ModelError, RegistryError, StorageError
+from sleepfm.files import atomic_path, make_folder, sha256_file, write_atomic, writing
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -37,9 +36,15 @@ def write_package(
 
     ``weights`` is a module, whose floating-point tensors are stored in fp32, or a file that :func:`save_weights` wrote, which is
     linked, or copied where that cannot be. ``config`` holds at least ``model``.
+
+    Raises:
+        StorageError: it cannot be written, or a file of one of these names is there already.
     """
     folder = Path(folder)
     make_folder(folder)
+    for name in (WEIGHTS, CONFIG, CARD):
+        if os.path.lexists(folder / name):
+            raise StorageError(f"{folder / name}: is there already, and is not replaced; write the package to another folder")
     if isinstance(weights, Path):
         link_or_copy(weights, folder / WEIGHTS)
     else:
@@ -53,16 +58,14 @@ def write_package(
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Give the file ``source`` a second name, or a copy on file systems without hard links; ``target`` is replaced."""
-    if target.exists():
-        if target.samefile(source):
-            return
-        target.unlink()
+    """Give the file ``source`` a second name, or a copy on file systems without hard links; ``target`` is not there yet."""
     try:
         os.link(source, target)
+    except FileExistsError as error:
+        raise StorageError(f"{target}: is there already, and is not replaced") from error
     except OSError:
-        with writing(target):
-            shutil.copyfile(source, target)
+        with writing(target), source.open("rb") as original, target.open("xb") as copy:
+            shutil.copyfileobj(original, copy)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -157,9 +160,3 @@ def load_weights(module: nn.Module, path: Path) -> dict[str, str]:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{path}: does not fit its configuration ({reason})") from error
     return metadata
-
-
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm convert``."""
     parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="best_model.pth; read without unpickling")
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write the package into")
+    parser.add_argument("out", type=Path, metavar="OUT", help="new folder for the package")
     parser.add_argument("--task", default="stage", help="what a downstream model predicts (default stage)")
     parser.add_argument(
         "--pretrained",
@@ -25,9 +25,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the package and say what is in it."""
+    from sleepfm.config import digest
     from sleepfm.evaluation.tasks import get_task
+    from sleepfm.files import sha256_file
     from sleepfm.models.build import model_config
     from sleepfm.models.convert import convert
+    from sleepfm.output import Origin, whole_folder
     from sleepfm.package import write_package
     from sleepfm.signals.files import local_path
 
@@ -49,7 +52,10 @@ def run(arguments: argparse.Namespace) -> int:
             "",
         ]
     )
-    write_package(out, module, {"model": config}, card)
+    checkpoints = [path for path in (arguments.checkpoint, arguments.pretrained) if path is not None]
+    source = digest({"checkpoints": [sha256_file(path) for path in checkpoints], "task": task.name, "channels": channels})
+    with whole_folder(out, Origin("converted package", source, str(arguments.checkpoint))) as unfinished:
+        write_package(unfinished, module, {"model": config}, card)
     print(f"{out}: {config['kind']}, {size:,} parameters, channels {', '.join(module.channels)}")
     for note in converted.notes:
         print(f"  {note}")

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sleepfm.errors import RecordingError, SleepFMError, UsageError
+from sleepfm.errors import RecordingError, SleepFMError, StorageError, UsageError
 from sleepfm.files import atomic_path, make_folder
 from sleepfm.signals.files import is_remote, local_path, location
 
 CHUNK = 64
+# The key of the file's metadata that says who wrote it.
+_CONTENT = "sleepfm"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +41,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecordingError(f"{source}: no such file or folder")
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; name a file, such as {out / 'embeddings.parquet'}")
+    # Bytes of no encoding in a name are kept apart.
+    origin = str(source if is_remote(source) else source.resolve()).encode("utf-8", "backslashreplace").decode()
+    _check_free(out, origin)
     package = load_package(arguments.model)
     held = package.module
     encoder: Any = held.encoder if isinstance(held, (Downstream, MaskedContext)) else held
@@ -48,7 +54,12 @@ def run(arguments: argparse.Namespace) -> int:
             ("stage", pa.int8()),
             ("embedding", pa.list_(pa.float32())),
         ],
-        metadata={"model": package.source.uri, "model_sha256": package.config["weights"]["sha256"]},
+        metadata={
+            _CONTENT: "embeddings",
+            "source": origin,
+            "model": package.source.uri,
+            "model_sha256": package.config["weights"]["sha256"],
+        },
     )
     refused = 0
     make_folder(out.parent)
@@ -73,7 +84,28 @@ def run(arguments: argparse.Namespace) -> int:
             }
             writer.write_table(pa.table(columns, schema=schema))
             print(f"{record}: {len(embedding)} epochs", flush=True)
+        _check_free(out, origin)
     return 1 if refused else 0
+
+
+def _check_free(out: Path, source: str) -> None:
+    """Only the embeddings of ``source`` that an earlier call wrote are replaced. Raises :class:`StorageError`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if not os.path.lexists(out):
+        return
+    try:
+        metadata = pq.read_schema(out).metadata or {}
+    except (OSError, pa.ArrowException):
+        metadata = {}
+    if _CONTENT.encode() not in metadata or out.is_symlink():
+        raise StorageError(f"--out {out}: is there, was not written by sleepfm embed, and is not replaced; name another file")
+    held = metadata.get(b"source", b"something else").decode()
+    if held != source:
+        raise StorageError(
+            f"--out {out}: holds the embeddings of {held}, not of {source}, and is not replaced; name another file"
+        )
 
 
 def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:

@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sleepfm.errors import SleepFMError, UsageError
-from sleepfm.files import atomic_folder, make_folder
+from sleepfm.errors import RecordingError, SleepFMError, UsageError
+from sleepfm.files import make_folder
+from sleepfm.output import Origin, check_free, whole_folder
+from sleepfm.signals.files import file_sha256, location
 
 if TYPE_CHECKING:
     from sleepfm.scoring import NightScore
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
     from sleepfm.evaluation.results import write_night
     from sleepfm.scoring import Scorer, prepare_night
-    from sleepfm.signals.files import local_path, location
+    from sleepfm.signals.files import local_path
 
     out = local_path(arguments.out, "--out")
     scorer = Scorer.load(models)
@@ -66,9 +68,11 @@ def run(arguments: argparse.Namespace) -> int:
             night = prepare_night(path, arguments.cohort, scoring)
             if night.record in written:
                 raise UsageError(f"{path}: named {night.record!r} like {written[night.record]}; use another --out")
+            folder, origin = out / night.record, _origin(path)
+            # Before the work.
+            check_free(folder, origin)
             score = scorer.score(night)
-            folder = out / night.record
-            with atomic_folder(folder) as unfinished:
+            with whole_folder(folder, origin) as unfinished:
                 write_night(unfinished, score, night)
         except SleepFMError as error:
             refused += 1
@@ -93,3 +97,11 @@ def _models_and_recordings(groups: list[list[str]], recordings: list[str]) -> tu
         for word in others:
             (models if word.startswith("models:") or Path(word).is_dir() else found).append(word)
     return models, [*found, *recordings]
+
+
+def _origin(path: str) -> Origin:
+    """What a scored night was made from: the bytes of its recording, since headers of different nights can be equal."""
+    try:
+        return Origin("scored night", file_sha256(location(path)), path)
+    except OSError as error:
+        raise RecordingError(f"{path}: cannot be read ({error})") from error

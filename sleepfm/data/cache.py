@@ -3,8 +3,11 @@
 A file appears under its name only when it is whole and its SHA-256 is right. While it is fetched it is ``NAME.part``,
 which has its full size from the beginning (so that it counts) and is locked by the process that fetches: others
 wait for that lock instead of fetching it again, and a part that nobody locks is what a killed process left, and is
-removed. Whoever needs room removes the files that were asked for longest ago; a process that has one open reads on,
+removed. Whoever needs room removes the shards that were asked for longest ago; a process that has one open reads on,
 because an unlinked file lives as long as it is open.
+
+The folder may hold other things: they neither count nor are they removed. The cache's own folders are those with its marker, and
+in them only files with names of shards are ever removed.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,9 +23,11 @@ from pathlib import Path
 
 from sleepfm.errors import ConfigError, ShardError
 
-SHARD = ".tar"
 PART = ".part"
 LOCK = ".lock"
+MARKER = ".sleepfm-cache"
+_SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
+_SHARD_PART = re.compile(rf"{_SHARD.pattern}{re.escape(PART)}")
 WAIT_SECONDS = 0.05
 FOLDER_VARIABLE = "SLEEPFM_CACHE"
 LIMIT_VARIABLE = "SLEEPFM_CACHE_GIB"
@@ -31,7 +37,8 @@ DEFAULT_GIB = 64.0
 class FileCache:
     """At most ``limit`` bytes of files below ``folder``; safe for any number of processes and threads of one machine.
 
-    What else lies in the folder (manifests) counts, but only shards are removed to make room.
+    ``NAME`` is ``SET/…``. What else lies in the folder of a data set (its manifest) counts, but only shards are removed to make
+    room.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
@@ -70,6 +77,7 @@ class FileCache:
                 f"{name}: {size} bytes do not fit the cache {self.folder} of {self.limit} bytes; set {LIMIT_VARIABLE} higher"
             )
         try:
+            self.claim(Path(name).parts[0])
             path.parent.mkdir(parents=True, exist_ok=True)
             with self._own_part(path, size) as handle:
                 if handle is not None:
@@ -82,6 +90,21 @@ class FileCache:
                 f"{path}: cannot keep a copy here ({error.strerror or error}); make room, or set {FOLDER_VARIABLE}"
             ) from error
         return path
+
+    def claim(self, data_set: str) -> None:
+        """Make the folder of a data set, and mark it as the cache's own.
+
+        Raises:
+            ShardError: there is a folder of that name that the cache has not made.
+            OSError: it cannot be made.
+        """
+        folder = self.folder / data_set
+        folder.mkdir(parents=True, exist_ok=True)
+        marker = folder / MARKER
+        # In this order: another process may be making it.
+        if not marker.exists() and any(folder.iterdir()) and not marker.exists():
+            raise ShardError(f"{folder}: holds files that this cache has not made; move it away, or set {FOLDER_VARIABLE}")
+        marker.touch()
 
     def discard(self, name: str) -> None:
         """Forget a file, so that the next :meth:`get` fetches it again."""
@@ -114,25 +137,36 @@ class FileCache:
             # Other parts fill the folder. They become whole files, which can be removed.
             time.sleep(WAIT_SECONDS)
 
+    def _files(self) -> Iterator[Path]:
+        """Every file in the folders that are the cache's own; links are not followed."""
+        for marker in self.folder.glob(f"*/{MARKER}"):
+            for place, _, names in os.walk(marker.parent):
+                yield from (path for name in names if not (path := Path(place) / name).is_symlink())
+
     def _make_room(self, size: int, own: Path) -> bool:
         files: list[tuple[float, int, Path]] = []
-        used = 0
-        for path in self.folder.rglob("*"):
+        used, fetching = 0, False
+        for path in self._files():
             with suppress(FileNotFoundError):
                 found = path.stat()
-                if not path.is_file() or path == own:
+                if path == own:
                     continue
-                if path.suffix == PART and _abandoned(path):
+                if _SHARD_PART.fullmatch(path.name) and _abandoned(path):
                     path.unlink()
                     continue
+                fetching |= path.name.endswith(PART)
                 used += found.st_size
-                if path.suffix == SHARD:
+                if _SHARD.fullmatch(path.name):
                     files.append((found.st_mtime, found.st_size, path))
         for _, bytes_, path in sorted(files, key=lambda file: file[0]):
             if used + size <= self.limit:
                 break
             path.unlink(missing_ok=True)
             used -= bytes_
+        if used + size > self.limit and not fetching:
+            raise ShardError(
+                f"{self.folder}: manifests leave no room for {size} bytes of {self.limit}; set {LIMIT_VARIABLE} higher"
+            )
         return used + size <= self.limit
 
 

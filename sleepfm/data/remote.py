@@ -105,7 +105,7 @@ class RemoteShards:
                 name = f"{MANIFEST_FOLDER}/{table}.parquet"
                 (temporary / name).write_bytes(self._folder.read(name))
             check(temporary, json.loads(description), self.url)
-            self.local.mkdir(exist_ok=True)
+            self._cache.claim(self._digest)
             (self.local / MANIFEST_FOLDER).mkdir(exist_ok=True)
             for table in MANIFEST_TABLES:
                 name = f"{MANIFEST_FOLDER}/{table}.parquet"

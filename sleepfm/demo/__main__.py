@@ -10,8 +10,9 @@ from pathlib import Path
 from sleepfm.config import digest, load_config, to_dict
 from sleepfm.console import accept_every_character
 from sleepfm.demo.plan import MODALITIES, TASKS, DemoConfig, Plan
-from sleepfm.demo.runner import Journal, Runner
+from sleepfm.demo.runner import Journal, Runner, set_aside
 from sleepfm.errors import UsageError, exit_with
+from sleepfm.lock import only_writer
 from sleepfm.paths import config_root
 from sleepfm.signals.files import local_path
 
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
     parser.add_argument("--config", default="demo/default.yaml", help="settings, below configs/")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
+    parser.add_argument("--fresh", action="store_true", help="set an earlier demo in that folder aside and start over")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     arguments = parser.parse_args()
     return exit_with(lambda: run(arguments))
@@ -34,15 +36,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.data is not None and not arguments.data.is_dir():
         raise UsageError(f"--data {arguments.data}: no such folder")
     local_path(arguments.out, "--out")
-    started = time.monotonic()
     config = load_config(DemoConfig, config_root() / arguments.config, arguments.overrides)
     data = arguments.data.resolve() if arguments.data else None
     seed = arguments.seed
     identity = digest({"config": to_dict(config), "seed": seed, "data": str(data) if data else None})
+    if arguments.fresh:
+        set_aside(arguments.out)
     journal = Journal.open(arguments.out, identity)
-    plan = Plan(config, arguments.out, seed, data)
-    runner = Runner(arguments.out, journal, config.n_steps - (data is not None))
-    if data is None:
+    with only_writer(arguments.out):
+        return _run(Plan(config, arguments.out, seed, data), journal)
+
+
+def _run(plan: Plan, journal: Journal) -> int:
+    started = time.monotonic()
+    runner = Runner(plan.folder, journal, plan.config.n_steps - (plan.data is not None))
+    if plan.data is None:
         runner.run(plan.synth())
     runner.run(plan.build())
     for modality in MODALITIES:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import shutil
+import itertools
+import os
 import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sleepfm.demo.process_memory import PeakMemory
-from sleepfm.errors import TrainingError
-from sleepfm.files import make_folder, read_json, write_json
+from sleepfm.errors import TrainingError, UsageError
+from sleepfm.files import make_folder, read_json, write_json, writing
+from sleepfm.lock import LOCK_FILE, only_writer
 
 # Lines that the launcher and its libraries print for themselves; they stay in the log.
 NOISE = ("[20", "[W", "[I", "Setting ds_accelerator", "warnings.warn", "  warnings.warn", "/", "WARNING", "INFO")
 RELAY_SECONDS = 2.0
+JOURNAL_FILE = "demo.json"
 
 
 @dataclass(frozen=True)
@@ -46,18 +50,23 @@ class Journal:
 
     @classmethod
     def open(cls, folder: Path, identity: str) -> Journal:
-        """Continue the journal in ``folder``; one of other data or settings is removed with all it describes."""
-        path = folder / "demo.json"
-        stored = read_json(path)
+        """The journal in ``folder``, or a new one where there is nothing; nothing is written.
+
+        Raises:
+            UsageError: the folder holds a demo of other data or settings, or anything else.
+        """
+        path, stored = folder / JOURNAL_FILE, _stored(folder)
+        if stored is not None and stored["identity"] == identity:
+            return cls(path, identity, {name: Done(**done) for name, done in stored["steps"].items()})
         if stored is not None:
-            if stored["identity"] == identity:
-                return cls(path, identity, {name: Done(**done) for name, done in stored["steps"].items()})
-            print(f"{folder}: made from other data or settings; starting over", flush=True)
-            shutil.rmtree(folder)
-        make_folder(folder)
-        journal = cls(path, identity)
-        journal.save()
-        return journal
+            raise UsageError(
+                f"{folder}: holds a demo of other data or settings, which is kept; make demo FRESH=1 sets it aside and starts "
+                "over, OUT=FOLDER takes another folder"
+            )
+        is_new = not os.path.lexists(folder)
+        if not is_new and (not folder.is_dir() or any(item.name != LOCK_FILE for item in folder.iterdir())):
+            raise UsageError(f"{folder}: holds what no demo has made; give another folder (make demo OUT=FOLDER)")
+        return cls(path, identity)
 
     def save(self) -> None:
         """Write ``demo.json`` atomically."""
@@ -65,13 +74,45 @@ class Journal:
         write_json(self.path, content)
 
 
+def _stored(folder: Path) -> dict[str, Any] | None:
+    """The journal of the demo in ``folder``, or None where no demo has been."""
+    try:
+        stored = read_json(folder / JOURNAL_FILE)
+    except (OSError, ValueError):
+        return None
+    is_journal = isinstance(stored, dict) and isinstance(stored.get("identity"), str) and isinstance(stored.get("steps"), dict)
+    return stored if is_journal else None
+
+
+def set_aside(folder: Path) -> None:
+    """Move the demo in ``folder`` to the first free ``folder-N``; nothing is removed.
+
+    Raises:
+        BusyError: a demo is running there.
+        UsageError: the folder was not made by a demo.
+        StorageError: it cannot be moved.
+    """
+    if not os.path.lexists(folder):
+        return
+    if _stored(folder) is None:
+        raise UsageError(f"{folder}: holds what no demo has made; give another folder (make demo OUT=FOLDER)")
+    place = Path(os.path.abspath(folder))
+    number = next(n for n in itertools.count(1) if not os.path.lexists(place.with_name(f"{place.name}-{n}")))
+    target = place.with_name(f"{place.name}-{number}")
+    with only_writer(folder), writing(target):
+        place.rename(target)
+    print(f"{folder}: what was there is now in {target}", flush=True)
+
+
 class Runner:
     """Runs the steps of one demo folder."""
 
     def __init__(self, folder: Path, journal: Journal, total: int) -> None:
         self._logs = folder / "logs"
-        self._logs.mkdir(exist_ok=True)
         self._journal = journal
+        # First: from here on the folder is a demo's.
+        journal.save()
+        make_folder(self._logs)
         self._total = total
         self._count = 0
 

@@ -7,6 +7,7 @@ file, so that memory holds one range whatever the size of the file, and decoding
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import stat
@@ -108,6 +109,15 @@ def read_start(path: Path, length: int) -> bytes:
     """The first ``length`` bytes of the file. Raises :class:`OSError`."""
     with random_file(path, spool=False) as file:
         return file.read(0, length)
+
+
+def file_sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of the file's bytes. Raises :class:`OSError`."""
+    digest = hashlib.sha256()
+    with random_file(path, spool=False) as file:
+        for start in range(0, file.size, _RANGE_BYTES):
+            digest.update(file.read(start, _RANGE_BYTES))
+    return digest.hexdigest()
 
 
 def file_size(path: Path) -> int:

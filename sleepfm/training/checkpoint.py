@@ -8,6 +8,7 @@ names the newest. A folder that starts with a dot is unfinished and is never rea
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,10 +20,15 @@ from torch import Tensor
 
 from sleepfm.errors import CheckpointError
 from sleepfm.files import read_json, sync_file, sync_folder, write_atomic, write_json
+from sleepfm.output import not_matching, remove_empty, remove_matching
 from sleepfm.package import save_weights
 from sleepfm.training.distributed import World, is_lost_contact
 
 MARK = "complete.json"
+_STEP = re.compile(r"step-([0-9]{8})")
+# Hidden folders that only this module and `sleepfm.training.universal` make.
+_UNFINISHED = re.compile(r"\.step-[0-9]{8}\.tmp|\.universal-step-[0-9]{8}")
+_OWN_FILES = r"latest|\.latest\.[0-9a-f]{12}\.tmp"
 
 
 @dataclass(frozen=True)
@@ -83,8 +89,7 @@ def save(
     try:
         if world.is_main:
             root.mkdir(parents=True, exist_ok=True)
-            for leftover in (*root.glob(".step-*.tmp"), *root.glob(".universal-*")):
-                shutil.rmtree(leftover)
+            _remove_unfinished(root)
             for file_name, tensors in extra.items():
                 save_weights(temporary / file_name, tensors)
         # Ends with a barrier: from then on every rank finds the same files.
@@ -109,11 +114,55 @@ def save(
             f"{temporary}: cannot save step {step} ({reason}; {free / 1e6:.1f} MB are free there); earlier checkpoints remain"
         ) from error
     if world.is_main:
-        for old in sorted(root.glob("step-*"))[:-keep]:
-            shutil.rmtree(old)
+        for old, listed in sorted(_checkpoints(root).items())[:-keep]:
+            _remove(old, listed)
     if world.size > 1:
         dist.barrier()
     return root / name
+
+
+def strangers(root: Path) -> list[Path]:
+    """Files in the folder ``root`` of checkpoints that no run has written."""
+    known = [rf"{folder.name}/(?:{_any_of(files)})" for folder, files in _checkpoints(root).items()]
+    return not_matching(root, "|".join([_OWN_FILES, rf"(?:{_UNFINISHED.pattern})/.*", *known]))
+
+
+def remove_all(root: Path) -> None:
+    """Remove every checkpoint in ``root``, and ``root`` if that was all."""
+    # First what would have them resumed.
+    remove_matching(root, _OWN_FILES)
+    _remove_unfinished(root)
+    for folder, files in _checkpoints(root).items():
+        _remove(folder, files)
+    remove_empty(root)
+
+
+def _checkpoints(root: Path) -> dict[Path, list[str]]:
+    """The whole checkpoints in ``root`` with the files that their marks list; copies under other names are none."""
+    found = {}
+    for folder in root.iterdir() if root.is_dir() else ():
+        name = _STEP.fullmatch(folder.name)
+        mark = read_json(folder / MARK) if name and folder.is_dir() and not folder.is_symlink() else None
+        if name and mark is not None and mark.get("step") == int(name[1]):
+            found[folder] = [MARK, *mark["files"]]
+    return found
+
+
+def _remove(folder: Path, files: list[str]) -> None:
+    """Remove ``files`` of ``folder``, and the folder if that was all."""
+    # The mark last: what a kill leaves is then still known, and removed the next time.
+    remove_matching(folder, _any_of([file for file in files if file != MARK]))
+    remove_matching(folder, re.escape(MARK))
+
+
+def _any_of(files: list[str]) -> str:
+    return "|".join(map(re.escape, files))
+
+
+def _remove_unfinished(root: Path) -> None:
+    for path in root.iterdir() if root.is_dir() else ():
+        if _UNFINISHED.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
 
 
 def load(engine: Any, saved: Saved) -> None:

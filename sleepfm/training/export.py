@@ -3,12 +3,12 @@
 ``OUTPUT/package`` is the best so far and ``OUTPUT/last`` the weights of the last step; both are whole packages or absent. While
 training goes on, a thread of rank 0 does what takes time (digests, the load test in a process of its own, MLflow), one package
 at a time; if several wait, the newest is taken and the others are left out. What was asked for and not finished when a job
-died stands in ``OUTPUT/.export-<step>`` and is taken up by the run that goes on.
+died stands in ``OUTPUT/.export-STEP`` and is taken up by the run that goes on.
 """
 
 from __future__ import annotations
 
-import shutil
+import re
 import sys
 import tempfile
 import threading
@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from sleepfm import registry
 from sleepfm.config import to_dict
 from sleepfm.errors import RegistryError, SleepFMError
-from sleepfm.files import atomic_folder, read_json, write_json
+from sleepfm.files import make_folder, read_json, write_json
 from sleepfm.loadtest import LoadTest
+from sleepfm.output import MARKER, Origin, remove_matching, whole_folder
 from sleepfm.package import WEIGHTS, link_or_copy, save_weights, write_package
 from sleepfm.promotion import comparison, promote
 from sleepfm.training.config import RunConfig
@@ -34,8 +35,11 @@ from sleepfm.training.tracking import Tracker
 
 PACKAGE, LAST = "package", "last"
 LAST_ALIAS = "last"
-_STAGING = ".export-"
 _NOTE = "export.json"
+# Folders of weights that wait for their export, and the files in them.
+_WAITING = re.compile(r"\.export-[0-9]{8}")
+STAGING = re.compile(rf"{_WAITING.pattern}|\.{LAST}")
+STAGED_FILES = rf"{re.escape(WEIGHTS)}|{re.escape(_NOTE)}"
 _RETRY_SECONDS = 60.0
 
 
@@ -67,7 +71,7 @@ class Exporter:
         self._busy: Path | None = None
         self._closing = False
         self._thread: threading.Thread | None = None
-        left = sorted(folder for folder in self._output.glob(f"{_STAGING}*") if (folder / _NOTE).exists())
+        left = [folder for folder in self._waiting() if (folder / _NOTE).exists()]
         if left and config.registry.every_best:
             self._submit(left[-1])
 
@@ -83,7 +87,7 @@ class Exporter:
             export = self._stage.export(module, Path(scratch), final=False)
         note = {"step": step, "figures": dict(figures), "export": asdict(export)}
         try:
-            folder = self._fresh(self._output / (f".{LAST}" if last else f"{_STAGING}{step:08d}"))
+            folder = self._fresh(self._output / (f".{LAST}" if last else f".export-{step:08d}"))
             if last:
                 save_weights(folder / WEIGHTS, state)
             else:
@@ -128,9 +132,10 @@ class Exporter:
         self._load_test.check(self._output / PACKAGE, export.builder)
         staging, target = self._output / f".{LAST}", self._output / LAST
         if best.step == self._steps:
-            with atomic_folder(target) as folder:
+            with whole_folder(target, self._origin(LAST)) as folder:
                 for file in (self._output / PACKAGE).iterdir():
-                    link_or_copy(file, folder / file.name)
+                    if file.name != MARKER:
+                        link_or_copy(file, folder / file.name)
         elif (staging / _NOTE).exists():
             last = _read(staging)
             tags, training = self._write(last, target)
@@ -138,8 +143,8 @@ class Exporter:
             self._load_test.check(target, last.export.builder)
         self._load_test.close()
         write_json(self._output / "result.json", result)
-        for folder in (staging, *self._output.glob(f"{_STAGING}*")):
-            shutil.rmtree(folder, ignore_errors=True)
+        for folder in (staging, *self._waiting()):
+            remove_matching(folder, STAGED_FILES)
         return result
 
     def close(self, wait: bool = True) -> None:
@@ -151,18 +156,24 @@ class Exporter:
             self._thread.join()
 
     def _fresh(self, folder: Path) -> Path:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        remove_matching(folder, STAGED_FILES)
+        make_folder(folder)
         return folder
+
+    def _waiting(self) -> list[Path]:
+        return sorted(path for path in self._output.iterdir() if _WAITING.fullmatch(path.name)) if self._output.is_dir() else []
+
+    def _origin(self, name: str) -> Origin:
+        return Origin(f"{name} weights", self._tags["config_digest"], self._config.registry.name)
 
     def _submit(self, folder: Path) -> None:
         with self._wake:
             self._pending = folder
             kept = (folder, self._busy)
             self._wake.notify()
-        for other in self._output.glob(f"{_STAGING}*"):
+        for other in self._waiting():
             if other not in kept:
-                shutil.rmtree(other, ignore_errors=True)
+                remove_matching(other, STAGED_FILES)
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="export", daemon=True)
             self._thread.start()
@@ -186,7 +197,7 @@ class Exporter:
                 failed = folder
             else:
                 failed = None
-                shutil.rmtree(folder, ignore_errors=True)
+                remove_matching(folder, STAGED_FILES)
 
     def _warn(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if isinstance(error, SleepFMError) else repr(error)
@@ -227,7 +238,7 @@ class Exporter:
         }
         content = weights.export.config | {"training": training}
         tags = self._tags | {"step": str(weights.step)} | self._comparison(weights.export) | weights.export.tags
-        with atomic_folder(target) as folder:
+        with whole_folder(target, self._origin(target.name)) as folder:
             tags = write_package(folder, weights.path, content, weights.export.card, tags)
         return tags, training
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
@@ -17,6 +18,7 @@ from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError
 from sleepfm.files import write_json
+from sleepfm.lock import only_writer
 from sleepfm.store import store_uri
 from sleepfm.training import folder
 from sleepfm.training.config import RunConfig
@@ -119,6 +121,14 @@ def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: Wor
             print(f"arithmetic: {flops / 1e9:.2f} GFLOP an item, {flops * config.train.global_batch / 1e12:.3f} TFLOP a step")
             print(Size.of(stage.module).describe(world.size, config.train.ema > 0))
         return 0
+    with ExitStack() as lock:
+        on_main(world, lambda: lock.enter_context(only_writer(Path(config.train.output))))
+        return _train(config, build, dataset_digest, context)
+
+
+def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context: Context) -> int:
+    """The job itself, whose folder no other job writes into."""
+    world, resume, store = context.world, context.resume, context.store
     watch = Watchdog(world, config.train.stall_s, _COLLECTIVE_TIMEOUT_SECONDS)
     if resume == "never":
         on_main(world, lambda: folder.clear(config))
@@ -225,12 +235,13 @@ def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
         label = f"{done['name']}:{done['version']}"
         print(f"{output}: trained before ({done['steps']} steps), registered as {label}; not repeated")
         return 0
-    tracker = Tracker(output, store, config.tracking.experiment, done["tags"]["stage"], to_dict(config), done["tags"])
-    try:
-        done |= register(config, done, tracker.wait_for_run(), store)
-    finally:
-        warning = tracker.close()
-    write_json(output / "result.json", done)
+    with only_writer(output):
+        tracker = Tracker(output, store, config.tracking.experiment, done["tags"]["stage"], to_dict(config), done["tags"])
+        try:
+            done |= register(config, done, tracker.wait_for_run(), store)
+        finally:
+            warning = tracker.close()
+        write_json(output / "result.json", done)
     if warning:
         raise RegistryError(warning)
     print(f"{output}: already trained; registered as {done['name']}:{done['version']}")

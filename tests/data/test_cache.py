@@ -64,7 +64,8 @@ def test_threads_that_want_one_file_fetch_it_once(tmp_path):
     files = FileCache(tmp_path / "c", 10**6)
     threads = [
         threading.Thread(
-            target=files.get, args=("d/0.tar", len(content), digest, lambda: slow_chunks(content, tmp_path / "log", 0.01))
+            target=files.get,
+            args=("d/shards/shard-000000.tar", len(content), digest, lambda: slow_chunks(content, tmp_path / "log", 0.01)),
         )
         for _ in range(5)
     ]
@@ -73,7 +74,7 @@ def test_threads_that_want_one_file_fetch_it_once(tmp_path):
     for thread in threads:
         thread.join()
     assert (tmp_path / "log").read_text() == "x"
-    assert (tmp_path / "c/d/0.tar").read_bytes() == content
+    assert (tmp_path / "c/d/shards/shard-000000.tar").read_bytes() == content
 
 
 def test_a_killed_fetch_leaves_nothing_that_stays(tmp_path):
@@ -93,4 +94,4 @@ def test_a_full_disk_is_named(tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "d").write_text("in the way")
     with pytest.raises(ShardError, match="SLEEPFM_CACHE"):
-        FileCache(tmp_path / "c", 10**6).get("d/0.tar", 3, "", lambda: [b"abc"])
+        FileCache(tmp_path / "c", 10**6).get("d/shards/shard-000000.tar", 3, "", lambda: [b"abc"])

@@ -23,7 +23,7 @@ from sleepfm.data.synthetic.cohort import write_cohort, write_subject
 from sleepfm.data.synthetic.edf import Channel, write_edf
 from sleepfm.data.synthetic.layout import load_layout
 from sleepfm.data.synthetic.night import draw_night
-from sleepfm.errors import StorageError, UsageError
+from sleepfm.errors import UsageError
 
 EDFS = Path("polysomnography/edfs/shhs1")
 XMLS = Path("polysomnography/annotations-events-nsrr/shhs1")
@@ -207,8 +207,9 @@ def test_nonsense_is_one_line_and_status_2(tmp_path, capsys, change, named):
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "polysomnography").write_text("not a folder")
-    with pytest.raises(StorageError, match="cannot be written"):
+    with pytest.raises(UsageError, match="holds what was not made here"):
         write_cohort(tmp_path, subjects=1, hours=0.2, seed=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["polysomnography"]
 
 
 def test_command_writes_and_says_where(tmp_path, capsys):

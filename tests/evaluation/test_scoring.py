@@ -232,6 +232,7 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
     folder = out / recordings[0].stem
     assert sorted(p.name for p in folder.iterdir()) == [
+        ".sleepfm.json",
         "events.csv",
         "hypnodensity.csv",
         "night.png",
@@ -250,8 +251,9 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     assert "AHI" not in printed.out and "positive runs of apnea" in printed.out
     assert set(written["agreement"]) == {"stage", "apnea", "hypopnea"}
     assert written["agreement"]["stage"]["accuracy"] is not None
-    (folder / "stages.csv").write_text("old")
+    before = (folder / "stages.csv").stat().st_mtime_ns
     assert main(arguments(downstream_packages, out, recordings[0])) == 0
+    assert (folder / "stages.csv").stat().st_mtime_ns > before
     assert len(pd.read_csv(folder / "stages.csv")) == 30
     assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
 

@@ -233,6 +233,22 @@ def test_command_writes_a_package_that_loads(
     assert torch.equal(load(tmp_path / "out").embed({"EEG_C4": x}), model.embed({"EEG_C4": x}))
 
 
+def test_command_replaces_its_own_package_alone(
+    unimodal: tuple[Path, Any], multimodal: tuple[Path, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, out = tmp_path / "mine", tmp_path / "out"
+    mine.mkdir()
+    (mine / "config.yaml").write_text("mine")
+    assert main(["convert", str(unimodal[0]), str(mine)]) == 1
+    assert [(path.name, path.read_text()) for path in mine.iterdir()] == [("config.yaml", "mine")]
+    for _ in range(2):
+        assert main(["convert", str(unimodal[0]), str(out)]) == 0
+    before = (out / "config.yaml").read_bytes()
+    assert main(["convert", str(multimodal[0]), str(out)]) == 1
+    assert (out / "config.yaml").read_bytes() == before
+    assert "holds the converted package of" in capsys.readouterr().err
+
+
 def edited(path: Path, **changes: Any) -> Path:
     saved = torch.load(path, weights_only=True)
     for key, value in changes.items():

@@ -29,7 +29,7 @@ def test_each_recording_is_a_folder_with_the_columns_of_the_reference(dataset, t
     assert main(["export", str(dataset.path), str(tmp_path / "parquet"), "--format", "parquet"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [["1", "a"], ["2", "b"]]
     assert sorted(path.relative_to(tmp_path / "parquet").as_posix() for path in (tmp_path / "parquet").rglob("*.*")) == [
-        "a/x.parquet", "a/y.parquet", "b/x.parquet", "b/y.parquet",
+        f"{record}/{name}" for record in "ab" for name in (".sleepfm.json", "x.parquet", "y.parquet")
     ]  # fmt: skip
     x, y = (pq.read_table(tmp_path / "parquet" / "a" / f"{name}.parquet") for name in "xy")
     assert x.column_names == SIGNALS and y.column_names == [*EVENTS, "Sleep Stage"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,9 +16,10 @@ from torch import nn
 from toy import ToyConfig, ToyModule, ToyRunConfig
 
 from sleepfm.config import load_config
-from sleepfm.errors import CheckpointError, ConfigError, TrainingError
+from sleepfm.errors import CheckpointError, ConfigError, StorageError, TrainingError
+from sleepfm.output import Origin, whole_folder
 from sleepfm.training import folder
-from sleepfm.training.config import RegistryConfig, TrainConfig, config_digest
+from sleepfm.training.config import RegistryConfig, RunConfig, TrainConfig, config_digest
 from sleepfm.training.distributed import World
 from sleepfm.training.feed import Shares
 from sleepfm.training.schedule import learning_rate, parameter_groups
@@ -113,25 +116,94 @@ def test_a_folder_continues_its_own_run_only(tmp_path: Path) -> None:
 
 
 def test_starting_over_removes_the_runs_files_and_no_others(tmp_path: Path) -> None:
-    config = run_config(tmp_path)
-    folder.begin(config, "a" * 64, {})
-    # The last ones are what an export that was killed leaves: weights of the run that is to be forgotten.
-    for name in ("checkpoints", "best", "package", "last", ".export-00000050", ".last", ".last.new", ".package.old"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "export.json").write_text("{}")
-    for name in ("result.json", "trace.jsonl", "evaluation.json", "predictions-test.parquet", "notes.txt"):
-        (tmp_path / name).write_text("{}")
+    config = used_folder(tmp_path)
+    mine = {"notes.txt", ".x.tmp", "predictions-mine.parquet", ".export-1", ".last.new", ".package.old", "step-00000004"}
+    for name in mine:
+        (tmp_path / name).write_text("mine")
     folder.clear(config)
-    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+    assert {path.name for path in tmp_path.iterdir()} == mine
+    folder.clear(config)
+    assert folder.check(config, "a" * 64, "auto") is None
+
+
+def used_folder(root: Path) -> RunConfig:
+    """``root`` with all that a run of the configuration that is returned may leave."""
+    config = run_config(root)
+    folder.begin(config, "a" * 64, {})
+    for step in (4, 8):
+        checkpoint = root / "checkpoints" / f"step-{step:08d}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "state.pt").write_text("state")
+        (checkpoint / "complete.json").write_text(json.dumps({"step": step, "files": {"state.pt": 5}}))
+    (root / "checkpoints" / "latest").write_text("step-00000008")
+    for name in ("package", "last"):
+        with whole_folder(root / name, Origin(f"{name} weights", "", "")) as new:
+            (new / "model.safetensors").write_text("weights")
+    # The last ones are what an export that was killed leaves: weights of the run that is to be forgotten.
+    names = ("best", ".export-00000050", ".last", "checkpoints/.step-00000012.tmp", "checkpoints/.universal-step-00000008")
+    for name in names:
+        (root / name).mkdir()
+        (root / name / "model.safetensors").write_text("weights")
+    for name in ("result.json", "trace.jsonl", "evaluation.json", "predictions-test.parquet"):
+        (root / name).write_text("{}")
+    return config
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "checkpoints/notes.txt",
+        "checkpoints/step-00000004/notes.txt",
+        "checkpoints/step-00000004-kept/state.pt",
+        "checkpoints/step-00000099/complete.json",
+        "best/notes.txt",
+        "package/notes.txt",
+        "last/sub/notes.txt",
+        ".export-00000050/notes.txt",
+        ".last/notes.txt",
+    ],
+)
+def test_starting_over_removes_nothing_while_somebody_elses_file_lies_in_what_it_would_remove(tmp_path: Path, place: str) -> None:
+    config = used_folder(tmp_path)
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (tmp_path / place).write_text('{"step": 4, "files": {}}')
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(StorageError, match=re.escape(str(tmp_path / place))):
+        folder.clear(config)
+    assert sorted(tmp_path.rglob("*")) == before
+    (tmp_path / place).unlink()
+    with contextlib.suppress(OSError):
+        (tmp_path / place).parent.rmdir()
+    folder.clear(config)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+@pytest.mark.parametrize("resume", ["auto", "never"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "config.yaml", "trace.jsonl", "checkpoints", "best", "package", "last", ".last", ".export-00000005"]
+)
+def test_a_run_does_not_begin_over_somebody_elses_files(tmp_path: Path, name: str, resume: folder.Resume) -> None:
+    (tmp_path / "train.log").write_text("the job's own output may be there before")
+    assert folder.check(run_config(tmp_path), "a" * 64, resume) is None
+    (tmp_path / name).write_text("[1]")
+    with pytest.raises(StorageError, match=name):
+        folder.check(run_config(tmp_path), "a" * 64, resume)
+    with pytest.raises(StorageError, match=name):
+        folder.clear(run_config(tmp_path))
+    assert {path.name for path in tmp_path.iterdir()} == {"train.log", name}
 
 
 def test_a_run_that_goes_on_keeps_what_it_can_take_up_and_removes_what_a_kill_left_of_packages(tmp_path: Path) -> None:
     config = run_config(tmp_path)
     folder.begin(config, "a" * 64, {})
     kept = {"package", "last", ".export-00000050", ".last"}
-    for name in (*kept, ".package.0123.tmp", ".package.0123.old", ".last.0123.tmp"):
+    for name in kept:
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_text("")
+    for name in (".package.0123456789ab.tmp", ".package.0123456789ab.old", ".last.0123456789ab.tmp"):
+        with whole_folder(tmp_path / "made", Origin("weights", "", "")) as new:
+            (new / "model.safetensors").write_text("")
+        (tmp_path / "made").rename(tmp_path / name)
     folder.begin(config, "a" * 64, {})
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == kept
 

@@ -45,7 +45,7 @@ def publish(module: nn.Module, store: str, name: str, value: float, parents: tup
     """A new version of ``name`` whose validation figure is ``value``."""
     client = mlflow_client(store, create=True)
     run = client.create_run(experiment_id(client, store, "test"))
-    folder = Path("packages") / f"{name}-{value}"
+    folder = Path("packages") / f"{name}-{value}-{run.info.run_id}"
     tags = write_package(folder, module, {"model": model_config(module), "note": value}, "# card\n", {"a": "b"})
     version = registry.register(name, folder, run.info.run_id, tags, {"val/kappa": value}, parents, store)
     again = registry.register(name, folder, run.info.run_id, tags, {"val/kappa": value}, parents, store)

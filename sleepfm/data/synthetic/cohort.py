@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
@@ -20,7 +21,7 @@ from sleepfm.data.synthetic.layout import layout_names, load_layout
 from sleepfm.data.synthetic.night import draw_night
 from sleepfm.data.synthetic.scoring_files import write_scoring
 from sleepfm.errors import UsageError
-from sleepfm.files import atomic_path, make_folder, read_json, remove_temporaries, write_json
+from sleepfm.files import atomic_path, make_folder, read_json, remove_temporaries, sha256_file, write_json
 from sleepfm.version import __version__
 
 STATEMENT = "synth.json"
@@ -75,8 +76,10 @@ def write_cohort(
     write = partial(write_subject, out, cohort, seed, n_epochs, rates=rates)
     progress = partial(tqdm, total=subjects, desc="synth", unit="night")
     _state(out / STATEMENT, statement, complete=False)
-    for folder in filter(Path.is_dir, (out, *out.rglob("*"))):
-        remove_temporaries(folder)
+    remove_temporaries(out, re.escape(STATEMENT))
+    for path in {place for number in range(subjects) for place in load_layout(cohort).place(out, number)}:
+        remove_temporaries(path.parent, re.escape(path.name))
+        remove_temporaries(out / TRUTH, re.escape(f"{path.stem}.json"))
     if workers == 1 or subjects == 1:
         paths = [write(number) for number in progress(range(subjects))]
     else:
@@ -102,19 +105,31 @@ def write_subject(out: Path, cohort: str, seed: int, n_epochs: int, number: int,
         sources = {label: signal.source for label, signal in layout.signals.items()}
         document = truth_document(edf.relative_to(out).as_posix(), clean, len(night.codes) * EPOCH_SECONDS, faults, sources)
         del clean
-        write_json(truth, document, compact=True)
+        if not truth.exists():
+            write_json(truth, document, compact=True)
     for path in (edf, scoring):
         make_folder(path.parent)
     with atomic_path(edf) as new_edf, atomic_path(scoring) as new_scoring:
         signals = spoil(layout.draw(night, number), layout, night.subject, faults)
         write_edf(new_edf, layout.channels, signals, len(night.codes) * EPOCH_SECONDS, night.start)
         write_scoring(layout.scoring.format, new_scoring, night)
+        for path, new in ((edf, new_edf), (scoring, new_scoring)):
+            # A kill between the two renames leaves one of them; anything else is not ours to replace.
+            if path.exists() and sha256_file(path) != sha256_file(new):
+                raise UsageError(f"{path}: is there, and is not the recording of this cohort; move it, or give another folder")
     return edf
 
 
 def _state(path: Path, statement: dict[str, str | int | float], complete: bool) -> None:
     """Write the arguments to ``path``, after checking that what is there is the same cohort or its beginning."""
-    found = read_json(path)
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        found = "no statement"
+    if found is None and path.parent.exists() and any(path.parent.iterdir()):
+        raise UsageError(f"{path.parent}: holds what was not made here; give a new or an empty folder")
+    if found is not None and not isinstance(found, dict):
+        raise UsageError(f"{path}: does not describe a cohort; give another folder")
     if found is not None:
         for key, value in statement.items():
             if found.get(key) != value and not (key == "subjects" and found[key] < statement["subjects"]):

@@ -1,0 +1,68 @@
+"""One writer a folder: the second process is refused by the name of the first."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from sleepfm.errors import BusyError, StorageError
+from sleepfm.files import make_folder, writing
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Keep every other process out of ``folder``, which is made if need be, until the block ends.
+
+    ``folder/.lock`` is locked with ``flock`` and names host and process. The system gives the lock back when the process dies,
+    however it dies, so that what a killed job left can be taken up at once. Jobs of several hosts exclude each other where their
+    file system passes ``flock`` on, as NFS, Lustre (mounted with ``flock``) and GPFS do.
+
+    Raises:
+        BusyError: another process writes there.
+        StorageError: the folder or the lock cannot be written, or a file of that name is somebody else's.
+    """
+    make_folder(folder)
+    path = folder / LOCK_FILE
+    with writing(path):
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise BusyError(
+                f"{folder}: {_holder(handle) or 'another process'} is writing here; wait for it, end it, or give another folder"
+            ) from error
+        except OSError as error:
+            raise StorageError(f"{path}: its file system knows no locks ({error.strerror}); write to another one") from error
+        if os.fstat(handle).st_size and _holder(handle) is None:
+            raise StorageError(f"{path}: is not a lock of this program; move it away, or give another folder")
+        own = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().astimezone().isoformat(" ", "seconds")}
+        with writing(path):
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps(own).encode(), 0)
+            # Other hosts must see it.
+            os.fsync(handle)
+        try:
+            yield
+        finally:
+            # What is made from the same input is the same, the lock included.
+            os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def _holder(handle: int) -> str | None:
+    """Who wrote the lock file, in words; None where that is nobody or not this program."""
+    try:
+        known = json.loads(os.pread(handle, 4096, 0))
+        return f"process {known['pid']} on host {known['host']} (since {known['since']})"
+    except (ValueError, KeyError, TypeError):
+        return None
