@@ -144,7 +144,7 @@ def downstream(batch: int, length: int) -> Callable[[str], Any]:
         del encoder
         model = build_model(config).to(device)
         signals = torch.randn(batch, length, 4, 3000, device=device)
-        present = torch.ones(batch, 4, dtype=torch.bool, device=device)
+        present = torch.ones(batch, length, 4, dtype=torch.bool, device=device)
         truth = torch.randint(5, (batch * length,), device=device)
         return model, [lambda: F.cross_entropy(model(signals, present).flatten(0, 1).float(), truth)]
 

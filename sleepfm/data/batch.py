@@ -15,10 +15,12 @@ class Batch:
     Attributes:
         signals: [B, 3000] from :class:`~sleepfm.data.stream.EpochStream`, else [B, L, C, 3000]; float32,
             robust-scaled (SpO2 in %). Rows of absent channels and of padding are 0.
-        present: [B, C] bool, whether the recording has the channel ([B, 1] and true from an EpochStream).
+        present: [B, L, C] bool, whether the recording has the channel and it is usable in the epoch
+            (:data:`sleepfm.signals.quality.UNUSABLE`); false in padding. [B, 1] and true from an EpochStream.
         valid: [B, L] bool, epochs that exist and are to be counted. In evaluation every epoch of a recording
             is valid in exactly one window; the others are context or padding.
-        labels: per label [B, L] int64; -1 where unscored, outside the label fraction, or padding.
+        labels: per label [B, L] int64; -1 where unscored, outside the label fraction, or padding; in training
+            also where no channel is present.
         item: [B] int64 global position in the infinite stream, for position-keyed noise; in evaluation the
             index of the window in the recording.
         record: [B] names of the recordings.

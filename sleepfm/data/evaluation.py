@@ -11,7 +11,7 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.labels import RecordLabels
+from sleepfm.data.labels import RecordLabels, RecordPresence
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.stream import Items, load_windows, window_starts
 from sleepfm.errors import ShardError
@@ -39,12 +39,13 @@ def iter_record(
     row = dataset.index_of(record)
     store = RecordLabels(dataset, reader, labels) if labels else None
     numbers = np.array([CHANNELS.index(channel) for channel in channels], dtype=np.int64)
+    presence = RecordPresence(dataset, reader, numbers)
     starts = window_starts(int(dataset.n_epochs[row]), length, length)
     counted_to = np.arange(len(starts)) * length
     for begin in range(0, len(starts), windows):
         first = starts[begin : begin + windows]
         items = Items(np.full(len(first), row), np.zeros(len(first), np.int64), first)
-        batch, intact = load_windows(dataset, reader, store, labels, numbers, items, length)
+        batch, intact = load_windows(dataset, reader, presence, store, labels, numbers, items, length)
         if not intact.all():
             raise ShardError(f"{record}: {reader.last_fault}; restore the shard or build again")
         epoch = first[:, None] + np.arange(length)

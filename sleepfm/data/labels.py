@@ -9,12 +9,13 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import STAGE_NAMES
+from sleepfm.constants import CHANNELS, STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import LABELS, QUALITY_MEMBER, label_member
 from sleepfm.data.order import permutation
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError, ShardError
+from sleepfm.signals.quality import UNUSABLE
 
 
 class RecordLabels:
@@ -118,7 +119,54 @@ def read_epochwise(
 
 
 def usable_epochs(dataset: Dataset, reader: ShardReader, record: int) -> NDArray[np.bool_]:
-    """[C, E], epochs without any of the quality flags that the data set excludes, channels as in the recording."""
+    """[C, E], epochs without any of the quality flags that the data set excludes, channels as in the recording.
+
+    Raises:
+        ShardError: the shard is missing or ends early.
+    """
+    return (_quality(dataset, reader, record) & np.uint8(dataset.description["quality_mask"])) == 0
+
+
+def _quality(dataset: Dataset, reader: ShardReader, record: int) -> NDArray[np.uint8]:
     rows = int(dataset.present[record].sum())
-    quality = read_epochwise(dataset, reader, record, QUALITY_MEMBER, np.uint8, rows)
-    return (quality & np.uint8(dataset.description["quality_mask"])) == 0  # type: ignore[operator]
+    return read_epochwise(dataset, reader, record, QUALITY_MEMBER, np.uint8, rows)  # type: ignore[return-value]
+
+
+class RecordPresence:
+    """Which of ``channels`` (indices in CHANNELS) a recording has in each epoch, [E, C], the last ``cache`` recordings kept.
+
+    A channel is absent where the recording lacks it and where its quality has one of
+    :data:`sleepfm.signals.quality.UNUSABLE`, whatever else the data set excludes from pretraining: as in scoring.
+    """
+
+    def __init__(self, dataset: Dataset, reader: ShardReader, channels: NDArray[np.int64], cache: int = 4096) -> None:
+        self._dataset, self._reader, self._channels, self._cache = dataset, reader, channels, cache
+        self._kept: OrderedDict[int, NDArray[np.bool_]] = OrderedDict()
+
+    def of(self, record: int) -> NDArray[np.bool_]:
+        """[E, C] of the recording in row ``record``. Raises :class:`ShardError` if unreadable or corrupt."""
+        if record in self._kept:
+            self._kept.move_to_end(record)
+            return self._kept[record]
+        quality = _quality(self._dataset, self._reader, record)
+        self._check(record, quality)
+        row = self._dataset.channel_row[record, self._channels]
+        there = np.zeros((quality.shape[1], len(self._channels)), np.bool_)
+        there[:, row >= 0] = (quality[row[row >= 0]] & np.uint8(UNUSABLE)).T == 0
+        while len(self._kept) >= self._cache:
+            self._kept.popitem(last=False)
+        self._kept[record] = there
+        return there
+
+    def _check(self, record: int, quality: NDArray[np.uint8]) -> None:
+        """Quality has no checksum, but the manifest knows how many epochs of each channel are usable."""
+        numbers = np.flatnonzero(self._dataset.present[record])
+        good = (quality & np.uint8(self._dataset.description["quality_mask"])) == 0
+        found = good.sum(axis=1)[self._dataset.channel_row[record, numbers]]
+        expected = self._dataset.usable[record, numbers]
+        for number in np.flatnonzero(found != expected)[:1]:
+            shard = self._dataset.shard_name(int(self._dataset.shard_of[record]))
+            raise ShardError(
+                f"{shard}: quality of {CHANNELS[numbers[number]]} tells {found[number]} good epochs of "
+                f"{self._dataset.names[record]}, the manifest {expected[number]}; restore it or build again"
+            )

@@ -23,7 +23,7 @@ from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CHANNEL_SCALE
-from sleepfm.data.labels import RecordLabels, usable_epochs
+from sleepfm.data.labels import RecordLabels, RecordPresence, usable_epochs
 from sleepfm.data.order import Index, PassOrder, Window
 from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs, scaled
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
@@ -311,9 +311,11 @@ class SequenceStream(Stream):
 
     Windows start every ``stride`` epochs (default: ``length``); a last one that ends with the recording covers
     what is left over. A recording shorter than ``length`` gives one window, padded at its end. ``present`` says
-    which channels the recording has; recordings with none of them are not items.
+    which channels are usable in each epoch; recordings in which none ever is are not items. In the place of a window
+    without any usable channel stands one of the same recording that has some, so that nothing is learnt from zeros
+    and the number of items is told by the manifest alone. Labels of epochs without a usable channel are -1.
 
-    ``labelled_only`` leaves out windows in which no epoch carries ``target`` (after ``label_fraction``, see
+    ``labelled_only`` leaves out windows in which no usable epoch carries ``target`` (after ``label_fraction``, see
     :class:`~sleepfm.data.labels.RecordLabels`). Respiratory labels are those of the shards: -1 where events were
     not scored or the epoch has no stage, 0 or 1 elsewhere, wake included.
     """
@@ -347,8 +349,10 @@ class SequenceStream(Stream):
         self._numbers = np.array([CHANNELS.index(channel) for channel in channels])
         self._label_names = tuple(labels)
         self._labels = RecordLabels(dataset, self._reader, labels, target, label_fraction, label_seed)
+        self._presence = RecordPresence(dataset, self._reader, self._numbers)
         self._labelled_only = labelled_only
         self._record = dataset.select(split, channels)
+        self._record = self._record[dataset.usable[np.ix_(self._record, self._numbers)].any(axis=1)]
         if labelled_only:
             items = np.array([len(self._starts(row)) for row in fetching_ahead(dataset, self._record.tolist())])
             self._record, items = self._record[items > 0], items[items > 0]
@@ -364,11 +368,15 @@ class SequenceStream(Stream):
 
     def _starts(self, record: int) -> Index:
         starts = window_starts(int(self.dataset.n_epochs[record]), self.length, self.stride)
-        if not self._labelled_only:
-            return starts
-        before = np.concatenate([[0], np.cumsum(self._labels.labelled(record))])
+        counted = self._presence.of(record).any(axis=1)
+        if self._labelled_only:
+            counted = counted & self._labels.labelled(record)
+        before = np.concatenate([[0], np.cumsum(counted)])
         ends = np.minimum(starts + self.length, len(before) - 1)
-        return starts[before[ends] > before[starts]]
+        live = starts[before[ends] > before[starts]]
+        if self._labelled_only or not len(live):
+            return live if self._labelled_only else starts
+        return np.where(before[ends] > before[starts], starts, live[np.arange(len(starts)) % len(live)])
 
     def _ranges(self, units: Index) -> Ranges:
         record, column = np.nonzero(self.dataset.present[self._record[units][:, None], self._numbers])
@@ -387,15 +395,14 @@ class SequenceStream(Stream):
         return Items(record, np.zeros_like(record), np.concatenate(starts))
 
     def _load(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
-        return load_windows(
-            self.dataset,
-            self._reader,
-            self._labels if self._label_names else None,
-            self._label_names,
-            self._numbers,
-            items,
-            self.length,
+        labels = self._labels if self._label_names else None
+        batch, intact = load_windows(
+            self.dataset, self._reader, self._presence, labels, self._label_names, self._numbers, items, self.length
         )
+        unseen = ~batch.present.any(dim=2)
+        for values in batch.labels.values():
+            values[unseen] = -1
+        return batch, intact
 
 
 def window_starts(epochs: int, length: int, stride: int) -> Index:
@@ -408,6 +415,7 @@ def window_starts(epochs: int, length: int, stride: int) -> Index:
 def load_windows(
     dataset: Dataset,
     reader: ShardReader,
+    presence: RecordPresence,
     labels: RecordLabels | None,
     label_names: Sequence[str],
     channels: Index,
@@ -417,8 +425,8 @@ def load_windows(
     """Windows of ``length`` epochs from ``items``; see :class:`SequenceStream`. Second: which are intact."""
     size, width = len(items.record), len(channels)
     count = np.minimum(dataset.n_epochs[items.record] - items.first, length)
-    present = dataset.present[items.record[:, None], channels]  # [B, C]
-    item, column = np.nonzero(present)
+    has = dataset.present[items.record[:, None], channels]  # [B, C]
+    item, column = np.nonzero(has)
     runs = plan_runs(dataset, items.record[item], channels[column], items.first[item], count[item], np.arange(len(item)) * length)
     buffer = np.zeros((len(item) * length, EPOCH_SAMPLES), np.int16)
     run_intact = reader.read_epochs(runs, buffer)
@@ -430,6 +438,16 @@ def load_windows(
     places = zip(item.tolist(), column.tolist(), SCALES[channels[column]], strict=True)
     for number, (row, channel, scale) in enumerate(places):
         np.multiply(buffer[number * length : (number + 1) * length], scale, out=values[row, channel], dtype=np.float32)
+    present = np.zeros((size, length, width), np.bool_)
+    for row, (record, first) in enumerate(zip(items.record.tolist(), items.first.tolist(), strict=True)):
+        try:
+            present[row, : count[row]] = presence.of(record)[first : first + length]
+        except ShardError as error:
+            reader.fault(record, str(error))
+            intact[row] = False
+    # What is stored of an unusable epoch is no signal: absent is 0, like a channel that the recording lacks.
+    for row, epoch, place in np.argwhere(has[:, None] & (np.arange(length) < count[:, None])[..., None] & ~present).tolist():
+        values[row, place, epoch] = 0
     signals = torch.from_numpy(values).transpose(1, 2)
     valid = np.arange(length) < count[:, None]
     stacked = {name: np.full((size, length), -1, np.int64) for name in label_names}

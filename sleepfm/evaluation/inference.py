@@ -14,15 +14,15 @@ from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS
 from sleepfm.data.format import CHANNEL_SCALE, INT16_MAX
 from sleepfm.models.downstream import Downstream
 from sleepfm.signals.prepare import PreparedRecording
-from sleepfm.signals.quality import Quality
+from sleepfm.signals.quality import unusable
 from sleepfm.training.embeddings import Epochs
 
 
 def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
     """The epochs of a prepared night, bit-equal to what its shards would give.
 
-    Samples are clipped and rounded as in storage. A channel is absent from an epoch that lies wholly in a
-    gap.
+    Samples are clipped and rounded as in storage. A channel is absent, and 0, in the epochs in which it is unusable
+    (:data:`sleepfm.signals.quality.UNUSABLE`).
     """
     for start in range(0, night.n_epochs, chunk):
         count = min(chunk, night.n_epochs - start)
@@ -32,9 +32,8 @@ def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: in
             if name in night.channels:
                 part = night.channels[name][start * EPOCH_SAMPLES : (start + count) * EPOCH_SAMPLES]
                 rows = _as_stored(part.reshape(count, EPOCH_SAMPLES), CHANNEL_SCALE[name])
-                gap = (night.quality[name][start : start + count] & Quality.GAP) > 0
-                signals[:, column] = rows
-                present[:, column] = ~gap | rows.any(axis=1)
+                present[:, column] = ~unusable(night.quality[name][start : start + count])
+                signals[:, column] = np.where(present[:, column, None], rows, np.float32(0.0))
         yield torch.from_numpy(signals), torch.from_numpy(present)
 
 

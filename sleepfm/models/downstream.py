@@ -96,9 +96,9 @@ class Downstream(nn.Module):
         return self
 
     def encode_frames(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to frame tokens ``[B, L, F, D]``."""
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to frame tokens ``[B, L, F, D]``."""
         batch, length = signals.shape[:2]
-        flat, there = signals.flatten(0, 1), present.repeat_interleave(length, dim=0)
+        flat, there = signals.flatten(0, 1), present.flatten(0, 1)
         if valid is not None:
             flat, there = flat[valid.flatten()], there[valid.flatten()]
         if self.config.tune.mode == "frozen":
@@ -112,7 +112,7 @@ class Downstream(nn.Module):
         return frames.unflatten(0, (batch, length))
 
     def encode(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to embeddings ``[B, L, D]``."""
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to embeddings ``[B, L, D]``."""
         return self.encode_frames(signals, present, valid).mean(2)
 
     def classify(self, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -132,13 +132,26 @@ class Downstream(nn.Module):
         return self.events(frames, valid)
 
     def forward(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, C]`` to logits ``[B, L, K]``, and with an event head those of every
-        second ``[B, L, 30, 2]`` beside them.
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to logits ``[B, L, K]``, and with an event head those of every
+        second ``[B, L, 30, 2]`` beside them. Those of epochs without a present channel mean nothing.
         """
-        frames = self.encode_frames(signals, present, valid)
-        logits = self.classify(frames.mean(2), valid)
-        return logits if self.events is None else (logits, self.locate(frames, valid))
+        seen = present.any(2)
+        if valid is not None:
+            seen = seen & valid
+        frames = self.encode_frames(signals, present, seen)
+        # As in the scoring of a night, the context goes on across epochs without a channel as if they were not there: they
+        # go to the end, where padding is. In order, `order` is the identity.
+        order = torch.argsort(~seen, dim=1, stable=True)
+        back = torch.argsort(order, dim=1)
+        ordered, existing = _taken(frames, order), _taken(seen, order)
+        logits = _taken(self.classify(ordered.mean(2), existing), back)
+        return logits if self.events is None else (logits, _taken(self.locate(ordered, existing), back))
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:
         """One embedding ``[B, D]`` per epoch from any subset of channels, each ``[B, T]``."""
         return self.encoder.embed(signals)
+
+
+def _taken(x: Tensor, order: Tensor) -> Tensor:
+    """``x`` ``[B, L, ...]`` with its epochs in ``order`` ``[B, L]``."""
+    return x.gather(1, order.view(*order.shape, *[1] * (x.ndim - 2)).expand_as(x))

@@ -138,15 +138,22 @@ class QualityLimits(Config):
 
     Attributes:
         flat: peak to peak within a second, at or below which the second is flat.
-        range: distance from the night's median, beyond which a sample is out of range.
+        flat_epochs: epochs in a row from which on a channel without amplitude is flat; breathing pauses for less.
+        floor: standard deviation within a second after the filter below which there is no signal of a person, and least
+            interquartile range of a recording; 0 sets none.
+        range: distance from the night's middle, beyond which a sample is out of range.
         low: value below which a sensor is off (oximetry).
         mains: whether to look for 50 or 60 Hz.
+        pickup: root mean square of mains which, where there is hardly anything else, only an open input shows.
     """
 
     flat: float | None = None
+    flat_epochs: int = Field(1, ge=1)
+    floor: float = Field(0.0, ge=0)
     range: float | None = None
     low: float | None = None
     mains: bool = False
+    pickup: float | None = None
 
 
 class Cohort(Config):

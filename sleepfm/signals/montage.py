@@ -33,8 +33,8 @@ class Source:
 class Derivation:
     """How a canonical channel is made: ``active`` minus the mean of ``references``, upside down if ``invert``.
 
-    ``limits`` is the range of the recorder in the canonical unit, None for a difference of signals; ``choice``
-    counts the cohort's rules for this channel from 1 in order of preference.
+    ``limits`` is the range of the recorder in the canonical unit, None for a difference of signals; ``step`` that of its
+    converter, of all its signals together; ``choice`` counts the cohort's rules for this channel from 1 in order of preference.
     """
 
     channel: str
@@ -42,6 +42,7 @@ class Derivation:
     references: tuple[Source, ...]
     rate: float
     limits: tuple[float, float] | None
+    step: float
     derivation: str
     substitute: str
     invert: bool
@@ -139,12 +140,15 @@ def _apply(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule
             )
     ends = sorted((info.physical_min * active.factor, info.physical_max * active.factor))
     limits = None if references else (-ends[1], -ends[0]) if rule.invert else (ends[0], ends[1])
+    steps = [abs(source.factor) * recording.signals[source.index].step for source in references]
+    step = abs(active.factor) * info.step + sum(steps) / max(1, len(steps))
     return Derivation(
         channel=channel,
         active=active,
         references=references,
         rate=info.rate,
         limits=limits,
+        step=step,
         derivation=rule.derivation,
         substitute=rule.substitute,
         invert=rule.invert,

@@ -20,7 +20,7 @@ from sleepfm.signals.filters import effective_band, preprocess, quartiles, robus
 from sleepfm.signals.labels import LABELS, RULE_VERSION, EventRule, event_labels, stage_labels
 from sleepfm.signals.montage import Derivation, derive
 from sleepfm.signals.polarity import POLAR, decide_polarity
-from sleepfm.signals.quality import Quality, epoch_quality
+from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, silent_epochs, unusable
 from sleepfm.signals.recording import Recording
 from sleepfm.signals.scoring_types import Event
 
@@ -38,8 +38,8 @@ class PreparedRecording:
     Attributes:
         record: unique name; ``subject`` is the same for all visits of a person.
         channels: canonical name to [n_epochs * 3000] float32 (unless packed) at 100 Hz, median 0 and interquartile range 1
-            (SPO2 in %). Samples in gaps are 0 and their epochs have the quality bit GAP. Absent channels are absent.
-        median, iqr: what scaling took out, in the canonical unit.
+            (SPO2 in %). Samples in gaps and in stretches without signal are 0. Absent channels are absent.
+        median, iqr: what scaling took out, in the canonical unit; of the usable epochs alone.
         quality: canonical name to [n_epochs] bits of :class:`sleepfm.signals.quality.Quality`.
         stage: [n_epochs], -1 where unscored or mostly not recorded.
         events: those that are understood; ``unclear`` respiratory ones that are not, with their text as type.
@@ -147,14 +147,32 @@ def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Coho
         raise SignalError("flat for the whole recording")
     band = cohort.filters.get(channel, Band())
     low, high = effective_band(band, rate)
-    quality = epoch_quality(signal, rate, channel, n_epochs, derivation.limits, cohort.quality.get(channel, QualityLimits()))
+    limits = cohort.quality.get(channel, QualityLimits())
+    quality = epoch_quality(signal, rate, channel, n_epochs, derivation.limits, limits, derivation.step)
+    if channel not in _UNSCALED:
+        blank_lifeless(signal, rate, quality, derivation.limits, limits, derivation.step)
     samples = preprocess(signal, rate, channel, band)[: n_epochs * EPOCH_SAMPLES]
+    silent = silent_epochs(samples, limits, derivation.step) & ~unusable(quality)
+    if silent.any():
+        # Seen only now, and the steps at their borders have rung through the filter: once more without them.
+        quality[silent] |= np.uint8(Quality.FLAT)
+        blank_lifeless(signal, rate, quality, derivation.limits, limits, derivation.step)
+        samples = preprocess(signal, rate, channel, band)[: n_epochs * EPOCH_SAMPLES]
     del signal
+    flagged = {str(flag.name): int(((quality & flag) > 0).sum()) for flag in Quality if (quality & flag).any()}
+    if unusable(quality).all():
+        found = ", ".join(f"{name} in {count}" for name, count in flagged.items())
+        raise SignalError(f"without usable signal in any of its {n_epochs} epochs ({found})")
     if channel in _UNSCALED:
-        lower, prepared.median[channel], upper = quartiles(samples[np.isfinite(samples)])
+        good = samples.reshape(n_epochs, -1)[~unusable(quality)].reshape(-1)
+        lower, prepared.median[channel], upper = quartiles(good[np.isfinite(good)])
         prepared.iqr[channel] = upper - lower
     else:
         samples, prepared.median[channel], prepared.iqr[channel] = robust_scale(samples)
+        if prepared.iqr[channel] < limits.floor:
+            del prepared.median[channel]
+            spread = prepared.iqr.pop(channel)
+            raise SignalError(f"too weak: an interquartile range of {spread:.3g} is below the floor of {limits.floor:g}")
     samples[np.isnan(samples)] = 0.0
     prepared.channels[channel] = samples
     prepared.quality[channel] = quality
@@ -162,7 +180,8 @@ def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Coho
     entry["band"] = [low, high]
     if band.high is not None and high is not None and high < band.high:
         entry["band_cut"] = f"upper edge {band.high:g} Hz is above the Nyquist frequency; {high:g} Hz"
-    entry["epochs_flagged"] = {flag.name: int(((quality & flag) > 0).sum()) for flag in Quality if (quality & flag).any()}
+    entry["epochs_flagged"] = flagged
+    entry["epochs_unusable"] = int(unusable(quality).sum())
 
 
 def _turn_upright(prepared: PreparedRecording, cohort: Cohort) -> None:

@@ -1,13 +1,18 @@
-"""What is wrong with each epoch of a channel, judged on the recorded signal before any filter."""
+"""What is wrong with each epoch of a channel, and which stretches of it hold no signal of a person.
+
+Raw samples are judged before any filter (:func:`epoch_quality`), and what the filter leaves is judged once more
+(:func:`silent_epochs`): an open input that drifts, or that shows nothing but mains, is only seen to be empty in the band.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import IntFlag
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
 from sleepfm.signals.cohort import GENERIC, QualityLimits, load_cohort
 from sleepfm.signals.filters import centre
 
@@ -23,15 +28,35 @@ class Quality(IntFlag):
     GAP = 32
 
 
+# A channel with one of these in an epoch is absent there: from its scale, in training, in evaluation and in scoring.
+UNUSABLE = Quality.FLAT | Quality.DISCONNECTED | Quality.GAP
+# Of these, the epochs whose samples are not a person's; what a gap leaves of an epoch is.
+_LIFELESS = Quality.FLAT | Quality.DISCONNECTED
+
 # Shares of an epoch from which on a fault counts.
 _FLAT_SHARE = 0.5
 _CLIPPED_SHARE = 0.01
 _RANGE_SHARE = 0.05
 _LOW_SHARE = 0.1
+_LOST_SHARE = 0.5
 # Share of the variance within a second that lies about the mains frequency.
 _MAINS_SHARE = 0.5
 _MAINS_HZ = (50.0, 60.0)
+# From this share on, mains of the strength `pickup` come from an open input: what else there is has a tenth of its amplitude.
+_PICKUP_SHARE = 0.99
+# Mains that a slow recorder folds back are looked for down to here; below are waves of the EEG.
+_LOWEST_ALIAS_HZ = 35.0
+# Converter steps that the noise of an open input spans: one up, one down.
+_OPEN_STEPS = 2.0
+# Share of a night's breathing (90th percentile of its epochs) below which, for `flat_epochs` in a row, there is none.
+_BREATHING_SHARE = 0.02
 _CHUNK_EPOCHS = 64
+_MIDDLE_SECONDS = 512
+
+
+def unusable(quality: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Where ``quality`` says that the channel cannot be used, of the same shape."""
+    return (quality & np.uint8(UNUSABLE)) > 0
 
 
 def epoch_quality(
@@ -41,6 +66,7 @@ def epoch_quality(
     n_epochs: int,
     limits: tuple[float, float] | None = None,
     thresholds: QualityLimits | None = None,
+    step: float = 0.0,
 ) -> NDArray[np.uint8]:
     """Bits of :class:`Quality` for each epoch, [E] uint8.
 
@@ -48,16 +74,21 @@ def epoch_quality(
         signal: [T] in the canonical unit at its native ``rate``, NaN in gaps.
         limits: the recorder's range in that unit; samples at either end are clipped.
         thresholds: limits of the channel, by default those in ``configs/cohorts/defaults.yaml``.
+        step: of the recorder's converter in that unit, 0 where it is not known.
 
-    FLAT: half of the seconds vary by no more than a threshold. CLIPPED: 1 % of the samples at the recorder's
-    limits. OUT_OF_RANGE: 5 % far from the night's median. DISCONNECTED: mains and out of range together, as from
-    an electrode that came off; in oximetry, 10 % below what a sensor on a finger shows. MAINS: most of the
-    variance within a second at 50 or 60 Hz. GAP: a sample is missing.
+    FLAT: half of the seconds vary by no more than a threshold, or than an open input does (2 steps of the converter); of
+    breathing, epochs in a row without amplitude, as in :func:`silent_epochs`.
+    CLIPPED: 1 % of the samples at the recorder's limits. OUT_OF_RANGE: 5 % far from the middle of the seconds that are
+    alive. DISCONNECTED: mains and out of range together, or hardly anything but strong mains, as from an electrode that
+    came off; half of the samples at the limits or far from the epoch's own middle; in oximetry, 10 % below what a
+    sensor on a finger shows. MAINS: most of the variance within a second at 50 or 60 Hz. GAP: half of the samples are
+    missing, so that nobody can have scored the epoch by this channel.
     """
     if thresholds is None:
         thresholds = load_cohort(GENERIC).quality.get(channel, QualityLimits())
+    judge = _Judge(signal, rate, limits, thresholds, step)
     quality = np.zeros(n_epochs, dtype=np.uint8)
-    middle = float(centre(signal))
+    amplitude = np.full(n_epochs, np.inf, dtype=np.float32)
     length = max(1, int(EPOCH_SECONDS * rate))
     regular = length == EPOCH_SECONDS * rate and n_epochs * length <= len(signal)
     for first in range(0, n_epochs, _CHUNK_EPOCHS):
@@ -67,65 +98,215 @@ def epoch_quality(
         else:
             starts = np.rint(np.arange(first, stop) * EPOCH_SECONDS * rate).astype(np.int64)
             epochs = signal[np.minimum(starts[:, None] + np.arange(length), len(signal) - 1)]
-        quality[first:stop] = _judge(epochs, rate, middle, limits, thresholds)
+        quality[first:stop] = judge(epochs)
+        if thresholds.flat_epochs > 1:
+            amplitude[first:stop] = epochs.std(axis=1)
+    if thresholds.flat_epochs > 1:
+        quality &= ~np.uint8(Quality.FLAT)
+        quality[_breathless(amplitude, thresholds, step)] |= np.uint8(Quality.FLAT)
     return quality
 
 
-def _judge(
-    epochs: NDArray[np.float32],
+def silent_epochs(samples: NDArray[np.float32], thresholds: QualityLimits, step: float = 0.0) -> NDArray[np.bool_]:
+    """Epochs [E] in which the filtered ``samples`` [E * 3000], at 100 Hz in the canonical unit, hold less than a person gives.
+
+    Of brain, eyes, muscle and heart: half of the seconds have a standard deviation below ``thresholds.floor``. Of
+    breathing, which may pause and has no unit: for ``flat_epochs`` in a row it stays below a step of the converter, or
+    below a fiftieth of what it is in the night. Where samples are missing (NaN) an epoch is not silent.
+    """
+    seconds = samples.reshape(-1, EPOCH_SECONDS, RATE_HZ)
+    if thresholds.flat_epochs > 1:
+        return _breathless(seconds.reshape(len(seconds), -1).std(axis=1), thresholds, step)
+    if not thresholds.floor:
+        return np.zeros(len(seconds), dtype=bool)
+    return (_deviation(seconds) < thresholds.floor).mean(axis=1) >= _FLAT_SHARE
+
+
+def blank_lifeless(
+    signal: NDArray[np.float32],
     rate: float,
-    middle: float,
+    quality: NDArray[np.uint8],
     limits: tuple[float, float] | None,
     thresholds: QualityLimits,
-) -> NDArray[np.uint8]:
-    """Bits of ``epochs`` [E, samples]."""
-    bits = np.zeros(len(epochs), dtype=np.uint8)
-    lowest, highest = epochs.min(axis=1), epochs.max(axis=1)
-    if np.isnan(highest).any():
-        gap = np.isnan(epochs)
-        epochs = np.where(gap, np.float32(middle), epochs)
-        lowest, highest = epochs.min(axis=1), epochs.max(axis=1)
-        bits[gap.any(axis=1)] |= np.uint8(Quality.GAP)
+    step: float = 0.0,
+) -> bool:
+    """Make the stretches of ``signal`` [T] that are no person's gaps (NaN), in place; returns whether there are any.
 
-    def share(low: float, high: float) -> NDArray[np.float64]:
-        """Share of each epoch's samples at or below ``low`` or at or above ``high``; most epochs have none."""
-        result = np.zeros(len(epochs))
-        touched = (lowest <= low) | (highest >= high)
-        if touched.any():
-            result[touched] = ((epochs[touched] <= low) | (epochs[touched] >= high)).mean(axis=1)
-        return result
+    A filter then sees neither their offset nor the step at their border. Besides epochs with FLAT or DISCONNECTED in
+    ``quality`` [E] these are the seconds beside them that are like them, a second at the border, in which the stretch
+    may begin or end, and the like after the last whole epoch.
+    """
+    lost = np.repeat((quality & np.uint8(_LIFELESS)) > 0, EPOCH_SECONDS)
+    judge = _Judge(signal, rate, limits, thresholds, step)
+    length = max(2, int(rate))
+    total = int(len(signal) // rate) if len(signal) >= length else 0
+    if not lost.any() and total <= len(lost):
+        return False
+    dead = np.zeros(max(total, len(lost)), dtype=bool)
+    rest = 0 if lost.any() else len(lost)
+    for first in range(rest, total, EPOCH_SECONDS * _CHUNK_EPOCHS):
+        starts = np.rint(np.arange(first, min(total, first + EPOCH_SECONDS * _CHUNK_EPOCHS)) * rate).astype(np.int64)
+        rows = signal[np.minimum(starts[:, None] + np.arange(length), len(signal) - 1)]
+        dead[first : first + len(rows)] = (judge(rows) & np.uint8(_LIFELESS)) > 0
+    dead[: len(lost)] |= lost
+    dead[len(lost) :] &= thresholds.flat_epochs == 1
+    found = False
+    for first, stop in _runs(dead):
+        if stop > len(lost) or lost[first:stop].any():
+            found = True
+            begin, end = (first - 1) * rate, (stop + 1) * rate
+            signal[max(0, int(np.rint(begin))) : len(signal) if stop >= total else int(np.rint(end))] = np.nan
+    return found
 
-    def mark(where: NDArray[np.bool_], flag: Quality) -> None:
-        bits[where] |= np.uint8(flag)
 
-    if thresholds.flat is not None:
-        mark(_flat_share(epochs, rate, thresholds.flat) >= _FLAT_SHARE, Quality.FLAT)
-    if limits is not None and limits[0] < limits[1]:
+class _Judge:
+    """Bits of rows [N, samples] of one channel, epochs or seconds."""
+
+    def __init__(
+        self,
+        signal: NDArray[np.float32],
+        rate: float,
+        limits: tuple[float, float] | None,
+        thresholds: QualityLimits,
+        step: float,
+    ) -> None:
+        self._rate, self._thresholds = rate, thresholds
+        flat = thresholds.flat
+        # A little more than the steps, for they are differences of rounded numbers.
+        self._flat = None if flat is None else max(flat, 1.01 * _OPEN_STEPS * step)
+        self._limits = limits if limits is not None and limits[0] < limits[1] else None
+        self._middle = self._alive_middle(signal)
+
+    def _clipping(self) -> tuple[float, float] | None:
+        """Values at or beyond which a sample is at the recorder's limits."""
+        if self._limits is None:
+            return None
         # Half a step of the coarsest recorder in use, 8 bits.
-        margin = (limits[1] - limits[0]) / 512
-        mark(share(limits[0] + margin, limits[1] - margin) >= _CLIPPED_SHARE, Quality.CLIPPED)
-    outside = np.zeros(len(epochs), dtype=bool)
-    if thresholds.range is not None:
-        outside = share(middle - thresholds.range, middle + thresholds.range) >= _RANGE_SHARE
-        mark(outside, Quality.OUT_OF_RANGE)
-    if thresholds.mains:
-        mains = _mains_share(epochs, rate) >= _MAINS_SHARE
-        mark(mains, Quality.MAINS)
-        mark(mains & outside, Quality.DISCONNECTED)
-    if thresholds.low is not None:
-        off = (epochs < thresholds.low).mean(axis=1) >= _LOW_SHARE
-        mark(off, Quality.DISCONNECTED)
-    return bits
+        margin = (self._limits[1] - self._limits[0]) / 512
+        return self._limits[0] + margin, self._limits[1] - margin
+
+    def _alive_middle(self, signal: NDArray[np.float32]) -> float:
+        """The middle of evenly spaced seconds that are neither flat nor clipped nor mains; of all, if there are none.
+
+        So it stays where it is when most of a night is dead at another offset.
+        """
+        second = max(2, int(self._rate))
+        if self._thresholds.range is None or len(signal) < second:
+            return float(centre(signal))
+        starts = np.linspace(0, len(signal) - second, min(_MIDDLE_SECONDS, len(signal) // second)).astype(np.int64)
+        seconds = signal[starts[:, None] + np.arange(second)]
+        seconds = seconds[np.isfinite(seconds).all(axis=1)]
+        alive = np.ptp(seconds, axis=1) > (self._flat or 0.0)
+        ends = self._clipping()
+        if ends is not None:
+            alive &= ((seconds <= ends[0]) | (seconds >= ends[1])).mean(axis=1) < _LOST_SHARE
+        alive &= _mains_share(seconds, self._rate) < _MAINS_SHARE
+        return float(np.median(np.median(seconds[alive], axis=1))) if alive.any() else float(centre(signal))
+
+    def __call__(self, epochs: NDArray[np.float32]) -> NDArray[np.uint8]:
+        rate, thresholds, middle = self._rate, self._thresholds, self._middle
+        bits = np.zeros(len(epochs), dtype=np.uint8)
+        lowest, highest = epochs.min(axis=1), epochs.max(axis=1)
+        gap: NDArray[np.bool_] | None = None
+        if np.isnan(highest).any():
+            gap = np.isnan(epochs)
+            epochs = np.where(gap, np.float32(middle), epochs)
+            lowest, highest = epochs.min(axis=1), epochs.max(axis=1)
+            bits[gap.mean(axis=1) >= _LOST_SHARE] |= np.uint8(Quality.GAP)
+
+        def share(low: float, high: float) -> NDArray[np.float64]:
+            """Share of each epoch's samples at or below ``low`` or at or above ``high``; most epochs have none."""
+            result = np.zeros(len(epochs))
+            touched = (lowest <= low) | (highest >= high)
+            if touched.any():
+                result[touched] = ((epochs[touched] <= low) | (epochs[touched] >= high)).mean(axis=1)
+            return result
+
+        def mark(where: NDArray[np.bool_], flag: Quality) -> None:
+            bits[where] |= np.uint8(flag)
+
+        if self._flat is not None:
+            mark(_flat_share(epochs, rate, self._flat, gap) >= _FLAT_SHARE, Quality.FLAT)
+        ends = self._clipping()
+        if ends is not None:
+            clipped = share(*ends)
+            mark(clipped >= _CLIPPED_SHARE, Quality.CLIPPED)
+            if thresholds.range is not None:
+                mark(clipped >= _LOST_SHARE, Quality.DISCONNECTED)
+        outside = np.zeros(len(epochs), dtype=bool)
+        if thresholds.range is not None:
+            outside = share(middle - thresholds.range, middle + thresholds.range) >= _RANGE_SHARE
+            mark(outside, Quality.OUT_OF_RANGE)
+            wide = np.flatnonzero(highest - lowest >= thresholds.range)
+            if len(wide):
+                quarter, three_quarters = np.percentile(epochs[wide], [25, 75], axis=1)
+                bits[wide[three_quarters - quarter >= thresholds.range]] |= np.uint8(Quality.DISCONNECTED)
+        if thresholds.mains:
+            mains = _mains_share(epochs, rate) >= _MAINS_SHARE
+            mark(mains, Quality.MAINS)
+            mark(mains & outside, Quality.DISCONNECTED)
+            if thresholds.pickup is not None and mains.any():
+                share_of_all, strength = _pickup(epochs[mains], rate)
+                only = (share_of_all >= _PICKUP_SHARE) & (strength >= thresholds.pickup)
+                bits[np.flatnonzero(mains)[only]] |= np.uint8(Quality.DISCONNECTED)
+        if thresholds.low is not None:
+            off = (epochs < thresholds.low).mean(axis=1) >= _LOW_SHARE
+            mark(off, Quality.DISCONNECTED)
+        return bits
 
 
-def _flat_share(epochs: NDArray[np.float32], rate: float, threshold: float) -> NDArray[np.float64]:
-    """Share of the seconds of each epoch [E] that vary by at most ``threshold`` from peak to peak."""
+def _deviation(seconds: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Standard deviation along the last axis, in one pass; what is filtered has no offset that would spoil it."""
+    power = np.einsum("...i,...i->...", seconds, seconds) / np.float32(seconds.shape[-1])
+    deviation: NDArray[np.float32] = np.sqrt(np.maximum(power - np.square(seconds.mean(axis=-1)), 0.0))
+    return deviation
+
+
+def _runs(flags: NDArray[np.bool_]) -> Iterator[tuple[int, int]]:
+    """Start and stop (exclusive) of every run of true values."""
+    edges = np.flatnonzero(np.diff(np.concatenate(([False], flags, [False])).astype(np.int8)))
+    yield from zip(edges[::2].tolist(), edges[1::2].tolist(), strict=True)
+
+
+def _breathless(amplitude: NDArray[np.float32], thresholds: QualityLimits, step: float) -> NDArray[np.bool_]:
+    """Epochs [E], ``flat_epochs`` in a row, whose ``amplitude`` (standard deviation) is nothing beside that of the night."""
+    known = amplitude[np.isfinite(amplitude)]
+    if not len(known):
+        return np.zeros(len(amplitude), dtype=bool)
+    floor = max(thresholds.floor, step, _BREATHING_SHARE * float(np.percentile(known, 90)))
+    return _in_a_row(amplitude < floor, thresholds.flat_epochs)
+
+
+def _in_a_row(flags: NDArray[np.bool_], least: int) -> NDArray[np.bool_]:
+    """``flags`` without the runs of true values that are shorter than ``least`` and than the whole."""
+    kept = np.zeros_like(flags)
+    for first, stop in _runs(flags):
+        kept[first:stop] = stop - first >= min(least, len(flags))
+    return kept
+
+
+def _flat_share(
+    epochs: NDArray[np.float32], rate: float, threshold: float, gap: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
+    """Share of the seconds of each epoch [E] that vary by at most ``threshold`` from peak to peak, of those that are not
+    wholly missing (``gap`` [E, samples]).
+    """
     second = max(2, int(rate))
-    seconds = epochs[:, : epochs.shape[1] // second * second].reshape(len(epochs), -1, second)
-    if not seconds.size:
+    whole = epochs.shape[1] // second * second
+    if not whole:
         return np.zeros(len(epochs))
-    share: NDArray[np.float64] = (np.ptp(seconds, axis=2) <= threshold).mean(axis=1)
-    return share
+    flat = np.ptp(epochs[:, :whole].reshape(len(epochs), -1, second), axis=2) <= threshold
+    if gap is None:
+        share: NDArray[np.float64] = flat.mean(axis=1)
+        return share
+    recorded = ~gap[:, :whole].reshape(len(epochs), -1, second).all(axis=2)
+    return (flat & recorded).sum(axis=1) / np.maximum(recorded.sum(axis=1), 1)
+
+
+def _tones(rate: float) -> list[float]:
+    """Where a recorder of ``rate`` Hz shows 50 and 60 Hz: there, or folded back to where no other wave is expected."""
+    tones = [mains if mains + 1.0 < rate / 2 else abs(rate - mains) for mains in _MAINS_HZ]
+    return [tone for tone in tones if _LOWEST_ALIAS_HZ <= tone < rate / 2 - 1.0]
 
 
 def _mains_share(epochs: NDArray[np.float32], rate: float) -> NDArray[np.float32]:
@@ -133,10 +314,9 @@ def _mains_share(epochs: NDArray[np.float32], rate: float) -> NDArray[np.float32
 
     Each second is projected on a sine and a cosine, which takes in about 1 Hz to either side.
     """
-    second = round(rate)
-    tones = [mains for mains in _MAINS_HZ if mains + 1.0 < rate / 2]
+    second, tones = round(rate), _tones(rate)
     count = epochs.shape[1] // second if second else 0
-    if not tones or not count:
+    if not tones or not count or not len(epochs):
         return np.zeros(len(epochs), dtype=np.float32)
     seconds = epochs[:, : count * second].reshape(-1, second)
     seconds = seconds - seconds.mean(axis=1, keepdims=True)
@@ -147,3 +327,22 @@ def _mains_share(epochs: NDArray[np.float32], rate: float) -> NDArray[np.float32
     total = np.square(seconds).reshape(len(epochs), -1).sum(axis=1)
     share: NDArray[np.float32] = power.max(axis=1) / np.maximum(total, np.finfo(np.float32).tiny)
     return share
+
+
+def _pickup(epochs: NDArray[np.float32], rate: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Mains of each epoch: their share of the variance within its seconds, and their root mean square, [E] each.
+
+    Projected on tenths of a second, so that mains a few tenths of a Hz off, as they and recorders' clocks are, are held whole.
+    """
+    second, part = round(rate), max(4, round(rate / 10))
+    count = epochs.shape[1] // second
+    seconds = epochs[:, : count * second].reshape(len(epochs), count, second)
+    total = np.square(seconds - seconds.mean(axis=2, keepdims=True)).mean(axis=(1, 2))
+    parts = epochs[:, : epochs.shape[1] // part * part].reshape(len(epochs), -1, part)
+    turns = 2 * np.pi * np.arange(part) / rate
+    power = np.zeros(len(epochs), dtype=np.float32)
+    for tone in _tones(rate):
+        waves, _ = np.linalg.qr(np.stack([np.ones(part), np.cos(turns * tone), np.sin(turns * tone)], axis=1))
+        projected = parts @ waves[:, 1:].astype(np.float32)
+        power = np.maximum(power, np.square(projected).sum(axis=2).mean(axis=1) / np.float32(part))
+    return power / np.maximum(total, np.finfo(np.float32).tiny), np.sqrt(power)

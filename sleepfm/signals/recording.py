@@ -48,6 +48,11 @@ class SignalInfo:
         return (self.physical_max - self.physical_min) * (self.digital_max - self.digital_min) < 0
 
     @property
+    def step(self) -> float:
+        """One step of the converter in ``unit``."""
+        return abs((self.physical_max - self.physical_min) / (self.digital_max - self.digital_min))
+
+    @property
     def problem(self) -> str:
         """Why the samples have no meaning, or an empty text."""
         if self.rate <= 0 or self.n_samples == 0:

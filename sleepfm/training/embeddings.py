@@ -35,7 +35,7 @@ Epochs = tuple[Tensor, Tensor]
 def stored_epochs(dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
     """The epochs of a recording of ``dataset`` in order, at most ``chunk`` at a time."""
     for batch in iter_record(dataset, record, channels, length=1, windows=chunk, labels=()):
-        yield batch.signals[:, 0], batch.present
+        yield batch.signals[:, 0], batch.present[:, 0]
 
 
 def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:

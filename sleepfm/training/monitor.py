@@ -91,7 +91,7 @@ class Monitor:
         rows, labels = [], []
         for start in range(0, count, self._config.chunk):
             batch = stream.batch(start, min(self._config.chunk, count - start))
-            signals, present = batch.signals[:, 0].to(device), batch.present.to(device)
+            signals, present = batch.signals[:, 0].to(device), batch.present[:, 0].to(device)
             rows.append(module.encode(signals, present).float().cpu())
             labels.append(batch.labels[self._config.task][:, 0])
         truth = torch.cat(labels).numpy()

@@ -208,7 +208,7 @@ class MultimodalStage(PretrainStage):
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
         """SynthSleepNet's loss on sequences of one epoch."""
         assert isinstance(self.module, SynthSleepNet)
-        return model(batch.signals[:, 0], batch.present, noise_for(batch.item, self.module.noise_shape, seed))
+        return model(batch.signals[:, 0], batch.present[:, 0], noise_for(batch.item, self.module.noise_shape, seed))
 
     def _stream(self, split: str) -> SequenceStream:
         return SequenceStream(self.dataset, split, self.module.channels, reading=self.config.reading(), labels=())

@@ -57,12 +57,48 @@ def test_out_of_range():
     assert flags(signal)[:2] == [Quality(0), Quality.OUT_OF_RANGE]
 
 
+def test_strong_mains_and_nothing_else_is_an_open_input():
+    signal = good()
+    seconds = np.arange(EPOCH) / RATE
+    signal[:EPOCH] = 100 * np.sin(2 * np.pi * 50.3 * seconds) + 2 * np.sin(11 * seconds)
+    assert flags(signal)[:2] == [Quality.MAINS | Quality.DISCONNECTED, Quality(0)]
+    assert flags(0.3 * signal)[0] == Quality.MAINS  # too weak to tell
+    slow = good(rate=100)
+    slow[:3000] = 100 * np.sin(2 * np.pi * 60 * np.arange(3000) / 100)  # folded back to 40 Hz
+    assert flags(slow, rate=100)[:2] == [Quality.MAINS | Quality.DISCONNECTED, Quality(0)]
+
+
+def test_most_of_the_night_at_another_offset_condemns_no_good_epoch():
+    signal = good(12)
+    signal[2 * EPOCH :] = -3000 + 100 * np.sin(2 * np.pi * 50 * np.arange(10 * EPOCH) / RATE)
+    found = flags(signal, n_epochs=12)
+    assert found[:2] == [Quality(0)] * 2 and all(Quality.DISCONNECTED in flag for flag in found[2:])
+
+
+def test_saturation_at_the_limits_and_short_of_them():
+    signal = good()
+    square = np.where(np.arange(EPOCH) % 5 < 2, 125, -125)
+    signal[:EPOCH] = square
+    assert Quality.DISCONNECTED in flags(signal, limits=(-125, 125))[0]
+    signal[:EPOCH] = 8 * square  # of an amplifier whose range the header does not tell
+    assert Quality.DISCONNECTED in flags(signal)[0]
+
+
+def test_the_noise_of_an_open_input_is_flat_whatever_the_steps():
+    signal = good(4, 100)
+    for step in (0.01, 0.5, 3.0):
+        signal[:3000] = np.random.default_rng(1).integers(-1, 2, 3000) * step
+        found = epoch_quality(signal, 100, "EEG_C3", 4, step=step)
+        assert found.tolist() == [Quality.FLAT, 0, 0, 0]
+
+
 def test_gap():
     signal = good()
-    signal[2 * EPOCH + 5] = np.nan
-    signal[3 * EPOCH : 4 * EPOCH] = np.nan
+    signal[EPOCH + 5] = np.nan
+    signal[2 * EPOCH : 2 * EPOCH + EPOCH // 2 - 1] = np.nan
+    signal[3 * EPOCH : 4 * EPOCH - EPOCH // 2 + 1] = np.nan
     found = flags(signal)
-    assert found[2] == Quality.GAP and Quality.GAP in found[3] and found[4] == Quality(0)
+    assert found[:3] == [Quality(0)] * 3 and Quality.GAP in found[3] and found[4] == Quality(0)
     assert all(Quality.GAP in flag for flag in flags(np.full(8 * EPOCH, np.nan, np.float32)))
 
 
