@@ -15,7 +15,7 @@ from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
 from sleepfm.signals.cohort import AUTO, Cohort, cohort_names, load_cohort
 from sleepfm.signals.labels import RULE_VERSION, EventRule
-from sleepfm.signals.quality import Quality
+from sleepfm.signals.quality import UNUSABLE, Quality
 
 
 class SplitConfig(Config):
@@ -36,7 +36,7 @@ class SplitConfig(Config):
 
 
 class QualityConfig(Config):
-    """Flags that make an epoch of a channel unusable for pretraining."""
+    """Flags that leave an epoch of a channel out of unimodal pretraining: those that make it unusable, and maybe others."""
 
     exclude: list[str]
 
@@ -46,6 +46,9 @@ class QualityConfig(Config):
         unknown = sorted(set(value) - set(Quality.__members__))
         if unknown:
             raise ValueError(f"unknown quality flags {unknown}; known: {', '.join(Quality.__members__)}")
+        lacking = [flag.name for flag in UNUSABLE if flag.name not in value]
+        if lacking:
+            raise ValueError(f"{', '.join(lacking)} cannot be left out: such epochs hold no signal, nothing is learnt from zeros")
         return value
 
     @property

@@ -14,7 +14,6 @@ from sleepfm.signals.cohort import Cohort
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.labels import stage_labels
-from sleepfm.signals.polarity import POLAR
 from sleepfm.signals.prepare import prepare_examined
 from sleepfm.signals.text_counts import TextCounts
 
@@ -64,7 +63,7 @@ class Finding:
 def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
     """One :class:`Finding` a recording below ``root``, in order.
 
-    Headers and scorings are read, and the samples of the channels whose polarity their signal tells.
+    Headers, scorings and the samples of all channels are read.
 
     Raises:
         RecordingError: no such folder, or no recording in it.
@@ -107,11 +106,12 @@ def _fill(finding: Finding, examination: Examination) -> None:
 
 
 def _judge(finding: Finding, examination: Examination) -> None:
-    """What the signals tell: polarity, and channels that are flat."""
-    prepared = prepare_examined(examination, only=POLAR)
-    for name in [name for name in POLAR if name in finding.channels]:
+    """What the signals tell: polarity, epochs that cannot be used, and channels without any that can."""
+    prepared = prepare_examined(examination, pack=lambda _, samples: samples[:0])
+    for name in list(finding.channels):
         if name in prepared.channels:
-            finding.channels[name]["polarity"] = prepared.provenance["channels"][name]["polarity"]
+            told = prepared.provenance["channels"][name]
+            finding.channels[name] |= {key: told[key] for key in ("polarity", "epochs_flagged", "epochs_unusable")}
         else:
             finding.missing[name] = f"{finding.channels.pop(name)['signal']!r} is {prepared.provenance['missing'][name]}"
     if not finding.channels:

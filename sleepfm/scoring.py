@@ -21,6 +21,7 @@ from sleepfm.evaluation.events import join_overlapping, positive_runs
 from sleepfm.evaluation.inference import classify_night, locate_night, prepared_epochs
 from sleepfm.evaluation.night import SleepStatistics, sleep_statistics
 from sleepfm.evaluation.seconds import events_from_seconds
+from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
@@ -52,7 +53,7 @@ class NightScore:
         probability: task to [E] probability of an event in the epoch, nan where unscored.
         threshold: task to the probability from which an epoch is called positive.
         events: apneas and hypopneas told to the second, by onset; a hypopnea that overlaps an apnea is part of it.
-        warnings: what a reader must know: channels missing, epochs without signal.
+        warnings: what a reader must know: channels missing, and when others hold no usable signal.
         runs: runs of positive epochs of the tasks whose models do not tell seconds apart, by onset; they are no events.
         event_threshold: task to the probability from which a second belongs to an event; only tasks told to the second.
         inputs: task to the channels that its model was given.
@@ -173,12 +174,11 @@ class Scorer:
         density = probability.get("stage", np.full((night.n_epochs, len(TASKS["stage"].classes)), np.nan))
         unscored = np.isnan(density).any(axis=1)
         stages = np.where(unscored, -1, np.nan_to_num(density).argmax(axis=1)).astype(np.int8)
-        warnings = []
-        missing = [name for name in self.channels if name not in used]
-        if missing:
-            warnings.append(f"scored without {', '.join(missing)}, which the recording does not have")
-        if "stage" in probability and unscored.any():
-            warnings.append(f"{int(unscored.sum())} of {night.n_epochs} epochs hold no usable signal")
+        warnings = stretch_warnings(night, self.channels)
+        # Where the models use different channels: what none of them could score.
+        nowhere = np.all([np.isnan(p).any(axis=1) for p in probability.values()], axis=0)
+        if told := unscored_warning(night, nowhere):
+            warnings.append(told)
         return NightScore(
             record=night.record,
             channels=tuple(used),

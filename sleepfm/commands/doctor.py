@@ -86,7 +86,7 @@ def _lines(finding: Finding) -> list[str]:
         )
     for name in CHANNELS:
         if name in finding.channels:
-            lines.append(f"  {name:<9} {_mapped(finding.channels[name])}")
+            lines.append(f"  {name:<9} {_mapped(finding.channels[name])}{_unusable(finding.channels[name], finding.epochs)}")
         elif name in finding.ambiguous:
             lines.append(f"  {name:<9} AMBIGUOUS {finding.ambiguous[name]}")
         elif finding.missing.get(name, NO_LABEL) != NO_LABEL:
@@ -119,6 +119,16 @@ def _mapped(channel: dict[str, Any]) -> str:
     if channel["substitute"]:
         text += f" (substitute: {channel['substitute']})"
     return text
+
+
+def _unusable(channel: dict[str, Any], epochs: int) -> str:
+    """The share of the epochs in which the channel cannot be used, and why."""
+    if not channel.get("epochs_unusable"):
+        return ""
+    from sleepfm.signals.quality import UNUSABLE, Quality
+
+    reasons = ", ".join(f"{name} {count}" for name, count in channel["epochs_flagged"].items() if Quality[name] in UNUSABLE)
+    return f"; unusable in {channel['epochs_unusable'] / epochs:.1%} of the epochs ({reasons})"
 
 
 def _polarity(polarity: dict[str, Any]) -> str:

@@ -41,7 +41,7 @@ def png(figure: Figure) -> bytes:
 
 
 def draw_hypnogram(axes: Axes, stages: ArrayLike, label: str = "") -> None:
-    """Step line of ``stages`` [E] with a bar on every REM period; unscored epochs leave a gap."""
+    """Step line of ``stages`` [E] with a bar on every REM period; unscored epochs leave a gap, which is shaded."""
     stage = np.asarray(stages)
     height = {int(s): len(HYPNOGRAM_ORDER) - 1 - row for row, s in enumerate(HYPNOGRAM_ORDER)}
     level = np.array([height.get(int(s), np.nan) for s in stage], float)
@@ -50,6 +50,8 @@ def draw_hypnogram(axes: Axes, stages: ArrayLike, label: str = "") -> None:
     rem = np.where(stage == Stage.REM, height[Stage.REM], np.nan)
     for start, end in runs(np.isfinite(rem)):
         axes.plot(hours[[start, end]], [height[Stage.REM]] * 2, color=STAGE_COLOURS[Stage.REM], linewidth=4)
+    for start, end in runs(stage < 0):
+        axes.axvspan(hours[start], hours[end], color=FAINT, alpha=0.6, linewidth=0)
     axes.set_yticks(range(len(HYPNOGRAM_ORDER)), [s.name for s in reversed(HYPNOGRAM_ORDER)])
     axes.set_ylim(-0.5, len(HYPNOGRAM_ORDER) - 0.5)
     _night_axis(axes, len(stage), label)

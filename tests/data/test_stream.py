@@ -18,6 +18,7 @@ from sleepfm.data.format import CHANNEL_SCALE
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import EpochStream, Reading, SequenceStream, window_starts
 from sleepfm.errors import DatasetError, ShardError
+from sleepfm.signals.quality import Quality
 
 ALL_PRETRAIN = ["split.pretrain=1", "split.label=0", "split.val=0", "split.test=0", "segment_epochs=6"]
 LENGTHS = {"a": 13, "b": 6, "c": 25, "d": 7, "e": 12, "f": 3, "g": 30}
@@ -131,27 +132,31 @@ def test_sequences_hold_the_epochs_they_claim(made, length, stride):
     stream = SequenceStream(made, "pretrain", wanted, length, stride, Reading(1))
     batch = stream.batch(0, len(stream))
     assert batch.signals.shape == (len(stream), length, 3, EPOCH_SAMPLES)
-    seen: dict[str, set[int]] = {}
+    covered: dict[str, set[int]] = {}
     for row, record in enumerate(batch.record):
         first = int(batch.first_epoch[row])
         count = min(length, LENGTHS[record] - first)
         night = make_night(record, LENGTHS[record], CHANNELS_OF[record])
-        seen.setdefault(record, set()).update(range(first, first + count))
+        covered.setdefault(record, set()).update(range(first, first + count))
         assert batch.valid[row].tolist() == [n < count for n in range(length)]
         for column, channel in enumerate(wanted):
-            assert bool(batch.present[row, column]) == (channel in CHANNELS_OF[record])
-            found = batch.signals[row, :, column].numpy()
-            assert (found[count:] == 0).all()
+            there = np.zeros(length, bool)
             if channel in CHANNELS_OF[record]:
+                there[:count] = usable(record, channel)[first : first + count]
+            assert batch.present[row, :, column].tolist() == there.tolist()
+            found = batch.signals[row, :, column].numpy()
+            assert (found[~there] == 0).all()
+            if there.any():
                 original = signal(record, channel)[first : first + count]
-                assert np.abs(found[:count] - original).max() <= 0.51 * CHANNEL_SCALE[channel]
-            else:
-                assert (found == 0).all()
-        assert batch.labels["stage"][row, :count].tolist() == night.stage[first : first + count].tolist()
-        hypopnea = np.where(night.stage < 0, -1, night.labels["hypopnea"])[first : first + count]
+                assert np.abs(found[:count] - original)[there[:count]].max() <= 0.51 * CHANNEL_SCALE[channel]
+        seen = batch.present[row, :count].any(dim=1).numpy()
+        assert batch.labels["stage"][row, :count].tolist() == np.where(seen, night.stage[first : first + count], -1).tolist()
+        hypopnea = np.where(seen & (night.stage >= 0)[first : first + count], night.labels["hypopnea"][first : first + count], -1)
         assert batch.labels["hypopnea"][row].tolist() == [*hypopnea.tolist(), *[-1] * (length - count)]
-    has_any = {record for record, channels in CHANNELS_OF.items() if set(channels) & set(wanted)}
-    assert seen == {record: set(range(LENGTHS[record])) for record in has_any}
+        assert seen.any()
+    for record, channels in CHANNELS_OF.items():
+        live = {epoch for name in wanted if name in channels for epoch in np.flatnonzero(usable(record, name)).tolist()}
+        assert live <= covered.get(record, set())
 
 
 @given(st.integers(1, 200), st.integers(1, 50), st.integers(1, 50))
@@ -185,7 +190,9 @@ def test_a_label_fraction_keeps_a_stratified_share_of_every_recording(made, frac
         for stage in range(5):
             all_of = [key for key, value in everything.items() if key[0] == record and value == stage]
             kept = [key for key, value in subset.items() if key[0] == record and value == stage]
-            assert len(kept) == (max(1, round(fraction * len(all_of))) if all_of else 0)
+            scored = int((make_night(record, LENGTHS[record], CHANNELS_OF[record]).stage == stage).sum())
+            share = max(1, round(fraction * scored)) if scored else 0  # some of which fall on unusable epochs
+            assert share - (scored - len(all_of)) <= len(kept) <= share
 
 
 def test_a_smaller_fraction_is_part_of_a_larger_one_and_the_seed_decides(made):
@@ -197,6 +204,30 @@ def test_a_smaller_fraction_is_part_of_a_larger_one_and_the_seed_decides(made):
     assert (large | ~small).all()
     assert small.sum() < large.sum()
     assert not torch.equal(large, labels(0.5, 1))
+
+
+def test_nothing_is_learnt_from_windows_without_a_channel(tmp_path):
+    """Dead windows give their place to live ones of the same recording, and a recording that is all dead gives none."""
+    dead, part = make_night("dead", 8, ("EEG_C4", "ECG")), make_night("part", 12, ("EEG_C4", "ECG"))
+    for name in ("EEG_C4", "ECG"):
+        dead.quality[name][:] = Quality.DISCONNECTED
+        part.quality[name][:] = Quality.MAINS  # bad, but there
+        part.quality[name][4:9] = Quality.GAP
+    part.quality["ECG"][5] = 0
+    made = make_dataset(tmp_path / "out", [dead, part], overrides=ALL_PRETRAIN)
+    stream = SequenceStream(made, "pretrain", ["EEG_C4", "ECG"], labels=())
+    batch = stream.batch(0, len(stream))
+    assert len(stream) == 12 and set(batch.record) == {"part"}
+    counts = np.bincount(batch.first_epoch.numpy(), minlength=12)
+    assert (counts[[0, 1, 2, 3, 5, 9, 10, 11]] >= 1).all() and (counts[[4, 6, 7, 8]] == 0).all()
+    assert batch.present.any(dim=2).all()
+    five = int(np.flatnonzero(batch.first_epoch.numpy() == 5)[0])
+    assert batch.present[five, 0].tolist() == [False, True]
+    assert not batch.signals[five, 0, 0].any() and batch.signals[five, 0, 1].any()
+    longer = SequenceStream(made, "pretrain", ["EEG_C4"], 4, labelled_only=True)
+    batch = longer.batch(0, len(longer))
+    assert (batch.labels["stage"][~batch.present.any(dim=2)] == -1).all()
+    assert (batch.labels["stage"] >= 0).any(dim=1).all()
 
 
 def test_windows_without_a_label_are_not_items(tmp_path):

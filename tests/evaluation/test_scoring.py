@@ -85,7 +85,7 @@ def test_probability_of_an_epoch_equals_a_slow_pass(downstream_packages, night):
     signals, present = next(prepared_epochs(night, model.channels, 30))
     for epoch in (0, 7, 29):
         with torch.inference_mode():
-            logits = model(signals[epoch][None, None], present[epoch][None])
+            logits = model(signals[epoch][None, None], present[epoch][None, None])
         assert score.probability["apnea"][epoch] == pytest.approx(logits.softmax(-1)[0, 0, 1].item(), abs=1e-5)
     assert (score.stages == -1).all() and np.isnan(score.ahi)
 

@@ -218,7 +218,7 @@ def test_downstream(downstream: tuple[Path, Any], multimodal: tuple[Path, Any], 
     conversion = convert(path, "stage", STAGE_NAMES, multimodal[0] if given else None)
     assert_same_state(conversion.module, model, atol=1e-6)
     assert any("merged" in note for note in conversion.notes)
-    x, present = torch.randn(2, 4, 3, 3000), torch.ones(2, 3, dtype=torch.bool)
+    x, present = torch.randn(2, 4, 3, 3000), torch.ones(2, 4, 3, dtype=torch.bool)
     with torch.no_grad():
         torch.testing.assert_close(conversion.module(x, present), model(x, present), atol=1e-5, rtol=1e-5)
 

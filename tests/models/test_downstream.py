@@ -43,7 +43,7 @@ def downstream(kind: str = "synthsleepnet", mode: str = "lora", context: str = "
 def test_every_trainable_parameter_gets_a_gradient(kind: str, mode: str) -> None:
     model = downstream(kind, mode).train()
     channels = len(model.channels)
-    logits = model(torch.randn(2, 3, channels, 3000), torch.ones(2, channels, dtype=torch.bool))
+    logits = model(torch.randn(2, 3, channels, 3000), torch.ones(2, 3, channels, dtype=torch.bool))
     assert logits.shape == (2, 3, 5)
     logits.square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -66,7 +66,7 @@ def test_a_training_step_leaves_the_frozen_encoder_bit_identical() -> None:
     model = downstream().train()
     before = {n: v.clone() for n, v in model.encoder.state_dict().items() if "lora" not in n}
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    model(torch.randn(2, 3, 4, 3000), torch.ones(2, 4, dtype=torch.bool)).sum().backward()
+    model(torch.randn(2, 3, 4, 3000), torch.ones(2, 3, 4, dtype=torch.bool)).sum().backward()
     optimiser.step()
     after = model.encoder.state_dict()
     assert [n for n, v in before.items() if not torch.equal(v, after[n])] == []
@@ -86,11 +86,30 @@ def test_a_model_is_rebuilt_from_its_configuration_and_weights(mode: str) -> Non
     model = downstream(mode=mode).eval()
     again = build_model(model_config(model)).eval()
     again.load_state_dict(model.state_dict())
-    x, present = torch.randn(1, 4, 4, 3000), torch.ones(1, 4, dtype=torch.bool)
+    x, present = torch.randn(1, 4, 4, 3000), torch.ones(1, 4, 4, dtype=torch.bool)
     with torch.no_grad():
         assert torch.equal(again(x, present), model(x, present))
 
 
 def test_one_epoch_of_one_night_can_be_trained_on() -> None:
     model = downstream().train()
-    model(torch.randn(1, 1, 4, 3000), torch.ones(1, 4, dtype=torch.bool)).sum().backward()
+    model(torch.randn(1, 1, 4, 3000), torch.ones(1, 1, 4, dtype=torch.bool)).sum().backward()
+
+
+@pytest.mark.parametrize("context", ["none", "mamba", "lstm", "attention"])
+def test_an_epoch_without_a_channel_is_as_if_it_were_not_there(context: str) -> None:
+    """As in the scoring of a night: the others give what the sequence without it gives, and a dead channel adds nothing."""
+    model = downstream(context=context).eval()
+    generator = torch.Generator().manual_seed(1)
+    x, present = torch.randn(2, 6, 4, 3000, generator=generator), torch.ones(2, 6, 4, dtype=torch.bool)
+    present[0, [0, 3]] = False
+    present[1, 2, 1] = False
+    valid = torch.ones(2, 6, dtype=torch.bool)
+    valid[1, 5] = False
+    with torch.no_grad():
+        found = model(x, present, valid)
+        torch.testing.assert_close(found[0, [1, 2, 4, 5]], model(x[:1, [1, 2, 4, 5]], present[:1, [1, 2, 4, 5]])[0])
+        x[0, [0, 3]], x[1, 2, 1], x[1, 5] = 50.0, 50.0, 50.0
+        again = model(x, present, valid)
+    torch.testing.assert_close(again[0, [1, 2, 4, 5]], found[0, [1, 2, 4, 5]])
+    torch.testing.assert_close(again[1, :5], found[1, :5])
