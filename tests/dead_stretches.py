@@ -17,8 +17,9 @@ KINDS = ("zeros", "offset", "open input", "mains", "rail", "range", "drift")
 def dead_samples(kind: str, size: int, info: SignalInfo, first: int = 0) -> NDArray[np.float32]:
     """``size`` samples in the unit of ``info`` as the recorder shows them without a person, from sample ``first``."""
     low, high = sorted((info.physical_min, info.physical_max))
+    step = (high - low) / abs(info.digital_max - info.digital_min)
     seconds = (first + np.arange(size)) / info.rate
-    noise = np.random.default_rng(first).integers(-1, 2, size) * info.step
+    noise = np.random.default_rng(first).integers(-1, 2, size) * step
     match kind:
         case "zeros":
             found = np.zeros(size)
@@ -38,7 +39,7 @@ def dead_samples(kind: str, size: int, info: SignalInfo, first: int = 0) -> NDAr
             found = low + (high - low) * (0.5 + 0.4 * np.sin(2 * np.pi * seconds / 900))
         case _:
             raise ValueError(kind)
-    return np.clip(np.rint(found / info.step) * info.step, low, high).astype(np.float32)
+    return np.clip(np.rint(found / step) * step, low, high).astype(np.float32)
 
 
 def with_dead(recording: Recording, stretches: Sequence[tuple[float, float, str]], only: Sequence[str] = ()) -> Recording:

@@ -9,6 +9,8 @@ import pandas as pd
 import pytest
 import torch
 
+from made_nights import make_dataset
+
 import sleepfm
 from sleepfm.cli import main
 from sleepfm.commands.score import headline
@@ -28,6 +30,7 @@ from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import load
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.signals.quality import Quality
 from sleepfm.training.embeddings import embed_frames, stored_epochs
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
@@ -56,6 +59,25 @@ def test_every_epoch_is_scored_and_runs_of_epochs_are_no_events(scorer, night):
     assert list(score.runs) == sorted(score.runs, key=lambda run: run.onset)
     assert score.events == () and np.isnan(score.ahi) and "AHI" not in str(score.breathing)
     assert score.inputs == dict.fromkeys(("stage", "apnea", "hypopnea"), score.channels)
+
+
+def test_a_night_with_dead_stretches_equals_its_shards(recordings, tmp_path):
+    """Bad epochs too: what is absent in scoring is absent and 0 from shards."""
+    names = ("EEG_C4", "EOG_L", "SPO2")
+    night = prepare_night(recordings[2])
+    night.channels = {name: night.channels[name] for name in names}
+    flags = (Quality.FLAT, Quality.DISCONNECTED, Quality.GAP, Quality.MAINS, Quality.CLIPPED, Quality.OUT_OF_RANGE)
+    for number, name in enumerate(names):
+        for place, flag in enumerate(flags):
+            night.quality[name][3 * place + number] |= np.uint8(flag)
+    night.quality["SPO2"][20:] |= np.uint8(Quality.DISCONNECTED)
+    own = [tuple(part.clone() for part in epochs) for epochs in prepared_epochs(night, names, 7)]
+    made = make_dataset(tmp_path / "out", [night])
+    for (signals, present), (mine, there) in zip(stored_epochs(made, night.record, names, 7), own, strict=True):
+        assert torch.equal(signals, mine) and torch.equal(present, there)
+        assert not signals[~present].any()
+    absent = torch.cat([~there for _, there in own])
+    assert torch.nonzero(absent[:, 0])[:, 0].tolist() == [0, 3, 6] and absent[:, 2].sum() >= 10
 
 
 def test_prepared_night_equals_its_shards(dataset, recordings):
@@ -113,17 +135,38 @@ def test_a_subset_of_channels_is_enough_and_none_is_refused(scorer, recordings):
         scorer.score(night)
 
 
-def test_epochs_in_a_gap_are_left_unscored(scorer, recordings):
-    from sleepfm.signals.quality import Quality
-
+@pytest.mark.parametrize("flag", [Quality.GAP, Quality.FLAT, Quality.DISCONNECTED])
+def test_epochs_without_a_usable_channel_are_left_unscored_and_told(scorer, recordings, flag):
     night = prepare_night(recordings[0])
+    night.provenance["clock"] = "23:58:00"
     for name in night.channels:
-        night.channels[name][10 * 3000 : 13 * 3000] = 0
-        night.quality[name][10:13] |= np.uint8(Quality.GAP)
+        night.quality[name][10:13] |= np.uint8(flag)
+    night.quality["ECG"][20:25] |= np.uint8(flag)
+    del night.channels["EMG_CHIN"]
+    night.provenance["missing"]["EMG_CHIN"] = "flat for the whole recording"
     score = scorer.score(night)
     assert list(np.flatnonzero(score.stages == -1)) == [10, 11, 12]
-    assert np.isnan(score.hypnodensity[10:13]).all() and "3 of 30" in score.warnings[0]
+    assert np.isnan(score.hypnodensity[10:13]).all() and np.isfinite(score.hypnodensity[20:25]).all()
+    assert all(np.isnan(values[10:13]).all() for values in score.probability.values())
+    assert not [e for e in score.events if e.onset < 13 * 30 and e.onset + e.duration > 10 * 30]
     assert score.statistics.unscored == 1.5
+    told = "\n".join(score.warnings)
+    assert "EMG_CHIN (flat for the whole recording)" in told
+    assert "EEG_C4, EOG_L have no usable signal from 00:03:00 to 00:04:30" in told
+    assert "ECG has no usable signal from 00:03:00 to 00:04:30, from 00:08:00 to 00:10:30" in told
+    assert "3 of 30 epochs hold no usable signal in any channel" in told
+    clean = prepare_night(recordings[0])
+    assert scorer.score(clean).warnings == ()
+
+
+def test_many_stretches_are_told_in_a_sum(scorer, recordings):
+    night = prepare_night(recordings[0])
+    night.provenance["clock"] = None
+    for first in range(0, 28, 4):
+        night.quality["ECG"][first] |= np.uint8(Quality.FLAT)
+    night.quality["ECG"][21:24] |= np.uint8(Quality.FLAT)
+    told = "\n".join(scorer.score(night).warnings)
+    assert "from +0:10:00 to +0:12:00" in told and "and in 2 shorter stretches of 1 min together" in told
 
 
 def test_wrong_models_are_refused(downstream_packages, encoder_package, night):
