@@ -17,17 +17,6 @@ from sleepfm.signals.quality import unusable
 TOLD = 5
 
 
-def unusable_channels(night: PreparedRecording, channels: Sequence[str]) -> NDArray[np.bool_]:
-    """[E, C], where the night has no usable signal in ``channels``."""
-    return np.stack(
-        [
-            unusable(night.quality[name]) if name in night.channels else np.ones(night.n_epochs, dtype=bool)
-            for name in channels
-        ],
-        axis=1,
-    )
-
-
 def stretch_warnings(night: PreparedRecording, channels: Sequence[str]) -> list[str]:
     """What a reader must know of ``channels``, which the models use: those that the night lacks, with the reason, and when
     the others hold no usable signal.
@@ -62,11 +51,10 @@ def unscored_warning(night: PreparedRecording, unscored: NDArray[np.bool_]) -> s
 def _told(stretches: Sequence[tuple[int, int]], clock: str | None) -> str:
     longest = sorted(sorted(stretches, key=lambda stretch: (stretch[0] - stretch[1], stretch))[:TOLD])
     text = ", ".join(f"from {_time(first, clock)} to {_time(stop, clock)}" for first, stop in longest)
-    others = [stop - first for first, stop in stretches]
-    left = len(stretches) - len(longest)
-    if left:
-        minutes = (sum(others) - sum(stop - first for first, stop in longest)) * EPOCH_SECONDS / 60
-        text += f", and in {left} shorter stretches of {minutes:g} min together"
+    shorter = set(stretches) - set(longest)
+    if shorter:
+        minutes = sum(stop - first for first, stop in shorter) * EPOCH_SECONDS / 60
+        text += f", and in {len(shorter)} shorter {'stretches' if len(shorter) > 1 else 'stretch'} of {minutes:g} min together"
     return text
 
 

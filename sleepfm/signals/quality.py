@@ -12,9 +12,10 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
+from sleepfm.constants import EPOCH_SECONDS, RATE_HZ
 from sleepfm.signals.cohort import GENERIC, QualityLimits, load_cohort
 from sleepfm.signals.filters import centre
+from sleepfm.signals.mains import mains_share, pickup
 
 
 class Quality(IntFlag):
@@ -41,11 +42,8 @@ _LOW_SHARE = 0.1
 _LOST_SHARE = 0.5
 # Share of the variance within a second that lies about the mains frequency.
 _MAINS_SHARE = 0.5
-_MAINS_HZ = (50.0, 60.0)
 # From this share on, mains of the strength `pickup` come from an open input: what else there is has a tenth of its amplitude.
 _PICKUP_SHARE = 0.99
-# Mains that a slow recorder folds back are looked for down to here; below are waves of the EEG.
-_LOWEST_ALIAS_HZ = 35.0
 # Converter steps that the noise of an open input spans: one up, one down.
 _OPEN_STEPS = 2.0
 # Share of a night's breathing (90th percentile of its epochs) below which, for `flat_epochs` in a row, there is none.
@@ -200,7 +198,7 @@ class _Judge:
         ends = self._clipping()
         if ends is not None:
             alive &= ((seconds <= ends[0]) | (seconds >= ends[1])).mean(axis=1) < _LOST_SHARE
-        alive &= _mains_share(seconds, self._rate) < _MAINS_SHARE
+        alive &= mains_share(seconds, self._rate) < _MAINS_SHARE
         return float(np.median(np.median(seconds[alive], axis=1))) if alive.any() else float(centre(signal))
 
     def __call__(self, epochs: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -242,11 +240,11 @@ class _Judge:
                 quarter, three_quarters = np.percentile(epochs[wide], [25, 75], axis=1)
                 bits[wide[three_quarters - quarter >= thresholds.range]] |= np.uint8(Quality.DISCONNECTED)
         if thresholds.mains:
-            mains = _mains_share(epochs, rate) >= _MAINS_SHARE
+            mains = mains_share(epochs, rate) >= _MAINS_SHARE
             mark(mains, Quality.MAINS)
             mark(mains & outside, Quality.DISCONNECTED)
             if thresholds.pickup is not None and mains.any():
-                share_of_all, strength = _pickup(epochs[mains], rate)
+                share_of_all, strength = pickup(epochs[mains], rate)
                 only = (share_of_all >= _PICKUP_SHARE) & (strength >= thresholds.pickup)
                 bits[np.flatnonzero(mains)[only]] |= np.uint8(Quality.DISCONNECTED)
         if thresholds.low is not None:
@@ -301,48 +299,3 @@ def _flat_share(
         return share
     recorded = ~gap[:, :whole].reshape(len(epochs), -1, second).all(axis=2)
     return (flat & recorded).sum(axis=1) / np.maximum(recorded.sum(axis=1), 1)
-
-
-def _tones(rate: float) -> list[float]:
-    """Where a recorder of ``rate`` Hz shows 50 and 60 Hz: there, or folded back to where no other wave is expected."""
-    tones = [mains if mains + 1.0 < rate / 2 else abs(rate - mains) for mains in _MAINS_HZ]
-    return [tone for tone in tones if _LOWEST_ALIAS_HZ <= tone < rate / 2 - 1.0]
-
-
-def _mains_share(epochs: NDArray[np.float32], rate: float) -> NDArray[np.float32]:
-    """Share of the variance within the seconds of each epoch that is a sine of 50 or 60 Hz, the larger of both, [E].
-
-    Each second is projected on a sine and a cosine, which takes in about 1 Hz to either side.
-    """
-    second, tones = round(rate), _tones(rate)
-    count = epochs.shape[1] // second if second else 0
-    if not tones or not count or not len(epochs):
-        return np.zeros(len(epochs), dtype=np.float32)
-    seconds = epochs[:, : count * second].reshape(-1, second)
-    seconds = seconds - seconds.mean(axis=1, keepdims=True)
-    phase = 2 * np.pi * np.outer(np.arange(second) / rate, tones)
-    waves = np.concatenate([np.cos(phase), np.sin(phase)], axis=1).astype(np.float32)
-    projected = (seconds @ waves).reshape(len(epochs), count, 2, len(tones))
-    power = np.square(projected).sum(axis=(1, 2)) * np.float32(2 / second)
-    total = np.square(seconds).reshape(len(epochs), -1).sum(axis=1)
-    share: NDArray[np.float32] = power.max(axis=1) / np.maximum(total, np.finfo(np.float32).tiny)
-    return share
-
-
-def _pickup(epochs: NDArray[np.float32], rate: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mains of each epoch: their share of the variance within its seconds, and their root mean square, [E] each.
-
-    Projected on tenths of a second, so that mains a few tenths of a Hz off, as they and recorders' clocks are, are held whole.
-    """
-    second, part = round(rate), max(4, round(rate / 10))
-    count = epochs.shape[1] // second
-    seconds = epochs[:, : count * second].reshape(len(epochs), count, second)
-    total = np.square(seconds - seconds.mean(axis=2, keepdims=True)).mean(axis=(1, 2))
-    parts = epochs[:, : epochs.shape[1] // part * part].reshape(len(epochs), -1, part)
-    turns = 2 * np.pi * np.arange(part) / rate
-    power = np.zeros(len(epochs), dtype=np.float32)
-    for tone in _tones(rate):
-        waves, _ = np.linalg.qr(np.stack([np.ones(part), np.cos(turns * tone), np.sin(turns * tone)], axis=1))
-        projected = parts @ waves[:, 1:].astype(np.float32)
-        power = np.maximum(power, np.square(projected).sum(axis=2).mean(axis=1) / np.float32(part))
-    return power / np.maximum(total, np.finfo(np.float32).tiny), np.sqrt(power)

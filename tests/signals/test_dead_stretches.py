@@ -165,7 +165,9 @@ def test_a_recorder_left_running(tmp_path):
 
 def test_what_is_unusable():
     assert UNUSABLE == Quality.FLAT | Quality.DISCONNECTED | Quality.GAP
-    bits = np.array([0, Quality.CLIPPED, Quality.MAINS, Quality.OUT_OF_RANGE, Quality.FLAT, Quality.GAP | Quality.MAINS], np.uint8)
+    bits = np.array(
+        [0, Quality.CLIPPED, Quality.MAINS, Quality.OUT_OF_RANGE, Quality.FLAT, Quality.GAP | Quality.MAINS], np.uint8
+    )
     assert unusable(bits).tolist() == [False] * 4 + [True] * 2
 
 
