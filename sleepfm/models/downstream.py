@@ -132,8 +132,8 @@ class Downstream(nn.Module):
         return self.events(frames, valid)
 
     def forward(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to logits ``[B, L, K]``, and with an event head those of every
-        second ``[B, L, 30, 2]`` beside them. Those of epochs without a present channel mean nothing.
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to logits ``[B, L, K]``, and with an event head those of
+        every second ``[B, L, 30, 2]`` beside them. Those of epochs without a present channel mean nothing.
         """
         seen = present.any(2)
         if valid is not None:

@@ -49,8 +49,9 @@ class SignalInfo:
 
     @property
     def step(self) -> float:
-        """One step of the converter in ``unit``."""
-        return abs((self.physical_max - self.physical_min) / (self.digital_max - self.digital_min))
+        """One step of the converter in ``unit``; 0 where the digital range is wider than any converter's (24 bits)."""
+        levels = abs(self.digital_max - self.digital_min)
+        return abs(self.physical_max - self.physical_min) / levels if levels < 1 << 24 else 0.0
 
     @property
     def problem(self) -> str:
