@@ -46,7 +46,7 @@ class QualityConfig(Config):
         unknown = sorted(set(value) - set(Quality.__members__))
         if unknown:
             raise ValueError(f"unknown quality flags {unknown}; known: {', '.join(Quality.__members__)}")
-        lacking = [flag.name for flag in UNUSABLE if flag.name not in value]
+        lacking = [str(flag.name) for flag in UNUSABLE if flag.name not in value]
         if lacking:
             raise ValueError(f"{', '.join(lacking)} cannot be left out: such epochs hold no signal, nothing is learnt from zeros")
         return value
