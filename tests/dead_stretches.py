@@ -35,6 +35,8 @@ def dead_samples(kind: str, size: int, info: SignalInfo, first: int = 0) -> NDAr
             found = np.full(size, low + 0.97 * (high - low)) + noise
         case "range":
             found = np.full(size, high)
+        case "gap":
+            return np.full(size, np.nan, np.float32)
         case "drift":
             found = low + (high - low) * (0.5 + 0.4 * np.sin(2 * np.pi * seconds / 900))
         case _:
