@@ -46,6 +46,10 @@ _MAINS_SHARE = 0.5
 _PICKUP_SHARE = 0.99
 # Converter steps that the noise of an open input spans: one up, one down.
 _OPEN_STEPS = 2.0
+# Of such noise, with that of rounding, what any of our bands leaves: its standard deviation in steps is less.
+_OPEN_DEVIATION = 0.7
+# Mains of this share of the recorder's range are strong for it, however weak in uV: what saturates it is no more.
+_PICKUP_RANGE = 0.25
 # Share of a night's breathing (90th percentile of its epochs) below which, for `flat_epochs` in a row, there is none.
 _BREATHING_SHARE = 0.02
 _CHUNK_EPOCHS = 64
@@ -108,7 +112,8 @@ def epoch_quality(
 def silent_epochs(samples: NDArray[np.float32], thresholds: QualityLimits, step: float = 0.0) -> NDArray[np.bool_]:
     """Epochs [E] in which the filtered ``samples`` [E * 3000], at 100 Hz in the canonical unit, hold less than a person gives.
 
-    Of brain, eyes, muscle and heart: half of the seconds have a standard deviation below ``thresholds.floor``. Of
+    Of brain, eyes, muscle and heart: half of the seconds have a standard deviation below ``thresholds.floor``, or below what
+    an open input has. Of
     breathing, which may pause and has no unit: for ``flat_epochs`` in a row it stays below a step of the converter, or
     below a fiftieth of what it is in the night. Where samples are missing (NaN) an epoch is not silent.
     """
@@ -117,7 +122,7 @@ def silent_epochs(samples: NDArray[np.float32], thresholds: QualityLimits, step:
         return _breathless(seconds.reshape(len(seconds), -1).std(axis=1), thresholds, step)
     if not thresholds.floor:
         return np.zeros(len(seconds), dtype=bool)
-    return (_deviation(seconds) < thresholds.floor).mean(axis=1) >= _FLAT_SHARE
+    return (_deviation(seconds) < max(thresholds.floor, _OPEN_DEVIATION * step)).mean(axis=1) >= _FLAT_SHARE
 
 
 def blank_lifeless(
@@ -245,7 +250,8 @@ class _Judge:
             mark(mains & outside, Quality.DISCONNECTED)
             if thresholds.pickup is not None and mains.any():
                 share_of_all, strength = pickup(epochs[mains], rate)
-                only = (share_of_all >= _PICKUP_SHARE) & (strength >= thresholds.pickup)
+                span = self._limits[1] - self._limits[0] if self._limits is not None else np.inf
+                only = (share_of_all >= _PICKUP_SHARE) & (strength >= min(thresholds.pickup, _PICKUP_RANGE * span))
                 bits[np.flatnonzero(mains)[only]] |= np.uint8(Quality.DISCONNECTED)
         if thresholds.low is not None:
             off = (epochs < thresholds.low).mean(axis=1) >= _LOW_SHARE

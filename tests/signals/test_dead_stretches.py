@@ -23,7 +23,7 @@ EPOCHS = 24
 SIGNALS = (
     ("C4-M1", "EEG_C4", 125, "uV", 125.0, 8),
     ("E1-M2", "EOG_L", 100, "uV", 3200.0, 16),
-    ("Chin EMG", "EMG_CHIN", 200, "uV", 500.0, 16),
+    ("Chin EMG", "EMG_CHIN", 125, "uV", 31.25, 8),
     ("ECG", "ECG", 125, "mV", 5.0, 12),
     ("Thorax", "THORAX", 10, "", 1.0, 8),
 )
