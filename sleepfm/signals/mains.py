@@ -37,19 +37,19 @@ def mains_share(epochs: NDArray[np.float32], rate: float) -> NDArray[np.float32]
 
 
 def pickup(epochs: NDArray[np.float32], rate: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Mains of each epoch: their share of the variance within its seconds, and their root mean square, [E] each.
+    """Mains of each second of each epoch: their share of its variance, and their root mean square, [E, seconds] each.
 
     Projected on tenths of a second, so that mains a few tenths of a Hz off, as they and recorders' clocks are, are held whole.
     """
     second, part = round(rate), max(4, round(rate / 10))
-    count = epochs.shape[1] // second
+    count, parts = epochs.shape[1] // second, second // part
     seconds = epochs[:, : count * second].reshape(len(epochs), count, second)
-    total = np.square(seconds - seconds.mean(axis=2, keepdims=True)).mean(axis=(1, 2))
-    parts = epochs[:, : epochs.shape[1] // part * part].reshape(len(epochs), -1, part)
+    total = np.square(seconds - seconds.mean(axis=2, keepdims=True)).mean(axis=2)
+    pieces = seconds[:, :, : parts * part].reshape(len(epochs), count, parts, part)
     turns = 2 * np.pi * np.arange(part) / rate
-    power = np.zeros(len(epochs), dtype=np.float32)
+    power = np.zeros_like(total)
     for tone in _tones(rate):
         waves, _ = np.linalg.qr(np.stack([np.ones(part), np.cos(turns * tone), np.sin(turns * tone)], axis=1))
-        projected = parts @ waves[:, 1:].astype(np.float32)
-        power = np.maximum(power, np.square(projected).sum(axis=2).mean(axis=1) / np.float32(part))
+        projected = pieces @ waves[:, 1:].astype(np.float32)
+        power = np.maximum(power, np.square(projected).sum(axis=3).mean(axis=2) / np.float32(part))
     return power / np.maximum(total, np.finfo(np.float32).tiny), np.sqrt(power)

@@ -81,8 +81,8 @@ def epoch_quality(
     FLAT: half of the seconds vary by no more than a threshold, or than an open input does (2 steps of the converter); of
     breathing, epochs in a row without amplitude, as in :func:`silent_epochs`.
     CLIPPED: 1 % of the samples at the recorder's limits. OUT_OF_RANGE: 5 % far from the middle of the seconds that are
-    alive. DISCONNECTED: mains and out of range together, or hardly anything but strong mains, as from an electrode that
-    came off; half of the samples at the limits or far from the epoch's own middle; in oximetry, 10 % below what a
+    alive. DISCONNECTED: mains and out of range together, or half of the seconds hardly anything but strong mains, as
+    from an electrode that came off; half of the samples at the limits or far from the epoch's own middle; in oximetry, 10 % below what a
     sensor on a finger shows. MAINS: most of the variance within a second at 50 or 60 Hz. GAP: half of the samples are
     missing, so that nobody can have scored the epoch by this channel.
     """
@@ -252,7 +252,7 @@ class _Judge:
                 share_of_all, strength = pickup(epochs[mains], rate)
                 span = self._limits[1] - self._limits[0] if self._limits is not None else np.inf
                 only = (share_of_all >= _PICKUP_SHARE) & (strength >= min(thresholds.pickup, _PICKUP_RANGE * span))
-                bits[np.flatnonzero(mains)[only]] |= np.uint8(Quality.DISCONNECTED)
+                bits[np.flatnonzero(mains)[only.mean(axis=1) >= _LOST_SHARE]] |= np.uint8(Quality.DISCONNECTED)
         if thresholds.low is not None:
             off = (epochs < thresholds.low).mean(axis=1) >= _LOW_SHARE
             mark(off, Quality.DISCONNECTED)

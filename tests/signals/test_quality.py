@@ -63,6 +63,9 @@ def test_strong_mains_and_nothing_else_is_an_open_input():
     signal[:EPOCH] = 100 * np.sin(2 * np.pi * 50.3 * seconds) + 2 * np.sin(11 * seconds)
     assert flags(signal)[:2] == [Quality.MAINS | Quality.DISCONNECTED, Quality(0)]
     assert flags(0.3 * signal)[0] == Quality.MAINS  # too weak to tell
+    half = good()
+    half[: EPOCH * 6 // 10] = signal[: EPOCH * 6 // 10]
+    assert Quality.DISCONNECTED in flags(half)[0]  # most of the epoch, though diluted by the rest
     slow = good(rate=100)
     slow[:3000] = 100 * np.sin(2 * np.pi * 60 * np.arange(3000) / 100)  # folded back to 40 Hz
     assert flags(slow, rate=100)[:2] == [Quality.MAINS | Quality.DISCONNECTED, Quality(0)]
