@@ -79,12 +79,12 @@ def epoch_quality(
         step: of the recorder's converter in that unit, 0 where it is not known.
 
     FLAT: half of the seconds vary by no more than a threshold, or than an open input does (2 steps of the converter); of
-    breathing, epochs in a row without amplitude, as in :func:`silent_epochs`.
-    CLIPPED: 1 % of the samples at the recorder's limits. OUT_OF_RANGE: 5 % far from the middle of the seconds that are
-    alive. DISCONNECTED: mains and out of range together, or half of the seconds hardly anything but strong mains, as
-    from an electrode that came off; half of the samples at the limits or far from the epoch's own middle; in oximetry, 10 % below what a
-    sensor on a finger shows. MAINS: most of the variance within a second at 50 or 60 Hz. GAP: half of the samples are
-    missing, so that nobody can have scored the epoch by this channel.
+    breathing, epochs in a row without amplitude, as in :func:`silent_epochs`. CLIPPED: 1 % of the samples at the recorder's
+    limits. OUT_OF_RANGE: 5 % far from the middle of the seconds that are alive. DISCONNECTED: mains and out of range
+    together, or half of the seconds hardly anything but strong mains, as from an electrode that came off; half of the
+    samples at the limits, or quartiles as far apart as the range; in oximetry, 10 % below what a sensor on a finger shows.
+    MAINS: most of the variance within a second at 50 or 60 Hz. GAP: half of the samples are missing, so that nobody can
+    have scored the epoch by this channel.
     """
     if thresholds is None:
         thresholds = load_cohort(GENERIC).quality.get(channel, QualityLimits())
