@@ -120,16 +120,25 @@ def _draw_event(subject: Subject, rng: np.random.Generator, onset: float, stages
     return Event(kind, onset, round(duration, 1), reduction=reduction, central=central)
 
 
-def draw_arousals(subject: Subject, stages: NDArray[np.int8], events: Sequence[Event]) -> list[Event]:
-    """Arousals at the end of respiratory events, as often as in slpdb, and spontaneous ones away from them,
-    in order."""
+def draw_arousals(
+    subject: Subject, stages: NDArray[np.int8], events: Sequence[Event], desaturations: Sequence[Event]
+) -> list[Event]:
+    """Arousals at the end of respiratory ``events``, as often as in slpdb, and spontaneous ones away from them, in order.
+
+    A hypopnea without one of the ``desaturations`` always ends in an arousal: without either it is none (AASM rule 1A).
+    """
     rng = subject.rng("arousals")
     chosen, fitted = statistics().chosen, statistics().respiration
     probability = {
         **fitted.arousal_probability,
         "mixed_apnea": fitted.arousal_probability["obstructive_apnea"],
     }
-    arousals = [_arousal(rng, event.end - rng.uniform(0.0, 1.5)) for event in events if rng.random() < probability[event.kind]]
+    nadirs = np.array([event.end for event in desaturations])
+    arousals = []
+    for event in events:
+        lowest = np.any((nadirs > event.onset) & (nadirs <= event.end + subject.delay + 25.0))
+        if rng.random() < probability[event.kind] or (event.kind == "hypopnea" and not lowest):
+            arousals.append(_arousal(rng, event.end - rng.uniform(0.0, 1.5)))
     seconds = len(stages) * EPOCH_SECONDS
     count = rng.poisson(chosen.spontaneous_arousals_per_hour * seconds / 3600.0)
     taken = [(event.onset - AROUSAL_DISTANCE, event.end + AROUSAL_DISTANCE) for event in events]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.data.synthetic.artefact import add_movements
+from sleepfm.data.synthetic.belts import record_breathing
 from sleepfm.data.synthetic.ecg import beat_times, draw_ecg, heart_rate
 from sleepfm.data.synthetic.eeg import draw_eeg
 from sleepfm.data.synthetic.emg import draw_emg
@@ -78,20 +79,20 @@ def draw_night(seed: int, number: int, n_epochs: int) -> Night:
     stages = draw_hypnogram(subject, n_epochs)
     position = draw_position(subject, seconds)
     respiratory = draw_respiratory_events(subject, stages, position)
-    arousals = draw_arousals(subject, stages, respiratory)
-    micro = draw_microstates(subject, stages, arousals)
     breathing = breathe(subject, stages, position, respiratory)
+    desaturations = find_desaturations(breathing.spo2, respiratory, subject.delay)
+    arousals = draw_arousals(subject, stages, respiratory, desaturations)
+    micro = draw_microstates(subject, stages, arousals)
     beats = beat_times(subject, stages, breathing, arousals)
     ecg = draw_ecg(subject, seconds, beats, breathing)
     eeg = draw_eeg(subject, micro, ecg)
     left, right = draw_eog(subject, micro, eeg)
     emg = draw_emg(subject, micro, breathing, ecg)
     add_movements(rng, ecg, 125, micro.movements, size=0.25)
-    thorax, abdomen, flow = 0.3 * breathing.thorax, 0.3 * breathing.abdomen, 35.0 * breathing.flow
+    flow, thorax, abdomen = record_breathing(subject, breathing, beats)
     for belt, size in ((thorax, 0.3), (abdomen, 0.3), (flow, 20.0)):
         add_movements(rng, belt, BREATHING_RATE, micro.movements, size=size)
     light = np.repeat((stages > Stage.W).cumsum() == 0, EPOCH_SECONDS)
-    desaturations = find_desaturations(breathing.spo2, respiratory, subject.delay)
     events = sorted([*respiratory, *arousals, *desaturations], key=lambda event: (event.onset, event.kind))
     hour, minute, second = rng.integers((21, 0, 0), (24, 60, 60)).tolist()
     return Night(

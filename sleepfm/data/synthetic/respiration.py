@@ -1,5 +1,8 @@
-"""Breathing at 10 Hz: airflow, thoracic and abdominal effort through events, snoring, and SpO2 that follows
-them."""
+"""Breathing at 10 Hz: airflow and effort through events, snoring, and SpO2 that follows them.
+
+Sizes of what marks an event are those of the AASM manual for scoring of sleep (version 3, chapter VIII): in an apnea the flow
+falls by 90 % or more, in a hypopnea by 30 % or more, for at least 10 s, with a fall of SpO2 by 3 % or an arousal.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,35 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
+from sleepfm.data.synthetic.belts import compartments
 from sleepfm.data.synthetic.events import BACK, Event
 from sleepfm.data.synthetic.noise import Floats, drift
 from sleepfm.data.synthetic.subject import Subject
 
 RATE = 10
-# By stage W, N1, N2, N3, REM: relative breathing rate, and log standard deviation of rate and of depth.
+# By stage W, N1, N2, N3, REM: relative breathing rate, and log standard deviation of rate and of each breath's depth. Breathing
+# is most even in N3 and least in W and REM (Douglas et al. 1982, Thorax 37:840; Tobin et al. 1988, J Appl Physiol 65:309).
 RATE_FACTOR = np.array([1.08, 1.02, 1.0, 0.97, 1.05], dtype=np.float32)
 RATE_SD = np.array([0.14, 0.07, 0.04, 0.02, 0.12], dtype=np.float32)
-DEPTH_SD = np.array([0.30, 0.15, 0.09, 0.05, 0.25], dtype=np.float32)
+DEPTH_SD = np.array([0.30, 0.15, 0.10, 0.06, 0.22], dtype=np.float32)
+# Memory of a breath's depth, in breaths, and the slow change of what sensors see of it (log standard deviation, s).
+DEPTH_BREATHS = 1.5
+SLOW_DEPTH, SLOW_SECONDS = 0.08, 180.0
+# How much faster the lungs fill than they empty: 40 % of a breath is inspiration.
+HASTE = 0.35
 SNORE = np.array([0.15, 0.5, 1.0, 1.0, 0.45], dtype=np.float32)
-RAMP_SECONDS = 1.5
+RAMP_SECONDS = 1.0
 RECOVERY_SECONDS = 7.0
-# Oxygen stores refill with this time constant once breathing is back (s).
+# A narrowed airway lets no more than this share of the peak through, however hard the effort: inspiration is flat.
+FLAT = 0.6
+# Phase by which the rib cage lags behind the abdomen, in turns: half a turn is paradox. Complete obstruction lies near it,
+# partial obstruction between (Tobin et al. 1987, J Appl Physiol 62:497; Hammer and Newth 2009, Paediatr Respir Rev 10:75).
+APNEA_LAG, HYPOPNEA_LAG = (0.38, 0.48), (0.15, 0.35)
+# Share of effort that is left when the drive to breathe is gone.
+NO_EFFORT = 0.03
+# Oxygen stores refill with this time constant once breathing is back (s), and empty once breathing falls below this share.
 REFILL_SECONDS = 14.0
+ENOUGH = 0.85
 # AASM desaturation criterion of 3 %.
 DESATURATION = 3.0
 
@@ -35,7 +53,7 @@ class Breathing:
 
     Attributes:
         flow: airflow, 1 at quiet peak inspiration.
-        thorax, abdomen: belts, 1 at quiet peak inspiration.
+        thorax, abdomen: volume of the rib cage and the abdomen, 1 at the end of quiet inspiration and -1 at its start.
         effort: what the heart and chin muscles feel: amplitude and sign of inspiratory effort.
         snore: breathing-locked vibration and muscle activity of the upper airway, 0..about 1.
         strain: 0 outside respiratory events, rising to the share of flow lost at their end (drives the heart
@@ -54,84 +72,88 @@ class Breathing:
     spo2: Floats
 
 
+@dataclass(frozen=True)
+class _Gains:
+    """What events do to breathing [T * 10]: factors of flow, effort and snoring, lag of the rib cage in turns, share of flow
+    limitation, and what the heart feels."""
+
+    flow: Floats
+    effort: Floats
+    snore: Floats
+    lag: Floats
+    flat: Floats
+    strain: Floats
+    release: Floats
+
+
 def breathe(subject: Subject, stages: NDArray[np.int8], position: NDArray[np.int8], events: Sequence[Event]) -> Breathing:
     """Breathing through a night with its respiratory ``events``."""
     rng = subject.rng("respiration")
     n = len(stages) * EPOCH_SECONDS * RATE
     stage = np.repeat(stages, EPOCH_SECONDS * RATE)
-    slow = drift(rng, n, 6.0 * RATE)
-    frequency = subject.breath_hz * RATE_FACTOR[stage] * np.exp(RATE_SD[stage] * slow)
-    depth = np.exp(DEPTH_SD[stage] * drift(rng, n, 5.0 * RATE)).astype(np.float32)
+    frequency = subject.breath_hz * RATE_FACTOR[stage] * np.exp(RATE_SD[stage] * drift(rng, n, 6.0 * RATE))
     phase = 2.0 * np.pi * np.cumsum(frequency, dtype=np.float64) / RATE
-
-    flow_gain = np.ones(n, dtype=np.float32)
-    effort_gain = np.ones(n, dtype=np.float32)
-    paradox = np.zeros(n, dtype=np.float32)
-    strain = np.zeros(n, dtype=np.float32)
-    release = np.zeros(n, dtype=np.float32)
+    ones, zeros = np.ones(n, dtype=np.float32), np.zeros(n, dtype=np.float32)
     snore = SNORE[stage] * np.where(np.repeat(position, RATE) == BACK, 1.2, 0.8).astype(np.float32)
+    gains = _Gains(ones, ones.copy(), snore, zeros, zeros.copy(), zeros.copy(), zeros.copy())
     for event in events:
-        _apply(event, rng, flow_gain, effort_gain, paradox, strain, release, snore)
-
+        _apply(event, rng, gains)
     # Valves and chests take a moment; the first breath after an event is not a step.
-    flow_gain, effort_gain, paradox = (_smooth(gain) for gain in (flow_gain, effort_gain, paradox))
+    flow_gain, effort_gain, lag, flat = (_smooth(gain) for gain in (gains.flow, gains.effort, gains.lag, gains.flat))
 
-    # Inspiration is shorter than expiration.
-    phase -= 0.35 * np.cos(phase)
+    haste = 1.0 + HASTE * np.sin(phase).astype(np.float32)
+    phase -= HASTE * np.cos(phase)
+    # A breath has one depth from its first to its last moment: what follows changes where the lungs are empty.
+    breath = np.maximum(np.floor(phase / (2.0 * np.pi)), 0.0).astype(np.int64)
+    first = np.searchsorted(breath, np.arange(int(breath[-1]) + 1))
+    depths = np.exp(DEPTH_SD[stage[first]] * drift(rng, len(first), DEPTH_BREATHS)).astype(np.float32)
+    slow = np.exp(SLOW_DEPTH * drift(rng, n, SLOW_SECONDS * RATE)).astype(np.float32)
+    depth = depths[breath] * slow
     wave = np.sin(phase).astype(np.float32)
     inspiration = np.maximum(wave, 0.0)
-    flow = depth * flow_gain * (wave + 0.15 * np.sin(2.0 * phase + 0.6).astype(np.float32))
-    effort = depth * effort_gain * wave
-    lag = (0.15 + paradox * 0.9 * np.pi).astype(np.float32)
-    abdomen = depth * effort_gain * np.sin(phase - lag).astype(np.float32)
+    flow = wave * haste / np.float32(1.0 + HASTE)
+    flow = np.where(flow > 0.0, (1.0 - flat) * flow + flat * np.minimum(flow / FLAT, 1.0), flow)
+    thorax, abdomen = compartments(subject, stage, phase, depths, slow * effort_gain, lag)
     return Breathing(
-        flow=flow + 0.03 * rng.standard_normal(n, dtype=np.float32),
-        thorax=0.9 * effort + 0.02 * rng.standard_normal(n, dtype=np.float32),
-        abdomen=1.05 * abdomen + 0.02 * rng.standard_normal(n, dtype=np.float32),
-        effort=effort,
-        snore=snore * inspiration * depth,
-        strain=strain,
-        release=release,
+        flow=depth * flow_gain * flow,
+        thorax=thorax,
+        abdomen=abdomen,
+        effort=depth * effort_gain * wave,
+        snore=gains.snore * inspiration * depth,
+        strain=gains.strain,
+        release=gains.release,
         spo2=_saturation(subject, rng, depth * flow_gain, stage == Stage.REM),
     )
 
 
-def _apply(
-    event: Event,
-    rng: np.random.Generator,
-    flow_gain: Floats,
-    effort_gain: Floats,
-    paradox: Floats,
-    strain: Floats,
-    release: Floats,
-    snore: Floats,
-) -> None:
-    first, last = round(event.onset * RATE), min(round(event.end * RATE), len(flow_gain))
-    length = last - first
-    since = np.arange(length, dtype=np.float32) / RATE
+def _apply(event: Event, rng: np.random.Generator, gains: _Gains) -> None:
+    apnea = event.reduction == 1.0
+    n = len(gains.flow)
+    first, last = round(event.onset * RATE), min(round(event.end * RATE), n)
+    since = np.arange(last - first, dtype=np.float32) / RATE
     progress = since / max(since[-1], 1.0)
     closing = np.minimum(since / RAMP_SECONDS, 1.0)
-    residual = (1.0 - event.reduction) if event.reduction < 1.0 else float(rng.uniform(0.01, 0.06))
-    flow_gain[first:last] = 1.0 - closing * (1.0 - residual)
+    residual = float(rng.uniform(0.01, 0.06)) if apnea else 1.0 - event.reduction
+    gains.flow[first:last] = 1.0 - closing * (1.0 - residual)
     struggling = progress >= event.central
     # Effort against a closed airway grows to the arousal (obstructive); a central part has none.
-    start, growth = (0.75, 1.1) if event.reduction == 1.0 else (0.8, 0.7 * event.reduction)
-    effort = np.where(struggling, start + growth * progress, 0.05)
-    effort_gain[first:last] = 1.0 + closing * (effort - 1.0)
-    paradox[first:last] = closing * struggling * (event.reduction if event.reduction == 1.0 else 0.6 * event.reduction)
-    # A closed airway is silent; a narrowed one snores louder; struggling recruits the upper airway muscles a
-    # little.
-    vibration = 0.1 + 0.25 * progress * struggling if event.reduction == 1.0 else np.float32(1.0 + 0.5 * event.reduction)
-    snore[first:last] *= 1.0 + closing * (vibration - 1.0)
-    strain[first:last] = event.reduction * progress
-    stop = min(last + round(4 * RECOVERY_SECONDS * RATE), len(flow_gain))
+    start, growth = (0.75, 1.1) if apnea else (0.8, 0.7 * event.reduction)
+    effort = np.where(struggling, start + growth * progress, NO_EFFORT)
+    gains.effort[first:last] = 1.0 + closing * (effort - 1.0)
+    gains.lag[first:last] = closing * struggling * rng.uniform(*(APNEA_LAG if apnea else HYPOPNEA_LAG))
+    gains.flat[first:last] = closing * struggling * (not apnea)
+    # A closed airway is silent; a narrowed one snores louder; struggling recruits the upper airway muscles a little.
+    vibration = 0.1 + 0.25 * progress * struggling if apnea else np.float32(1.0 + 0.5 * event.reduction)
+    gains.snore[first:last] *= 1.0 + closing * (vibration - 1.0)
+    gains.strain[first:last] = event.reduction * progress
+    stop = min(last + round(4 * RECOVERY_SECONDS * RATE), n)
     after = np.arange(stop - last, dtype=np.float32) / RATE
     decay = np.exp(-after / RECOVERY_SECONDS)
     size = event.reduction * rng.uniform(0.7, 1.1)
-    flow_gain[last:stop] += 0.8 * size * decay
-    effort_gain[last:stop] += 0.7 * size * decay
-    snore[last:stop] *= 1.0 + 0.8 * size * decay
-    release[last:stop] = np.maximum(release[last:stop], size * decay * np.minimum(after / 2.0, 1.0))
+    gains.flow[last:stop] += 0.7 * size * decay
+    gains.effort[last:stop] += 0.6 * size * decay
+    gains.snore[last:stop] *= 1.0 + 0.8 * size * decay
+    gains.release[last:stop] = np.maximum(gains.release[last:stop], size * decay * np.minimum(after / 2.0, 1.0))
 
 
 def _smooth(gain: Floats) -> Floats:
@@ -140,9 +162,9 @@ def _smooth(gain: Floats) -> Floats:
 
 
 def _saturation(subject: Subject, rng: np.random.Generator, ventilation: Floats, rem: NDArray[np.bool_]) -> Floats:
-    second = np.clip(1.0 - ventilation, 0.0, 1.0).reshape(-1, RATE).mean(axis=1)
+    second = ventilation.reshape(-1, RATE).mean(axis=1)
     # Shallow breaths within normal variation do not empty the stores; REM has smaller lung volume.
-    lost = np.maximum(second - 0.25, 0.0) / 0.75 * np.where(rem[::RATE], 1.25, 1.0)
+    lost = np.maximum(ENOUGH - second, 0.0) / ENOUGH * np.where(rem[::RATE], 1.25, 1.0)
     decay = float(np.exp(-1.0 / REFILL_SECONDS))
     debt = lfilter([subject.desaturation], [1.0, -decay], lost)
     delay = round(subject.delay)
