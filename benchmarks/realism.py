@@ -29,6 +29,7 @@ import numpy as np
 from machine import describe
 from numpy.typing import NDArray
 
+from sleepfm.cli import main as sleepfm
 from sleepfm.constants import STAGE_NAMES
 from sleepfm.data.synthetic.events import Event, is_respiratory
 from sleepfm.data.synthetic.night import draw_night
@@ -48,9 +49,9 @@ Span = tuple[str, float, float]  # type, onset, duration in s
 
 def make_nights(out: Path, nights: int, hours: float, seed: int, clean: bool) -> list[Any]:
     """Write the recordings and what was drawn below ``out``; returns the drawn nights without their signals."""
-    command = [sys.executable, "-m", "sleepfm", "synth", str(out / "cohort")]
-    command += ["--subjects", str(nights), "--hours", str(hours), "--seed", str(seed), "--workers", "1"]
-    subprocess.run(command + ["--clean"] * clean, check=True, capture_output=True)
+    command = ["synth", str(out / "cohort"), "--subjects", str(nights), "--hours", str(hours), "--seed", str(seed)]
+    if sleepfm([*command, "--workers", "1", *["--clean"] * clean]):
+        raise SystemExit("sleepfm synth failed")
     truths = []
     for number, path in enumerate(sorted((out / "cohort").rglob("*.edf"))):
         night = draw_night(seed, number, round(hours * 120))

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from scipy.signal import lfilter
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
+from sleepfm.data.synthetic.belts import RATE as RATE
 from sleepfm.data.synthetic.belts import compartments
 from sleepfm.data.synthetic.events import BACK, Event
 from sleepfm.data.synthetic.noise import Floats, drift
 from sleepfm.data.synthetic.subject import Subject
 
-RATE = 10
 # By stage W, N1, N2, N3, REM: relative breathing rate, and log standard deviation of rate and of each breath's depth. Breathing
 # is most even in N3 and least in W and REM (Douglas et al. 1982, Thorax 37:840; Tobin et al. 1988, J Appl Physiol 65:309).
 RATE_FACTOR = np.array([1.08, 1.02, 1.0, 0.97, 1.05], dtype=np.float32)
@@ -36,7 +36,7 @@ RECOVERY_SECONDS = 7.0
 # A narrowed airway lets no more than this share of the peak through, however hard the effort: inspiration is flat.
 FLAT = 0.6
 # Phase by which the rib cage lags behind the abdomen, in turns: half a turn is paradox. Complete obstruction lies near it,
-# partial obstruction between (Tobin et al. 1987, J Appl Physiol 62:497; Hammer and Newth 2009, Paediatr Respir Rev 10:75).
+# partial obstruction between (Hammer and Newth 2009, Paediatr Respir Rev 10:75).
 APNEA_LAG, HYPOPNEA_LAG = (0.38, 0.48), (0.15, 0.35)
 # Share of effort that is left when the drive to breathe is gone.
 NO_EFFORT = 0.03
