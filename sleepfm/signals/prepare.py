@@ -185,8 +185,11 @@ def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Coho
 
 
 def _turn_upright(prepared: PreparedRecording, cohort: Cohort) -> None:
-    for channel, polarity in decide_polarity(prepared.channels, prepared.quality, prepared.stage, cohort).items():
-        prepared.provenance["channels"][channel]["polarity"] |= polarity.describe()
+    described = prepared.provenance["channels"]
+    derivation = {channel: described[channel]["derivation"] for channel in prepared.channels}
+    decided = decide_polarity(prepared.channels, prepared.quality, prepared.iqr, derivation, cohort)
+    for channel, polarity in decided.items():
+        described[channel]["polarity"] |= polarity.describe()
         if polarity.inverted:
             samples = prepared.channels[channel]
             np.negative(samples, out=samples)

@@ -1,6 +1,18 @@
-"""EOG, left and right: slow rolling and rapid eye movements in antiphase, blinks and EEG in phase."""
+"""Potentials about the eyes: slow rolling and rapid eye movements, blinks, and the frontal EEG that reaches each site.
+
+The eye is a dipole, positive at the cornea, that turns up under a closing lid (Bell's phenomenon): a blink is positive above
+the eyes, at Fpz and at the nasion, and slightly negative below the eyes. Gaze to one side is positive at that side and
+negative at the other. Slow waves are largest at the front of the head (Massimini 2004), so that an eye electrode
+against a mastoid shows them with the sign that C3 and C4 have, and one against Fpz or the nasion shows what is left of
+them the other way round.
+
+The AASM's recommended sites are below the left eye and above the right one, against a mastoid: vertical movement is in
+antiphase as horizontal movement is. Its acceptable sites are below both eyes, against Fpz: vertical movement is in phase.
+"""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 from scipy.signal import lfilter, resample_poly
@@ -16,7 +28,12 @@ EEG_RATE = 125
 # Slow rolling movements in µV (root mean square) by state, and in W with the eyes closed.
 ROLLING = np.array([2.0, 22.0, 2.5, 1.5, 2.0], dtype=np.float32)
 DROWSY = 12.0
-EEG_SHARE = 0.4
+# Of what C3 and C4 have in common, below and above about 4 Hz: beside an eye, at Fpz and at the nasion.
+EYE_SHARE, FPZ_SHARE, NASION_SHARE = (0.4, 0.4), (1.15, 0.5), (0.85, 0.4)
+# Of a blink above the eye: below an eye, at Fpz and at the nasion.
+BLINK_BELOW, BLINK_FPZ, BLINK_NASION = -0.25, 0.6, 0.8
+# Half of the amplitude is left at 4 Hz.
+_SLOW_WINDOW = np.hanning(13)[1:-1] / 6.0
 BLINKS_PER_MINUTE = 14.0
 SACCADES_PER_MINUTE = 22.0
 REM_BURSTS_PER_MINUTE = 2.8
@@ -24,8 +41,18 @@ REM_BURSTS_PER_MINUTE = 2.8
 RETURN_SECONDS = 0.5
 
 
-def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -> tuple[Floats, Floats]:
-    """Left and right EOG, each [T * 50] in µV."""
+class EyePotentials(NamedTuple):
+    """Each [T * 50] in µV against a mastoid: below the left eye, above and below the right one, at Fpz, at the nasion."""
+
+    left: Floats
+    right: Floats
+    right_below: Floats
+    fpz: Floats
+    nasion: Floats
+
+
+def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -> EyePotentials:
+    """The potentials about the eyes in a night with ``eeg`` at C3 and C4."""
     rng = subject.rng("eog")
     n = len(micro.state) * RATE
     awake = micro.state == Stage.W
@@ -34,16 +61,24 @@ def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -
     gaze = band_noise(rng, n, RATE, 0.15, 0.5)
     gaze *= upsample((rolling * np.float32(subject.eye)).astype(np.float32), RATE)
     gaze += _saccades(subject, micro, rng, n)
-    lids = _blinks(subject, awake & micro.eyes_open, rng, n)
-    frontal = resample_poly(eeg[0] + eeg[1], 2, EEG_RATE // 25)[:n].astype(np.float32)
-    frontal *= np.float32(EEG_SHARE / 2.0)
-    sides = []
-    for sign in (1.0, -1.0):
-        side = frontal + lids * np.float32(rng.uniform(0.85, 1.1)) + gaze * np.float32(sign * rng.uniform(0.85, 1.1))
-        side += np.float32(2.5) * rng.standard_normal(n, dtype=np.float32)
-        add_movements(rng, side, RATE, micro.movements, size=45.0)
-        sides.append(side)
-    return sides[0], sides[1]
+    blinks = _blinks(subject, awake & micro.eyes_open, rng, n)
+    frontal = (resample_poly(eeg[0] + eeg[1], 2, EEG_RATE // 25)[:n] / 2.0).astype(np.float32)
+    slow = np.convolve(frontal, _SLOW_WINDOW, mode="same").astype(np.float32)
+
+    def site(share: tuple[float, float], side: float, blink: float) -> Floats:
+        signal = np.float32(share[0]) * slow + np.float32(share[1]) * (frontal - slow) + np.float32(blink) * blinks
+        signal += gaze * np.float32(side * rng.uniform(0.85, 1.1))
+        signal += np.float32(2.5) * rng.standard_normal(n, dtype=np.float32)
+        add_movements(rng, signal, RATE, micro.movements, size=45.0)
+        return signal
+
+    return EyePotentials(
+        left=site(EYE_SHARE, 1.0, BLINK_BELOW),
+        right=site(EYE_SHARE, -1.0, 1.0),
+        right_below=site(EYE_SHARE, -1.0, BLINK_BELOW),
+        fpz=site(FPZ_SHARE, 0.0, BLINK_FPZ),
+        nasion=site(NASION_SHARE, 0.0, BLINK_NASION),
+    )
 
 
 def _saccades(subject: Subject, micro: Microstates, rng: np.random.Generator, n: int) -> Floats:
@@ -66,6 +101,7 @@ def _saccades(subject: Subject, micro: Microstates, rng: np.random.Generator, n:
 
 
 def _blinks(subject: Subject, open_eyes: np.ndarray, rng: np.random.Generator, n: int) -> Floats:
+    """As above an eye, [n] in µV."""
     hits = np.flatnonzero(open_eyes & (rng.random(len(open_eyes)) < BLINKS_PER_MINUTE / 60.0))
     impulses = np.zeros(n, dtype=np.float32)
     impulses[((hits + rng.random(len(hits))) * RATE).astype(np.int64)] = rng.uniform(60.0, 130.0, len(hits))

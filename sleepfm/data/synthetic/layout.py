@@ -18,12 +18,15 @@ from sleepfm.data.synthetic.night import Night
 from sleepfm.data.synthetic.noise import Floats, band_noise, power_law
 
 _FOLDER = Path(__file__).parent / "layouts"
-# What a drawn night offers: name here -> its signal and rate in Hz. Electrodes are against the opposite mastoid.
+# What a drawn night offers: name here -> its signal and rate in Hz. Electrodes are against a mastoid.
 SOURCES = {
     "C3": ("EEG(sec)", 125),
     "C4": ("EEG", 125),
     "E1": ("EOG(L)", 50),
     "E2": ("EOG(R)", 50),
+    "E2_BELOW": ("E2 below", 50),
+    "FPZ": ("Fpz", 50),
+    "NASION": ("nasion", 50),
     "CHIN": ("EMG", 125),
     "ECG": ("ECG", 125),
     "FLOW": ("NEW AIR", 10),
@@ -35,7 +38,7 @@ SOURCES = {
     "LIGHT": ("LIGHT", 1),
     "NOTHING": ("OX STAT", 1),
 }
-# Mastoids against Fpz, which re-referencing takes out again: drawn where a layout has them.
+# Mastoids against Fpz, where Compumedics has its reference: re-referencing takes them out again.
 MASTOIDS = ("M1", "M2")
 _MASTOID_RATE = 125
 _MASTOID_UV, _MASTOID_ECG_UV = 6.0, 30.0
@@ -134,9 +137,12 @@ def _sources(night: Night) -> Callable[[str, int], Floats]:
 def _mastoids(night: Night) -> dict[str, Floats]:
     rng = night.subject.rng("mastoids")
     ecg = night.signals["ECG"]
+    label, rate = SOURCES["FPZ"]
+    fpz = _at(night.signals[label], rate, _MASTOID_RATE)
     return {
         name: np.float32(_MASTOID_UV) * band_noise(rng, len(ecg), _MASTOID_RATE, 0.3, 40.0, power_law(1.2))
         + np.float32(_MASTOID_ECG_UV * rng.uniform(0.5, 1.0)) * ecg
+        - fpz
         for name in MASTOIDS
     }
 

@@ -1,4 +1,4 @@
-"""One synthetic night: traits, scoring and the fourteen signals of an SHHS1 recording."""
+"""One synthetic night: traits, scoring, the fourteen signals of an SHHS1 recording and what other montages need."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class Night:
         stages: [E] true stage; codes: [E] as scored by Rechtschaffen and Kales (3 or 4 for N3, 6 movement,
             :data:`UNSCORED` or :data:`NO_ROW`).
         events: all scored events in order of onset.
-        signals: by the label they have in SHHS1, each [E * 30 * rate] in uV (ECG mV, SaO2 %).
+        signals: by the label they have in SHHS1, each [E * 30 * rate] in uV (ECG mV, SaO2 %). EEG and EOG are against a
+            mastoid; so are the potentials of three more sites, "E2 below", "Fpz" and "nasion", which layouts subtract.
         start: clock time hh.mm.ss.
         notes: what else is written among the events.
         words: what the scorer writes in place of the format's text, by kind of event or code of a stage.
@@ -86,7 +87,7 @@ def draw_night(seed: int, number: int, n_epochs: int) -> Night:
     beats = beat_times(subject, stages, breathing, arousals)
     ecg = draw_ecg(subject, seconds, beats, breathing)
     eeg = draw_eeg(subject, micro, ecg)
-    left, right = draw_eog(subject, micro, eeg)
+    eyes = draw_eog(subject, micro, eeg)
     emg = draw_emg(subject, micro, breathing, ecg)
     add_movements(rng, ecg, 125, micro.movements, size=0.25)
     flow, thorax, abdomen = record_breathing(subject, breathing, beats)
@@ -106,8 +107,8 @@ def draw_night(seed: int, number: int, n_epochs: int) -> Night:
             "EEG(sec)": eeg[0],
             "ECG": ecg,
             "EMG": emg,
-            "EOG(L)": left,
-            "EOG(R)": right,
+            "EOG(L)": eyes.left,
+            "EOG(R)": eyes.right,
             "EEG": eeg[1],
             "THOR RES": thorax,
             "ABDO RES": abdomen,
@@ -115,6 +116,9 @@ def draw_night(seed: int, number: int, n_epochs: int) -> Night:
             "LIGHT": light.astype(np.float32),
             "NEW AIR": flow,
             "OX STAT": np.zeros(seconds, dtype=np.float32),
+            "E2 below": eyes.right_below,
+            "Fpz": eyes.fpz,
+            "nasion": eyes.nasion,
         },
         start=f"{hour:02d}.{minute:02d}.{second:02d}",
     )
