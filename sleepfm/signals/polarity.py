@@ -5,8 +5,8 @@ and left their samples (Luna's vignette "Polarity issues in the NSRR"; sleepdata
 turns over is turned back by reading it. The rest is decided here by weighing
 
 * what is documented of the cohort, as the prior probability that a channel is upside down;
-* the asymmetry of slow waves: K-complexes and slow oscillations have a sharper and larger negative than positive phase
-  (AASM; Massimini 2004), so that the third moment of the slow EEG is negative;
+* the asymmetry of slow waves: K-complexes and slow oscillations have a sharper negative than positive phase (AASM;
+  Massimini 2004), so that the slow EEG bends more sharply at its negative peaks;
 * the agreement of channels: slow waves reach C3, C4 and both eyes with one sign, so that a negative correlation says that
   one of two is upside down, though not which;
 * the R wave of the ECG, which points up.
@@ -75,7 +75,8 @@ class Polarity:
         decision: ``inverted`` means that it was turned over.
         probability: that it was recorded upside down, all evidence weighed.
         known: what the cohort says.
-        asymmetry: mean third standardised moment of the slow EEG (of the ECG), None where too few epochs have slow waves.
+        asymmetry: mean third standardised moment of the second difference of the slow EEG, negated, which is negative where
+            negative peaks are the sharper ones (of the ECG itself); None where too few epochs have slow waves.
         agreement: mean correlation of slow waves with other channels.
         weighed: those of ``agreement`` whose sign is known, and that were weighed.
         epochs: how many of them were judged.
@@ -135,11 +136,9 @@ def decide_polarity(
     names = [name for name in POLAR if name in channels]
     evidence = {name: _Evidence() for name in names}
     slow = {
-        name: slow_part(channels[name], scale[name], (quality[name] & _UNFIT) == 0)
-        for name in (*EEG, *EOG)
-        if name in channels
+        name: slow_part(channels[name], scale[name], (quality[name] & _UNFIT) == 0) for name in (*EEG, *EOG) if name in channels
     }
-    known_sign = {name: _has_known_sign(name, derivation.get(name, "")) for name in slow}
+    known_sign = {name: has_known_sign(name, derivation.get(name, "")) for name in slow}
     brain = [name for name in EEG if name in slow]
     asleep = {name: slow_wave_epochs(slow[name], [slow[eye] for eye in EOG if eye in slow]) for name in brain}
     # C3 and C4 show one brain: between them they say no more than one.
@@ -147,7 +146,9 @@ def decide_polarity(
     for name in brain:
         evidence[name].epochs = int(asleep[name].sum())
         if known_sign[name]:
-            _asymmetry(evidence[name], slow[name].epochs[asleep[name]], -share, _SKEW_MARGIN)
+            # The second difference is largest, and positive, at sharp negative peaks.
+            bends = -np.diff(slow[name].epochs[asleep[name]], n=2, axis=1)
+            _asymmetry(evidence[name], bends, -share, _SKEW_MARGIN)
     if "ECG" in channels:
         beats = channels["ECG"].reshape(-1, EPOCH_SAMPLES)[(quality["ECG"] & _UNFIT) == 0]
         beats = beats[:: max(1, len(beats) // _ECG_EPOCHS)]
@@ -157,7 +158,7 @@ def decide_polarity(
     for one, other in itertools.combinations(slow, 2):
         if one not in EEG:  # two EOG move against each other
             continue
-        both = asleep[one] & (asleep[other] if other in EEG else slow[other].usual)
+        both = asleep[one] & (asleep[other] if other in EEG else slow[other].fit)
         weight = (1.0 if other in EEG else share) * (known_sign[one] and known_sign[other])
         together[one, other] = _agreement(evidence, one, other, slow[one].epochs[both], slow[other].epochs[both], weight)
     known = {name: cohort.polarity.get(name, "unknown") for name in names}
@@ -184,7 +185,7 @@ def _decision(probability: float, own: float) -> Decision:
     return "upright" if probability <= 1.0 - SURE else "undecided"
 
 
-def _has_known_sign(channel: str, derivation: str) -> bool:
+def has_known_sign(channel: str, derivation: str) -> bool:
     """Whether slow waves are negative in ``derivation`` of an upright ``channel``: its electrode against mastoid or ear."""
     match = _MASTOID.fullmatch(derivation.strip())
     return match is not None and match[1].upper() == _ELECTRODE[channel]

@@ -16,7 +16,7 @@ _FACTOR = 4
 _SLOW_SHARE = 1.25
 # What comes from the eyes is many times larger beside them: least slow EEG as a share of the calmer EOG's.
 _EYE_SHARE = 0.6
-# A body movement shows as an epoch of many times the usual size.
+# A body movement shows as an epoch of many times the size of the others that look slow.
 _LARGEST = 4.0
 
 
@@ -27,13 +27,13 @@ class SlowPart:
     Attributes:
         epochs: [E, 750].
         size, faster: standard deviation below 4 Hz and from there to 12.5 Hz, [E].
-        usual: epochs that are fit and without a body movement, [E].
+        fit: epochs that can be used, [E].
     """
 
     epochs: NDArray[np.float32]
     size: NDArray[np.float32]
     faster: NDArray[np.float32]
-    usual: NDArray[np.bool_]
+    fit: NDArray[np.bool_]
 
 
 def slow_part(signal: NDArray[np.float32], scale: float, fit: NDArray[np.bool_]) -> SlowPart:
@@ -45,10 +45,7 @@ def slow_part(signal: NDArray[np.float32], scale: float, fit: NDArray[np.bool_])
     shape = (-1, EPOCH_SAMPLES // _FACTOR)
     epochs, faster = smooth.reshape(shape), (few - smooth).reshape(shape)
     size = epochs.std(axis=1)
-    usual = fit & (size > 0)
-    if usual.any():
-        usual &= size < _LARGEST * np.median(size[usual])
-    return SlowPart(epochs, size, faster.std(axis=1), usual)
+    return SlowPart(epochs, size, faster.std(axis=1), fit & (size > 0))
 
 
 def slow_wave_epochs(eeg: SlowPart, eyes: Sequence[SlowPart]) -> NDArray[np.bool_]:
@@ -56,9 +53,9 @@ def slow_wave_epochs(eeg: SlowPart, eyes: Sequence[SlowPart]) -> NDArray[np.bool
 
     An eye movement is seen by both eyes, so that the smaller EOG tells it; one that is unfit in an epoch tells nothing.
     """
-    found = eeg.usual & (eeg.size > _SLOW_SHARE * eeg.faster)
-    for eye in eyes:
-        others = [other for other in eyes if other is not eye]
-        smallest = eye.usual & np.all([~other.usual | (other.size >= eye.size) for other in others], axis=0)
-        found &= ~smallest | (eeg.size > _EYE_SHARE * eye.size)
+    found = eeg.fit & (eeg.size > _SLOW_SHARE * eeg.faster)
+    seen = np.min([np.where(eye.fit, eye.size, np.inf) for eye in eyes], axis=0, initial=np.inf)
+    found &= np.isinf(seen) | (eeg.size > _EYE_SHARE * seen)
+    if found.any():
+        found &= eeg.size < _LARGEST * np.median(eeg.size[found])
     return found

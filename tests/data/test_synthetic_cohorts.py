@@ -21,6 +21,10 @@ CHANNELS_OF = {
     "sleep-edf": {"EEG_C4", "EOG_L"},
     "sleep-edf-telemetry": {"EEG_C4", "EOG_L", "EMG_CHIN"},
 }
+# Where the EOG are not against a mastoid, what they are: left and right in the potentials of the night.
+EYES_BELOW = ({"EOG(L)": 1.0}, {"EOG(R)": 1.0, "blinks": -1.25})
+HORIZONTAL = ({"EOG(L)": 1.0, "EOG(R)": -1.0, "blinks": 1.25}, {})
+REFERENCE_OF = {"shhs1": "nasion", "shhs2": "nasion", "mesa": "Fpz"}
 SOURCE_OF = dict(zip(CHANNELS, ("C3", "C4", "E1", "E2", "CHIN", "ECG", "FLOW", "THORAX", "ABDOMEN", "SPO2"), strict=True))
 # Formats that hold no events, and those that give a time of day in whole seconds.
 WITHOUT_EVENTS = {"edf-hypnogram", "wsc-stages"}
@@ -31,8 +35,10 @@ def truth(night: Night, cohort: str, channel: str) -> np.ndarray:
     """The channel as drawn, processed from its own rate."""
     label, rate = SOURCES[SOURCE_OF[channel]]
     signal = night.signals[label]
-    if cohort.startswith("sleep-edf") and channel == "EOG_L":
-        signal = signal - night.signals["EOG(R)"]
+    if channel.startswith("EOG") and (cohort in REFERENCE_OF or cohort.startswith("sleep-edf")):
+        shares = (EYES_BELOW if cohort in REFERENCE_OF else HORIZONTAL)[channel == "EOG_R"]
+        signal = sum(np.float32(share) * night.signals[name] for name, share in shares.items())
+        signal = signal - (night.signals[REFERENCE_OF[cohort]] if cohort in REFERENCE_OF else 0)
     if channel == "SPO2":
         return np.repeat(signal, 100)
     return robust_scale(preprocess(signal, rate, channel))[0]
@@ -75,7 +81,7 @@ def test_auto_makes_of_each_cohort_what_was_drawn(cohort, tmp_path):
             else:
                 assert np.corrcoef(signal, expected)[0, 1] > 0.98, channel
                 assert prepared.provenance["channels"][channel]["derivation"]
-        turned = layout.upside_down is not None and number % layout.upside_down.every == 1
+        turned = layout.upside_down is not None and bool(layout.upside_down.signals(number))
         decision = prepared.provenance["channels"]["EEG_C4"]["polarity"]["decision"]
         assert (decision == "inverted") == (turned or cohort == "mesa")
         check_labels(night, prepared, layout.scoring.format)

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.signal import welch
+from scipy.signal import resample_poly, welch
 
 from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.data.synthetic.events import Event, draw_position, draw_respiratory_events, is_respiratory
 from sleepfm.data.synthetic.fit import dreem_nights, fit
 from sleepfm.data.synthetic.hypnogram import draw_hypnogram
-from sleepfm.data.synthetic.layout import load_layout
+from sleepfm.data.synthetic.layout import SOURCES
 from sleepfm.data.synthetic.night import Night, draw_night
 from sleepfm.data.synthetic.statistics import statistics
 from sleepfm.data.synthetic.subject import draw_subject
 
-RATE = {channel.label: channel.rate for channel in load_layout("shhs1").channels}
+RATE = dict(SOURCES.values())
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +149,29 @@ def test_eyes_move_in_antiphase_when_dreaming_and_drowsy(nights):
     ]
     median = by_stage(nights, together)
     assert median[Stage.N1] < -0.5 and median[Stage.REM] < -0.3 and median[Stage.N3] > 0.3
+
+
+def test_references_of_the_eog_change_sign_as_on_a_head(nights):
+    """Slow waves are largest in front, a blink is positive above the eyes and negative below them."""
+    slow, blinks = {}, {}
+    for night in nights:
+        s = night.signals
+        below = s["EOG(R)"] - np.float32(1.25) * s["blinks"]
+        eyes = {"mastoid": (s["EOG(L)"], s["EOG(R)"]), "Fpz": (s["EOG(L)"] - s["Fpz"], below - s["Fpz"])}
+        eyes["nasion"] = (s["EOG(L)"] - s["nasion"], below - s["nasion"])
+        deep, blinking = np.repeat(night.stages == Stage.N3, 1500), s["blinks"] > 30.0
+        eeg = resample_poly(s["EEG"] + s["EEG(sec)"], 2, 5)
+        for reference, pair in eyes.items():
+            if deep.sum() > 5 * 1500:
+                slow.setdefault(reference, []).append([np.corrcoef(eeg[deep], side[deep])[0, 1] for side in pair])
+            if blinking.sum() > 500:
+                blinks.setdefault(reference, []).append([side[blinking].mean() for side in pair])
+    slow, blinks = ({name: np.array(rows) for name, rows in found.items()} for found in (slow, blinks))
+    assert len(slow["mastoid"]) > 5 and (slow["mastoid"] > 0.5).all()
+    assert (slow["Fpz"] < -0.5).all() and (slow["nasion"] < -0.5).all()
+    # Below one eye and above the other: antiphase; below both against the midline: in phase.
+    assert (blinks["mastoid"][:, 0] < 0).all() and (blinks["mastoid"][:, 1] > 30).all()
+    assert (blinks["Fpz"] < -20).all() and (blinks["nasion"] < -20).all()
 
 
 def test_chin_tone_falls_from_wake_to_rem(nights):

@@ -42,13 +42,16 @@ RETURN_SECONDS = 0.5
 
 
 class EyePotentials(NamedTuple):
-    """Each [T * 50] in µV against a mastoid: below the left eye, above and below the right one, at Fpz, at the nasion."""
+    """Each [T * 50] in µV against a mastoid: below the left eye, above the right one, at Fpz, at the nasion.
+
+    ``blinks`` are the part of ``right`` that an electrode below that eye sees :data:`BLINK_BELOW` times.
+    """
 
     left: Floats
     right: Floats
-    right_below: Floats
     fpz: Floats
     nasion: Floats
+    blinks: Floats
 
 
 def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -> EyePotentials:
@@ -75,9 +78,9 @@ def draw_eog(subject: Subject, micro: Microstates, eeg: tuple[Floats, Floats]) -
     return EyePotentials(
         left=site(EYE_SHARE, 1.0, BLINK_BELOW),
         right=site(EYE_SHARE, -1.0, 1.0),
-        right_below=site(EYE_SHARE, -1.0, BLINK_BELOW),
         fpz=site(FPZ_SHARE, 0.0, BLINK_FPZ),
         nasion=site(NASION_SHARE, 0.0, BLINK_NASION),
+        blinks=blinks,
     )
 
 

@@ -24,9 +24,10 @@ SOURCES = {
     "C4": ("EEG", 125),
     "E1": ("EOG(L)", 50),
     "E2": ("EOG(R)", 50),
-    "E2_BELOW": ("E2 below", 50),
     "FPZ": ("Fpz", 50),
     "NASION": ("nasion", 50),
+    # 1.25 of them less, E2 is below its eye instead of above.
+    "BLINKS": ("blinks", 50),
     "CHIN": ("EMG", 125),
     "ECG": ("ECG", 125),
     "FLOW": ("NEW AIR", 10),
@@ -64,10 +65,15 @@ class LayoutScoring(Config):
 
 
 class UpsideDown(Config):
-    """Signals that are upside down in one of ``every`` recordings, from the second on."""
+    """One of ``every`` recordings, from the second on, is upside down in the signals of one of ``groups``, taken in turn."""
 
     every: int = Field(ge=2)
-    signals: tuple[str, ...]
+    groups: tuple[tuple[str, ...], ...] = Field(min_length=1)
+
+    def signals(self, number: int) -> tuple[str, ...]:
+        """Those that are upside down in recording ``number`` (0-based)."""
+        turn, place = divmod(number, self.every)
+        return self.groups[turn % len(self.groups)] if place == 1 else ()
 
 
 class Layout(Config):
@@ -98,8 +104,7 @@ class Layout(Config):
     def draw(self, night: Night, number: int) -> Iterator[Floats]:
         """The signals in order, each [seconds * rate] in its unit."""
         sources = _sources(night)
-        turned = self.upside_down
-        wrong = turned.signals if turned and number % turned.every == 1 else ()
+        wrong = self.upside_down.signals(number) if self.upside_down else ()
         for label, item in self.signals.items():
             parts = [sources(name, item.rate) * np.float32(share) for name, share in item.source.items()]
             signal = sum(parts[1:], parts[0])

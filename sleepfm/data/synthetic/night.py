@@ -56,7 +56,8 @@ class Night:
             :data:`UNSCORED` or :data:`NO_ROW`).
         events: all scored events in order of onset.
         signals: by the label they have in SHHS1, each [E * 30 * rate] in uV (ECG mV, SaO2 %). EEG and EOG are against a
-            mastoid; so are the potentials of three more sites, "E2 below", "Fpz" and "nasion", which layouts subtract.
+            mastoid; so are the potentials "Fpz", "nasion" and "blinks" (:class:`sleepfm.data.synthetic.eog.EyePotentials`),
+            which layouts subtract.
         start: clock time hh.mm.ss.
         notes: what else is written among the events.
         words: what the scorer writes in place of the format's text, by kind of event or code of a stage.
@@ -116,9 +117,9 @@ def draw_night(seed: int, number: int, n_epochs: int) -> Night:
             "LIGHT": light.astype(np.float32),
             "NEW AIR": flow,
             "OX STAT": np.zeros(seconds, dtype=np.float32),
-            "E2 below": eyes.right_below,
             "Fpz": eyes.fpz,
             "nasion": eyes.nasion,
+            "blinks": eyes.blinks,
         },
         start=f"{hour:02d}.{minute:02d}.{second:02d}",
     )
