@@ -44,7 +44,8 @@ class ChannelRule(Config):
         signal: labels of the active signal, any of them; compared without case, spaces and punctuation.
         occurrence: which of several signals that share one label is the active one, counted from 1 in the file's order.
         reference: electrodes to subtract, each with its labels; several are averaged (linked mastoids).
-        derivation: what the result is, for the record (``C4-A1``).
+        derivation: what the result is, electrode and reference (``C4-A1``, ``E1-Fpz``), for the record and for polarity,
+            which knows the sign of slow waves against a mastoid or ear only (M1, M2, A1, A2, linked mastoids).
         substitute: why this stands in for the canonical derivation, where it is not that derivation.
         unit: the documented unit, used only where the header leaves it empty.
         invert: turn the signal upside down, where the cohort's polarity is documented to be wrong.

@@ -47,9 +47,11 @@ def draw_page(night: Night, start: float, seconds: float, lanes: Sequence[tuple[
     """Signals of ``night`` from ``start`` on, one lane each, with scored events shaded."""
     figure = Figure(figsize=(13.0, 0.95 * len(lanes) + 0.9), layout="constrained")
     axes = figure.subplots(len(lanes), 1, sharex=True)
+    layout = load_layout("shhs1")
+    signals = dict(zip(layout.signals, layout.draw(night, 0), strict=True))
     for axis, (label, half) in zip(axes, lanes, strict=True):
         rate = RATES[label]
-        values = night.signals[label][int(start * rate) : int((start + seconds) * rate)]
+        values = signals[label][int(start * rate) : int((start + seconds) * rate)]
         middle = float(np.median(values)) if label in ("H.R.", "SaO2") else 0.0
         axis.plot(start + np.arange(len(values)) / rate, values, linewidth=0.6, color="#222222")
         axis.set_ylim(middle - half, middle + half)
