@@ -126,7 +126,10 @@ def run(nights: range) -> dict[str, dict[str, dict[str, int]]]:
             for state, what in zip(STATES, known[same], strict=True):
                 counts[name][state].update(["nights", *what])
         print(f"night {number}", file=sys.stderr, flush=True)
-    return {name: {state: dict(count) for state, count in states.items()} for name, states in counts.items()}
+    return {
+        name: {state: {"nights": count["nights"], "false flips": count["false flips"]} | count for state, count in states.items()}
+        for name, states in counts.items()
+    }
 
 
 def add(path: Path, figures: dict[str, dict[str, dict[str, int]]], nights: range) -> dict[str, Any]:
@@ -139,7 +142,8 @@ def add(path: Path, figures: dict[str, dict[str, dict[str, int]]], nights: range
         recipe["nights"] = [before["recipe"]["nights"][0], nights.stop]
         for name, states in figures.items():
             for state, count in states.items():
-                states[state] = dict(Counter(before["figures"][name][state]) + Counter(count))
+                earlier = before["figures"][name][state]
+                states[state] = {what: earlier.get(what, 0) + count.get(what, 0) for what in dict.fromkeys((*earlier, *count))}
     return {"machine": describe(), "recipe": recipe, "figures": figures}
 
 
