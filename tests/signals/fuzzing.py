@@ -93,6 +93,7 @@ def main(seed: int, first: int, last: int) -> None:
 def warm_up(sound: dict[str, bytes]) -> None:
     """Read what is sound, so that modules and cohort rules are loaded before memory is limited and the cases are watched."""
     import mne.filter  # noqa: F401  a filter's design imports it
+    import scipy.signal  # noqa: F401  rates that the sound recording does not have are resampled by it
 
     sys.dont_write_bytecode = True
     place = Path("warm")
