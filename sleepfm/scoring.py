@@ -179,6 +179,8 @@ class Scorer:
         nowhere = np.all([np.isnan(p).any(axis=1) for p in probability.values()], axis=0)
         if told := unscored_warning(night, nowhere):
             warnings.append(told)
+        if reason := night.provenance.get("scoring_refused"):
+            warnings.append(f"not compared with its human scoring, which cannot be used: {reason}")
         return NightScore(
             record=night.record,
             channels=tuple(used),

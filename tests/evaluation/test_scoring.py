@@ -158,6 +158,15 @@ def test_epochs_without_a_usable_channel_are_left_unscored_and_told(scorer, reco
     assert scorer.score(clean).warnings == ()
 
 
+def test_a_scoring_that_cannot_be_used_does_not_stop_the_models_and_is_told(scorer, recordings, tmp_path):
+    """Stages that nobody's parser knows: the night is scored, and its reader hears why nothing is compared."""
+    path = tmp_path / "night.csv"
+    path.write_text("onset,duration,stage\n" + "".join(f"{30 * i},30,{'ZZ' if i % 2 else 'N2'}\n" for i in range(30)))
+    score = scorer.score(prepare_night(recordings[0], scoring=path))
+    assert (score.stages >= 0).all()
+    assert any("'ZZ'" in warning and "not compared with its human scoring" in warning for warning in score.warnings)
+
+
 def test_many_stretches_are_told_in_a_sum(scorer, recordings):
     night = prepare_night(recordings[0])
     night.provenance["clock"] = None

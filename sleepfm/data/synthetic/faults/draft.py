@@ -14,11 +14,6 @@ from sleepfm.data.synthetic.night import NO_ROW, UNSCORED, Night, Note
 from sleepfm.data.synthetic.noise import Floats
 
 
-def sites(name: str) -> tuple[str, ...]:
-    """The sources that one electrode gives: itself, and where some cohorts place it (``E2_BELOW``)."""
-    return tuple(site for site in SOURCES if site == name or site.startswith(f"{name}_"))
-
-
 class Draft:
     """Signals, scoring and the list of faults so far; the night that it began with is not changed.
 
@@ -56,7 +51,7 @@ class Draft:
 
     def note(self, kind: str, onset: float, duration: float, *sources: str, **detail: Any) -> None:
         """Keep what was drawn."""
-        self.faults.append(Fault(kind, onset, duration, tuple(site for name in sources for site in sites(name)), detail))
+        self.faults.append(Fault(kind, onset, duration, sources, detail))
 
     def finish(self) -> Night:
         """The night with its faults; events that lie in epochs without a stage alone are not scored."""

@@ -6,7 +6,7 @@ import numpy as np
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.data.synthetic.artefact import add_movements
-from sleepfm.data.synthetic.faults.draft import Draft, sites
+from sleepfm.data.synthetic.faults.draft import Draft
 from sleepfm.data.synthetic.faults.rates import LegMovements, Share, Stretches
 from sleepfm.data.synthetic.faults.spoil import MAINS_HZ
 from sleepfm.data.synthetic.faults.texts import FORMATS
@@ -68,9 +68,8 @@ def draw_sweat(draft: Draft, rate: Stretches) -> None:
             place = np.arange((stop - first) * hz, dtype=np.float32) / hz
             edge = np.clip(np.minimum(place, place[::-1]) / SWEAT_EDGE, 0.0, 1.0)
             wave = np.float32(rng.uniform(*SWEAT_UV)) * edge * band_noise(rng, len(place), hz, 0.1, 0.5)
-            for site in sites(name):
-                part = draft.part(site, first, stop)
-                part += wave
+            part = draft.part(name, first, stop)
+            part += wave
         draft.note("sweat", first, stop - first, *names)
 
 
