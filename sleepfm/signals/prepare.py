@@ -20,7 +20,7 @@ from sleepfm.signals.filters import effective_band, preprocess, quartiles, robus
 from sleepfm.signals.labels import LABELS, RULE_VERSION, EventRule, event_labels, stage_labels
 from sleepfm.signals.montage import Derivation, derive
 from sleepfm.signals.polarity import POLAR, decide_polarity
-from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, silent_epochs, unusable
+from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
 from sleepfm.signals.recording import Recording
 from sleepfm.signals.scoring_types import Event
 
@@ -159,6 +159,8 @@ def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Coho
         blank_lifeless(signal, rate, quality, derivation.limits, limits, derivation.step)
         samples = preprocess(signal, rate, channel, band)[: n_epochs * EPOCH_SAMPLES]
     del signal
+    if channel not in _UNSCALED:
+        quality[missing_epochs(samples) & ~unusable(quality)] |= np.uint8(Quality.GAP)
     flagged = {str(flag.name): int(((quality & flag) > 0).sum()) for flag in Quality if (quality & flag).any()}
     if unusable(quality).all():
         found = ", ".join(f"{name} in {count}" for name, count in flagged.items())

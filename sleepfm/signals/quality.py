@@ -12,7 +12,7 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import EPOCH_SECONDS, RATE_HZ
+from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
 from sleepfm.signals.cohort import GENERIC, QualityLimits, load_cohort
 from sleepfm.signals.filters import centre
 from sleepfm.signals.mains import mains_share, pickup
@@ -40,6 +40,8 @@ _CLIPPED_SHARE = 0.01
 _RANGE_SHARE = 0.05
 _LOW_SHARE = 0.1
 _LOST_SHARE = 0.5
+# A second or two missing says little; zeros for longer are like nothing a model has learnt, and spoil its context for minutes.
+_GAP_SHARE = 0.1
 # Share of the variance within a second that lies about the mains frequency.
 _MAINS_SHARE = 0.5
 # From this share on, mains of the strength `pickup` come from an open input: what else there is has a tenth of its amplitude.
@@ -83,8 +85,7 @@ def epoch_quality(
     limits. OUT_OF_RANGE: 5 % far from the middle of the seconds that are alive. DISCONNECTED: mains and out of range
     together, or half of the seconds hardly anything but strong mains, as from an electrode that came off; half of the
     samples at the limits, or quartiles as far apart as the range; in oximetry, 10 % below what a sensor on a finger shows.
-    MAINS: most of the variance within a second at 50 or 60 Hz. GAP: half of the samples are missing, so that nobody can
-    have scored the epoch by this channel.
+    MAINS: most of the variance within a second at 50 or 60 Hz. GAP: a tenth of the samples are missing.
     """
     if thresholds is None:
         thresholds = load_cohort(GENERIC).quality.get(channel, QualityLimits())
@@ -123,6 +124,12 @@ def silent_epochs(samples: NDArray[np.float32], thresholds: QualityLimits, step:
     if not thresholds.floor:
         return np.zeros(len(seconds), dtype=bool)
     return (_deviation(seconds) < max(thresholds.floor, _OPEN_DEVIATION * step)).mean(axis=1) >= _FLAT_SHARE
+
+
+def missing_epochs(samples: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """Epochs [E] of which a tenth or more is missing in ``samples`` [E * 3000], not recorded or cut out beside dead stretches."""
+    missing: NDArray[np.bool_] = np.isnan(samples).reshape(-1, EPOCH_SAMPLES).mean(axis=1) >= _GAP_SHARE
+    return missing
 
 
 def blank_lifeless(
@@ -215,7 +222,7 @@ class _Judge:
             gap = np.isnan(epochs)
             epochs = np.where(gap, np.float32(middle), epochs)
             lowest, highest = epochs.min(axis=1), epochs.max(axis=1)
-            bits[gap.mean(axis=1) >= _LOST_SHARE] |= np.uint8(Quality.GAP)
+            bits[gap.mean(axis=1) >= _GAP_SHARE] |= np.uint8(Quality.GAP)
 
         def share(low: float, high: float) -> NDArray[np.float64]:
             """Share of each epoch's samples at or below ``low`` or at or above ``high``; most epochs have none."""

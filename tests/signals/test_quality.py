@@ -98,8 +98,8 @@ def test_the_noise_of_an_open_input_is_flat_whatever_the_steps():
 def test_gap():
     signal = good()
     signal[EPOCH + 5] = np.nan
-    signal[2 * EPOCH : 2 * EPOCH + EPOCH // 2 - 1] = np.nan
-    signal[3 * EPOCH : 4 * EPOCH - EPOCH // 2 + 1] = np.nan
+    signal[2 * EPOCH : 2 * EPOCH + EPOCH // 10 - 1] = np.nan
+    signal[3 * EPOCH : 3 * EPOCH + EPOCH // 10 + 1] = np.nan
     found = flags(signal)
     assert found[:3] == [Quality(0)] * 3 and Quality.GAP in found[3] and found[4] == Quality(0)
     assert all(Quality.GAP in flag for flag in flags(np.full(8 * EPOCH, np.nan, np.float32)))
