@@ -100,7 +100,8 @@ def scenarios(recording: Recording, kind: str) -> list[tuple[str, Recording, Rec
         alive = np.ones(n_epochs, bool)
         for onset, duration, _ in stretches:
             alive[int(onset // EPOCH_SECONDS) : int(np.ceil((onset + duration) / EPOCH_SECONDS))] = False
-        gaps = [(onset, duration, "gap") for onset, duration, _ in stretches]
+        # Whole seconds, so that what follows a gap is resampled on the same grid.
+        gaps = [(float(onset // 1), float(onset % 1 + duration) // 1 + 1, "gap") for onset, duration, _ in stretches]
         changed, gap = with_dead(recording, stretches), with_dead(recording, gaps)
         found.append((f"{name}, {share * len(places):.0%}", changed, gap, 0, alive))
     everything = np.ones(n_epochs, bool)
