@@ -50,8 +50,9 @@ STAGE_COLUMN = "Sleep Stage"
 def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Iterator[str]:
     """Write one folder a recording below ``folder``; yields each recording's name when it is written.
 
-    Channels that a recording lacks are no column. A recording whose events were not scored has -1 in their columns, and so
-    have epochs with a respiratory event that was not understood or, in the columns of apneas, with one of unknown kind.
+    Channels that a recording lacks are no column; epochs in which a channel is unusable are 0. A recording whose events were not
+    scored has -1 in their columns, and so have epochs with a respiratory event that was not understood or, in the columns of
+    apneas, with one of unknown kind.
 
     Args:
         rule: how events become labels, ``overlap`` in its current version or ``reference`` (the reference's rounding).

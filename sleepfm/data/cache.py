@@ -101,8 +101,8 @@ class FileCache:
         folder = self.folder / data_set
         folder.mkdir(parents=True, exist_ok=True)
         marker = folder / MARKER
-        # In this order: another process may be making it.
-        if not marker.exists() and any(folder.iterdir()) and not marker.exists():
+        # In this order: another process may be making it. A folder of that name is somebody else's.
+        if not marker.is_file() and any(folder.iterdir()) and not marker.is_file():
             raise ShardError(f"{folder}: holds files that this cache has not made; move it away, or set {FOLDER_VARIABLE}")
         marker.touch()
 
@@ -139,7 +139,7 @@ class FileCache:
 
     def _files(self) -> Iterator[Path]:
         """Every file in the folders that are the cache's own; links are not followed."""
-        for marker in self.folder.glob(f"*/{MARKER}"):
+        for marker in filter(Path.is_file, self.folder.glob(f"*/{MARKER}")):
             for place, _, names in os.walk(marker.parent):
                 yield from (path for name in names if not (path := Path(place) / name).is_symlink())
 

@@ -41,7 +41,7 @@ from scipy.special import log_ndtr
 
 from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.signals.cohort import Cohort, KnownPolarity
-from sleepfm.signals.quality import Quality
+from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.slow_waves import slow_part, slow_wave_epochs
 
 Decision = Literal["upright", "inverted", "undecided"]
@@ -62,7 +62,7 @@ _MOST = math.log(50.0)
 _SKEW_MARGIN, _CORRELATION_MARGIN, _R_WAVE_MARGIN = 0.05, 0.1, 0.3
 _LEAST_EPOCHS = 20
 _ECG_EPOCHS = 120
-_UNFIT = Quality.FLAT | Quality.DISCONNECTED | Quality.OUT_OF_RANGE | Quality.GAP
+_UNFIT = UNUSABLE | Quality.OUT_OF_RANGE
 # Derivations in which an upright channel's slow waves are negative.
 _MASTOID = re.compile(r"(C3|C4|E1|E2)-(M1|M2|A1|A2|linked mastoids|linked ears)", re.IGNORECASE)
 

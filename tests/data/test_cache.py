@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from cache_process import LIMIT, SIZE, content_of, main, slow_chunks
 
-from sleepfm.data.cache import PART, FileCache
+from sleepfm.data.cache import MARKER, PART, FileCache
 from sleepfm.errors import ConfigError, ShardError
 
 SCRIPT = Path(__file__).with_name("cache_process.py")
@@ -95,3 +95,13 @@ def test_a_full_disk_is_named(tmp_path):
     (tmp_path / "c" / "d").write_text("in the way")
     with pytest.raises(ShardError, match="SLEEPFM_CACHE"):
         FileCache(tmp_path / "c", 10**6).get("d/shards/shard-000000.tar", 3, "", lambda: [b"abc"])
+
+
+def test_a_folder_that_has_the_markers_name_is_no_marker(tmp_path):
+    theirs = tmp_path / "night" / MARKER / "shard-000000.tar"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_bytes(b"mine")
+    cache = FileCache(tmp_path, LIMIT)
+    with pytest.raises(ShardError, match="has not made"):
+        cache.claim("night")
+    assert list(cache._files()) == [] and theirs.read_bytes() == b"mine"

@@ -11,6 +11,7 @@ from shards.__main__ import main
 from shards.export import export_parquet
 from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.errors import DatasetError
+from sleepfm.signals.quality import unusable
 
 EPOCHS = 100  # more than one sample
 # Channels and events in the order of the reference's parser.
@@ -35,7 +36,11 @@ def test_each_recording_is_a_folder_with_the_columns_of_the_reference(dataset, t
     assert x.column_names == SIGNALS and y.column_names == [*EVENTS, "Sleep Stage"]
     assert x.num_rows == EPOCHS * EPOCH_SAMPLES and y.num_rows == EPOCHS
     for column, channel in [("EEG_C4", "EEG_C4"), ("EMG_Chin", "EMG_CHIN"), ("EOG_Left", "EOG_L"), ("Airflow", "AIRFLOW")]:
-        np.testing.assert_allclose(x[column].to_numpy(), original.channels[channel], atol=6e-4)  # half a step of int16
+        # What is unusable is 0, as in training.
+        usable = np.repeat(~unusable(original.quality[channel]), EPOCH_SAMPLES)
+        assert 0 < usable.mean() < 1
+        expected = np.where(usable, original.channels[channel], 0)
+        np.testing.assert_allclose(x[column].to_numpy(), expected, atol=6e-4)  # half a step of int16
     assert y["Sleep Stage"].to_numpy().tolist() == original.stage.tolist()
     hypopnea = np.zeros(EPOCHS, int)
     for event in original.events:  # of 20 s each: an epoch counts that holds at least 10 of them
