@@ -19,7 +19,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from sleepfm.constants import CHANNEL_UNIT, EPOCH_SECONDS, RATE_HZ, STAGE_NAMES
+from sleepfm.constants import CHANNEL_UNIT, EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ, STAGE_NAMES
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation import charts, plots
 from sleepfm.evaluation.breathing import KINDS
@@ -28,6 +28,7 @@ from sleepfm.evaluation.lineage import Lineage, to_svg
 from sleepfm.evaluation.metrics import Evaluation, Metric
 from sleepfm.files import write_atomic
 from sleepfm.signals.annotations import Event
+from sleepfm.signals.quality import unusable
 from sleepfm.training.trace import read_trace
 from sleepfm.version import __version__
 
@@ -164,9 +165,17 @@ def figure_bytes(example: NightExample) -> bytes:
             title=score.record,
             staged="stage" in score.models,
             scored_stages=prepared.stage if _human_stages(example) else None,
-            spo2=prepared.channels.get("SPO2"),
+            spo2=oximetry(prepared),
         )
     )
+
+
+def oximetry(prepared: PreparedRecording) -> NDArray[np.float32] | None:
+    """Oxygen saturation [E * 3000] in percent, nan where the sensor was off: an absent finger is not drawn as 0 %."""
+    if "SPO2" not in prepared.channels:
+        return None
+    off = np.repeat(unusable(prepared.quality["SPO2"]), EPOCH_SAMPLES)
+    return np.where(off, np.float32(np.nan), prepared.channels["SPO2"])
 
 
 def event_rows(example: NightExample) -> dict[str, list[Event]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
 from sleepfm.evaluation.lineage import Lineage, Node, to_svg
@@ -28,10 +29,12 @@ from sleepfm.evaluation.report import (
     figure_bytes,
     loss_columns,
     night_page,
+    oximetry,
 )
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.scoring import Scorer, prepare_night
 from sleepfm.signals.annotations import Event
+from sleepfm.signals.quality import Quality
 from sleepfm.training.trace import Trace
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -216,6 +219,16 @@ def test_hypnodensity_is_blank_in_unscored_epochs():
     covered = [any(path.contains_point((s / 3600, y)) for c in axes.collections for path in c.get_paths()) for s, y in
                ((5, 0.5), (58, 0.9), (62, 0.1), (75, 0.1), (88, 0.1), (92, 0.9), (175, 0.5))]  # fmt: skip
     assert covered == [True, True, False, False, False, True, True]
+
+
+def test_oximetry_is_blank_where_the_sensor_was_off():
+    quality = np.zeros(3, np.uint8)
+    quality[1] = Quality.DISCONNECTED
+    saturation = np.full(3 * EPOCH_SAMPLES, 96.0, np.float32)
+    saturation[EPOCH_SAMPLES : 2 * EPOCH_SAMPLES] = 0.0
+    drawn = oximetry(SimpleNamespace(channels={"SPO2": saturation}, quality={"SPO2": quality}))
+    assert np.isnan(drawn[EPOCH_SAMPLES : 2 * EPOCH_SAMPLES]).all() and np.nanmin(drawn) == 96.0
+    assert oximetry(SimpleNamespace(channels={}, quality={})) is None
 
 
 def test_losses_are_read_from_a_trace(data, tmp_path):
