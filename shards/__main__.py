@@ -64,6 +64,8 @@ def _build(arguments: argparse.Namespace) -> int:
     print(f"digest {result.description['digest']}")
     for line in result.texts.lines():
         print(line)
+    if result.unscored:
+        print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
     if not result.quarantine:
         return 1 if result.texts.refusals else 0
     for row in result.quarantine:

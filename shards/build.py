@@ -37,6 +37,8 @@ class BuildResult:
     quarantine: list[dict[str, Any]]
     printed: set[str]
     texts: TextCounts
+    unscored: int = 0
+    """Converted recordings for which no scoring was found."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +89,14 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
-    refused, texts = [], TextCounts()
+    refused, texts, unscored = [], TextCounts(), 0
     for sidecar in sidecars(out, plan, digest(wanted)):
         refused += rows("quarantine", sidecar, plan)
         for record in sidecar["records"]:
-            texts.add(shown(record["source"]), record["provenance"])
-    return BuildResult(description, refused, printed, texts)
+            provenance = record["provenance"]
+            texts.add(shown(record["source"]), provenance)
+            unscored += provenance.get("scoring") is None and not provenance.get("scoring_refused")
+    return BuildResult(description, refused, printed, texts, unscored)
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

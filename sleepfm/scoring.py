@@ -31,6 +31,7 @@ from sleepfm.signals.cohort import load_cohort
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording
+from sleepfm.signals.text_counts import TextCounts
 from sleepfm.training.embeddings import embed, embed_frames
 
 if TYPE_CHECKING:
@@ -179,8 +180,7 @@ class Scorer:
         nowhere = np.all([np.isnan(p).any(axis=1) for p in probability.values()], axis=0)
         if told := unscored_warning(night, nowhere):
             warnings.append(told)
-        if reason := night.provenance.get("scoring_refused"):
-            warnings.append(f"not compared with its human scoring, which cannot be used: {reason}")
+        warnings += _told_of_reading(night)
         return NightScore(
             record=night.record,
             channels=tuple(used),
@@ -195,6 +195,16 @@ class Scorer:
             event_threshold={t: e.event_threshold for t, e in self.models.items() if e.model.config.events is not None},
             inputs={t: tuple(name for name in e.model.channels if name in used) for t, e in self.models.items()},
         )
+
+
+def _told_of_reading(night: PreparedRecording) -> list[str]:
+    """What a reader must know of how the recording and its human scoring were read."""
+    warnings = [f"recording: {text}" for text in night.provenance.get("warnings", ())]
+    if reason := night.provenance.get("scoring_refused"):
+        return [*warnings, f"not compared with its human scoring, which cannot be used: {reason}"]
+    texts = TextCounts()
+    texts.add(night.record, night.provenance)
+    return warnings + [f"human scoring: {line}" for line in texts.not_understood()]
 
 
 def score(

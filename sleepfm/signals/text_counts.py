@@ -50,21 +50,22 @@ class TextCounts:
 
     def lines(self) -> list[str]:
         """A line for each sort of text that there is, and one for each refused scoring."""
-        unknown = Counter(
-            {text: count for text, count in self.ignored.items() if text != "..." and not is_beside_the_point(text)}
-        )
-        known = self.ignored - unknown
         lines = [f"scoring not used: {recording}: {reason}" for recording, reason in list(self.refused.items())[:_SHOWN]]
         if self.refusals > _SHOWN:
             lines.append(f"scoring not used: {self.refusals - _SHOWN} recordings more")
-        for counter, meaning in (
+        known = self.ignored - self._unknown()
+        return lines + self.not_understood() + ([f"ignored: {_listed(known)}"] if known else [])
+
+    def not_understood(self) -> list[str]:
+        """A line for each sort of text that is not understood."""
+        sorts = (
             (self.unclear, "not understood, epochs without a label of apnea and hypopnea"),
-            (unknown, "not understood, without effect"),
-            (known, "ignored"),
-        ):
-            if counter:
-                lines.append(f"{meaning}: {_listed(counter)}")
-        return lines
+            (self._unknown(), "not understood, without effect"),
+        )
+        return [f"{meaning}: {_listed(counter)}" for counter, meaning in sorts if counter]
+
+    def _unknown(self) -> Counter[str]:
+        return Counter({text: count for text, count in self.ignored.items() if text != "..." and not is_beside_the_point(text)})
 
 
 def _listed(counter: Counter[str]) -> str:

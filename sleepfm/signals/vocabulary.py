@@ -12,6 +12,7 @@ A text is one of: a stage; an event; respiratory but not understood, so that nob
 
 from __future__ import annotations
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -78,7 +79,11 @@ _PREFIX = re.compile(r"^\s*(sdo|sro)\s*:", re.IGNORECASE)
 _STAGE_WORDS = re.compile(r"^(sleepstage|stage|schlafstadium|stadedesommeil)(?!s?(shift|change))")
 
 # Apneas and hypopneas by their nouns (not capnography) and abbreviations; "Unsure" is the free tag of Profusion's scorers.
-_BREATHS_MISSED = re.compile(r"(?<!c)apn|capne|ypop|ipopn|hipop|^unsure|^([ocm][ah]|[ocm]sa|hyp|ah)$")
+_BREATHS_MISSED = re.compile(r"(?<!c)apn|capne|ypop|ipopn|hipop|atempaus|atemstill|^unsure|^([ocm][ah]|[ocm]sa|hyp|ah)$")
+_ABBREVIATIONS = {"osa", "csa", "msa"}
+# What misspelt words are compared with.
+_SPELLINGS = ("apnea", "apnoea", "hypopnea", "hypopnoea")
+_NEAR = 0.78
 _RESPIRATORY = re.compile(r"respir|^resp|obstru|ostrut|breath|atmung|ademhal")
 # What scorers and recorders write beside stages, apneas and hypopneas: beginnings of words, then whole words.
 _BESIDE_THE_POINT = re.compile(
@@ -168,17 +173,27 @@ def _event_of(text: str) -> str | None:
     return "arousal" if "arousal" in key and not _NO_AROUSAL.search(key) else None
 
 
+def _names_missed_breaths(text: str) -> bool:
+    """Whether ``text`` has the noun or an abbreviation of an apnea or hypopnea in it, misspelt or not."""
+    if _BREATHS_MISSED.search(_key(text)):
+        return True
+    words = re.findall(r"[^\W\d_]+", text[:200].casefold())
+    if not _ABBREVIATIONS.isdisjoint(words):
+        return True
+    return any(difflib.get_close_matches(word, _SPELLINGS, n=1, cutoff=_NEAR) for word in words)
+
+
 def is_respiratory(text: str) -> bool:
     """Whether ``text``, which :func:`event_of` does not know, may be an apnea or a hypopnea."""
     key = _key(text)
-    if _BREATHS_MISSED.search(key):
+    if _names_missed_breaths(text):
         return True
     return _RESPIRATORY.search(key) is not None and not is_beside_the_point(text)
 
 
 def is_beside_the_point(text: str) -> bool:
     """Whether ``text`` is known to say nothing of stages, apneas and hypopneas: leg movements, lights, artifacts, remarks."""
-    if _BREATHS_MISSED.search(_key(text)):
+    if _names_missed_breaths(text):
         return False
     spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text[:200])).casefold()
     words = re.sub(r"[\W_]+", " ", "".join(character for character in spaced if not unicodedata.combining(character)))

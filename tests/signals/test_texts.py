@@ -367,3 +367,13 @@ def test_the_order_of_rows_changes_nothing(tmp_path):
     numbers = table({0: "0", 1: "1", 2: "2", 3: "3", 4: "4"}).splitlines()
     path.write_text("\n".join([numbers[0], *np.random.default_rng(1).permutation(numbers[1:]), ""]))
     assert stage_labels(read_scoring(path), EPOCHS).tolist() == STAGES
+
+
+@pytest.mark.parametrize("text", ["Atempause", "apena", "OSA event", "CSA", "hyponea", "Apneoa 12 s", "possible apnoae"])
+def test_misspelt_and_abbreviated_apneas_are_unclear_and_never_negative(text):
+    assert is_respiratory(text) and not is_beside_the_point(text)
+
+
+@pytest.mark.parametrize("text", ["OSat dropout", "alpha intrusion", "area", "open window", "Leg movement", "capnography off"])
+def test_words_that_only_look_like_apneas_are_none(text):
+    assert not is_respiratory(text)
