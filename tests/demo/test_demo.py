@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Twelve commands, each of which starts processes that import torch: on two busy cores more than the usual limit.
+pytestmark = pytest.mark.timeout(1800)
 REGISTERED = {f"sleepfm-neuronet-{name}" for name in ("eeg", "eog", "emg", "ecg")} | {
     f"sleepfm-{name}" for name in ("synthsleepnet", "stage", "apnea", "hypopnea")
 }
