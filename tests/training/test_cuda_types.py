@@ -11,13 +11,11 @@ import torch
 from cuda_autocast import LOWER, PROMOTED, REFUSED, NoCudaKernel, cuda_autocast
 from made_nights import EVERY_CHANNEL, make_dataset, make_night
 
-from sleepfm.config import load_config, read_yaml
+from sleepfm.config import load_config
 from sleepfm.data.dataset import Dataset
 from sleepfm.evaluation.finetune import FinetuneStage
 from sleepfm.evaluation.probe import ProbeStage
 from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
-from sleepfm.models.build import build_model, model_config
-from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.training.distributed import World
 from sleepfm.training.job import Context
@@ -36,17 +34,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     # Every other night lacks channels, so that what is done for absent ones is typed too.
     nights = [make_night(f"night{n}", 12, CHANNEL_SETS[n % 2], seed=n) for n in range(16)]
     return make_dataset(tmp_path_factory.mktemp("shards") / "set", nights, per_shard=4)
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained tiny models."""
-    folder = tmp_path_factory.mktemp("packages")
-    configs = {name: f"pretrain/{name.lower()}-tiny.yaml" for name in MODALITIES}
-    for name, config in (configs | {"synthsleepnet": "models/synthsleepnet-tiny.yaml"}).items():
-        module = build_model(read_yaml(config_root() / config)["model"])
-        write_package(folder / name, module, {"model": model_config(module)}, "card")
-    return folder
 
 
 def stage_of(kind: str, dataset: Dataset, packages: Path, folder: Path) -> Stage:

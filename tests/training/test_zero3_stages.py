@@ -12,11 +12,7 @@ import torch
 from launching import environment
 from made_nights import make_dataset, make_night
 
-from sleepfm.config import read_yaml
 from sleepfm.data.dataset import Dataset
-from sleepfm.models.build import build_model, model_config
-from sleepfm.package import write_package
-from sleepfm.paths import config_root
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -32,17 +28,6 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     torch.set_num_threads(1)
     nights = [make_night(f"night{number}", 12, seed=number) for number in range(16)]
     return make_dataset(tmp_path_factory.mktemp("shards") / "set", nights, per_shard=4)
-
-
-@pytest.fixture(scope="module")
-def packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained tiny models."""
-    folder = tmp_path_factory.mktemp("packages")
-    configs = {name: f"pretrain/{name.lower()}-tiny.yaml" for name in MODALITIES}
-    for name, config in (configs | {"synthsleepnet": "models/synthsleepnet-tiny.yaml"}).items():
-        module = build_model(read_yaml(config_root() / config)["model"])
-        write_package(folder / name, module, {"model": model_config(module)}, "card")
-    return folder
 
 
 def losses(folder: Path, zero: int, script: str, config: str, *overrides: str) -> list[float]:
