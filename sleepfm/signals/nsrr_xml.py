@@ -26,7 +26,7 @@ from sleepfm.signals.vocabulary import event_of, fold, is_beside_the_point, is_r
 
 # A night's file is below 2 MiB and has some thousand elements; a larger one is no scoring.
 MAX_BYTES = 16 << 20
-_MAX_TAGS = 1_000_000
+_MAX_TAGS = 400_000
 # Codes after the bar of a stage's concept: 3 and 4 are R&K deep sleep, 6 movement, 9 unscored.
 STAGE_CODES = {
     "0": Stage.W,
