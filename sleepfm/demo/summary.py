@@ -20,6 +20,8 @@ from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS as DEFINITIONS
 from sleepfm.files import write_json
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.training.machine import cpu_model
+from sleepfm.training.precision import native_bf16
 
 TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
 JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]
@@ -121,6 +123,7 @@ def _environment(plan: Plan) -> dict[str, str]:
         "deepspeed": deepspeed.__version__,
         "ray": ray.__version__,
         "mlflow": mlflow.__version__,
+        "processor": f"{cpu_model()}, {'with' if native_bf16('cpu') else 'without'} bf16 instructions",
         "cores": str(psutil.cpu_count()),
         "memory": f"{psutil.virtual_memory().total / 2**30:.0f} GiB",
         "seed": str(plan.seed),
