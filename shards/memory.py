@@ -1,6 +1,6 @@
 """What a task may need: told from the headers of its recordings, so that no node takes more tasks than it can hold.
 
-Recordings are converted one after the other, so a task needs what its largest one does: every channel packed as
+Recordings are converted one after the other, so a task needs what its largest one does: every channel quantised to
 int16 at 100 Hz, and for the one at hand its samples, its result and their intermediates as float32. The figures are
 upper bounds for what ``benchmarks/shards.py`` measures.
 """
@@ -56,8 +56,8 @@ def recording_memory(header: EdfHeader, seconds: float, labels: frozenset[str]) 
     named = [signal for signal in header.ordinary if normalise_label(signal.label) in labels]
     samples = max((signal.samples for signal in named or header.ordinary), default=0)
     longest = samples * seconds / float(header.record_seconds) if header.record_seconds else 0.0
-    packed = len(CHANNELS) * seconds * RATE_HZ * 2
-    return int(packed + _COPIES * 4 * (longest + seconds * RATE_HZ))
+    quantised = len(CHANNELS) * seconds * RATE_HZ * 2
+    return int(quantised + _COPIES * 4 * (longest + seconds * RATE_HZ))
 
 
 def _needed(path: Path, labels: frozenset[str]) -> int:

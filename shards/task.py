@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from shards.config import BuildConfig, chosen_cohort
-from shards.convert import Converted, quantise, write_recording
+from shards.convert import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.writer import ShardWriter
@@ -25,7 +25,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
 from sleepfm.errors import SleepFMError
 from sleepfm.files import atomic_file, write_json
-from sleepfm.signals.prepare import PreparedRecording, prepare
+from sleepfm.signals.prepare import prepare_in_turn
 
 log = logging.getLogger(__name__)
 
@@ -80,11 +80,11 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
     started = time.monotonic()
     cohort = chosen_cohort(config)
 
-    def night_of(entry: Entry) -> PreparedRecording | Refusal:
+    def night_of(entry: Entry) -> QuantisedRecording | Refusal:
         log.info("%s: converting for %s", shown(entry.path), shard.name)
         try:
-            return prepare(
-                source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule, pack=quantise
+            return quantise_recording(
+                *prepare_in_turn(source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule)
             )
         except (SleepFMError, OSError) as error:
             reason = str(error).replace(_prefix(source), "").removeprefix(f"{entry.path}: ")
@@ -103,7 +103,7 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
 def write_shard(
     out: Path,
     shard: ShardPlan,
-    night_of: Callable[[Entry], PreparedRecording | Refusal],
+    night_of: Callable[[Entry], QuantisedRecording | Refusal],
     config: BuildConfig,
     build: str,
     source: Path,

@@ -14,7 +14,7 @@ from sleepfm.signals.cohort import Cohort
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.labels import stage_labels
-from sleepfm.signals.prepare import prepare_examined
+from sleepfm.signals.prepare import describe, make_channels
 from sleepfm.signals.text_counts import TextCounts
 
 
@@ -107,12 +107,14 @@ def _fill(finding: Finding, examination: Examination) -> None:
 
 def _judge(finding: Finding, examination: Examination) -> None:
     """What the signals tell: polarity, epochs that cannot be used, and channels without any that can."""
-    prepared = prepare_examined(examination, pack=lambda _, samples: samples[:0])
+    description = describe(examination)
+    for _ in make_channels(examination, description):
+        pass
     for name in list(finding.channels):
-        if name in prepared.channels:
-            told = prepared.provenance["channels"][name]
+        if name in description.quality:
+            told = description.provenance["channels"][name]
             finding.channels[name] |= {key: told[key] for key in ("polarity", "epochs_flagged", "epochs_unusable")}
         else:
-            finding.missing[name] = f"{finding.channels.pop(name)['signal']!r} is {prepared.provenance['missing'][name]}"
+            finding.missing[name] = f"{finding.channels.pop(name)['signal']!r} is {description.provenance['missing'][name]}"
     if not finding.channels:
         raise SignalError(f"{finding.path}: no usable signal in any channel")
