@@ -15,6 +15,7 @@ from sleepfm.signals.examine import Examination, discover, examine, require_chan
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.labels import stage_labels
 from sleepfm.signals.prepare import describe, make_channels
+from sleepfm.signals.recording import read_recording
 from sleepfm.signals.text_counts import TextCounts
 
 
@@ -68,10 +69,10 @@ def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
     Raises:
         RecordingError: no such folder, or no recording in it.
     """
-    for path in discover(root, cohort):
+    for path, header in discover(root, cohort).items():
         finding = Finding(str(path))
         try:
-            examination = examine(path, cohort, root if is_folder(root) else None)
+            examination = examine(read_recording(path, header), cohort, root if is_folder(root) else None)
             _fill(finding, examination)
             require_channels(examination)
             _judge(finding, examination)

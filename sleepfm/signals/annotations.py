@@ -6,22 +6,22 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Literal
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohort import Cohort
-from sleepfm.signals.edf_header import FIXED_BYTES, edf_kind
+from sleepfm.signals.edf_header import FIXED_BYTES, EdfHeader, edf_kind
 from sleepfm.signals.edf_scoring import from_annotations
 from sleepfm.signals.event_log import is_event_log, read_event_log
 from sleepfm.signals.event_table import is_event_table, read_event_table
-from sleepfm.signals.files import location, matching_files, read_start
+from sleepfm.signals.files import MemoryFile, location, matching_files, name_below, random_file, read_start
 from sleepfm.signals.luna_annot import is_luna_annot, read_luna_annot
 from sleepfm.signals.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
 from sleepfm.signals.profusion_xml import ROOT as PROFUSION_ROOT
 from sleepfm.signals.profusion_xml import read_profusion
-from sleepfm.signals.recording import read_edf_header, read_recording
+from sleepfm.signals.recording import Recording, open_recording, read_edf_header
 from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
 
 __all__ = ["Event", "Scoring", "StageInterval", "find_scoring", "read_scoring", "reconcile"]
@@ -30,7 +30,9 @@ __all__ = ["Event", "Scoring", "StageInterval", "find_scoring", "read_scoring", 
 _LEVELS = 4
 
 
-def read_scoring(path: str | Path, start: datetime | None = None, duration: float | None = None) -> Scoring:
+def read_scoring(
+    path: str | Path, start: datetime | None = None, duration: float | None = None, names_below: Path | None = None
+) -> Scoring:
     """Read a scoring file; its format is told by its content.
 
     Args:
@@ -38,6 +40,7 @@ def read_scoring(path: str | Path, start: datetime | None = None, duration: floa
         start: date and time of the recording's first sample. Formats with clock times need it, and an EDF+
             hypnogram that starts at another time is shifted by the difference.
         duration: of the recording in s, until when a last stage without an end lasts.
+        names_below: the folder that messages name the file relative to; None for its whole path.
 
     Raises:
         StageTextError: it has texts where stages stand that are not understood; the recording can be used without it.
@@ -45,45 +48,56 @@ def read_scoring(path: str | Path, start: datetime | None = None, duration: floa
         RecordingError: an EDF+ file that is damaged.
     """
     path = location(path)
+    called = name_below(path, names_below)
+    # A whole URL keeps its two slashes.
+    name: PurePath = path if called == str(path) else PurePath(called)
     try:
         data = read_start(path, MAX_BYTES + 1)
     except OSError as error:
-        raise AnnotationError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise AnnotationError(f"{name}: cannot be read ({error.strerror or error})") from error
     if edf_kind(data[:FIXED_BYTES]):
-        return _read_edf(path, start)
+        whole = MemoryFile(data) if len(data) <= MAX_BYTES else random_file(path)
+        return _of_edf(open_recording(whole, path, names_below=names_below), start)
     if len(data) > MAX_BYTES:
-        raise AnnotationError(f"{path}: more than {MAX_BYTES >> 20} MiB, too large for a scoring file")
+        raise AnnotationError(f"{name}: more than {MAX_BYTES >> 20} MiB, too large for a scoring file")
     text = _decode(data)
     if text.lstrip().startswith("<"):
-        root = parse_xml(data, str(path))
+        root = parse_xml(data, str(name))
         if root.tag == "PSGAnnotation":
-            return read_nsrr(root, path)
+            return read_nsrr(root, name)
         if root.tag == PROFUSION_ROOT:
-            return read_profusion(root, path)
+            return read_profusion(root, name)
         raise AnnotationError(
-            f"{path}: XML with the root {root.tag[:40]!r}; NSRR's is PSGAnnotation, Profusion's {PROFUSION_ROOT}"
+            f"{name}: XML with the root {root.tag[:40]!r}; NSRR's is PSGAnnotation, Profusion's {PROFUSION_ROOT}"
         )
     if is_luna_annot(text):
-        return read_luna_annot(text, path, start, duration)
+        return read_luna_annot(text, name, start, duration)
     if is_event_log(text):
-        return read_event_log(text, path, start, duration)
+        return read_event_log(text, name, start, duration)
     if is_event_table(text):
-        return read_event_table(text, path, start, duration)
+        return read_event_table(text, name, start, duration)
     raise AnnotationError(
-        f"{path}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
+        f"{name}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
         "that names onset and stage or event; convert it to one"
     )
 
 
-def find_scoring(edf: Path, root: Path | None, cohort: Cohort) -> Path | None:
+def find_scoring(
+    edf: Path, root: Path | None, cohort: Cohort, header: EdfHeader | None = None, names_below: Path | None = None
+) -> Path | None:
     """The scoring file of the recording ``edf`` by the cohort's patterns, or None.
 
     Each pattern is tried in the recording's folder and in those above it, up to ``root`` and at least where NSRR
     keeps its annotations.
 
+    Args:
+        header: of the recording, where it was read before.
+        names_below: the folder that messages name files relative to; None for whole paths.
+
     Raises:
         AnnotationError: several files match equally well.
     """
+    called = name_below(edf, names_below)
     key = re.search(cohort.scoring.key, edf.name) if cohort.scoring.key else None
     folder = edf.parent
     above = [folder, *folder.parents][: _LEVELS + 1]
@@ -94,11 +108,11 @@ def find_scoring(edf: Path, root: Path | None, cohort: Cohort) -> Path | None:
             continue
         name = pattern.format(stem=_literal(edf.stem), folder=_literal(folder.name), key=_literal(key[0] if key else ""))
         for place in above:
-            found = [path for path in _matching(place, name) if path != edf]
+            found = [path for path in _matching(place, name, names_below) if path != edf]
             if found:
-                return _only(edf, found)
+                return _only(edf, found, called)
     if cohort.scoring.same_header:
-        return _only(edf, _with_same_header(edf, cohort.scoring.same_header))
+        return _only(edf, _with_same_header(edf, cohort.scoring.same_header, header, names_below), called)
     return None
 
 
@@ -160,12 +174,11 @@ def _check_overlap(scoring: Scoring, name: str) -> None:
         end = max(end, interval.end)
 
 
-def _read_edf(path: Path, start: datetime | None) -> Scoring:
-    recording = read_recording(path)
+def _of_edf(recording: Recording, start: datetime | None) -> Scoring:
     shift = (recording.start - start).total_seconds() if recording.start and start else 0.0
-    scoring = from_annotations(recording.annotations, f"EDF+ annotations {path.name}", shift)
+    scoring = from_annotations(recording.annotations, f"EDF+ annotations {recording.path.name}", shift)
     if scoring is None:
-        raise AnnotationError(f"{path}: none of its {len(recording.annotations)} annotations is a sleep stage")
+        raise AnnotationError(f"{recording.name}: none of its {len(recording.annotations)} annotations is a sleep stage")
     return scoring
 
 
@@ -182,11 +195,12 @@ def _decode(data: bytes) -> str:
         return data.decode("latin-1")
 
 
-def _matching(folder: Path, pattern: str) -> list[Path]:
+def _matching(folder: Path, pattern: str, names_below: Path | None) -> list[Path]:
     try:
         return matching_files(folder, pattern)
     except OSError as error:
-        raise AnnotationError(f"{folder}: cannot be searched for a scoring ({error.strerror or error})") from error
+        name = name_below(folder, names_below)
+        raise AnnotationError(f"{name}: cannot be searched for a scoring ({error.strerror or error})") from error
 
 
 def _literal(text: str) -> str:
@@ -194,26 +208,26 @@ def _literal(text: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in text)
 
 
-def _with_same_header(edf: Path, pattern: str) -> list[Path]:
-    candidates = [path for path in _matching(edf.parent, pattern) if path != edf]
+def _with_same_header(edf: Path, pattern: str, header: EdfHeader | None, names_below: Path | None) -> list[Path]:
+    candidates = [path for path in _matching(edf.parent, pattern, names_below) if path != edf]
     if not candidates:
         return []
-    mine = read_edf_header(edf)
+    mine = header or read_edf_header(edf, name_below(edf, names_below))
     if mine.start is None:
         return []
     found = []
     for path in candidates:
-        other = read_edf_header(path)
+        other = read_edf_header(path, name_below(path, names_below))
         if not other.ordinary and (other.patient, other.start) == (mine.patient, mine.start):
             found.append(path)
     return found
 
 
-def _only(edf: Path, found: list[Path]) -> Path | None:
+def _only(edf: Path, found: list[Path], name: str) -> Path | None:
     # A scoring exported beside each format of a recording has the same ending as that recording.
     same = [path for path in found if path.suffix.lower() == edf.suffix.lower()]
     best = same if same else found
     if len(best) > 1:
         names = ", ".join(path.name for path in best)
-        raise AnnotationError(f"{edf}: several scorings fit: {names}; keep one")
+        raise AnnotationError(f"{name}: several scorings fit: {names}; keep one")
     return best[0] if best else None

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path, PurePath
+from typing import Literal
 
 from pydantic import Field, field_validator
 
@@ -14,9 +15,6 @@ from sleepfm.config import Config, load_config
 from sleepfm.constants import CHANNELS, EVENT_TYPES
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-
-if TYPE_CHECKING:
-    from sleepfm.signals.recording import Recording
 
 AUTO = "auto"
 GENERIC = "generic"
@@ -214,24 +212,24 @@ def cohort_names() -> tuple[str, ...]:
     return tuple(sorted(name for name in names if name != DEFAULTS and not name.startswith(_BASE)))
 
 
-def recognise_cohort(recording: Recording) -> Cohort:
-    """The cohort whose file name pattern matches, else the one all of whose labels are there, else ``generic``.
+def recognise_cohort(name: str, labels: Iterable[str]) -> Cohort:
+    """The cohort whose file name pattern matches ``name``, else the one all of whose labels are in ``labels``, else ``generic``.
 
     Raises:
         ConfigError: two cohorts fit equally well.
     """
-    cohorts = [load_cohort(name) for name in cohort_names() if name != GENERIC]
-    labels = {normalise_label(signal.label) for signal in recording.signals}
+    cohorts = [load_cohort(known) for known in cohort_names() if known != GENERIC]
+    found = {normalise_label(label) for label in labels}
     by_labels = [
         cohort
         for cohort in cohorts
-        if cohort.recognise.labels and labels.issuperset(map(normalise_label, cohort.recognise.labels))
+        if cohort.recognise.labels and found.issuperset(map(normalise_label, cohort.recognise.labels))
     ]
-    by_name = [cohort for cohort in cohorts if cohort.recognise.name and re.search(cohort.recognise.name, recording.path.name)]
+    by_name = [cohort for cohort in cohorts if cohort.recognise.name and re.search(cohort.recognise.name, PurePath(name).name)]
     for fitting in (by_name, by_labels):
         if len(fitting) > 1:
             names = ", ".join(cohort.name for cohort in fitting)
-            raise ConfigError(f"{recording.path}: may be of cohort {names}; say which with --cohort")
+            raise ConfigError(f"{name}: may be of cohort {names}; say which with --cohort")
         if fitting:
             return fitting[0]
     return load_cohort(GENERIC)

@@ -70,6 +70,7 @@ class EdfHeader:
         start: date and time of the first record, without what the first time stamp adds; None if invalid.
         record_seconds: exact duration of a data record; 0 only where it holds annotations alone.
         n_records: whole data records that the file really holds (as claimed, where the two agree).
+        file_bytes: size of the file whose header this is.
         warnings: what was repaired.
     """
 
@@ -81,6 +82,7 @@ class EdfHeader:
     n_records: int
     record_bytes: int
     data_offset: int
+    file_bytes: int
     signals: tuple[SignalHeader, ...]
     warnings: tuple[str, ...]
 
@@ -88,6 +90,11 @@ class EdfHeader:
     def ordinary(self) -> tuple[SignalHeader, ...]:
         """The signals that are not annotations."""
         return tuple(signal for signal in self.signals if not signal.is_annotation)
+
+    @property
+    def has_annotations(self) -> bool:
+        """Whether there are annotation signals, which may hold time stamps too."""
+        return any(signal.is_annotation for signal in self.signals)
 
 
 def read_header(file: RandomFile, name: str) -> EdfHeader:
@@ -97,7 +104,7 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
         RecordingError: not EDF or BDF, damaged beyond repair, or cut off before the end of its first data record.
     """
     size = file.size
-    fixed = file.read(0, FIXED_BYTES)
+    fixed = file.read(0, FIXED_BYTES, keep=False)
     if len(fixed) < FIXED_BYTES:
         raise RecordingError(f"{name}: {size} bytes, shorter than the {FIXED_BYTES} of an EDF header")
     kind = edf_kind(fixed)
@@ -120,7 +127,7 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
     if claimed_offset != str(data_offset):
         warnings.append(f"header length is given as {claimed_offset!r}; {n_signals} signals make it {data_offset}")
     record_seconds = _duration(fixed[244:252], name)
-    signals = _signals(file.read(FIXED_BYTES, n_signals * SIGNAL_BYTES), n_signals, sample_bytes, name)
+    signals = _signals(file.read(FIXED_BYTES, n_signals * SIGNAL_BYTES, keep=False), n_signals, sample_bytes, name)
     record_bytes = sum(signal.samples for signal in signals) * sample_bytes
     if record_bytes == 0:
         raise RecordingError(f"{name}: its {n_signals} signals hold no samples; there is nothing to read")
@@ -139,6 +146,7 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
         n_records=n_records,
         record_bytes=record_bytes,
         data_offset=data_offset,
+        file_bytes=size,
         signals=signals,
         warnings=tuple(warnings),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 from sleepfm.signals.edf_annotations import Annotation
 from sleepfm.signals.scoring_rows import Row, scoring_of_rows
@@ -26,7 +26,7 @@ def from_annotations(annotations: Sequence[Annotation], source: str, shift: floa
     if not any(names_a_stage(text) or (len(fold(text)) > 1 and stage_of(text) is not None) for text in texts):
         return None
     rows = [Row(item.onset + shift, item.duration, text) for item, text in zip(ordered, texts, strict=True)]
-    return scoring_of_rows(rows, source, source, stage=number_reader(texts, stage_of, {}, Path(source)))
+    return scoring_of_rows(rows, source, source, stage=number_reader(texts, stage_of, {}, PurePath(source)))
 
 
 def _text(item: Annotation) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from datetime import datetime
 from itertools import chain
-from pathlib import Path
+from pathlib import PurePath
 
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.clock import Clock, is_clock
@@ -32,7 +32,7 @@ def is_event_log(text: str) -> bool:
     return first is not None and any(line is not None and _STAGE.match(line[2]) for line in chain([first], lines))
 
 
-def read_event_log(text: str, path: Path, start: datetime | None, duration: float | None) -> Scoring:
+def read_event_log(text: str, path: PurePath, start: datetime | None, duration: float | None) -> Scoring:
     """The scoring of a log; ``start`` and ``duration`` are those of the recording.
 
     Raises:

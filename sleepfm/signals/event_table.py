@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
-from pathlib import Path
+from pathlib import PurePath
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
@@ -73,7 +73,7 @@ def is_event_table(text: str) -> bool:
     return _columns(first) is not None or _untitled(first) is not None
 
 
-def read_event_table(text: str, path: Path, start: datetime | None, duration: float | None) -> Scoring:
+def read_event_table(text: str, path: PurePath, start: datetime | None, duration: float | None) -> Scoring:
     """The scoring of a table or list; ``start`` and ``duration`` are those of the recording.
 
     Raises:
@@ -98,7 +98,7 @@ def read_event_table(text: str, path: Path, start: datetime | None, duration: fl
 
 
 def _events(
-    table: Sequence[tuple[int, list[str]]], columns: _Columns, path: Path, start: datetime | None, duration: float | None
+    table: Sequence[tuple[int, list[str]]], columns: _Columns, path: PurePath, start: datetime | None, duration: float | None
 ) -> Scoring:
     assert columns.begin is not None
     cells = [
@@ -144,7 +144,7 @@ def _events(
     return scoring_of_rows(rows, f"event table {path.name}", str(path), stage=stage)
 
 
-def _epochs(table: Sequence[tuple[int, list[str]]], columns: _Columns, text: str, path: Path) -> Scoring:
+def _epochs(table: Sequence[tuple[int, list[str]]], columns: _Columns, text: str, path: PurePath) -> Scoring:
     """A stage a row, epoch after epoch; where epochs are numbered, from 0 or 1."""
     cells = [(number, row) for number, row in table if len(row) > max(columns.name, columns.epoch or 0)]
     names = [row[columns.name].strip() for _, row in cells]

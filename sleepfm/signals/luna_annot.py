@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from pathlib import Path
+from pathlib import PurePath
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
@@ -45,7 +45,7 @@ def is_luna_annot(text: str) -> bool:
     return _is_time(start) and (_is_time(stop) or stop in (*_NONE, "...") or stop.startswith("+"))
 
 
-def read_luna_annot(text: str, path: Path, start: datetime | None, duration: float | None) -> Scoring:
+def read_luna_annot(text: str, path: PurePath, start: datetime | None, duration: float | None) -> Scoring:
     """The scoring of a ``.annot`` file; ``start`` and ``duration`` are those of the recording.
 
     Raises:
@@ -83,7 +83,7 @@ def read_luna_annot(text: str, path: Path, start: datetime | None, duration: flo
 class _Times:
     """Starts and stops of one file."""
 
-    def __init__(self, texts: Sequence[str], start: datetime | None, duration: float | None, path: Path) -> None:
+    def __init__(self, texts: Sequence[str], start: datetime | None, duration: float | None, path: PurePath) -> None:
         self._path = path
         self._clock: Clock | None = None
         clocks = [text for text in texts if is_clock(text)]

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
+from pathlib import PurePath
 from xml.etree.ElementTree import Element, ParseError
 
 from defusedxml import DefusedXmlException
@@ -67,7 +67,7 @@ def parse_xml(data: bytes, name: str) -> Element:
     return root
 
 
-def read_nsrr(root: Element, path: Path) -> Scoring:
+def read_nsrr(root: Element, path: PurePath) -> Scoring:
     """The scoring under a ``PSGAnnotation`` element.
 
     Raises:

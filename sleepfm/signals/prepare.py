@@ -116,15 +116,15 @@ def prepare_in_turn(
     examination = examine(path if isinstance(path, Recording) else location(path), cohort, root, scoring)
     require_channels(examination, require)
     description = describe(examination, rule)
-    return description, _required(description, make_channels(examination, description), require)
+    return description, _required(examination, description, require)
 
 
-def _required(description: RecordingDescription, channels: Channels, require: Sequence[str]) -> Channels:
-    yield from channels
+def _required(examination: Examination, description: RecordingDescription, require: Sequence[str]) -> Channels:
+    yield from make_channels(examination, description)
     lacking = [name for name in require if name not in description.quality]
     if lacking or not description.quality:
         reasons = "; ".join(f"{name}: {why}" for name, why in description.provenance["missing"].items())
-        raise SignalError(f"{description.path}: no usable signal in {', '.join(lacking) or 'any channel'} ({reasons})")
+        raise SignalError(f"{examination.recording.name}: no usable signal in {', '.join(lacking) or 'any channel'} ({reasons})")
 
 
 def describe(examination: Examination, rule: EventRule = "overlap") -> RecordingDescription:

@@ -6,7 +6,7 @@ Source: NSRR's edf-editor-translator, wiki page Compumedics-Annotation-Format.
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from pathlib import PurePath
 from xml.etree.ElementTree import Element
 
 from sleepfm.errors import AnnotationError
@@ -18,7 +18,7 @@ from sleepfm.signals.stage_texts import refuse_unknown
 ROOT = "CMPStudyConfig"
 
 
-def read_profusion(root: Element, path: Path) -> Scoring:
+def read_profusion(root: Element, path: PurePath) -> Scoring:
     """The scoring under a ``CMPStudyConfig`` element.
 
     Raises:

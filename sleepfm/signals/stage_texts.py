@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _SHOWN = 10
 
 
 def number_reader(
-    names: Sequence[str], by_name: Callable[[str], Stage | None], legend: Mapping[int, Stage], path: Path
+    names: Sequence[str], by_name: Callable[[str], Stage | None], legend: Mapping[int, Stage], path: PurePath
 ) -> Callable[[str], Stage | None]:
     """How the texts ``names`` of one scoring, in order of time, are read as stages: names by ``by_name``, numbers as a list.
 

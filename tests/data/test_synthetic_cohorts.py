@@ -67,7 +67,7 @@ def test_auto_makes_of_each_cohort_what_was_drawn(cohort, tmp_path):
     layout = load_layout(cohort)
     epochs = 180 if layout.upside_down else 60  # to be sure of what only the signal tells takes an hour of sleep
     written = write_cohort(tmp_path, 2, epochs / 120, SEED, cohort)
-    paths = discover(tmp_path)
+    paths = list(discover(tmp_path))
     assert paths == sorted(written)
     subjects = []
     for number, path in enumerate(written):

@@ -100,7 +100,7 @@ def test_a_folder_of_nights_is_listed_without_a_request_for_each(s3, night):
     for number in range(4):
         s3.put(f"many/edfs/shhs1/shhs1-20000{number}.edf", large)
     before = len(s3.requests())
-    paths = discover("s3://sleep/many")
+    paths = list(discover("s3://sleep/many"))
     assert [path.name for path in paths] == [f"shhs1-20000{number}.edf" for number in range(4)]
     assert [file_size(path) for path in paths] == 4 * [len(large)]
     assert not [request for request in s3.requests()[before:] if ".edf" in request]
