@@ -21,10 +21,10 @@ from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, 
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
-from sleepfm.signals.edf_header import EdfHeader
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
-from sleepfm.signals.text_counts import TextCounts
+from sleepfm.signals.scorings.text_counts import TextCounts
 
 _SHARD_FILES = r"shard-[0-9]{6,}\.(?:tar|json)"
 

@@ -17,7 +17,7 @@ from shards.memory import BASE_BYTES, read_extents, task_memory, wanted_labels
 from shards.plan import ShardPlan
 from shards.task import Failure, Outcome, build_shard
 from sleepfm.errors import ConfigError, ShardError, SleepFMError, UsageError
-from sleepfm.signals.edf_header import EdfHeader
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import is_remote, location
 
 # Set before Ray is imported. Workers inherit the thread limit: a task is one core's work.

@@ -28,7 +28,7 @@ from sleepfm.data.format import (
 )
 from sleepfm.data.quantisation import quantise
 from sleepfm.signals.prepare import RecordingDescription
-from sleepfm.signals.scoring_types import Event
+from sleepfm.signals.scorings.scoring import Event
 
 RESPIRATORY = ("apnea", "hypopnea", "desaturation")
 

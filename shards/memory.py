@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 from sleepfm.constants import CHANNELS, RATE_HZ
 from sleepfm.errors import RecordingError
-from sleepfm.signals.cohort import Cohort, cohort_names, load_cohort, normalise_label
-from sleepfm.signals.edf_header import EdfHeader
+from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.recording import read_edf_extent
 
 # A Ray worker with its libraries.

@@ -26,7 +26,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
 from sleepfm.errors import SleepFMError
 from sleepfm.files import atomic_file, write_json
-from sleepfm.signals.edf_header import EdfHeader
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.prepare import prepare_in_turn
 from sleepfm.signals.recording import read_recording
 

@@ -18,7 +18,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import LABELS
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality
-from sleepfm.signals.scoring_types import Event
+from sleepfm.signals.scorings.scoring import Event
 
 EVERY_CHANNEL = ("EEG_C3", "EEG_C4", "EOG_L", "EOG_R", "EMG_CHIN", "ECG", "AIRFLOW", "SPO2")
 

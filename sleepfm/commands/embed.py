@@ -118,7 +118,7 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     from sleepfm.data.reader import ShardReader
     from sleepfm.evaluation.inference import prepared_epochs
     from sleepfm.scoring import prepare_night
-    from sleepfm.signals.cohort import load_cohort
+    from sleepfm.signals.cohorts.cohort import load_cohort
     from sleepfm.signals.prepare import discover
     from sleepfm.signals.recording import read_recording
     from sleepfm.training.embeddings import embed, stored_epochs

@@ -119,9 +119,9 @@ class Plan:
 
     def scoring_file(self, recording: Path) -> Path | None:
         """The scoring that belongs to a recording of the source, if there is one."""
-        from sleepfm.signals.annotations import find_scoring
-        from sleepfm.signals.cohort import recognise_cohort
+        from sleepfm.signals.cohorts.cohort import recognise_cohort
         from sleepfm.signals.recording import read_edf_header
+        from sleepfm.signals.scorings.reader import find_scoring
 
         header = read_edf_header(recording)
         cohort = recognise_cohort(recording.name, (signal.label for signal in header.ordinary))

@@ -10,16 +10,16 @@ from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError, MontageError, RecordingError, StageTextError
-from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
-from sleepfm.signals.cohort import UNCLEAR, Cohort, recognise_cohort
-from sleepfm.signals.edf_header import EdfHeader
-from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort, recognise_cohort
+from sleepfm.signals.cohorts.identity import Identity, identify
+from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_file, is_folder, list_files, location, refresh
-from sleepfm.signals.identity import Identity, identify
-from sleepfm.signals.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.recording import Recording, read_edf_header, read_recording
-from sleepfm.signals.scoring_types import Scoring
-from sleepfm.signals.vocabulary import fold
+from sleepfm.signals.scorings.edf_plus import from_annotations
+from sleepfm.signals.scorings.reader import find_scoring, read_scoring, reconcile
+from sleepfm.signals.scorings.scoring import Scoring
+from sleepfm.signals.scorings.vocabulary import fold
 
 _SUFFIXES = (".edf", ".bdf")
 # Annotations without a signal are smaller. Larger files are recordings, whose headers need not be fetched to list a folder.

@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
-from sleepfm.signals.cohort import Band, Cohort, QualityLimits
+from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits
+from sleepfm.signals.cohorts.montage import Derivation, derive
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import location
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
-from sleepfm.signals.labels import LABELS, RULE_VERSION, EventRule, event_labels, stage_labels
-from sleepfm.signals.montage import Derivation, derive
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
 from sleepfm.signals.recording import Recording
-from sleepfm.signals.scoring_types import Event
+from sleepfm.signals.scorings.labels import LABELS, RULE_VERSION, EventRule, event_labels, stage_labels
+from sleepfm.signals.scorings.scoring import Event
 
 __all__ = ["PreparedRecording", "RecordingDescription", "discover", "prepare", "prepare_in_turn"]
 

@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.errors import RecordingError
-from sleepfm.signals.edf_annotations import Annotation
-from sleepfm.signals.edf_blocks import iter_blocks
-from sleepfm.signals.edf_header import EdfHeader, SignalHeader, read_header
-from sleepfm.signals.edf_timeline import Timeline, continuous, read_extent, read_timeline
+from sleepfm.signals.edf.annotations import Annotation
+from sleepfm.signals.edf.blocks import iter_blocks
+from sleepfm.signals.edf.header import EdfHeader, SignalHeader, read_header
+from sleepfm.signals.edf.timeline import Timeline, continuous, read_extent, read_timeline
 from sleepfm.signals.files import RandomFile, file_size, location, name_below, random_file
 
 # Beyond this a header is damaged, and samples would not fit their type.

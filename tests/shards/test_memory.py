@@ -11,7 +11,7 @@ from shards.cluster import IN_FLIGHT_PER_CPU, cluster, run_shards
 from shards.config import load_build_config
 from shards.memory import BASE_BYTES, read_extents, recording_memory, task_memory, wanted_labels
 from shards.plan import Entry, ShardPlan
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.recording import read_edf_extent
 
 

@@ -22,8 +22,8 @@ from sleepfm.data.format import DATASET_FILE
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ConfigError
 from sleepfm.evaluation.seconds import SecondLabels
-from sleepfm.signals.labels import LABELS, RULE_VERSION, event_labels
-from sleepfm.signals.scoring_types import Event, Scoring
+from sleepfm.signals.scorings.labels import LABELS, RULE_VERSION, event_labels
+from sleepfm.signals.scorings.scoring import Event, Scoring
 
 EPOCHS = 70  # more than one sample
 EVENTS = (

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sleepfm.signals.labels import LABELS, RULE_VERSION, describe_rule, event_labels, stage_labels
-from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
+from sleepfm.signals.scorings.labels import LABELS, RULE_VERSION, describe_rule, event_labels, stage_labels
+from sleepfm.signals.scorings.scoring import Event, Scoring, StageInterval
 
 N_EPOCHS = 12
 EVENTS = st.lists(

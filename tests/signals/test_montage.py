@@ -15,9 +15,9 @@ from sleepfm.config import load_config
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.signals.cohort import Cohort, cohort_names, load_cohort, normalise_label, recognise_cohort
-from sleepfm.signals.identity import identify
-from sleepfm.signals.montage import derive, resolve
+from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label, recognise_cohort
+from sleepfm.signals.cohorts.identity import identify
+from sleepfm.signals.cohorts.montage import derive, resolve
 from sleepfm.signals.recording import read_recording
 
 

@@ -15,12 +15,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 from made_edf import Made, noise, tal, write_edf
 
-from sleepfm.signals.annotations import read_scoring
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.examine import discover, examine
 from sleepfm.signals.files import location
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.recording import read_edf_header, read_recording
+from sleepfm.signals.scorings.reader import read_scoring
 
 
 class CountedFile(AbstractBufferedFile):

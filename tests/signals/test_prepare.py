@@ -13,14 +13,14 @@ from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.cli import main
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
-from sleepfm.data.synthetic.cohort import write_cohort
 from sleepfm.errors import AnnotationError, MontageError, RecordingError, SignalError, SleepFMError
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.filters import preprocess, robust_scale
 from sleepfm.signals.polarity import POLAR
 from sleepfm.signals.prepare import discover, prepare, prepare_in_turn
 from sleepfm.signals.quality import Quality
 from sleepfm.signals.recording import read_recording
+from sleepfm.synthetic.cohort import write_cohort
 
 
 @pytest.fixture(scope="module")

@@ -14,11 +14,11 @@ from made_edf import Made, noise, tal, write_edf
 import sleepfm
 from sleepfm.cli import main
 from sleepfm.errors import AnnotationError, ConfigError, RecordingError
-from sleepfm.signals.annotations import find_scoring, read_scoring
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.examine import discover
 from sleepfm.signals.files import file_size, location
 from sleepfm.signals.prepare import prepare
+from sleepfm.signals.scorings.reader import find_scoring, read_scoring
 
 
 @pytest.fixture

@@ -14,12 +14,12 @@ from made_edf import Made, noise, tal, write_edf
 from sleepfm.cli import main
 from sleepfm.constants import APNEA_TYPES
 from sleepfm.errors import ConfigError, StageTextError
-from sleepfm.signals.annotations import read_scoring
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.examine import examine
-from sleepfm.signals.labels import LABELS, event_labels, stage_labels
 from sleepfm.signals.prepare import prepare
-from sleepfm.signals.vocabulary import event_of, is_beside_the_point, is_respiratory, stage_of
+from sleepfm.signals.scorings.labels import LABELS, event_labels, stage_labels
+from sleepfm.signals.scorings.reader import read_scoring
+from sleepfm.signals.scorings.vocabulary import event_of, is_beside_the_point, is_respiratory, stage_of
 
 EPOCHS = 12
 STAGES = [0] * 3 + [1, 2, 2, 3, 3] + [4] * 2 + [0] * 2
