@@ -30,7 +30,7 @@ from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording
-from sleepfm.signals.scorings.reader import Event
+from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.text_counts import TextCounts
 from sleepfm.training.embeddings import embed, embed_frames
 

@@ -121,7 +121,7 @@ class Plan:
         """The scoring that belongs to a recording of the source, if there is one."""
         from sleepfm.signals.cohorts.cohort import recognise_cohort
         from sleepfm.signals.recording import read_edf_header
-        from sleepfm.signals.scorings.reader import find_scoring
+        from sleepfm.signals.scorings.finder import find_scoring
 
         header = read_edf_header(recording)
         cohort = recognise_cohort(recording.name, (signal.label for signal in header.ordinary))

@@ -20,7 +20,7 @@ from sleepfm.evaluation.tasks import TASKS
 from sleepfm.files import write_json
 from sleepfm.scoring import NightScore
 from sleepfm.signals.prepare import PreparedRecording
-from sleepfm.signals.scorings.reader import Event
+from sleepfm.signals.scorings.scoring import Event
 from sleepfm.version import __version__
 
 

@@ -75,7 +75,7 @@ def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
             examination = examine(read_recording(path, header), cohort, root if is_folder(root) else None)
             _fill(finding, examination)
             require_channels(examination)
-            _judge(finding, examination)
+            _read_signals(finding, examination)
         except SleepFMError as error:
             finding.refused = str(error)
         yield finding
@@ -106,7 +106,7 @@ def _fill(finding: Finding, examination: Examination) -> None:
         finding.warnings.append(f"the last {recording.duration % EPOCH_SECONDS:.1f} s are less than an epoch; cut")
 
 
-def _judge(finding: Finding, examination: Examination) -> None:
+def _read_signals(finding: Finding, examination: Examination) -> None:
     """What the signals tell: polarity, epochs that cannot be used, and channels without any that can."""
     description = describe(examination)
     for _ in make_channels(examination, description):

@@ -17,7 +17,9 @@ from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_file, is_folder, list_files, location, refresh
 from sleepfm.signals.recording import Recording, read_edf_header, read_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
-from sleepfm.signals.scorings.reader import find_scoring, read_scoring, reconcile
+from sleepfm.signals.scorings.finder import find_scoring
+from sleepfm.signals.scorings.reader import read_scoring
+from sleepfm.signals.scorings.reconcile import reconcile
 from sleepfm.signals.scorings.scoring import Scoring
 from sleepfm.signals.scorings.vocabulary import fold
 

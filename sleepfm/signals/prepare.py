@@ -21,7 +21,7 @@ from sleepfm.signals.filters import effective_band, preprocess, quartiles, robus
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
 from sleepfm.signals.recording import Recording
-from sleepfm.signals.scorings.labels import LABELS, RULE_VERSION, EventRule, event_labels, stage_labels
+from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, EventRule, event_labels, stage_labels
 from sleepfm.signals.scorings.scoring import Event
 
 __all__ = ["PreparedRecording", "RecordingDescription", "discover", "prepare", "prepare_in_turn"]
@@ -144,7 +144,7 @@ def describe(examination: Examination, rule: EventRule = "overlap") -> Recording
         quality={},
         stage=stage,
         events=scored.events if scored else (),
-        labels={name: event_labels(scored, n_epochs, types, rule) for name, types in LABELS.items()},
+        labels={name: event_labels(scored, n_epochs, types, rule) for name, types in LABEL_EVENTS.items()},
         provenance=_provenance(examination, rule),
         unclear=scored.unclear if scored else (),
     )

@@ -18,7 +18,8 @@ from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.examine import discover
 from sleepfm.signals.files import file_size, location
 from sleepfm.signals.prepare import prepare
-from sleepfm.signals.scorings.reader import find_scoring, read_scoring
+from sleepfm.signals.scorings.finder import find_scoring
+from sleepfm.signals.scorings.reader import read_scoring
 
 
 @pytest.fixture

@@ -18,7 +18,8 @@ from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.examine import examine
 from sleepfm.signals.scorings.labels import event_labels, stage_labels
-from sleepfm.signals.scorings.reader import read_scoring, reconcile
+from sleepfm.signals.scorings.reader import read_scoring
+from sleepfm.signals.scorings.reconcile import reconcile
 from sleepfm.signals.scorings.vocabulary import event_of, stage_of, stages_of_numbers
 
 

@@ -70,7 +70,7 @@ class Recognise(Config):
         return _expression(value)
 
 
-class Identity(Config):
+class IdentityRule(Config):
     """Regular expression searched in the file name, with groups ``subject`` and ``visit``.
 
     A file that does not match is its own subject. ``subject`` is prefixed by ``prefix``, so that
@@ -165,7 +165,7 @@ class Cohort(Config):
     name: str
     source: str
     recognise: Recognise = Recognise()
-    identity: Identity = Identity()
+    identity: IdentityRule = IdentityRule()
     scoring: ScoringRules = ScoringRules()
     channels: dict[str, tuple[ChannelRule, ...]]
     minimum_rate: dict[str, float]

@@ -13,7 +13,8 @@ from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS, Stage
 from sleepfm.signals.scorings.scoring import Event, Scoring
 
 EventRule = Literal["overlap", "reference"]
-LABELS = {
+# Types of events that give each label.
+LABEL_EVENTS = {
     "apnea": APNEA_TYPES,
     "hypopnea": ("hypopnea",),
     "desaturation": ("desaturation",),

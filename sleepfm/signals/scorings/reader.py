@@ -1,20 +1,14 @@
-"""Scorings: one result type for every format, read by content, and reconciled with the recording's length."""
+"""Scoring files: one result type for every format, which is told by the content."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
-from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePath
-from typing import Literal
 
-from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.edf.header import FIXED_BYTES, EdfHeader, edf_kind
-from sleepfm.signals.files import MemoryFile, location, matching_files, name_below, random_file, read_start
-from sleepfm.signals.recording import Recording, open_recording, read_edf_header
+from sleepfm.signals.edf.header import FIXED_BYTES, edf_kind
+from sleepfm.signals.files import MemoryFile, location, name_below, random_file, read_start
+from sleepfm.signals.recording import Recording, open_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
 from sleepfm.signals.scorings.event_log import is_event_log, read_event_log
 from sleepfm.signals.scorings.event_table import is_event_table, read_event_table
@@ -22,12 +16,7 @@ from sleepfm.signals.scorings.luna_annot import is_luna_annot, read_luna_annot
 from sleepfm.signals.scorings.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
 from sleepfm.signals.scorings.profusion_xml import ROOT as PROFUSION_ROOT
 from sleepfm.signals.scorings.profusion_xml import read_profusion
-from sleepfm.signals.scorings.scoring import Event, Scoring, StageInterval
-
-__all__ = ["Event", "Scoring", "StageInterval", "find_scoring", "read_scoring", "reconcile"]
-
-# Folders above a recording in which its scoring is looked for: NSRR keeps both two levels below the cohort.
-_LEVELS = 4
+from sleepfm.signals.scorings.scoring import Scoring
 
 
 def read_scoring(
@@ -82,98 +71,6 @@ def read_scoring(
     )
 
 
-def find_scoring(
-    edf: Path, root: Path | None, cohort: Cohort, header: EdfHeader | None = None, names_below: Path | None = None
-) -> Path | None:
-    """The scoring file of the recording ``edf`` by the cohort's patterns, or None.
-
-    Each pattern is tried in the recording's folder and in those above it, up to ``root`` and at least where NSRR
-    keeps its annotations.
-
-    Args:
-        header: of the recording, where it was read before.
-        names_below: the folder that messages name files relative to; None for whole paths.
-
-    Raises:
-        AnnotationError: several files match equally well.
-    """
-    called = name_below(edf, names_below)
-    key = re.search(cohort.scoring.key, edf.name) if cohort.scoring.key else None
-    folder = edf.parent
-    above = [folder, *folder.parents][: _LEVELS + 1]
-    if root is not None and root in folder.parents:
-        above = [folder, *folder.parents][: max(_LEVELS, folder.parents.index(root) + 1) + 1]
-    for pattern in cohort.scoring.files:
-        if "{key}" in pattern and key is None:
-            continue
-        name = pattern.format(stem=_literal(edf.stem), folder=_literal(folder.name), key=_literal(key[0] if key else ""))
-        for place in above:
-            found = [path for path in _matching(place, name, names_below) if path != edf]
-            if found:
-                return _only(edf, found, called)
-    if cohort.scoring.same_header:
-        return _only(edf, _with_same_header(edf, cohort.scoring.same_header, header, names_below), called)
-    return None
-
-
-def reconcile(scoring: Scoring, duration: float, longer: Literal["cut", "error"], name: str) -> Scoring:
-    """``scoring`` with what lies outside a recording of ``duration`` s cut off, and a warning for it.
-
-    Raises:
-        AnnotationError: it overlaps the recording nowhere; it is more than an epoch longer where that is an
-            ``error``; it is more than an epoch shorter though its format scores whole nights; stages overlap.
-    """
-    _check_overlap(scoring, name)
-    if scoring.begin >= duration or scoring.end <= 0:
-        raise AnnotationError(
-            f"{name}: {scoring.source} covers {scoring.begin:.0f} to {scoring.end:.0f} s, the recording 0 to "
-            f"{duration:.0f} s; it belongs to another night"
-        )
-    excess = scoring.end - duration
-    if excess > EPOCH_SECONDS and longer == "error":
-        raise AnnotationError(
-            f"{name}: {scoring.source} is {excess:.1f} s ({excess / EPOCH_SECONDS:.1f} epochs) longer than the "
-            f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
-        )
-    if scoring.whole_night and -excess > EPOCH_SECONDS:
-        raise AnnotationError(
-            f"{name}: {scoring.source} is {-excess:.1f} s ({-excess / EPOCH_SECONDS:.1f} epochs) shorter than the "
-            f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
-        )
-    events, unclear = (_inside(found, duration) for found in (scoring.events, scoring.unclear))
-    warnings = []
-    if excess > EPOCH_SECONDS:
-        warnings.append(f"scoring goes on for {excess:.1f} s after the recording's end; cut")
-    if scoring.begin < 0:
-        warnings.append(f"scoring begins {-scoring.begin:.1f} s before the recording; cut")
-    outside = len(scoring.events) + len(scoring.unclear) - len(events) - len(unclear)
-    if outside:
-        warnings.append(f"{outside} events outside the recording are left out")
-    return replace(scoring, events=events, unclear=unclear, warnings=scoring.warnings + tuple(warnings))
-
-
-def _inside(events: Iterable[Event], duration: float) -> tuple[Event, ...]:
-    """The parts of ``events`` that lie in a recording of ``duration`` s."""
-    found = []
-    for event in events:
-        begin, end = max(event.onset, 0.0), min(event.onset + event.duration, duration)
-        if begin < end or (event.duration == 0 and 0 <= event.onset < duration):
-            # An event that lies inside keeps its duration to the last bit.
-            whole = begin == event.onset and end < duration
-            found.append(event if whole else replace(event, onset=begin, duration=end - begin))
-    return tuple(found)
-
-
-def _check_overlap(scoring: Scoring, name: str) -> None:
-    end = float("-inf")
-    for interval in scoring.stages:
-        if interval.onset < end - 1.0:
-            raise AnnotationError(
-                f"{name}: {scoring.source}: the stage at {interval.onset:g} s starts before the one before it ends ({end:g} s)"
-            )
-        end = max(end, interval.end)
-
-
 def _of_edf(recording: Recording, start: datetime | None) -> Scoring:
     shift = (recording.start - start).total_seconds() if recording.start and start else 0.0
     scoring = from_annotations(recording.annotations, f"EDF+ annotations {recording.path.name}", shift)
@@ -193,41 +90,3 @@ def _decode(data: bytes) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError:
         return data.decode("latin-1")
-
-
-def _matching(folder: Path, pattern: str, names_below: Path | None) -> list[Path]:
-    try:
-        return matching_files(folder, pattern)
-    except OSError as error:
-        name = name_below(folder, names_below)
-        raise AnnotationError(f"{name}: cannot be searched for a scoring ({error.strerror or error})") from error
-
-
-def _literal(text: str) -> str:
-    """``text`` for use inside a glob pattern."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in text)
-
-
-def _with_same_header(edf: Path, pattern: str, header: EdfHeader | None, names_below: Path | None) -> list[Path]:
-    candidates = [path for path in _matching(edf.parent, pattern, names_below) if path != edf]
-    if not candidates:
-        return []
-    mine = header or read_edf_header(edf, name_below(edf, names_below))
-    if mine.start is None:
-        return []
-    found = []
-    for path in candidates:
-        other = read_edf_header(path, name_below(path, names_below))
-        if not other.ordinary and (other.patient, other.start) == (mine.patient, mine.start):
-            found.append(path)
-    return found
-
-
-def _only(edf: Path, found: list[Path], name: str) -> Path | None:
-    # A scoring exported beside each format of a recording has the same ending as that recording.
-    same = [path for path in found if path.suffix.lower() == edf.suffix.lower()]
-    best = same if same else found
-    if len(best) > 1:
-        names = ", ".join(path.name for path in best)
-        raise AnnotationError(f"{name}: several scorings fit: {names}; keep one")
-    return best[0] if best else None
