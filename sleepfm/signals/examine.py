@@ -66,18 +66,28 @@ def discover(root: str | Path, cohort: Cohort | None = None) -> dict[Path, EdfHe
         raise RecordingError(f"{root}: cannot be listed ({error.strerror or error})") from error
     if not files:
         raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
-    recordings: dict[Path, EdfHeader | None] = {}
-    annotations = []
+    headers: dict[Path, EdfHeader] = {}
+
+    def keep(path: Path, header: EdfHeader | None) -> None:
+        if header is not None and len(headers) < _MOST_HEADERS:
+            headers[path] = header
+
+    recordings, annotations = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
         for path, header in zip(files, pool.map(_header_of_small, files), strict=True):
             if header is not None and not header.ordinary:
                 annotations.append(path)
             else:
-                recordings[path] = header if len(recordings) < _MOST_HEADERS else None
+                recordings.append(path)
+                keep(path, header)
         if annotations:
-            used = set(pool.map(lambda path: _scoring_of(path, recordings[path], root, cohort), recordings))
-            recordings |= {path: None for path in annotations if path not in used}
-    return {path: recordings[path] for path in sorted(recordings)}
+            scorings = set()
+            found = pool.map(lambda path: _scoring_of(path, headers.get(path), root, cohort), recordings)
+            for path, (header, scoring) in zip(recordings, found, strict=True):
+                keep(path, header)
+                scorings.add(scoring)
+            recordings += [path for path in annotations if path not in scorings]
+    return {path: headers.get(path) for path in sorted(recordings)}
 
 
 def examine(
@@ -194,12 +204,15 @@ def _header_of_small(path: Path) -> EdfHeader | None:
         return None
 
 
-def _scoring_of(path: Path, header: EdfHeader | None, root: Path, cohort: Cohort | None) -> Path | None:
+def _scoring_of(path: Path, header: EdfHeader | None, root: Path, cohort: Cohort | None) -> tuple[EdfHeader | None, Path | None]:
+    """The header, read where the search needs it, and the scoring of a recording."""
     try:
+        if header is None and (cohort is None or cohort.scoring.same_header):
+            header = read_edf_header(path)
         if cohort is None:
-            header = header or read_edf_header(path)
+            assert header is not None
             cohort = recognise_cohort(str(path), (signal.label for signal in header.ordinary))
-        return find_scoring(path, root, cohort, header)
+        return header, find_scoring(path, root, cohort, header)
     except (RecordingError, AnnotationError):
         # Examining the recording says why; the others go on.
-        return None
+        return header, None

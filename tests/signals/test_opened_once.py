@@ -98,13 +98,18 @@ def test_header_and_time_stamps_are_one_opening(tmp_path):
 
 
 @pytest.mark.parametrize("variant", ["", "EDF+C"])
-def test_a_remote_header_is_two_requests_on_the_whole_way(tmp_path, requests, variant):
+@pytest.mark.parametrize("cohort", [None, "sleep-edf"])
+@pytest.mark.parametrize("large", [False, True])
+def test_a_remote_header_is_two_requests_on_the_whole_way(tmp_path, requests, monkeypatch, variant, cohort, large):
     edf = sleep_edf(tmp_path, variant)
+    rules = load_cohort(cohort) if cohort else None
+    if large:  # so that a folder is listed without its header, unless the scoring of a recording cannot be found without
+        monkeypatch.setattr("sleepfm.signals.examine._LARGEST_ANNOTATIONS", edf.stat().st_size - 1)
     for path in tmp_path.iterdir():
         MemoryFileSystem().pipe_file(f"/{tmp_path.name}/{path.name}", path.read_bytes())
     root = location(f"memory://{tmp_path.name}")
-    ((path, header),) = discover(root).items()
-    remote = prepare(read_recording(path, header), root=root)
+    ((path, header),) = discover(root, rules).items()
+    remote = prepare(read_recording(path, header), rules, root=root)
     local = prepare(edf, root=tmp_path)
     for channel, samples in local.channels.items():
         np.testing.assert_array_equal(remote.channels[channel], samples)
