@@ -26,7 +26,6 @@ from dead_stretches import surrounded, with_dead
 
 from sleepfm.config import read_yaml
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.data.synthetic.cohort import write_cohort
 from sleepfm.evaluation.inference import prepared_epochs
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import build_model, model_config
@@ -37,6 +36,7 @@ from sleepfm.paths import config_root
 from sleepfm.scoring import NightScore, Scorer, TaskModel, prepare_night
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.recording import Recording, read_recording
+from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.training.embeddings import embed
 
 KINDS = ("zeros", "open input", "mains", "rail")

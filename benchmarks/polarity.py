@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 from machine import describe
 
-from sleepfm.data.synthetic.cohort import write_cohort
-from sleepfm.data.synthetic.layout import layout_names, load_layout
-from sleepfm.data.synthetic.night import Night, draw_night
-from sleepfm.signals.cohort import Cohort, load_cohort
+from sleepfm.signals.cohorts.cohort import Cohort, load_cohort
 from sleepfm.signals.filters import preprocess
 from sleepfm.signals.polarity import EEG, EOG, POLAR, Polarity, decide_polarity, has_known_sign
 from sleepfm.signals.prepare import prepare
+from sleepfm.synthetic.cohort import write_cohort
+from sleepfm.synthetic.layout import layout_names, load_layout
+from sleepfm.synthetic.night import Night, draw_night
 
 EPOCHS = 240
 STATES: dict[str, tuple[str, ...]] = {

@@ -47,9 +47,10 @@ def make_dataset(out: Path, recordings: int) -> None:
     root = Path(__file__).resolve().parents[1]
     # Before this folder, whose shards.py would stand in for the package.
     sys.path[:0] = [str(root), str(root / "tests")]
-    from made_nights import make_night
+    from made_nights import make_night, quantised
 
     from shards.config import identity, load_build_config
+    from shards.convert import QuantisedRecording
     from shards.manifest import write_manifest
     from shards.plan import Entry, Plan, ShardPlan, write_plan
     from shards.task import write_shard
@@ -62,9 +63,11 @@ def make_dataset(out: Path, recordings: int) -> None:
     (out / "shards").mkdir(parents=True)
     write_plan(out, plan)
     for shard in plan.shards:
-        write_shard(
-            out, shard, lambda entry: make_night(entry.record, EPOCHS, CHANNELS), config, digest(plan.identity), Path("/source")
-        )
+
+        def night_of(entry: Entry) -> QuantisedRecording:
+            return quantised(make_night(entry.record, EPOCHS, CHANNELS))
+
+        write_shard(out, shard, night_of, config, digest(plan.identity), Path("/source"))
     write_manifest(out, plan)
 
 

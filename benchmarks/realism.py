@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 
 from sleepfm.cli import main as sleepfm
 from sleepfm.constants import STAGE_NAMES
-from sleepfm.data.synthetic.events import Event, is_respiratory
-from sleepfm.data.synthetic.night import draw_night
+from sleepfm.synthetic.events import Event, is_respiratory
+from sleepfm.synthetic.night import draw_night
 
 CHANNELS = {
     "eeg": "EEG",

@@ -137,8 +137,8 @@ def measure_bound(source: Path, *_: str) -> dict[str, Any]:
     import numpy as np
     from scipy import fft
 
-    from sleepfm.signals.cohort import load_cohort
-    from sleepfm.signals.montage import resolve
+    from sleepfm.signals.cohorts.cohort import load_cohort
+    from sleepfm.signals.cohorts.montage import resolve
     from sleepfm.signals.recording import read_edf_header, read_recording
 
     cohort, block = load_cohort("shhs1"), 16_384
@@ -189,17 +189,18 @@ def measure_memory(source: Path, *_: str) -> dict[str, Any]:
     from shards.cluster import cluster
     from shards.config import load_build_config
     from shards.memory import task_memory, wanted_labels
-    from sleepfm.signals.cohort import load_cohort
+    from sleepfm.signals.cohorts.cohort import load_cohort
+    from sleepfm.signals.recording import read_edf_extent
 
     config, path = load_build_config(None, ["cohort=shhs1"]), edfs(source)[0]
     with output() as out, cluster(1) as ray:
         remote = ray.remote(num_cpus=1)(watched_task)
-        arguments = (source, out, shard_of(source, path, 0), config, "benchmark")
+        arguments = (source, out, shard_of(source, path, 0), config, "benchmark", {})
         found = [ray.get(remote.remote(*arguments)) for _ in range(3)]
     return {
         "idle_worker_mib": found[0][0],
         "peak_worker_mib": max(peak for _, peak in found),
-        "asked_of_ray_mib": task_memory([path], wanted_labels(load_cohort("shhs1"))) / MIB,
+        "asked_of_ray_mib": task_memory([read_edf_extent(path)], wanted_labels(load_cohort("shhs1"))) / MIB,
     }
 
 

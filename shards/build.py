@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,10 @@ from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, 
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
-from sleepfm.signals.text_counts import TextCounts
+from sleepfm.signals.scorings.text_counts import TextCounts
 
 _SHARD_FILES = r"shard-[0-9]{6,}\.(?:tar|json)"
 
@@ -67,9 +69,10 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         raise UsageError(f"{out}: the output must lie outside the source {source}")
     wanted = identity(config)
     read_plan(out, wanted)
-    paths = discover(source, chosen_cohort(config))
+    recordings = discover(source, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
-    found = {relative_name(path, root): _size(path) for path in paths}
+    found = {relative_name(path, root): _size(path) for path in recordings}
+    headers = {relative_name(path, root): header for path, header in recordings.items() if header is not None}
     with only_writer(out):
         before = read_plan(out, wanted)
         for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
@@ -85,7 +88,7 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
-            printed = _run(todo, root, out, config, plan, workers)
+            printed = _run(todo, root, out, config, plan, workers, headers)
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
@@ -153,12 +156,20 @@ def _with_sizes(shard: ShardPlan, found: dict[str, int]) -> ShardPlan:
     return replace(shard, entries=tuple(replace(entry, size=found[entry.path]) for entry in shard.entries))
 
 
-def _run(todo: list[ShardPlan], source: Path, out: Path, config: BuildConfig, plan: Plan, workers: int) -> set[str]:
+def _run(
+    todo: list[ShardPlan],
+    source: Path,
+    out: Path,
+    config: BuildConfig,
+    plan: Plan,
+    workers: int,
+    headers: Mapping[str, EdfHeader],
+) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
     finished = len(plan.shards) - len(todo)
     kept = f", {finished} shards are finished already" if finished else ""
     print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
-        run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update)
+        run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update, headers)
     return progress.refused

@@ -6,16 +6,18 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shards.config import BuildConfig, chosen_cohort
-from shards.memory import BASE_BYTES, task_memory, wanted_labels
+from shards.memory import BASE_BYTES, read_extents, task_memory, wanted_labels
 from shards.plan import ShardPlan
 from shards.task import Failure, Outcome, build_shard
 from sleepfm.errors import ConfigError, ShardError, SleepFMError, UsageError
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import is_remote, location
 
 # Set before Ray is imported. Workers inherit the thread limit: a task is one core's work.
@@ -168,11 +170,13 @@ def run_shards(
     config: BuildConfig,
     build: str,
     report: Callable[[Outcome | Failure | None], None],
+    headers: Mapping[str, EdfHeader] = MappingProxyType({}),
 ) -> None:
     """Build ``shards``, one Ray task each, a few at a time; the others wait here as plain names.
 
     Args:
         report: gets what became of every shard as it is known, and None about once a second.
+        headers: of those recordings, by their paths relative to ``source``, whose header was read before.
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
@@ -180,7 +184,7 @@ def run_shards(
         ShardError: tasks failed; all others ran.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    memory_of = _memory(nodes, source, config)
+    needs = _needs(nodes, source, config, headers)
     limit = max(1, int(IN_FLIGHT_PER_CPU * sum(node.get("CPU", 0) for node in nodes)))
     remote = ray.remote(num_cpus=1, max_retries=config.ray.retries)(run_task)
     waiting = iter(shards)
@@ -189,7 +193,8 @@ def run_shards(
     stop: SleepFMError | None = None
     while True:
         while stop is None and len(running) < limit and (shard := next(waiting, None)) is not None:
-            running[remote.options(memory=memory_of(shard)).remote(source, out, shard, config, build)] = shard
+            memory, known = needs(shard)
+            running[remote.options(memory=memory).remote(source, out, shard, config, build, known)] = shard
         if not running:
             break
         ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
@@ -215,15 +220,22 @@ def run_shards(
         )
 
 
-def run_task(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, build: str) -> Outcome:
+def run_task(
+    source: Path, out: Path, shard: ShardPlan, config: BuildConfig, build: str, headers: Mapping[str, EdfHeader]
+) -> Outcome:
     """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of."""
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
-    return build_shard(source, out, shard, config, build)
+    return build_shard(source, out, shard, config, build, headers)
 
 
-def _memory(nodes: list[dict[str, float]], source: Path, config: BuildConfig) -> Callable[[ShardPlan], int]:
-    """What each shard's task asks of its node: as configured, or by its recordings and at most all that a node has."""
+def _needs(
+    nodes: list[dict[str, float]], source: Path, config: BuildConfig, headers: Mapping[str, EdfHeader]
+) -> Callable[[ShardPlan], tuple[int, dict[str, EdfHeader]]]:
+    """What each shard's task asks of its node, and the headers that are handed to it.
+
+    The memory is as configured, or what its recordings need and at most all that a node has.
+    """
     most = int(max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0))
     asked = config.ray.task_memory_mb
     least = asked * 2**20 if isinstance(asked, int) else BASE_BYTES
@@ -232,7 +244,13 @@ def _memory(nodes: list[dict[str, float]], source: Path, config: BuildConfig) ->
             f"ray.task_memory_mb={asked}: no node of the Ray cluster offers a CPU and {least / 2**20:.0f} MB of memory "
             f"(largest: {most / 2**20:.0f} MB); lower it"
         )
-    if isinstance(asked, int):
-        return lambda shard: least
     labels = wanted_labels(chosen_cohort(config))
-    return lambda shard: min(most, task_memory((source / entry.path for entry in shard.entries), labels))
+
+    def needs(shard: ShardPlan) -> tuple[int, dict[str, EdfHeader]]:
+        paths = [entry.path for entry in shard.entries]
+        if isinstance(asked, int):
+            return least, {path: headers[path] for path in paths if path in headers}
+        extents = read_extents(source, paths, headers)
+        return min(most, task_memory(extents.values(), labels)), {path: header for path, (header, _) in extents.items()}
+
+    return needs

@@ -13,9 +13,9 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.format import SCHEMA
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.signals.cohort import AUTO, Cohort, cohort_names, load_cohort
-from sleepfm.signals.labels import RULE_VERSION, EventRule
+from sleepfm.signals.cohorts.cohort import AUTO, Cohort, cohort_names, load_cohort
 from sleepfm.signals.quality import UNUSABLE, Quality
+from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule
 
 
 class SplitConfig(Config):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -26,11 +26,11 @@ from sleepfm.data.format import (
     channel_member,
     label_member,
 )
-from sleepfm.signals.prepare import PreparedRecording
-from sleepfm.signals.scoring_types import Event
+from sleepfm.data.quantisation import quantise
+from sleepfm.signals.prepare import RecordingDescription
+from sleepfm.signals.scorings.scoring import Event
 
 RESPIRATORY = ("apnea", "hypopnea", "desaturation")
-PIECE_SAMPLES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -41,20 +41,27 @@ class Converted:
     segments: list[list[int]]
 
 
-def quantise(channel: str, signal: NDArray[np.float32]) -> NDArray[np.int16]:
-    """``signal`` as int16 in the steps of ``channel``; what lies outside is clipped to the largest step."""
-    result = np.empty(signal.shape, "<i2")
-    factor = np.float32(1 / CHANNEL_SCALE[channel])
-    # A piece at a time stays in the processor's cache.
-    for begin in range(0, len(signal), PIECE_SAMPLES):
-        steps = signal[begin : begin + PIECE_SAMPLES] * factor
-        np.rint(steps, out=steps)
-        np.clip(steps, -INT16_MAX, INT16_MAX, out=steps)
-        result[begin : begin + PIECE_SAMPLES] = steps
-    return result
+@dataclass(frozen=True)
+class QuantisedRecording:
+    """A recording as its samples store it: ``steps`` is canonical name to [n_epochs * 3000]."""
+
+    description: RecordingDescription
+    steps: dict[str, NDArray[np.int16]]
 
 
-def epoch_labels(night: PreparedRecording) -> dict[str, NDArray[np.int8]]:
+def quantise_recording(
+    description: RecordingDescription, channels: Iterable[tuple[str, NDArray[np.float32]]]
+) -> QuantisedRecording:
+    """``channels`` as they come, so that of one at a time the samples are in memory as float32."""
+    steps: dict[str, NDArray[np.int16]] = {}
+    for channel, samples in channels:
+        steps[channel] = quantise(channel, samples)
+        # Else they live on while the next channel is made.
+        del samples
+    return QuantisedRecording(description, {name: steps[name] for name in CHANNELS if name in steps})
+
+
+def epoch_labels(night: RecordingDescription) -> dict[str, NDArray[np.int8]]:
     """All labels of the night, [E]. Respiratory ones are -1 where the stage is unscored; wake keeps 0 or 1."""
     labels = {"stage": night.stage, **night.labels}
     for name in RESPIRATORY:
@@ -63,18 +70,13 @@ def epoch_labels(night: PreparedRecording) -> dict[str, NDArray[np.int8]]:
 
 
 def write_recording(
-    night: PreparedRecording, entry: Entry, writer: ShardWriter, segment_epochs: int, quality_mask: int
+    recording: QuantisedRecording, entry: Entry, writer: ShardWriter, segment_epochs: int, quality_mask: int
 ) -> Converted:
-    """Write the samples of ``night``, whose channels may be quantised already, and describe them."""
-    channels = [channel for channel in CHANNELS if channel in night.channels]
+    """Write the samples of ``recording`` and describe them."""
+    night, channels = recording.description, list(recording.steps)
     labels = epoch_labels(night)
-    steps: dict[str, NDArray[np.int16]] = {}
-    clipped: dict[str, int] = {}
-    for channel in channels:
-        signal = night.channels.pop(channel)
-        flat = signal.view(np.int16) if signal.dtype == np.int16 else quantise(channel, signal)
-        clipped[channel] = int(np.count_nonzero(flat == INT16_MAX) + np.count_nonzero(flat == -INT16_MAX))
-        steps[channel] = flat.reshape(night.n_epochs, EPOCH_SAMPLES)
+    clipped = {channel: _clipped(flat) for channel, flat in recording.steps.items()}
+    steps = {channel: flat.reshape(night.n_epochs, EPOCH_SAMPLES) for channel, flat in recording.steps.items()}
     segments = []
     for number, begin in enumerate(range(0, night.n_epochs, segment_epochs)):
         end = min(begin + segment_epochs, night.n_epochs)
@@ -117,6 +119,10 @@ def write_recording(
     return Converted(record, segments)
 
 
+def _clipped(flat: NDArray[np.int16]) -> int:
+    return int(np.count_nonzero(flat == INT16_MAX) + np.count_nonzero(flat == -INT16_MAX))
+
+
 def _within(events: Sequence[Event], begin: int, end: int) -> list[dict[str, Any]]:
     """Those that touch the epochs from ``begin`` to before ``end``; one without duration is where it begins."""
     first, last = begin * EPOCH_SECONDS, end * EPOCH_SECONDS
@@ -131,7 +137,7 @@ def _checksums(content: bytes) -> bytes:
     return np.array([zlib.crc32(view[at : at + EPOCH_BYTES]) for at in epochs], "<u4").tobytes()
 
 
-def _header(night: PreparedRecording, entry: Entry, channels: list[str], number: int, begin: int, end: int) -> bytes:
+def _header(night: RecordingDescription, entry: Entry, channels: list[str], number: int, begin: int, end: int) -> bytes:
     """The sample's JSON: all a reader of the tar alone needs. Event times are seconds from the recording's start."""
     header = {
         "record": entry.record,

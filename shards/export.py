@@ -25,8 +25,8 @@ from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError
 from sleepfm.output import Origin, whole_folder
-from sleepfm.signals.labels import EventRule, event_labels
-from sleepfm.signals.scoring_types import Scoring
+from sleepfm.signals.scorings.labels import EventRule, event_labels
+from sleepfm.signals.scorings.scoring import Scoring
 
 SIGNAL_COLUMNS = {
     "EEG_C4": "EEG_C4",

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from sleepfm.constants import CHANNELS, EPOCH_SECONDS, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
-from sleepfm.signals.labels import describe_rule
-from sleepfm.signals.text_counts import TextCounts
+from sleepfm.signals.scorings.labels import describe_rule
+from sleepfm.signals.scorings.text_counts import TextCounts
 
 
 def info(path: Path) -> str:

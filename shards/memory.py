@@ -1,20 +1,21 @@
 """What a task may need: told from the headers of its recordings, so that no node takes more tasks than it can hold.
 
-Recordings are converted one after the other, so a task needs what its largest one does: every channel packed as
+Recordings are converted one after the other, so a task needs what its largest one does: every channel quantised to
 int16 at 100 Hz, and for the one at hand its samples, its result and their intermediates as float32. The figures are
 upper bounds for what ``benchmarks/shards.py`` measures.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import MappingProxyType
 
 from sleepfm.constants import CHANNELS, RATE_HZ
 from sleepfm.errors import RecordingError
-from sleepfm.signals.cohort import Cohort, cohort_names, load_cohort, normalise_label
-from sleepfm.signals.edf_header import EdfHeader
+from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.recording import read_edf_extent
 
 # A Ray worker with its libraries.
@@ -27,14 +28,35 @@ _STEP_BYTES = 64 * 2**20
 _THREADS = 8
 
 
-def task_memory(paths: Iterable[Path], labels: frozenset[str]) -> int:
-    """Bytes that converting the recordings ``paths``, one after the other, may take.
+# A recording's header, and the seconds that it lasts.
+Extent = tuple[EdfHeader, float]
+
+
+def read_extents(source: Path, paths: Iterable[str], known: Mapping[str, EdfHeader] = MappingProxyType({})) -> dict[str, Extent]:
+    """The extents of the recordings ``paths``, relative to ``source``; those that cannot be read are left out.
+
+    Args:
+        known: headers that were read before.
+    """
+
+    def extent(path: str) -> Extent | None:
+        try:
+            return read_edf_extent(source / path, known.get(path))
+        except RecordingError:
+            return None  # it will be refused, with this reason
+
+    names = tuple(paths)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return {name: found for name, found in zip(names, pool.map(extent, names), strict=True) if found is not None}
+
+
+def task_memory(extents: Iterable[Extent], labels: frozenset[str]) -> int:
+    """Bytes that converting recordings of these extents, one after the other, may take.
 
     Args:
         labels: normalised labels of the signals that may be read (:func:`wanted_labels`).
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        needed = max(pool.map(lambda path: _needed(path, labels), paths), default=0)
+    needed = max((recording_memory(header, seconds, labels) for header, seconds in extents), default=0)
     return BASE_BYTES + -(-needed // _STEP_BYTES) * _STEP_BYTES
 
 
@@ -56,12 +78,5 @@ def recording_memory(header: EdfHeader, seconds: float, labels: frozenset[str]) 
     named = [signal for signal in header.ordinary if normalise_label(signal.label) in labels]
     samples = max((signal.samples for signal in named or header.ordinary), default=0)
     longest = samples * seconds / float(header.record_seconds) if header.record_seconds else 0.0
-    packed = len(CHANNELS) * seconds * RATE_HZ * 2
-    return int(packed + _COPIES * 4 * (longest + seconds * RATE_HZ))
-
-
-def _needed(path: Path, labels: frozenset[str]) -> int:
-    try:
-        return recording_memory(*read_edf_extent(path), labels)
-    except RecordingError:
-        return 0  # it will be refused, with this reason
+    quantised = len(CHANNELS) * seconds * RATE_HZ * 2
+    return int(quantised + _COPIES * 4 * (longest + seconds * RATE_HZ))

@@ -10,14 +10,15 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from shards.config import BuildConfig, chosen_cohort
-from shards.convert import Converted, quantise, write_recording
+from shards.convert import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.writer import ShardWriter
@@ -25,7 +26,9 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
 from sleepfm.errors import SleepFMError
 from sleepfm.files import atomic_file, write_json
-from sleepfm.signals.prepare import PreparedRecording, prepare
+from sleepfm.signals.edf.header import EdfHeader
+from sleepfm.signals.prepare import prepare_in_turn
+from sleepfm.signals.recording import read_recording
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +68,14 @@ def sidecar_path(out: Path, shard: str) -> Path:
     return (out / SHARD_FOLDER / shard).with_suffix(".json")
 
 
-def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, build: str) -> Outcome:
+def build_shard(
+    source: Path,
+    out: Path,
+    shard: ShardPlan,
+    config: BuildConfig,
+    build: str,
+    headers: Mapping[str, EdfHeader] = MappingProxyType({}),
+) -> Outcome:
     """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
 
     A recording that raises a :class:`SleepFMError`, or whose file the system cannot read, is refused and the rest
@@ -73,6 +83,7 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
 
     Args:
         build: digest of the build's identity, kept in the sidecar.
+        headers: of those recordings, by their paths relative to ``source``, whose header was read before.
 
     Raises:
         StorageError: the output folder cannot be written to.
@@ -80,14 +91,15 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
     started = time.monotonic()
     cohort = chosen_cohort(config)
 
-    def night_of(entry: Entry) -> PreparedRecording | Refusal:
+    def night_of(entry: Entry) -> QuantisedRecording | Refusal:
         log.info("%s: converting for %s", shown(entry.path), shard.name)
         try:
-            return prepare(
-                source / entry.path, cohort, root=source, require=config.require, rule=config.event_rule, pack=quantise
+            recording = read_recording(source / entry.path, headers.get(entry.path), names_below=source)
+            return quantise_recording(
+                *prepare_in_turn(recording, cohort, root=source, require=config.require, rule=config.event_rule)
             )
         except (SleepFMError, OSError) as error:
-            reason = str(error).replace(_prefix(source), "").removeprefix(f"{entry.path}: ")
+            reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{entry.path}: ")
             return Refusal(entry.path, entry.size, type(error).__name__, shown(reason))
 
     content = write_shard(out, shard, night_of, config, build, source)
@@ -103,7 +115,7 @@ def build_shard(source: Path, out: Path, shard: ShardPlan, config: BuildConfig, 
 def write_shard(
     out: Path,
     shard: ShardPlan,
-    night_of: Callable[[Entry], PreparedRecording | Refusal],
+    night_of: Callable[[Entry], QuantisedRecording | Refusal],
     config: BuildConfig,
     build: str,
     source: Path,
@@ -135,7 +147,7 @@ def write_shard(
         "entries": entries_digest(shard),
         "bytes": writer.bytes if converted else 0,
         "sha256": writer.sha256 if converted else "",
-        "records": [_relative(item.record, source) for item in converted],
+        "records": [item.record for item in converted],
         "segments": [item.segments for item in converted],
         "quarantine": [asdict(refusal) for refusal in refusals],
     }
@@ -175,15 +187,3 @@ def _named(path: Path) -> Iterator[None]:
     except BaseException as error:
         error.add_note(f"while converting {shown(str(path))}")
         raise
-
-
-def _prefix(source: Path) -> str:
-    """What the name of every recording below ``source``, a folder or URL, begins with."""
-    return f"{str(source).rstrip('/')}/"
-
-
-def _relative(record: dict[str, Any], source: Path) -> dict[str, Any]:
-    """The row without the place of the source, which is no property of the data."""
-    prefix = json.dumps(_prefix(source))[1:-1]
-    relative: dict[str, Any] = json.loads(json.dumps(record).replace(prefix, ""))
-    return relative

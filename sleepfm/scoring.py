@@ -26,12 +26,12 @@ from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import load_package
-from sleepfm.signals.annotations import Event
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording
-from sleepfm.signals.text_counts import TextCounts
+from sleepfm.signals.scorings.scoring import Event
+from sleepfm.signals.scorings.text_counts import TextCounts
 from sleepfm.training.embeddings import embed, embed_frames
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.config import identity, load_build_config
+from shards.convert import QuantisedRecording, quantise_recording
 from shards.manifest import write_manifest
 from shards.plan import Entry, Plan, ShardPlan, write_plan
 from shards.task import write_shard
@@ -17,7 +18,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import LABELS
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality
-from sleepfm.signals.scoring_types import Event
+from sleepfm.signals.scorings.scoring import Event
 
 EVERY_CHANNEL = ("EEG_C3", "EEG_C4", "EOG_L", "EOG_R", "EMG_CHIN", "ECG", "AIRFLOW", "SPO2")
 
@@ -60,10 +61,15 @@ def make_night(
     )
 
 
+def quantised(night: PreparedRecording) -> QuantisedRecording:
+    """``night`` as shards store it."""
+    return quantise_recording(night, night.channels.items())
+
+
 def make_dataset(out: Path, nights: Sequence[PreparedRecording], per_shard: int = 2, overrides: Sequence[str] = ()) -> Dataset:
-    """``nights`` as a data set in ``out``, through the writer that builds use. The nights' signals are used up."""
+    """``nights`` as a data set in ``out``, through the writer that builds use."""
     config = load_build_config(None, overrides)
-    by_record = {night.record: night for night in nights}
+    by_record = {night.record: quantised(night) for night in nights}
     entries = [Entry(f"{night.record}.edf", 1000, night.record) for night in nights]
     plan = Plan(
         identity(config),

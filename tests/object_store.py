@@ -16,7 +16,9 @@ _SERVER = """
 import sys
 import moto.server
 def log(handler, code="-", size="-"):
-    print(handler.command, handler.path, file=sys.stderr, flush=True)
+    # One write: lines of requests that are served at once must not mix.
+    sys.stderr.write(handler.command + " " + handler.path + "\\n")
+    sys.stderr.flush()
 moto.server.MotoRequestHandler.log_request = log
 server = moto.server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
 server.start()

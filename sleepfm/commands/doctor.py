@@ -8,11 +8,11 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.constants import CHANNELS
-from sleepfm.signals.montage import NO_LABEL
-from sleepfm.signals.text_counts import TextCounts
+from sleepfm.signals.cohorts.montage import NO_LABEL
+from sleepfm.signals.scorings.text_counts import TextCounts
 
 if TYPE_CHECKING:
-    from sleepfm.doctor import Finding
+    from sleepfm.signals.doctor import Finding
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,8 +25,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Report; exit status 1 where a recording or its scoring would be refused."""
-    from sleepfm.doctor import examine_folder
-    from sleepfm.signals.cohort import AUTO, load_cohort
+    from sleepfm.signals.cohorts.cohort import AUTO, load_cohort
+    from sleepfm.signals.doctor import examine_folder
     from sleepfm.signals.files import location
 
     cohort = None if arguments.cohort == AUTO else load_cohort(arguments.cohort)

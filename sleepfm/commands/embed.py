@@ -118,8 +118,9 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     from sleepfm.data.reader import ShardReader
     from sleepfm.evaluation.inference import prepared_epochs
     from sleepfm.scoring import prepare_night
-    from sleepfm.signals.cohort import load_cohort
+    from sleepfm.signals.cohorts.cohort import load_cohort
     from sleepfm.signals.prepare import discover
+    from sleepfm.signals.recording import read_recording
     from sleepfm.training.embeddings import embed, stored_epochs
 
     if not is_remote(source) and (source / DATASET_FILE).is_file():
@@ -132,9 +133,9 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
             except SleepFMError as error:
                 yield error
         return
-    for path in discover(source, None if cohort == "auto" else load_cohort(cohort)):
+    for path, header in discover(source, None if cohort == "auto" else load_cohort(cohort)).items():
         try:
-            night = prepare_night(path, cohort)
+            night = prepare_night(read_recording(path, header), cohort)
             embedding = embed(encoder, prepared_epochs(night, encoder.channels, CHUNK))
             yield night.record, embedding, torch.from_numpy(night.stage)
         except SleepFMError as error:

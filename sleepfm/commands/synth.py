@@ -21,9 +21,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the cohort and say where it is."""
-    from sleepfm.data.synthetic.cohort import write_cohort
-    from sleepfm.data.synthetic.faults.rates import default_rates
     from sleepfm.signals.files import local_path
+    from sleepfm.synthetic.cohort import write_cohort
+    from sleepfm.synthetic.faults.rates import default_rates
 
     out = local_path(arguments.out, "OUT")
     workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))

@@ -1,1 +1,1 @@
-"""Shards in, batches out: deterministic and resumable; and the synthetic cohort."""
+"""Shards in, batches out: deterministic and resumable."""

@@ -7,7 +7,7 @@ import json
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import HEADER_MEMBER
 from sleepfm.data.reader import ShardReader
-from sleepfm.signals.scoring_types import Event
+from sleepfm.signals.scorings.scoring import Event
 
 
 def scored_events(dataset: Dataset, reader: ShardReader, row: int) -> tuple[Event, ...]:

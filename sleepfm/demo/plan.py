@@ -119,11 +119,13 @@ class Plan:
 
     def scoring_file(self, recording: Path) -> Path | None:
         """The scoring that belongs to a recording of the source, if there is one."""
-        from sleepfm.signals.annotations import find_scoring
-        from sleepfm.signals.cohort import recognise_cohort
-        from sleepfm.signals.recording import read_recording
+        from sleepfm.signals.cohorts.cohort import recognise_cohort
+        from sleepfm.signals.recording import read_edf_header
+        from sleepfm.signals.scorings.finder import find_scoring
 
-        return find_scoring(recording, self.source, recognise_cohort(read_recording(recording)))
+        header = read_edf_header(recording)
+        cohort = recognise_cohort(recording.name, (signal.label for signal in header.ordinary))
+        return find_scoring(recording, self.source, cohort, header)
 
     def scoring_models(self) -> list[str]:
         """Models to score with; none where the champions are this demo's own."""

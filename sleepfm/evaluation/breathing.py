@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.evaluation.events import AHI_DEFINITION, RUNS_DEFINITION, ahi, event_family, index_per_hour, overlapping
-from sleepfm.signals.scoring_types import Event
+from sleepfm.signals.scorings.scoring import Event
 
 KINDS = ("apnea", "hypopnea")
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS
-from sleepfm.signals.annotations import Event
+from sleepfm.signals.scorings.scoring import Event
 
 AHI_DEFINITION = (
     "apneas and hypopneas that overlap an epoch staged as sleep, per hour of the epochs staged as sleep in which both were "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS
-from sleepfm.data.format import CHANNEL_SCALE, INT16_MAX
+from sleepfm.data.quantisation import dequantise, quantise
 from sleepfm.models.downstream import Downstream
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import unusable
@@ -31,7 +31,7 @@ def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: in
         for column, name in enumerate(channels):
             if name in night.channels:
                 part = night.channels[name][start * EPOCH_SAMPLES : (start + count) * EPOCH_SAMPLES]
-                rows = _as_stored(part.reshape(count, EPOCH_SAMPLES), CHANNEL_SCALE[name])
+                rows = dequantise(name, quantise(name, part)).reshape(count, EPOCH_SAMPLES)
                 present[:, column] = ~unusable(night.quality[name][start : start + count])
                 signals[:, column] = np.where(present[:, column, None], rows, np.float32(0.0))
         yield torch.from_numpy(signals), torch.from_numpy(present)
@@ -89,11 +89,6 @@ def _by_windows(
             rows[owned] = softmax[row, owned.start - start : owned.stop - start]
     probability[usable.numpy()] = rows.numpy()
     return probability
-
-
-def _as_stored(samples: NDArray[np.float32], scale: float) -> NDArray[np.float32]:
-    counts = np.rint(samples * np.float32(1 / scale)).clip(-INT16_MAX, INT16_MAX)
-    return np.multiply(counts.astype(np.int16), np.float32(scale), dtype=np.float32)
 
 
 def _windows(n_epochs: int, length: int, bidirectional: bool, batch: int) -> Iterator[tuple[list[int], list[slice]]]:

@@ -27,7 +27,7 @@ from sleepfm.evaluation.tasks import TASKS, Task
 from sleepfm.files import read_json, write_json
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
-from sleepfm.signals.annotations import Event
+from sleepfm.signals.scorings.scoring import Event
 from sleepfm.training.stage import Export
 
 EVALUATION_FILE = "evaluation.json"

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, RATE_HZ, Stage
 from sleepfm.evaluation.events import event_family, runs
-from sleepfm.signals.annotations import Event
+from sleepfm.signals.scorings.scoring import Event
 
 # From the top of a hypnogram.
 HYPNOGRAM_ORDER = (Stage.W, Stage.REM, Stage.N1, Stage.N2, Stage.N3)

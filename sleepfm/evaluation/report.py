@@ -27,8 +27,8 @@ from sleepfm.evaluation.events import EventAgreement, event_family
 from sleepfm.evaluation.lineage import Lineage, to_svg
 from sleepfm.evaluation.metrics import Evaluation, Metric
 from sleepfm.files import write_atomic
-from sleepfm.signals.annotations import Event
 from sleepfm.signals.quality import unusable
+from sleepfm.signals.scorings.scoring import Event
 from sleepfm.training.trace import read_trace
 from sleepfm.version import __version__
 

@@ -19,8 +19,8 @@ from sleepfm.evaluation.report import NightExample, figure_bytes, night_page
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.files import write_json
 from sleepfm.scoring import NightScore
-from sleepfm.signals.annotations import Event
 from sleepfm.signals.prepare import PreparedRecording
+from sleepfm.signals.scorings.scoring import Event
 from sleepfm.version import __version__
 
 

@@ -15,8 +15,8 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.reader import ShardReader
 from sleepfm.evaluation.events import event_family, runs
-from sleepfm.signals.annotations import Event
-from sleepfm.signals.labels import touched
+from sleepfm.signals.scorings.labels import touched
+from sleepfm.signals.scorings.scoring import Event
 
 # An apnea or hypopnea lasts at least 10 s (AASM manual 2.6, respiratory rules); a shorter pause inside one does not end it.
 MIN_SECONDS = 10

@@ -10,19 +10,24 @@ from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError, MontageError, RecordingError, StageTextError
-from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
-from sleepfm.signals.cohort import UNCLEAR, Cohort, recognise_cohort
-from sleepfm.signals.edf_scoring import from_annotations
+from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort, recognise_cohort
+from sleepfm.signals.cohorts.identity import Identity, identify
+from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_file, is_folder, list_files, location, refresh
-from sleepfm.signals.identity import Identity, identify
-from sleepfm.signals.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.recording import Recording, read_edf_header, read_recording
-from sleepfm.signals.scoring_types import Scoring
-from sleepfm.signals.vocabulary import fold
+from sleepfm.signals.scorings.edf_plus import from_annotations
+from sleepfm.signals.scorings.finder import find_scoring
+from sleepfm.signals.scorings.reader import read_scoring
+from sleepfm.signals.scorings.reconcile import reconcile
+from sleepfm.signals.scorings.scoring import Scoring
+from sleepfm.signals.scorings.vocabulary import fold
 
 _SUFFIXES = (".edf", ".bdf")
 # Annotations without a signal are smaller. Larger files are recordings, whose headers need not be fetched to list a folder.
 _LARGEST_ANNOTATIONS = 16 << 20
+# So many headers are handed on; those of further small files are read again, since memory must not grow with the cohort.
+_MOST_HEADERS = 1000
 # Headers lie apart on storage that may be slow to answer.
 _THREADS = 16
 
@@ -40,8 +45,8 @@ class Examination:
     scoring_refused: str = ""
 
 
-def discover(root: str | Path, cohort: Cohort | None = None) -> list[Path]:
-    """Recordings (EDF and BDF) at or below ``root``, sorted.
+def discover(root: str | Path, cohort: Cohort | None = None) -> dict[Path, EdfHeader | None]:
+    """Recordings (EDF and BDF) at or below ``root``, sorted, each with its header where that was read on the way.
 
     A file of annotations alone is no recording; it is listed only if it scores none of those found, so that
     nothing in the folder goes unaccounted for. Unreadable files are listed: preparing them says why.
@@ -53,7 +58,7 @@ def discover(root: str | Path, cohort: Cohort | None = None) -> list[Path]:
     try:
         refresh(root)
         if is_file(root):
-            return [root]
+            return {root: None}
         if not is_folder(root):
             raise RecordingError(f"{root}: no such file or folder of recordings")
         files = list_files(root, _SUFFIXES)
@@ -61,14 +66,28 @@ def discover(root: str | Path, cohort: Cohort | None = None) -> list[Path]:
         raise RecordingError(f"{root}: cannot be listed ({error.strerror or error})") from error
     if not files:
         raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
+    headers: dict[Path, EdfHeader] = {}
+
+    def keep(path: Path, header: EdfHeader | None) -> None:
+        if header is not None and len(headers) < _MOST_HEADERS:
+            headers[path] = header
+
+    recordings, annotations = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
-        lonely = list(pool.map(_annotations_only, files))
-        annotations = [path for path, alone in zip(files, lonely, strict=True) if alone]
-        recordings = [path for path, alone in zip(files, lonely, strict=True) if not alone]
+        for path, header in zip(files, pool.map(_header_of_small, files), strict=True):
+            if header is not None and not header.ordinary:
+                annotations.append(path)
+            else:
+                recordings.append(path)
+                keep(path, header)
         if annotations:
-            used = set(pool.map(lambda path: _scoring_of(path, root, cohort), recordings))
-            recordings += [path for path in annotations if path not in used]
-    return sorted(recordings)
+            scorings = set()
+            found = pool.map(lambda path: _scoring_of(path, headers.get(path), root, cohort), recordings)
+            for path, (header, scoring) in zip(recordings, found, strict=True):
+                keep(path, header)
+                scorings.add(scoring)
+            recordings += [path for path in annotations if path not in scorings]
+    return {path: headers.get(path) for path in sorted(recordings)}
 
 
 def examine(
@@ -87,7 +106,7 @@ def examine(
         AnnotationError: a scoring that cannot be read or belongs to another recording.
     """
     recording = path if isinstance(path, Recording) else read_recording(path)
-    name = str(recording.path)
+    name = recording.name
     if not recording.signals:
         raise RecordingError(
             f"{name}: holds {len(recording.annotations)} annotations and no signal, and scores no recording here; "
@@ -100,12 +119,12 @@ def examine(
     n_epochs = int((recording.duration + 1e-6) // EPOCH_SECONDS)
     if n_epochs < 1:
         raise RecordingError(f"{name}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")
-    cohort = cohort or recognise_cohort(recording)
-    found = scoring or find_scoring(recording.path, root, cohort)
+    cohort = cohort or recognise_cohort(name, (signal.label for signal in recording.signals))
+    found = scoring or find_scoring(recording.path, root, cohort, recording.header, recording.names_below)
     scored, refused = None, ""
     try:
         if found is not None:
-            scored = read_scoring(found, recording.start, recording.duration)
+            scored = read_scoring(found, recording.start, recording.duration, recording.names_below)
         else:
             scored = from_annotations(recording.annotations, "annotations of the recording")
     except StageTextError as error:
@@ -139,7 +158,7 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
     Raises:
         MontageError: naming each channel with its candidates or the reason why it is missing.
     """
-    montage, path = examination.montage, examination.recording.path
+    montage, path = examination.montage, examination.recording.name
     if montage.ambiguous:
         raise MontageError(f"{path}: " + "; ".join(f"{name} is ambiguous: {why}" for name, why in montage.ambiguous.items()))
     if not montage.channels:
@@ -177,16 +196,23 @@ def _with_own_events(scoring: Scoring, own: Mapping[str, str]) -> Scoring:
     )
 
 
-def _annotations_only(path: Path) -> bool:
+def _header_of_small(path: Path) -> EdfHeader | None:
+    """The header of what may hold annotations alone; None where it need not be read or cannot."""
     try:
-        return file_size(path) <= _LARGEST_ANNOTATIONS and not read_edf_header(path).ordinary
+        return read_edf_header(path) if file_size(path) <= _LARGEST_ANNOTATIONS else None
     except (RecordingError, OSError):
-        return False
+        return None
 
 
-def _scoring_of(path: Path, root: Path, cohort: Cohort | None) -> Path | None:
+def _scoring_of(path: Path, header: EdfHeader | None, root: Path, cohort: Cohort | None) -> tuple[EdfHeader | None, Path | None]:
+    """The header, read where the search needs it, and the scoring of a recording."""
     try:
-        return find_scoring(path, root, cohort or recognise_cohort(read_recording(path)))
+        if header is None and (cohort is None or cohort.scoring.same_header):
+            header = read_edf_header(path)
+        if cohort is None:
+            assert header is not None
+            cohort = recognise_cohort(str(path), (signal.label for signal in header.ordinary))
+        return header, find_scoring(path, root, cohort, header)
     except (RecordingError, AnnotationError):
         # Examining the recording says why; the others go on.
-        return None
+        return header, None

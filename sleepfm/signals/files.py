@@ -43,8 +43,11 @@ class RandomFile(Protocol):
         """Bytes in the file."""
         ...
 
-    def read(self, start: int, length: int) -> bytes:
-        """``length`` bytes from ``start``, fewer at the end of the file. Raises :class:`OSError`."""
+    def read(self, start: int, length: int, keep: bool = True) -> bytes:
+        """``length`` bytes from ``start``, fewer at the end of the file. Raises :class:`OSError`.
+
+        Without ``keep`` no more than these bytes is asked of a URL, and none is kept for further reads.
+        """
         ...
 
 
@@ -174,6 +177,11 @@ def relative_name(path: Path, root: Path) -> str:
     return str(path).removeprefix(str(root).rstrip("/") + "/") if is_remote(path) else path.relative_to(root).as_posix()
 
 
+def name_below(path: Path, folder: Path | None) -> str:
+    """``path`` relative to ``folder``, with slashes, where it lies below it; else whole."""
+    return str(path) if folder is None else str(path).removeprefix(str(folder).rstrip("/") + "/")
+
+
 class _LocalFile:
     """A regular file on disk; nothing else is opened, so that a pipe or device of that name cannot hang a reader."""
 
@@ -197,8 +205,25 @@ class _LocalFile:
     def __exit__(self, *error: object) -> None:
         os.close(self._descriptor)
 
-    def read(self, start: int, length: int) -> bytes:
+    def read(self, start: int, length: int, keep: bool = True) -> bytes:
         return os.pread(self._descriptor, length, start)
+
+
+class MemoryFile:
+    """The whole content of a file that was read before."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+        self.size = len(content)
+
+    def __enter__(self) -> MemoryFile:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def read(self, start: int, length: int, keep: bool = True) -> bytes:
+        return self._content[start : start + length]
 
 
 class _RemoteFile:
@@ -238,11 +263,11 @@ class _RemoteFile:
         base = cast(Any, self._path)
         return base.fs.open(base.path, "rb", cache_type="none", block_size=_RANGE_BYTES)
 
-    def read(self, start: int, length: int) -> bytes:
+    def read(self, start: int, length: int, keep: bool = True) -> bytes:
         stop = min(start + length, self.size)
         if start >= stop:
             return b""
-        if self._ranges is None:
+        if self._ranges is None or not keep:
             return self._fetch(start, stop)
         for number in range(start // _RANGE_BYTES, -(-stop // _RANGE_BYTES)):
             if number not in self._present:

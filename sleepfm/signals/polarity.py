@@ -40,7 +40,7 @@ from numpy.typing import NDArray
 from scipy.special import log_ndtr
 
 from sleepfm.constants import EPOCH_SAMPLES
-from sleepfm.signals.cohort import Cohort, KnownPolarity
+from sleepfm.signals.cohorts.cohort import Cohort, KnownPolarity
 from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.slow_waves import slow_part, slow_wave_epochs
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,34 +13,31 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
-from sleepfm.signals.cohort import Band, Cohort, QualityLimits
+from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits
+from sleepfm.signals.cohorts.montage import Derivation, derive
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import location
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
-from sleepfm.signals.labels import LABELS, RULE_VERSION, EventRule, event_labels, stage_labels
-from sleepfm.signals.montage import Derivation, derive
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
 from sleepfm.signals.recording import Recording
-from sleepfm.signals.scoring_types import Event
+from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, EventRule, event_labels, stage_labels
+from sleepfm.signals.scorings.scoring import Event
 
-__all__ = ["PreparedRecording", "discover", "prepare"]
+__all__ = ["PreparedRecording", "RecordingDescription", "discover", "prepare", "prepare_in_turn"]
 
-Pack = Callable[[str, NDArray[np.float32]], NDArray[Any]]
 # Kept in their own unit: a percentage means the same in every recording.
 _UNSCALED = ("SPO2",)
 
 
-@dataclass
-class PreparedRecording:
-    """A recording in canonical form.
+@dataclass(kw_only=True)
+class RecordingDescription:
+    """What is known of a recording in canonical form beside its samples.
 
     Attributes:
         record: unique name; ``subject`` is the same for all visits of a person.
-        channels: canonical name to [n_epochs * 3000] float32 (unless packed) at 100 Hz, median 0 and interquartile range 1
-            (SPO2 in %). Samples in gaps and in stretches without signal are 0. Absent channels are absent.
         median, iqr: what scaling took out, in the canonical unit; of the usable epochs alone.
-        quality: canonical name to [n_epochs] bits of :class:`sleepfm.signals.quality.Quality`.
+        quality: canonical name to [n_epochs] bits of :class:`sleepfm.signals.quality.Quality`. Absent channels are absent.
         stage: [n_epochs], -1 where unscored or mostly not recorded.
         events: those that are understood; ``unclear`` respiratory ones that are not, with their text as type.
         labels: apnea, hypopnea, desaturation, arousal: [n_epochs] 0 or 1, -1 if events were not scored or not understood.
@@ -53,7 +50,6 @@ class PreparedRecording:
     cohort: str
     path: Path
     n_epochs: int
-    channels: dict[str, NDArray[np.float32]]
     median: dict[str, float]
     iqr: dict[str, float]
     quality: dict[str, NDArray[np.uint8]]
@@ -64,6 +60,22 @@ class PreparedRecording:
     unclear: tuple[Event, ...] = ()
 
 
+@dataclass(kw_only=True)
+class PreparedRecording(RecordingDescription):
+    """A recording in canonical form.
+
+    Attributes:
+        channels: canonical name to [n_epochs * 3000] float32 at 100 Hz, median 0 and interquartile range 1 (SPO2 in %).
+            Samples in gaps and in stretches without signal are 0. Absent channels are absent.
+    """
+
+    channels: dict[str, NDArray[np.float32]]
+
+
+# Name and samples of one channel after the other.
+Channels = Iterator[tuple[str, NDArray[np.float32]]]
+
+
 def prepare(
     path: str | Path | Recording,
     cohort: Cohort | None = None,
@@ -71,7 +83,6 @@ def prepare(
     scoring: Path | None = None,
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
-    pack: Pack | None = None,
 ) -> PreparedRecording:
     """Read, harmonise, filter, scale and label one recording.
 
@@ -80,66 +91,86 @@ def prepare(
         cohort, root, scoring: as for :func:`sleepfm.signals.examine.examine`.
         require: canonical channels without which the recording is refused.
         rule: how events label epochs.
-        pack: makes of each channel's name and samples what is kept of them, as soon as its polarity is decided, so
-            that not all of them need be in memory as float32 at once.
 
     Raises:
         RecordingError, MontageError, AnnotationError, SignalError: the recording cannot be used, and why.
     """
+    description, channels = prepare_in_turn(path, cohort, root, scoring, require, rule)
+    made = dict(channels)
+    return PreparedRecording(**vars(description), channels={name: made[name] for name in CHANNELS if name in made})
+
+
+def prepare_in_turn(
+    path: str | Path | Recording,
+    cohort: Cohort | None = None,
+    root: Path | None = None,
+    scoring: Path | None = None,
+    require: Sequence[str] = (),
+    rule: EventRule = "overlap",
+) -> tuple[RecordingDescription, Channels]:
+    """:func:`prepare` for who keeps something smaller of each channel: not all are in memory as float32 at once.
+
+    The description is whole, and the last reason to refuse the recording is raised, once all channels have passed. Those
+    whose polarity is decided together come last.
+    """
     examination = examine(path if isinstance(path, Recording) else location(path), cohort, root, scoring)
     require_channels(examination, require)
-    prepared = prepare_examined(examination, rule, pack=pack)
-    lacking = [name for name in require if name not in prepared.channels]
-    if lacking or not prepared.channels:
-        reasons = "; ".join(f"{name}: {why}" for name, why in prepared.provenance["missing"].items())
-        raise SignalError(f"{prepared.path}: no usable signal in {', '.join(lacking) or 'any channel'} ({reasons})")
-    return prepared
+    description = describe(examination, rule)
+    return description, _required(examination, description, require)
 
 
-def prepare_examined(
-    examination: Examination, rule: EventRule = "overlap", only: Sequence[str] = CHANNELS, pack: Pack | None = None
-) -> PreparedRecording:
-    """A recording that was examined, with those of its channels that are in ``only`` and not flat; maybe none."""
-    recording, cohort, n_epochs = examination.recording, examination.cohort, examination.n_epochs
-    scored = examination.scoring
+def _required(examination: Examination, description: RecordingDescription, require: Sequence[str]) -> Channels:
+    yield from make_channels(examination, description)
+    lacking = [name for name in require if name not in description.quality]
+    if lacking or not description.quality:
+        reasons = "; ".join(f"{name}: {why}" for name, why in description.provenance["missing"].items())
+        raise SignalError(f"{examination.recording.name}: no usable signal in {', '.join(lacking) or 'any channel'} ({reasons})")
+
+
+def describe(examination: Examination, rule: EventRule = "overlap") -> RecordingDescription:
+    """What is known of an examined recording before its channels are made."""
+    recording, n_epochs, scored = examination.recording, examination.n_epochs, examination.scoring
     stage = stage_labels(scored, n_epochs)
     stage[_mostly_gap(recording, n_epochs)] = Stage.UNSCORED
-    prepared = PreparedRecording(
+    return RecordingDescription(
         record=examination.identity.record,
         subject=examination.identity.subject,
         visit=examination.identity.visit,
-        cohort=cohort.name,
+        cohort=examination.cohort.name,
         path=recording.path,
         n_epochs=n_epochs,
-        channels={},
         median={},
         iqr={},
         quality={},
         stage=stage,
         events=scored.events if scored else (),
-        labels={name: event_labels(scored, n_epochs, types, rule) for name, types in LABELS.items()},
+        labels={name: event_labels(scored, n_epochs, types, rule) for name, types in LABEL_EVENTS.items()},
         provenance=_provenance(examination, rule),
         unclear=scored.unclear if scored else (),
     )
+
+
+def make_channels(examination: Examination, description: RecordingDescription) -> Channels:
+    """The channels of an examined recording that are not flat, maybe none; each is told in ``description``."""
+    polar: dict[str, NDArray[np.float32]] = {}
     for channel, derivation in examination.montage.channels.items():
-        if channel not in only:
-            continue
         try:
-            _add_channel(prepared, recording, cohort, derivation)
-            if pack is not None and channel not in POLAR:
-                prepared.channels[channel] = pack(channel, prepared.channels[channel])
+            if channel in POLAR:
+                polar[channel] = _make_channel(description, examination, derivation)
+            else:
+                # No name here holds the samples while the next channel is made.
+                yield channel, _make_channel(description, examination, derivation)
         except SignalError as error:
-            prepared.provenance["missing"][channel] = str(error)
-    _turn_upright(prepared, cohort)
-    if pack is not None:
-        for channel in [name for name in POLAR if name in prepared.channels]:
-            prepared.channels[channel] = pack(channel, prepared.channels[channel])
-    return prepared
+            description.provenance["missing"][channel] = str(error)
+    _turn_upright(description, polar, examination.cohort)
+    for channel in tuple(polar):
+        yield channel, polar.pop(channel)
 
 
-def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Cohort, derivation: Derivation) -> None:
-    channel, n_epochs = derivation.channel, prepared.n_epochs
-    signal, rate = derive(recording, derivation)
+def _make_channel(description: RecordingDescription, examination: Examination, derivation: Derivation) -> NDArray[np.float32]:
+    """Samples [n_epochs * 3000]. Raises :class:`SignalError` where they say nothing; ``description`` is untouched then."""
+    channel, n_epochs, cohort = derivation.channel, examination.n_epochs, examination.cohort
+    signal, rate = derive(examination.recording, derivation)
     lowest, highest = signal.min(), signal.max()
     if np.isnan(lowest):  # gaps; fmin and fmax pass them by, slowly
         lowest, highest = np.fmin.reduce(signal), np.fmax.reduce(signal)
@@ -167,35 +198,32 @@ def _add_channel(prepared: PreparedRecording, recording: Recording, cohort: Coho
         raise SignalError(f"without usable signal in any of its {n_epochs} epochs ({found})")
     if channel in _UNSCALED:
         good = samples.reshape(n_epochs, -1)[~unusable(quality)].reshape(-1)
-        lower, prepared.median[channel], upper = quartiles(good[np.isfinite(good)])
-        prepared.iqr[channel] = upper - lower
+        lower, median, upper = quartiles(good[np.isfinite(good)])
+        iqr = upper - lower
     else:
-        samples, prepared.median[channel], prepared.iqr[channel] = robust_scale(samples)
-        if prepared.iqr[channel] < limits.floor:
-            del prepared.median[channel]
-            spread = prepared.iqr.pop(channel)
-            raise SignalError(f"too weak: an interquartile range of {spread:.3g} is below the floor of {limits.floor:g}")
+        samples, median, iqr = robust_scale(samples)
+        if iqr < limits.floor:
+            raise SignalError(f"too weak: an interquartile range of {iqr:.3g} is below the floor of {limits.floor:g}")
     samples[np.isnan(samples)] = 0.0
-    prepared.channels[channel] = samples
-    prepared.quality[channel] = quality
-    entry = prepared.provenance["channels"][channel] = derivation.describe()
+    description.median[channel], description.iqr[channel], description.quality[channel] = median, iqr, quality
+    entry = description.provenance["channels"][channel] = derivation.describe()
     entry["band"] = [low, high]
     if band.high is not None and high is not None and high < band.high:
         entry["band_cut"] = f"upper edge {band.high:g} Hz is above the Nyquist frequency; {high:g} Hz"
     entry["epochs_flagged"] = flagged
     entry["epochs_unusable"] = int(unusable(quality).sum())
+    return samples
 
 
-def _turn_upright(prepared: PreparedRecording, cohort: Cohort) -> None:
-    described = prepared.provenance["channels"]
-    derivation = {channel: described[channel]["derivation"] for channel in prepared.channels}
-    decided = decide_polarity(prepared.channels, prepared.quality, prepared.iqr, derivation, cohort)
+def _turn_upright(description: RecordingDescription, polar: dict[str, NDArray[np.float32]], cohort: Cohort) -> None:
+    described = description.provenance["channels"]
+    derivation = {channel: described[channel]["derivation"] for channel in polar}
+    decided = decide_polarity(polar, description.quality, description.iqr, derivation, cohort)
     for channel, polarity in decided.items():
         described[channel]["polarity"] |= polarity.describe()
         if polarity.inverted:
-            samples = prepared.channels[channel]
-            np.negative(samples, out=samples)
-            prepared.median[channel] = -prepared.median[channel]
+            np.negative(polar[channel], out=polar[channel])
+            description.median[channel] = -description.median[channel]
 
 
 def _mostly_gap(recording: Recording, n_epochs: int) -> NDArray[np.bool_]:

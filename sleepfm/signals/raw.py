@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sleepfm.signals.edf_annotations import Annotation
+from sleepfm.signals.edf.annotations import Annotation
 from sleepfm.signals.recording import Recording, SignalInfo
 
 if TYPE_CHECKING:

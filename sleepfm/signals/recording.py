@@ -11,17 +11,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.errors import RecordingError
-from sleepfm.signals.edf_annotations import Annotation
-from sleepfm.signals.edf_blocks import iter_blocks
-from sleepfm.signals.edf_header import EdfHeader, SignalHeader, read_header
-from sleepfm.signals.edf_timeline import Timeline, continuous, read_extent, read_timeline
-from sleepfm.signals.files import RandomFile, location, random_file
+from sleepfm.signals.edf.annotations import Annotation
+from sleepfm.signals.edf.blocks import iter_blocks
+from sleepfm.signals.edf.header import EdfHeader, SignalHeader, read_header
+from sleepfm.signals.edf.timeline import Timeline, continuous, read_extent, read_timeline
+from sleepfm.signals.files import RandomFile, file_size, location, name_below, random_file
 
 # Beyond this a header is damaged, and samples would not fit their type.
 _LARGEST_VALUE = 1e15
@@ -78,6 +79,8 @@ class Recording:
         gaps: (onset, duration) in s of every pause of an EDF+D.
         annotations: texts of EDF+ and BDF+, onset from the first sample.
         warnings: repairs of the header.
+        header: of its file; None for what is no EDF.
+        names_below: the folder that messages and provenance name files relative to; None for whole paths.
     """
 
     path: Path
@@ -90,6 +93,13 @@ class Recording:
     annotations: tuple[Annotation, ...]
     warnings: tuple[str, ...]
     source: Callable[[int], NDArray[np.float32]] = field(repr=False, compare=False)
+    header: EdfHeader | None = field(default=None, repr=False, compare=False)
+    names_below: Path | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return name_below(self.path, self.names_below)
 
     def read(self, signal: int) -> NDArray[np.float32]:
         """Samples [T] of ``signals[signal]`` in its physical unit at its own rate; gaps are NaN.
@@ -98,65 +108,81 @@ class Recording:
             RecordingError: no such signal, one without a scale, or a file that changed since it was opened.
         """
         if not 0 <= signal < len(self.signals):
-            raise RecordingError(f"{self.path}: has no signal {signal}; it has {len(self.signals)}")
+            raise RecordingError(f"{self.name}: has no signal {signal}; it has {len(self.signals)}")
         info = self.signals[signal]
         if info.problem:
-            raise RecordingError(f"{self.path}: signal {info.label!r} {info.problem}")
+            raise RecordingError(f"{self.name}: signal {info.label!r} {info.problem}")
         return self.source(signal)
 
 
-def read_recording(path: str | Path) -> Recording:
+def read_recording(path: str | Path, header: EdfHeader | None = None, names_below: Path | None = None) -> Recording:
     """Open an EDF or BDF recording: header, time stamps and annotations; no samples yet.
 
     Args:
         path: of a file on disk, or a URL that fsspec knows (``s3://bucket/night.edf``).
+        header: its header, where that was read before; it is not read again unless the file's size has changed since.
+        names_below: the folder that messages and provenance name files relative to; None for whole paths.
 
     Raises:
         RecordingError: the file is missing, is not EDF or BDF, is damaged or truncated.
         ConfigError: a URL whose protocol is unknown or needs a package that is not installed.
     """
     path = location(path)
-    header = read_edf_header(path)
-    file = random_file(path)
-    if any(signal.is_annotation for signal in header.signals):
-        with _reading(path), file:
-            timeline = read_timeline(file, header, str(path))
+    if header is not None:
+        with _reading(name_below(path, names_below)):
+            header = header if file_size(path) == header.file_bytes else None
+    return open_recording(random_file(path), path, header, names_below)
+
+
+def open_recording(file: RandomFile, path: Path, header: EdfHeader | None = None, names_below: Path | None = None) -> Recording:
+    """:func:`read_recording` of a file at ``path`` that somebody has, and that is read in ranges."""
+    name = name_below(path, names_below)
+    if header is None or header.has_annotations:
+        with _reading(name), file:
+            header = header or read_header(file, name)
+            timeline = read_timeline(file, header, name) if header.has_annotations else continuous(header)
     else:
         timeline = continuous(header)
-    signals = tuple(_info(header, timeline, signal) for signal in header.ordinary)
     return Recording(
         path=path,
         format=header.variant,
         patient=header.patient,
         start=header.start + timedelta(seconds=timeline.first) if header.start else None,
         duration=timeline.duration,
-        signals=signals,
+        signals=tuple(_info(header, timeline, signal) for signal in header.ordinary),
         gaps=timeline.gaps,
         annotations=timeline.annotations,
         warnings=header.warnings + timeline.warnings,
-        source=lambda signal: _read_samples(path, file, header, timeline, signal),
+        source=partial(_read_samples, file, name, header, timeline),
+        header=header,
+        names_below=names_below,
     )
 
 
-def read_edf_header(path: Path) -> EdfHeader:
-    """The header alone. Raises :class:`RecordingError` as :func:`read_recording`."""
-    with _reading(path), random_file(path, spool=False) as file:
-        return read_header(file, str(path))
+def read_edf_header(path: Path, name: str = "") -> EdfHeader:
+    """The header alone; messages call the file ``name``, by default by its path. Raises as :func:`read_recording`."""
+    with _reading(name or str(path)), random_file(path, spool=False) as file:
+        return read_header(file, name or str(path))
 
 
-def read_edf_extent(path: Path) -> tuple[EdfHeader, float]:
-    """The header, and the seconds that the recording lasts with its pauses. Raises as :func:`read_recording`."""
-    with _reading(path), random_file(path, spool=False) as file:
-        header = read_header(file, str(path))
+def read_edf_extent(path: Path, header: EdfHeader | None = None) -> tuple[EdfHeader, float]:
+    """The header, unless it was read before, and the seconds that the recording lasts with its pauses.
+
+    Raises as :func:`read_recording`.
+    """
+    if header is not None and not header.has_annotations:
+        return header, continuous(header).duration
+    with _reading(str(path)), random_file(path, spool=False) as file:
+        header = header or read_header(file, str(path))
         return header, read_extent(file, header)
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RecordingError(f"{path}: cannot be read ({error.strerror or error})") from error
+        raise RecordingError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
 def _rate(header: EdfHeader, signal: SignalHeader) -> Fraction:
@@ -179,17 +205,17 @@ def _info(header: EdfHeader, timeline: Timeline, signal: SignalHeader) -> Signal
     )
 
 
-def _read_samples(path: Path, file: RandomFile, header: EdfHeader, timeline: Timeline, index: int) -> NDArray[np.float32]:
+def _read_samples(file: RandomFile, name: str, header: EdfHeader, timeline: Timeline, index: int) -> NDArray[np.float32]:
     signal = header.ordinary[index]
     rate = _rate(header, signal)
     gain = (signal.physical_max - signal.physical_min) / (signal.digital_max - signal.digital_min)
     offset = signal.physical_min - gain * signal.digital_min
     samples = np.full(timeline.n_samples(rate, signal.samples), np.nan, dtype=np.float32)
     end = signal.offset + signal.samples * header.sample_bytes
-    with _reading(path), file:
+    with _reading(name), file:
         for piece in timeline.pieces:
             place = piece.place(rate)
-            for block in iter_blocks(file, header, str(path), signal.offset, end, piece.first, piece.stop):
+            for block in iter_blocks(file, header, name, signal.offset, end, piece.first, piece.stop):
                 digital = _decode(block, header.sample_bytes)
                 samples[place : place + digital.size] = digital * gain + offset
                 place += digital.size

@@ -21,7 +21,7 @@ from sleepfm.evaluation.events import (
 )
 from sleepfm.evaluation.night import sleep_statistics
 from sleepfm.evaluation.seconds import covered_seconds, events_from_seconds
-from sleepfm.signals.annotations import Event
+from sleepfm.signals.scorings.scoring import Event
 
 
 @settings(max_examples=100, deadline=None)

@@ -23,13 +23,13 @@ from shards.export import export_parquet
 from sleepfm.cli import main
 from sleepfm.config import load_config
 from sleepfm.data.cache import FileCache
-from sleepfm.data.synthetic.cohort import write_cohort
 from sleepfm.demo.__main__ import run as demo
 from sleepfm.demo.runner import Journal, set_aside
 from sleepfm.errors import SleepFMError
 from sleepfm.evaluation.settings import ProbeConfig
 from sleepfm.output import Origin, whole_folder
 from sleepfm.paths import config_root
+from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.training import folder as run_folder
 
 ROOT = Path(__file__).parents[2]

@@ -33,8 +33,8 @@ from sleepfm.evaluation.report import (
 )
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.scoring import Scorer, prepare_night
-from sleepfm.signals.annotations import Event
 from sleepfm.signals.quality import Quality
+from sleepfm.signals.scorings.scoring import Event
 from sleepfm.training.trace import Trace
 
 PNG = b"\x89PNG\r\n\x1a\n"

@@ -9,13 +9,13 @@ import pytest
 
 from shards.cluster import IN_FLIGHT_PER_CPU, cluster, run_shards
 from shards.config import load_build_config
-from shards.memory import BASE_BYTES, recording_memory, task_memory, wanted_labels
+from shards.memory import BASE_BYTES, read_extents, recording_memory, task_memory, wanted_labels
 from shards.plan import Entry, ShardPlan
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.recording import read_edf_extent
 
 
-def test_memory_grows_with_hours_and_rates_of_what_is_read(tmp_path, cohort):
+def test_memory_grows_with_hours_and_rates_of_what_is_read(cohort):
     edf = min(cohort.rglob("*.edf"))
     header, seconds = read_edf_extent(edf)
     labels = wanted_labels(load_cohort("shhs1"))
@@ -27,8 +27,10 @@ def test_memory_grows_with_hours_and_rates_of_what_is_read(tmp_path, cohort):
     # Pauses of a discontinuous recording are filled in.
     assert recording_memory(header, 3 * seconds, labels) == pytest.approx(3 * need, abs=10)
     assert labels < wanted_labels(None)
-    assert task_memory([edf], labels) == task_memory([edf, edf, tmp_path / "missing.edf"], labels) > BASE_BYTES
-    assert task_memory([tmp_path / "missing.edf"], labels) == BASE_BYTES
+    extents = read_extents(edf.parent, [edf.name, "missing.edf"])
+    assert extents == {edf.name: (header, seconds)}
+    assert task_memory([(header, seconds)], labels) == task_memory(extents.values(), labels) > BASE_BYTES
+    assert task_memory([], labels) == BASE_BYTES
 
 
 def test_the_driver_plans_no_further_than_a_few_tasks_ahead(connection, tmp_path):

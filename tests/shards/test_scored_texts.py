@@ -22,8 +22,8 @@ from sleepfm.data.format import DATASET_FILE
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ConfigError
 from sleepfm.evaluation.seconds import SecondLabels
-from sleepfm.signals.labels import LABELS, RULE_VERSION, event_labels
-from sleepfm.signals.scoring_types import Event, Scoring
+from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, event_labels
+from sleepfm.signals.scorings.scoring import Event, Scoring
 
 EPOCHS = 70  # more than one sample
 EVENTS = (
@@ -44,7 +44,7 @@ def dataset(tmp_path) -> Dataset:
         "scoring": {"unclear": {"Unsure": 1, "odd apnoea": 1, "Apnea?": 1}, "ignored": {"Foobar": 4, "Lights off": 2}},
         "scoring_refused": "",
     }
-    labels = {name: event_labels(scoring, EPOCHS, types) for name, types in LABELS.items()}
+    labels = {name: event_labels(scoring, EPOCHS, types) for name, types in LABEL_EVENTS.items()}
     nights = [replace(night, events=EVENTS, unclear=UNCLEAR, labels=labels, provenance=provenance)]
     refused = {"scoring": None, "scoring_refused": "b.csv: not understood where stages stand: 'SW' (3)"}
     nights.append(replace(make_night("b", 7, scored=False), provenance=refused))
@@ -65,7 +65,8 @@ def test_events_and_what_was_not_understood_read_back(dataset):
 def test_no_second_that_was_not_understood_is_a_negative(dataset):
     """Also in an epoch that holds an event for certain, whose other seconds are negatives."""
     labels = {
-        name: event_labels(Scoring((), EVENTS, "", True, unclear=UNCLEAR), EPOCHS, LABELS[name]) for name in ("apnea", "hypopnea")
+        name: event_labels(Scoring((), EVENTS, "", True, unclear=UNCLEAR), EPOCHS, LABEL_EVENTS[name])
+        for name in ("apnea", "hypopnea")
     }
     for task, kinds in (("apnea", ("apnea", "central_apnea")), ("hypopnea", ("hypopnea",))):
         seconds = SecondLabels(dataset, task).of(0, labels).numpy()

@@ -195,18 +195,19 @@ def read_as_recording(place: Path) -> None:
 def read_as_scoring(place: Path) -> None:
     from datetime import datetime
 
-    from sleepfm.signals.annotations import read_scoring, reconcile
-    from sleepfm.signals.labels import LABELS, event_labels, stage_labels
+    from sleepfm.signals.scorings.labels import LABEL_EVENTS, event_labels, stage_labels
+    from sleepfm.signals.scorings.reader import read_scoring
+    from sleepfm.signals.scorings.reconcile import reconcile
 
     scoring = read_scoring(place / "case", datetime(2016, 2, 3, 22, 58, 47), 300.0)
     scoring = reconcile(scoring, 300.0, "cut", "case")
     assert np.isin(stage_labels(scoring, 10), range(-1, 5)).all()
-    for types in LABELS.values():
+    for types in LABEL_EVENTS.values():
         assert len(event_labels(scoring, 10, types)) == 10
 
 
 def read_as_folder(place: Path) -> None:
-    from sleepfm.doctor import examine_folder
+    from sleepfm.signals.doctor import examine_folder
 
     for finding in examine_folder(place, None):
         assert finding.refused or finding.epochs

@@ -11,11 +11,13 @@ import edfio
 import pytest
 from made_edf import Made, noise, tal, write_edf
 
-from sleepfm.doctor import examine_folder
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.annotations import find_scoring, read_scoring, reconcile
-from sleepfm.signals.cohort import load_cohort
-from sleepfm.signals.labels import stage_labels
+from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.doctor import examine_folder
+from sleepfm.signals.scorings.finder import find_scoring
+from sleepfm.signals.scorings.labels import stage_labels
+from sleepfm.signals.scorings.reader import read_scoring
+from sleepfm.signals.scorings.reconcile import reconcile
 
 STAGES = [("Wake|0", 0), ("Stage 1 sleep|1", 1), ("Stage 2 sleep|2", 2), ("Stage 3 sleep|3", 3), ("Stage 4 sleep|4", 3)]
 STAGES += [("REM sleep|5", 4), ("Movement|6", -1), ("Unscored|9", -1)]

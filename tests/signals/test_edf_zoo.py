@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from sleepfm.doctor import examine_folder
 from sleepfm.errors import RecordingError
+from sleepfm.signals.doctor import examine_folder
 from sleepfm.signals.recording import read_recording
 
 SHORT = r"{} s long, shorter than one 30-s epoch"

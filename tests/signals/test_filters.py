@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import RobustScaler
 
 from sleepfm.errors import SignalError
-from sleepfm.signals.cohort import Band
+from sleepfm.signals.cohorts.cohort import Band
 from sleepfm.signals.filters import effective_band, finite_runs, preprocess, quartiles, robust_scale
 
 BANDS = {"EEG_C3": (0.5, 40.0), "ECG": (3.0, 30.0), "EMG_CHIN": (25.0, 49.0), "AIRFLOW": (0.05, 1.0)}

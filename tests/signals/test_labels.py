@@ -7,8 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sleepfm.signals.labels import LABELS, RULE_VERSION, describe_rule, event_labels, stage_labels
-from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
+from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, describe_rule, event_labels, stage_labels
+from sleepfm.signals.scorings.scoring import Event, Scoring, StageInterval
 
 N_EPOCHS = 12
 EVENTS = st.lists(
@@ -93,7 +93,7 @@ UNCLEAR = st.lists(st.builds(Event, st.floats(-50, 400), st.floats(0, 90), st.ju
 def test_what_is_not_understood_is_never_a_negative(events, unclear, rule):
     """Epochs that it touches keep what is certain and are unknown otherwise; those of arousals and the others stay."""
     plain, doubtful = scoring(events=events), Scoring((), tuple(events), "test", True, unclear=tuple(unclear))
-    for types in (LABELS["apnea"], LABELS["hypopnea"]):
+    for types in (LABEL_EVENTS["apnea"], LABEL_EVENTS["hypopnea"]):
         before, after = (event_labels(item, N_EPOCHS, types, rule) for item in (plain, doubtful))
         for epoch in range(N_EPOCHS):
             low, high = epoch * 30, (epoch + 1) * 30
@@ -101,15 +101,15 @@ def test_what_is_not_understood_is_never_a_negative(events, unclear, rule):
                 (e.onset < high and e.onset + e.duration > low) or (e.duration == 0 and low <= e.onset < high) for e in unclear
             )
             assert after[epoch] == (-1 if touched and before[epoch] == 0 else before[epoch])
-    for types in (LABELS["arousal"], LABELS["desaturation"]):
+    for types in (LABEL_EVENTS["arousal"], LABEL_EVENTS["desaturation"]):
         assert event_labels(doubtful, N_EPOCHS, types).tolist() == event_labels(plain, N_EPOCHS, types).tolist()
 
 
 def test_an_apnea_of_unknown_kind_is_an_apnea_and_no_other_kind_is_denied_by_it():
     night = scoring(events=[Event(65, 20, "apnea"), Event(125, 20, "central_apnea")])
-    assert event_labels(night, 6, LABELS["apnea"]).tolist() == [0, 0, 1, 0, 1, 0]
+    assert event_labels(night, 6, LABEL_EVENTS["apnea"]).tolist() == [0, 0, 1, 0, 1, 0]
     assert event_labels(night, 6, ("central_apnea",)).tolist() == [0, 0, -1, 0, 1, 0]
-    assert event_labels(night, 6, LABELS["hypopnea"]).tolist() == [0] * 6
+    assert event_labels(night, 6, LABEL_EVENTS["hypopnea"]).tolist() == [0] * 6
 
 
 def test_every_rule_has_a_version_that_can_be_described():

@@ -15,9 +15,9 @@ from sleepfm.config import load_config
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.signals.cohort import Cohort, cohort_names, load_cohort, normalise_label, recognise_cohort
-from sleepfm.signals.identity import identify
-from sleepfm.signals.montage import derive, resolve
+from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label, recognise_cohort
+from sleepfm.signals.cohorts.identity import identify
+from sleepfm.signals.cohorts.montage import derive, resolve
 from sleepfm.signals.recording import read_recording
 
 
@@ -56,7 +56,7 @@ def test_unknown_cohorts_and_channels_are_named(tmp_path):
 
 def test_nox_montage_among_ninety_signals(shared_data):
     recording = read_recording(shared_data / "nox-a1" / "subject1.edf")
-    cohort = recognise_cohort(recording)
+    cohort = recognise_cohort(recording.name, [signal.label for signal in recording.signals])
     montage = resolve(recording, cohort)
     assert cohort.name == "nox" and not montage.ambiguous and set(montage.channels) == set(CHANNELS)
     chosen = {name: derivation.active.label for name, derivation in montage.channels.items()}
@@ -69,7 +69,7 @@ def test_nox_montage_among_ninety_signals(shared_data):
 
 def test_sleep_edf_has_no_emg_and_only_declared_substitutes(shared_data):
     recording = read_recording(shared_data / "sleep-edf" / "short_psg.edf")
-    cohort = recognise_cohort(recording)
+    cohort = recognise_cohort(recording.name, [signal.label for signal in recording.signals])
     montage = resolve(recording, cohort)
     assert cohort.name == "sleep-edf" and "1 Hz is below" in montage.missing["EMG_CHIN"]
     assert set(montage.channels) == {"EEG_C4", "EOG_L"}
@@ -81,7 +81,7 @@ def test_shhs_labels(tmp_path, shared_data):
     signals = [("EEG(SEC)", "uV", 125), ("EEG", "uV", 125), ("EOG(L)", "uV", 50), ("EOG(R)", "uV", 50), ("EMG", "uV", 125)]
     signals += [("SaO2", "", 1), ("ECG", "mV", 125), ("NEW AIR", "", 10), ("THOR RES", "", 10), ("ABDO RES", "", 10)]
     recording = make(tmp_path, *signals, name="shhs2-200077.edf")
-    cohort = recognise_cohort(recording)
+    cohort = recognise_cohort(recording.name, [signal.label for signal in recording.signals])
     montage = resolve(recording, cohort)
     assert cohort.name == "shhs2" and set(montage.channels) == set(CHANNELS)
     assert montage.channels["EEG_C3"].active.label == "EEG(SEC)" and montage.channels["EEG_C3"].derivation == "C3-A2"

@@ -14,13 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sleepfm.constants import CHANNELS, Stage
-from sleepfm.data.synthetic.cohort import write_cohort
-from sleepfm.data.synthetic.night import Night, draw_night
-from sleepfm.signals.cohort import cohort_names, load_cohort
+from sleepfm.signals.cohorts.cohort import cohort_names, load_cohort
 from sleepfm.signals.filters import preprocess
 from sleepfm.signals.polarity import EEG, EOG, POLAR, Polarity, decide_polarity
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.quality import Quality
+from sleepfm.synthetic.cohort import write_cohort
+from sleepfm.synthetic.night import Night, draw_night
 
 SOURCE = {"EEG_C3": "EEG(sec)", "EEG_C4": "EEG", "EOG_L": "EOG(L)", "EOG_R": "EOG(R)", "ECG": "ECG"}
 MASTOID = {"EEG_C3": "C3-M2", "EEG_C4": "C4-M1", "EOG_L": "E1-M2", "EOG_R": "E2-M1", "ECG": "ECG"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.cli import main
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
-from sleepfm.data.synthetic.cohort import write_cohort
 from sleepfm.errors import AnnotationError, MontageError, RecordingError, SignalError, SleepFMError
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.filters import preprocess, robust_scale
-from sleepfm.signals.prepare import discover, prepare
+from sleepfm.signals.polarity import POLAR
+from sleepfm.signals.prepare import discover, prepare, prepare_in_turn
 from sleepfm.signals.quality import Quality
 from sleepfm.signals.recording import read_recording
+from sleepfm.synthetic.cohort import write_cohort
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def chin_and_eeg(tmp_path, seconds=90, name="a.edf", **keywords) -> Path:
 
 
 def test_a_night_of_shhs(tree):
-    paths = discover(tree)
+    paths = list(discover(tree))
     assert [path.name for path in paths] == ["shhs1-200001.edf", "shhs1-200002.edf"]
     night = prepare(paths[0], root=tree)
     assert (night.record, night.subject, night.visit, night.cohort) == ("shhs1-200001", "shhs-200001", "1", "shhs1")
@@ -71,7 +73,7 @@ def test_it_is_the_same_wherever_it_lies(tree, tmp_path):
     elsewhere.mkdir()
     for source in (*tree.rglob("*200001.edf"), *tree.rglob("*200001-nsrr.xml")):
         (elsewhere / source.name).write_bytes(source.read_bytes())
-    one, other = prepare(discover(tree)[0], root=tree), prepare(elsewhere / "shhs1-200001.edf")
+    one, other = prepare(next(iter(discover(tree))), root=tree), prepare(elsewhere / "shhs1-200001.edf")
     assert one.provenance == other.provenance
     for channel in CHANNELS:
         assert one.channels[channel].tobytes() == other.channels[channel].tobytes()
@@ -86,6 +88,43 @@ def test_a_scoring_of_another_night_is_refused(tree, tmp_path):
     (tmp_path / "a-nsrr.xml").write_text("<PSGAnnotation/>", encoding="utf-8")
     with pytest.raises(AnnotationError, match="without a single stage"):
         prepare(edf)
+
+
+def test_channels_in_turn_are_those_of_the_whole_and_live_no_longer_than_needed(tree):
+    path = next(iter(discover(tree)))
+    whole = prepare(path, root=tree)
+    description, channels = prepare_in_turn(path, root=tree)
+    passed = {}
+    for channel, samples in channels:
+        # Polarity of what has one is decided together; of the others, the last one is gone when the next one comes.
+        assert channel in POLAR or not any(kept() is not None for kept in passed.values())
+        passed[channel] = weakref.ref(samples)
+        assert samples.tobytes() == whole.channels[channel].tobytes()
+        del samples
+    assert set(passed) == set(whole.channels) and not any(kept() is not None for kept in passed.values())
+    assert (description.median, description.iqr, description.provenance) == (whole.median, whole.iqr, whole.provenance)
+
+
+def test_names_are_relative_to_a_folder_from_the_start(tree, tmp_path):
+    folder = tmp_path / "source" / "nights"
+    folder.mkdir(parents=True)
+    xml = next(tree.rglob("*200001-nsrr.xml")).read_text(encoding="utf-8")
+    (folder / "shhs1-200001.edf").write_bytes(next(iter(discover(tree))).read_bytes())
+    (folder / "shhs1-200001-nsrr.xml").write_text(xml.replace("Wake|0", "Weird|99"), encoding="utf-8")
+    recording = read_recording(folder / "shhs1-200001.edf", names_below=tmp_path / "source")
+    provenance = prepare(recording).provenance
+    assert provenance["scoring_refused"].startswith("nights/shhs1-200001-nsrr.xml: not understood where stages stand: 'Weird|99'")
+    assert str(tmp_path) not in json.dumps(provenance)
+    (folder / "shhs1-200001-nsrr.xml").write_text("<a", encoding="utf-8")
+    with pytest.raises(AnnotationError, match=r"^nights/shhs1-200001-nsrr\.xml: not well-formed"):
+        prepare(recording)
+    with pytest.raises(MontageError, match=r"^nights/shhs1-200001\.edf: no canonical channel by the rules"):
+        prepare(recording, load_cohort("sleep-edf"), scoring=next(tree.rglob("*200001-nsrr.xml")))
+    (folder / "broken.edf").write_bytes(b"no recording" * 30)
+    with pytest.raises(RecordingError, match=r"^nights/broken\.edf: neither EDF nor BDF"):
+        read_recording(folder / "broken.edf", names_below=tmp_path / "source")
+    with pytest.raises(RecordingError, match=rf"^{folder}/broken\.edf: neither"):
+        read_recording(folder / "broken.edf", names_below=tmp_path / "elsewhere")
 
 
 def test_absent_and_flat_channels_are_left_out(tmp_path):
@@ -138,7 +177,7 @@ def test_gaps_are_zero_flagged_and_unscored(tmp_path):
 
 def test_sleep_edf(shared_data):
     root = shared_data / "sleep-edf"
-    paths = discover(root)
+    paths = list(discover(root))
     assert [path.name for path in paths] == ["short_psg.bdf", "short_psg.edf"]
     nights = [prepare(path, root=root) for path in paths]
     for night in nights:
@@ -158,7 +197,7 @@ def test_nox(shared_data):
 
 def test_every_awkward_file_is_refused_with_a_reason(shared_data):
     root = shared_data / "edf-zoo"
-    paths = discover(root)
+    paths = list(discover(root))
     assert len(paths) == len([path for path in root.rglob("*") if path.suffix in (".edf", ".bdf")])
     for path in paths:
         with pytest.raises(SleepFMError) as caught:
@@ -175,7 +214,7 @@ def test_discover_sees_files_not_links_to_folders(tmp_path, tree):
     (tmp_path / "c.edf").write_bytes(b"no EDF at all")
     names = [str(path.relative_to(tmp_path)) for path in discover(tmp_path)]
     assert names == ["b.EDF", "c.edf", "sub/a.bdf.edf"]
-    assert discover(tmp_path / "b.EDF") == [tmp_path / "b.EDF"]
+    assert list(discover(tmp_path / "b.EDF")) == [tmp_path / "b.EDF"]
     (tmp_path / "empty").mkdir()
     for missing in (tmp_path / "nowhere", tmp_path / "empty"):
         with pytest.raises(RecordingError, match=missing.name):

@@ -14,11 +14,12 @@ from made_edf import Made, noise, tal, write_edf
 import sleepfm
 from sleepfm.cli import main
 from sleepfm.errors import AnnotationError, ConfigError, RecordingError
-from sleepfm.signals.annotations import find_scoring, read_scoring
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.examine import discover
 from sleepfm.signals.files import file_size, location
 from sleepfm.signals.prepare import prepare
+from sleepfm.signals.scorings.finder import find_scoring
+from sleepfm.signals.scorings.reader import read_scoring
 
 
 @pytest.fixture
@@ -100,7 +101,7 @@ def test_a_folder_of_nights_is_listed_without_a_request_for_each(s3, night):
     for number in range(4):
         s3.put(f"many/edfs/shhs1/shhs1-20000{number}.edf", large)
     before = len(s3.requests())
-    paths = discover("s3://sleep/many")
+    paths = list(discover("s3://sleep/many"))
     assert [path.name for path in paths] == [f"shhs1-20000{number}.edf" for number in range(4)]
     assert [file_size(path) for path in paths] == 4 * [len(large)]
     assert not [request for request in s3.requests()[before:] if ".edf" in request]

@@ -15,11 +15,12 @@ from made_scorings import FORMATS, START, Night, nsrr, profusion
 
 from sleepfm.constants import EVENT_TYPES
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.annotations import read_scoring, reconcile
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.examine import examine
-from sleepfm.signals.labels import event_labels, stage_labels
-from sleepfm.signals.vocabulary import event_of, stage_of, stages_of_numbers
+from sleepfm.signals.scorings.labels import event_labels, stage_labels
+from sleepfm.signals.scorings.reader import read_scoring
+from sleepfm.signals.scorings.reconcile import reconcile
+from sleepfm.signals.scorings.vocabulary import event_of, stage_of, stages_of_numbers
 
 
 @st.composite
@@ -288,7 +289,7 @@ def test_time_grows_with_the_length_of_hostile_texts_and_no_faster(tmp_path, tex
 
 
 def test_event_labels_of_very_long_events_cost_nothing():
-    from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
+    from sleepfm.signals.scorings.scoring import Event, Scoring, StageInterval
 
     scoring = Scoring((StageInterval(0, 30, 0),), tuple(Event(0.0, 1e9, "hypopnea") for _ in range(20_000)), "x", True)
     assert event_labels(scoring, 2000, ("hypopnea",)).all()

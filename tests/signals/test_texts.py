@@ -14,12 +14,12 @@ from made_edf import Made, noise, tal, write_edf
 from sleepfm.cli import main
 from sleepfm.constants import APNEA_TYPES
 from sleepfm.errors import ConfigError, StageTextError
-from sleepfm.signals.annotations import read_scoring
-from sleepfm.signals.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.examine import examine
-from sleepfm.signals.labels import LABELS, event_labels, stage_labels
 from sleepfm.signals.prepare import prepare
-from sleepfm.signals.vocabulary import event_of, is_beside_the_point, is_respiratory, stage_of
+from sleepfm.signals.scorings.labels import LABEL_EVENTS, event_labels, stage_labels
+from sleepfm.signals.scorings.reader import read_scoring
+from sleepfm.signals.scorings.vocabulary import event_of, is_beside_the_point, is_respiratory, stage_of
 
 EPOCHS = 12
 STAGES = [0] * 3 + [1, 2, 2, 3, 3] + [4] * 2 + [0] * 2
@@ -216,7 +216,7 @@ def test_respiratory_texts_and_those_beside_the_point():
 
 
 def labels_of(path, kind, epochs=EPOCHS) -> list[int]:
-    return event_labels(read_scoring(path), epochs, LABELS[kind]).tolist()
+    return event_labels(read_scoring(path), epochs, LABEL_EVENTS[kind]).tolist()
 
 
 def at(epoch: int, value: int, epochs: int = EPOCHS) -> list[int]:
@@ -277,9 +277,9 @@ def test_a_respiratory_text_that_is_not_understood_makes_its_epochs_unknown(tmp_
     scoring = read_scoring(path, datetime(2020, 1, 1, 22), 360.0)
     assert scoring.has_events and [(e.onset, e.duration) for e in scoring.unclear] == [(95, 21)] and not scoring.events
     for kind in ("apnea", "hypopnea"):
-        assert event_labels(scoring, EPOCHS, LABELS[kind]).tolist() == at(3, -1)
+        assert event_labels(scoring, EPOCHS, LABEL_EVENTS[kind]).tolist() == at(3, -1)
     for kind in ("arousal", "desaturation"):
-        assert event_labels(scoring, EPOCHS, LABELS[kind]).tolist() == [0] * EPOCHS
+        assert event_labels(scoring, EPOCHS, LABEL_EVENTS[kind]).tolist() == [0] * EPOCHS
 
 
 @pytest.mark.parametrize(

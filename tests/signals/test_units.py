@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sleepfm.errors import MontageError
-from sleepfm.signals.units import to_canonical
+from sleepfm.signals.cohorts.units import to_canonical
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,28 @@
+"""Samples as the integers that shards hold, and back; the scales are those of :mod:`sleepfm.data.format`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sleepfm.data.format import CHANNEL_SCALE, INT16_MAX
+
+# A piece at a time stays in the processor's cache.
+PIECE_SAMPLES = 1 << 16
+
+
+def quantise(channel: str, signal: NDArray[np.float32]) -> NDArray[np.int16]:
+    """``signal`` [T] as int16 in the steps of ``channel``; what lies outside is clipped to the largest step."""
+    result = np.empty(signal.shape, "<i2")
+    factor = np.float32(1 / CHANNEL_SCALE[channel])
+    for begin in range(0, len(signal), PIECE_SAMPLES):
+        steps = signal[begin : begin + PIECE_SAMPLES] * factor
+        np.rint(steps, out=steps)
+        np.clip(steps, -INT16_MAX, INT16_MAX, out=steps)
+        result[begin : begin + PIECE_SAMPLES] = steps
+    return result
+
+
+def dequantise(channel: str, steps: NDArray[np.int16]) -> NDArray[np.float32]:
+    """The signal that ``steps`` of ``channel`` stand for, of their shape."""
+    return np.multiply(steps, np.float32(CHANNEL_SCALE[channel]), dtype=np.float32)

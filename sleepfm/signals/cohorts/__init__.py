@@ -1,0 +1,1 @@
+"""What is known of a source of recordings: cohorts as rules, montage, units, and whose a recording is."""

@@ -1,0 +1,235 @@
+"""Cohorts: what is known of a source of recordings, as rules in ``configs/cohorts/*.yaml``."""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path, PurePath
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from sleepfm.config import Config, load_config
+from sleepfm.constants import CHANNELS, EVENT_TYPES
+from sleepfm.errors import ConfigError
+from sleepfm.paths import config_root
+
+AUTO = "auto"
+GENERIC = "generic"
+DEFAULTS = "defaults"
+# What a cohort's text means of which no source says what its scorers meant by it.
+UNCLEAR = "unclear"
+# Files that cohorts extend and that are none.
+_BASE = "base-"
+
+KnownPolarity = Literal["inverted", "mixed", "unknown", "upright"]
+
+
+def _expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"not a regular expression ({error})") from error
+    return value
+
+
+class ChannelRule(Config):
+    """One way to make a canonical channel out of signals of a recording.
+
+    Attributes:
+        signal: labels of the active signal, any of them; compared without case, spaces and punctuation.
+        occurrence: which of several signals that share one label is the active one, counted from 1 in the file's order.
+        reference: electrodes to subtract, each with its labels; several are averaged (linked mastoids).
+        derivation: what the result is, electrode and reference (``C4-A1``, ``E1-Fpz``), for the record and for polarity,
+            which knows the sign of slow waves against a mastoid or ear only (M1, M2, A1, A2, linked mastoids).
+        substitute: why this stands in for the canonical derivation, where it is not that derivation.
+        unit: the documented unit, used only where the header leaves it empty.
+        invert: turn the signal upside down, where the cohort's polarity is documented to be wrong.
+    """
+
+    signal: tuple[str, ...] = Field(min_length=1)
+    occurrence: int | None = Field(default=None, ge=1)
+    reference: tuple[tuple[str, ...], ...] = ()
+    derivation: str = ""
+    substitute: str = ""
+    unit: str = ""
+    invert: bool = False
+
+
+class Recognise(Config):
+    """How ``auto`` tells the cohort: by a pattern of the file name, or by labels that are all there."""
+
+    name: str = ""
+    labels: tuple[str, ...] = ()
+
+    @field_validator("name")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return _expression(value)
+
+
+class IdentityRule(Config):
+    """Regular expression searched in the file name, with groups ``subject`` and ``visit``.
+
+    A file that does not match is its own subject. ``subject`` is prefixed by ``prefix``, so that
+    cohorts cannot share a subject by chance and two visits of one study do on purpose.
+    """
+
+    pattern: str = ""
+    prefix: str = ""
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return _expression(value)
+
+
+class ScoringRules(Config):
+    """Where the scoring of a recording is, and how its length is reconciled.
+
+    Attributes:
+        files: glob patterns relative to the recording's folder or a folder above it, in order of preference;
+            ``{stem}`` is the file name without ending, ``{folder}`` the folder's name, ``{key}`` what ``key``
+            matches in the file name (a pattern that names it is left out where it does not match).
+        key: regular expression.
+        same_header: annotation files beside the recording (a glob) that belong to it if patient and start agree.
+        longer: what to do with a scoring that goes on after the recording: ``cut`` it (as the cohort publishes
+            it) or refuse it as an ``error``.
+        events: texts of the cohort's own that mean one of our types of event, compared without case and punctuation, or
+            ``unclear`` for a respiratory text of which no source says what it means: its epochs are neither with nor without.
+        events_lost, stages_wrong: regular expressions of names of recordings whose scorings are documented to have lost their
+            events, which then count as not scored, or to have wrong stages, which are not used.
+    """
+
+    files: tuple[str, ...] = ()
+    key: str = ""
+    same_header: str = ""
+    longer: Literal["cut", "error"] = "error"
+    events: dict[str, str] = Field(default_factory=dict)
+    events_lost: str = ""
+    stages_wrong: str = ""
+
+    @field_validator("events")
+    @classmethod
+    def _known_types(cls, value: dict[str, str]) -> dict[str, str]:
+        for text, kind in value.items():
+            if kind not in (*EVENT_TYPES, UNCLEAR):
+                raise ValueError(f"{text!r} is to be {kind!r}, which is none of {', '.join((*EVENT_TYPES, UNCLEAR))}")
+        return value
+
+    @field_validator("key", "events_lost", "stages_wrong")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return _expression(value)
+
+
+class Band(Config):
+    """Pass band in Hz; a missing edge is open, both missing is no filter."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+class QualityLimits(Config):
+    """Per-epoch limits of a modality, in the canonical unit.
+
+    Attributes:
+        flat: peak to peak within a second, at or below which the second is flat.
+        flat_epochs: epochs in a row from which on a channel without amplitude is flat; breathing pauses for less.
+        floor: standard deviation within a second after the filter below which there is no signal of a person, and least
+            interquartile range of a recording; 0 sets none.
+        range: distance from the night's middle, beyond which a sample is out of range.
+        low: value below which a sensor is off (oximetry).
+        mains: whether to look for 50 or 60 Hz.
+        pickup: root mean square of mains which, where there is hardly anything else, only an open input shows.
+    """
+
+    flat: float | None = None
+    flat_epochs: int = Field(1, ge=1)
+    floor: float = Field(0.0, ge=0)
+    range: float | None = None
+    low: float | None = None
+    mains: bool = False
+    pickup: float | None = None
+
+
+class Cohort(Config):
+    """One cohort's rules. Keys of the mappings below are canonical channels.
+
+    ``polarity`` is what is documented of the recordings as they are distributed: ``inverted`` all, ``mixed`` in part,
+    ``upright`` all, and ``unknown`` where a channel is left out (:mod:`sleepfm.signals.polarity`).
+    """
+
+    name: str
+    source: str
+    recognise: Recognise = Recognise()
+    identity: IdentityRule = IdentityRule()
+    scoring: ScoringRules = ScoringRules()
+    channels: dict[str, tuple[ChannelRule, ...]]
+    minimum_rate: dict[str, float]
+    filters: dict[str, Band]
+    quality: dict[str, QualityLimits]
+    polarity: dict[str, KnownPolarity] = Field(default_factory=dict)
+
+    @field_validator("channels", "minimum_rate", "filters", "quality", "polarity")
+    @classmethod
+    def _canonical(cls, value: dict[str, object]) -> dict[str, object]:
+        for name in value:
+            if name not in CHANNELS:
+                raise ValueError(f"{name!r} is no canonical channel; those are {', '.join(CHANNELS)}")
+        return value
+
+
+def normalise_label(label: str) -> str:
+    """A label without case, spaces and punctuation; a sign at its end stays, since ``ECG+`` is not ``ECG-``."""
+    text = unicodedata.normalize("NFKC", label).casefold().strip()
+    sign = text[-1:] if text[-1:] in ("+", "-") else ""
+    return "".join(character for character in text if character.isalnum()) + sign
+
+
+@lru_cache(maxsize=64)
+def load_cohort(name_or_path: str) -> Cohort:
+    """A cohort by the name of its file in ``configs/cohorts`` or by the path of a YAML file.
+
+    Raises:
+        ConfigError: no such cohort (the known ones are named), or a file that is not valid.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = config_root() / "cohorts" / f"{name_or_path}.yaml"
+        if name_or_path not in cohort_names():
+            known = ", ".join([AUTO, *cohort_names()])
+            raise ConfigError(f"cohort {name_or_path!r} is not known; choose of {known}, or give a YAML file")
+    return load_config(Cohort, path)
+
+
+def cohort_names() -> tuple[str, ...]:
+    """Names of the cohorts that come with the package."""
+    folder = config_root() / "cohorts"
+    names = (path.stem for path in folder.glob("*.yaml"))
+    return tuple(sorted(name for name in names if name != DEFAULTS and not name.startswith(_BASE)))
+
+
+def recognise_cohort(name: str, labels: Iterable[str]) -> Cohort:
+    """The cohort whose file name pattern matches ``name``, else the one all of whose labels are in ``labels``, else ``generic``.
+
+    Raises:
+        ConfigError: two cohorts fit equally well.
+    """
+    cohorts = [load_cohort(known) for known in cohort_names() if known != GENERIC]
+    found = {normalise_label(label) for label in labels}
+    by_labels = [
+        cohort
+        for cohort in cohorts
+        if cohort.recognise.labels and found.issuperset(map(normalise_label, cohort.recognise.labels))
+    ]
+    by_name = [cohort for cohort in cohorts if cohort.recognise.name and re.search(cohort.recognise.name, PurePath(name).name)]
+    for fitting in (by_name, by_labels):
+        if len(fitting) > 1:
+            names = ", ".join(cohort.name for cohort in fitting)
+            raise ConfigError(f"{name}: may be of cohort {names}; say which with --cohort")
+        if fitting:
+            return fitting[0]
+    return load_cohort(GENERIC)

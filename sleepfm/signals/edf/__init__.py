@@ -1,0 +1,1 @@
+"""EDF and BDF files: header, time stamps, annotations and blocks of samples."""

@@ -1,0 +1,87 @@
+"""Which scoring file belongs to a recording, by the cohort's patterns."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from sleepfm.errors import AnnotationError
+from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.signals.edf.header import EdfHeader
+from sleepfm.signals.files import matching_files, name_below
+from sleepfm.signals.recording import read_edf_header
+
+# Folders above a recording in which its scoring is looked for: NSRR keeps both two levels below the cohort.
+_LEVELS = 4
+
+
+def find_scoring(
+    edf: Path, root: Path | None, cohort: Cohort, header: EdfHeader | None = None, names_below: Path | None = None
+) -> Path | None:
+    """The scoring file of the recording ``edf`` by the cohort's patterns, or None.
+
+    Each pattern is tried in the recording's folder and in those above it, up to ``root`` and at least where NSRR
+    keeps its annotations.
+
+    Args:
+        header: of the recording, where it was read before.
+        names_below: the folder that messages name files relative to; None for whole paths.
+
+    Raises:
+        AnnotationError: several files match equally well.
+    """
+    called = name_below(edf, names_below)
+    key = re.search(cohort.scoring.key, edf.name) if cohort.scoring.key else None
+    folder = edf.parent
+    above = [folder, *folder.parents][: _LEVELS + 1]
+    if root is not None and root in folder.parents:
+        above = [folder, *folder.parents][: max(_LEVELS, folder.parents.index(root) + 1) + 1]
+    for pattern in cohort.scoring.files:
+        if "{key}" in pattern and key is None:
+            continue
+        name = pattern.format(stem=_literal(edf.stem), folder=_literal(folder.name), key=_literal(key[0] if key else ""))
+        for place in above:
+            found = [path for path in _matching(place, name, names_below) if path != edf]
+            if found:
+                return _only(edf, found, called)
+    if cohort.scoring.same_header:
+        return _only(edf, _with_same_header(edf, cohort.scoring.same_header, header, names_below), called)
+    return None
+
+
+def _matching(folder: Path, pattern: str, names_below: Path | None) -> list[Path]:
+    try:
+        return matching_files(folder, pattern)
+    except OSError as error:
+        name = name_below(folder, names_below)
+        raise AnnotationError(f"{name}: cannot be searched for a scoring ({error.strerror or error})") from error
+
+
+def _literal(text: str) -> str:
+    """``text`` for use inside a glob pattern."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in text)
+
+
+def _with_same_header(edf: Path, pattern: str, header: EdfHeader | None, names_below: Path | None) -> list[Path]:
+    candidates = [path for path in _matching(edf.parent, pattern, names_below) if path != edf]
+    if not candidates:
+        return []
+    mine = header or read_edf_header(edf, name_below(edf, names_below))
+    if mine.start is None:
+        return []
+    found = []
+    for path in candidates:
+        other = read_edf_header(path, name_below(path, names_below))
+        if not other.ordinary and (other.patient, other.start) == (mine.patient, mine.start):
+            found.append(path)
+    return found
+
+
+def _only(edf: Path, found: list[Path], name: str) -> Path | None:
+    # A scoring exported beside each format of a recording has the same ending as that recording.
+    same = [path for path in found if path.suffix.lower() == edf.suffix.lower()]
+    best = same if same else found
+    if len(best) > 1:
+        names = ", ".join(path.name for path in best)
+        raise AnnotationError(f"{name}: several scorings fit: {names}; keep one")
+    return best[0] if best else None

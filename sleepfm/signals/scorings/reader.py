@@ -1,0 +1,92 @@
+"""Scoring files: one result type for every format, which is told by the content."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path, PurePath
+
+from sleepfm.errors import AnnotationError
+from sleepfm.signals.edf.header import FIXED_BYTES, edf_kind
+from sleepfm.signals.files import MemoryFile, location, name_below, random_file, read_start
+from sleepfm.signals.recording import Recording, open_recording
+from sleepfm.signals.scorings.edf_plus import from_annotations
+from sleepfm.signals.scorings.event_log import is_event_log, read_event_log
+from sleepfm.signals.scorings.event_table import is_event_table, read_event_table
+from sleepfm.signals.scorings.luna_annot import is_luna_annot, read_luna_annot
+from sleepfm.signals.scorings.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
+from sleepfm.signals.scorings.profusion_xml import ROOT as PROFUSION_ROOT
+from sleepfm.signals.scorings.profusion_xml import read_profusion
+from sleepfm.signals.scorings.scoring import Scoring
+
+
+def read_scoring(
+    path: str | Path, start: datetime | None = None, duration: float | None = None, names_below: Path | None = None
+) -> Scoring:
+    """Read a scoring file; its format is told by its content.
+
+    Args:
+        path: of a file on disk, or a URL.
+        start: date and time of the recording's first sample. Formats with clock times need it, and an EDF+
+            hypnogram that starts at another time is shifted by the difference.
+        duration: of the recording in s, until when a last stage without an end lasts.
+        names_below: the folder that messages name the file relative to; None for its whole path.
+
+    Raises:
+        StageTextError: it has texts where stages stand that are not understood; the recording can be used without it.
+        AnnotationError: missing, of no known format, damaged, or without stages.
+        RecordingError: an EDF+ file that is damaged.
+    """
+    path = location(path)
+    called = name_below(path, names_below)
+    # A whole URL keeps its two slashes.
+    name: PurePath = path if called == str(path) else PurePath(called)
+    try:
+        data = read_start(path, MAX_BYTES + 1)
+    except OSError as error:
+        raise AnnotationError(f"{name}: cannot be read ({error.strerror or error})") from error
+    if edf_kind(data[:FIXED_BYTES]):
+        whole = MemoryFile(data) if len(data) <= MAX_BYTES else random_file(path)
+        return _of_edf(open_recording(whole, path, names_below=names_below), start)
+    if len(data) > MAX_BYTES:
+        raise AnnotationError(f"{name}: more than {MAX_BYTES >> 20} MiB, too large for a scoring file")
+    text = _decode(data)
+    if text.lstrip().startswith("<"):
+        root = parse_xml(data, str(name))
+        if root.tag == "PSGAnnotation":
+            return read_nsrr(root, name)
+        if root.tag == PROFUSION_ROOT:
+            return read_profusion(root, name)
+        raise AnnotationError(
+            f"{name}: XML with the root {root.tag[:40]!r}; NSRR's is PSGAnnotation, Profusion's {PROFUSION_ROOT}"
+        )
+    if is_luna_annot(text):
+        return read_luna_annot(text, name, start, duration)
+    if is_event_log(text):
+        return read_event_log(text, name, start, duration)
+    if is_event_table(text):
+        return read_event_table(text, name, start, duration)
+    raise AnnotationError(
+        f"{name}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
+        "that names onset and stage or event; convert it to one"
+    )
+
+
+def _of_edf(recording: Recording, start: datetime | None) -> Scoring:
+    shift = (recording.start - start).total_seconds() if recording.start and start else 0.0
+    scoring = from_annotations(recording.annotations, f"EDF+ annotations {recording.path.name}", shift)
+    if scoring is None:
+        raise AnnotationError(f"{recording.name}: none of its {len(recording.annotations)} annotations is a sleep stage")
+    return scoring
+
+
+def _decode(data: bytes) -> str:
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif data.startswith(b"\xef\xbb\xbf"):
+        encoding = "utf-8-sig"
+    else:
+        encoding = "utf-8"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode("latin-1")

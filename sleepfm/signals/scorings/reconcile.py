@@ -1,0 +1,69 @@
+"""Scorings brought to the length of their recording, or refused as those of another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal
+
+from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.errors import AnnotationError
+from sleepfm.signals.scorings.scoring import Event, Scoring
+
+
+def reconcile(scoring: Scoring, duration: float, longer: Literal["cut", "error"], name: str) -> Scoring:
+    """``scoring`` with what lies outside a recording of ``duration`` s cut off, and a warning for it.
+
+    Raises:
+        AnnotationError: it overlaps the recording nowhere; it is more than an epoch longer where that is an
+            ``error``; it is more than an epoch shorter though its format scores whole nights; stages overlap.
+    """
+    _check_overlap(scoring, name)
+    if scoring.begin >= duration or scoring.end <= 0:
+        raise AnnotationError(
+            f"{name}: {scoring.source} covers {scoring.begin:.0f} to {scoring.end:.0f} s, the recording 0 to "
+            f"{duration:.0f} s; it belongs to another night"
+        )
+    excess = scoring.end - duration
+    if excess > EPOCH_SECONDS and longer == "error":
+        raise AnnotationError(
+            f"{name}: {scoring.source} is {excess:.1f} s ({excess / EPOCH_SECONDS:.1f} epochs) longer than the "
+            f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
+        )
+    if scoring.whole_night and -excess > EPOCH_SECONDS:
+        raise AnnotationError(
+            f"{name}: {scoring.source} is {-excess:.1f} s ({-excess / EPOCH_SECONDS:.1f} epochs) shorter than the "
+            f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
+        )
+    events, unclear = (_inside(found, duration) for found in (scoring.events, scoring.unclear))
+    warnings = []
+    if excess > EPOCH_SECONDS:
+        warnings.append(f"scoring goes on for {excess:.1f} s after the recording's end; cut")
+    if scoring.begin < 0:
+        warnings.append(f"scoring begins {-scoring.begin:.1f} s before the recording; cut")
+    outside = len(scoring.events) + len(scoring.unclear) - len(events) - len(unclear)
+    if outside:
+        warnings.append(f"{outside} events outside the recording are left out")
+    return replace(scoring, events=events, unclear=unclear, warnings=scoring.warnings + tuple(warnings))
+
+
+def _inside(events: Iterable[Event], duration: float) -> tuple[Event, ...]:
+    """The parts of ``events`` that lie in a recording of ``duration`` s."""
+    found = []
+    for event in events:
+        begin, end = max(event.onset, 0.0), min(event.onset + event.duration, duration)
+        if begin < end or (event.duration == 0 and 0 <= event.onset < duration):
+            # An event that lies inside keeps its duration to the last bit.
+            whole = begin == event.onset and end < duration
+            found.append(event if whole else replace(event, onset=begin, duration=end - begin))
+    return tuple(found)
+
+
+def _check_overlap(scoring: Scoring, name: str) -> None:
+    end = float("-inf")
+    for interval in scoring.stages:
+        if interval.onset < end - 1.0:
+            raise AnnotationError(
+                f"{name}: {scoring.source}: the stage at {interval.onset:g} s starts before the one before it ends ({end:g} s)"
+            )
+        end = max(end, interval.end)

@@ -1,0 +1,109 @@
+"""Rows of onset, duration and text, which every event format comes down to, as a scoring."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from sleepfm.constants import EPOCH_SECONDS, Stage
+from sleepfm.errors import AnnotationError
+from sleepfm.signals.scorings.scoring import Event, Row, Scoring, StageInterval
+from sleepfm.signals.scorings.stage_texts import refuse_unknown, standing_as_stages
+from sleepfm.signals.scorings.vocabulary import event_of, is_beside_the_point, is_respiratory, names_a_stage, stage_of
+
+__all__ = ["MAX_ROWS", "Row", "iter_lines", "scoring_of_rows"]
+
+# No scoring of a night has more; a file that does is none, and is not held in memory.
+MAX_ROWS = 100_000
+_LONGEST = 1e9
+_TEXT = 80
+# Distinct texts that are reported of a night; technicians' remarks can be hundreds.
+_REPORTED = 50
+
+
+def iter_lines(text: str) -> Iterator[tuple[int, str]]:
+    """Number and content of every line, one at a time: a list of them can take many times the memory of the text."""
+    if "\n" not in text:
+        text = text.replace("\r", "\n")
+    begin, number = 0, 1
+    while begin < len(text):
+        end = text.find("\n", begin)
+        end = len(text) if end < 0 else end
+        yield number, text[begin:end].rstrip("\r")
+        begin, number = end + 1, number + 1
+
+
+def scoring_of_rows(
+    rows: Iterable[Row],
+    source: str,
+    name: str,
+    stage: Callable[[str], Stage | None] = stage_of,
+    stages: Sequence[StageInterval] = (),
+    has_events: bool = False,
+    whole_night: bool = False,
+    warnings: tuple[str, ...] = (),
+) -> Scoring:
+    """Stages and events among ``rows``; a stage without an end lasts until the next one, at most an epoch.
+
+    Args:
+        stage: which stage a text names.
+        stages: stages that the format keeps apart from its events; ``rows`` then are events alone.
+        has_events: the format always says whether there were events.
+
+    Raises:
+        StageTextError: a text where stages stand that is not understood.
+        AnnotationError: no stage among them, or a time that is none.
+    """
+    found: list[tuple[Row, Stage]] = []
+    events: list[Event] = []
+    unclear: list[Event] = []
+    others: list[Row] = []
+    unknown_stages: Counter[str] = Counter()
+    ordered = sorted(rows, key=lambda item: item.onset)
+    for row in ordered:
+        if not (abs(row.onset) <= _LONGEST and 0 <= (row.duration or 0.0) <= _LONGEST):
+            raise AnnotationError(f"{name}: {row.text[:_TEXT]!r} is at {row.onset:g} s for {row.duration or 0.0:g} s; damaged")
+        if not stages and (value := stage(row.text)) is not None:
+            found.append((row, value))
+        elif event := event_of(row.text):
+            events.append(Event(row.onset, row.duration or 0.0, event))
+        elif is_respiratory(row.text) or (row.group == "respiratory" and not is_beside_the_point(row.text)):
+            unclear.append(_named(row))
+        elif row.group == "stage" or (not stages and names_a_stage(row.text)):
+            unknown_stages[row.text[:_TEXT]] += 1
+        else:
+            others.append(row)
+    ends = [*(row.onset for row, _ in found[1:]), math.inf][: len(found)]
+    own = [
+        StageInterval(row.onset, row.duration or min(EPOCH_SECONDS, end - row.onset), int(value))
+        for (row, value), end in zip(found, ends, strict=True)
+    ] or list(stages)
+    if found and not unknown_stages:
+        strange = [row for row in others if not is_beside_the_point(row.text)]
+        unknown_stages = standing_as_stages(ordered, strange, own)
+    refuse_unknown(unknown_stages, name)
+    if not own:
+        raise AnnotationError(f"{name}: {source} without a single stage; export the sleep stages too")
+    return Scoring(
+        stages=tuple(sorted(own, key=lambda item: item.onset)),
+        events=tuple(sorted(events, key=lambda item: (item.onset, item.type))),
+        source=source,
+        has_events=has_events or bool(events) or bool(unclear),
+        whole_night=whole_night,
+        unclear=tuple(unclear),
+        ignored=_most_frequent(Counter(row.text[:_TEXT] for row in others)),
+        others=tuple(_named(row) for row in others),
+        warnings=warnings,
+    )
+
+
+def _named(row: Row) -> Event:
+    """The row as an event whose type is its text."""
+    return Event(row.onset, row.duration or 0.0, row.text[:_TEXT])
+
+
+def _most_frequent(texts: Counter[str]) -> dict[str, int]:
+    kept = dict(texts.most_common(_REPORTED))
+    rest = texts.total() - sum(kept.values())
+    return {**kept, "...": rest} if rest else kept
