@@ -13,7 +13,7 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.labels import RecordLabels, RecordPresence
 from sleepfm.data.reader import ShardReader
-from sleepfm.data.stream import Items, load_windows, window_starts
+from sleepfm.data.windows import Items, load_windows, window_starts
 from sleepfm.errors import ShardError
 
 
