@@ -41,8 +41,8 @@ class Reading:
     Attributes:
         seed: of the order.
         shuffle_shards: shards whose items are shuffled together.
-        lanes: stretches of a pass that are read side by side, see :mod:`sleepfm.data.order`.
-        block: consecutive positions that one lane gives.
+        partitions: parts of a pass, with shards of their own, that are read side by side, see :mod:`sleepfm.data.order`.
+        block: consecutive positions that one partition gives.
         max_corrupt: share of corrupt items above which reading stops.
         slow_seconds: accesses to a shard that take longer are reported.
         read_ahead: read the shards of this and the next window into the page cache, or the cache of a URL's shards.
@@ -50,7 +50,7 @@ class Reading:
 
     seed: int = 0
     shuffle_shards: int = 8
-    lanes: int = 1
+    partitions: int = 1
     block: int = 1
     max_corrupt: float = MAX_CORRUPT
     slow_seconds: float = SLOW_SECONDS
@@ -69,8 +69,8 @@ class Stream(ABC):
         self._reader = ShardReader(dataset, self.report)
         self._reading = reading
         self._windows: OrderedDict[tuple[int, int], Items] = OrderedDict()
-        self._ahead = ReadAhead(dataset, self.report, 2 * reading.lanes)
-        self._asked_ahead: deque[tuple[int, int]] = deque(maxlen=4 * reading.lanes)
+        self._ahead = ReadAhead(dataset, self.report, 2 * reading.partitions)
+        self._asked_ahead: deque[tuple[int, int]] = deque(maxlen=4 * reading.partitions)
         self._begun: int | None = None
         self._reached = 0
 
@@ -83,7 +83,7 @@ class Stream(ABC):
         self._unit_items = items
         order = self._reading
         sizes = np.add.reduceat(items, start)
-        self._order = PassOrder(sizes, order.seed, order.shuffle_shards, order.lanes, order.block)
+        self._order = PassOrder(sizes, order.seed, order.shuffle_shards, order.partitions, order.block)
 
     def __len__(self) -> int:
         """Items in one pass."""
@@ -168,7 +168,7 @@ class Stream(ABC):
                 self._read_ahead(window)
                 self._read_ahead(self._order.ahead(position))
             order = self._order.shuffle(window)
-            while len(self._windows) >= 2 * self._reading.lanes:
+            while len(self._windows) >= 2 * self._reading.partitions:
                 self._windows.popitem(last=False)
             self._windows[key] = self._expand(units)[order]
         self._windows.move_to_end(key)

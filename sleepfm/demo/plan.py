@@ -145,8 +145,11 @@ class Plan:
         return f"models:/{result['name']}{version}"
 
     def result(self, name: str) -> dict:
-        """``result.json`` of the finished job ``name``."""
-        return json.loads((self.output(name) / "result.json").read_text())
+        """The result of the finished job ``name``."""
+        # Imports torch, for which making the cohort and the shards need not wait.
+        from sleepfm.training.folder import RunFolder
+
+        return json.loads(RunFolder(self.output(name)).result.read_text())
 
     def _train(self, name: str, script: str, config: str, overrides: Sequence[str]) -> Step:
         # DeepSpeed's node launcher: what the `deepspeed` command starts too, after eight more seconds of imports.

@@ -20,6 +20,7 @@ from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS as DEFINITIONS
 from sleepfm.files import write_json
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.training.folder import RunFolder
 
 TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
 JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]
@@ -41,13 +42,13 @@ def write_report(plan: Plan, journal: Journal) -> Path:
         title="SleepFM: from recordings to scored nights",
         summary=f"{origin}, seed {plan.seed}: shards, pretraining, probes, fine-tuning and one unseen night.",
         results=list(_results(plan)),
-        traces={name: plan.output(name) / "trace.jsonl" for name in [*TRAINED, *JUDGED]},
+        traces={name: RunFolder(plan.output(name)).trace for name in [*TRAINED, *JUDGED]},
         night=NightExample(score, night, "its subject is in the test split: no model has seen it"),
         # On val: the test split is read once per model.
         subsets=modality_subsets(scorer.models["stage"], Dataset.open(plan.shards), "val", progress=_subset_done),
         lineage=from_registry(versions),
         environment=_environment(plan),
-        configuration={name: (plan.output(name) / "config.yaml").read_text() for name in [*TRAINED, *JUDGED]},
+        configuration={name: RunFolder(plan.output(name)).config.read_text() for name in [*TRAINED, *JUDGED]},
         steps=[StepCost(name, done.seconds, done.peak_bytes) for name, done in journal.steps.items()],
         notes=([SYNTHETIC_NOTE] if plan.data is None else []) + _refusals(plan),
     )

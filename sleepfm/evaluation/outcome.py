@@ -28,9 +28,8 @@ from sleepfm.files import read_json, write_json
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.signals.annotations import Event
+from sleepfm.training.folder import RunFolder
 from sleepfm.training.stage import Export
-
-EVALUATION_FILE = "evaluation.json"
 
 
 def validation_figures(task: Task, predictions: Predictions) -> dict[str, float]:
@@ -80,10 +79,10 @@ def package_contents(
     options = {"resamples": job.evaluate.resamples if test is not None else 0, "seed": job.evaluate.seed}
     on_val = judge(task, validation, threshold.value, **options)
     on_test = judge(task, test, threshold.value, **options) if test is not None else None
-    validation.write(folder / "predictions-val.parquet")
+    validation.write(RunFolder(folder).predictions("val"))
     results = {"val": on_val.to_dict()}
     if test is not None and on_test is not None:
-        test.write(folder / "predictions-test.parquet")
+        test.write(RunFolder(folder).predictions("test"))
         results["test"] = on_test.to_dict()
     binary = task.kind == "binary"
     splits = {"val": validation} | ({"test": test} if test is not None else {})
@@ -97,7 +96,7 @@ def package_contents(
     events = {split: asdict(match) for split, match in matches.items()}
     timing = {split: timing_figures(errors) for split, (_, errors) in found.items()}
     content = {"facts": facts, "results": results, "events": events, "events_located": located, "event_timing": timing}
-    write_json(folder / EVALUATION_FILE, content)
+    write_json(RunFolder(folder).evaluation, content)
     config: dict[str, Any] = {
         "model": model_config(module),
         "task": task.name,
@@ -201,9 +200,10 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
-    content = read_json(folder / EVALUATION_FILE)
+    path = RunFolder(folder).evaluation
+    content = read_json(path)
     if content is None:
-        raise TrainingError(f"{folder}: no {EVALUATION_FILE}; no probe or fine-tune has finished there")
+        raise TrainingError(f"{folder}: no {path.name}; no probe or fine-tune has finished there")
     return dict(content)
 
 

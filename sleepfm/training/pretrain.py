@@ -23,7 +23,7 @@ from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
 from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 from sleepfm.registry import Resolved, load_package
-from sleepfm.training.config import LocalFolder, RunConfig, differing_keys
+from sleepfm.training.config import LocalFolder, RunConfig, differing_keys, present_names
 from sleepfm.training.context_stage import ContextStage
 from sleepfm.training.job import Context
 from sleepfm.training.monitor import Monitor, MonitorConfig
@@ -35,10 +35,15 @@ class DataConfig(SourceConfig):
     """What is learnt from, and on how many items the loss is validated."""
 
     split: Literal["pretrain", "label"] = "pretrain"
-    lanes: int = Field(default=1, ge=1)
+    partitions: int = Field(default=1, ge=1)
     """Equal parts of every micro-step that come from shards of their own: the number of nodes, if each shall read
     its own shards. Part of the order, so it stays when a run goes on with another number of nodes."""
     validation_items: int = Field(default=512, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_their_present_names(cls, values: Any) -> Any:
+        return present_names({"data": values})["data"] if isinstance(values, dict) else values
 
 
 class PretrainConfig(RunConfig):
@@ -71,11 +76,11 @@ class PretrainConfig(RunConfig):
         return self
 
     @model_validator(mode="after")
-    def _lanes_divide_the_step(self) -> PretrainConfig:
+    def _partitions_divide_the_step(self) -> PretrainConfig:
         items = self.train.global_batch // self.train.accumulation
-        if items % self.data.lanes:
+        if items % self.data.partitions:
             raise ValueError(
-                f"data.lanes={self.data.lanes} does not divide the {items} items of a micro-step "
+                f"data.partitions={self.data.partitions} does not divide the {items} items of a micro-step "
                 "(train.global_batch / train.accumulation)"
             )
         return self
@@ -83,7 +88,7 @@ class PretrainConfig(RunConfig):
     def reading(self) -> Reading:
         """For the streams of the stage."""
         items = self.train.global_batch // self.train.accumulation
-        return self.data.reading(self.train.seed, self.data.lanes, items // self.data.lanes)
+        return self.data.reading(self.train.seed, self.data.partitions, items // self.data.partitions)
 
 
 def build_stage(config: PretrainConfig, context: Context) -> Stage:
