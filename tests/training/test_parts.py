@@ -252,14 +252,10 @@ def test_one_process_keeps_its_statistics() -> None:
 
 
 def test_nobody_but_the_runs_folder_names_its_files() -> None:
-    names = {
-        *(
-            value.name
-            for value in vars(RunFolder("run")).values()
-            if isinstance(value, Path) and value.suffix in (".json", ".jsonl")
-        ),
-        *(RunFolder("run").predictions(split).name for split in ("val", "test")),
-    }
-    assert "result.json" in names
+    folder = RunFolder("run")
+    paths = [*(path for path in vars(folder).values() if isinstance(path, Path)), folder.predictions("val")]
+    # Packages have a `config.yaml` too.
+    names = [path.name for path in paths if path.suffix in (".json", ".jsonl", ".parquet")]
+    assert {"run.json", "result.json", "trace.jsonl"} <= set(names)
     sources = {path: path.read_text() for path in Path(sleepfm.__file__).parent.rglob("*.py") if path.name != "folder.py"}
     assert [(path.name, name) for path, text in sources.items() for name in names if f'"{name}"' in text] == []
