@@ -28,6 +28,7 @@ from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs, scal
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
 from sleepfm.data.windows import SCALES, Items, load_windows, window_starts
 from sleepfm.errors import DatasetError, ShardError
+from sleepfm.tasks import TASKS
 
 # Too few items say nothing about a share; this many corrupt ones are always borne.
 CORRUPT_FLOOR = 10
@@ -305,11 +306,11 @@ class SequenceStream(Stream):
         reading: Reading = Reading(),
         label_fraction: float = 1.0,
         label_seed: int = 0,
-        labels: Sequence[str] = ("stage", "apnea", "hypopnea"),
+        labels: Sequence[str] | None = None,
         target: str = "stage",
         labelled_only: bool = False,
     ) -> None:
-        """``labels=()`` reads none.
+        """``labels`` are those of every task by default, ``()`` none.
 
         Raises:
             DatasetError: the split holds no such window.
@@ -322,8 +323,8 @@ class SequenceStream(Stream):
         self.length = length
         self.stride = stride or length
         self._numbers = np.array([CHANNELS.index(channel) for channel in channels])
-        self._label_names = tuple(labels)
-        self._labels = RecordLabels(dataset, self._reader, labels, target, label_fraction, label_seed)
+        self._label_names = tuple(TASKS if labels is None else labels)
+        self._labels = RecordLabels(dataset, self._reader, self._label_names, target, label_fraction, label_seed)
         self._presence = RecordPresence(dataset, self._reader, self._numbers)
         self._labelled_only = labelled_only
         self._record = dataset.select(split, channels)

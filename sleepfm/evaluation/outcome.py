@@ -23,11 +23,11 @@ from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, 
 from sleepfm.evaluation.predict import Predictions
 from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import DownstreamJob
-from sleepfm.evaluation.tasks import TASKS, Task
 from sleepfm.files import read_json, write_json
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.signals.annotations import Event
+from sleepfm.tasks import TASKS, Task
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.stage import Export
 
@@ -86,11 +86,13 @@ def package_contents(
         results["test"] = on_test.to_dict()
     binary = task.kind == "binary"
     splits = {"val": validation} | ({"test": test} if test is not None else {})
-    located = binary and validation.seconds is not None
+    located = bool(task.event) and validation.seconds is not None
     step = 0.02 if test is not None else 0.1
-    event_threshold = best_event_threshold(dataset, task.name, validation, step) if located else threshold.value
+    event_threshold = best_event_threshold(dataset, task.event, validation, step) if located else threshold.value
     found = {
-        split: compare_events(dataset, task.name, predictions, event_threshold) for split, predictions in splits.items() if binary
+        split: compare_events(dataset, task.event, predictions, event_threshold)
+        for split, predictions in splits.items()
+        if task.event
     }
     matches = {split: match for split, (match, _) in found.items()}
     events = {split: asdict(match) for split, match in matches.items()}
@@ -110,7 +112,7 @@ def package_contents(
     figure = "event_f1" if located else "positive_runs_f1"
     metrics |= {f"{split}/{figure}": m.f1 for split, m in matches.items() if not math.isnan(m.f1)}
     metrics |= {f"{split}/{name}": value for split, figures in timing.items() for name, value in figures.items()}
-    title = f"{task.registered_name}: {', '.join(task.classes)} of 30-s epochs"
+    title = f"{task.registered_name}: {', '.join(task.classes)} of {task.unit}s"
     shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
     return Export(config, downstream_card(title, shown, on_val, on_test), metrics)
 
