@@ -30,14 +30,14 @@ from sleepfm.data.windows import SCALES, Items, load_windows, window_starts
 from sleepfm.errors import DatasetError, ShardError
 from sleepfm.tasks import TASKS
 
-# Too few items say nothing about a share; this many corrupt ones are always borne.
+# Too few items say nothing about a share; this many corrupt ones are always tolerated.
 CORRUPT_FLOOR = 10
 MAX_CORRUPT = 0.01
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a stream is ordered and how much it bears; the first four make up the order.
+    """How a stream is ordered and which faults it tolerates; the first four make up the order.
 
     Attributes:
         seed: of the order.
@@ -130,8 +130,8 @@ class Stream(ABC):
         candidates = self._window_items(window, position)
         for step in range(1, window.size):
             self.report.skipped += 1
-            if self.report.skipped > self._bearable():
-                raise self._too_many(f"more than the share of {self._reading.max_corrupt:g} that is borne")
+            if self.report.skipped > self._tolerated():
+                raise self._too_many(f"more than the share of {self._reading.max_corrupt:g} that is tolerated")
             place = (chosen.start + step) % window.size
             substitute = candidates[slice(place, place + 1)]
             loaded, intact = self._load_known(substitute)
@@ -145,8 +145,8 @@ class Stream(ABC):
                 return
         raise self._too_many("and no other item of their shards is intact")
 
-    def _bearable(self) -> float:
-        """How many corrupt items are borne by now."""
+    def _tolerated(self) -> float:
+        """How many corrupt items are tolerated by now."""
         assert self._begun is not None
         read = self.report.items
         # Of the positions passed since the first one, this process has read its part, and will in a whole pass.
