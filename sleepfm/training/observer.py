@@ -32,7 +32,7 @@ class Observer:
         """On rank 0, after the last step ``step``: the final figures (``test/...``) of the best weights."""
 
     def ended(self, status: str) -> None:
-        """On rank 0, with ``FINISHED`` (trained and packaged) or ``KILLED`` (asked to leave early); never after an error."""
+        """On rank 0, with ``FINISHED`` (trained and packaged, not yet registered) or ``KILLED`` (asked to leave early)."""
 
     def close(self) -> None:
         """On every rank, however the run ended; once."""
