@@ -27,7 +27,6 @@ from dead_stretches import surrounded, with_dead
 from sleepfm.config import read_yaml
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.evaluation.inference import prepared_epochs
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
@@ -37,6 +36,7 @@ from sleepfm.scoring import NightScore, Scorer, TaskModel, prepare_night
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.recording import Recording, read_recording
 from sleepfm.synthetic.cohort import write_cohort
+from sleepfm.tasks import TASKS
 from sleepfm.training.embeddings import embed
 
 KINDS = ("zeros", "open input", "mains", "rail")

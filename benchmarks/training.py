@@ -298,8 +298,9 @@ def run_engine(own: argparse.Namespace, rest: list[str]) -> None:
     """``launch/pretrain.py`` with clocks."""
     from sleepfm.training import checkpoint
     from sleepfm.training.distributed import import_deepspeed
+    from sleepfm.training.encoder_stages import UnimodalStage
     from sleepfm.training.job import run
-    from sleepfm.training.pretrain import PretrainConfig, UnimodalStage, build_stage
+    from sleepfm.training.pretrain import PretrainConfig, build_stage
     from sleepfm.training.recorder import Recorder
     from sleepfm.training.source import dataset_digest
 
@@ -338,9 +339,10 @@ def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
 
     from sleepfm.config import load_config
     from sleepfm.training.distributed import World, start
+    from sleepfm.training.encoder_stages import UnimodalStage
     from sleepfm.training.feed import Feed, Shares
     from sleepfm.training.precision import bf16_products
-    from sleepfm.training.pretrain import PretrainConfig, UnimodalStage
+    from sleepfm.training.pretrain import PretrainConfig
     from sleepfm.training.schedule import learning_rate, parameter_groups
 
     world = World.from_environment()

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from shards.names import KEY, shown
 from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.evaluation import iter_record
 from sleepfm.data.events import scored_events, unclear_events
+from sleepfm.data.in_order import iter_record
 from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError

@@ -22,7 +22,6 @@ from sleepfm.evaluation.inference import classify_night, locate_night, prepared_
 from sleepfm.evaluation.night import SleepStatistics, sleep_statistics
 from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import load_package
@@ -32,6 +31,7 @@ from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.text_counts import TextCounts
+from sleepfm.tasks import TASKS
 from sleepfm.training.embeddings import embed, embed_frames
 
 if TYPE_CHECKING:

@@ -26,13 +26,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Write the package and say what is in it."""
     from sleepfm.config import digest
-    from sleepfm.evaluation.tasks import get_task
     from sleepfm.files import sha256_file
     from sleepfm.models.build import model_config
     from sleepfm.models.convert import convert
     from sleepfm.output import Origin, whole_folder
     from sleepfm.package import write_package
     from sleepfm.signals.files import local_path
+    from sleepfm.tasks import get_task
 
     out = local_path(arguments.out, "OUT")
     channels = [name for name in arguments.channels.split(",") if name]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,13 @@ from sleepfm.data.order import permutation
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError, ShardError
 from sleepfm.signals.quality import UNUSABLE
+from sleepfm.tasks import TASKS, LabelRule
 
 
 class RecordLabels:
     """Labels of one recording at a time, [E] int8 each, the last ``cache`` recordings kept.
+
+    ``labels`` and ``target`` name tasks (:data:`sleepfm.tasks.TASKS`), whose rules say what is read, or stored labels.
 
     ``fraction`` < 1 keeps, of the epochs of each recording that carry ``target``, a share drawn without
     replacement and stratified by class: ``max(1, round(fraction * n))`` of the ``n`` epochs of every class. So
@@ -38,14 +42,11 @@ class RecordLabels:
         seed: int = 0,
         cache: int = 4096,
     ) -> None:
-        unknown = [name for name in (*labels, target) if name not in LABELS]
-        if unknown:
-            raise DatasetError(f"unknown labels {unknown}; a data set holds {', '.join(LABELS)}")
         if not 0 < fraction <= 1:
             raise DatasetError(f"label fraction {fraction}: expected a number above 0 and at most 1")
         self._dataset = dataset
         self._reader = reader
-        self._names = tuple(dict.fromkeys((*labels, target)))
+        self._rules = {name: label_rule(name) for name in (*labels, target)}
         self._target = target
         self._fraction = fraction
         self._seed = seed
@@ -57,11 +58,7 @@ class RecordLabels:
         if record in self._kept:
             self._kept.move_to_end(record)
             return self._kept[record]
-        labels = {
-            name: read_epochwise(self._dataset, self._reader, record, label_member(name), np.int8)[0] for name in self._names
-        }
-        for name, values in labels.items():
-            self._check(record, name, values)
+        labels = {name: rule.classes(self._stored(record, rule.stored)) for name, rule in self._rules.items()}
         if self._fraction < 1:
             outside = ~self._draw(labels[self._target], self._dataset.names[record])
             for values in labels.values():
@@ -74,6 +71,11 @@ class RecordLabels:
     def labelled(self, record: int) -> NDArray[np.bool_]:
         """[E], which epochs of the recording carry ``target``."""
         return self.of(record)[self._target] >= 0
+
+    def _stored(self, record: int, name: str) -> NDArray[np.int8]:
+        values: NDArray[Any] = read_epochwise(self._dataset, self._reader, record, label_member(name), np.int8)[0]
+        self._check(record, name, values)
+        return values
 
     def _check(self, record: int, name: str, values: NDArray[np.int8]) -> None:
         """Labels have no checksum, but the manifest knows how many epochs have which: any one changed byte shows."""
@@ -94,6 +96,15 @@ class RecordLabels:
             members = order[target[order] == value]
             drawn[members[: max(1, round(self._fraction * len(members)))]] = True
         return drawn
+
+
+def label_rule(name: str) -> LabelRule:
+    """How ``name``, a task or a stored label, is read. Raises :class:`DatasetError` for neither."""
+    if name in TASKS:
+        return TASKS[name].label
+    if name not in LABELS:
+        raise DatasetError(f"unknown label {name!r}; a data set holds {', '.join(LABELS)}, the tasks are {', '.join(TASKS)}")
+    return LabelRule(name)
 
 
 def read_epochwise(

@@ -4,10 +4,10 @@ A pass visits every item once. Its shards are shuffled, taken in windows of ``sh
 of a window are shuffled together, so that a reader touches few files at a time. Pass and window permutations
 are pure functions of (seed, pass, window): a position is the whole state, so any process can start anywhere.
 
-With ``lanes`` > 1 the sequence of a pass is cut into that many stretches, which are read side by side: of every
-``lanes * block`` positions, the first ``block`` come from the first stretch, and so on. A node whose ranks
-take the positions of one lane then reads the shards of its own stretch and no others. Lanes belong to the order,
-as the seed does, and not to the machines: any number of processes can take up a stream of any number of lanes.
+With ``partitions`` > 1 the sequence of a pass is cut into that many, which are read side by side: of every
+``partitions * block`` positions, the first ``block`` come from the first partition, and so on. A node whose ranks
+take the positions of one partition then reads its shards and no others. Partitions belong to the order, as the seed
+does, and not to the machines: any number of processes can take up a stream of any number of partitions.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class Window:
 class PassOrder:
     """Cuts the positions of the infinite stream into pieces that lie within one window."""
 
-    def __init__(self, sizes: Index, seed: int, shuffle_shards: int, lanes: int = 1, block: int = 1) -> None:
+    def __init__(self, sizes: Index, seed: int, shuffle_shards: int, partitions: int = 1, block: int = 1) -> None:
         """``sizes`` [K] are the items of each shard, at least one item in all."""
         self._sizes = sizes
         self._seed = seed
         self._span = shuffle_shards
-        self.lanes = lanes
+        self.partitions = partitions
         self.block = block
         self.total = int(sizes.sum())
         self._passes: OrderedDict[int, tuple[Index, Index]] = OrderedDict()
@@ -66,11 +66,11 @@ class PassOrder:
             done += length
 
     def ahead(self, position: int) -> Window:
-        """The window that the lane of ``position`` comes to when it has left the one of ``position``."""
+        """The window that the partition of ``position`` comes to when it has left the one of ``position``."""
         number, place, _ = self._place(position)
         window = self._window(number, place)
         rounds = -(-(window.start + window.size - place) // self.block)
-        number, place, _ = self._place(position + rounds * self.lanes * self.block)
+        number, place, _ = self._place(position + rounds * self.partitions * self.block)
         return self._window(number, place)
 
     def shuffle(self, window: Window) -> Index:
@@ -80,19 +80,20 @@ class PassOrder:
     def _place(self, position: int) -> tuple[int, int, int]:
         """Pass of a position, its place in the sequence of that pass, and how many positions go on from there."""
         number, within = divmod(position, self.total)
-        if self.lanes == 1:
+        if self.partitions == 1:
             return number, within, self.total - within
         begin = number * self.total
-        lane = position // self.block % self.lanes
-        # Stretches are as long as the positions of the pass that belong to their lanes.
-        before = sum(self._of_lane(begin + self.total, other) - self._of_lane(begin, other) for other in range(lane))
-        place = before + self._of_lane(position, lane) - self._of_lane(begin, lane)
+        partition = position // self.block % self.partitions
+        # A partition is as long as the positions of the pass that belong to it.
+        end = begin + self.total
+        before = sum(self._of_partition(end, other) - self._of_partition(begin, other) for other in range(partition))
+        place = before + self._of_partition(position, partition) - self._of_partition(begin, partition)
         return number, place, min(self.block - position % self.block, self.total - within)
 
-    def _of_lane(self, end: int, lane: int) -> int:
-        """How many of the positions before ``end`` belong to ``lane``."""
-        rounds, rest = divmod(end, self.lanes * self.block)
-        return rounds * self.block + min(max(rest - lane * self.block, 0), self.block)
+    def _of_partition(self, end: int, partition: int) -> int:
+        """How many of the positions before ``end`` belong to ``partition``."""
+        rounds, rest = divmod(end, self.partitions * self.block)
+        return rounds * self.block + min(max(rest - partition * self.block, 0), self.block)
 
     def _window(self, number: int, place: int) -> Window:
         order, ends = self._pass(number)

@@ -22,52 +22,28 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.format import CHANNEL_SCALE
 from sleepfm.data.labels import RecordLabels, RecordPresence, usable_epochs
 from sleepfm.data.order import Index, PassOrder, Window
 from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs, scaled
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
+from sleepfm.data.windows import SCALES, Items, load_windows, window_starts
 from sleepfm.errors import DatasetError, ShardError
+from sleepfm.tasks import TASKS
 
-SCALES = np.array([CHANNEL_SCALE[channel] for channel in CHANNELS], np.float32)
-# Too few items say nothing about a share; this many corrupt ones are always borne.
+# Too few items say nothing about a share; this many corrupt ones are always tolerated.
 CORRUPT_FLOOR = 10
 MAX_CORRUPT = 0.01
 
 
-class Items:
-    """Items of a stream, [N] each: row of the recording, index in CHANNELS (EpochStream), first epoch.
-
-    The first epoch is -1 where what would name it (quality, labels) cannot be read: a corrupt item.
-    """
-
-    def __init__(self, record: Index, channel: Index, first: Index) -> None:
-        self.record = record
-        self.channel = channel
-        self.first = first
-
-    def __getitem__(self, index: slice | Index) -> Items:
-        return Items(self.record[index], self.channel[index], self.first[index])
-
-    @staticmethod
-    def concatenate(parts: Sequence[Items]) -> Items:
-        """All items of ``parts`` in order, copied."""
-        return Items(
-            np.concatenate([part.record for part in parts]),
-            np.concatenate([part.channel for part in parts]),
-            np.concatenate([part.first for part in parts]),
-        )
-
-
 @dataclass(frozen=True)
 class Reading:
-    """How a stream is ordered and how much it bears; the first four make up the order.
+    """How a stream is ordered and which faults it tolerates; the first four make up the order.
 
     Attributes:
         seed: of the order.
         shuffle_shards: shards whose items are shuffled together.
-        lanes: stretches of a pass that are read side by side, see :mod:`sleepfm.data.order`.
-        block: consecutive positions that one lane gives.
+        partitions: parts of a pass, with shards of their own, that are read side by side, see :mod:`sleepfm.data.order`.
+        block: consecutive positions that one partition gives.
         max_corrupt: share of corrupt items above which reading stops.
         slow_seconds: accesses to a shard that take longer are reported.
         read_ahead: read the shards of this and the next window into the page cache, or the cache of a URL's shards.
@@ -75,7 +51,7 @@ class Reading:
 
     seed: int = 0
     shuffle_shards: int = 8
-    lanes: int = 1
+    partitions: int = 1
     block: int = 1
     max_corrupt: float = MAX_CORRUPT
     slow_seconds: float = SLOW_SECONDS
@@ -94,8 +70,8 @@ class Stream(ABC):
         self._reader = ShardReader(dataset, self.report)
         self._reading = reading
         self._windows: OrderedDict[tuple[int, int], Items] = OrderedDict()
-        self._ahead = ReadAhead(dataset, self.report, 2 * reading.lanes)
-        self._asked_ahead: deque[tuple[int, int]] = deque(maxlen=4 * reading.lanes)
+        self._ahead = ReadAhead(dataset, self.report, 2 * reading.partitions)
+        self._asked_ahead: deque[tuple[int, int]] = deque(maxlen=4 * reading.partitions)
         self._begun: int | None = None
         self._reached = 0
 
@@ -108,7 +84,7 @@ class Stream(ABC):
         self._unit_items = items
         order = self._reading
         sizes = np.add.reduceat(items, start)
-        self._order = PassOrder(sizes, order.seed, order.shuffle_shards, order.lanes, order.block)
+        self._order = PassOrder(sizes, order.seed, order.shuffle_shards, order.partitions, order.block)
 
     def __len__(self) -> int:
         """Items in one pass."""
@@ -154,8 +130,8 @@ class Stream(ABC):
         candidates = self._window_items(window, position)
         for step in range(1, window.size):
             self.report.skipped += 1
-            if self.report.skipped > self._bearable():
-                raise self._too_many(f"more than the share of {self._reading.max_corrupt:g} that is borne")
+            if self.report.skipped > self._tolerated():
+                raise self._too_many(f"more than the share of {self._reading.max_corrupt:g} that is tolerated")
             place = (chosen.start + step) % window.size
             substitute = candidates[slice(place, place + 1)]
             loaded, intact = self._load_known(substitute)
@@ -169,8 +145,8 @@ class Stream(ABC):
                 return
         raise self._too_many("and no other item of their shards is intact")
 
-    def _bearable(self) -> float:
-        """How many corrupt items are borne by now."""
+    def _tolerated(self) -> float:
+        """How many corrupt items are tolerated by now."""
         assert self._begun is not None
         read = self.report.items
         # Of the positions passed since the first one, this process has read its part, and will in a whole pass.
@@ -193,7 +169,7 @@ class Stream(ABC):
                 self._read_ahead(window)
                 self._read_ahead(self._order.ahead(position))
             order = self._order.shuffle(window)
-            while len(self._windows) >= 2 * self._reading.lanes:
+            while len(self._windows) >= 2 * self._reading.partitions:
                 self._windows.popitem(last=False)
             self._windows[key] = self._expand(units)[order]
         self._windows.move_to_end(key)
@@ -330,11 +306,11 @@ class SequenceStream(Stream):
         reading: Reading = Reading(),
         label_fraction: float = 1.0,
         label_seed: int = 0,
-        labels: Sequence[str] = ("stage", "apnea", "hypopnea"),
+        labels: Sequence[str] | None = None,
         target: str = "stage",
         labelled_only: bool = False,
     ) -> None:
-        """``labels=()`` reads none.
+        """``labels`` are those of every task by default, ``()`` none.
 
         Raises:
             DatasetError: the split holds no such window.
@@ -347,8 +323,8 @@ class SequenceStream(Stream):
         self.length = length
         self.stride = stride or length
         self._numbers = np.array([CHANNELS.index(channel) for channel in channels])
-        self._label_names = tuple(labels)
-        self._labels = RecordLabels(dataset, self._reader, labels, target, label_fraction, label_seed)
+        self._label_names = tuple(TASKS if labels is None else labels)
+        self._labels = RecordLabels(dataset, self._reader, self._label_names, target, label_fraction, label_seed)
         self._presence = RecordPresence(dataset, self._reader, self._numbers)
         self._labelled_only = labelled_only
         self._record = dataset.select(split, channels)
@@ -403,71 +379,3 @@ class SequenceStream(Stream):
         for values in batch.labels.values():
             values[unseen] = -1
         return batch, intact
-
-
-def window_starts(epochs: int, length: int, stride: int) -> Index:
-    """First epochs of the windows of a recording; the last window ends with the recording, or is padded."""
-    last = max(epochs - length, 0)
-    starts = np.arange(0, last + stride, stride)
-    return np.minimum(starts, last)
-
-
-def load_windows(
-    dataset: Dataset,
-    reader: ShardReader,
-    presence: RecordPresence,
-    labels: RecordLabels | None,
-    label_names: Sequence[str],
-    channels: Index,
-    items: Items,
-    length: int,
-) -> tuple[Batch, NDArray[np.bool_]]:
-    """Windows of ``length`` epochs from ``items``; see :class:`SequenceStream`. Second: which are intact."""
-    size, width = len(items.record), len(channels)
-    count = np.minimum(dataset.n_epochs[items.record] - items.first, length)
-    has = dataset.present[items.record[:, None], channels]  # [B, C]
-    item, column = np.nonzero(has)
-    runs = plan_runs(dataset, items.record[item], channels[column], items.first[item], count[item], np.arange(len(item)) * length)
-    buffer = np.zeros((len(item) * length, EPOCH_SAMPLES), np.int16)
-    run_intact = reader.read_epochs(runs, buffer)
-    intact = np.ones(size, np.bool_)
-    intact[item[runs.request[~run_intact]]] = False
-    # [B, C, L, 3000] filled at the present channels, seen as [B, L, C, 3000]
-    values = np.zeros((size, width, length, EPOCH_SAMPLES), np.float32)
-    # Piece by piece straight to its place: a whole batch of float32 beside it would be written to fresh pages first.
-    places = zip(item.tolist(), column.tolist(), SCALES[channels[column]], strict=True)
-    for number, (row, channel, scale) in enumerate(places):
-        np.multiply(buffer[number * length : (number + 1) * length], scale, out=values[row, channel], dtype=np.float32)
-    present = np.zeros((size, length, width), np.bool_)
-    for row, (record, first) in enumerate(zip(items.record.tolist(), items.first.tolist(), strict=True)):
-        try:
-            present[row, : count[row]] = presence.of(record)[first : first + length]
-        except ShardError as error:
-            reader.fault(record, str(error))
-            intact[row] = False
-    # What is stored of an unusable epoch is no signal: absent is 0, like a channel that the recording lacks.
-    for row, epoch, place in np.argwhere(has[:, None] & (np.arange(length) < count[:, None])[..., None] & ~present).tolist():
-        values[row, place, epoch] = 0
-    signals = torch.from_numpy(values).transpose(1, 2)
-    valid = np.arange(length) < count[:, None]
-    stacked = {name: np.full((size, length), -1, np.int64) for name in label_names}
-    if labels is not None:
-        for row, (record, first) in enumerate(zip(items.record.tolist(), items.first.tolist(), strict=True)):
-            try:
-                of_record = labels.of(record)
-            except ShardError as error:
-                reader.fault(record, str(error))
-                intact[row] = False
-                continue
-            for name, target in stacked.items():
-                target[row, : count[row]] = of_record[name][first : first + length]
-    batch = Batch(
-        signals,
-        torch.from_numpy(present),
-        torch.from_numpy(valid),
-        {name: torch.from_numpy(target) for name, target in stacked.items()},
-        torch.empty(0),
-        [],
-        torch.empty(0),
-    )
-    return batch, intact

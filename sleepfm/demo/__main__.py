@@ -9,12 +9,13 @@ from pathlib import Path
 
 from sleepfm.config import digest, load_config, to_dict
 from sleepfm.console import accept_every_character
-from sleepfm.demo.plan import MODALITIES, TASKS, DemoConfig, Plan
+from sleepfm.demo.plan import MODALITIES, DemoConfig, Plan
 from sleepfm.demo.runner import Journal, Runner, set_aside
 from sleepfm.errors import UsageError, exit_with
 from sleepfm.lock import only_writer
 from sleepfm.paths import config_root
 from sleepfm.signals.files import local_path
+from sleepfm.tasks import TASKS
 
 
 def main() -> int:

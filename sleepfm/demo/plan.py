@@ -13,11 +13,11 @@ from sleepfm.config import Config
 from sleepfm.data.dataset import Dataset
 from sleepfm.demo.runner import Step
 from sleepfm.errors import DatasetError
+from sleepfm.tasks import TASKS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 BIN = Path(sys.executable).parent
 MODALITIES = ("EEG", "EOG", "EMG", "ECG")
-TASKS = ("stage", "apnea", "hypopnea")
 
 
 class CohortConfig(Config):
@@ -130,7 +130,8 @@ class Plan:
     def scoring_models(self) -> list[str]:
         """Models to score with; none where the champions are this demo's own."""
         staging = max(("probe-stage", "finetune-stage"), key=lambda name: self.metric(name, "val/kappa"))
-        chosen = [self.address(name) for name in (staging, "probe-apnea", "probe-hypopnea")]
+        others = (f"probe-{task}" for task in TASKS if task != "stage")
+        chosen = [self.address(name) for name in (staging, *others)]
         return [] if all(address.endswith("@champion") for address in chosen) else chosen
 
     def metric(self, name: str, metric: str) -> float:
@@ -147,8 +148,11 @@ class Plan:
         return f"models:/{result['name']}{version}"
 
     def result(self, name: str) -> dict:
-        """``result.json`` of the finished job ``name``."""
-        return json.loads((self.output(name) / "result.json").read_text())
+        """The result of the finished job ``name``."""
+        # Imports torch, for which making the cohort and the shards need not wait.
+        from sleepfm.training.folder import RunFolder
+
+        return json.loads(RunFolder(self.output(name)).result.read_text())
 
     def _train(self, name: str, script: str, config: str, overrides: Sequence[str]) -> Step:
         # DeepSpeed's node launcher: what the `deepspeed` command starts too, after eight more seconds of imports.

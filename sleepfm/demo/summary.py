@@ -11,22 +11,24 @@ import pyarrow.parquet as pq
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
-from sleepfm.demo.plan import MODALITIES, TASKS, Plan
+from sleepfm.demo.plan import MODALITIES, Plan
 from sleepfm.demo.runner import Journal
 from sleepfm.evaluation.lineage import from_registry
 from sleepfm.evaluation.outcome import read_events, read_results, tells_seconds
 from sleepfm.evaluation.report import NightExample, ReportData, Result, StepCost, build_report
 from sleepfm.evaluation.subsets import modality_subsets
-from sleepfm.evaluation.tasks import TASKS as DEFINITIONS
 from sleepfm.files import write_json
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.tasks import TASKS
+from sleepfm.training.folder import RunFolder
 from sleepfm.training.machine import cpu_model
 from sleepfm.training.precision import native_bf16
 
 TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
 JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]
 SYNTHETIC_NOTE = "Synthetic nights are far easier than patients: the figures show that the chain works, not more."
-HEADLINE = {"stage": ("kappa", "macro_f1", "accuracy"), "apnea": ("auroc", "auprc"), "hypopnea": ("auroc", "auprc")}
+# By the kind of task.
+HEADLINE = {"multiclass": ("kappa", "macro_f1", "accuracy"), "binary": ("auroc", "auprc")}
 
 
 def write_report(plan: Plan, journal: Journal) -> Path:
@@ -43,13 +45,13 @@ def write_report(plan: Plan, journal: Journal) -> Path:
         title="SleepFM: from recordings to scored nights",
         summary=f"{origin}, seed {plan.seed}: shards, pretraining, probes, fine-tuning and one unseen night.",
         results=list(_results(plan)),
-        traces={name: plan.output(name) / "trace.jsonl" for name in [*TRAINED, *JUDGED]},
+        traces={name: RunFolder(plan.output(name)).trace for name in [*TRAINED, *JUDGED]},
         night=NightExample(score, night, "its subject is in the test split: no model has seen it"),
         # On val: the test split is read once per model.
         subsets=modality_subsets(scorer.models["stage"], Dataset.open(plan.shards), "val", progress=_subset_done),
         lineage=from_registry(versions),
         environment=_environment(plan),
-        configuration={name: (plan.output(name) / "config.yaml").read_text() for name in [*TRAINED, *JUDGED]},
+        configuration={name: RunFolder(plan.output(name)).config.read_text() for name in [*TRAINED, *JUDGED]},
         steps=[StepCost(name, done.seconds, done.peak_bytes) for name, done in journal.steps.items()],
         notes=([SYNTHETIC_NOTE] if plan.data is None else []) + _refusals(plan),
     )
@@ -66,7 +68,7 @@ def print_table(plan: Plan, journal: Journal) -> None:
     """The closing table: what was reached on test subjects, and what it cost."""
     print(f"\n{'model':<24} {'figure':<10} {'test':>6}   95 % interval   majority")
     for result in _results(plan):
-        for name in HEADLINE[result.evaluation.task]:
+        for name in HEADLINE[TASKS[result.evaluation.task].kind]:
             metric = result.evaluation.metrics[name]
             majority = f"{result.evaluation.metrics['majority_accuracy'].value:8.3f}" if name == "accuracy" else ""
             interval = f"[{metric.ci_low:.3f}, {metric.ci_high:.3f}]"
@@ -95,7 +97,7 @@ def _results(plan: Plan) -> Iterator[Result]:
         facts, evaluations = read_results(plan.output(name))
         if "test" in evaluations:
             made = plan.result(name)
-            task = DEFINITIONS[evaluations["test"].task]
+            task = TASKS[evaluations["test"].task]
             yield Result(
                 title=f"{name}: {', '.join(task.classes)}",
                 model=f"{made['name']} v{made['version']}",

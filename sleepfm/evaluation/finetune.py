@@ -20,9 +20,9 @@ from sleepfm.evaluation.plan import downstream_plan, labels_of_split, starting_p
 from sleepfm.evaluation.predict import Predictions, predict
 from sleepfm.evaluation.seconds import SecondLabels
 from sleepfm.evaluation.settings import FinetuneConfig
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import Resolved, load_package
+from sleepfm.tasks import TASKS
 from sleepfm.training.stage import Export, StepLoss
 from sleepfm.training.weights import state_digest
 

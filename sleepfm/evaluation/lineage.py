@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from sleepfm.evaluation.tasks import TASKS
+from sleepfm.tasks import TASKS
 
 BOX_WIDTH, LINE_HEIGHT, GAP_X, GAP_Y, MARGIN = 236, 15, 70, 18, 10
 FILL = {"data": "#eef5ec", "pretrained": "#eaf1f9", "downstream": "#f6eef8"}

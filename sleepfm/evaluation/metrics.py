@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sleepfm.errors import ModelError
 from sleepfm.evaluation import agreement, ranking
-from sleepfm.evaluation.tasks import Task
+from sleepfm.tasks import Task
 
 Float = NDArray[np.float64]
 CALIBRATION_BINS = 15

@@ -23,14 +23,13 @@ from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, 
 from sleepfm.evaluation.predict import Predictions
 from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import DownstreamJob
-from sleepfm.evaluation.tasks import TASKS, Task
 from sleepfm.files import read_json, write_json
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.tasks import TASKS, Task
+from sleepfm.training.folder import RunFolder
 from sleepfm.training.stage import Export
-
-EVALUATION_FILE = "evaluation.json"
 
 
 def validation_figures(task: Task, predictions: Predictions) -> dict[str, float]:
@@ -80,24 +79,26 @@ def package_contents(
     options = {"resamples": job.evaluate.resamples if test is not None else 0, "seed": job.evaluate.seed}
     on_val = judge(task, validation, threshold.value, **options)
     on_test = judge(task, test, threshold.value, **options) if test is not None else None
-    validation.write(folder / "predictions-val.parquet")
+    validation.write(RunFolder(folder).predictions("val"))
     results = {"val": on_val.to_dict()}
     if test is not None and on_test is not None:
-        test.write(folder / "predictions-test.parquet")
+        test.write(RunFolder(folder).predictions("test"))
         results["test"] = on_test.to_dict()
     binary = task.kind == "binary"
     splits = {"val": validation} | ({"test": test} if test is not None else {})
-    located = binary and validation.seconds is not None
+    located = bool(task.event) and validation.seconds is not None
     step = 0.02 if test is not None else 0.1
-    event_threshold = best_event_threshold(dataset, task.name, validation, step) if located else threshold.value
+    event_threshold = best_event_threshold(dataset, task.event, validation, step) if located else threshold.value
     found = {
-        split: compare_events(dataset, task.name, predictions, event_threshold) for split, predictions in splits.items() if binary
+        split: compare_events(dataset, task.event, predictions, event_threshold)
+        for split, predictions in splits.items()
+        if task.event
     }
     matches = {split: match for split, (match, _) in found.items()}
     events = {split: asdict(match) for split, match in matches.items()}
     timing = {split: timing_figures(errors) for split, (_, errors) in found.items()}
     content = {"facts": facts, "results": results, "events": events, "events_located": located, "event_timing": timing}
-    write_json(folder / EVALUATION_FILE, content)
+    write_json(RunFolder(folder).evaluation, content)
     config: dict[str, Any] = {
         "model": model_config(module),
         "task": task.name,
@@ -111,7 +112,7 @@ def package_contents(
     figure = "event_f1" if located else "positive_runs_f1"
     metrics |= {f"{split}/{figure}": m.f1 for split, m in matches.items() if not math.isnan(m.f1)}
     metrics |= {f"{split}/{name}": value for split, figures in timing.items() for name, value in figures.items()}
-    title = f"{task.registered_name}: {', '.join(task.classes)} of 30-s epochs"
+    title = f"{task.registered_name}: {', '.join(task.classes)} of {task.unit}s"
     shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
     return Export(config, downstream_card(title, shown, on_val, on_test), metrics)
 
@@ -201,9 +202,10 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:
-    content = read_json(folder / EVALUATION_FILE)
+    path = RunFolder(folder).evaluation
+    content = read_json(path)
     if content is None:
-        raise TrainingError(f"{folder}: no {EVALUATION_FILE}; no probe or fine-tune has finished there")
+        raise TrainingError(f"{folder}: no {path.name}; no probe or fine-tune has finished there")
     return dict(content)
 
 

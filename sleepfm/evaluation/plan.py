@@ -12,12 +12,12 @@ from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ConfigError
 from sleepfm.evaluation.settings import DownstreamJob, FinetuneConfig, LabelledData
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
 from sleepfm.models.masked_context import MaskedContext
 from sleepfm.registry import Resolved
+from sleepfm.tasks import TASKS
 
 
 def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) -> DownstreamConfig:

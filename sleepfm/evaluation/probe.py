@@ -25,9 +25,9 @@ from sleepfm.evaluation.outcome import package_contents, validation_figures
 from sleepfm.evaluation.plan import downstream_plan, starting_point, training_labels
 from sleepfm.evaluation.predict import Predictions, predict_embedded
 from sleepfm.evaluation.settings import ProbeConfig
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import Resolved, load_package
+from sleepfm.tasks import TASKS
 from sleepfm.training.distributed import World
 from sleepfm.training.embeddings import EmbeddingCache
 from sleepfm.training.stage import Export, StepLoss

@@ -16,11 +16,11 @@ from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import ahi, event_family, join_overlapping, match_events, overlapping
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.report import NightExample, figure_bytes, night_page
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.files import write_json
 from sleepfm.scoring import NightScore
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.tasks import TASKS
 from sleepfm.version import __version__
 
 

@@ -17,6 +17,7 @@ from sleepfm.data.reader import ShardReader
 from sleepfm.evaluation.events import event_family, runs
 from sleepfm.signals.scorings.labels import touched
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.tasks import TASKS
 
 # An apnea or hypopnea lasts at least 10 s (AASM manual 2.6, respiratory rules); a shorter pause inside one does not end it.
 MIN_SECONDS = 10
@@ -31,13 +32,13 @@ class SecondLabels:
     """
 
     def __init__(self, dataset: Dataset, task: str) -> None:
-        self._dataset, self._task = dataset, task
+        self._dataset, self._task = dataset, TASKS[task]
         self._reader = ShardReader(dataset)
         self._covered: dict[int, NDArray[np.int64]] = {}
 
     def of(self, row: int, labels: Mapping[str, NDArray[np.int8]]) -> Tensor:
         """Labels [30 E] of the recording in ``row``, whose epochs' ``labels`` [E] say what is scored."""
-        scored = np.repeat(labels[self._task] >= 0, EPOCH_SECONDS)
+        scored = np.repeat(labels[self._task.name] >= 0, EPOCH_SECONDS)
         return torch.from_numpy(np.where(scored, self._of_record(row), -1))
 
     def batch(self, batch: Batch, epochs: Tensor) -> Tensor:
@@ -56,7 +57,7 @@ class SecondLabels:
             if len(self._covered) >= KEPT_RECORDS:
                 del self._covered[next(iter(self._covered))]
             size = int(self._dataset.n_epochs[row]) * EPOCH_SECONDS
-            events = [e for e in scored_events(self._dataset, self._reader, row) if event_family(e.type) == self._task]
+            events = [e for e in scored_events(self._dataset, self._reader, row) if event_family(e.type) == self._task.event]
             covered = covered_seconds(events, size)
             doubtful = touched(unclear_events(self._dataset, self._reader, row), size, 1.0) & ~covered
             self._covered[row] = np.where(doubtful, -1, covered.astype(np.int64))

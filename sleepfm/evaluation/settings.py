@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from sleepfm.config import Config
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
 from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.heads import HeadConfig
+from sleepfm.tasks import TASKS, TaskName
 from sleepfm.training.config import LocalFolder, RunConfig
 from sleepfm.training.source import SourceConfig
 
@@ -42,15 +42,24 @@ class DownstreamJob(RunConfig):
     """What the probe and the fine-tune share.
 
     ``weighting`` ``inverse`` weighs each class by the inverse of its frequency among the labelled epochs
-    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's.
+    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's. ``registry.name`` and
+    ``registry.metric`` follow from the task unless stated.
     """
 
-    task: Literal["stage", "apnea", "hypopnea"]
+    task: TaskName
     encoder: str = "models:/sleepfm-synthsleepnet@champion"
     data: LabelledData
     head: HeadConfig = HeadConfig()
     weighting: Literal["none", "inverse"] = "none"
     evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _registered_as_the_task_says(cls, values: Any) -> Any:
+        task = TASKS.get(str(values.get("task"))) if isinstance(values, dict) else None
+        if task is None or not isinstance(stated := values.get("registry", {}), dict):
+            return values
+        return values | {"registry": {"name": task.registered_name, "metric": f"val/{task.metric}"} | stated}
 
     @model_validator(mode="after")
     def _registered_under_its_task(self) -> DownstreamJob:
@@ -71,7 +80,7 @@ class ProbeConfig(DownstreamJob):
 class FinetuneConfig(DownstreamJob):
     """Encoder, temporal context and head together; ``encoder`` may name a pretrained context, which is then started from.
 
-    ``events`` adds a head that finds onset and duration to the second, for apnea and hypopnea.
+    ``events`` adds a head that finds onset and duration to the second, for tasks that are about events.
     """
 
     tune: TuneConfig = TuneConfig(mode="lora")
@@ -81,6 +90,6 @@ class FinetuneConfig(DownstreamJob):
 
     @model_validator(mode="after")
     def _events_have_seconds(self) -> FinetuneConfig:
-        if self.events is not None and TASKS[self.task].kind != "binary":
+        if self.events is not None and not TASKS[self.task].event:
             raise ValueError(f"events: task {self.task} has no onset and duration; leave the section out")
         return self

@@ -14,8 +14,8 @@ from sleepfm.errors import ModelError
 from sleepfm.evaluation.outcome import judge
 from sleepfm.evaluation.predict import predict, predict_embedded
 from sleepfm.evaluation.report import SubsetResult
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.scoring import TaskModel
+from sleepfm.tasks import TASKS
 from sleepfm.training.embeddings import embed_subsets, stored_epochs
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
@@ -13,39 +14,42 @@ from sleepfm.models.masked_context import MaskedContext, MaskedContextConfig
 from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 
-SCHEMAS: dict[str, type[Config]] = {
-    "neuronet": NeuroNetConfig,
-    "synthsleepnet": SynthSleepNetConfig,
-    "context": MaskedContextConfig,
-    "downstream": DownstreamConfig,
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of model: its configuration, its class, and whether it is built on another model, ``config.encoder``."""
+
+    config: type[Config]
+    model: type[nn.Module]
+    on_encoder: bool = False
+
+
+KINDS = {
+    "neuronet": Kind(NeuroNetConfig, NeuroNet),
+    "synthsleepnet": Kind(SynthSleepNetConfig, SynthSleepNet),
+    "context": Kind(MaskedContextConfig, MaskedContext, on_encoder=True),
+    "downstream": Kind(DownstreamConfig, Downstream, on_encoder=True),
 }
 
 
-Model = NeuroNet | SynthSleepNet | MaskedContext | Downstream
-
-
-def build_model(config: dict[str, Any], origin: str = "model") -> Model:
-    """A freshly initialised model of ``config["kind"]``.
+def build_model(config: dict[str, Any], origin: str = "model") -> Any:
+    """A freshly initialised model of ``config["kind"]``, a class of :data:`KINDS`.
 
     Raises:
         ConfigError: unknown kind, or keys that the kind does not have.
     """
-    kind = config.get("kind")
-    if kind not in SCHEMAS:
-        raise ConfigError(f"{origin}: unknown model kind {kind!r}; known: {', '.join(SCHEMAS)}")
-    checked = validate(SCHEMAS[kind], config, origin)
-    if isinstance(checked, NeuroNetConfig):
-        return NeuroNet(checked)
-    if isinstance(checked, SynthSleepNetConfig):
-        return SynthSleepNet(checked)
-    if isinstance(checked, MaskedContextConfig):
-        return MaskedContext(checked, build_model(checked.encoder, f"{origin}.encoder"))
-    assert isinstance(checked, DownstreamConfig)
-    return Downstream(checked, build_model(checked.encoder, f"{origin}.encoder"))
+    name = config.get("kind")
+    if name not in KINDS:
+        raise ConfigError(f"{origin}: unknown model kind {name!r}; known: {', '.join(KINDS)}")
+    kind = KINDS[name]
+    checked: Any = validate(kind.config, config, origin)
+    encoder = [build_model(checked.encoder, f"{origin}.encoder")] if kind.on_encoder else []
+    return kind.model(checked, *encoder)
 
 
 def model_config(model: nn.Module) -> dict[str, Any]:
     """The inverse of :func:`build_model`, in plain types."""
-    if not isinstance(model, Model):
+    config = getattr(model, "config", None)
+    if not isinstance(model, tuple(kind.model for kind in KINDS.values())) or not isinstance(config, Config):
         raise ConfigError(f"{type(model).__name__} is no model of this package")
-    return to_dict(model.config)
+    return to_dict(config)

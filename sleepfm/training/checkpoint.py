@@ -1,7 +1,7 @@
 """Checkpoints: DeepSpeed's own files, published under their final name only when every byte is on disk.
 
-``OUTPUT/checkpoints/step-00000120/`` holds what :meth:`DeepSpeedEngine.save_checkpoint` wrote and
-``complete.json`` (step, number of processes, ZeRO stage, size of every file); ``OUTPUT/checkpoints/latest``
+``checkpoints/step-00000120/`` in a run's folder holds what :meth:`DeepSpeedEngine.save_checkpoint` wrote and
+``complete.json`` (step, number of processes, ZeRO stage, size of every file); ``checkpoints/latest``
 names the newest. A folder that starts with a dot is unfinished and is never read.
 """
 
@@ -25,10 +25,11 @@ from sleepfm.package import save_weights
 from sleepfm.training.distributed import World, is_lost_contact
 
 MARK = "complete.json"
+LATEST = "latest"
 _STEP = re.compile(r"step-([0-9]{8})")
 # Hidden folders that only this module and `sleepfm.training.universal` make.
 _UNFINISHED = re.compile(r"\.step-[0-9]{8}\.tmp|\.universal-step-[0-9]{8}")
-_OWN_FILES = r"latest|\.latest\.[0-9a-f]{12}\.tmp"
+_OWN_FILES = rf"{LATEST}|\.{LATEST}\.[0-9a-f]{{12}}\.tmp"
 
 
 @dataclass(frozen=True)
@@ -45,15 +46,14 @@ class Saved:
         return zero == self.zero and (zero == 0 or processes == self.processes)
 
 
-def newest(output: Path) -> Saved | None:
-    """The newest whole checkpoint below ``output``, or None.
+def newest(root: Path) -> Saved | None:
+    """The newest whole checkpoint in ``root``, or None.
 
     Raises:
         CheckpointError: a published checkpoint whose files are missing or of another size.
     """
-    root = output / "checkpoints"
     try:
-        name = (root / "latest").read_text().strip()
+        name = (root / LATEST).read_text().strip()
     except FileNotFoundError:
         return None
     folder = root / name
@@ -69,22 +69,21 @@ def newest(output: Path) -> Saved | None:
 
 
 def save(
-    engine: Any, world: World, output: Path, step: int, zero: int, keep: int, extra: Mapping[str, Mapping[str, Tensor]]
+    engine: Any, world: World, root: Path, step: int, zero: int, keep: int, extra: Mapping[str, Mapping[str, Tensor]]
 ) -> Path:
-    """Save ``engine`` at ``step`` and drop all but the newest ``keep`` checkpoints. Every rank calls this.
+    """Save ``engine`` at ``step`` in ``root`` and drop all but the newest ``keep`` checkpoints. Every rank calls this.
 
     ``extra`` are tensors that rank 0 adds, by name of a safetensors file.
 
     Raises:
         CheckpointError: the files could not be written; the checkpoints before this one are untouched.
     """
-    root = output / "checkpoints"
     name = f"step-{step:08d}"
     temporary = root / f".{name}.tmp"
     if (root / name / MARK).exists():
         # Reached before, by the run that this one resumes: same step, same content.
         if world.is_main:
-            write_atomic(root / "latest", name + "\n")
+            write_atomic(root / LATEST, name + "\n")
         return root / name
     try:
         if world.is_main:
@@ -104,12 +103,12 @@ def save(
             write_json(temporary / MARK, {"step": step, "processes": world.size, "zero": zero, "files": sizes})
             os.rename(temporary, root / name)
             sync_folder(root)
-            write_atomic(root / "latest", name + "\n")
+            write_atomic(root / LATEST, name + "\n")
     except (OSError, RuntimeError) as error:
         if is_lost_contact(error):
             raise
         # torch's writer does not say why its bytes did not arrive.
-        reason, free = str(error).splitlines()[0], shutil.disk_usage(output).free
+        reason, free = str(error).splitlines()[0], shutil.disk_usage(root.parent).free
         raise CheckpointError(
             f"{temporary}: cannot save step {step} ({reason}; {free / 1e6:.1f} MB are free there); earlier checkpoints remain"
         ) from error

@@ -159,8 +159,28 @@ _INCIDENTAL = {
 }
 
 
-def essence(config: RunConfig) -> dict[str, Any]:
-    """What of ``config`` decides the result: two runs with equal essences must give the same loss trace."""
+# Names that settings had in earlier versions, by section. Records and digests of runs that began then still hold.
+_FORMER_NAMES = {"data": {"partitions": "lanes"}}
+
+
+def present_names(values: dict[str, Any]) -> dict[str, Any]:
+    """A plain configuration of an earlier version with the settings' names of this one; others are left as they are."""
+    return _renamed(values, {section: {old: new for new, old in names.items()} for section, names in _FORMER_NAMES.items()})
+
+
+def _renamed(values: dict[str, Any], names: dict[str, dict[str, str]]) -> dict[str, Any]:
+    renamed = dict(values)
+    for section in names.keys() & values.keys():
+        content = dict(values[section])
+        for name, other in names[section].items():
+            if name in content and other not in content:
+                content[other] = content.pop(name)
+        renamed[section] = content
+    return renamed
+
+
+def decisive_settings(config: RunConfig) -> dict[str, Any]:
+    """What of ``config`` decides the result: two runs in which this is equal must give the same loss trace."""
     plain = to_dict(config)
     for section in _INCIDENTAL.keys() & plain.keys():
         keys = _INCIDENTAL[section]
@@ -169,8 +189,8 @@ def essence(config: RunConfig) -> dict[str, Any]:
 
 
 def config_digest(config: RunConfig) -> str:
-    """SHA-256 of :func:`essence`."""
-    return digest(essence(config))
+    """SHA-256 of :func:`decisive_settings`, under the names that they had when they were added."""
+    return digest(_renamed(decisive_settings(config), _FORMER_NAMES))
 
 
 def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:

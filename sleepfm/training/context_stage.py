@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.order import permutation
-from sleepfm.data.stream import window_starts
+from sleepfm.data.windows import window_starts
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.models.build import model_config
 from sleepfm.models.losses import LossOutput

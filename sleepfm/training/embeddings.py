@@ -21,7 +21,7 @@ from torch import Tensor
 from sleepfm.config import digest
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.evaluation import iter_record
+from sleepfm.data.in_order import iter_record
 from sleepfm.models.build import model_config
 from sleepfm.package import save_tensors, sha256_file
 from sleepfm.training.distributed import World

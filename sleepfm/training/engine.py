@@ -12,7 +12,6 @@ import re
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,6 +28,7 @@ from sleepfm.training.distributed import World, assert_agreement, gather_json, i
 from sleepfm.training.ema import FILE as EMA_FILE
 from sleepfm.training.ema import Ema
 from sleepfm.training.feed import Feed, Shares
+from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.precision import bf16_products
 from sleepfm.training.preemption import Preemption
@@ -106,11 +106,11 @@ def train(stage: Stage, config: RunConfig, world: World, resume: bool, observer:
 class _Run:
     def __init__(self, stage: Stage, config: RunConfig, world: World, resume: bool, observer: Observer) -> None:
         self.stage, self.config, self.world, self.observer = stage, config, world, observer
-        self.output = Path(config.train.output)
+        self.folder = RunFolder(config.train.output)
         self.steps = total_steps(config, stage)
         self.shares = Shares.of(config.train, world)
         self.zero = config.deepspeed.zero
-        self.best = Best(self.output / "best", config.registry)
+        self.best = Best(self.folder.best, config.registry)
         module = stage.module
         assert_agreement(
             world,
@@ -122,7 +122,7 @@ class _Run:
         )
         # With ZeRO 3 no rank holds whole weights: validation and export use a copy that was made before.
         self.whole = copy.deepcopy(module) if self.zero == 3 and world.is_main else module
-        saved = checkpoint.newest(self.output) if resume else None
+        saved = checkpoint.newest(self.folder.checkpoints) if resume else None
         self.step = saved.step if saved else 0
         groups = parameter_groups(module, config.train.weight_decay)
         universal_folder = None
@@ -275,11 +275,11 @@ class _Run:
         self.observer.at(f"validating step {self.step}", patient=True)
         average_statistics(self.engine.module, self.world)
         with self.ema.in_place() if self.ema is not None else nullcontext():
-            figures = self._judge()
+            figures = self._validation_figures()
         if self.world.is_main:
             self.observer.report(self.step, figures)
 
-    def _judge(self) -> dict[str, float]:
+    def _validation_figures(self) -> dict[str, float]:
         losses = self._validation_loss()
         state = whole_state(self.engine.module, self.world, self.zero == 3)
 
@@ -289,7 +289,7 @@ class _Run:
             self.whole.eval()
             with torch.no_grad():
                 figures = losses | self.stage.validate(self.whole)
-                best = self.best.offer(self.step, figures, state)
+                best = self.best.keep_if_better(self.step, figures, state)
                 self.observer.validated(self.step, figures, self.whole, state, best)
             self.whole.train()
             return figures
@@ -319,7 +319,7 @@ class _Run:
         self.observer.at(f"saving step {self.step}", patient=True)
         average_statistics(self.engine.module, self.world)
         extra = {} if self.ema is None else {EMA_FILE: self.ema.state()}
-        checkpoint.save(self.engine, self.world, self.output, self.step, self.zero, self.config.train.keep, extra)
+        checkpoint.save(self.engine, self.world, self.folder.checkpoints, self.step, self.zero, self.config.train.keep, extra)
 
 
 def _accumulate(sums: dict[str, torch.Tensor], loss: Loss, weight: float) -> None:

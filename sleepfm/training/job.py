@@ -4,31 +4,27 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
-
-from torch import Tensor, nn
 
 from sleepfm import registry
 from sleepfm.config import load_config, to_dict, to_yaml
 from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError
-from sleepfm.files import write_json
 from sleepfm.lock import only_writer
 from sleepfm.store import store_uri
-from sleepfm.training import folder
 from sleepfm.training.config import RunConfig
 from sleepfm.training.distributed import World, exit_ranked, on_main, start
 from sleepfm.training.engine import Trained, total_steps, train
-from sleepfm.training.export import PACKAGE, Exporter, describe, register
+from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.feed import Shares
 from sleepfm.training.flops import item_flops
-from sleepfm.training.folder import Resume
-from sleepfm.training.observer import Observer
+from sleepfm.training.folder import Resume, RunFolder
+from sleepfm.training.observer import Observer, Observers
 from sleepfm.training.preemption import PREEMPTED_STATUS
 from sleepfm.training.recorder import Recorder
 from sleepfm.training.sizing import Size
@@ -62,7 +58,7 @@ class Context:
         """
 
         def ask() -> dict[str, Any]:
-            known = {} if self.resume == "never" else folder.sources(self.config)
+            known = {} if self.resume == "never" else RunFolder(self.config.train.output).sources()
             found = registry.resolve(known.get(address, address), self.store)
             return dataclasses.asdict(found) | {"path": str(found.path.resolve())}
 
@@ -107,7 +103,7 @@ def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: Wor
     store = store_uri(config.tracking.uri)
     Shares.of(config.train, world)
     if not dry_run:
-        done = folder.check(config, dataset_digest, resume)
+        done = RunFolder(config.train.output).check(config, dataset_digest, resume)
         if done is not None:
             return _already_done(config, done, store) if world.is_main else 0
     start(world, _COLLECTIVE_TIMEOUT_SECONDS)
@@ -129,18 +125,28 @@ def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: Wor
 def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context: Context) -> int:
     """The job itself, whose folder no other job writes into."""
     world, resume, store = context.world, context.resume, context.store
+    folder = RunFolder(config.train.output)
     watch = Watchdog(world, config.train.stall_s, _COLLECTIVE_TIMEOUT_SECONDS)
     if resume == "never":
-        on_main(world, lambda: folder.clear(config))
+        on_main(world, lambda: folder.clear())
     stage = build(config, context)
     on_main(world, lambda: folder.begin(config, dataset_digest, context.started_from))
+    observers: list[Observer] = [_Watched(stage, watch)]
     flops = item_flops(stage, world)
-    main = _JobObserver(stage, config, store, world, flops, watch) if world.is_main else None
-    observer = main or _RankObserver(stage, watch)
+    exporter: Exporter | None = None
+    if world.is_main:
+        recorder = Recorder(stage, config, store, world, flops)
+        exporter = Exporter(stage, config, store, recorder.tracker, total_steps(config, stage))
+        observers = [recorder, exporter, *observers]
+    observer = Observers(observers)
 
     def conclude(trained: Trained) -> dict[str, Any]:
-        assert main is not None
-        return main.conclude(trained)
+        assert exporter is not None
+        try:
+            return _conclude(stage, config, trained, exporter, observer)
+        finally:
+            # Here, while the others wait: one that hears of an error ends, and the launcher with it this process.
+            observer.close()
 
     try:
         trained = train(stage, config, world, resume != "never", observer)
@@ -151,8 +157,33 @@ def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context:
     return 0 if outcome["finished"] else PREEMPTED_STATUS
 
 
-class _RankObserver(Observer):
-    """What every rank does with what the engine says: it lets itself be watched."""
+def _conclude(stage: Stage, config: RunConfig, trained: Trained, exporter: Exporter, observer: Observer) -> dict[str, Any]:
+    """On rank 0: package the best weights, register them, and mark the run as done."""
+    if not trained.finished:
+        observer.ended("KILLED")
+        print(f"{stage.name}: asked to leave; saved at step {trained.step}, the same command continues", flush=True)
+        return {"finished": False}
+    result = exporter.conclude(trained.best, trained.module.eval(), trained.seconds, observer)
+    observer.ended("FINISHED")
+    folder = RunFolder(config.train.output)
+    try:
+        result |= exporter.register(result)
+    except RegistryError as error:
+        raise RegistryError(
+            f"{error}; trained, and the package is in {folder.package}: start the same command again when the store "
+            "answers, and it is registered without training"
+        ) from error
+    folder.write_result(result)
+    print(
+        f"{stage.name}: {result['steps']} steps in {result['seconds']:.0f} s, best {config.registry.metric} "
+        f"{result['metrics'][config.registry.metric]:.4f} at step {result['best_step']}; {describe(config, result)}",
+        flush=True,
+    )
+    return result
+
+
+class _Watched(Observer):
+    """Lets the watchdog of this rank know where it is."""
 
     def __init__(self, stage: Stage, watch: Watchdog) -> None:
         self._watch = watch
@@ -164,68 +195,7 @@ class _RankObserver(Observer):
         self._watch.at(place, patient)
 
     def close(self) -> None:
-        """However training ended."""
         self._watch.close()
-
-
-class _JobObserver(_RankObserver):
-    """Rank 0's: figures go to the recorder, weights to the exporter."""
-
-    def __init__(self, stage: Stage, config: RunConfig, store: str, world: World, flops: float, watch: Watchdog) -> None:
-        super().__init__(stage, watch)
-        self._stage, self._config, self._store = stage, config, store
-        self._steps = total_steps(config, stage)
-        self._closed = False
-        self._recorder = Recorder(stage, config, store, world, flops)
-        self._exporter = Exporter(stage, config, store, self._recorder.tracker, self._steps)
-
-    def report(self, step: int, row: dict[str, Any]) -> None:
-        self._recorder.report(step, row)
-        if step == self._steps:
-            self._exporter.prepare()
-
-    def validated(
-        self, step: int, figures: Mapping[str, float], module: nn.Module, state: Mapping[str, Tensor], best: bool
-    ) -> None:
-        self._exporter.validated(step, figures, module, state, best)
-
-    def conclude(self, trained: Trained) -> dict[str, Any]:
-        """Package the best weights, register them, and mark the run as done."""
-        try:
-            return self._conclude(trained)
-        finally:
-            # Here, while the others wait: one that hears of an error ends, and the launcher with it this process.
-            self.close()
-
-    def _conclude(self, trained: Trained) -> dict[str, Any]:
-        config, name, output = self._config, self._stage.name, Path(self._config.train.output)
-        if not trained.finished:
-            self._recorder.finished("KILLED")
-            print(f"{name}: asked to leave; saved at step {trained.step}, the same command continues", flush=True)
-            return {"finished": False}
-        result = self._exporter.conclude(trained.best, trained.module.eval(), trained.seconds)
-        self._recorder.finished("FINISHED")
-        try:
-            result |= register(config, result, self._recorder.tracker.wait_for_run(), self._store)
-        except RegistryError as error:
-            raise RegistryError(
-                f"{error}; trained, and the package is in {output / PACKAGE}: start the same command again when the store "
-                "answers, and it is registered without training"
-            ) from error
-        write_json(output / "result.json", result)
-        print(
-            f"{name}: {result['steps']} steps in {result['seconds']:.0f} s, best {config.registry.metric} "
-            f"{result['metrics'][config.registry.metric]:.4f} at step {result['best_step']}; {describe(config, result)}",
-            flush=True,
-        )
-        return result
-
-    def close(self) -> None:
-        super().close()
-        self._exporter.close(wait=False)
-        if not self._closed:
-            self._closed = True
-            self._recorder.close()
 
 
 def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
@@ -241,7 +211,7 @@ def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
             done |= register(config, done, tracker.wait_for_run(), store)
         finally:
             warning = tracker.close()
-        write_json(output / "result.json", done)
+        RunFolder(output).write_result(done)
     if warning:
         raise RegistryError(warning)
     print(f"{output}: already trained; registered as {done['name']}:{done['version']}")

@@ -7,7 +7,7 @@ validation by rank 0 while the other ranks wait. ``test`` is never read.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from sleepfm.config import Config
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.stream import Reading, SequenceStream
 from sleepfm.errors import DatasetError
+from sleepfm.tasks import TaskName
 
 SHARDS = 64
 
@@ -25,7 +26,7 @@ SHARDS = 64
 class MonitorConfig(Config):
     """Which label is probed, on how many epochs of each split, and the probes' own settings."""
 
-    task: Literal["stage", "apnea", "hypopnea"] = "stage"
+    task: TaskName = "stage"
     label_epochs: int = Field(default=2000, ge=10)
     val_epochs: int = Field(default=1000, ge=10)
     neighbours: int = Field(default=5, ge=1)

@@ -1,15 +1,19 @@
-"""What the engine tells of itself while it trains."""
+"""What a run tells of itself while it trains and when it ends."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 from torch import Tensor, nn
 
 
 class Observer:
-    """Takes what the engine says and does nothing; a job puts its own in this place."""
+    """Takes what a run says and does nothing; whoever wants to know of it is a class of this kind in the job's list.
+
+    An error that it raises ends the run.
+    """
 
     def at(self, place: str, patient: bool = False) -> None:
         """On every rank, whenever it goes on to something else; ``patient`` where that may take long."""
@@ -23,3 +27,48 @@ class Observer:
         """On rank 0 while the others wait, after every validation and before its report: ``module``, in eval mode, has the
         weights that were validated, ``state`` holds them on the CPU, and ``best`` says that they are kept as the best so far.
         """
+
+    def exported(self, step: int, figures: Mapping[str, float]) -> None:
+        """On rank 0, after the last step ``step``: the final figures (``test/...``) of the best weights."""
+
+    def ended(self, status: str) -> None:
+        """On rank 0, with ``FINISHED`` (trained and packaged, not yet registered) or ``KILLED`` (asked to leave early)."""
+
+    def close(self) -> None:
+        """On every rank, however the run ended; once."""
+
+
+class Observers(Observer):
+    """Some observers as one: each is told in their order, and closed in the reverse of it."""
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+
+    def at(self, place: str, patient: bool = False) -> None:
+        for observer in self._observers:
+            observer.at(place, patient)
+
+    def report(self, step: int, row: dict[str, Any]) -> None:
+        for observer in self._observers:
+            observer.report(step, row)
+
+    def validated(
+        self, step: int, figures: Mapping[str, float], module: nn.Module, state: Mapping[str, Tensor], best: bool
+    ) -> None:
+        for observer in self._observers:
+            observer.validated(step, figures, module, state, best)
+
+    def exported(self, step: int, figures: Mapping[str, float]) -> None:
+        for observer in self._observers:
+            observer.exported(step, figures)
+
+    def ended(self, status: str) -> None:
+        for observer in self._observers:
+            observer.ended(status)
+
+    def close(self) -> None:
+        """Close every one, also where another raises; a second call does nothing."""
+        closing, self._observers = self._observers, ()
+        with ExitStack() as stack:
+            for observer in closing:
+                stack.callback(observer.close)

@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,24 @@ from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.distributed import World
 from sleepfm.training.engine import total_steps
 from sleepfm.training.flops import peak_flops
+from sleepfm.training.folder import RunFolder
 from sleepfm.training.machine import Sampler, environment
+from sleepfm.training.observer import Observer
 from sleepfm.training.progress import Progress
 from sleepfm.training.stage import Stage
 from sleepfm.training.trace import Trace
 from sleepfm.training.tracking import Tracker
 
 
-class Recorder:
+class Recorder(Observer):
     """Rank 0's three places for figures: the trace on disk, the tracking server, the terminal."""
 
     def __init__(self, stage: Stage, config: RunConfig, store: str, world: World, flops: float) -> None:
         """``flops`` is the arithmetic of one item, see :func:`sleepfm.training.flops.item_flops`."""
-        output = Path(config.train.output)
+        folder = RunFolder(config.train.output)
         self._every = config.train.log_every
         self._steps = total_steps(config, stage)
-        self._trace_path = output / "trace.jsonl"
+        self._trace_path = folder.trace
         self._trace: Trace | None = None
         self._progress = Progress(stage.name, self._steps)
         self._status = "FAILED"
@@ -49,18 +52,18 @@ class Recorder:
             "peak_flops": f"{peak:.4g} a device ({peak_source})",
         }
         tags = common_tags(stage, config)
-        write_json(output / "environment.json", environment(tags["git_commit"]))
+        write_json(folder.environment, environment(tags["git_commit"]))
         self.tracker = Tracker(
-            output,
+            folder.root,
             store,
             config.tracking.experiment,
             stage.name,
             to_dict(config) | {"run": facts},
             tags,
-            (output / "config.yaml", output / "environment.json"),
+            (folder.config, folder.environment),
             stage.dataset_digest,
         )
-        self._sampler = Sampler(output, lambda figures: self.tracker.log(self._step, figures))
+        self._sampler = Sampler(folder.root, lambda figures: self.tracker.log(self._step, figures))
 
     def report(self, step: int, row: dict[str, Any]) -> None:
         self._step = step
@@ -83,7 +86,10 @@ class Recorder:
             figures |= self._reading.figures() if self._reading else {}
             self.tracker.log(step, figures)
 
-    def finished(self, status: str) -> None:
+    def exported(self, step: int, figures: Mapping[str, float]) -> None:
+        self.tracker.log(step, figures)
+
+    def ended(self, status: str) -> None:
         self._status = status
 
     def close(self) -> None:

@@ -18,8 +18,9 @@ from sleepfm.training.config import RegistryConfig
 class Best:
     """Weights, step and figures of the best validation; figures travel in the weights file's header."""
 
-    def __init__(self, folder: Path, registry: RegistryConfig) -> None:
-        self._path = folder / "model.safetensors"
+    def __init__(self, path: Path, registry: RegistryConfig) -> None:
+        """``path`` is the file of the weights, which may hold those of the run that this one resumes."""
+        self._path = path
         self._registry = registry
         self.step = 0
         self.figures: dict[str, float] = {}
@@ -28,7 +29,7 @@ class Best:
                 metadata = file.metadata()
             self.step, self.figures = int(metadata["step"]), json.loads(metadata["figures"])
 
-    def offer(self, step: int, figures: Mapping[str, float], state: Mapping[str, Tensor]) -> bool:
+    def keep_if_better(self, step: int, figures: Mapping[str, float], state: Mapping[str, Tensor]) -> bool:
         """Keep ``state`` if the metric is strictly better than the best so far; the first is always kept.
 
         Raises:

@@ -13,7 +13,7 @@ from sleepfm.data.stream import MAX_CORRUPT, Reading
 
 
 class SourceConfig(Config):
-    """Where the shards are (a folder or an fsspec URL), in which order they are read, and what is borne on the way."""
+    """Where the shards are (a folder or an fsspec URL), in which order they are read, and which faults are tolerated."""
 
     path: str
     shuffle_shards: int = Field(default=8, ge=1)
@@ -23,9 +23,9 @@ class SourceConfig(Config):
     slow_read: float = Field(default=SLOW_SECONDS, gt=0)
     """Seconds above which an access to a shard is reported, by name."""
 
-    def reading(self, seed: int, lanes: int = 1, block: int = 1) -> Reading:
+    def reading(self, seed: int, partitions: int = 1, block: int = 1) -> Reading:
         """For the streams of a job."""
-        return Reading(seed, self.shuffle_shards, lanes, block, self.max_corrupt, self.slow_read)
+        return Reading(seed, self.shuffle_shards, partitions, block, self.max_corrupt, self.slow_read)
 
 
 def dataset_digest(config: Any) -> str:

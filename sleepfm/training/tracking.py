@@ -20,13 +20,12 @@ from sleepfm.errors import RegistryError
 from sleepfm.files import read_json, write_json
 from sleepfm.store import client as mlflow_client
 from sleepfm.store import experiment_id, reason_of
+from sleepfm.training.folder import RunFolder
 from sleepfm.training.journal import Journal
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
-JOURNAL = "figures.jsonl"
-STATE = "tracking.json"
 # Marks the server's run, so that it is found again when its id did not arrive here.
 _KEY_TAG = "sleepfm.run"
 _RETRY_SECONDS = 5.0
@@ -51,7 +50,7 @@ class Tracker:
         artifacts: tuple[Path, ...] = (),
         dataset_digest: str = "",
     ) -> None:
-        self._output = output
+        self._folder = RunFolder(output)
         self._uri = uri
         self._experiment = experiment
         self._name = name
@@ -60,10 +59,10 @@ class Tracker:
         self._artifacts = artifacts
         self._dataset_digest = dataset_digest
         self._state: dict[str, Any] = {"key": uuid.uuid4().hex, "uri": uri, "run_id": "", "described": False, "delivered": 0}
-        self._state |= read_json(output / STATE) or {}
-        self._journal = Journal(output / JOURNAL)
+        self._state |= read_json(self._folder.tracking) or {}
+        self._journal = Journal(self._folder.figures)
         # Before a run is made under this key, so that a kill in between leaves one run, not two.
-        write_json(output / STATE, self._state)
+        write_json(self._folder.tracking, self._state)
         self._wake = threading.Event()
         self._closing = threading.Event()
         self._opened = threading.Event()
@@ -101,11 +100,11 @@ class Tracker:
         left = self._journal.left(self._state["delivered"])
         warnings = []
         if self._journal.refused:
-            warnings.append(f"{self._journal.refused} rows of figures not kept, {self._output / JOURNAL} is full")
+            warnings.append(f"{self._journal.refused} rows of figures not kept, {self._folder.figures} is full")
         if left:
             warnings.append(
                 f"{left} rows of figures not delivered to {self._uri} ({self._problem or self._journal.problem}); kept in "
-                f"{self._output / JOURNAL}: start the same command again to deliver them"
+                f"{self._folder.figures}: start the same command again to deliver them"
             )
         elif self._thread.is_alive() or self._problem:
             warnings.append(f"{self._uri}: the run could not be marked as {status} ({self._problem or 'no answer'})")
@@ -189,12 +188,13 @@ class Tracker:
 
     def _change(self, **values: Any) -> None:
         self._state |= values
-        write_json(self._output / STATE, self._state)
+        write_json(self._folder.tracking, self._state)
 
 
 def undelivered(output: Path) -> bool:
     """Whether the run in ``output`` has figures that no server has taken yet."""
-    state, path = read_json(output / STATE), output / JOURNAL
+    folder = RunFolder(output)
+    state, path = read_json(folder.tracking), folder.figures
     return path.exists() and path.stat().st_size > (state["delivered"] if state else 0)
 
 

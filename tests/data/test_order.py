@@ -35,8 +35,8 @@ def sequence(order: PassOrder, start: int, count: int) -> list[tuple[int, tuple[
 @settings(max_examples=150, deadline=None)
 @given(sizes=SIZES, settings_=ORDERS, number=st.integers(0, 3))
 def test_a_pass_holds_every_item_of_every_shard_once(sizes, settings_, number):
-    seed, span, lanes, block = settings_
-    order = PassOrder(np.array(sizes), seed, span, lanes, block)
+    seed, span, partitions, block = settings_
+    order = PassOrder(np.array(sizes), seed, span, partitions, block)
     found = sequence(order, number * sum(sizes), sum(sizes))
     assert {entry[0] for entry in found} == {number}
     assert len(set(found)) == len(found) == sum(sizes)
@@ -50,45 +50,45 @@ def test_a_pass_holds_every_item_of_every_shard_once(sizes, settings_, number):
 @settings(max_examples=150, deadline=None)
 @given(sizes=SIZES, settings_=ORDERS, start=st.integers(0, 500), counts=st.lists(st.integers(1, 60), min_size=1, max_size=6))
 def test_any_cut_of_the_positions_gives_the_same_order(sizes, settings_, start, counts):
-    seed, span, lanes, block = settings_
-    whole = sequence(PassOrder(np.array(sizes), seed, span, lanes, block), start, sum(counts))
-    parts = PassOrder(np.array(sizes), seed, span, lanes, block)
+    seed, span, partitions, block = settings_
+    whole = sequence(PassOrder(np.array(sizes), seed, span, partitions, block), start, sum(counts))
+    parts = PassOrder(np.array(sizes), seed, span, partitions, block)
     begins = start + np.cumsum([0, *counts[:-1]])
     backwards = {begin: sequence(parts, begin, count) for begin, count in reversed([*zip(begins.tolist(), counts, strict=True)])}
     assert [entry for begin in sorted(backwards) for entry in backwards[begin]] == whole
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes=st.lists(st.integers(5, 40), min_size=8, max_size=20), lanes=st.integers(2, 4), block=st.integers(1, 5))
-def test_a_lane_reads_a_stretch_of_shards_of_its_own(sizes, lanes, block):
-    order = PassOrder(np.array(sizes), 0, 1, lanes, block)
+@given(sizes=st.lists(st.integers(5, 40), min_size=8, max_size=20), partitions=st.integers(2, 4), block=st.integers(1, 5))
+def test_a_partition_reads_shards_of_its_own(sizes, partitions, block):
+    order = PassOrder(np.array(sizes), 0, 1, partitions, block)
     size = sum(sizes)
-    shards_of_lane: dict[int, list[int]] = {lane: [] for lane in range(lanes)}
+    shards_of_partition: dict[int, list[int]] = {partition: [] for partition in range(partitions)}
     for position in range(size):
         (_, (shard,), _) = sequence(order, position, 1)[0]
-        shards_of_lane[position // block % lanes].append(shard)
-    for shards in shards_of_lane.values():
+        shards_of_partition[position // block % partitions].append(shard)
+    for shards in shards_of_partition.values():
         changes = [shard for shard, before in zip(shards, [-1, *shards], strict=False) if shard != before]
         assert len(changes) == len(set(changes))  # one after the other, none twice
-    shared = sum(len(set(shards)) for shards in shards_of_lane.values()) - len(sizes)
-    assert shared <= lanes - 1  # only where two stretches meet
+    shared = sum(len(set(shards)) for shards in shards_of_partition.values()) - len(sizes)
+    assert shared <= partitions - 1  # only where two partitions meet
 
 
 def test_what_a_lane_comes_to_next_is_what_it_is_told_to_read_ahead():
-    for lanes, block in ((1, 1), (3, 4)):
-        order = PassOrder(np.full(40, 50), 7, 4, lanes, block)
+    for partitions, block in ((1, 1), (3, 4)):
+        order = PassOrder(np.full(40, 50), 7, 4, partitions, block)
         next_of: dict[int, tuple[int, int]] = {}
         missed = 0
         for position in range(2 * order.total):
-            lane = position // block % lanes
+            partition = position // block % partitions
             window = next(iter(order.pieces(position, 1)))[0]
             key = (window.pass_number, window.index)
-            if lane in next_of and key != next_of[lane][0]:
-                missed += key != next_of[lane][1]
+            if partition in next_of and key != next_of[partition][0]:
+                missed += key != next_of[partition][1]
             ahead = order.ahead(position)
-            next_of[lane] = (key, (ahead.pass_number, ahead.index))
-        # Where a lane's stretch ends inside a window its next pass begins elsewhere.
-        assert missed <= (0 if lanes == 1 else 2 * lanes)
+            next_of[partition] = (key, (ahead.pass_number, ahead.index))
+        # Where a partition ends inside a window its next pass begins elsewhere.
+        assert missed <= (0 if partitions == 1 else 2 * partitions)
 
 
 def keys(batch: Batch) -> list[tuple[str, int, bytes]]:
@@ -106,27 +106,27 @@ def uneven(tmp_path_factory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("order") / "out", nights, per_shard=1, overrides=ALL_PRETRAIN)
 
 
-def epochs(dataset: Dataset, lanes: int = 1, block: int = 1) -> EpochStream:
-    return EpochStream(dataset, "pretrain", ["EEG_C4", "ECG"], Reading(2, 3, lanes, block))
+def epochs(dataset: Dataset, partitions: int = 1, block: int = 1) -> EpochStream:
+    return EpochStream(dataset, "pretrain", ["EEG_C4", "ECG"], Reading(2, 3, partitions, block))
 
 
-def sequences(dataset: Dataset, lanes: int = 1, block: int = 1) -> SequenceStream:
-    return SequenceStream(dataset, "pretrain", ["EEG_C4", "ECG"], 4, 2, Reading(2, 3, lanes, block))
+def sequences(dataset: Dataset, partitions: int = 1, block: int = 1) -> SequenceStream:
+    return SequenceStream(dataset, "pretrain", ["EEG_C4", "ECG"], 4, 2, Reading(2, 3, partitions, block))
 
 
 @settings(max_examples=25, deadline=None)
 @given(
     make=st.sampled_from([epochs, sequences]),
-    lanes=st.integers(1, 3),
+    partitions=st.integers(1, 3),
     ranks=st.sampled_from([1, 2, 3, 4, 6]),
     workers=st.integers(1, 3),
     start=st.integers(0, 400),
 )
-def test_the_union_over_ranks_and_workers_is_the_whole_order(uneven, make, lanes, ranks, workers, start):
-    reference = make(uneven, lanes, 4)
+def test_the_union_over_ranks_and_workers_is_the_whole_order(uneven, make, partitions, ranks, workers, start):
+    reference = make(uneven, partitions, 4)
     found: dict[int, tuple[str, int, bytes]] = {}
     for worker in range(workers):  # each with a stream of its own, which sees only its positions
-        stream = make(uneven, lanes, 4)
+        stream = make(uneven, partitions, 4)
         for rank in range(ranks):
             for step in range(worker, 4, workers):
                 part = stream.batch(start + step * 12 + rank * (12 // ranks), 12 // ranks)
@@ -136,8 +136,8 @@ def test_the_union_over_ranks_and_workers_is_the_whole_order(uneven, make, lanes
 
 
 @settings(max_examples=10, deadline=None)
-@given(make=st.sampled_from([epochs, sequences]), lanes=st.integers(1, 3), data=st.data())
-def test_a_run_moved_between_world_sizes_repeats_and_skips_nothing(uneven, make, lanes, data):
+@given(make=st.sampled_from([epochs, sequences]), partitions=st.integers(1, 3), data=st.data())
+def test_a_run_moved_between_world_sizes_repeats_and_skips_nothing(uneven, make, partitions, data):
     """A pass in steps of 12 items, resumed several times on other numbers of ranks."""
     size = len(make(uneven))
     seen: list[tuple[str, int, bytes]] = []
@@ -145,12 +145,12 @@ def test_a_run_moved_between_world_sizes_repeats_and_skips_nothing(uneven, make,
     while step < steps:
         until = data.draw(st.integers(step + 1, steps))
         ranks = data.draw(st.sampled_from([1, 2, 3, 4]))
-        by_rank = [make(uneven, lanes, 4) for _ in range(ranks)]  # fresh processes
+        by_rank = [make(uneven, partitions, 4) for _ in range(ranks)]  # fresh processes
         for number in range(step, until):
             for rank, stream in enumerate(by_rank):
                 seen += keys(stream.batch(number * 12 + rank * (12 // ranks), 12 // ranks))
         step = until
-    seen += keys(make(uneven, lanes, 4).batch(steps * 12, size - steps * 12))
+    seen += keys(make(uneven, partitions, 4).batch(steps * 12, size - steps * 12))
     assert len(set(seen)) == len(seen) == size
     assert set(seen) == set(keys(make(uneven).batch(0, size)))
 

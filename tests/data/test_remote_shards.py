@@ -19,7 +19,7 @@ import sleepfm.data.remote
 from sleepfm.data.ahead import AT_ONCE, fetching_ahead
 from sleepfm.data.cache import PART, FileCache
 from sleepfm.data.dataset import Dataset, read_description
-from sleepfm.data.evaluation import iter_eval
+from sleepfm.data.in_order import iter_eval
 from sleepfm.data.stream import EpochStream, Reading
 from sleepfm.errors import ConfigError, DatasetError, ShardError
 

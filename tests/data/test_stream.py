@@ -16,7 +16,8 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CHANNEL_SCALE
 from sleepfm.data.prefetch import Prefetcher
-from sleepfm.data.stream import EpochStream, Reading, SequenceStream, window_starts
+from sleepfm.data.stream import EpochStream, Reading, SequenceStream
+from sleepfm.data.windows import window_starts
 from sleepfm.errors import DatasetError, ShardError
 from sleepfm.signals.quality import Quality
 

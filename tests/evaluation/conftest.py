@@ -9,12 +9,12 @@ import torch
 
 from sleepfm.config import read_yaml
 from sleepfm.data.dataset import Dataset
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.package import write_package
 from sleepfm.synthetic.cohort import write_cohort
+from sleepfm.tasks import TASKS
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 

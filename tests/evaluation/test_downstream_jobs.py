@@ -22,7 +22,6 @@ from sleepfm.evaluation.probe import ProbeStage
 from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
 from sleepfm.evaluation.subsets import modality_subsets
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream
@@ -31,6 +30,7 @@ from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import Resolved, load, load_package
 from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.tasks import TASKS
 from sleepfm.training.distributed import World
 from sleepfm.training.embeddings import ALONE, EmbeddingCache, embed, stored_epochs
 

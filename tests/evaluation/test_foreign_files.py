@@ -30,7 +30,7 @@ from sleepfm.evaluation.settings import ProbeConfig
 from sleepfm.output import Origin, whole_folder
 from sleepfm.paths import config_root
 from sleepfm.synthetic.cohort import write_cohort
-from sleepfm.training import folder as run_folder
+from sleepfm.training.folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 NAMES = (
@@ -230,12 +230,12 @@ def test_no_tree_of_foreign_files_changes(tree: dict[str, bytes], tmp_path_facto
             (new / "stages.csv").write_text("ours")
 
     def start_over() -> None:
-        run_folder.check(config, "a" * 64, "never")
-        run_folder.clear(config)
+        RunFolder(work).check(config, "a" * 64, "never")
+        RunFolder(work).clear()
 
     def go_on() -> None:
-        run_folder.check(config, "a" * 64, "auto")
-        run_folder.begin(config, "a" * 64, {})
+        RunFolder(work).check(config, "a" * 64, "auto")
+        RunFolder(work).begin(config, "a" * 64, {})
 
     def fetch() -> None:
         cache = FileCache(work, 3)

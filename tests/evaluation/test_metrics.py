@@ -12,7 +12,7 @@ from sklearn import metrics as sk
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.evaluation import agreement, ranking
 from sleepfm.evaluation.metrics import Evaluation, choose_threshold, evaluate
-from sleepfm.evaluation.tasks import TASKS, get_task
+from sleepfm.tasks import TASKS, get_task
 
 STAGE, APNEA = TASKS["stage"], TASKS["apnea"]
 

@@ -31,10 +31,10 @@ from sleepfm.evaluation.report import (
     night_page,
     oximetry,
 )
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.scoring import Scorer, prepare_night
 from sleepfm.signals.quality import Quality
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.tasks import TASKS
 from sleepfm.training.trace import Trace
 
 PNG = b"\x89PNG\r\n\x1a\n"

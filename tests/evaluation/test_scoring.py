@@ -20,7 +20,6 @@ from sleepfm.evaluation.events import AHI_DEFINITION, join_overlapping, positive
 from sleepfm.evaluation.inference import locate_night, prepared_epochs
 from sleepfm.evaluation.predict import predict
 from sleepfm.evaluation.results import summary
-from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
@@ -30,6 +29,7 @@ from sleepfm.paths import config_root
 from sleepfm.registry import load
 from sleepfm.scoring import Scorer, prepare_night
 from sleepfm.signals.quality import Quality
+from sleepfm.tasks import TASKS
 from sleepfm.training.embeddings import embed_frames, stored_epochs
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"

@@ -48,7 +48,7 @@ def save_on_one_rank(rank: int, folder: str, port: str) -> None:
         save_weights(path, tensors)
 
     checkpoint.sync_file, checkpoint.save_weights = noted, slow
-    checkpoint.save(engine, world, output, 1, 0, 2, {"extra.safetensors": {"weight": torch.ones(3)}})
+    checkpoint.save(engine, world, output / "checkpoints", 1, 0, 2, {"extra.safetensors": {"weight": torch.ones(3)}})
     (output / f"synced-{rank}.json").write_text(json.dumps(synced))
     dist.destroy_process_group()
 
@@ -56,7 +56,7 @@ def save_on_one_rank(rank: int, folder: str, port: str) -> None:
 @pytest.mark.timeout(300)
 def test_every_file_is_brought_to_the_disk_by_one_rank_however_slow_rank_0_writes(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(save_on_one_rank, (str(tmp_path), free_port()), nprocs=RANKS)
-    saved = checkpoint.newest(tmp_path)
+    saved = checkpoint.newest(tmp_path / "checkpoints")
     assert saved is not None
     assert torch.equal(load_file(saved.folder / "extra.safetensors")["weight"], torch.ones(3))
     files = {path.name for path in saved.folder.iterdir()} - {checkpoint.MARK}

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from torch import nn
 from toy import ToyConfig, ToyModule, ToyRunConfig
 
+import sleepfm
 from sleepfm.config import load_config
 from sleepfm.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from sleepfm.output import Origin, whole_folder
-from sleepfm.training import folder
-from sleepfm.training.config import RegistryConfig, RunConfig, TrainConfig, config_digest
+from sleepfm.training.config import RegistryConfig, TrainConfig, config_digest
 from sleepfm.training.distributed import World
 from sleepfm.training.feed import Shares
+from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.schedule import learning_rate, parameter_groups
 from sleepfm.training.selection import Best
 from sleepfm.training.sizing import Size
@@ -95,41 +96,41 @@ def run_config(output: Path, **train: object) -> ToyRunConfig:
 
 def test_a_folder_continues_its_own_run_only(tmp_path: Path) -> None:
     config = run_config(tmp_path)
-    assert folder.check(config, "a" * 64, "auto") is None
+    assert RunFolder(tmp_path).check(config, "a" * 64, "auto") is None
     with pytest.raises(CheckpointError, match="no run to resume"):
-        folder.check(config, "a" * 64, "must")
-    folder.begin(config, "a" * 64, {"models:/x@champion": "models:/x/3"})
-    assert folder.check(config, "a" * 64, "auto") is None
-    assert folder.sources(config) == {"models:/x@champion": "models:/x/3"}
+        RunFolder(tmp_path).check(config, "a" * 64, "must")
+    RunFolder(tmp_path).begin(config, "a" * 64, {"models:/x@champion": "models:/x/3"})
+    assert RunFolder(tmp_path).check(config, "a" * 64, "auto") is None
+    assert RunFolder(tmp_path).sources() == {"models:/x@champion": "models:/x/3"}
     # Where it writes and how often it saves do not decide the result.
-    assert folder.check(run_config(tmp_path, checkpoint_every=7), "a" * 64, "auto") is None
+    assert RunFolder(tmp_path).check(run_config(tmp_path, checkpoint_every=7), "a" * 64, "auto") is None
     assert config_digest(run_config(tmp_path, keep=9)) == config_digest(config)
     quiet = config.registry.model_copy(update={"every_best": False})
     assert config_digest(config.model_copy(update={"registry": quiet})) == config_digest(config)
     with pytest.raises(ConfigError, match=r"train\.lr \(0\.1 -> 0\.2\).*--resume never"):
-        folder.check(run_config(tmp_path, lr=0.2), "a" * 64, "auto")
+        RunFolder(tmp_path).check(run_config(tmp_path, lr=0.2), "a" * 64, "auto")
     with pytest.raises(ConfigError, match=r"data set digest \(aaaaaaaaaaaa -> bbbbbbbbbbbb\)"):
-        folder.check(config, "b" * 64, "auto")
+        RunFolder(tmp_path).check(config, "b" * 64, "auto")
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        folder.check(config, "a" * 64, "must")
-    assert folder.check(run_config(tmp_path, lr=0.2), "b" * 64, "never") is None
+        RunFolder(tmp_path).check(config, "a" * 64, "must")
+    assert RunFolder(tmp_path).check(run_config(tmp_path, lr=0.2), "b" * 64, "never") is None
 
 
 def test_starting_over_removes_the_runs_files_and_no_others(tmp_path: Path) -> None:
-    config = used_folder(tmp_path)
+    config = run_config(tmp_path)
+    used_folder(tmp_path)
     mine = {"notes.txt", ".x.tmp", "predictions-mine.parquet", ".export-1", ".last.new", ".package.old", "step-00000004"}
     for name in mine:
         (tmp_path / name).write_text("mine")
-    folder.clear(config)
+    RunFolder(tmp_path).clear()
     assert {path.name for path in tmp_path.iterdir()} == mine
-    folder.clear(config)
-    assert folder.check(config, "a" * 64, "auto") is None
+    RunFolder(tmp_path).clear()
+    assert RunFolder(tmp_path).check(config, "a" * 64, "auto") is None
 
 
-def used_folder(root: Path) -> RunConfig:
-    """``root`` with all that a run of the configuration that is returned may leave."""
-    config = run_config(root)
-    folder.begin(config, "a" * 64, {})
+def used_folder(root: Path) -> None:
+    """Leave all that a run may in ``root``."""
+    RunFolder(root).begin(run_config(root), "a" * 64, {})
     for step in (4, 8):
         checkpoint = root / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
@@ -146,7 +147,6 @@ def used_folder(root: Path) -> RunConfig:
         (root / name / "model.safetensors").write_text("weights")
     for name in ("result.json", "trace.jsonl", "evaluation.json", "predictions-test.parquet"):
         (root / name).write_text("{}")
-    return config
 
 
 @pytest.mark.parametrize(
@@ -164,17 +164,17 @@ def used_folder(root: Path) -> RunConfig:
     ],
 )
 def test_starting_over_removes_nothing_while_somebody_elses_file_lies_in_what_it_would_remove(tmp_path: Path, place: str) -> None:
-    config = used_folder(tmp_path)
+    used_folder(tmp_path)
     (tmp_path / place).parent.mkdir(exist_ok=True)
     (tmp_path / place).write_text('{"step": 4, "files": {}}')
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(StorageError, match=re.escape(str(tmp_path / place))):
-        folder.clear(config)
+        RunFolder(tmp_path).clear()
     assert sorted(tmp_path.rglob("*")) == before
     (tmp_path / place).unlink()
     with contextlib.suppress(OSError):
         (tmp_path / place).parent.rmdir()
-    folder.clear(config)
+    RunFolder(tmp_path).clear()
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
@@ -182,20 +182,20 @@ def test_starting_over_removes_nothing_while_somebody_elses_file_lies_in_what_it
 @pytest.mark.parametrize(
     "name", ["run.json", "config.yaml", "trace.jsonl", "checkpoints", "best", "package", "last", ".last", ".export-00000005"]
 )
-def test_a_run_does_not_begin_over_somebody_elses_files(tmp_path: Path, name: str, resume: folder.Resume) -> None:
+def test_a_run_does_not_begin_over_somebody_elses_files(tmp_path: Path, name: str, resume: Resume) -> None:
     (tmp_path / "train.log").write_text("the job's own output may be there before")
-    assert folder.check(run_config(tmp_path), "a" * 64, resume) is None
+    assert RunFolder(tmp_path).check(run_config(tmp_path), "a" * 64, resume) is None
     (tmp_path / name).write_text("[1]")
     with pytest.raises(StorageError, match=name):
-        folder.check(run_config(tmp_path), "a" * 64, resume)
+        RunFolder(tmp_path).check(run_config(tmp_path), "a" * 64, resume)
     with pytest.raises(StorageError, match=name):
-        folder.clear(run_config(tmp_path))
+        RunFolder(tmp_path).clear()
     assert {path.name for path in tmp_path.iterdir()} == {"train.log", name}
 
 
 def test_a_run_that_goes_on_keeps_what_it_can_take_up_and_removes_what_a_kill_left_of_packages(tmp_path: Path) -> None:
     config = run_config(tmp_path)
-    folder.begin(config, "a" * 64, {})
+    RunFolder(tmp_path).begin(config, "a" * 64, {})
     kept = {"package", "last", ".export-00000050", ".last"}
     for name in kept:
         (tmp_path / name).mkdir()
@@ -204,7 +204,7 @@ def test_a_run_that_goes_on_keeps_what_it_can_take_up_and_removes_what_a_kill_le
         with whole_folder(tmp_path / "made", Origin("weights", "", "")) as new:
             (new / "model.safetensors").write_text("")
         (tmp_path / "made").rename(tmp_path / name)
-    folder.begin(config, "a" * 64, {})
+    RunFolder(tmp_path).begin(config, "a" * 64, {})
     assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == kept
 
 
@@ -220,17 +220,17 @@ def test_a_trace_is_cut_back_to_the_step_that_is_resumed(tmp_path: Path) -> None
 
 def test_the_best_weights_are_those_of_the_best_step_also_after_a_restart(tmp_path: Path) -> None:
     registry = RegistryConfig(name="x", metric="val/kappa")
-    best = Best(tmp_path, registry)
+    best = Best(tmp_path / "model.safetensors", registry)
     layers = [nn.Linear(2, 2) for _ in range(4)]
     for step, (layer, value) in enumerate(zip(layers, (float("nan"), 0.3, 0.5, 0.5), strict=True), start=1):
-        Best(tmp_path, registry).offer(step, {"val/kappa": value}, layer.state_dict())
-    best = Best(tmp_path, registry)
+        Best(tmp_path / "model.safetensors", registry).keep_if_better(step, {"val/kappa": value}, layer.state_dict())
+    best = Best(tmp_path / "model.safetensors", registry)
     assert (best.step, best.figures) == (3, {"val/kappa": 0.5})
     loaded = nn.Linear(2, 2)
     best.load_into(loaded)
     assert state_digest(loaded) == state_digest(layers[2])
     with pytest.raises(TrainingError, match=r"val/kappa.*val/loss"):
-        best.offer(5, {"val/loss": 1.0}, {})
+        best.keep_if_better(5, {"val/loss": 1.0}, {})
 
 
 def test_memory_follows_what_each_zero_stage_shards() -> None:
@@ -249,3 +249,13 @@ def test_one_process_keeps_its_statistics() -> None:
     before = state_digest(module)
     average_statistics(module, World(0, 1, 0, 1))
     assert state_digest(module) == before
+
+
+def test_nobody_but_the_runs_folder_names_its_files() -> None:
+    folder = RunFolder("run")
+    paths = [*(path for path in vars(folder).values() if isinstance(path, Path)), folder.predictions("val")]
+    # Packages have a `config.yaml` too.
+    names = [path.name for path in paths if path.suffix in (".json", ".jsonl", ".parquet")]
+    assert {"run.json", "result.json", "trace.jsonl"} <= set(names)
+    sources = {path: path.read_text() for path in Path(sleepfm.__file__).parent.rglob("*.py") if path.name != "folder.py"}
+    assert [(path.name, name) for path, text in sources.items() for name in names if f'"{name}"' in text] == []

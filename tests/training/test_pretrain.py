@@ -16,7 +16,8 @@ from sleepfm.models.build import model_config
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import Resolved
-from sleepfm.training.pretrain import MultimodalStage, PretrainConfig, UnimodalStage, assert_unchanged
+from sleepfm.training.encoder_stages import MultimodalStage, UnimodalStage, assert_unchanged
+from sleepfm.training.pretrain import PretrainConfig
 
 MODALITIES = ("eeg", "eog", "emg", "ecg")
 

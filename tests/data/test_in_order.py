@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from made_nights import make_dataset, make_night
 
-from sleepfm.data.evaluation import iter_eval, iter_record
+from sleepfm.data.in_order import iter_eval, iter_record
 from sleepfm.errors import DatasetError, ShardError
 
 OVERRIDES = ["split.pretrain=0", "split.label=0", "split.val=0", "split.test=1", "segment_epochs=8"]

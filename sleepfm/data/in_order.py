@@ -13,8 +13,9 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.labels import RecordLabels, RecordPresence
 from sleepfm.data.reader import ShardReader
-from sleepfm.data.stream import Items, load_windows, window_starts
+from sleepfm.data.windows import Items, load_windows, window_starts
 from sleepfm.errors import ShardError
+from sleepfm.tasks import TASKS
 
 
 def iter_record(
@@ -23,13 +24,13 @@ def iter_record(
     channels: Sequence[str],
     length: int = 1,
     windows: int = 64,
-    labels: Sequence[str] = ("stage", "apnea", "hypopnea"),
+    labels: Sequence[str] | None = None,
     reader: ShardReader | None = None,
 ) -> Iterator[Batch]:
     """The recording as windows of ``length`` epochs in order, at most ``windows`` a batch.
 
     Windows do not overlap, but for the last, which ends with the recording so that its epochs have whole context:
-    those that an earlier window has counted are not ``valid`` in it. The labels are all those stored.
+    those that an earlier window has counted are not ``valid`` in it. ``labels`` are those of every task by default.
 
     Raises:
         ShardError: an epoch is corrupt; an evaluation never leaves one out in silence.
@@ -37,6 +38,7 @@ def iter_record(
     """
     reader = reader or ShardReader(dataset)
     row = dataset.index_of(record)
+    labels = tuple(TASKS) if labels is None else labels
     store = RecordLabels(dataset, reader, labels) if labels else None
     numbers = np.array([CHANNELS.index(channel) for channel in channels], dtype=np.int64)
     presence = RecordPresence(dataset, reader, numbers)
@@ -67,7 +69,7 @@ def iter_eval(
     channels: Sequence[str],
     length: int = 1,
     windows: int = 64,
-    labels: Sequence[str] = ("stage", "apnea", "hypopnea"),
+    labels: Sequence[str] | None = None,
 ) -> Iterator[Batch]:
     """:func:`iter_record` over the recordings of ``split`` that have any of ``channels``, in shard order.
 
