@@ -27,17 +27,16 @@ from dead_stretches import surrounded, with_dead
 from sleepfm.config import read_yaml
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.synthetic.cohort import write_cohort
-from sleepfm.evaluation.inference import prepared_epochs
 from sleepfm.evaluation.tasks import TASKS
+from sleepfm.inference.embed import embed, prepared_epochs
+from sleepfm.inference.scorer import NightScore, Scorer, TaskModel, prepare_night
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
 from sleepfm.models.heads import HeadConfig
 from sleepfm.paths import config_root
-from sleepfm.scoring import NightScore, Scorer, TaskModel, prepare_night
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.recording import Recording, read_recording
-from sleepfm.training.embeddings import embed
 
 KINDS = ("zeros", "open input", "mains", "rail")
 LENGTH, STEPS = 20, 120

@@ -20,11 +20,11 @@ from sleepfm.errors import TrainingError
 from sleepfm.evaluation.cards import downstream_card
 from sleepfm.evaluation.events import EventAgreement, event_family, match_events, overlapping, positive_runs, timing_errors
 from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
-from sleepfm.evaluation.predict import Predictions
 from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import DownstreamJob
 from sleepfm.evaluation.tasks import TASKS, Task
 from sleepfm.files import read_json, write_json
+from sleepfm.inference.predict import Predictions
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.signals.annotations import Event

@@ -23,9 +23,9 @@ from sleepfm.errors import DatasetError
 from sleepfm.evaluation.losses import class_weights, classification_loss
 from sleepfm.evaluation.outcome import package_contents, validation_figures
 from sleepfm.evaluation.plan import downstream_plan, starting_point, training_labels
-from sleepfm.evaluation.predict import Predictions, predict_embedded
 from sleepfm.evaluation.settings import ProbeConfig
 from sleepfm.evaluation.tasks import TASKS
+from sleepfm.inference.predict import Predictions, predict_embedded
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import Resolved, load_package
 from sleepfm.training.distributed import World

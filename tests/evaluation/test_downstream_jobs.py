@@ -17,12 +17,14 @@ from sleepfm.evaluation.events import EventAgreement, match_events, positive_run
 from sleepfm.evaluation.finetune import FinetuneStage
 from sleepfm.evaluation.losses import class_weights, classification_loss
 from sleepfm.evaluation.outcome import judge, read_events, read_results, tells_seconds
-from sleepfm.evaluation.predict import predict
 from sleepfm.evaluation.probe import ProbeStage
 from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
-from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.evaluation.tasks import TASKS
+from sleepfm.inference.embed import embed, stored_epochs
+from sleepfm.inference.predict import predict
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.subsets import modality_subsets
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream
@@ -30,9 +32,8 @@ from sleepfm.models.masked_context import MaskedContext, MaskedContextConfig
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import Resolved, load, load_package
-from sleepfm.scoring import Scorer, prepare_night
 from sleepfm.training.distributed import World
-from sleepfm.training.embeddings import ALONE, EmbeddingCache, embed, stored_epochs
+from sleepfm.training.embeddings import ALONE, EmbeddingCache
 
 
 def job(schema, name, dataset, tmp_path, *overrides):

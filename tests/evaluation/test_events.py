@@ -19,8 +19,8 @@ from sleepfm.evaluation.events import (
     runs_of_epochs,
     timing_errors,
 )
-from sleepfm.evaluation.night import sleep_statistics
 from sleepfm.evaluation.seconds import covered_seconds, events_from_seconds
+from sleepfm.evaluation.sleep_statistics import sleep_statistics
 from sleepfm.signals.annotations import Event
 
 

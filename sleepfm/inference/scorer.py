@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.breathing import Breathing, count_breathing
 from sleepfm.evaluation.events import join_overlapping, positive_runs
-from sleepfm.evaluation.inference import classify_night, locate_night, prepared_epochs
-from sleepfm.evaluation.night import SleepStatistics, sleep_statistics
 from sleepfm.evaluation.seconds import events_from_seconds
+from sleepfm.evaluation.sleep_statistics import SleepStatistics, sleep_statistics
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
 from sleepfm.evaluation.tasks import TASKS
+from sleepfm.inference.embed import embed, embed_frames, prepared_epochs
+from sleepfm.inference.windows import classify_night, locate_night
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import load_package
@@ -32,7 +33,6 @@ from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording
 from sleepfm.signals.text_counts import TextCounts
-from sleepfm.training.embeddings import embed, embed_frames
 
 if TYPE_CHECKING:
     import mne

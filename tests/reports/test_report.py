@@ -14,10 +14,12 @@ from matplotlib.figure import Figure
 from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
-from sleepfm.evaluation.lineage import Lineage, Node, to_svg
 from sleepfm.evaluation.metrics import evaluate
-from sleepfm.evaluation.plots import draw_hypnodensity
-from sleepfm.evaluation.report import (
+from sleepfm.evaluation.tasks import TASKS
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.reports.lineage import Lineage, Node, to_svg
+from sleepfm.reports.plots import draw_hypnodensity
+from sleepfm.reports.report import (
     NightExample,
     ReportData,
     Result,
@@ -31,8 +33,6 @@ from sleepfm.evaluation.report import (
     night_page,
     oximetry,
 )
-from sleepfm.evaluation.tasks import TASKS
-from sleepfm.scoring import Scorer, prepare_night
 from sleepfm.signals.annotations import Event
 from sleepfm.signals.quality import Quality
 from sleepfm.training.trace import Trace

@@ -12,11 +12,11 @@ from sleepfm.constants import CHANNEL_MODALITY, MODALITIES
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ModelError
 from sleepfm.evaluation.outcome import judge
-from sleepfm.evaluation.predict import predict, predict_embedded
-from sleepfm.evaluation.report import SubsetResult
 from sleepfm.evaluation.tasks import TASKS
-from sleepfm.scoring import TaskModel
-from sleepfm.training.embeddings import embed_subsets, stored_epochs
+from sleepfm.inference.embed import embed_subsets, stored_epochs
+from sleepfm.inference.predict import predict, predict_embedded
+from sleepfm.inference.scorer import TaskModel
+from sleepfm.reports.report import SubsetResult
 
 
 def modality_subsets(

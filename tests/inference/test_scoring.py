@@ -17,10 +17,11 @@ from sleepfm.config import read_yaml
 from sleepfm.constants import STAGE_NAMES
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.events import AHI_DEFINITION, join_overlapping, positive_runs
-from sleepfm.evaluation.inference import locate_night, prepared_epochs
-from sleepfm.evaluation.predict import predict
-from sleepfm.evaluation.results import summary
 from sleepfm.evaluation.tasks import TASKS
+from sleepfm.inference.embed import embed_frames, prepared_epochs, stored_epochs
+from sleepfm.inference.predict import predict
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.windows import locate_night
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
@@ -28,9 +29,8 @@ from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import load
-from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.reports.night_files import summary
 from sleepfm.signals.quality import Quality
-from sleepfm.training.embeddings import embed_frames, stored_epochs
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 

@@ -17,10 +17,10 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ModelError
-from sleepfm.evaluation.inference import classify_night, locate_night
 from sleepfm.files import atomic_path
+from sleepfm.inference.embed import embed, embed_frames, stored_epochs
+from sleepfm.inference.windows import classify_night, locate_night
 from sleepfm.models.downstream import Downstream
-from sleepfm.training.embeddings import embed, embed_frames, stored_epochs
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,10 @@ from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import ahi, event_family, join_overlapping, match_events, overlapping
 from sleepfm.evaluation.metrics import evaluate
-from sleepfm.evaluation.report import NightExample, figure_bytes, night_page
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.files import write_json
-from sleepfm.scoring import NightScore
+from sleepfm.inference.scorer import NightScore
+from sleepfm.reports.report import NightExample, figure_bytes, night_page
 from sleepfm.signals.annotations import Event
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.version import __version__

@@ -21,19 +21,19 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNEL_UNIT, EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ, STAGE_NAMES
 from sleepfm.errors import DatasetError
-from sleepfm.evaluation import charts, plots
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import EventAgreement, event_family
-from sleepfm.evaluation.lineage import Lineage, to_svg
 from sleepfm.evaluation.metrics import Evaluation, Metric
 from sleepfm.files import write_atomic
+from sleepfm.reports import charts, plots
+from sleepfm.reports.lineage import Lineage, to_svg
 from sleepfm.signals.annotations import Event
 from sleepfm.signals.quality import unusable
 from sleepfm.training.trace import read_trace
 from sleepfm.version import __version__
 
 if TYPE_CHECKING:
-    from sleepfm.scoring import NightScore
+    from sleepfm.inference.scorer import NightScore
     from sleepfm.signals.prepare import PreparedRecording
 
 PAGE_SECONDS = 60.0
@@ -292,7 +292,7 @@ def _embed(content: bytes) -> Markup:
 
 def _render(template: str, **context: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sleepfm.evaluation", "templates"),
+        loader=jinja2.PackageLoader("sleepfm.reports", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
