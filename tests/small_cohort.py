@@ -14,6 +14,7 @@ from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
+from sleepfm.models.usage import Usage
 from sleepfm.package import write_package
 
 MODELS = Path(__file__).parents[1] / "configs" / "models"
@@ -71,6 +72,6 @@ def downstream_packages(tmp_path_factory, one_thread) -> dict[str, Path]:
                 parameter.mul_(3.0)
         found[task.name] = tmp_path_factory.mktemp(task.name)
         threshold = 0.4 if task.kind == "binary" else None
-        config = {"model": model_config(model), "task": task.name, "window": 20, "threshold": threshold}
-        write_package(found[task.name], model, config, "card")
+        usage = Usage(task=task.name, classes=task.classes, window=20, threshold=threshold)
+        write_package(found[task.name], model, {"model": model_config(model)} | usage.to_package(), "card")
     return found

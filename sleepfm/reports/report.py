@@ -33,7 +33,8 @@ from sleepfm.training.trace import read_trace
 from sleepfm.version import __version__
 
 if TYPE_CHECKING:
-    from sleepfm.inference.scorer import NightScore
+    from sleepfm.inference.night import NightScore
+    from sleepfm.inference.subsets import SubsetResult
     from sleepfm.signals.prepare import PreparedRecording
 
 PAGE_SECONDS = 60.0
@@ -67,14 +68,6 @@ class NightExample:
     score: NightScore
     prepared: PreparedRecording
     held_out: str = ""
-
-
-@dataclass(frozen=True)
-class SubsetResult:
-    """A task's figures when the model is given ``modalities`` only."""
-
-    modalities: tuple[str, ...]
-    evaluation: Evaluation
 
 
 @dataclass(frozen=True)

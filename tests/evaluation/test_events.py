@@ -13,13 +13,14 @@ from sleepfm.evaluation.events import (
     EventAgreement,
     ahi,
     event_family,
+    events_from_seconds,
     join_overlapping,
     match_events,
     positive_runs,
     runs_of_epochs,
     timing_errors,
 )
-from sleepfm.evaluation.seconds import covered_seconds, events_from_seconds
+from sleepfm.evaluation.seconds import covered_seconds
 from sleepfm.evaluation.sleep_statistics import sleep_statistics
 from sleepfm.signals.annotations import Event
 

@@ -26,6 +26,7 @@ from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.event_head import EventHeadConfig
+from sleepfm.models.usage import Usage
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import load
@@ -230,8 +231,10 @@ def located_packages(tmp_path_factory):
         torch.manual_seed(10 + number)
         model = Downstream(plan, encoder)
         found[task] = tmp_path_factory.mktemp(task)
-        config = {"model": model_config(model), "task": task, "window": 20, "threshold": 0.5, "event_threshold": 0.5}
-        write_package(found[task], model, config, "card")
+        usage = Usage(
+            task=task, classes=TASKS[task].classes, window=20, threshold=0.5, event_threshold=0.5, resolution_s=1
+        )  # fmt: skip
+        write_package(found[task], model, {"model": model_config(model)} | usage.to_package(), "card")
     return found
 
 
@@ -241,8 +244,9 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
         (entry,) = Scorer.load([package]).models.values()
         frames = embed_frames(entry.model.encoder, prepared_epochs(night, entry.model.channels, 30))
         # Most seconds positive: the events of two untrained models then overlap.
-        seconds = locate_night(entry.model, frames, entry.window)
-        entries.append(replace(entry, event_threshold=float(np.quantile(seconds, 0.2))))
+        seconds = locate_night(entry.model, frames, entry.usage.window)
+        changed = entry.usage.model_copy(update={"event_threshold": float(np.quantile(seconds, 0.2))})
+        entries.append(replace(entry, usage=changed))
     apneas, hypopneas = (Scorer([entry]).score(night).events for entry in entries)
     shared = [h for h in hypopneas if any(a.onset < h.onset + h.duration and h.onset < a.onset + a.duration for a in apneas)]
     assert shared
@@ -250,7 +254,7 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
     assert score.events == join_overlapping([*apneas, *hypopneas]) and score.runs == ()
     assert len(score.events) == len(apneas) + len(hypopneas) - len(shared)
     content = summary(score, night)
-    assert content["event_thresholds"] == {entry.task: entry.event_threshold for entry in entries}
+    assert content["event_thresholds"] == {entry.task: entry.usage.event_threshold for entry in entries}
     breathing = content["breathing"]
     assert breathing["ahi"] == score.ahi if np.isfinite(score.ahi) else breathing["ahi"] is None
     assert (breathing["apneas"], breathing["hypopneas"]) == (len(apneas), len(hypopneas) - len(shared))

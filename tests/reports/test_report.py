@@ -17,6 +17,7 @@ from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.subsets import SubsetResult
 from sleepfm.reports.lineage import Lineage, Node, to_svg
 from sleepfm.reports.plots import draw_hypnodensity
 from sleepfm.reports.report import (
@@ -24,7 +25,6 @@ from sleepfm.reports.report import (
     ReportData,
     Result,
     StepCost,
-    SubsetResult,
     build_report,
     choose_page,
     event_rows,
