@@ -19,8 +19,10 @@ from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.events import AHI_DEFINITION, join_overlapping, positive_runs
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.inference.embed import embed_frames, prepared_epochs, stored_epochs
+from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.predict import predict
 from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.task_model import TaskModel
 from sleepfm.inference.windows import locate_night
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
@@ -205,6 +207,62 @@ def test_score_takes_paths_recordings_and_modules(downstream_packages, recording
     assert np.array_equal(got.stages, want.stages) and got.events == want.events
     got = sleepfm.score(sleepfm.read_recording(recordings[0]), load(downstream_packages["stage"]))
     assert np.array_equal(got.stages, want.stages)
+
+
+def test_a_loaded_module_scores_as_its_address_does(tmp_path, night):
+    """With windows and thresholds that are nobody's defaults."""
+    packages = []
+    for number, task in enumerate(("stage", "apnea", "hypopnea")):
+        torch.manual_seed(number)
+        encoder = build_model(read_yaml(MODELS / "synthsleepnet-tiny.yaml")["model"])
+        located = task == "hypopnea"
+        plan = DownstreamConfig(
+            task=task,
+            classes=TASKS[task].classes,
+            encoder=model_config(encoder),
+            context=ContextConfig(kind="mamba"),
+            events=EventHeadConfig() if located else None,
+        )
+        model = Downstream(plan, encoder).eval()
+        with torch.no_grad():
+            for parameter in model.head.parameters():
+                parameter.mul_(3.0)
+        found = apply_to_epochs(model, prepared_epochs(night, model.channels, 64), 5)
+        # Thresholds that some of the night reaches, and 0.5 does not stand for.
+        threshold = None if task == "stage" else float(np.quantile(found.epochs[:, 1], 0.3))
+        event_threshold = float(np.quantile(found.seconds, 0.2)) if located else None
+        usage = Usage(
+            task=task,
+            classes=TASKS[task].classes,
+            window=5,
+            threshold=threshold,
+            event_threshold=event_threshold,
+            resolution_s=1 if located else 30,
+        )
+        write_package(tmp_path / task, model, {"model": model_config(model)} | usage.to_package(), "card")
+        packages.append(tmp_path / task)
+    by_address = sleepfm.score(night.path, packages)
+    by_module = sleepfm.score(night.path, [load(package) for package in packages])
+    assert by_address.events and by_address.runs
+    for name in ("stages", "hypnodensity"):
+        assert np.array_equal(getattr(by_module, name), getattr(by_address, name))
+    for task, values in by_address.probability.items():
+        assert np.array_equal(by_module.probability[task], values)
+    for name in ("threshold", "event_threshold", "events", "runs", "inputs", "warnings"):
+        assert getattr(by_module, name) == getattr(by_address, name)
+    # The window shows in the figures.
+    entry = TaskModel.load(packages[0])
+    other = replace(entry, usage=entry.usage.model_copy(update={"window": 20}))
+    assert not np.array_equal(Scorer([other]).score(night).hypnodensity, by_address.hypnodensity)
+
+
+def test_a_module_that_does_not_say_how_it_is_used_is_refused(downstream_packages, night):
+    bare = Downstream(load(downstream_packages["apnea"]).config, load(downstream_packages["apnea"]).encoder).eval()
+    with pytest.raises(ModelError, match=r"model of apnea that does not say how it is used.*sleepfm\.load"):
+        sleepfm.score(night.path, bare)
+    bare.usage = load(downstream_packages["stage"]).usage
+    with pytest.raises(ModelError, match="another model"):
+        sleepfm.score(night.path, bare)
 
 
 def test_an_mne_raw_is_scored_like_its_file(downstream_packages, recordings, night):
