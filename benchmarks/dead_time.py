@@ -26,18 +26,20 @@ from dead_stretches import surrounded, with_dead
 
 from sleepfm.config import read_yaml
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.evaluation.inference import prepared_epochs
+from sleepfm.inference.embed import embed, prepared_epochs
+from sleepfm.inference.night import NightScore
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
 from sleepfm.models.heads import HeadConfig
+from sleepfm.models.usage import Usage
 from sleepfm.paths import config_root
-from sleepfm.scoring import NightScore, Scorer, TaskModel, prepare_night
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.recording import Recording, read_recording
 from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.tasks import TASKS
-from sleepfm.training.embeddings import embed
 
 KINDS = ("zeros", "open input", "mains", "rail")
 LENGTH, STEPS = 20, 120
@@ -74,7 +76,8 @@ def trained_scorer(nights: list[PreparedRecording]) -> Scorer:
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-        models.append(TaskModel(model.eval(), name, LENGTH, 0.5, f"trained here, {name}"))
+        usage = Usage(task=name, classes=task.classes, window=LENGTH, threshold=0.5 if task.kind == "binary" else None)
+        models.append(TaskModel(model.eval(), usage, f"trained here, {name}"))
     return Scorer(models)
 
 

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from sleepfm.version import __version__
 
 if TYPE_CHECKING:
+    from sleepfm.inference.scorer import score
     from sleepfm.registry import load
-    from sleepfm.scoring import score
     from sleepfm.signals.recording import read_recording
 
 __all__ = ["__version__", "load", "read_recording", "score"]
 
 _HOME = {
     "load": "sleepfm.registry",
-    "score": "sleepfm.scoring",
+    "score": "sleepfm.inference.scorer",
     "read_recording": "sleepfm.signals.recording",
 }
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from object_store import ObjectStore, object_store
 
+pytest_plugins = ("small_cohort",)
+
 # Folders whose tests share what is dear to make (a Ray cluster, a data set): with several workers (`make test`), one
 # takes the whole folder; of the others, a file.
 WHOLE_FOLDERS = {"shards", "evaluation"}

@@ -29,6 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.files import sha256_file
     from sleepfm.models.build import model_config
     from sleepfm.models.convert import convert
+    from sleepfm.models.downstream import Downstream
     from sleepfm.output import Origin, whole_folder
     from sleepfm.package import write_package
     from sleepfm.signals.files import local_path
@@ -40,6 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     converted = convert(arguments.checkpoint, task.name, task.classes, arguments.pretrained, channels)
     module = converted.module
     config = model_config(module)
+    usage = module.usage.to_package() if isinstance(module, Downstream) and module.usage is not None else {}
     size = sum(parameter.numel() for parameter in module.parameters())
     card = "\n".join(
         [
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoints = [path for path in (arguments.checkpoint, arguments.pretrained) if path is not None]
     source = digest({"checkpoints": [sha256_file(path) for path in checkpoints], "task": task.name, "channels": channels})
     with whole_folder(out, Origin("converted package", source, str(arguments.checkpoint))) as unfinished:
-        write_package(unfinished, module, {"model": config}, card)
+        write_package(unfinished, module, {"model": config} | usage, card)
     print(f"{out}: {config['kind']}, {size:,} parameters, channels {', '.join(module.channels)}")
     for note in converted.notes:
         print(f"  {note}")

@@ -116,12 +116,11 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     from sleepfm.data.format import DATASET_FILE
     from sleepfm.data.labels import RecordLabels
     from sleepfm.data.reader import ShardReader
-    from sleepfm.evaluation.inference import prepared_epochs
-    from sleepfm.scoring import prepare_night
+    from sleepfm.inference.embed import embed, prepared_epochs, stored_epochs
+    from sleepfm.inference.scorer import prepare_night
     from sleepfm.signals.cohorts.cohort import load_cohort
     from sleepfm.signals.prepare import discover
     from sleepfm.signals.recording import read_recording
-    from sleepfm.training.embeddings import embed, stored_epochs
 
     if not is_remote(source) and (source / DATASET_FILE).is_file():
         dataset = Dataset.open(source)

@@ -14,7 +14,7 @@ from sleepfm.output import Origin, check_free, whole_folder
 from sleepfm.signals.files import file_sha256, location
 
 if TYPE_CHECKING:
-    from sleepfm.scoring import NightScore
+    from sleepfm.inference.night import NightScore
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +52,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("no recording stated; name EDF or BDF files")
     if arguments.scoring and len(recordings) > 1:
         raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
-    from sleepfm.evaluation.results import write_night
-    from sleepfm.scoring import Scorer, prepare_night
+    from sleepfm.inference.scorer import Scorer, prepare_night
+    from sleepfm.reports.night_files import write_night
     from sleepfm.signals.files import local_path
 
     out = local_path(arguments.out, "--out")

@@ -13,12 +13,12 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
 from sleepfm.demo.plan import MODALITIES, Plan
 from sleepfm.demo.runner import Journal
-from sleepfm.evaluation.lineage import from_registry
 from sleepfm.evaluation.outcome import read_events, read_results, tells_seconds
-from sleepfm.evaluation.report import NightExample, ReportData, Result, StepCost, build_report
-from sleepfm.evaluation.subsets import modality_subsets
 from sleepfm.files import write_json
-from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.subsets import modality_subsets
+from sleepfm.reports.lineage import from_registry
+from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.machine import cpu_model

@@ -1,8 +1,8 @@
 """Respiratory events, their index per hour of sleep, and agreement with scored events.
 
-A model with an event head tells seconds apart, and its events have an onset and a duration (:mod:`.seconds`). A model of epochs
-says whether an epoch holds an event, not where: what it gives are runs of consecutive positive epochs. Two events in neighbouring
-epochs are one run, so that runs are counted as runs and never as events.
+A model with an event head tells seconds apart, and its events have an onset and a duration. A model of epochs says whether an
+epoch holds an event, not where: what it gives are runs of consecutive positive epochs. Two events in neighbouring epochs are one
+run, so that runs are counted as runs and never as events.
 """
 
 from __future__ import annotations
@@ -28,6 +28,9 @@ RUNS_DEFINITION = (
     "no AHI"
 )
 RESPIRATORY_TYPES = (*APNEA_TYPES, "apnea", "hypopnea")
+# An apnea or hypopnea lasts at least 10 s (AASM manual 2.6, respiratory rules); a shorter pause inside one does not end it.
+MIN_SECONDS = 10
+BRIDGED_SECONDS = 3
 
 
 def event_family(kind: str) -> str:
@@ -50,6 +53,26 @@ def runs_of_epochs(positive: ArrayLike, kind: str) -> tuple[Event, ...]:
 def positive_runs(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
     """Runs of epochs whose ``probability`` [E] of ``kind`` reaches ``threshold``; nan never does."""
     return runs_of_epochs(np.asarray(probability, dtype=float) >= threshold, kind)
+
+
+def events_from_seconds(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
+    """Events of type ``kind`` where ``probability`` [30 E] reaches ``threshold``, nan never does: runs with pauses of up to
+    ``BRIDGED_SECONDS`` in one, those of at least ``MIN_SECONDS``.
+    """
+    joined: list[tuple[int, int]] = []
+    for start, end in runs(np.asarray(probability, dtype=float) >= threshold):
+        if joined and start - joined[-1][1] <= BRIDGED_SECONDS:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return tuple(Event(float(start), float(end - start), kind) for start, end in joined if end - start >= MIN_SECONDS)
+
+
+def find_events(probability: ArrayLike, threshold: float, kind: str, located: bool) -> tuple[Event, ...]:
+    """What a model finds of ``kind``: events in the ``probability`` of seconds [30 E] if ``located``, else runs of positive
+    epochs in that of epochs [E].
+    """
+    return (events_from_seconds if located else positive_runs)(probability, threshold, kind)
 
 
 def join_overlapping(events: Sequence[Event]) -> tuple[Event, ...]:

@@ -15,11 +15,13 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.stream import SequenceStream
 from sleepfm.evaluation.losses import class_weights, classification_loss
-from sleepfm.evaluation.outcome import package_contents, validation_figures
+from sleepfm.evaluation.outcome import package_contents
 from sleepfm.evaluation.plan import downstream_plan, labels_of_split, starting_point, training_labels
-from sleepfm.evaluation.predict import Predictions, predict
+from sleepfm.evaluation.prediction_figures import validation_figures
+from sleepfm.evaluation.predictions import Predictions
 from sleepfm.evaluation.seconds import SecondLabels
 from sleepfm.evaluation.settings import FinetuneConfig
+from sleepfm.inference.predict import predict
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import Resolved, load_package
 from sleepfm.tasks import TASKS

@@ -21,10 +21,12 @@ from sleepfm.data.labels import RecordLabels
 from sleepfm.data.order import permutation
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.losses import class_weights, classification_loss
-from sleepfm.evaluation.outcome import package_contents, validation_figures
+from sleepfm.evaluation.outcome import package_contents
 from sleepfm.evaluation.plan import downstream_plan, starting_point, training_labels
-from sleepfm.evaluation.predict import Predictions, predict_embedded
+from sleepfm.evaluation.prediction_figures import validation_figures
+from sleepfm.evaluation.predictions import Predictions
 from sleepfm.evaluation.settings import ProbeConfig
+from sleepfm.inference.predict import predict_embedded
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry import Resolved, load_package
 from sleepfm.tasks import TASKS

@@ -1,4 +1,4 @@
-"""Respiratory events to the second: labels of every second, and events from the probability of every second."""
+"""Labels of every second, which an event head learns from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sleepfm.constants import EPOCH_SECONDS
@@ -14,14 +14,10 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.reader import ShardReader
-from sleepfm.evaluation.events import event_family, runs
+from sleepfm.evaluation.events import event_family
 from sleepfm.signals.scorings.labels import touched
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
-
-# An apnea or hypopnea lasts at least 10 s (AASM manual 2.6, respiratory rules); a shorter pause inside one does not end it.
-MIN_SECONDS = 10
-BRIDGED_SECONDS = 3
 
 KEPT_RECORDS = 4096
 
@@ -71,16 +67,3 @@ def covered_seconds(events: list[Event], size: int) -> NDArray[np.bool_]:
         first, end = (max(0, int(np.floor(edge + 0.5))) for edge in (event.onset, event.onset + event.duration))
         covered[first:end] = True
     return covered
-
-
-def events_from_seconds(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
-    """Events of type ``kind`` where ``probability`` [30 E] reaches ``threshold``, nan never does: runs with pauses of up to
-    ``BRIDGED_SECONDS`` in one, those of at least ``MIN_SECONDS``.
-    """
-    joined: list[tuple[int, int]] = []
-    for start, end in runs(np.asarray(probability, dtype=float) >= threshold):
-        if joined and start - joined[-1][1] <= BRIDGED_SECONDS:
-            joined[-1] = (joined[-1][0], end)
-        else:
-            joined.append((start, end))
-    return tuple(Event(float(start), float(end - start), kind) for start, end in joined if end - start >= MIN_SECONDS)

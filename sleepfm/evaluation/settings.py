@@ -24,7 +24,7 @@ class LabelledData(SourceConfig):
 
 
 class EvaluateConfig(Config):
-    """How the finished model is judged; ``chunk`` epochs go through the encoder at a time."""
+    """How the finished model is evaluated; ``chunk`` epochs go through the encoder at a time."""
 
     resamples: int = Field(default=1000, ge=0)
     seed: int = 0

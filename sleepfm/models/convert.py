@@ -31,6 +31,7 @@ from sleepfm.models.reference_settings import (
 )
 from sleepfm.models.synthsleepnet import SynthSleepNet
 from sleepfm.models.torch_archive import read_archive
+from sleepfm.models.usage import DEFAULT_THRESHOLD, DEFAULT_WINDOW, Usage
 
 # Of the low-rank updates that the released fine-tuning adds; its code fixes it.
 FINE_TUNING_ALPHA = 8.0
@@ -110,6 +111,15 @@ def _downstream(state: Section, task: str, classes: Sequence[str], pretrained: s
     # A class token that the released pretraining holds, never uses, and does not hand on.
     renamed["encoder.cls_token"] = torch.zeros(1, 1, encoder.dim)
     _fill(module, renamed, state.origin)
+    # A checkpoint holds neither a window nor a threshold: the released ones are 20 epochs and the more probable class.
+    binary = len(config.classes) == 2
+    module.usage = Usage(
+        task=task,
+        classes=config.classes,
+        window=DEFAULT_WINDOW,
+        threshold=DEFAULT_THRESHOLD if binary else None,
+        threshold_rule="default: the more probable class" if binary else None,
+    )
     return Conversion(module.eval(), (*_names_note(module.channels), *notes))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -14,6 +14,9 @@ from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.event_head import EventHead, EventHeadConfig
 from sleepfm.models.heads import Head, HeadConfig
 from sleepfm.models.lora import LoRALinear, add_lora
+
+if TYPE_CHECKING:
+    from sleepfm.models.usage import Usage
 
 # Epochs that go through a frozen encoder at once: a whole night in one sequence then takes no more memory than this many.
 FROZEN_CHUNK = 64
@@ -57,11 +60,15 @@ class Downstream(nn.Module):
         config: what to build.
         encoder: a SynthSleepNet or NeuroNet, taken over without what only pretraining needs. What ``config.tune`` leaves
             frozen stays bit-identical and in eval mode.
+
+    Attributes:
+        usage: what its package says of how it is used; None until somebody does, as in training.
     """
 
     def __init__(self, config: DownstreamConfig, encoder: nn.Module) -> None:
         super().__init__()
         self.config = config
+        self.usage: Usage | None = None
         self.encoder: Any = cast(Any, encoder)
         self.encoder.drop_pretraining()
         self._own_lora = self._adapt()

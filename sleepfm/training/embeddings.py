@@ -1,4 +1,4 @@
-"""Embeddings of whole nights by one encoder, in bounded memory, and kept on disk for the next job that needs them.
+"""Embeddings of whole nights by one encoder, kept on disk for the next job that needs them.
 
 One safetensors file a recording, under a folder named for all that decides it (see :class:`EmbeddingCache`), written
 atomically. A file that is damaged, or was made from anything else, is made again.
@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -21,74 +19,20 @@ from torch import Tensor
 from sleepfm.config import digest
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.in_order import iter_record
+from sleepfm.inference.embed import embed, stored_epochs
 from sleepfm.models.build import model_config
 from sleepfm.package import save_tensors, sha256_file
 from sleepfm.training.distributed import World
 
 ALONE = World(0, 1, 0, 1)
 
-# Signals [B, C, 3000] and presence [B, C] of consecutive epochs.
-Epochs = tuple[Tensor, Tensor]
-
-
-def stored_epochs(dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
-    """The epochs of a recording of ``dataset`` in order, at most ``chunk`` at a time."""
-    for batch in iter_record(dataset, record, channels, length=1, windows=chunk, labels=()):
-        yield batch.signals[:, 0], batch.present[:, 0]
-
-
-def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
-    """Embeddings [E, D] of all ``epochs``; an epoch without any channel gives nan.
-
-    Args:
-        encoder: a module with ``encode(signals [B, C, T], present [B, C]) -> [B, D]``.
-        keep: [C], channels the encoder may use; all by default.
-    """
-    return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep)
-
-
-def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
-    """Frame tokens [E, F, D] of all ``epochs``, as :func:`embed`; their mean over frames is the embedding."""
-    shape = (len(encoder.frame_times), encoder.dim)
-    return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
-
-
-def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Tensor) -> Tensor:
-    """Embeddings [S, E, D] of all ``epochs`` from each of ``subsets`` [S, C] of the channels, as :func:`embed`.
-
-    Args:
-        encoder: a module with ``encode_subsets(signals [B, C, T], present [B, C], subsets [S, C]) -> [S, B, D]``.
-    """
-
-    def encode(signals: Tensor, present: Tensor) -> Tensor:
-        found = encoder.encode_subsets(signals, present, subsets)
-        usable = (present[None] & subsets[:, None].to(present.device)).any(-1)
-        return found.masked_fill(~usable[..., None], torch.nan).transpose(0, 1)
-
-    return _encoded(encoder, encode, (len(subsets), encoder.dim), epochs, None).transpose(0, 1)
-
-
-@torch.inference_mode()
-def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable[Epochs], keep: Sequence[bool] | None) -> Tensor:
-    device = next(encoder.parameters()).device
-    rows = [torch.empty(0, *shape)]
-    for signals, present in epochs:
-        there = present if keep is None else present & torch.tensor(keep)
-        usable = there.any(dim=1)
-        whole = torch.full((len(signals), *shape), torch.nan)
-        if usable.any():
-            found = encode(signals[usable].to(device), there[usable].to(device))
-            whole[usable] = found.float().cpu()
-        rows.append(whole)
-    return torch.cat(rows)
-
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """SHA-256 of the source files that decide what an embedding is: models, reading of shards, and this module."""
+    """SHA-256 of the source files that decide what an embedding is: models, reading of shards, encoding, and this module."""
     package = Path(__file__).resolve().parents[1]
-    files = sorted([*package.glob("models/*.py"), *package.glob("data/*.py"), Path(__file__).resolve()])
+    own = [package / "inference" / "embed.py", Path(__file__).resolve()]
+    files = sorted([*package.glob("models/*.py"), *package.glob("data/*.py"), *own])
     return digest([[path.relative_to(package).as_posix(), sha256_file(path)] for path in files])
 
 

@@ -13,26 +13,28 @@ from sleepfm.config import load_config, read_yaml
 from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ConfigError, ModelError
-from sleepfm.evaluation.events import EventAgreement, match_events, positive_runs
+from sleepfm.evaluation.events import EventAgreement, events_from_seconds, match_events, positive_runs
 from sleepfm.evaluation.finetune import FinetuneStage
 from sleepfm.evaluation.losses import class_weights, classification_loss
-from sleepfm.evaluation.outcome import judge, read_events, read_results, tells_seconds
-from sleepfm.evaluation.predict import predict
+from sleepfm.evaluation.outcome import read_events, read_results, tells_seconds
+from sleepfm.evaluation.prediction_figures import evaluate_predictions
 from sleepfm.evaluation.probe import ProbeStage
-from sleepfm.evaluation.seconds import events_from_seconds
 from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
-from sleepfm.evaluation.subsets import modality_subsets
+from sleepfm.inference.embed import embed, stored_epochs
+from sleepfm.inference.predict import predict
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.subsets import modality_subsets
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream
 from sleepfm.models.masked_context import MaskedContext, MaskedContextConfig
+from sleepfm.models.usage import LabelRule
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import Resolved, load, load_package
-from sleepfm.scoring import Scorer, prepare_night
 from sleepfm.tasks import TASKS
 from sleepfm.training.distributed import World
-from sleepfm.training.embeddings import ALONE, EmbeddingCache, embed, stored_epochs
+from sleepfm.training.embeddings import ALONE, EmbeddingCache
 
 
 def job(schema, name, dataset, tmp_path, *overrides):
@@ -79,7 +81,8 @@ def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, sour
     assert 0 <= figures["val/accuracy"] <= 1 and "val/kappa" in figures
     export, folder = exported(stage, tmp_path)
     assert export.metrics["val/accuracy"] == pytest.approx(figures["val/accuracy"])
-    assert export.config["task"] == "stage" and export.config["threshold"] is None
+    usage = load(folder).usage
+    assert export.config["usage"]["task"] == usage.task == "stage" and usage.threshold is None and usage.label_rule is None
     written = pd.read_parquet(tmp_path / "predictions-test.parquet")
     again = predict(load(folder), dataset, "test", window=1)
     assert list(again.record) == list(written["record"]) and list(again.truth) == list(written["truth"])
@@ -95,16 +98,17 @@ def test_event_probe_stores_the_threshold_that_val_chose(dataset, recordings, so
     stage = ProbeStage(job(ProbeConfig, "probe-hypopnea-tiny", dataset, tmp_path, *overrides), source, ALONE)
     steps(stage, 10, 64)
     _, folder = exported(stage, tmp_path)
-    config = load_package(folder).config
+    usage = load(folder).usage
     _, results = read_results(tmp_path)
-    assert config["threshold"] == results["val"].threshold == results["test"].threshold
-    assert config["threshold_rule"]
+    assert usage.threshold == results["val"].threshold == results["test"].threshold
+    assert usage.threshold_rule and usage.window == 1 and not usage.located
+    assert usage.label_rule == LabelRule(name=dataset.config["event_rule"], version=dataset.config["event_rule_version"])
     written = pd.read_parquet(tmp_path / "predictions-test.parquet")
     assert list(read_events(tmp_path)) == ["val", "test"]
     total = EventAgreement(0, 0, 0)
     for record, rows in written.groupby("record"):
         night = prepare_night(next(p for p in recordings if p.stem == record))
-        found = positive_runs(rows["p1"], config["threshold"], "hypopnea")
+        found = positive_runs(rows["p1"], usage.threshold, "hypopnea")
         total += match_events(found, [e for e in night.events if e.type == "hypopnea"])
     assert read_events(tmp_path)["test"] == total and not tells_seconds(tmp_path)
 
@@ -232,7 +236,7 @@ def test_finetune_learns_and_its_package_repeats_its_test_predictions(dataset, s
     assert 0 <= stage.validate(stage.module)["val/accuracy"] <= 1
     _, folder = exported(stage, tmp_path)
     written = pd.read_parquet(tmp_path / "predictions-test.parquet")
-    again = predict(load(folder), dataset, "test", window=load_package(folder).config["window"])
+    again = predict(load(folder), dataset, "test", window=load(folder).usage.window)
     assert np.allclose(again.probability, written[[f"p{k}" for k in range(5)]], atol=1e-5)
     assert not written.duplicated(["record", "epoch"]).any()
     epochs = {row.record: row.n_epochs for row in dataset.records if row.split == "test"}
@@ -248,17 +252,17 @@ def test_fewer_modalities_change_predictions_and_an_unknown_one_is_refused(datas
         predict(model, dataset, "test", window=20, modalities=["RESP"])
 
 
-def test_every_subset_of_modalities_is_judged(dataset, downstream_packages):
+def test_every_subset_of_modalities_is_evaluated(dataset, downstream_packages):
     entry = Scorer.load([downstream_packages["apnea"]]).models["apnea"]
     results = modality_subsets(entry, dataset, "test")
     assert len({r.modalities for r in results}) == len(results) == 15
     assert results[0].modalities == ("EEG", "EOG", "EMG", "ECG")
-    whole = predict(entry.model, dataset, "test", window=entry.window)
-    assert results[0].evaluation == judge(TASKS["apnea"], whole, entry.threshold)
+    whole = predict(entry.model, dataset, "test", window=entry.usage.window)
+    assert results[0].evaluation == evaluate_predictions(TASKS["apnea"], whole, entry.usage.threshold)
     assert {r.evaluation.n_epochs for r in results} == {results[0].evaluation.n_epochs}
     for result in results[2::5]:
-        alone = predict(entry.model, dataset, "test", window=entry.window, modalities=result.modalities)
-        expected = judge(TASKS["apnea"], alone, entry.threshold)
+        alone = predict(entry.model, dataset, "test", window=entry.usage.window, modalities=result.modalities)
+        expected = evaluate_predictions(TASKS["apnea"], alone, entry.usage.threshold)
         for name, metric in result.evaluation.metrics.items():
             assert metric.value == pytest.approx(expected.metrics[name].value, abs=1e-6, nan_ok=True), name
     with pytest.raises(ModelError, match="RESP"):
@@ -334,22 +338,21 @@ def test_a_whole_night_in_one_sequence_is_padded_without_effect(dataset, source,
     torch.testing.assert_close(padded[:, :count], alone, atol=1e-5, rtol=1e-5)
 
 
-def test_an_event_head_trains_scores_seconds_and_is_judged_by_events(dataset, recordings, source, tmp_path):
+def test_an_event_head_trains_scores_seconds_and_is_evaluated_by_events(dataset, recordings, source, tmp_path):
     overrides = ("sequence.length=10", "tune.mode=frozen", "weighting=inverse")
     stage = FinetuneStage(job(FinetuneConfig, "finetune-hypopnea-events-tiny", dataset, tmp_path, *overrides), source)
     losses = steps(stage, 12, 4)
     assert np.mean(losses[-3:]) < np.mean(losses[:3])
     _, folder = exported(stage, tmp_path)
-    config = load_package(folder).config
+    usage = load(folder).usage
+    assert usage.located and usage.window == 10
     written = pd.read_parquet(tmp_path / "predictions-test.parquet")
     assert {len(row) for row in written["seconds"]} == {30}
     total, scorer = EventAgreement(0, 0, 0), Scorer.load([folder])
     for record, rows in written.groupby("record"):
         night = prepare_night(next(p for p in recordings if p.stem == record))
         score = scorer.score(night)
-        assert score.events == events_from_seconds(
-            np.concatenate(rows["seconds"].to_list()), config["event_threshold"], "hypopnea"
-        )
+        assert score.events == events_from_seconds(np.concatenate(rows["seconds"].to_list()), usage.event_threshold, "hypopnea")
         assert all(event.duration >= 10 for event in score.events)
         total += match_events(score.events, [e for e in night.events if e.type == "hypopnea"])
     assert read_events(tmp_path)["test"] == total and tells_seconds(tmp_path)

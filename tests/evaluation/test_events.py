@@ -13,14 +13,15 @@ from sleepfm.evaluation.events import (
     EventAgreement,
     ahi,
     event_family,
+    events_from_seconds,
     join_overlapping,
     match_events,
     positive_runs,
     runs_of_epochs,
     timing_errors,
 )
-from sleepfm.evaluation.night import sleep_statistics
-from sleepfm.evaluation.seconds import covered_seconds, events_from_seconds
+from sleepfm.evaluation.seconds import covered_seconds
+from sleepfm.evaluation.sleep_statistics import sleep_statistics
 from sleepfm.signals.scorings.scoring import Event
 
 

@@ -22,10 +22,10 @@ from sleepfm.data.stream import Reading, SequenceStream
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.evaluation.outcome import read_events, read_results
 from sleepfm.evaluation.probe import ProbeStage
-from sleepfm.evaluation.report import ReportData, Result, build_report
 from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
 from sleepfm.paths import config_root
 from sleepfm.registry import Resolved, resolve
+from sleepfm.reports.report import ReportData, Result, build_report
 from sleepfm.tasks import TASKS, LabelRule, Task
 from sleepfm.training.embeddings import ALONE
 from sleepfm.training.folder import RunFolder

@@ -20,6 +20,8 @@ from sleepfm.errors import ModelError
 from sleepfm.models.build import build_model
 from sleepfm.models.convert import convert
 from sleepfm.models.lora import LoRALinear
+from sleepfm.models.usage import Usage
+from sleepfm.package import read_config
 from sleepfm.registry import load
 
 FRAME_ENCODER = {"stem": 4, "channels": [4, 4, 6, 8], "reduction": 2}
@@ -231,6 +233,14 @@ def test_command_writes_a_package_that_loads(
     assert "neuronet" in capsys.readouterr().out
     x = torch.randn(2, 3000)
     assert torch.equal(load(tmp_path / "out").embed({"EEG_C4": x}), model.embed({"EEG_C4": x}))
+
+
+def test_command_says_how_a_downstream_model_is_used(downstream: tuple[Path, Any], tmp_path: Path) -> None:
+    assert main(["convert", str(downstream[0]), str(tmp_path / "out")]) == 0
+    assert read_config(tmp_path / "out")["usage"]["window"] == 20
+    usage = load(tmp_path / "out").usage
+    assert isinstance(usage, Usage) and usage == convert(downstream[0], "stage", STAGE_NAMES).module.usage
+    assert (usage.task, usage.classes, usage.threshold) == ("stage", STAGE_NAMES, None)
 
 
 def test_command_replaces_its_own_package_alone(

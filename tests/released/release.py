@@ -46,13 +46,13 @@ def main(out: Path) -> None:
     from shards.build import build
     from shards.config import BuildConfig
     from sleepfm.config import load_config
-    from sleepfm.data.synthetic.cohort import write_cohort
     from sleepfm.models.build import build_model, model_config
     from sleepfm.models.context import ContextConfig
     from sleepfm.models.downstream import Downstream, DownstreamConfig
     from sleepfm.models.event_head import EventHeadConfig
     from sleepfm.package import write_package
     from sleepfm.paths import config_root
+    from sleepfm.synthetic.cohort import write_cohort
 
     night = write_cohort(out / "night", subjects=1, hours=0.11, seed=3, cohort="sleep-edf")[0]
     build(

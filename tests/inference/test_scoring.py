@@ -17,20 +17,23 @@ from sleepfm.config import read_yaml
 from sleepfm.constants import STAGE_NAMES
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.events import AHI_DEFINITION, join_overlapping, positive_runs
-from sleepfm.evaluation.inference import locate_night, prepared_epochs
-from sleepfm.evaluation.predict import predict
-from sleepfm.evaluation.results import summary
+from sleepfm.inference.embed import embed_frames, prepared_epochs, stored_epochs
+from sleepfm.inference.night_output import apply_to_epochs
+from sleepfm.inference.predict import predict
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.task_model import TaskModel
+from sleepfm.inference.windows import locate_night
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.event_head import EventHeadConfig
+from sleepfm.models.usage import Usage
 from sleepfm.package import write_package
 from sleepfm.paths import config_root
 from sleepfm.registry import load
-from sleepfm.scoring import Scorer, prepare_night
+from sleepfm.reports.night_files import summary
 from sleepfm.signals.quality import Quality
 from sleepfm.tasks import TASKS
-from sleepfm.training.embeddings import embed_frames, stored_epochs
 
 MODELS = Path(__file__).parents[2] / "configs" / "models"
 
@@ -206,6 +209,62 @@ def test_score_takes_paths_recordings_and_modules(downstream_packages, recording
     assert np.array_equal(got.stages, want.stages)
 
 
+def test_a_loaded_module_scores_as_its_address_does(tmp_path, night):
+    """With windows and thresholds that are nobody's defaults."""
+    packages = []
+    for number, task in enumerate(("stage", "apnea", "hypopnea")):
+        torch.manual_seed(number)
+        encoder = build_model(read_yaml(MODELS / "synthsleepnet-tiny.yaml")["model"])
+        located = task == "hypopnea"
+        plan = DownstreamConfig(
+            task=task,
+            classes=TASKS[task].classes,
+            encoder=model_config(encoder),
+            context=ContextConfig(kind="mamba"),
+            events=EventHeadConfig() if located else None,
+        )
+        model = Downstream(plan, encoder).eval()
+        with torch.no_grad():
+            for parameter in model.head.parameters():
+                parameter.mul_(3.0)
+        found = apply_to_epochs(model, prepared_epochs(night, model.channels, 64), 5)
+        # Thresholds that some of the night reaches, and 0.5 does not stand for.
+        threshold = None if task == "stage" else float(np.quantile(found.epochs[:, 1], 0.3))
+        event_threshold = float(np.quantile(found.seconds, 0.2)) if located else None
+        usage = Usage(
+            task=task,
+            classes=TASKS[task].classes,
+            window=5,
+            threshold=threshold,
+            event_threshold=event_threshold,
+            resolution_s=1 if located else 30,
+        )
+        write_package(tmp_path / task, model, {"model": model_config(model)} | usage.to_package(), "card")
+        packages.append(tmp_path / task)
+    by_address = sleepfm.score(night.path, packages)
+    by_module = sleepfm.score(night.path, [load(package) for package in packages])
+    assert by_address.events and by_address.runs
+    for name in ("stages", "hypnodensity"):
+        assert np.array_equal(getattr(by_module, name), getattr(by_address, name))
+    for task, values in by_address.probability.items():
+        assert np.array_equal(by_module.probability[task], values)
+    for name in ("threshold", "event_threshold", "events", "runs", "inputs", "warnings"):
+        assert getattr(by_module, name) == getattr(by_address, name)
+    # The window shows in the figures.
+    entry = TaskModel.load(packages[0])
+    other = replace(entry, usage=entry.usage.model_copy(update={"window": 20}))
+    assert not np.array_equal(Scorer([other]).score(night).hypnodensity, by_address.hypnodensity)
+
+
+def test_a_module_that_does_not_say_how_it_is_used_is_refused(downstream_packages, night):
+    bare = Downstream(load(downstream_packages["apnea"]).config, load(downstream_packages["apnea"]).encoder).eval()
+    with pytest.raises(ModelError, match=r"model of apnea that does not say how it is used.*sleepfm\.load"):
+        sleepfm.score(night.path, bare)
+    bare.usage = load(downstream_packages["stage"]).usage
+    with pytest.raises(ModelError, match="another model"):
+        sleepfm.score(night.path, bare)
+
+
 def test_an_mne_raw_is_scored_like_its_file(downstream_packages, recordings, night):
     mne = pytest.importorskip("mne")
     raw = mne.io.read_raw_edf(recordings[0], verbose="ERROR")
@@ -230,8 +289,10 @@ def located_packages(tmp_path_factory):
         torch.manual_seed(10 + number)
         model = Downstream(plan, encoder)
         found[task] = tmp_path_factory.mktemp(task)
-        config = {"model": model_config(model), "task": task, "window": 20, "threshold": 0.5, "event_threshold": 0.5}
-        write_package(found[task], model, config, "card")
+        usage = Usage(
+            task=task, classes=TASKS[task].classes, window=20, threshold=0.5, event_threshold=0.5, resolution_s=1
+        )  # fmt: skip
+        write_package(found[task], model, {"model": model_config(model)} | usage.to_package(), "card")
     return found
 
 
@@ -241,8 +302,9 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
         (entry,) = Scorer.load([package]).models.values()
         frames = embed_frames(entry.model.encoder, prepared_epochs(night, entry.model.channels, 30))
         # Most seconds positive: the events of two untrained models then overlap.
-        seconds = locate_night(entry.model, frames, entry.window)
-        entries.append(replace(entry, event_threshold=float(np.quantile(seconds, 0.2))))
+        seconds = locate_night(entry.model, frames, entry.usage.window)
+        changed = entry.usage.model_copy(update={"event_threshold": float(np.quantile(seconds, 0.2))})
+        entries.append(replace(entry, usage=changed))
     apneas, hypopneas = (Scorer([entry]).score(night).events for entry in entries)
     shared = [h for h in hypopneas if any(a.onset < h.onset + h.duration and h.onset < a.onset + a.duration for a in apneas)]
     assert shared
@@ -250,7 +312,7 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
     assert score.events == join_overlapping([*apneas, *hypopneas]) and score.runs == ()
     assert len(score.events) == len(apneas) + len(hypopneas) - len(shared)
     content = summary(score, night)
-    assert content["event_thresholds"] == {entry.task: entry.event_threshold for entry in entries}
+    assert content["event_thresholds"] == {entry.task: entry.usage.event_threshold for entry in entries}
     breathing = content["breathing"]
     assert breathing["ahi"] == score.ahi if np.isfinite(score.ahi) else breathing["ahi"] is None
     assert (breathing["apneas"], breathing["hypopneas"]) == (len(apneas), len(hypopneas) - len(shared))

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sleepfm.evaluation.inference import _windows
+from sleepfm.inference.windows import _windows
 
 
 @settings(max_examples=200, deadline=None)

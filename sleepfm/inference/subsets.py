@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,12 +13,21 @@ from torch import Tensor
 from sleepfm.constants import CHANNEL_MODALITY, MODALITIES
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ModelError
-from sleepfm.evaluation.outcome import judge
-from sleepfm.evaluation.predict import predict, predict_embedded
-from sleepfm.evaluation.report import SubsetResult
-from sleepfm.scoring import TaskModel
+from sleepfm.evaluation.metrics import Evaluation
+from sleepfm.evaluation.prediction_figures import evaluate_predictions
+from sleepfm.evaluation.predictions import Predictions
+from sleepfm.inference.embed import embed_subsets, stored_epochs
+from sleepfm.inference.predict import predict, predict_embedded
+from sleepfm.inference.task_model import TaskModel
 from sleepfm.tasks import TASKS
-from sleepfm.training.embeddings import embed_subsets, stored_epochs
+
+
+@dataclass(frozen=True)
+class SubsetResult:
+    """A task's figures when the model is given ``modalities`` only."""
+
+    modalities: tuple[str, ...]
+    evaluation: Evaluation
 
 
 def modality_subsets(
@@ -46,8 +57,8 @@ def modality_subsets(
         if not set(subset) & set(known):
             raise ModelError(f"the model has no channel of {subset}; its channels: {', '.join(channels)}")
     if len(known) == 1:  # then every subset is all there is
-        found = predict(model, dataset, split, window=entry.window, chunk=chunk)
-        return [SubsetResult(tuple(subset), judge(TASKS[entry.task], found, entry.threshold)) for subset in subsets]
+        found = predict(model, dataset, split, window=entry.usage.window, chunk=chunk)
+        return [SubsetResult(tuple(subset), _figures(entry, found)) for subset in subsets]
     masks = [[CHANNEL_MODALITY[name] in subset for name in channels] for subset in subsets]
     named = [{name for name, kept in zip(channels, mask, strict=True) if kept} for mask in masks]
     holding = [set(dataset.select(split, sorted(names)).tolist()) for names in named]
@@ -61,8 +72,13 @@ def modality_subsets(
                 nights[place][record] = embeddings[place]
         if progress is not None:
             progress(number, len(rows))
-    results = []
-    for subset, embedded in zip(subsets, nights, strict=True):
-        found = predict_embedded(model, dataset, embedded, entry.window)
-        results.append(SubsetResult(tuple(subset), judge(TASKS[entry.task], found, entry.threshold)))
-    return results
+    return [
+        SubsetResult(tuple(subset), _figures(entry, predict_embedded(model, dataset, embedded, entry.usage.window)))
+        for subset, embedded in zip(subsets, nights, strict=True)
+    ]
+
+
+def _figures(entry: TaskModel, predictions: Predictions) -> Evaluation:
+    threshold = entry.usage.threshold
+    # Tasks of several classes name the most probable one, and have none.
+    return evaluate_predictions(TASKS[entry.task], predictions, math.nan if threshold is None else threshold)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike, NDArray
 
-from sleepfm.evaluation.plots import INK, new_figure, quiet
+from sleepfm.reports.plots import INK, new_figure, quiet
 
 
 def confusion_figure(confusion: ArrayLike, classes: Sequence[str]) -> Figure:

@@ -14,15 +14,16 @@ from matplotlib.figure import Figure
 from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
-from sleepfm.evaluation.lineage import Lineage, Node, to_svg
 from sleepfm.evaluation.metrics import evaluate
-from sleepfm.evaluation.plots import draw_hypnodensity
-from sleepfm.evaluation.report import (
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.subsets import SubsetResult
+from sleepfm.reports.lineage import Lineage, Node, to_svg
+from sleepfm.reports.plots import draw_hypnodensity
+from sleepfm.reports.report import (
     NightExample,
     ReportData,
     Result,
     StepCost,
-    SubsetResult,
     build_report,
     choose_page,
     event_rows,
@@ -31,7 +32,6 @@ from sleepfm.evaluation.report import (
     night_page,
     oximetry,
 )
-from sleepfm.scoring import Scorer, prepare_night
 from sleepfm.signals.quality import Quality
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS

@@ -21,19 +21,20 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNEL_UNIT, EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ, STAGE_NAMES
 from sleepfm.errors import DatasetError
-from sleepfm.evaluation import charts, plots
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import EventAgreement, event_family
-from sleepfm.evaluation.lineage import Lineage, to_svg
 from sleepfm.evaluation.metrics import Evaluation, Metric
 from sleepfm.files import write_atomic
+from sleepfm.reports import charts, plots
+from sleepfm.reports.lineage import Lineage, to_svg
 from sleepfm.signals.quality import unusable
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.training.trace import read_trace
 from sleepfm.version import __version__
 
 if TYPE_CHECKING:
-    from sleepfm.scoring import NightScore
+    from sleepfm.inference.night import NightScore
+    from sleepfm.inference.subsets import SubsetResult
     from sleepfm.signals.prepare import PreparedRecording
 
 PAGE_SECONDS = 60.0
@@ -67,14 +68,6 @@ class NightExample:
     score: NightScore
     prepared: PreparedRecording
     held_out: str = ""
-
-
-@dataclass(frozen=True)
-class SubsetResult:
-    """A task's figures when the model is given ``modalities`` only."""
-
-    modalities: tuple[str, ...]
-    evaluation: Evaluation
 
 
 @dataclass(frozen=True)
@@ -292,7 +285,7 @@ def _embed(content: bytes) -> Markup:
 
 def _render(template: str, **context: Any) -> str:
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("sleepfm.evaluation", "templates"),
+        loader=jinja2.PackageLoader("sleepfm.reports", "templates"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

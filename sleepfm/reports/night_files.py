@@ -15,9 +15,9 @@ from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import ahi, event_family, join_overlapping, match_events, overlapping
 from sleepfm.evaluation.metrics import evaluate
-from sleepfm.evaluation.report import NightExample, figure_bytes, night_page
 from sleepfm.files import write_json
-from sleepfm.scoring import NightScore
+from sleepfm.inference.night import NightScore
+from sleepfm.reports.report import NightExample, figure_bytes, night_page
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
@@ -89,9 +89,9 @@ def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any
         truth = np.where(score.stages >= 0, night.stage, -1)
         figures = evaluate(TASKS["stage"], truth, score.hypnodensity, [night.subject] * score.n_epochs, n_boot=0)
         found["stage"] = {name: m.value for name, m in figures.metrics.items()}
-    judged = {kind: np.isfinite(score.probability[kind]) & (night.labels[kind] >= 0) for kind in score.threshold}
+    both_scored = {kind: np.isfinite(score.probability[kind]) & (night.labels[kind] >= 0) for kind in score.threshold}
     scored = join_overlapping(night.events)
-    for kind, epochs in judged.items():
+    for kind, epochs in both_scored.items():
         if not epochs.any():
             continue
         located = kind in score.event_threshold
@@ -99,8 +99,8 @@ def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any
         theirs = [event for event in scored if event_family(event.type) == kind]
         match = match_events(overlapping(mine, epochs), overlapping(theirs, epochs))
         found[kind] = asdict(match) | {"f1": match.f1, "positive_runs": not located}
-    if set(KINDS) <= score.event_threshold.keys() and (night.stage >= 0).any() and all(judged[kind].any() for kind in KINDS):
-        both = judged["apnea"] & judged["hypopnea"]
+    if set(KINDS) <= score.event_threshold.keys() and (night.stage >= 0).any() and all(both_scored[kind].any() for kind in KINDS):
+        both = both_scored["apnea"] & both_scored["hypopnea"]
         found["ahi"] = {
             "model": ahi(score.events, both & (score.stages > Stage.W)),
             "scored": ahi(scored, both & (night.stage > Stage.W)),

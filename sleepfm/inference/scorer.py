@@ -8,23 +8,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sleepfm.errors import ModelError, MontageError
-from sleepfm.evaluation.breathing import Breathing, count_breathing
-from sleepfm.evaluation.events import join_overlapping, positive_runs
-from sleepfm.evaluation.inference import classify_night, locate_night, prepared_epochs
-from sleepfm.evaluation.night import SleepStatistics, sleep_statistics
-from sleepfm.evaluation.seconds import events_from_seconds
+from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
+from sleepfm.inference.embed import prepared_epochs
+from sleepfm.inference.night import NightScore
+from sleepfm.inference.night_output import apply_to_epochs
+from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import model_config
-from sleepfm.models.downstream import Downstream
-from sleepfm.registry import load_package
 from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
@@ -32,79 +30,12 @@ from sleepfm.signals.recording import Recording, read_recording
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.text_counts import TextCounts
 from sleepfm.tasks import TASKS
-from sleepfm.training.embeddings import embed, embed_frames
 
 if TYPE_CHECKING:
     import mne
     from torch import nn
 
 CHAMPIONS = tuple(f"models:/{task.registered_name}@champion" for task in TASKS.values())
-
-
-@dataclass(frozen=True)
-class NightScore:
-    """What the models say about one night.
-
-    Attributes:
-        record: name of the recording.
-        channels: canonical channels that were used.
-        models: task to the address of the model that scored it.
-        stages: [E] int8, -1 where no channel could be used (or no model of the stages was given).
-        hypnodensity: [E, 5] probability of each stage, nan where unscored.
-        probability: task to [E] probability of an event in the epoch, nan where unscored.
-        threshold: task to the probability from which an epoch is called positive.
-        events: apneas and hypopneas told to the second, by onset; a hypopnea that overlaps an apnea is part of it.
-        warnings: what a reader must know: channels missing, and when others hold no usable signal.
-        runs: runs of positive epochs of the tasks whose models do not tell seconds apart, by onset; they are no events.
-        event_threshold: task to the probability from which a second belongs to an event; only tasks told to the second.
-        inputs: task to the channels that its model was given.
-    """
-
-    record: str
-    channels: tuple[str, ...]
-    models: dict[str, str]
-    stages: NDArray[np.int8]
-    hypnodensity: NDArray[np.float64]
-    probability: dict[str, NDArray[np.float64]]
-    threshold: dict[str, float]
-    events: tuple[Event, ...]
-    warnings: tuple[str, ...] = ()
-    runs: tuple[Event, ...] = ()
-    event_threshold: dict[str, float] = field(default_factory=dict)
-    inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
-
-    @property
-    def n_epochs(self) -> int:
-        """Epochs of 30 s."""
-        return len(self.stages)
-
-    @property
-    def statistics(self) -> SleepStatistics:
-        """Sleep time, efficiency, latencies and stage minutes."""
-        return sleep_statistics(self.stages)
-
-    @property
-    def breathing(self) -> Breathing:
-        """Counts and indices of respiratory events, or of runs of positive epochs; what was not scored is not in it."""
-        scored = {task: np.isfinite(probability) for task, probability in self.probability.items()}
-        return count_breathing(self.stages, self.events, self.runs, scored, tuple(self.event_threshold))
-
-    @property
-    def ahi(self) -> float:
-        """Apneas and hypopneas per hour of scored sleep; nan without sleep, or unless both were told to the second."""
-        return self.breathing.ahi
-
-
-@dataclass(frozen=True)
-class TaskModel:
-    """A downstream model with what its package says about how to use it."""
-
-    model: Downstream
-    task: str
-    window: int
-    threshold: float
-    address: str
-    event_threshold: float = 0.5
 
 
 class Scorer:
@@ -125,7 +56,7 @@ class Scorer:
             RegistryError: nothing registered there, or bytes that have changed.
             ModelError: a model that is not a downstream model, or two for one task.
         """
-        return cls([_load(address, store) for address in (addresses or CHAMPIONS)])
+        return cls([TaskModel.load(address, store) for address in (addresses or CHAMPIONS)])
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -145,23 +76,19 @@ class Scorer:
                     f"{night.path}: none of the channels of {entry.address} ({', '.join(entry.model.channels)}); "
                     f"found {', '.join(night.channels) or 'no canonical channel'}"
                 )
-        embedded: dict[str, Any] = {}
+        embedded: dict[str, Tensor] = {}
         probability: dict[str, NDArray[np.float64]] = {}
         events: list[Event] = []
         runs: list[Event] = []
         for task, entry in self.models.items():
-            key = self._encoder[task]
+            key, usage = self._encoder[task], entry.usage
             epochs = prepared_epochs(night, entry.model.channels, chunk)
-            if entry.model.config.events is not None:
-                frames = embed_frames(entry.model.encoder, epochs)
-                embedded[key] = frames.mean(1)
-                seconds = locate_night(entry.model, frames, entry.window)
-                events += events_from_seconds(seconds, entry.event_threshold, task)
-            elif key not in embedded:
-                embedded[key] = embed(entry.model.encoder, epochs)
-            probability[task] = classify_night(entry.model, embedded[key], entry.window)
-            if task != "stage" and entry.model.config.events is None:
-                runs += positive_runs(probability[task][:, 1], entry.threshold, task)
+            found = apply_to_epochs(entry.model, epochs, usage.window, embedding=embedded.get(key))
+            embedded[key], probability[task] = found.embedding, found.epochs
+            if usage.binary:
+                (events if usage.located else runs).extend(
+                    find_events(found.positive, usage.detection_threshold, task, usage.located)
+                )
         return self._assemble(night, used, probability, events, runs)
 
     def _assemble(
@@ -188,11 +115,11 @@ class Scorer:
             stages=stages,
             hypnodensity=density,
             probability={task: p[:, 1] for task, p in probability.items() if task != "stage"},
-            threshold={task: e.threshold for task, e in self.models.items() if task != "stage"},
+            threshold={t: e.usage.threshold for t, e in self.models.items() if e.usage.threshold is not None},
             events=join_overlapping(events),
             warnings=tuple(warnings),
             runs=tuple(sorted(runs, key=lambda run: (run.onset, run.type))),
-            event_threshold={t: e.event_threshold for t, e in self.models.items() if e.model.config.events is not None},
+            event_threshold={t: e.usage.detection_threshold for t, e in self.models.items() if e.usage.located},
             inputs={t: tuple(name for name in e.model.channels if name in used) for t, e in self.models.items()},
         )
 
@@ -216,7 +143,7 @@ def score(
 
     Args:
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
-        model: registry address, package folder or loaded module, or several; the champions of
+        model: registry address, package folder or module that :func:`sleepfm.load` gave, or several; the champions of
             ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea`` by default.
         cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them.
 
@@ -227,7 +154,7 @@ def score(
     if model is None:
         model = CHAMPIONS
     chosen = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
-    return Scorer([_load(item, None) for item in chosen]).score(prepare_night(recording, cohort))
+    return Scorer([TaskModel.load(item) for item in chosen]).score(prepare_night(recording, cohort))
 
 
 def prepare_night(
@@ -242,29 +169,6 @@ def prepare_night(
     # In an NSRR download the scoring lies beside `edfs`, not beside the recording.
     root = next((above.parent for above in recording.path.absolute().parents if above.name == "edfs"), None)
     return prepare(recording, rules, root=root, scoring=scoring)
-
-
-def _load(item: str | Path | nn.Module, store: str | None) -> TaskModel:
-    if isinstance(item, Downstream):
-        # A bare module does not carry its package's threshold and window.
-        return TaskModel(item, item.config.task, 20, 0.5, "a module in memory")
-    if not isinstance(item, (str, Path)):
-        raise ModelError(f"{type(item).__name__} gives no stages or events; a Downstream model is needed")
-    package = load_package(item, store)
-    if not isinstance(package.module, Downstream):
-        raise ModelError(
-            f"{package.source.uri}: a {package.config['model']['kind']} gives no stages or events; "
-            "name a model of sleepfm-stage, sleepfm-apnea or sleepfm-hypopnea"
-        )
-    threshold = package.config.get("threshold")
-    return TaskModel(
-        package.module,
-        package.module.config.task,
-        int(package.config.get("window", 20)),
-        0.5 if threshold is None else float(threshold),
-        package.source.uri,
-        float(package.config.get("event_threshold") or 0.5),
-    )
 
 
 def _digest(module: nn.Module) -> str:

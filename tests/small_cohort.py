@@ -1,4 +1,4 @@
-"""A small synthetic cohort, its shards, and untrained models in packages: made once for all evaluation tests."""
+"""Fixtures: a small synthetic cohort, its shards, and untrained models in packages, made once in a process."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
+from sleepfm.models.usage import Usage
 from sleepfm.package import write_package
 from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.tasks import TASKS
 
-MODELS = Path(__file__).parents[2] / "configs" / "models"
+MODELS = Path(__file__).parents[1] / "configs" / "models"
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_thread():
+@pytest.fixture(scope="session")
+def one_thread() -> None:
+    """Models this small are slower on several."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def recordings(tmp_path_factory) -> list[Path]:
+def recordings(tmp_path_factory, one_thread) -> list[Path]:
     """Eight nights of 30 epochs: every split of the default salt has a subject."""
     return write_cohort(tmp_path_factory.mktemp("cohort"), subjects=8, hours=0.25, seed=3)
 
@@ -44,7 +46,7 @@ def dataset(recordings, tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def encoder_package(tmp_path_factory) -> Path:
+def encoder_package(tmp_path_factory, one_thread) -> Path:
     """An untrained tiny SynthSleepNet."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
@@ -54,7 +56,7 @@ def encoder_package(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def downstream_packages(tmp_path_factory) -> dict[str, Path]:
+def downstream_packages(tmp_path_factory, one_thread) -> dict[str, Path]:
     """An untrained model for each task: stages with Mamba context, the others probes of one encoder."""
     found = {}
     for task in TASKS.values():
@@ -70,6 +72,6 @@ def downstream_packages(tmp_path_factory) -> dict[str, Path]:
                 parameter.mul_(3.0)
         found[task.name] = tmp_path_factory.mktemp(task.name)
         threshold = 0.4 if task.kind == "binary" else None
-        config = {"model": model_config(model), "task": task.name, "window": 20, "threshold": threshold}
-        write_package(found[task.name], model, config, "card")
+        usage = Usage(task=task.name, classes=task.classes, window=20, threshold=threshold)
+        write_package(found[task.name], model, {"model": model_config(model)} | usage.to_package(), "card")
     return found

@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS
-from sleepfm.data.quantisation import dequantise, quantise
+from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.models.downstream import Downstream
-from sleepfm.signals.prepare import PreparedRecording
-from sleepfm.signals.quality import unusable
-from sleepfm.training.embeddings import Epochs
-
-
-def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
-    """The epochs of a prepared night, bit-equal to what its shards would give.
-
-    Samples are clipped and rounded as in storage. A channel is absent, and 0, in the epochs in which it is unusable
-    (:data:`sleepfm.signals.quality.UNUSABLE`).
-    """
-    for start in range(0, night.n_epochs, chunk):
-        count = min(chunk, night.n_epochs - start)
-        signals = np.zeros((count, len(channels), EPOCH_SAMPLES), np.float32)
-        present = np.zeros((count, len(channels)), bool)
-        for column, name in enumerate(channels):
-            if name in night.channels:
-                part = night.channels[name][start * EPOCH_SAMPLES : (start + count) * EPOCH_SAMPLES]
-                rows = dequantise(name, quantise(name, part)).reshape(count, EPOCH_SAMPLES)
-                present[:, column] = ~unusable(night.quality[name][start : start + count])
-                signals[:, column] = np.where(present[:, column, None], rows, np.float32(0.0))
-        yield torch.from_numpy(signals), torch.from_numpy(present)
 
 
 @torch.inference_mode()

@@ -1,0 +1,107 @@
+"""Figures of predictions: of epochs against their labels, and of what was found against the scored events."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.events import scored_events
+from sleepfm.data.reader import ShardReader
+from sleepfm.evaluation.events import EventAgreement, event_family, find_events, match_events, overlapping, timing_errors
+from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
+from sleepfm.evaluation.predictions import Predictions
+from sleepfm.signals.scorings.scoring import Event
+from sleepfm.tasks import Task
+
+
+def validation_figures(task: Task, predictions: Predictions) -> dict[str, float]:
+    """``val/<figure>`` of the headline figures, without intervals; binary ones at the threshold of max F1."""
+    threshold = epoch_threshold(task, predictions)
+    result = evaluate_predictions(task, predictions, threshold.value, resamples=0, seed=0)
+    names = ("accuracy", "majority_accuracy", "kappa", "macro_f1", "auroc", "auprc")
+    return {f"val/{name}": result.metrics[name].value for name in names}
+
+
+def evaluate_predictions(
+    task: Task, predictions: Predictions, threshold: float, resamples: int = 1000, seed: int = 0
+) -> Evaluation:
+    """Every figure of ``predictions``; epochs without a prediction (no usable channel) are left out as
+    unscored.
+    """
+    truth = predictions.truth.copy()
+    truth[~predictions.scored] = -1
+    return evaluate(
+        task,
+        truth,
+        predictions.probability,
+        predictions.subject,
+        threshold=threshold,
+        n_boot=resamples,
+        seed=seed,
+    )
+
+
+def epoch_threshold(task: Task, predictions: Predictions) -> Threshold:
+    """The threshold of an epoch that gives the highest F1 on ``predictions`` of ``val``; nan for tasks of several classes."""
+    if task.kind != "binary":
+        return Threshold(math.nan, "argmax", math.nan)
+    scored = predictions.scored
+    return choose_threshold(predictions.truth[scored], predictions.probability[scored, 1])
+
+
+def compare_events(
+    dataset: Dataset, kind: str, predictions: Predictions, threshold: float
+) -> tuple[EventAgreement, NDArray[np.float64]]:
+    """Detected against scored events of the same recordings, over those whose events were scored: counts of matches, and
+    onset and duration of matched events less those scored [N, 2], in seconds. What lies outside of the epochs that both scored
+    counts on neither side.
+
+    What is detected are events from the seconds of an event head, else runs of positive epochs, which are no events (the counts
+    then say how far runs do for them).
+    """
+    total, errors = EventAgreement(0, 0, 0), [np.empty((0, 2))]
+    located = predictions.seconds is not None
+    for probability, both_scored, events in _nights(dataset, kind, predictions):
+        detected = overlapping(find_events(probability, threshold, kind, located), both_scored)
+        scored = overlapping(events, both_scored)
+        total += match_events(detected, scored)
+        errors.append(timing_errors(detected, scored))
+    return total, np.concatenate(errors)
+
+
+def best_event_threshold(dataset: Dataset, kind: str, predictions: Predictions, step: float = 0.02) -> float:
+    """The probability of a second, in steps of ``step``, from which events of ``predictions`` agree best (F1) with the scored
+    ones; 0.5 where none was scored.
+    """
+    steps = np.arange(step, 1, step)
+    f1 = [compare_events(dataset, kind, predictions, threshold)[0].f1 for threshold in steps.tolist()]
+    return 0.5 if np.isnan(f1).all() or not np.nanmax(f1) else float(steps[int(np.nanargmax(f1))])
+
+
+def timing_figures(errors: NDArray[np.float64]) -> dict[str, float]:
+    """Mean absolute errors in seconds of onset and duration of matched events [N, 2]; none without a match."""
+    if not len(errors):
+        return {}
+    onset, duration = np.abs(errors).mean(0).tolist()
+    return {"event_onset_error_s": onset, "event_duration_error_s": duration}
+
+
+def _nights(
+    dataset: Dataset, kind: str, predictions: Predictions
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_], list[Event]]]:
+    """Of every recording with scored events: probability (of seconds where there are, else of epochs), the epochs that both the
+    scorer and the model scored, and the scored events.
+    """
+    reader = ShardReader(dataset)
+    for record in dict.fromkeys(predictions.record):
+        row = dataset.index_of(record)
+        if dataset.records[row].has_events:
+            events = [e for e in scored_events(dataset, reader, row) if event_family(e.type) == kind]
+            own = predictions.record == record
+            seconds = predictions.seconds
+            both_scored = (predictions.truth >= 0)[own] & predictions.scored[own]
+            yield (predictions.probability[own, 1] if seconds is None else seconds[own].reshape(-1)), both_scored, events

@@ -1,0 +1,46 @@
+"""What a model said of every epoch of a split, beside the truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from sleepfm.files import atomic_path
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One row an epoch, in recording order: truth [N] (-1 unscored) and class probabilities [N, K] (nan
+    unscorable); with an event head also the probability [N, 30] of an event in each second.
+    """
+
+    record: NDArray[Any]
+    subject: NDArray[Any]
+    epoch: NDArray[np.int64]
+    truth: NDArray[np.int64]
+    probability: NDArray[np.float64]
+    seconds: NDArray[np.float64] | None = None
+
+    @property
+    def scored(self) -> NDArray[np.bool_]:
+        """[N], whether the model gave a probability."""
+        return np.asarray(np.isfinite(self.probability).all(axis=1))
+
+    def write(self, path: Path) -> None:
+        """Write one Parquet row an epoch, with columns ``p0`` to ``p<K-1>``."""
+        table: dict[str, Any] = {
+            "record": self.record,
+            "subject": self.subject,
+            "epoch": self.epoch,
+            "truth": self.truth,
+        }
+        table |= {f"p{k}": self.probability[:, k].astype(np.float32) for k in range(self.probability.shape[1])}
+        if self.seconds is not None:
+            table["seconds"] = list(self.seconds.astype(np.float32))
+        with atomic_path(path) as temporary:
+            pd.DataFrame(table).to_parquet(temporary, index=False)

@@ -1,0 +1,1 @@
+"""A model applied to a night: epochs in, embeddings, probabilities and events out."""

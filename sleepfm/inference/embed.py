@@ -1,0 +1,91 @@
+"""The epochs of a night, from its shards or as prepared, and what an encoder makes of them, in bounded memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sleepfm.constants import EPOCH_SAMPLES
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.in_order import iter_record
+from sleepfm.data.quantisation import dequantise, quantise
+from sleepfm.signals.prepare import PreparedRecording
+from sleepfm.signals.quality import unusable
+
+# Signals [B, C, 3000] and presence [B, C] of consecutive epochs.
+Epochs = tuple[Tensor, Tensor]
+
+
+def stored_epochs(dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
+    """The epochs of a recording of ``dataset`` in order, at most ``chunk`` at a time."""
+    for batch in iter_record(dataset, record, channels, length=1, windows=chunk, labels=()):
+        yield batch.signals[:, 0], batch.present[:, 0]
+
+
+def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
+    """The epochs of a prepared night, bit-equal to what its shards would give.
+
+    Samples are clipped and rounded as in storage. A channel is absent, and 0, in the epochs in which it is unusable
+    (:data:`sleepfm.signals.quality.UNUSABLE`).
+    """
+    for start in range(0, night.n_epochs, chunk):
+        count = min(chunk, night.n_epochs - start)
+        signals = np.zeros((count, len(channels), EPOCH_SAMPLES), np.float32)
+        present = np.zeros((count, len(channels)), bool)
+        for column, name in enumerate(channels):
+            if name in night.channels:
+                part = night.channels[name][start * EPOCH_SAMPLES : (start + count) * EPOCH_SAMPLES]
+                rows = dequantise(name, quantise(name, part)).reshape(count, EPOCH_SAMPLES)
+                present[:, column] = ~unusable(night.quality[name][start : start + count])
+                signals[:, column] = np.where(present[:, column, None], rows, np.float32(0.0))
+        yield torch.from_numpy(signals), torch.from_numpy(present)
+
+
+def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
+    """Embeddings [E, D] of all ``epochs``; an epoch without any channel gives nan.
+
+    Args:
+        encoder: a module with ``encode(signals [B, C, T], present [B, C]) -> [B, D]``.
+        keep: [C], channels the encoder may use; all by default.
+    """
+    return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep)
+
+
+def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
+    """Frame tokens [E, F, D] of all ``epochs``, as :func:`embed`; their mean over frames is the embedding."""
+    shape = (len(encoder.frame_times), encoder.dim)
+    return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
+
+
+def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Tensor) -> Tensor:
+    """Embeddings [S, E, D] of all ``epochs`` from each of ``subsets`` [S, C] of the channels, as :func:`embed`.
+
+    Args:
+        encoder: a module with ``encode_subsets(signals [B, C, T], present [B, C], subsets [S, C]) -> [S, B, D]``.
+    """
+
+    def encode(signals: Tensor, present: Tensor) -> Tensor:
+        found = encoder.encode_subsets(signals, present, subsets)
+        usable = (present[None] & subsets[:, None].to(present.device)).any(-1)
+        return found.masked_fill(~usable[..., None], torch.nan).transpose(0, 1)
+
+    return _encoded(encoder, encode, (len(subsets), encoder.dim), epochs, None).transpose(0, 1)
+
+
+@torch.inference_mode()
+def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable[Epochs], keep: Sequence[bool] | None) -> Tensor:
+    device = next(encoder.parameters()).device
+    rows = [torch.empty(0, *shape)]
+    for signals, present in epochs:
+        there = present if keep is None else present & torch.tensor(keep)
+        usable = there.any(dim=1)
+        whole = torch.full((len(signals), *shape), torch.nan)
+        if usable.any():
+            found = encode(signals[usable].to(device), there[usable].to(device))
+            whole[usable] = found.float().cpu()
+        rows.append(whole)
+    return torch.cat(rows)

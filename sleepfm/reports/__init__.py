@@ -1,0 +1,1 @@
+"""What people read: the files and page of a scored night, and the page of a run."""
