@@ -153,7 +153,7 @@ def test_a_probe_of_a_task_without_events_compares_none(dataset, encoder_package
     stage = ProbeStage(config, Resolved(str(encoder_package), encoder_package), ALONE)
     stage.module.eval()
     export = stage.export(stage.module, tmp_path)
-    assert export.config["task"] == "wake" and "event" not in " ".join(export.metrics) and read_events(tmp_path) == {}
+    assert export.config["usage"]["task"] == "wake" and "event" not in " ".join(export.metrics) and read_events(tmp_path) == {}
     assert "asleep, awake of 30-s epochs" in export.card
 
 
