@@ -167,10 +167,11 @@ def test_a_configuration_names_a_task_of_the_table(dataset, tmp_path, arousal, w
     with pytest.raises(ConfigError, match=r"registry\.name: task arousal is registered as 'sleepfm-arousal'"):
         load_config(ProbeConfig, path, ["task=arousal", "registry.name=sleepfm-stage"])
     base = config_root() / "downstream" / "finetune-apnea-events-tiny.yaml"
-    assert load_config(FinetuneConfig, base, ["task=arousal"]).events is not None
+    with_events = {task: [f"task={task}", f"registry.name=sleepfm-{task}"] for task in ("arousal", "wake", "stage")}
+    assert load_config(FinetuneConfig, base, with_events["arousal"]).events is not None
     for task in ("wake", "stage"):
         with pytest.raises(ConfigError, match=f"events: task {task} has no onset and duration"):
-            load_config(FinetuneConfig, base, [f"task={task}"])
+            load_config(FinetuneConfig, base, with_events[task])
 
 
 @pytest.mark.parametrize(
