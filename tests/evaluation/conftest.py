@@ -20,18 +20,18 @@ MODELS = Path(__file__).parents[2] / "configs" / "models"
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _one_thread():
+def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
-def recordings(tmp_path_factory) -> list[Path]:
+def recordings(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Eight nights of 30 epochs: every split of the default salt has a subject."""
     return write_cohort(tmp_path_factory.mktemp("cohort"), subjects=8, hours=0.25, seed=3)
 
 
 @pytest.fixture(scope="session")
-def dataset(recordings, tmp_path_factory) -> Dataset:
+def dataset(recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     from shards.build import build
     from shards.config import BuildConfig
     from sleepfm.config import load_config
@@ -44,7 +44,7 @@ def dataset(recordings, tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def encoder_package(tmp_path_factory) -> Path:
+def encoder_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained tiny SynthSleepNet."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
@@ -54,7 +54,7 @@ def encoder_package(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def downstream_packages(tmp_path_factory) -> dict[str, Path]:
+def downstream_packages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An untrained model for each task: stages with Mamba context, the others probes of one encoder."""
     found = {}
     for task in TASKS.values():
