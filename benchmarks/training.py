@@ -1,6 +1,6 @@
 """What training costs beside the arithmetic: overhead of a step, waiting for data, saves, ZeRO beside DDP, scaling, resuming.
 
-    python benchmarks/training.py [--data SHARDS] [--only CASE,...] [--json FILE]
+    python benchmarks/training.py [--data SHARDS] [--only CASE,...] [--steps N] [--json FILE]
 
 Every figure is of rank 0 of a real job: ``launch/pretrain.py``'s configuration under DeepSpeed's node launcher, with clocks
 around the calls of forward (with the loss), backward and optimiser. What is outside of these is the engine's: data, dropout
@@ -53,8 +53,8 @@ def cases() -> dict[str, Callable[[Bench], dict[str, Any]]]:
 class Bench:
     """Starts jobs in a scratch folder on one data set."""
 
-    def __init__(self, data: Path, scratch: Path) -> None:
-        self._data, self._scratch = data, scratch
+    def __init__(self, data: Path, scratch: Path, steps: int | None) -> None:
+        self._data, self._scratch, self._steps = data, scratch, steps
         self._isolated = os.geteuid() == 0 and shutil.which("unshare") is not None and shutil.which("ip") is not None
 
     def steps(self, size: str, variant: str, processes: int) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Bench:
         figures = output.with_suffix(".json")
         job = self._job(config, zero, batch, output, save_every, plain=False)
         job += [f"deepspeed.extra={REDUCED}"] if variant == "zero1-reduced" else []
-        job += ["--count", str(count), "--figures", str(figures)] + (["--ddp"] if variant == "ddp" else [])
+        job += ["--count", str(self._steps or count), "--figures", str(figures)] + (["--ddp"] if variant == "ddp" else [])
         command = self._command("node launcher", processes, job)
         if processes == 1:
             command = ["taskset", "-c", "0", *command]
@@ -376,7 +376,7 @@ def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
             rows.add(feed.waited_seconds - waited, True)
 
 
-def make_data(scratch: Path) -> Path:
+def make_data(scratch: Path, subjects: int) -> Path:
     """Shards of a small synthetic cohort."""
     source, shards = scratch / "cohort", scratch / "shards"
     synth = [
@@ -384,7 +384,7 @@ def make_data(scratch: Path) -> Path:
         "synth",
         str(source),
         "--subjects",
-        "24",
+        str(subjects),
         "--hours",
         "1",
         "--seed",
@@ -403,6 +403,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="SHARDS", help="a built data set; default: a synthetic one, made first")
     parser.add_argument("--only", default="", metavar="CASE,...", help=", ".join(cases()))
+    parser.add_argument("--subjects", type=int, default=24, help="nights of the synthetic one (%(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps that count (default: by the size)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, beside those of other cases")
     arguments = parser.parse_args()
     sys.path.insert(0, str(REPOSITORY))
@@ -410,8 +412,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        data = arguments.data.resolve() if arguments.data else make_data(scratch)
-        bench = Bench(data, scratch)
+        data = arguments.data.resolve() if arguments.data else make_data(scratch, arguments.subjects)
+        bench = Bench(data, scratch, arguments.steps)
         for name in [word for word in arguments.only.split(",") if word] or list(cases()):
             result = cases()[name](bench)
             print(f"{name}: {json.dumps(result)}", flush=True)
