@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -25,6 +25,15 @@ from sleepfm.signals.recording import read_edf_header, read_recording
 from sleepfm.signals.scoring_types import Event, Scoring, StageInterval
 
 __all__ = ["Event", "Scoring", "StageInterval", "find_scoring", "read_scoring", "reconcile"]
+
+# Formats of plain text, in the order in which they are tried: which text is one, and its reader, which gets the text, the file's
+# path, and start and duration of the recording as far as they are known.
+TextFormat = tuple[Callable[[str], bool], Callable[[str, Path, datetime | None, float | None], Scoring]]
+TEXT_FORMATS: list[TextFormat] = [
+    (is_luna_annot, read_luna_annot),
+    (is_event_log, read_event_log),
+    (is_event_table, read_event_table),
+]
 
 # Folders above a recording in which its scoring is looked for: NSRR keeps both two levels below the cohort.
 _LEVELS = 4
@@ -63,12 +72,9 @@ def read_scoring(path: str | Path, start: datetime | None = None, duration: floa
         raise AnnotationError(
             f"{path}: XML with the root {root.tag[:40]!r}; NSRR's is PSGAnnotation, Profusion's {PROFUSION_ROOT}"
         )
-    if is_luna_annot(text):
-        return read_luna_annot(text, path, start, duration)
-    if is_event_log(text):
-        return read_event_log(text, path, start, duration)
-    if is_event_table(text):
-        return read_event_table(text, path, start, duration)
+    for is_one, read in TEXT_FORMATS:
+        if is_one(text):
+            return read(text, path, start, duration)
     raise AnnotationError(
         f"{path}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
         "that names onset and stage or event; convert it to one"
