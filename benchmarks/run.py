@@ -75,6 +75,13 @@ SCRIPTS = (
 )
 
 
+def ratio_of(figure: float, reference: float) -> float:
+    """Their ratio, where nothing is as much as nothing and anything is infinitely more."""
+    if reference == 0:
+        return 1.0 if figure == 0 else math.inf
+    return figure / reference
+
+
 def step(case: str, variant: str, figure: str = "seconds") -> Callable[[Figures], float]:
     """A figure of a variant of ``models.py``."""
     return lambda found: float(found["cases"][case][variant][figure])
@@ -123,7 +130,11 @@ def stages_kept(found: Figures) -> float:
 
 def ahi(key: str) -> Callable[[Figures], float]:
     """A figure of the night whose AHI dead signal changed most."""
-    return lambda found: float(max(found["nights"], key=lambda night: abs(night["ahi_good"] - night["ahi_good_reference"]))[key])
+
+    def change(night: Figures) -> float:
+        return abs(ratio_of(night["ahi_good"], night["ahi_good_reference"]) - 1)
+
+    return lambda found: float(max(found["nights"], key=change)[key])
 
 
 ONE, POOLED = "single channel (1 of 4)", "single channels (4 pooled)"
@@ -208,7 +219,7 @@ def table(figures: dict[str, Figures], quick: bool) -> list[dict[str, Any]]:
             if quick:
                 continue
             raise
-        ratio = figure / reference
+        ratio = ratio_of(figure, reference)
         shown: dict[str, Any] = {
             "benchmark": row.script,
             "what": row.what,
