@@ -68,8 +68,8 @@ SCRIPTS = (
     Script("shards", "--nights 3 --hours 4 --only speed,bound,workers", "--nights 1 --hours 0.2 --only speed,bound"),
     Script(
         "training",
-        "--only tiny-ddp,tiny-zero0,tiny-zero1,tiny-save --steps 20",
-        "--only tiny-ddp,tiny-zero0 --steps 2 --subjects 8",
+        "--only tiny-one-process,tiny-ddp,tiny-zero0,tiny-zero1,tiny-save --steps 20",
+        "--only tiny-one-process --steps 2 --subjects 8",
     ),
     Script("dead_time", "--hours 3 --kinds mains rail", "--hours 0.5 --kinds zeros", file_option=""),
 )
@@ -115,6 +115,12 @@ def least_work(found: Figures) -> float:
 def workers(count: int) -> Callable[[Figures], float]:
     """Seconds of a build on ``count`` Ray workers."""
     return lambda found: float(found["workers"][f"seconds_with_{count}"])
+
+
+def overhead(found: Figures) -> float:
+    """Seconds of a step of one process outside of forward, backward and optimiser."""
+    case = found["cases"]["tiny-one-process"]
+    return float(case["outside_share"] * case["step_seconds"])
 
 
 def save(found: Figures) -> float:
@@ -177,6 +183,7 @@ ROWS = (
     Row("reading", "memory, many recordings", "MB", large, "10", read("memory, 10 recordings", "megabytes"), (0, 1.2)),
     Row("shards", "a night to a shard, a core", "s", a_night, "least work", least_work, (0, 5)),
     Row("shards", "16 nights on two workers", "s", workers(2), "on one", workers(1), (0, 0.8)),
+    Row("training", "a step, what is not arithmetic", "s", overhead, "the step", train("tiny-one-process"), (0, 0.1)),
     Row("training", "a step, two processes", "s", train("tiny-zero0"), "plain DDP", train("tiny-ddp"), (0, 1.25)),
     Row("training", "a step under ZeRO 1", "s", train("tiny-zero1"), "plain DDP", train("tiny-ddp"), (0, 1.5)),
     Row("training", "a save, by steps between", "s", save, "a step", train("tiny-save"), (0, 0.02)),
