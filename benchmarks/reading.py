@@ -1,8 +1,8 @@
 """Reading shards: epochs per second, memory, and what shuffling costs a disk, beside WebDataset and a Parquet file an epoch.
 
-    python benchmarks/reading.py [--scratch DIR] [--only CASE,...] [--build] [--json F]
+    python benchmarks/reading.py [--scratch DIR] [--large N] [--only CASE,...] [--build] [--json F]
 
-Makes data sets of 10 and 1,000 recordings of one hour and four channels in DIR (3 GB; kept for the next call) through the
+Makes data sets of 10 and N (1,000) recordings of one hour and four channels in DIR (3 GB; kept for the next call) through the
 writer that builds use. Every figure comes from a process of its own with one thread for torch, after a warm pass that does not
 count, from the page cache unless the case says otherwise. An epoch is 30 s of one channel: float32, in a tensor of 256.
 
@@ -11,7 +11,7 @@ count, from the page cache unless the case says otherwise. An epoch is 30 s of o
 * `ours`: the streams of `sleepfm.data`, shuffled, every epoch checked against its CRC.
 * `webdataset`: the same tars through WebDataset's own pipeline, shuffled by shard and in a buffer of 1,000, nothing checked.
 * `parquet`: one Parquet file an epoch, a column a channel (the layout of OSF), in random order.
-* `memory`: resident memory after the same number of epochs from 10 and from 1,000 recordings.
+* `memory`: resident memory after the same number of epochs from 10 and from N recordings.
 * `disk`: epochs per second after the files were dropped from the page cache, with and without reading ahead.
 * `order`: shards touched by 10,000 consecutive items, of all.
 * `step`: share of a training step (NeuroNet tiny) that waits for data which one thread reads ahead meanwhile.
@@ -253,10 +253,10 @@ def cases(scratch: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "parquet, single channel": lambda: rate(parquet_batches(scratch / "parquet", one), 0.1),
         "parquet, four channels at once": lambda: rate(parquet_batches(scratch / "parquet", CHANNELS), 0.2),
         "memory, 10 recordings": lambda: memory(small),
-        "memory, 1000 recordings": lambda: memory(large),
+        f"memory, {SIZES[1]} recordings": lambda: memory(large),
         "disk, reading ahead": lambda: disk(large),
         "disk, not reading ahead": lambda: disk(large, read_ahead=False),
-        "order, 1000 recordings": lambda: order(large),
+        f"order, {SIZES[1]} recordings": lambda: order(large),
         "step, 1 thread, a batch at hand": lambda: step(large, 1, False),
         "step, 1 thread, read ahead": lambda: step(large, 1, True),
         "step, 2 threads, a batch at hand": lambda: step(large, 2, False),
@@ -273,9 +273,10 @@ def write(path: Path, figures: dict[str, dict[str, float]]) -> None:
 
 
 def main() -> None:
-    global COUNTED
+    global COUNTED, SIZES
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scratch", type=Path, default=Path(tempfile.gettempdir()) / "sleepfm-reading", metavar="DIR")
+    parser.add_argument("--large", type=int, default=SIZES[1], metavar="N", help="recordings of the larger set (%(default)s)")
     parser.add_argument("--only", default="", metavar="CASE,...", help="cases that begin so, such as ours,memory")
     parser.add_argument("--build", action="store_true", help="make the data and stop")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there")
@@ -284,7 +285,7 @@ def main() -> None:
     )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    COUNTED = arguments.counted
+    COUNTED, SIZES = arguments.counted, (SIZES[0], arguments.large)
     scratch: Path = arguments.scratch
     if arguments.one:
         import torch
@@ -296,16 +297,27 @@ def main() -> None:
         if not (scratch / str(size) / "dataset.json").exists():
             print(f"making {size} recordings", flush=True)
             make_dataset(scratch / str(size), size)
-    if not (scratch / "parquet").exists():
+    wanted = tuple(name for name in arguments.only.split(",") if name)
+    if not (scratch / "parquet").exists() and (not wanted or any(name.startswith("parquet") for name in wanted)):
         make_parquet(scratch / "parquet", scratch)
     if arguments.build:
         return
-    wanted = tuple(name for name in arguments.only.split(",") if name)
     found: dict[str, dict[str, float]] = {}
     for name in cases(scratch):
         if wanted and not name.startswith(wanted):
             continue
-        command = [sys.executable, __file__, "--scratch", str(scratch), "--counted", str(COUNTED), "--one", name]
+        command = [
+            sys.executable,
+            __file__,
+            "--scratch",
+            str(scratch),
+            "--counted",
+            str(COUNTED),
+            "--large",
+            str(SIZES[1]),
+            "--one",
+            name,
+        ]
         load = os.getloadavg()[0]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:

@@ -1,6 +1,6 @@
 """What training costs beside the arithmetic: overhead of a step, waiting for data, saves, ZeRO beside DDP, scaling, resuming.
 
-    python benchmarks/training.py [--data SHARDS] [--only CASE,...] [--json FILE]
+    python benchmarks/training.py [--data SHARDS] [--only CASE,...] [--steps N] [--json FILE]
 
 Every figure is of rank 0 of a real job: ``launch/pretrain.py``'s configuration under DeepSpeed's node launcher, with clocks
 around the calls of forward (with the loss), backward and optimiser. What is outside of these is the engine's: data, dropout
@@ -53,8 +53,8 @@ def cases() -> dict[str, Callable[[Bench], dict[str, Any]]]:
 class Bench:
     """Starts jobs in a scratch folder on one data set."""
 
-    def __init__(self, data: Path, scratch: Path) -> None:
-        self._data, self._scratch = data, scratch
+    def __init__(self, data: Path, scratch: Path, steps: int | None) -> None:
+        self._data, self._scratch, self._steps = data, scratch, steps
         self._isolated = os.geteuid() == 0 and shutil.which("unshare") is not None and shutil.which("ip") is not None
 
     def steps(self, size: str, variant: str, processes: int) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class Bench:
         figures = output.with_suffix(".json")
         job = self._job(config, zero, batch, output, save_every, plain=False)
         job += [f"deepspeed.extra={REDUCED}"] if variant == "zero1-reduced" else []
-        job += ["--count", str(count), "--figures", str(figures)] + (["--ddp"] if variant == "ddp" else [])
+        job += ["--count", str(self._steps or count), "--figures", str(figures)] + (["--ddp"] if variant == "ddp" else [])
         command = self._command("node launcher", processes, job)
         if processes == 1:
             command = ["taskset", "-c", "0", *command]
@@ -166,12 +166,11 @@ class Bench:
         return rows
 
     def _job(self, config: str, zero: int, batch: int, output: Path, save_every: int, plain: bool) -> list[str]:
-        script = REPOSITORY / "launch" / "pretrain.py" if plain else Path(__file__).resolve()
+        script = REPOSITORY / "launch" / "pretrain.py" if plain else Path(__file__).resolve().with_name("training_worker.py")
         overrides = [f"data.path={self._data}", f"train.output={output}", f"train.global_batch={batch}", "train.passes=null"]
         overrides += ["train.steps=100000", "train.validate_every=0", "data.validation_items=0"]
         overrides += [f"train.checkpoint_every={save_every}", f"deepspeed.zero={zero}"]
-        options = [] if plain else ["--worker"]
-        return [str(script), *options, str(REPOSITORY / "configs" / "pretrain" / f"{config}.yaml"), *overrides]
+        return [str(script), str(REPOSITORY / "configs" / "pretrain" / f"{config}.yaml"), *overrides]
 
     def _command(self, launcher: str, processes: int, job: list[str]) -> list[str]:
         if launcher == "deepspeed":
@@ -219,166 +218,7 @@ def _checkpoint_step(output: Path) -> int:
     return int((output / "checkpoints" / "latest").read_text().strip().rsplit("-", 1)[-1])
 
 
-# What runs inside a job.
-
-
-class Clock:
-    """Seconds spent in wrapped calls since the last :meth:`take`."""
-
-    def __init__(self) -> None:
-        self.spent: dict[str, float] = {}
-
-    def wrap(self, owner: Any, name: str, part: str) -> None:
-        """Time every call of ``owner.name`` as ``part``."""
-        inner = getattr(owner, name)
-
-        def timed(*args: Any, **kwargs: Any) -> Any:
-            began = time.perf_counter()
-            try:
-                return inner(*args, **kwargs)
-            finally:
-                self.spent[part] = self.spent.get(part, 0.0) + time.perf_counter() - began
-
-        setattr(owner, name, timed)
-
-    def take(self) -> dict[str, float]:
-        taken, self.spent = self.spent, {}
-        return taken
-
-
-class Rows:
-    """Rank 0's row of every step that counts; ends the process when there are enough."""
-
-    def __init__(self, count: int, path: Path, clock: Clock, parameters: int, output: Path) -> None:
-        self._count, self._path, self._clock, self._output = count, path, clock, output
-        self._parameters = parameters
-        self._rows: list[dict[str, Any]] = []
-        self._last = time.perf_counter()
-        self._warm = 0
-
-    def add(self, data_wait_seconds: float, counts: bool) -> None:
-        import resource
-
-        now = time.perf_counter()
-        spent = self._clock.take()
-        row: dict[str, Any] = {name: spent.get(name, 0.0) for name in ("forward", "backward", "optimiser", "save")}
-        row |= {"total": now - self._last, "data_wait": data_wait_seconds, "lo_bytes": _loopback_bytes()}
-        self._last = now
-        self._warm += counts
-        if self._warm > 4:
-            self._rows.append(row)
-        if len(self._rows) == self._count:
-            checkpoints = sorted((self._output / "checkpoints").glob("step-*"))
-            size = sum(file.stat().st_size for file in checkpoints[-1].rglob("*") if file.is_file()) if checkpoints else 0
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-            self._rows[-1] |= {"peak_rss_gib": peak, "trained_parameters": self._parameters, "checkpoint_bytes": size}
-            self._path.write_text(json.dumps(self._rows))
-            os._exit(0)
-
-
-def _loopback_bytes() -> int:
-    for line in Path("/proc/net/dev").read_text().splitlines():
-        if line.strip().startswith("lo:"):
-            return int(line.split(":")[1].split()[8])
-    return 0
-
-
-def worker(argv: list[str]) -> None:
-    """A rank of a measured job."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--local_rank")
-    parser.add_argument("--count", type=int)
-    parser.add_argument("--figures", type=Path)
-    parser.add_argument("--ddp", action="store_true")
-    own, rest = parser.parse_known_args(argv)
-    run_ddp(own, rest) if own.ddp else run_engine(own, rest)
-
-
-def run_engine(own: argparse.Namespace, rest: list[str]) -> None:
-    """``launch/pretrain.py`` with clocks."""
-    from sleepfm.training import checkpoint
-    from sleepfm.training.distributed import import_deepspeed
-    from sleepfm.training.encoder_stages import UnimodalStage
-    from sleepfm.training.job import run
-    from sleepfm.training.pretrain import PretrainConfig, build_stage
-    from sleepfm.training.recorder import Recorder
-    from sleepfm.training.source import dataset_digest
-
-    clock = Clock()
-    engine = import_deepspeed().DeepSpeedEngine
-    clock.wrap(UnimodalStage, "loss", "forward")
-    clock.wrap(engine, "backward", "backward")
-    clock.wrap(engine, "step", "optimiser")
-    clock.wrap(checkpoint, "save", "save")
-    inner, rows = Recorder.report, []
-
-    def report(self: Any, step: int, row: dict[str, Any]) -> None:
-        inner(self, step, row)
-        if not rows:
-            # ZeRO 3 leaves parameters empty.
-            facts = sum(getattr(p, "ds_numel", p.numel()) for p in stages[0].module.parameters() if p.requires_grad)
-            rows.append(Rows(own.count, own.figures, clock, facts, Path(stages[0].config.train.output)))
-        seconds = stages[0].config.train.global_batch / row["epochs_per_s"]
-        rows[0].add(row["data_wait"] * seconds, bool(self.tracker.run_id))
-
-    stages: list[Any] = []
-
-    def build(*arguments: Any) -> Any:
-        stages.append(build_stage(*arguments))
-        return stages[-1]
-
-    Recorder.report = report  # type: ignore[method-assign]
-    sys.argv = [__file__, *rest]
-    run(PretrainConfig, build, dataset_digest, "measured")
-
-
-def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
-    """The same stage in a plain loop with DistributedDataParallel."""
-    import torch
-    from torch.nn.parallel import DistributedDataParallel
-
-    from sleepfm.config import load_config
-    from sleepfm.training.distributed import World, start
-    from sleepfm.training.encoder_stages import UnimodalStage
-    from sleepfm.training.feed import Feed, Shares
-    from sleepfm.training.precision import bf16_products
-    from sleepfm.training.pretrain import PretrainConfig
-    from sleepfm.training.schedule import learning_rate, parameter_groups
-
-    world = World.from_environment()
-    config = load_config(PretrainConfig, rest[0], rest[1:])
-    start(world, 600)
-    stage, train = UnimodalStage(config), config.train
-    steps = 100_000
-    module = DistributedDataParallel(stage.module.train().to(world.device), broadcast_buffers=False)
-    optimiser = torch.optim.AdamW(parameter_groups(stage.module, train.weight_decay), lr=train.lr, betas=train.betas)
-    shares = Shares.of(train, world)
-    feed = Feed(stage.stream, shares, world, 0, steps)
-    # As the engine multiplies; inactive outside of autocast.
-    products = bf16_products(world.device)
-    clock = Clock()
-    clock.wrap(stage, "loss", "forward")
-    clock.wrap(torch.Tensor, "backward", "backward")
-    clock.wrap(optimiser, "step", "optimiser")
-    parameters = sum(p.numel() for p in stage.module.parameters() if p.requires_grad)
-    rows = Rows(own.count, own.figures, clock, parameters, Path(train.output)) if world.is_main else None
-    for step in range(steps):
-        for group in optimiser.param_groups:
-            group["lr"] = learning_rate(train, step, steps)
-        waited = feed.waited_seconds
-        batch = feed.next()
-        with torch.autocast(world.device.type, torch.bfloat16, enabled=config.deepspeed.dtype == "bf16"), products:
-            loss = stage.loss(module, batch, train.seed).loss
-        loss.backward()
-        if train.clip:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), train.clip)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        if rows is not None:
-            rows.add(feed.waited_seconds - waited, True)
-
-
-def make_data(scratch: Path) -> Path:
+def make_data(scratch: Path, subjects: int) -> Path:
     """Shards of a small synthetic cohort."""
     source, shards = scratch / "cohort", scratch / "shards"
     synth = [
@@ -386,7 +226,7 @@ def make_data(scratch: Path) -> Path:
         "synth",
         str(source),
         "--subjects",
-        "24",
+        str(subjects),
         "--hours",
         "1",
         "--seed",
@@ -399,12 +239,11 @@ def make_data(scratch: Path) -> Path:
 
 
 def main() -> None:
-    if "--worker" in sys.argv:
-        worker([word for word in sys.argv[1:] if word != "--worker"])
-        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, metavar="SHARDS", help="a built data set; default: a synthetic one, made first")
     parser.add_argument("--only", default="", metavar="CASE,...", help=", ".join(cases()))
+    parser.add_argument("--subjects", type=int, default=24, help="nights of the synthetic one (%(default)s)")
+    parser.add_argument("--steps", type=int, metavar="N", help="steps that count (default: by the size)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, beside those of other cases")
     arguments = parser.parse_args()
     sys.path.insert(0, str(REPOSITORY))
@@ -412,8 +251,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        data = arguments.data.resolve() if arguments.data else make_data(scratch)
-        bench = Bench(data, scratch)
+        data = arguments.data.resolve() if arguments.data else make_data(scratch, arguments.subjects)
+        bench = Bench(data, scratch, arguments.steps)
         for name in [word for word in arguments.only.split(",") if word] or list(cases()):
             result = cases()[name](bench)
             print(f"{name}: {json.dumps(result)}", flush=True)

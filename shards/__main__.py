@@ -50,8 +50,10 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build
     from shards.cluster import check_paths
     from shards.config import load_build_config
+    from sleepfm.extras import require
     from sleepfm.signals.files import local_path, location
 
+    require("ray", "webdataset")
     out = local_path(arguments.out, "OUT")
     check_paths(arguments.source, arguments.out)
     overrides = [*arguments.overrides, *arguments.rest]

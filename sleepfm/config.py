@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sleepfm.errors import ConfigError
-from sleepfm.paths import config_root
+from sleepfm.paths import config_root, find_config
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -122,8 +122,12 @@ def validate(schema: type[ConfigT], values: dict[str, Any], origin: str) -> Conf
 
 
 def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
-    """Read ``path``, apply ``overrides`` and validate as ``schema``. Raises :class:`ConfigError`."""
-    return validate(schema, apply_overrides(read_yaml(Path(path)), overrides), str(path))
+    """Read ``path`` (a file, or the name of a shipped one), apply ``overrides`` and validate as ``schema``.
+
+    Raises:
+        ConfigError: see :func:`read_yaml`, :func:`apply_overrides` and :func:`validate`.
+    """
+    return validate(schema, apply_overrides(read_yaml(find_config(path)), overrides), str(path))
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:

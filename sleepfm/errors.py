@@ -74,6 +74,12 @@ class ConfigError(SleepFMError):
     exit_status = 2
 
 
+class DependencyError(SleepFMError):
+    """A library that a command needs and that only an extra of the package brings."""
+
+    exit_status = 2
+
+
 class UsageError(SleepFMError):
     """Command line arguments that make no sense together."""
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import sys
+import sysconfig
 from pathlib import Path
 
 from sleepfm.errors import ConfigError
+
+_SHARE = Path("share") / "sleepfm" / "configs"
 
 
 def config_root() -> Path:
@@ -14,8 +17,25 @@ def config_root() -> Path:
     Raises:
         ConfigError: neither the checkout nor the installation holds it.
     """
-    candidates = (Path(__file__).parents[1] / "configs", Path(sys.prefix) / "share" / "sleepfm" / "configs")
+    beside = Path(__file__).parents[1]
+    # The checkout; `pip install --target`; an environment; `pip install --user`.
+    user = Path(sysconfig.get_path("data", sysconfig.get_preferred_scheme("user")))
+    candidates = (beside / "configs", beside / _SHARE, Path(sys.prefix) / _SHARE, user / _SHARE)
     for folder in candidates:
         if (folder / "cohorts").is_dir():
             return folder
     raise ConfigError(f"no configs/ folder found; looked in {', '.join(map(str, candidates))}; reinstall sleepfm")
+
+
+def find_config(name: str | Path) -> Path:
+    """The file ``name``, or else the shipped one of that name: ``configs/pretrain/eeg-tiny.yaml`` or ``pretrain/eeg-tiny.yaml``.
+
+    So the commands of the manual are the same in a checkout and in any folder where the package is installed. A name that is
+    neither is returned as it stands, for its reader to refuse.
+    """
+    path = Path(name)
+    if path.is_absolute() or path.exists():
+        return path
+    inside = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
+    shipped = config_root() / inside
+    return shipped if shipped.is_file() else path

@@ -123,7 +123,7 @@ def cuda_autocast() -> Iterator[None]:
         for name in cpu - cuda:
             library.impl(name, torch.library.fallthrough_kernel, "AutocastCPU", allow_override=True)
     try:
-        with torch.autocast("cpu", torch.bfloat16), CudaKernels():
+        with torch.autocast("cpu", torch.bfloat16), CudaKernels():  # type: ignore[no-untyped-call]
             yield
     finally:
         library._destroy()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ def dead_samples(kind: str, size: int, info: SignalInfo, first: int = 0) -> NDAr
     step = (high - low) / abs(info.digital_max - info.digital_min)
     seconds = (first + np.arange(size)) / info.rate
     noise = np.random.default_rng(first).integers(-1, 2, size) * step
+    found: NDArray[np.floating[Any]]
     match kind:
         case "zeros":
             found = np.zeros(size)

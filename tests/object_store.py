@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 # Requests are logged on stderr, one line each; the server ends when its standard input does.
 _SERVER = """
@@ -70,7 +71,7 @@ class ObjectStore:
     def make_bucket(self) -> None:
         self._client().create_bucket(Bucket=BUCKET)
 
-    def _client(self):
+    def _client(self) -> Any:
         import boto3
 
         return boto3.client(

@@ -27,13 +27,13 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def recordings(tmp_path_factory, one_thread) -> list[Path]:
+def recordings(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> list[Path]:
     """Eight nights of 30 epochs: every split of the default salt has a subject."""
     return write_cohort(tmp_path_factory.mktemp("cohort"), subjects=8, hours=0.25, seed=3)
 
 
 @pytest.fixture(scope="session")
-def dataset(recordings, tmp_path_factory) -> Dataset:
+def dataset(recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     from shards.build import build
     from shards.config import BuildConfig
     from sleepfm.config import load_config
@@ -46,7 +46,7 @@ def dataset(recordings, tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="session")
-def encoder_package(tmp_path_factory, one_thread) -> Path:
+def encoder_package(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> Path:
     """An untrained tiny SynthSleepNet."""
     folder = tmp_path_factory.mktemp("encoder")
     torch.manual_seed(0)
@@ -56,7 +56,7 @@ def encoder_package(tmp_path_factory, one_thread) -> Path:
 
 
 @pytest.fixture(scope="session")
-def downstream_packages(tmp_path_factory, one_thread) -> dict[str, Path]:
+def downstream_packages(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> dict[str, Path]:
     """An untrained model for each task: stages with Mamba context, the others probes of one encoder."""
     found = {}
     for task in TASKS.values():

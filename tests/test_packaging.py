@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -27,7 +28,9 @@ def test_packages_import(package: str) -> None:
 def test_every_requirement_is_pinned_and_explained() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    required = [re.split(r"[\[<>=]", line)[0] for line in setup["options"]["install_requires"].split()]
+    lines = setup["options"]["install_requires"].split()
+    lines += [line for extra in ("shards", "train", "s3") for line in setup["options.extras_require"][extra].split()]
+    required = [re.split(r"[\[<>=]", line)[0] for line in lines]
     known = {name.lower() for name in pins()}
     assert [name for name in required if name.lower() not in known] == []
     explained = (ROOT / "docs" / "dependencies.md").read_text()
@@ -46,8 +49,16 @@ def test_reading_a_recording_does_not_import_torch_ray_or_mlflow() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_ci_runs_make_test_and_nothing_more() -> None:
+def test_ci_runs_lint_types_and_tests_and_nothing_more() -> None:
     commands = [
         line for line in (ROOT / ".ci" / "run").read_text().splitlines() if line and not line.startswith(("#", "set ", "cd "))
     ]
-    assert commands == ["make test"]
+    assert commands == ["make check test"]
+
+
+def test_a_commit_is_checked_by_the_commands_of_make_check() -> None:
+    recipe = (ROOT / "Makefile").read_text().split("\ncheck: $(STAMP)\n", 1)[1].split("\n\n", 1)[0]
+    wanted = [line.strip().replace("$(BIN)", ".venv/bin") for line in recipe.splitlines()]
+    hooks = [hook for repo in yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())["repos"] for hook in repo["hooks"]]
+    assert [hook["entry"] for hook in hooks] == wanted
+    assert all(hook["language"] == "system" and hook["always_run"] and not hook["pass_filenames"] for hook in hooks)

@@ -1,4 +1,4 @@
-"""``python -m sleepfm.demo``: what ``make demo`` calls."""
+"""``python -m sleepfm.demo``: what ``make demo`` calls, in a checkout or with an installed package."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from sleepfm.console import accept_every_character
 from sleepfm.demo.plan import MODALITIES, DemoConfig, Plan
 from sleepfm.demo.runner import Journal, Runner, set_aside
 from sleepfm.errors import UsageError, exit_with
+from sleepfm.extras import require
 from sleepfm.lock import only_writer
-from sleepfm.paths import config_root
 from sleepfm.signals.files import local_path
 from sleepfm.tasks import TASKS
 
@@ -21,10 +21,10 @@ from sleepfm.tasks import TASKS
 def main() -> int:
     """Parse the arguments and run every step."""
     accept_every_character()
-    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m sleepfm.demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
     parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
-    parser.add_argument("--config", default="demo/default.yaml", help="settings, below configs/")
+    parser.add_argument("--config", default="demo/default.yaml", help="settings: a file, or a shipped one by its name")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
     parser.add_argument("--fresh", action="store_true", help="set an earlier demo in that folder aside and start over")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
@@ -34,10 +34,11 @@ def main() -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the cohort, the shards, the models, the scored night and the report."""
+    require("ray", "webdataset", "deepspeed")
     if arguments.data is not None and not arguments.data.is_dir():
         raise UsageError(f"--data {arguments.data}: no such folder")
     local_path(arguments.out, "--out")
-    config = load_config(DemoConfig, config_root() / arguments.config, arguments.overrides)
+    config = load_config(DemoConfig, arguments.config, arguments.overrides)
     data = arguments.data.resolve() if arguments.data else None
     seed = arguments.seed
     identity = digest({"config": to_dict(config), "seed": seed, "data": str(data) if data else None})

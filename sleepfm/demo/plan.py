@@ -13,9 +13,11 @@ from sleepfm.config import Config
 from sleepfm.data.dataset import Dataset
 from sleepfm.demo.runner import Step
 from sleepfm.errors import DatasetError
+from sleepfm.paths import config_root
 from sleepfm.tasks import TASKS
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+# `launch` lies beside this package, in a checkout as where a wheel is installed.
+LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 BIN = Path(sys.executable).parent
 MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 
@@ -158,5 +160,5 @@ class Plan:
         # DeepSpeed's node launcher: what the `deepspeed` command starts too, after eight more seconds of imports.
         launcher = [sys.executable, "-m", "sleepfm.training.launcher", str(self.config.processes)]
         paths = [f"data.path={self.shards}", f"train.output={self.output(name)}"]
-        job = [str(REPOSITORY / "launch" / f"{script}.py"), str(REPOSITORY / "configs" / f"{config}.yaml")]
+        job = [str(LAUNCH / f"{script}.py"), str(config_root() / f"{config}.yaml")]
         return Step(name, [*launcher, *job, *paths, *overrides])

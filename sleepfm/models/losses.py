@@ -61,14 +61,16 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
         anchors = F.normalize(torch.cat([a.float(), b.float()]), dim=1)
         world = dist.get_world_size() if gather and dist.is_available() and dist.is_initialized() else 1
         if world > 1:
-            everyone = _AllGather.apply(anchors).flatten(0, 1)
+            everyone = _AllGather.apply(anchors).flatten(0, 1)  # type: ignore[no-untyped-call]
             valid_all = _all_gather(keep.to(torch.uint8)).bool().repeat(1, 2).flatten()
             offset = dist.get_rank() * 2 * count
         else:
             everyone, valid_all, offset = anchors, keep.repeat(2), 0
         rows = torch.arange(2 * count, device=device)
         itself, positive = offset + rows, offset + (rows + count) % (2 * count)
-        total = _AnchorLosses.apply(anchors, everyone, keep.repeat(2), valid_all, itself, positive, temperature)
+        total = _AnchorLosses.apply(  # type: ignore[no-untyped-call]
+            anchors, everyone, keep.repeat(2), valid_all, itself, positive, temperature
+        )
         return total * world / valid_all.sum().clamp(min=1)
 
 

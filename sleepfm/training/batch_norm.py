@@ -61,7 +61,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         scale = (variance + self.eps).rsqrt()
         # 0 for one row, whose statistics did not come from itself.
         share = several / count.clamp(min=1)
-        out = _Normalise.apply(input, mean.float(), scale.float(), share.float())
+        out = _Normalise.apply(input, mean.float(), scale.float(), share.float())  # type: ignore[no-untyped-call]
         if self.affine:
             out = out * _columns(self.weight, out) + _columns(self.bias, out)
         return out.to(input.dtype)

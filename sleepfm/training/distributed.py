@@ -19,6 +19,7 @@ import torch
 import torch.distributed as dist
 
 from sleepfm.errors import ConfigError, SleepFMError, TrainingError
+from sleepfm.extras import require
 
 T = TypeVar("T")
 
@@ -84,7 +85,11 @@ def import_deepspeed() -> ModuleType:
     whether theirs is a Muon optimiser, whose module compiles kernels on import (1.5 s); an empty class of
     that name answers them. Its shared-memory collective serves inference only, but would be compiled on
     first use (a minute). Nothing here uses the three.
+
+    Raises:
+        DependencyError: it is not installed.
     """
+    require("deepspeed")
     os.environ["DS_ACCELERATOR"] = accelerator()
     hidden = "mlflow" not in sys.modules
     if hidden:

@@ -58,7 +58,7 @@ def item_flops(stage: Stage, world: World) -> float:
     module.train()
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     devices = [world.device] if world.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _Counter() as counter:
+    with torch.random.fork_rng(devices), _Counter() as counter:  # type: ignore[no-untyped-call]
         batch = stage.stream.batch(0, 2).to(world.device)
         stage.loss(module, batch, 0).loss.backward()
     for name, buffer in module.named_buffers():

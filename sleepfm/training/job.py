@@ -15,6 +15,7 @@ from sleepfm.config import load_config, to_dict, to_yaml
 from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError
+from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.store import store_uri
 from sleepfm.training.config import RunConfig
@@ -92,6 +93,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     arguments = parser.parse_intermixed_args()
 
     def command() -> int:
+        require("deepspeed")
         world = World.from_environment()
         config = load_config(schema, arguments.config, arguments.overrides)
         return _run(config, build, dataset_digest(config), world, arguments.resume, arguments.dry_run)

@@ -11,11 +11,12 @@ import base64
 import json
 import sys
 
+from sleepfm.errors import exit_with
 from sleepfm.training.distributed import free_port, import_deepspeed
 
 
-def main(argv: list[str]) -> None:
-    """Start ``argv[0]`` processes of the script and arguments that follow; exits with their status."""
+def main(argv: list[str]) -> int:
+    """Start ``argv[0]`` processes of the script and arguments that follow; ends with their status."""
     processes = int(argv[0])
     import_deepspeed()
     from deepspeed.launcher import launch
@@ -25,7 +26,8 @@ def main(argv: list[str]) -> None:
     options += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     sys.argv = ["launch", *options, *argv[1:]]
     launch.main()
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_with(lambda: main(sys.argv[1:])))

@@ -7,6 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from sleepfm.data.cache import FileCache
@@ -33,9 +34,8 @@ def main(folder: Path, log: Path, pause: float, rounds: int, seed: int) -> None:
             content = content_of(number)
             digest = hashlib.sha256(content).hexdigest()
             for _ in range(10):
-                path = files.get(
-                    f"d/shards/shard-{number:06d}.tar", SIZE, digest, lambda content=content: slow_chunks(content, log, pause)
-                )
+                chunks = partial(slow_chunks, content, log, pause)
+                path = files.get(f"d/shards/shard-{number:06d}.tar", SIZE, digest, chunks)
                 try:
                     found = path.read_bytes()
                 except FileNotFoundError:  # removed by another process between get and read, as readers know

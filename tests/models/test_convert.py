@@ -6,6 +6,7 @@ Equality with the released code itself is in ``test_reference.py``.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -314,3 +315,55 @@ def test_converted_low_rank_updates_still_train(multimodal: tuple[Path, Any]) ->
 def test_command_refuses_other_files_and_writes_nothing(tmp_path: Path) -> None:
     assert main(["convert", str(Path(__file__)), str(tmp_path / "out")]) == 1
     assert not (tmp_path / "out").exists()
+
+
+def blocks(language: str) -> list[str]:
+    """The blocks of docs/convert.md in ``language``."""
+    page = (Path(__file__).parents[2] / "docs" / "convert.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+
+
+def test_the_documented_commands_work_as_they_stand(
+    unimodal: tuple[Path, Any],
+    multimodal: tuple[Path, Any],
+    downstream: tuple[Path, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, (path, _) in {"unimodal": unimodal, "multimodal": multimodal, "finetuned": downstream}.items():
+        (tmp_path / name).mkdir()
+        path.rename(tmp_path / name / "best_model.pth")
+    monkeypatch.chdir(tmp_path)
+    lines = [shlex.split(line, comments=True) for block in blocks("sh") for line in block.splitlines()]
+    assert lines and all(line[:2] == ["sleepfm", "convert"] for line in lines)
+    for line in lines:
+        assert main(line[1:]) == 0, line
+    kinds = [line.split(": ")[1].split(",")[0] for line in capsys.readouterr().out.splitlines() if " parameters, " in line]
+    assert kinds == ["neuronet", "neuronet", "synthsleepnet", "downstream"]
+    written = {path.name for path in Path("converted/stage").iterdir()}
+    assert written == {"model.safetensors", "config.yaml", "MODEL_CARD.md", ".sleepfm.json"}
+    assert load("converted/c4").channels == ("EEG_C4",)
+    names: dict[str, Any] = {}
+    for block in blocks("python"):
+        exec(compile(block, "docs/convert.md", "exec"), names)
+    assert names["model"].channels == tuple(RELEASED) and not names["model"].training
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [(("out", "--task", "dreams"), 2, "dreams"), (("s3://bucket/out",), 2, "a URL"), (("out",), 1, "other.pth")],
+)
+def test_the_documented_refusals(
+    words: tuple[str, ...],
+    status: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model_state": {"weight": torch.ones(1)}}, "other.pth")
+    assert main(["convert", "other.pth", *words]) == status
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line and [path.name for path in tmp_path.iterdir()] == ["other.pth"]

@@ -77,7 +77,7 @@ def main(out: Path) -> None:
         config |= {"threshold": 0.37 if binary else None, "threshold_rule": "max F1 on val" if binary else None}
         config |= {"event_threshold": 0.45 if binary else None}
         write_package(out / task, model, config, "An untrained model.\n")
-    np.savez_compressed(out / "expected.npz", **answers(out))
+    np.savez_compressed(out / "expected.npz", allow_pickle=False, **answers(out))
 
 
 def answers(folder: Path) -> dict[str, NDArray[Any]]:
@@ -87,7 +87,7 @@ def answers(folder: Path) -> dict[str, NDArray[Any]]:
     from sleepfm.data.stream import Reading, SequenceStream
 
     torch.set_num_threads(1)
-    encoder = sleepfm.load(folder / "encoder")
+    encoder: Any = sleepfm.load(folder / "encoder")
     batch = SequenceStream(Dataset.open(folder / "shards"), "pretrain", encoder.channels, reading=Reading(seed=5)).batch(
         0, STREAM_ITEMS
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import logging
 import os
 import shutil
 import signal
@@ -50,7 +51,7 @@ class RayCluster:
 
 
 @pytest.fixture(scope="session")
-def cohort(tmp_path_factory) -> Path:
+def cohort(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Six short nights as an SHHS download; read only."""
     source = tmp_path_factory.mktemp("cohort") / "nsrr"
     status = sleepfm(["synth", str(source), "--subjects", str(SUBJECTS), "--hours", "0.2", "--seed", "1", "--clean"])
@@ -59,7 +60,7 @@ def cohort(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def faulty_cohort(cohort, tmp_path) -> Path:
+def faulty_cohort(cohort: Path, tmp_path: Path) -> Path:
     """The cohort with a truncated recording, a scoring of another night, and a file that is no EDF."""
     source = tmp_path / "faulty"
     shutil.copytree(cohort, source)
@@ -74,7 +75,7 @@ def faulty_cohort(cohort, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory) -> Iterator[RayCluster]:
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
     """A head node of two CPUs on ports of its own, ended with its own processes alone."""
     folder = tmp_path_factory.mktemp("ray")
     # Ray gives a node half a minute to come up, which a busy machine may not have.
@@ -132,14 +133,14 @@ def _end(head: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="session")
-def connection(ray_cluster) -> Iterator[RayCluster]:
+def connection(ray_cluster: RayCluster) -> Iterator[RayCluster]:
     """This process connected to the cluster: builds in it find their workers warm."""
     import ray
 
     with pytest.MonkeyPatch.context() as patch:
         for key, value in SETTINGS.items():
             patch.setenv(key, value)
-        ray.init(address=ray_cluster.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=ray_cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield ray_cluster
     ray.shutdown()
 
@@ -153,7 +154,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 @pytest.fixture(scope="session")
-def built(cohort, connection, tmp_path_factory) -> Path:
+def built(cohort: Path, connection: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cohort built on the cluster, two recordings a shard; read only."""
     out = tmp_path_factory.mktemp("built") / "out"
     result = run_here(["build", cohort, out, "--cohort", "shhs1", "recordings=2"])
@@ -176,7 +177,7 @@ def run_here(arguments: Sequence[object]) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture
-def run(connection) -> Command:
+def run(connection: RayCluster) -> Command:
     """:func:`run_here`, connected to the cluster."""
     return run_here
 
@@ -205,7 +206,7 @@ def environment(address: str | None) -> dict[str, str]:
 
 
 @pytest.fixture(scope="session")
-def shards_environment():
+def shards_environment() -> Callable[[str | None], dict[str, str]]:
     """:func:`environment`, for test modules."""
     return environment
 

@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,7 +78,7 @@ def main(seed: int, first: int, last: int) -> None:
         content = make(rng)
         lay(place, content)
         began = time.process_time()
-        outcome = guard.run(lambda read=read, place=place: read(place))
+        outcome = guard.run(partial(read, place))
         report["slowest"] = max(report["slowest"], time.process_time() - began)
         report["cases"] += 1
         report["outcomes"][f"{read.__name__}: {outcome.split(':')[0]}"] += 1
@@ -161,7 +162,7 @@ def limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (held + EXTRA_BYTES, held + EXTRA_BYTES))
 
 
-def lay(place: Path, content: object) -> None:
+def lay(place: Path, content: bytes | Callable[[Path], None]) -> None:
     if isinstance(content, bytes):
         (place / "case").write_bytes(content)
     else:

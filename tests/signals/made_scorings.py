@@ -52,7 +52,7 @@ def nsrr(night: Night, path: Path, *, typed: bool = True, ms: bool = False) -> N
         "arousal": "Arousal resulting from Chin EMG|Arousal (Cheshire)", "apnea": "Apnea|Apnea",
     }  # fmt: skip
     scale = 1000 if ms else 1
-    rows = [("", "Recording Start Time", 0, night.seconds)]
+    rows: list[tuple[str, str, float, float]] = [("", "Recording Start Time", 0, night.seconds)]
     rows += [("Stages|Stages", stages[stage], onset * scale, duration) for stage, onset, duration in night.runs]
     rows += [("Respiratory|Respiratory", events[kind], onset * scale, lasts) for kind, onset, lasts in night.events]
     rows += [("Respiratory|Respiratory", "SpO2 artifact|SpO2 artifact", 5 * scale, 7), ("Respiratory", "Unsure|Unsure", 0, 10)]

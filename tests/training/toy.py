@@ -65,9 +65,9 @@ class ToyStream:
             generator = torch.Generator().manual_seed(item % len(self))
             rows.append(torch.randn(8, generator=generator))
         ones = torch.ones(count, 1, dtype=torch.bool)
-        item = torch.arange(start, start + count)
-        names = [f"night{position % len(self)}" for position in item.tolist()]
-        return Batch(torch.stack(rows), ones, ones, {}, item, names, torch.zeros(count, dtype=torch.long))
+        items = torch.arange(start, start + count)
+        names = [f"night{position % len(self)}" for position in items.tolist()]
+        return Batch(torch.stack(rows), ones, ones, {}, items, names, torch.zeros(count, dtype=torch.long))
 
 
 @recomputable

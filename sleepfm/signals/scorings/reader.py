@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path, PurePath
 
@@ -17,6 +18,15 @@ from sleepfm.signals.scorings.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
 from sleepfm.signals.scorings.profusion_xml import ROOT as PROFUSION_ROOT
 from sleepfm.signals.scorings.profusion_xml import read_profusion
 from sleepfm.signals.scorings.scoring import Scoring
+
+# Formats of plain text, in the order in which they are tried: which text is one, and its reader, which gets the text, the name of
+# the file, and start and duration of the recording as far as they are known.
+TextFormat = tuple[Callable[[str], bool], Callable[[str, PurePath, datetime | None, float | None], Scoring]]
+TEXT_FORMATS: list[TextFormat] = [
+    (is_luna_annot, read_luna_annot),
+    (is_event_log, read_event_log),
+    (is_event_table, read_event_table),
+]
 
 
 def read_scoring(
@@ -59,12 +69,9 @@ def read_scoring(
         raise AnnotationError(
             f"{name}: XML with the root {root.tag[:40]!r}; NSRR's is PSGAnnotation, Profusion's {PROFUSION_ROOT}"
         )
-    if is_luna_annot(text):
-        return read_luna_annot(text, name, start, duration)
-    if is_event_log(text):
-        return read_event_log(text, name, start, duration)
-    if is_event_table(text):
-        return read_event_table(text, name, start, duration)
+    for is_one, read in TEXT_FORMATS:
+        if is_one(text):
+            return read(text, name, start, duration)
     raise AnnotationError(
         f"{name}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
         "that names onset and stage or event; convert it to one"
