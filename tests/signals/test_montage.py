@@ -112,6 +112,24 @@ def test_referencing(tmp_path):
     np.testing.assert_allclose(derived, mean - recording.read(0), rtol=1e-4, atol=1e-2)
 
 
+@pytest.mark.parametrize("physical", [("-100", "300"), ("300", "-100")])
+def test_limits_are_the_recorders_in_the_unit_and_polarity_of_the_channel(tmp_path, physical):
+    signals = [Made(label, noise(200, 0), 100, "mV", physical=physical) for label in ("C3", "C4", "A1")]
+    recording = read_recording(write_edf(tmp_path / "night.edf", signals))
+    cohort = rules(
+        tmp_path,
+        EEG_C3=[{"signal": ["C3"]}],
+        EEG_C4=[{"signal": ["C4"], "invert": True}],
+        EOG_L=[{"signal": ["C3"], "reference": [["A1"]]}],
+    )
+    channels = resolve(recording, cohort).channels
+    assert channels["EEG_C3"].limits == pytest.approx((-100_000, 300_000))
+    assert channels["EEG_C4"].limits == pytest.approx((-300_000, 100_000))
+    assert channels["EOG_L"].limits is None
+    one = 400_000 / 65_535
+    assert [channels[name].step for name in ("EEG_C3", "EEG_C4", "EOG_L")] == pytest.approx([one, one, 2 * one])
+
+
 def test_an_electrode_without_its_reference_is_missing_and_says_so(tmp_path):
     montage = resolve(make(tmp_path, ("C4", "uV", 100), ("M1", "uV", 50)), load_cohort("generic"))
     assert "EEG_C4" not in montage.channels and "M1" in montage.missing["EEG_C4"]
