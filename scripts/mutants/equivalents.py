@@ -13,7 +13,7 @@ from trees import LIST
 
 @lru_cache(1)
 def listed(root: Path) -> list[dict[str, Any]]:
-    """Entries with ``function``, ``before``, ``after`` (lines without indentation) and ``reason``, whatever the module is called."""
+    """Entries with ``function``, ``before`` and ``after`` (lines without indentation) and ``reason``; modules may be renamed."""
     return list(yaml.safe_load((root / LIST).read_text()) or [])
 
 
