@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +10,11 @@ from reach import Reach
 from sampling import Mutant
 from trees import Tree
 
-# Seconds of tests that a mutant is tried with at most, and how long they may take before it counts as an endless loop:
-# the first tests of a process import torch, and a busy machine is no fault of the mutant.
-_MOST_SECONDS = 180.0
+# Seconds of tests that a mutant is tried with at most: of those that execute its statement, and of the others of its module
+# (what is kept for later, as a cache does, is executed in one test and met in others).
+_NEAR_SECONDS, _REST_SECONDS = 120.0, 20.0
+# How long they may take before it counts as an endless loop: the first tests of a process import torch, and a busy
+# machine is no fault of the mutant.
 _START_SECONDS, _SLOWER = 120.0, 6.0
 
 
@@ -31,21 +29,23 @@ class Verdict:
 
 
 def judge(tree: Tree, mutant: Mutant, reach: Reach, tests: str) -> Verdict:
-    """Run the tests that can notice ``mutant``, nearest and quickest first, to the first that fails."""
+    """Run the tests that can notice ``mutant``, to the first that fails.
+
+    First those of the module's own package that execute the changed statement, then others that do, then others of the module.
+    """
     started = time.monotonic()
     near, rest = reach.tests_of(tree, mutant.module, mutant.line)
     tried = 0
-    left = _MOST_SECONDS
     with tree.with_text(mutant.module, mutant.source):
-        for group in (near, rest):
-            chosen = _chosen(group, reach, left)
+        own = {name for name in near if mutant.package.split("/")[1] in name.split("::")[0].split("/")}
+        for group, most in ((own, _NEAR_SECONDS), (near - own, _NEAR_SECONDS), (rest, _REST_SECONDS)):
+            chosen = _chosen(group, reach, most)
             if not chosen:
                 continue
             failed = _run(tree, chosen, _START_SECONDS + _SLOWER * sum(reach.seconds[name] for name in chosen))
             if failed:
                 return Verdict(True, failed, time.monotonic() - started, tests)
             tried += len(chosen)
-            left -= sum(reach.seconds[name] for name in chosen)
     known = len((near | rest) & reach.seconds.keys())
     detail = f"{tried} of {known} tests tried, {len(near)} execute the statement" if known else "no test reaches the module"
     return Verdict(False, detail, time.monotonic() - started, tests)
@@ -65,51 +65,14 @@ def _chosen(group: set[str], reach: Reach, left: float) -> list[str]:
 
 def _run(tree: Tree, names: list[str], limit: float) -> str:
     """The first test that fails, ``out of time``, or nothing."""
-    chosen = tree.folder.with_suffix(".tests")
+    chosen, log = tree.folder.with_suffix(".tests"), tree.folder.with_suffix(".log")
     chosen.write_text("\n".join(names))
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-x",
-        "-p",
-        "pytest_mutants",
-        "-p",
-        "no:xdist",
-        "--hypothesis-seed=0",
-        "-rfE",
-        "--tb=no",
-    ]
-    files = list(dict.fromkeys(name.split("::")[0] for name in names))
-    log = tree.folder.with_suffix(".log")
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [*command, *files],
-            cwd=tree.folder,
-            env=tree.environment(MUTANTS_TESTS=str(chosen)),
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(limit)
-        except subprocess.TimeoutExpired:
-            _end(process)
-            return f"out of time after {limit:.0f} s"
-        except BaseException:
-            _end(process)
-            raise
-    return "" if status == 0 else _first_failure(log)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the tests with the processes of theirs: first so that fixtures can clear up."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    options = ["-x", "-q", "-p", "pytest_mutants", "-p", "no:xdist", "--hypothesis-seed=0", "-rfE", "--tb=no"]
+    arguments = [*options, *dict.fromkeys(name.split("::")[0] for name in names)]
+    answer = tree.run(arguments=arguments, environment={"MUTANTS_TESTS": str(chosen)}, log=str(log), limit=limit)
+    if answer == "out of time":
+        return f"out of time after {limit:.0f} s"
+    return "" if answer == "0" else _first_failure(log)
 
 
 def _first_failure(log: Path) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,12 +35,33 @@ class Tree:
         if (root.parent / "shared").is_dir() and not beside.exists():
             beside.symlink_to(root.parent / "shared")
         self.folder = folder
+        self._process: subprocess.Popen[str] | None = None
 
     def environment(self, **more: str) -> dict[str, str]:
         """For processes that import from this copy, and the plugin beside this file."""
         path = os.pathsep.join((str(self.folder), str(Path(__file__).parent)))
         fixed = {"PYTHONPATH": path, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
         return {**os.environ, **fixed, **more}
+
+    def run(self, **job: object) -> str:
+        """Run tests in this copy, in a fork of a process of its own; arguments and answer are those of ``preloaded``."""
+        if self._process is None:
+            command = [sys.executable, str(Path(__file__).with_name("preloaded.py"))]
+            self._process = subprocess.Popen(
+                command,
+                cwd=self.folder,
+                env=self.environment(),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                bufsize=1,
+            )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(job) + "\n")
+        answer = self._process.stdout.readline().strip()
+        if not answer:
+            raise RuntimeError(f"the process that runs tests ended; see {job['log']}")
+        return answer
 
     @contextmanager
     def with_text(self, name: str, text: str) -> Iterator[None]:
