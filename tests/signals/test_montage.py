@@ -13,9 +13,10 @@ from made_edf import Made, noise, write_edf
 
 from sleepfm.config import load_config
 from sleepfm.constants import CHANNELS
-from sleepfm.errors import ConfigError
+from sleepfm.errors import ConfigError, MontageError
 from sleepfm.paths import config_root
 from sleepfm.signals.cohort import Cohort, cohort_names, load_cohort, normalise_label, recognise_cohort
+from sleepfm.signals.examine import examine, require_channels
 from sleepfm.signals.identity import identify
 from sleepfm.signals.montage import derive, resolve
 from sleepfm.signals.recording import read_recording
@@ -110,6 +111,14 @@ def test_referencing(tmp_path):
     derived, _ = derive(recording, resolve(recording, linked).channels["EEG_C3"])
     mean = (recording.read(2) + 1000 * recording.read(1)) / 2
     np.testing.assert_allclose(derived, mean - recording.read(0), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(("count", "listed"), [(8, "'S7'"), (9, "'S7', ...")])
+def test_a_recording_without_any_channel_names_the_first_eight_signals(tmp_path, count, listed):
+    made = [Made(f"S{number}", noise(30), 1) for number in range(count)]
+    examination = examine(write_edf(tmp_path / "night.edf", made))
+    with pytest.raises(MontageError, match=re.escape(f"among {count} signals ('S0', 'S1',") + ".*" + re.escape(f"{listed})")):
+        require_channels(examination)
 
 
 @pytest.mark.parametrize("physical", [("-100", "300"), ("300", "-100")])

@@ -184,6 +184,14 @@ def test_samples_lie_where_time_stamps_say_whatever_the_header_declares(tmp_path
         assert f"{len(recording.gaps)} gaps" in recording.warnings[0]
 
 
+def test_a_pause_of_half_a_second_is_a_gap_and_a_late_stamp_is_none(tmp_path):
+    stamps = [tal(f"+{t}") for t in (0, 1.005, 2, 3.5, 4.495, 5.5)]
+    path = write_edf(tmp_path / "late.edf", [Made("EEG", noise(24), 4)], variant="EDF+D", stamps=stamps)
+    recording = read_recording(path)
+    assert recording.gaps == ((3.0, 0.5),) and recording.duration == 6.5
+    assert np.flatnonzero(np.isnan(recording.read(0))).tolist() == [12, 13]
+
+
 def test_rounded_time_stamps_are_no_pauses(tmp_path):
     stamps = [tal(f"+{0.3 * i:.0f}") for i in range(60)]
     path = write_edf(tmp_path / "r.edf", [Made("EEG", noise(240), 4)], seconds="0.3", variant="EDF+C", stamps=stamps)
