@@ -1,4 +1,4 @@
-# Public targets: demo, test, check, bench. Everything runs in .venv, which is made on first use.
+# Public targets: demo, test, check, bench, mutants. Everything runs in .venv, which is made on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -15,7 +15,7 @@ TORCH_INDEX ?=
 
 export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 
-.PHONY: demo test test-slow check bench install clean
+.PHONY: demo test test-slow check bench mutants install clean
 install: $(STAMP)
 
 $(STAMP): setup.cfg constraints.txt scripts/preflight.sh
@@ -42,6 +42,12 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# Do the tests notice? N places of each module, drawn by SEED; about an hour for N=1 on two cores.
+N ?= 1
+mutants: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
+	$(BIN)/python scripts/mutants --seed $(SEED) --per-module $(N) --jobs $(JOBS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

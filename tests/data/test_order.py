@@ -47,6 +47,13 @@ def test_a_pass_holds_every_item_of_every_shard_once(sizes, settings_, number):
         assert items == list(range(sum(sizes[shard] for shard in window)))
 
 
+def test_the_order_at_a_seed_is_the_one_that_released_models_were_trained_in():
+    found = sequence(PassOrder(np.array([4, 2, 3, 2]), 7, 2, 1, 1), 0, 22)
+    windows = [(0, (3, 2))] * 5 + [(0, (1, 0))] * 6 + [(1, (1, 3))] * 4 + [(1, (2, 0))] * 7
+    assert [entry[:2] for entry in found] == windows
+    assert [entry[2] for entry in found] == [3, 0, 1, 4, 2, 1, 4, 2, 0, 3, 5, 1, 3, 0, 2, 3, 4, 6, 1, 5, 2, 0]
+
+
 @settings(max_examples=150, deadline=None)
 @given(sizes=SIZES, settings_=ORDERS, start=st.integers(0, 500), counts=st.lists(st.integers(1, 60), min_size=1, max_size=6))
 def test_any_cut_of_the_positions_gives_the_same_order(sizes, settings_, start, counts):

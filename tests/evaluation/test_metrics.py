@@ -84,6 +84,28 @@ def test_ece_equals_the_loop():
     assert value(evaluate(APNEA, truth, probability, subject, n_boot=5), "ece") == pytest.approx(want)
 
 
+def test_each_bin_of_the_ece_is_a_fifteenth_and_the_last_holds_certainty():
+    def ece(confidence, truth):
+        probability = np.stack([1 - confidence, confidence], axis=1)
+        return value(evaluate(APNEA, truth, probability, np.arange(len(truth)) % 2, n_boot=5), "ece")
+
+    # One epoch a bin, too low in one and too high in the next: bins that are merged or shifted cancel each other.
+    confidence, truth = (np.arange(15) + 0.5) / 15, (np.arange(15) + 1) % 2
+    gaps = confidence - truth
+    assert ece(confidence, truth) == pytest.approx(np.abs(gaps).mean())
+    # Another in the last bin, where it makes up for the one that is there.
+    want = (np.abs(gaps[:14]).sum() + abs(gaps[14] + 1)) / 16
+    assert ece(np.append(confidence, 1.0), np.append(truth, 0)) == pytest.approx(want)
+
+
+def test_two_subjects_are_enough_for_an_interval():
+    truth = np.array([0, 1, 0, 1, 0, 1, 0, 1])
+    called = np.array([0, 1, 0, 1, 0, 0, 1, 1])
+    got = evaluate(APNEA, truth, np.eye(2)[called], np.repeat(["a", "b"], 4), n_boot=200)
+    accuracy = got.metrics["accuracy"]
+    assert (accuracy.value, accuracy.ci_low, accuracy.ci_high, accuracy.note) == (0.75, 0.5, 1.0, "")
+
+
 def test_interval_equals_resampling_epochs_of_subjects_by_hand():
     truth, probability, subject = night(n=1500, n_subjects=6, n_classes=2, seed=5, ties=True)
     got = evaluate(APNEA, truth, probability, subject, n_boot=60, seed=11)

@@ -122,3 +122,9 @@ def test_wrong_shapes_and_kinds_are_refused() -> None:
         model(x, valid, noise[:, :5])
     with pytest.raises(ConfigError, match="nothing to learn"):
         build_model({"kind": "context", "encoder": {"kind": "neuronet"}, "context": {"kind": "none"}})
+
+
+@pytest.mark.parametrize("wrong", [{"mask_ratio": 0.0}, {"mask_ratio": 1.0}, {"length": 1}, {"span": 0}])
+def test_what_leaves_nothing_to_see_or_to_fill_is_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
+        build_model({"kind": "context", "encoder": {"kind": "neuronet"}, **wrong})

@@ -299,7 +299,8 @@ def test_encoders_of_different_width_are_refused() -> None:
 def test_wrong_shapes_and_channels_are_refused() -> None:
     model = build()
     signals, present, noise = batch(model, 2)
-    with pytest.raises(ModelError, match="expected signals"):
+    expected = r"expected signals \[B, 4, 3000\] and presence \[B, 4\] for channels .*, found \[2, 3, 3000\] and \[2, 3\]"
+    with pytest.raises(ModelError, match=expected):
         model(signals[:, :3], present[:, :3], noise)
     with pytest.raises(ModelError, match="expected noise"):
         model(signals, present, noise[:, :, :5])

@@ -85,6 +85,7 @@ def test_a_night_without_events_was_still_scored_for_them(tmp_path):
         (nsrr(event("Stages|Stages", "Stage 7 sleep|7", 0, 30)), r"not understood where stages stand: 'Stage 7 sleep\|7' \(1\)"),
         (nsrr(event("Stages|Stages", "Wake|0", "x", 30)), "Start is 'x'"),
         (nsrr(event("Stages|Stages", "Wake|0", 0, "")), "Duration is ''"),
+        (nsrr(event("Stages|Stages", "Wake|0", "x" * 90, 30)), f"Start is '{'x' * 40}', not seconds"),
         (nsrr(event("Stages|Stages", "Wake|0", 0, "inf")), "Duration is inf"),
         (nsrr(event("Stages|Stages", "Wake|0", -30, 30)), "Start is -30"),
         ("<PSGAnnotation><ScoredEvents>", "not well-formed"),

@@ -35,7 +35,7 @@ def test_equals_mne_at_100_hz(channel):
     np.testing.assert_allclose(mine, theirs, atol=2e-3 * theirs.std())
 
 
-@pytest.mark.parametrize("rate", [50, 125, 128, 200, 256, 500, 512])
+@pytest.mark.parametrize("rate", [50, 75, 125, 128, 200, 256, 500, 512])
 def test_a_sine_comes_through_with_its_phase(rate):
     seconds = np.arange(60 * rate) / rate
     signal = np.sin(2 * np.pi * 7.3 * seconds).astype(np.float32)

@@ -13,11 +13,12 @@ from made_edf import Made, noise, write_edf
 
 from sleepfm.config import load_config
 from sleepfm.constants import CHANNELS
-from sleepfm.errors import ConfigError
+from sleepfm.errors import ConfigError, MontageError
 from sleepfm.paths import config_root
 from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label, recognise_cohort
 from sleepfm.signals.cohorts.identity import identify
 from sleepfm.signals.cohorts.montage import derive, resolve
+from sleepfm.signals.examine import examine, require_channels
 from sleepfm.signals.recording import read_recording
 
 
@@ -110,6 +111,32 @@ def test_referencing(tmp_path):
     derived, _ = derive(recording, resolve(recording, linked).channels["EEG_C3"])
     mean = (recording.read(2) + 1000 * recording.read(1)) / 2
     np.testing.assert_allclose(derived, mean - recording.read(0), rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize(("count", "listed"), [(8, "'S7'"), (9, "'S7', ...")])
+def test_a_recording_without_any_channel_names_the_first_eight_signals(tmp_path, count, listed):
+    made = [Made(f"S{number}", noise(30), 1) for number in range(count)]
+    examination = examine(write_edf(tmp_path / "night.edf", made))
+    with pytest.raises(MontageError, match=re.escape(f"among {count} signals ('S0', 'S1',") + ".*" + re.escape(f"{listed})")):
+        require_channels(examination)
+
+
+@pytest.mark.parametrize("physical", [("-100", "300"), ("300", "-100")])
+def test_limits_are_the_recorders_in_the_unit_and_polarity_of_the_channel(tmp_path, physical):
+    signals = [Made(label, noise(200, 0), 100, "mV", physical=physical) for label in ("C3", "C4", "A1")]
+    recording = read_recording(write_edf(tmp_path / "night.edf", signals))
+    cohort = rules(
+        tmp_path,
+        EEG_C3=[{"signal": ["C3"]}],
+        EEG_C4=[{"signal": ["C4"], "invert": True}],
+        EOG_L=[{"signal": ["C3"], "reference": [["A1"]]}],
+    )
+    channels = resolve(recording, cohort).channels
+    assert channels["EEG_C3"].limits == pytest.approx((-100_000, 300_000))
+    assert channels["EEG_C4"].limits == pytest.approx((-300_000, 100_000))
+    assert channels["EOG_L"].limits is None
+    one = 400_000 / 65_535
+    assert [channels[name].step for name in ("EEG_C3", "EEG_C4", "EOG_L")] == pytest.approx([one, one, 2 * one])
 
 
 def test_an_electrode_without_its_reference_is_missing_and_says_so(tmp_path):

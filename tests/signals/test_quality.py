@@ -40,6 +40,23 @@ def test_clipped():
     assert flags(signal)[1] == Quality(0)  # a difference of signals has no limits of its own
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_clipped_from_half_a_step_of_eight_bits_on(sign):
+    signal = good()
+    signal[: EPOCH // 50] = sign * 127.5  # of a range of 256
+    assert flags(signal, limits=(-128, 128))[0] == Quality.CLIPPED
+    signal[: EPOCH // 50] = sign * 127.4995
+    assert flags(signal, limits=(-128, 128))[0] == Quality(0)
+
+
+def test_clipped_from_a_hundredth_of_the_epoch_on():
+    signal = good(rate=100)
+    signal[:30] = 128
+    assert flags(signal, rate=100, limits=(-128, 128))[0] == Quality.CLIPPED
+    signal[29] = 0
+    assert flags(signal, rate=100, limits=(-128, 128))[0] == Quality(0)
+
+
 def test_mains_and_an_electrode_that_came_off():
     seconds = np.arange(8 * EPOCH) / RATE
     signal = good()

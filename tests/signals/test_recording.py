@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.errors import RecordingError
-from sleepfm.signals.recording import read_edf_extent, read_recording
+from sleepfm.signals.recording import SignalInfo, read_edf_extent, read_recording
 
 READABLE = [
     "nox-a1/subject1.edf",
@@ -182,6 +182,23 @@ def test_samples_lie_where_time_stamps_say_whatever_the_header_declares(tmp_path
     assert bool(recording.gaps) == (clock[-1] >= len(clock)) and len(samples) / 4 == pytest.approx(recording.duration, abs=0.13)
     if recording.gaps and variant != "EDF+D":
         assert f"{len(recording.gaps)} gaps" in recording.warnings[0]
+
+
+def test_a_pause_of_half_a_second_is_a_gap_and_a_late_stamp_is_none(tmp_path):
+    stamps = [tal(f"+{t}") for t in (0, 1.005, 2, 3.5, 4.495, 5.5)]
+    path = write_edf(tmp_path / "late.edf", [Made("EEG", noise(24), 4)], variant="EDF+D", stamps=stamps)
+    recording = read_recording(path)
+    assert recording.gaps == ((3.0, 0.5),) and recording.duration == 6.5
+    assert np.flatnonzero(np.isnan(recording.read(0))).tolist() == [12, 13]
+
+
+def test_the_step_of_a_converter_of_up_to_24_bits_is_known():
+    def step(digital_min: int, digital_max: int) -> float:
+        return SignalInfo("EEG", "uV", 100.0, 3000, -100.0, 300.0, digital_min, digital_max).step
+
+    assert step(0, 100) == step(100, 0) == 4.0
+    assert step(-(2**23), 2**23 - 1) == 400 / (2**24 - 1)
+    assert step(-(2**23), 2**23) == 0.0
 
 
 def test_rounded_time_stamps_are_no_pauses(tmp_path):

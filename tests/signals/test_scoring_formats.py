@@ -143,6 +143,14 @@ def test_the_times_that_lunas_documentation_calls_identical(tmp_path):
         read_scoring(path)
 
 
+def test_the_instance_of_an_annotation_is_beside_a_class_that_says_what_it_is(tmp_path):
+    path = tmp_path / "a.annot"
+    path.write_text("N2\tW\t0\t30\nHypopnea\tleg\t40\t52\nSleepStage\tR\t60\t90\n")
+    scoring = read_scoring(path)
+    assert [interval.stage for interval in scoring.stages] == [2, 4]
+    assert [(event.onset, event.type) for event in scoring.events] == [(40, "hypopnea")] and not scoring.others
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [

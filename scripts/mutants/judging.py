@@ -1,0 +1,82 @@
+"""What the tests say of one mutant."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from reach import Reach
+from sampling import Mutant
+from trees import Tree
+
+# Seconds of tests that a mutant is tried with at most: of those that execute its statement, and of the others of its module
+# (what is kept for later, as a cache does, is executed in one test and met in others).
+_NEAR_SECONDS, _REST_SECONDS = 120.0, 20.0
+# How long they may take before it counts as an endless loop: the first tests of a process import torch, and a busy
+# machine is no fault of the mutant.
+_START_SECONDS, _SLOWER = 120.0, 6.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """``detail``: the test that failed, or why none did; ``tests``: digest of the tests that judged."""
+
+    killed: bool
+    detail: str
+    seconds: float
+    tests: str
+
+
+def judge(tree: Tree, mutant: Mutant, reach: Reach, tests: str) -> Verdict:
+    """Run the tests that can notice ``mutant``, to the first that fails.
+
+    First those of the module's own package that execute the changed statement, then others that do, then others of the module.
+    """
+    started = time.monotonic()
+    near, rest = reach.tests_of(tree, mutant.module, mutant.line)
+    tried = 0
+    with tree.with_text(mutant.module, mutant.source):
+        own = {name for name in near if mutant.package.split("/")[1] in name.split("::")[0].split("/")}
+        for group, most in ((own, _NEAR_SECONDS), (near - own, _NEAR_SECONDS), (rest, _REST_SECONDS)):
+            chosen = _chosen(group, reach, most)
+            if not chosen:
+                continue
+            failed = _run(tree, chosen, _START_SECONDS + _SLOWER * sum(reach.seconds[name] for name in chosen))
+            if failed:
+                return Verdict(True, failed, time.monotonic() - started, tests)
+            tried += len(chosen)
+    known = len((near | rest) & reach.seconds.keys())
+    detail = f"{tried} of {known} tests tried, {len(near)} execute the statement" if known else "no test reaches the module"
+    return Verdict(False, detail, time.monotonic() - started, tests)
+
+
+def _chosen(group: set[str], reach: Reach, left: float) -> list[str]:
+    """Tests of ``group``, the quickest that fit ``left`` seconds, file by file, the quickest file first."""
+    chosen: dict[str, list[str]] = {}
+    for name in sorted(group & reach.seconds.keys(), key=lambda name: (reach.seconds[name], name)):
+        left -= reach.seconds[name]
+        if left < 0:
+            break
+        chosen.setdefault(name.split("::")[0], []).append(name)
+    files = sorted(chosen.values(), key=lambda names: sum(reach.seconds[name] for name in names))
+    return [name for names in files for name in names]
+
+
+def _run(tree: Tree, names: list[str], limit: float) -> str:
+    """The first test that fails, ``out of time``, or nothing."""
+    chosen, log = tree.folder.with_suffix(".tests"), tree.folder.with_suffix(".log")
+    chosen.write_text("\n".join(names))
+    options = ["-x", "-q", "-p", "pytest_mutants", "-p", "no:xdist", "--hypothesis-seed=0", "-rfE", "--tb=no"]
+    arguments = [*options, *dict.fromkeys(name.split("::")[0] for name in names)]
+    answer = tree.run(arguments=arguments, environment={"MUTANTS_TESTS": str(chosen)}, log=str(log), limit=limit)
+    if answer == "out of time":
+        return f"out of time after {limit:.0f} s"
+    return "" if answer == "0" else _first_failure(log)
+
+
+def _first_failure(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()
+    marks = ("FAILED ", "ERROR ")
+    named = [line.split(" - ")[0].split(" ", 1)[1] for line in lines if line.startswith(marks)]
+    return named[0] if named else next((line for line in reversed(lines) if line.strip()), "tests did not start")
