@@ -8,8 +8,8 @@ def describe() -> str:
 
     Imports torch, whose memory a process passes on to the peaks of those it starts: call it after what is measured.
     """
-    from sleepfm.training.machine import environment
-    from sleepfm.training.precision import native_bf16
+    from sleepfm.training.ranks.precision import native_bf16
+    from sleepfm.training.tracking.machine import environment
 
     facts = environment("")
     words = [f"{facts['cores']} cores", f"{facts['memory_gib']:.0f} GiB", facts["cpu"]]

@@ -266,7 +266,7 @@ def _bf16(device: str) -> Iterator[None]:
     """The engine's bf16: autocast, with fp32 kernels for rounded operands where the processor has no bf16 instructions."""
     import torch
 
-    from sleepfm.training.precision import bf16_products
+    from sleepfm.training.ranks.precision import bf16_products
 
     with torch.autocast(device, torch.bfloat16), bf16_products(device):
         yield

@@ -174,7 +174,7 @@ class Bench:
 
     def _command(self, launcher: str, processes: int, job: list[str]) -> list[str]:
         if launcher == "deepspeed":
-            from sleepfm.training.distributed import free_port
+            from sleepfm.training.ranks.distributed import free_port
 
             found = str(Path(sys.executable).with_name("deepspeed"))
             return [found, "--num_gpus", str(processes), "--master_port", free_port(), "--log_level", "critical", *job]

@@ -85,13 +85,13 @@ def main() -> None:
 
 def run_engine(own: argparse.Namespace, rest: list[str]) -> None:
     """``launch/pretrain.py`` with clocks."""
-    from sleepfm.training import checkpoint
-    from sleepfm.training.distributed import import_deepspeed
-    from sleepfm.training.encoder_stages import UnimodalStage
+    from sleepfm.stages.data_config import dataset_digest
+    from sleepfm.stages.encoders import UnimodalStage
+    from sleepfm.stages.pretrain import PretrainConfig, build_stage
     from sleepfm.training.job import run
-    from sleepfm.training.pretrain import PretrainConfig, build_stage
-    from sleepfm.training.recorder import Recorder
-    from sleepfm.training.source import dataset_digest
+    from sleepfm.training.ranks.distributed import import_deepspeed
+    from sleepfm.training.state import checkpoint
+    from sleepfm.training.tracking.recorder import Recorder
 
     clock = Clock()
     engine = import_deepspeed().DeepSpeedEngine
@@ -127,11 +127,11 @@ def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     from sleepfm.config import load_config
-    from sleepfm.training.distributed import World, start
-    from sleepfm.training.encoder_stages import UnimodalStage
+    from sleepfm.stages.encoders import UnimodalStage
+    from sleepfm.stages.pretrain import PretrainConfig
     from sleepfm.training.feed import Feed, Shares
-    from sleepfm.training.precision import bf16_products
-    from sleepfm.training.pretrain import PretrainConfig
+    from sleepfm.training.ranks.distributed import World, start
+    from sleepfm.training.ranks.precision import bf16_products
     from sleepfm.training.schedule import learning_rate, parameter_groups
 
     world = World.from_environment()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sleepfm.evaluation.finetune import FinetuneStage
-from sleepfm.evaluation.settings import FinetuneConfig
+from sleepfm.stages.data_config import dataset_digest
+from sleepfm.stages.downstream_config import FinetuneConfig
+from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.training.job import Context, run
-from sleepfm.training.source import dataset_digest
 
 
 def build_stage(config: FinetuneConfig, context: Context) -> FinetuneStage:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from sleepfm.evaluation.probe import ProbeStage
-from sleepfm.evaluation.settings import ProbeConfig
+from sleepfm.stages.data_config import dataset_digest
+from sleepfm.stages.downstream_config import ProbeConfig
+from sleepfm.stages.probe import ProbeStage
 from sleepfm.training.job import Context, run
-from sleepfm.training.source import dataset_digest
 
 
 def build_stage(config: ProbeConfig, context: Context) -> ProbeStage:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 
-from sleepfm.training.distributed import import_deepspeed
+from sleepfm.training.ranks.distributed import import_deepspeed
 
 for name in ("torch._dynamo", "mlflow", "ray", "sklearn.linear_model", "matplotlib.pyplot", "mne"):
     importlib.import_module(name)

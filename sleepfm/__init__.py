@@ -8,13 +8,13 @@ from sleepfm.version import __version__
 
 if TYPE_CHECKING:
     from sleepfm.inference.scorer import score
-    from sleepfm.registry import load
+    from sleepfm.registry.registry import load
     from sleepfm.signals.recording import read_recording
 
 __all__ = ["__version__", "load", "read_recording", "score"]
 
 _HOME = {
-    "load": "sleepfm.registry",
+    "load": "sleepfm.registry.registry",
     "score": "sleepfm.inference.scorer",
     "read_recording": "sleepfm.signals.recording",
 }

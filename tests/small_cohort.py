@@ -13,7 +13,7 @@ from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.usage import Usage
-from sleepfm.package import write_package
+from sleepfm.registry.package import write_package
 from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.tasks import TASKS
 

@@ -160,7 +160,7 @@ def test_results_at_a_url(
 def test_a_training_output_at_a_url() -> None:
     from sleepfm.config import load_config
     from sleepfm.errors import ConfigError
-    from sleepfm.evaluation.settings import ProbeConfig
+    from sleepfm.stages.downstream_config import ProbeConfig
 
     for key in ("train.output", "cache"):
         with pytest.raises(ConfigError, match=rf"{key}.*a URL"):

@@ -11,7 +11,7 @@ import torch
 
 from sleepfm.errors import StorageError
 from sleepfm.files import atomic_file, read_json, remove_temporaries, write_atomic, write_json
-from sleepfm.package import save_weights
+from sleepfm.registry.package import save_weights
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from sleepfm.training.preemption import PREEMPTED_STATUS
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 LAUNCH = Path(__file__).parents[1] / "launch"
 SCRIPTS = ["node.sh", "slurm/task.sh", "slurm/train.sbatch"]

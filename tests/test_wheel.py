@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sleepfm.training.distributed import free_port
+from sleepfm.training.ranks.distributed import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))

@@ -28,10 +28,10 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.config import digest
     from sleepfm.files import sha256_file
     from sleepfm.models.build import model_config
-    from sleepfm.models.convert import convert
     from sleepfm.models.downstream import Downstream
+    from sleepfm.models.reference.convert import convert
     from sleepfm.output import Origin, whole_folder
-    from sleepfm.package import write_package
+    from sleepfm.registry.package import write_package
     from sleepfm.signals.files import local_path
     from sleepfm.tasks import get_task
 

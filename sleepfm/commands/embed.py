@@ -34,7 +34,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from sleepfm.models.downstream import Downstream
     from sleepfm.models.masked_context import MaskedContext
-    from sleepfm.registry import load_package
+    from sleepfm.registry.registry import load_package
 
     source, out = location(arguments.source), local_path(arguments.out, "--out")
     if not is_remote(source) and not source.exists():

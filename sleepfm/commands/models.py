@@ -7,9 +7,9 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sleepfm import registry
-from sleepfm.promotion import CHAMPION, promote_by_hand
-from sleepfm.store import store_uri
+from sleepfm.registry import registry
+from sleepfm.registry.promotion import CHAMPION, promote_by_hand
+from sleepfm.registry.store import store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion

@@ -13,16 +13,16 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
 from sleepfm.demo.plan import MODALITIES, Plan
 from sleepfm.demo.runner import Journal
-from sleepfm.evaluation.outcome import read_events, read_results, tells_seconds
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
 from sleepfm.reports.lineage import from_registry
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report
+from sleepfm.stages.downstream_package import read_events, read_results, tells_seconds
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
-from sleepfm.training.machine import cpu_model
-from sleepfm.training.precision import native_bf16
+from sleepfm.training.ranks.precision import native_bf16
+from sleepfm.training.tracking.machine import cpu_model
 
 TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
 JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sleepfm.errors import ModelError
 from sleepfm.models.downstream import Downstream
 from sleepfm.models.usage import Usage
-from sleepfm.registry import load_package
+from sleepfm.registry.registry import load_package
 
 if TYPE_CHECKING:
     from torch import nn

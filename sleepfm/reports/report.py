@@ -29,7 +29,7 @@ from sleepfm.reports import charts, plots
 from sleepfm.reports.lineage import Lineage, to_svg
 from sleepfm.signals.quality import unusable
 from sleepfm.signals.scorings.scoring import Event
-from sleepfm.training.trace import read_trace
+from sleepfm.training.tracking.trace import read_trace
 from sleepfm.version import __version__
 
 if TYPE_CHECKING:

@@ -21,21 +21,21 @@ from torch import nn
 from sleepfm.config import merge
 from sleepfm.errors import TrainingError
 from sleepfm.models.recompute import recompute_activations
-from sleepfm.training import checkpoint, universal
-from sleepfm.training.batch_norm import synchronise
 from sleepfm.training.config import RunConfig, config_digest
-from sleepfm.training.distributed import World, assert_agreement, gather_json, import_deepspeed, is_lost_contact, on_main
-from sleepfm.training.ema import FILE as EMA_FILE
-from sleepfm.training.ema import Ema
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
-from sleepfm.training.precision import bf16_products
-from sleepfm.training.preemption import Preemption
+from sleepfm.training.ranks.batch_norm import synchronise
+from sleepfm.training.ranks.distributed import World, assert_agreement, gather_json, import_deepspeed, is_lost_contact, on_main
+from sleepfm.training.ranks.precision import bf16_products
+from sleepfm.training.ranks.preemption import Preemption
 from sleepfm.training.schedule import learning_rate, parameter_groups
-from sleepfm.training.selection import Best
 from sleepfm.training.stage import Loss, Stage, ValidatesLoss
-from sleepfm.training.weights import StatisticsGuard, average_statistics, state_digest, whole_state
+from sleepfm.training.state import checkpoint, universal
+from sleepfm.training.state.ema import FILE as EMA_FILE
+from sleepfm.training.state.ema import Ema
+from sleepfm.training.state.selection import Best
+from sleepfm.training.state.weights import StatisticsGuard, average_statistics, state_digest, whole_state
 
 
 @dataclass(frozen=True)

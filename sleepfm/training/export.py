@@ -18,21 +18,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sleepfm import registry
 from sleepfm.config import to_dict
 from sleepfm.errors import RegistryError, SleepFMError
 from sleepfm.files import read_json, write_json
-from sleepfm.loadtest import LoadTest
 from sleepfm.output import MARKER, Origin, whole_folder
-from sleepfm.package import WEIGHTS, link_or_copy, save_weights, write_package
-from sleepfm.promotion import comparison, promote
+from sleepfm.registry import registry
+from sleepfm.registry.load_test import LoadTest
+from sleepfm.registry.package import WEIGHTS, link_or_copy, save_weights, write_package
+from sleepfm.registry.promotion import comparison, promote
 from sleepfm.training.config import RunConfig
 from sleepfm.training.folder import NOTE, RunFolder
 from sleepfm.training.observer import Observer
-from sleepfm.training.recorder import common_tags
-from sleepfm.training.selection import Best
 from sleepfm.training.stage import DrawsFromValidation, Export, Stage
-from sleepfm.training.tracking import Tracker
+from sleepfm.training.state.selection import Best
+from sleepfm.training.tracking.recorder import common_tags
+from sleepfm.training.tracking.tracker import Tracker
 
 LAST_ALIAS = "last"
 _RETRY_SECONDS = 60.0

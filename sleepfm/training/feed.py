@@ -11,7 +11,7 @@ from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.report import report_of
 from sleepfm.errors import ConfigError
 from sleepfm.training.config import TrainConfig
-from sleepfm.training.distributed import World
+from sleepfm.training.ranks.distributed import World
 from sleepfm.training.stage import Stream
 
 log = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ from sleepfm.output import (
     strangers,
     unfinished_folders,
 )
-from sleepfm.package import WEIGHTS
-from sleepfm.training import checkpoint
+from sleepfm.registry.package import WEIGHTS
 from sleepfm.training.config import RunConfig, decisive_settings, differing_keys, present_names
+from sleepfm.training.state import checkpoint
 
 Resume = Literal["auto", "never", "must"]
 
@@ -47,7 +47,7 @@ class RunFolder:
         environment: of rank 0.
         figures, tracking: what goes to the tracking server, and how far it has got.
         evaluation: what a stage says of its best weights at the end; its predictions are :meth:`predictions`.
-        checkpoints: folder of :mod:`sleepfm.training.checkpoint`.
+        checkpoints: folder of :mod:`sleepfm.training.state.checkpoint`.
         best: the best weights so far.
         package, last: packages of the best weights so far and of those of the last step; each whole or absent.
         last_waiting: weights of the last step that wait for their export; other steps' are :meth:`waiting`.

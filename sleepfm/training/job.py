@@ -10,28 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from sleepfm import registry
 from sleepfm.config import load_config, to_dict, to_yaml
 from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
-from sleepfm.store import store_uri
+from sleepfm.registry import registry
+from sleepfm.registry.store import store_uri
 from sleepfm.training.config import RunConfig
-from sleepfm.training.distributed import World, exit_ranked, on_main, start
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.feed import Shares
-from sleepfm.training.flops import item_flops
 from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.observer import Observer, Observers
-from sleepfm.training.preemption import PREEMPTED_STATUS
-from sleepfm.training.recorder import Recorder
-from sleepfm.training.sizing import Size
+from sleepfm.training.ranks.distributed import World, exit_ranked, on_main, start
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
+from sleepfm.training.ranks.watchdog import Watchdog
 from sleepfm.training.stage import Stage
-from sleepfm.training.tracking import Tracker, undelivered
-from sleepfm.training.watchdog import Watchdog
+from sleepfm.training.tracking.flops import item_flops
+from sleepfm.training.tracking.recorder import Recorder
+from sleepfm.training.tracking.sizing import Size
+from sleepfm.training.tracking.tracker import Tracker, undelivered
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -55,7 +55,7 @@ class Context:
         A resumed run gets the version that it started from, even if the alias has moved since.
 
         Raises:
-            RegistryError: see :func:`sleepfm.registry.resolve`.
+            RegistryError: see :func:`sleepfm.registry.registry.resolve`.
         """
 
         def ask() -> dict[str, Any]:

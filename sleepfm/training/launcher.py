@@ -12,7 +12,7 @@ import json
 import sys
 
 from sleepfm.errors import exit_with
-from sleepfm.training.distributed import free_port, import_deepspeed
+from sleepfm.training.ranks.distributed import free_port, import_deepspeed
 
 
 def main(argv: list[str]) -> int:

@@ -19,7 +19,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from sleepfm.data.batch import Batch
-from sleepfm.loadtest import BUILD_MODEL
+from sleepfm.registry.load_test import BUILD_MODEL
 
 
 class Loss(Protocol):

@@ -20,9 +20,9 @@ from sleepfm.evaluation.events import (
     runs_of_epochs,
     timing_errors,
 )
-from sleepfm.evaluation.seconds import covered_seconds
 from sleepfm.evaluation.sleep_statistics import sleep_statistics
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.stages.second_labels import covered_seconds
 
 
 @settings(max_examples=100, deadline=None)

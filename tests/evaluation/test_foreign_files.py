@@ -26,9 +26,9 @@ from sleepfm.data.cache import FileCache
 from sleepfm.demo.__main__ import run as demo
 from sleepfm.demo.runner import Journal, set_aside
 from sleepfm.errors import SleepFMError
-from sleepfm.evaluation.settings import ProbeConfig
 from sleepfm.output import Origin, whole_folder
 from sleepfm.paths import config_root
+from sleepfm.stages.downstream_config import ProbeConfig
 from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.training.folder import RunFolder
 

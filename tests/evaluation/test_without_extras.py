@@ -16,11 +16,11 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from sleepfm import registry
 from sleepfm.files import sha256_file
-from sleepfm.package import CONFIG, WEIGHTS
-from sleepfm.promotion import CHAMPION
-from sleepfm.store import client, experiment_id
+from sleepfm.registry import registry
+from sleepfm.registry.package import CONFIG, WEIGHTS
+from sleepfm.registry.promotion import CHAMPION
+from sleepfm.registry.store import client, experiment_id
 
 ROOT = Path(__file__).resolve().parents[2]
 

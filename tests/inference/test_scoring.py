@@ -28,9 +28,9 @@ from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.usage import Usage
-from sleepfm.package import write_package
 from sleepfm.paths import config_root
-from sleepfm.registry import load
+from sleepfm.registry.package import write_package
+from sleepfm.registry.registry import load
 from sleepfm.reports.night_files import summary
 from sleepfm.signals.quality import Quality
 from sleepfm.tasks import TASKS

@@ -19,11 +19,11 @@ from sleepfm.cli import main
 from sleepfm.constants import STAGE_NAMES
 from sleepfm.errors import ModelError
 from sleepfm.models.build import build_model
-from sleepfm.models.convert import convert
 from sleepfm.models.lora import LoRALinear
+from sleepfm.models.reference.convert import convert
 from sleepfm.models.usage import Usage
-from sleepfm.package import read_config
-from sleepfm.registry import load
+from sleepfm.registry.package import read_config
+from sleepfm.registry.registry import load
 
 FRAME_ENCODER = {"stem": 4, "channels": [4, 4, 6, 8], "reduction": 2}
 UNIMODAL = {

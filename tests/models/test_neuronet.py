@@ -14,7 +14,7 @@ from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
 from sleepfm.models.losses import masked_reconstruction
 from sleepfm.models.masking import hidden, keep_indices, kept_count
 from sleepfm.models.neuronet import NeuroNet
-from sleepfm.package import load_weights, save_weights
+from sleepfm.registry.package import load_weights, save_weights
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 

@@ -18,7 +18,7 @@ from sleepfm.config import read_yaml
 from sleepfm.models.build import build_model
 from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.recompute import recompute_activations
-from sleepfm.training.precision import RoundedProducts
+from sleepfm.training.ranks.precision import RoundedProducts
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 Result = tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]

@@ -19,12 +19,12 @@ import torch
 from torch import nn
 
 from sleepfm.constants import STAGE_NAMES
-from sleepfm.models.convert import convert
 from sleepfm.models.downstream import Downstream
 from sleepfm.models.mamba import Mamba2
 from sleepfm.models.masking import hidden, keep_indices
 from sleepfm.models.neuronet import NeuroNet
-from sleepfm.models.reference_names import CHANNELS
+from sleepfm.models.reference.convert import convert
+from sleepfm.models.reference.names import CHANNELS
 from sleepfm.models.synthsleepnet import SynthSleepNet
 
 CHECKOUT = os.environ.get("SLEEPFM_REFERENCE", "")

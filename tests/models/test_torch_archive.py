@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from sleepfm.errors import CheckpointError
-from sleepfm.models.torch_archive import Unknown, read_archive
+from sleepfm.models.reference.torch_archive import Unknown, read_archive
 
 
 def same(found: Any, expected: Any) -> bool:

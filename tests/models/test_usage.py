@@ -15,9 +15,9 @@ from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.usage import LabelRule, Usage
-from sleepfm.package import write_package
 from sleepfm.paths import config_root
-from sleepfm.registry import load
+from sleepfm.registry.package import write_package
+from sleepfm.registry.registry import load
 
 APNEA = ("none", "apnea")
 EARLIER = {"task": "apnea", "window": 7, "threshold": 0.31, "threshold_rule": "max F1 on val", "event_threshold": 0.62}

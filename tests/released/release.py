@@ -50,8 +50,8 @@ def main(out: Path) -> None:
     from sleepfm.models.context import ContextConfig
     from sleepfm.models.downstream import Downstream, DownstreamConfig
     from sleepfm.models.event_head import EventHeadConfig
-    from sleepfm.package import write_package
     from sleepfm.paths import config_root
+    from sleepfm.registry.package import write_package
     from sleepfm.synthetic.cohort import write_cohort
 
     night = write_cohort(out / "night", subjects=1, hours=0.11, seed=3, cohort="sleep-edf")[0]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sleepfm.registry.store import client
 from sleepfm.reports.lineage import Lineage, from_registry, to_svg
-from sleepfm.store import client
 
 TAGS = {"sha256": "a" * 64, "git_commit": "c" * 40}
 

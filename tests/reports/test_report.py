@@ -35,7 +35,7 @@ from sleepfm.reports.report import (
 from sleepfm.signals.quality import Quality
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
-from sleepfm.training.trace import Trace
+from sleepfm.training.tracking.trace import Trace
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

@@ -21,9 +21,9 @@ from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.format import DATASET_FILE
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import ConfigError
-from sleepfm.evaluation.seconds import SecondLabels
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, event_labels
 from sleepfm.signals.scorings.scoring import Event, Scoring
+from sleepfm.stages.second_labels import SecondLabels
 
 EPOCHS = 70  # more than one sample
 EVENTS = (

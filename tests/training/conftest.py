@@ -8,8 +8,8 @@ import pytest
 
 from sleepfm.config import read_yaml
 from sleepfm.models.build import build_model, model_config
-from sleepfm.package import write_package
 from sleepfm.paths import config_root
+from sleepfm.registry.package import write_package
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,11 @@ from typing import Any
 
 from toy import ToyRunConfig, ToyStage
 
-from sleepfm.training import universal
-from sleepfm.training.distributed import World, start
 from sleepfm.training.engine import train
 from sleepfm.training.job import Context
 from sleepfm.training.observer import Observer
+from sleepfm.training.ranks.distributed import World, start
+from sleepfm.training.state import universal
 
 WORLD = World(0, 1, 0, 1)
 # Saved after step 3.

@@ -12,7 +12,7 @@ import torch.multiprocessing
 from torch import Tensor, nn
 
 from sleepfm.models.normalisation import RowBatchNorm, mlp
-from sleepfm.training.batch_norm import SynchronisedBatchNorm, synchronise
+from sleepfm.training.ranks.batch_norm import SynchronisedBatchNorm, synchronise
 
 WIDTH = 5
 # Rows of each of three ranks; length of a row, or None for rows that are vectors.

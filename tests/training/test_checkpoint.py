@@ -13,8 +13,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
-from sleepfm.training import checkpoint
-from sleepfm.training.distributed import World, free_port, import_deepspeed, start
+from sleepfm.training.ranks.distributed import World, free_port, import_deepspeed, start
+from sleepfm.training.state import checkpoint
 
 RANKS = 2
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 from made_nights import make_dataset, make_night
 
-from sleepfm import registry
 from sleepfm.config import load_config, read_yaml
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.masked_context import MaskedContext
-from sleepfm.package import write_package
 from sleepfm.paths import config_root
-from sleepfm.registry import load_package
-from sleepfm.training.context_stage import ContextStage, NightStream
-from sleepfm.training.embeddings import ALONE
-from sleepfm.training.pretrain import PretrainConfig
+from sleepfm.registry import registry
+from sleepfm.registry.package import write_package
+from sleepfm.registry.registry import load_package
+from sleepfm.stages.context import ContextStage, NightStream
+from sleepfm.stages.embedding_cache import ALONE
+from sleepfm.stages.pretrain import PretrainConfig
 
 
 @pytest.fixture(scope="module")

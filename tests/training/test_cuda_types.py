@@ -13,13 +13,13 @@ from made_nights import EVERY_CHANNEL, make_dataset, make_night
 
 from sleepfm.config import load_config
 from sleepfm.data.dataset import Dataset
-from sleepfm.evaluation.finetune import FinetuneStage
-from sleepfm.evaluation.probe import ProbeStage
-from sleepfm.evaluation.settings import FinetuneConfig, ProbeConfig
 from sleepfm.paths import config_root
-from sleepfm.training.distributed import World
+from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
+from sleepfm.stages.finetune import FinetuneStage
+from sleepfm.stages.pretrain import PretrainConfig, build_stage
+from sleepfm.stages.probe import ProbeStage
 from sleepfm.training.job import Context
-from sleepfm.training.pretrain import PretrainConfig, build_stage
+from sleepfm.training.ranks.distributed import World
 from sleepfm.training.stage import Stage
 
 ALONE = World(0, 1, 0, 1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from sleepfm.errors import ConfigError
-from sleepfm.training.distributed import World
+from sleepfm.training.ranks.distributed import World
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import yaml
 from launching import alone
 from toy import ToyConfig, ToyModule
 
-from sleepfm.training.sizing import Size
+from sleepfm.training.tracking.sizing import Size
 
 
 def test_memory_without_sharding_is_what_a_step_holds() -> None:

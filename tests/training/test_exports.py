@@ -17,12 +17,12 @@ from mlflow_server import free_port
 from safetensors.torch import load_file, save_file
 from small_model import MODEL
 
-from sleepfm import registry
 from sleepfm.errors import RegistryError
-from sleepfm.loadtest import LoadTest, load_test
 from sleepfm.models.build import build_model, model_config
-from sleepfm.package import WEIGHTS, read_config, sha256_file, verify, write_package
-from sleepfm.store import client as mlflow_client
+from sleepfm.registry import registry
+from sleepfm.registry.load_test import LoadTest, load_test
+from sleepfm.registry.package import WEIGHTS, read_config, sha256_file, verify, write_package
+from sleepfm.registry.store import client as mlflow_client
 
 pytestmark = pytest.mark.timeout(1800)
 

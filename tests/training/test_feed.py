@@ -8,8 +8,8 @@ import pytest
 from made_nights import make_dataset, make_night
 
 from sleepfm.data.stream import EpochStream, Reading
-from sleepfm.training.distributed import World
 from sleepfm.training.feed import Feed, Shares
+from sleepfm.training.ranks.distributed import World
 
 
 def test_ranks_stay_in_step_and_say_what_they_could_not_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

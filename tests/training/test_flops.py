@@ -7,9 +7,9 @@ import torch
 from toy import ToyRunConfig, ToyStage
 
 from sleepfm.config import validate
-from sleepfm.training.distributed import World
-from sleepfm.training.flops import item_flops, peak_flops
 from sleepfm.training.job import Context
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.tracking.flops import item_flops, peak_flops
 
 WORLD = World(0, 1, 0, 1)
 

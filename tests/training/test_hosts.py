@@ -18,7 +18,7 @@ import pytest
 from launching import CONFIG, TOY, environment, family, launch, trace
 from mlflow_server import free_port
 
-from sleepfm.training.preemption import PREEMPTED_STATUS
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -17,7 +17,7 @@ import psutil
 import pytest
 from launching import CONFIG, command, environment, family, launch, trace
 
-from sleepfm.training.preemption import PREEMPTED_STATUS
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sleepfm.training.journal import Journal
+from sleepfm.training.tracking.journal import Journal
 
 
 def rows(journal: Journal, start: int = 0, figures: int = 10_000) -> list[tuple[int, dict[str, float]]]:
@@ -94,7 +94,7 @@ def test_a_journal_that_nobody_empties_stays_bounded_and_counts_what_it_refuses(
 FULL_DISK = """
 import resource, signal, sys
 from pathlib import Path
-from sleepfm.training.journal import Journal
+from sleepfm.training.tracking.journal import Journal
 journal = Journal(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (300, resource.RLIM_INFINITY))
 for step in range(1, 21):
@@ -120,7 +120,7 @@ def test_rows_wait_in_memory_while_the_disk_is_full(tmp_path: Path) -> None:
 
 def test_what_was_appended_outlives_a_kill(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from sleepfm.training.journal import Journal\n"
+        "import os, signal, sys; from pathlib import Path; from sleepfm.training.tracking.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1]))\n"
         "for step in range(1, 101): journal.append(step, step, {'a': step})\n"
         "os.kill(os.getpid(), signal.SIGKILL)"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import DatasetError
-from sleepfm.training.monitor import Monitor, MonitorConfig
+from sleepfm.stages.monitor import Monitor, MonitorConfig
 
 CHANNELS = ("EEG_C4",)
 

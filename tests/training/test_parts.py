@@ -20,14 +20,14 @@ from sleepfm.config import load_config
 from sleepfm.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from sleepfm.output import Origin, whole_folder
 from sleepfm.training.config import RegistryConfig, TrainConfig, config_digest
-from sleepfm.training.distributed import World
 from sleepfm.training.feed import Shares
 from sleepfm.training.folder import Resume, RunFolder
+from sleepfm.training.ranks.distributed import World
 from sleepfm.training.schedule import learning_rate, parameter_groups
-from sleepfm.training.selection import Best
-from sleepfm.training.sizing import Size
-from sleepfm.training.trace import Trace, read_trace
-from sleepfm.training.weights import average_statistics, state_digest
+from sleepfm.training.state.selection import Best
+from sleepfm.training.state.weights import average_statistics, state_digest
+from sleepfm.training.tracking.sizing import Size
+from sleepfm.training.tracking.trace import Trace, read_trace
 
 
 def train_config(**values: object) -> TrainConfig:

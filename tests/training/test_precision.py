@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from sleepfm.training.precision import RoundedProducts
+from sleepfm.training.ranks.precision import RoundedProducts
 
 Operation = Callable[..., torch.Tensor]
 OPERATIONS: dict[str, tuple[Operation, tuple[tuple[int, ...], ...]]] = {

@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import os, signal, sys
-from sleepfm.training.preemption import Preemption
+from sleepfm.training.ranks.preemption import Preemption
 try:
     with Preemption() as preemption:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -8,16 +8,16 @@ import pytest
 import torch
 from made_nights import make_dataset, make_night
 
-from sleepfm import registry
 from sleepfm.config import load_config, validate
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ConfigError, DatasetError, ModelError
 from sleepfm.models.build import model_config
-from sleepfm.package import write_package
 from sleepfm.paths import config_root
-from sleepfm.registry import Resolved
-from sleepfm.training.encoder_stages import MultimodalStage, UnimodalStage, assert_unchanged
-from sleepfm.training.pretrain import PretrainConfig
+from sleepfm.registry import registry
+from sleepfm.registry.package import write_package
+from sleepfm.registry.registry import Resolved
+from sleepfm.stages.encoders import MultimodalStage, UnimodalStage, assert_unchanged
+from sleepfm.stages.pretrain import PretrainConfig
 
 MODALITIES = ("eeg", "eog", "emg", "ecg")
 

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from sleepfm.commands.models import configure
 from sleepfm.errors import RegistryError
-from sleepfm.promotion import Promotion, comparison, promote, promote_by_hand
-from sleepfm.store import client
+from sleepfm.registry.promotion import Promotion, comparison, promote, promote_by_hand
+from sleepfm.registry.store import client
 
 METRIC = "val/kappa"
 TINY = {"kind": "neuronet", "encoder": {"dim": 16, "heads": 2}}

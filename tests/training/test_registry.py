@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from small_model import MODEL
 from torch import nn
 
-from sleepfm import registry
 from sleepfm.errors import ModelError, RegistryError
 from sleepfm.models.build import build_model, model_config
-from sleepfm.package import CONFIG, WEIGHTS, load_weights, read_config, verify, write_package
-from sleepfm.store import DEFAULT_STORE, experiment_id
-from sleepfm.store import client as mlflow_client
+from sleepfm.registry import registry
+from sleepfm.registry.package import CONFIG, WEIGHTS, load_weights, read_config, verify, write_package
+from sleepfm.registry.store import DEFAULT_STORE, experiment_id
+from sleepfm.registry.store import client as mlflow_client
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def test_a_moved_folder_still_resolves(
 
 CREATE = """
 import sys
-from sleepfm.store import client as mlflow_client, experiment_id
+from sleepfm.registry.store import client as mlflow_client, experiment_id
 print("ready", flush=True)
 client = mlflow_client(sys.argv[1], create=True)
 run = client.create_run(experiment_id(client, sys.argv[1], "test"))

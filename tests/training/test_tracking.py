@@ -16,13 +16,13 @@ import pytest
 from launching import CONFIG, command, environment, launch, trace
 from mlflow_server import Server, free_port
 
-from sleepfm import registry
 from sleepfm.errors import RegistryError
-from sleepfm.package import verify
-from sleepfm.store import client as mlflow_client
-from sleepfm.training import machine
-from sleepfm.training.machine import Sampler
-from sleepfm.training.tracking import Tracker, flatten, undelivered
+from sleepfm.registry import registry
+from sleepfm.registry.package import verify
+from sleepfm.registry.store import client as mlflow_client
+from sleepfm.training.tracking import machine
+from sleepfm.training.tracking.machine import Sampler
+from sleepfm.training.tracking.tracker import Tracker, flatten, undelivered
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from launching import CONFIG, alone, command, environment, launch
 
-from sleepfm.training.watchdog import Beat, missing
+from sleepfm.training.ranks.watchdog import Beat, missing
 
 pytestmark = pytest.mark.timeout(1800)
 

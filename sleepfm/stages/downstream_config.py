@@ -1,0 +1,95 @@
+"""Configuration of the downstream jobs (``launch/probe.py`` and ``launch/finetune.py``)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from sleepfm.config import Config
+from sleepfm.models.context import ContextConfig
+from sleepfm.models.downstream import TuneConfig
+from sleepfm.models.event_head import EventHeadConfig
+from sleepfm.models.heads import HeadConfig
+from sleepfm.stages.data_config import SourceConfig
+from sleepfm.tasks import TASKS, TaskName
+from sleepfm.training.config import LocalFolder, RunConfig
+
+
+class LabelledData(SourceConfig):
+    """Which labelled epochs train the head: a share of those of each recording of ``label``."""
+
+    label_fraction: float = Field(default=1.0, gt=0, le=1)
+    label_seed: int = 0
+
+
+class EvaluateConfig(Config):
+    """How the finished model is evaluated; ``chunk`` epochs go through the encoder at a time."""
+
+    resamples: int = Field(default=1000, ge=0)
+    seed: int = 0
+    chunk: int = Field(default=64, ge=1)
+
+
+class SequenceConfig(Config):
+    """Consecutive epochs seen at once; training sequences start every ``stride`` epochs."""
+
+    length: int = Field(default=20, ge=1)
+    stride: int = Field(default=10, ge=1)
+
+
+class DownstreamJob(RunConfig):
+    """What the probe and the fine-tune share.
+
+    ``weighting`` ``inverse`` weighs each class by the inverse of its frequency among the labelled epochs
+    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's. ``registry.name`` and
+    ``registry.metric`` follow from the task unless stated.
+    """
+
+    task: TaskName
+    encoder: str = "models:/sleepfm-synthsleepnet@champion"
+    data: LabelledData
+    head: HeadConfig = HeadConfig()
+    weighting: Literal["none", "inverse"] = "none"
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _registered_as_the_task_says(cls, values: Any) -> Any:
+        task = TASKS.get(str(values.get("task"))) if isinstance(values, dict) else None
+        if task is None or not isinstance(stated := values.get("registry", {}), dict):
+            return values
+        return values | {"registry": {"name": task.registered_name, "metric": f"val/{task.metric}"} | stated}
+
+    @model_validator(mode="after")
+    def _registered_under_its_task(self) -> DownstreamJob:
+        expected = TASKS[self.task].registered_name
+        if self.registry.name != expected:
+            raise ValueError(f"registry.name: task {self.task} is registered as {expected!r}")
+        return self
+
+
+class ProbeConfig(DownstreamJob):
+    """A head on a frozen encoder. Embeddings are kept in ``cache`` for the next job on the same encoder and
+    data set.
+    """
+
+    cache: LocalFolder = "runs/cache/embeddings"
+
+
+class FinetuneConfig(DownstreamJob):
+    """Encoder, temporal context and head together; ``encoder`` may name a pretrained context, which is then started from.
+
+    ``events`` adds a head that finds onset and duration to the second, for tasks that are about events.
+    """
+
+    tune: TuneConfig = TuneConfig(mode="lora")
+    context: ContextConfig = ContextConfig(kind="mamba")
+    sequence: SequenceConfig = SequenceConfig()
+    events: EventHeadConfig | None = None
+
+    @model_validator(mode="after")
+    def _events_have_seconds(self) -> FinetuneConfig:
+        if self.events is not None and not TASKS[self.task].event:
+            raise ValueError(f"events: task {self.task} has no onset and duration; leave the section out")
+        return self

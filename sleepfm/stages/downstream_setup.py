@@ -1,0 +1,74 @@
+"""What the probe and the fine-tune set up alike: the model's configuration and the labels it learns from."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sleepfm.data.ahead import fetching_ahead
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.labels import RecordLabels
+from sleepfm.data.reader import ShardReader
+from sleepfm.errors import ConfigError
+from sleepfm.models.build import model_config
+from sleepfm.models.context import ContextConfig
+from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
+from sleepfm.models.masked_context import MaskedContext
+from sleepfm.registry.registry import Resolved
+from sleepfm.stages.downstream_config import DownstreamJob, FinetuneConfig, LabelledData
+from sleepfm.tasks import TASKS
+
+
+def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) -> DownstreamConfig:
+    """Configuration of the model that ``job`` trains on ``encoder``.
+
+    Raises:
+        ConfigError: the encoder is a downstream model.
+    """
+    if isinstance(encoder, Downstream):
+        raise ConfigError(f"encoder: {source.uri} is a downstream model; name a pretrained encoder")
+    task = TASKS[job.task]
+    tune, context, events = TuneConfig(mode="frozen"), ContextConfig(kind="none"), None
+    if isinstance(job, FinetuneConfig):
+        tune, context, events = job.tune, job.context, job.events
+    return DownstreamConfig(
+        task=task.name,
+        classes=task.classes,
+        encoder=model_config(encoder),
+        tune=tune,
+        context=context,
+        head=job.head,
+        events=events,
+    )
+
+
+def starting_point(job: DownstreamJob, model: nn.Module, source: Resolved) -> tuple[nn.Module, dict[str, Tensor] | None]:
+    """The encoder in ``model`` and, where ``model`` is a pretrained context, the weights that the job's context starts from.
+
+    Raises:
+        ConfigError: the job's context is not the pretrained one.
+    """
+    if not isinstance(model, MaskedContext):
+        return model, None
+    wanted = job.context if isinstance(job, FinetuneConfig) else ContextConfig(kind="none")
+    held = model.config.context
+    if wanted != held:
+        differ = [name for name in type(held).model_fields if getattr(wanted, name) != getattr(held, name)]
+        stated = ", ".join(f"{name} {getattr(held, name)} (this job: {getattr(wanted, name)})" for name in differ)
+        raise ConfigError(
+            f"context: {source.uri} holds a pretrained context with {stated}; ask for the same, or name its encoder"
+        )
+    return model.encoder, model.context.state_dict()
+
+
+def training_labels(dataset: Dataset, task: str, data: LabelledData) -> RecordLabels:
+    """Labels of ``task`` with everything outside ``data.label_fraction`` at -1."""
+    reader = ShardReader(dataset)
+    return RecordLabels(dataset, reader, (task,), task, data.label_fraction, data.label_seed)
+
+
+def labels_of_split(dataset: Dataset, labels: RecordLabels, split: str, task: str) -> NDArray[np.int64]:
+    """All labels of ``task`` in ``split``, joined."""
+    rows = fetching_ahead(dataset, dataset.select(split).tolist())
+    return np.concatenate([labels.of(row)[task] for row in rows]).astype(np.int64)

@@ -1,0 +1,182 @@
+"""The pretraining stages of encoders: a NeuroNet per modality, and SynthSleepNet on the four of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from sleepfm.config import to_dict
+from sleepfm.constants import CHANNEL_MODALITY
+from sleepfm.data.batch import Batch
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.stream import EpochStream, SequenceStream
+from sleepfm.errors import ConfigError, ModelError
+from sleepfm.models.build import build_model, model_config
+from sleepfm.models.losses import LossOutput
+from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
+from sleepfm.models.noise import noise_for
+from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
+from sleepfm.registry.registry import Resolved, load_package
+from sleepfm.stages.monitor import Monitor
+from sleepfm.training.config import differing_keys
+from sleepfm.training.stage import Export, Stream
+
+if TYPE_CHECKING:
+    from sleepfm.stages.pretrain import PretrainConfig
+
+
+class PretrainStage:
+    """What the stages that train encoders share."""
+
+    epochs_per_item = 1
+
+    def __init__(self, config: PretrainConfig, module: NeuroNet | SynthSleepNet, parents: list[str]) -> None:
+        self.config = config
+        self.module = module
+        self.parents = parents
+        self.dataset = Dataset.open(config.data.path)
+        self.dataset_digest = self.dataset.digest
+        self.validation_items = config.data.validation_items
+        self._monitor = Monitor(self.dataset, tuple(module.channels), config.monitor, config.train.seed)
+
+    @property
+    def name(self) -> str:
+        raise NotImplementedError
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Probes of the frozen encoder from ``label`` to ``val``."""
+        return self._monitor(module)
+
+    def measure(self, metric: str) -> dict[str, Any]:
+        """Epochs and seed of the probes; of the loss also the items that are contrasted at once, and what is to be predicted."""
+        train = self.config.train
+        if metric.removeprefix("val/").startswith(("probe_", "knn_")):
+            return to_dict(self.config.monitor) | {"seed": train.seed}
+        contrasted = train.global_batch // train.accumulation
+        return {"items": self.validation_items, "seed": train.seed, "contrasted": contrasted, "parents": list(self.parents)}
+
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+        """The whole model, decoders included, so that pretraining can be taken up again elsewhere."""
+        config = self.config
+        size = sum(parameter.numel() for parameter in module.parameters())
+        card = "\n".join(
+            [
+                f"# {config.registry.name}",
+                "",
+                f"Pretrained without labels on the channels {', '.join(self.module.channels)}: 30-s epochs at "
+                f"100 Hz, filtered and robust-scaled per recording. {size:,} parameters.",
+                "",
+                f"* data set digest `{self.dataset_digest}`, split `{config.data.split}`",
+                f"* started from {', '.join(self.parents) or 'random weights'}",
+                f"* selected by `{config.registry.metric}` ({config.registry.mode}) on subjects of `val`, with "
+                f"labels of `label`; `test` was not read",
+                "",
+                "`sleepfm.load(...)` gives a module whose `embed({channel: [B, 3000]})` returns one vector an "
+                "epoch. Not a medical device.",
+                "",
+            ]
+        )
+        return Export({"model": model_config(module), "channels": list(self.module.channels)}, card)
+
+
+class UnimodalStage(PretrainStage):
+    """A NeuroNet on single epochs of single channels of one modality."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        torch.manual_seed(config.train.seed)
+        module = build_model(to_dict(config.model))
+        assert isinstance(module, NeuroNet)
+        super().__init__(config, module, [])
+        self.stream: Stream = self._stream(config.data.split)
+        self.validation: Stream = self._stream("val")
+
+    @property
+    def name(self) -> str:
+        """``pretrain-<modality>``."""
+        assert isinstance(self.config.model, NeuroNetConfig)
+        return f"pretrain-{self.config.model.modality.lower()}"
+
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
+        """NeuroNet's loss; masks belong to the items."""
+        assert isinstance(self.module, NeuroNet)
+        return model(batch.signals, noise_for(batch.item, self.module.noise_shape, seed))
+
+    def _stream(self, split: str) -> EpochStream:
+        return EpochStream(self.dataset, split, self.module.channels, self.config.reading())
+
+
+class MultimodalStage(PretrainStage):
+    """SynthSleepNet on single epochs of all channels, from the registered NeuroNets.
+
+    Raises:
+        ConfigError: an address that holds no NeuroNet of its modality, or one of another architecture or size than the model
+            section asks for.
+    """
+
+    def __init__(self, config: PretrainConfig, sources: dict[str, Resolved]) -> None:
+        assert isinstance(config.model, SynthSleepNetConfig)
+        encoders, before = {}, {}
+        for modality, source in sources.items():
+            package = load_package(source)
+            if not isinstance(package.module, NeuroNet) or package.module.config.modality != modality:
+                raise ConfigError(f"encoders.{modality}: {source.uri} is not a NeuroNet of {modality}")
+            check_encoder(modality, config.model.encoder_config(modality), package.module.config, source.uri)
+            encoders[modality] = package.module.encoder
+            before[modality] = {name: value.clone() for name, value in package.module.encoder.state_dict().items()}
+        torch.manual_seed(config.train.seed)
+        module = SynthSleepNet(config.model, encoders)
+        assert_unchanged(module, before, {name: source.uri for name, source in sources.items()})
+        super().__init__(config, module, [source.label for source in sources.values()])
+        self.stream: Stream = self._stream(config.data.split)
+        self.validation: Stream = self._stream("val")
+
+    @property
+    def name(self) -> str:
+        """``pretrain-multimodal``."""
+        return "pretrain-multimodal"
+
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
+        """SynthSleepNet's loss on sequences of one epoch."""
+        assert isinstance(self.module, SynthSleepNet)
+        return model(batch.signals[:, 0], batch.present[:, 0], noise_for(batch.item, self.module.noise_shape, seed))
+
+    def _stream(self, split: str) -> SequenceStream:
+        return SequenceStream(self.dataset, split, self.module.channels, reading=self.config.reading(), labels=())
+
+
+def check_encoder(modality: str, asked: NeuroNetConfig, held: NeuroNetConfig, address: str) -> None:
+    """The NeuroNet at ``address`` has the encoder that the configuration asks for.
+
+    What only its own pretraining uses (decoder, projector, masks) may differ.
+
+    Raises:
+        ConfigError: naming the keys that differ.
+    """
+    keys = ("window_s", "step_s", "frame_encoder", "encoder", "position")
+    left, right = ({key: value for key, value in to_dict(config).items() if key in keys} for config in (asked, held))
+    if differing := differing_keys(left, right):
+        raise ConfigError(
+            f"encoders.{modality}: {address} has another architecture or size than model.backbone asks for: "
+            f"{', '.join(differing)}; name an encoder that fits (sleepfm models lists them), or state its settings in "
+            f"model.encoders.{modality}"
+        )
+
+
+def assert_unchanged(module: SynthSleepNet, before: dict[str, dict[str, Tensor]], sources: dict[str, str]) -> None:
+    """The pretrained encoders stand in ``module`` bit for bit (the reference initialised them anew, D1).
+
+    ``before`` is the state of each modality's encoder as it was loaded, ``sources`` its address.
+
+    Raises:
+        ModelError: naming the first tensor that differs.
+    """
+    for group, encoder in module.backbones.encoders.items():
+        modality = CHANNEL_MODALITY.get(group, group)
+        after = {name.replace(".base.", "."): value for name, value in encoder.state_dict().items()}
+        for name, value in before[modality].items():
+            if name not in after or not torch.equal(after[name], value):
+                raise ModelError(f"{group}: {name} is not what {sources[modality]} holds")

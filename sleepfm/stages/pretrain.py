@@ -1,0 +1,126 @@
+"""Pretraining, by kind of model: a NeuroNet per modality, SynthSleepNet on the four of them, and temporal context on that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import or_
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
+from sleepfm.data.stream import Reading
+from sleepfm.models.build import KINDS
+from sleepfm.registry.registry import load_package
+from sleepfm.stages.context import ContextStage
+from sleepfm.stages.data_config import SourceConfig
+from sleepfm.stages.encoders import MultimodalStage, UnimodalStage
+from sleepfm.stages.monitor import MonitorConfig
+from sleepfm.training.config import LocalFolder, RunConfig, present_names
+from sleepfm.training.job import Context
+from sleepfm.training.stage import Stage
+
+
+class DataConfig(SourceConfig):
+    """What is learnt from, and on how many items the loss is validated."""
+
+    split: Literal["pretrain", "label"] = "pretrain"
+    partitions: int = Field(default=1, ge=1)
+    """Equal parts of every micro-step that come from shards of their own: the number of nodes, if each shall read
+    its own shards. Part of the order, so it stays when a run goes on with another number of nodes."""
+    validation_items: int = Field(default=512, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _under_their_present_names(cls, values: Any) -> Any:
+        return present_names({"data": values})["data"] if isinstance(values, dict) else values
+
+
+@dataclass(frozen=True)
+class StageKind:
+    """How models of one kind are pretrained: what builds the stage, and which registered models it starts from.
+
+    ``encoders`` gives the modalities that ``config.encoders`` must name an encoder of; ``encoder`` says that ``config.encoder``
+    must name one.
+    """
+
+    build: Callable[[PretrainConfig, Context], Stage]
+    encoders: Callable[[Any], tuple[str, ...]] = lambda model: ()
+    encoder: bool = False
+
+
+def _unimodal(config: PretrainConfig, context: Context) -> Stage:
+    return UnimodalStage(config)
+
+
+def _multimodal(config: PretrainConfig, context: Context) -> Stage:
+    return MultimodalStage(config, {name: context.pull(uri) for name, uri in config.encoders.items()})
+
+
+def _context(config: PretrainConfig, context: Context) -> Stage:
+    return ContextStage(config, load_package(context.pull(config.encoder)), context.world)
+
+
+# By the kind of model, see `sleepfm.models.build.KINDS`.
+STAGES = {
+    "neuronet": StageKind(_unimodal),
+    "synthsleepnet": StageKind(_multimodal, encoders=lambda model: model.modalities),
+    "context": StageKind(_context, encoder=True),
+}
+
+# The configuration of any of them.
+if TYPE_CHECKING:
+    ModelSection = Any
+else:
+    ModelSection = reduce(or_, (KINDS[kind].config for kind in STAGES))
+
+
+class PretrainConfig(RunConfig):
+    """Configuration of ``launch/pretrain.py``; ``encoders`` is for the multimodal stage alone, ``encoder`` and ``cache`` for
+    the context stage.
+    """
+
+    data: DataConfig
+    model: ModelSection = Field(discriminator="kind")
+    encoders: dict[str, str] = Field(default_factory=dict)
+    """Address of the pretrained NeuroNet of each modality."""
+    encoder: str = ""
+    """Address of the pretrained model whose embeddings the context learns from."""
+    cache: LocalFolder = "runs/cache/embeddings"
+    """Where those embeddings are kept."""
+    monitor: MonitorConfig = MonitorConfig()
+
+    @model_validator(mode="after")
+    def _encoders_fit_the_model(self) -> PretrainConfig:
+        kind = STAGES[self.model.kind]
+        needed = set(kind.encoders(self.model))
+        if needed != self.encoders.keys():
+            raise ValueError(
+                f"encoders: model.channels need {', '.join(sorted(needed)) or 'none'}, "
+                f"found {', '.join(sorted(self.encoders)) or 'none'}"
+            )
+        if kind.encoder != bool(self.encoder):
+            takers = " or ".join(name for name, other in STAGES.items() if other.encoder)
+            raise ValueError(f"encoder: a model of kind {takers}, and no other, needs its address; found {self.encoder!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _partitions_divide_the_step(self) -> PretrainConfig:
+        items = self.train.global_batch // self.train.accumulation
+        if items % self.data.partitions:
+            raise ValueError(
+                f"data.partitions={self.data.partitions} does not divide the {items} items of a micro-step "
+                "(train.global_batch / train.accumulation)"
+            )
+        return self
+
+    def reading(self) -> Reading:
+        """For the streams of the stage."""
+        items = self.train.global_batch // self.train.accumulation
+        return self.data.reading(self.train.seed, self.data.partitions, items // self.data.partitions)
+
+
+def build_stage(config: PretrainConfig, context: Context) -> Stage:
+    """The stage that ``config.model.kind`` asks for, with the same weights on every rank."""
+    return STAGES[config.model.kind].build(config, context)

@@ -1,0 +1,163 @@
+"""The probe: a head trained on the embeddings of a frozen, registered encoder.
+
+The encoder sees each epoch once; from then on a step costs only the head. What is registered is encoder and
+head together, so that it scores a night by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sleepfm.data.batch import Batch
+from sleepfm.data.dataset import Dataset
+from sleepfm.data.labels import RecordLabels
+from sleepfm.data.order import permutation
+from sleepfm.errors import DatasetError
+from sleepfm.evaluation.prediction_figures import validation_figures
+from sleepfm.evaluation.predictions import Predictions
+from sleepfm.inference.predict import predict_embedded
+from sleepfm.models.downstream import Downstream
+from sleepfm.registry.registry import Resolved, load_package
+from sleepfm.stages.classification_loss import class_weights, classification_loss
+from sleepfm.stages.downstream_config import ProbeConfig
+from sleepfm.stages.downstream_package import package_contents
+from sleepfm.stages.downstream_setup import downstream_plan, starting_point, training_labels
+from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.tasks import TASKS
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.stage import Export, StepLoss
+
+
+class Probe(Downstream):
+    """A :class:`Downstream` whose forward starts from embeddings [B, L, D], with the same weights and names."""
+
+    def forward(self, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        """Logits [B, L, K]."""
+        return self.classify(embedding)
+
+
+class EmbeddingStream:
+    """Labelled epochs as items, embedding and label, in the order of a permutation of (seed, pass).
+
+    ``nights`` are embeddings [E, D] by recording; epochs without a label in ``labels`` or without a channel
+    are left out.
+    """
+
+    def __init__(self, dataset: Dataset, nights: Mapping[str, Tensor], labels: RecordLabels, task: str, seed: int) -> None:
+        self._task, self._seed = task, seed
+        self._names = list(nights)
+        embeddings, targets, epochs, night = [], [], [], []
+        for number, (name, embedding) in enumerate(nights.items()):
+            target = torch.from_numpy(labels.of(dataset.index_of(name))[task].astype(np.int64))
+            kept = torch.nonzero((target >= 0) & torch.isfinite(embedding).all(dim=1))[:, 0]
+            embeddings.append(embedding[kept])
+            targets.append(target[kept])
+            epochs.append(kept)
+            night.append(torch.full_like(kept, number))
+        self._embedding, self.labels = torch.cat(embeddings), torch.cat(targets)
+        self._epoch, self._night = torch.cat(epochs), torch.cat(night)
+        if not len(self):
+            raise DatasetError(f"{dataset.path}: no epoch of split 'label' has a label for task {task!r}")
+        self._order = lru_cache(2)(lambda number: permutation(len(self), seed, number))
+
+    def __len__(self) -> int:
+        """Labelled epochs, the items of one pass."""
+        return len(self.labels)
+
+    def batch(self, start: int, count: int) -> Batch:
+        """Items ``start`` to ``start + count`` of the infinite sequence; ``signals`` are embeddings [B, 1,
+        D].
+        """
+        position = np.arange(start, start + count)
+        row = torch.tensor([self._order(p // len(self))[p % len(self)] for p in position.tolist()])
+        ones = torch.ones(count, 1, dtype=torch.bool)
+        return Batch(
+            signals=self._embedding[row][:, None],
+            present=ones,
+            valid=ones,
+            labels={self._task: self.labels[row][:, None]},
+            item=torch.from_numpy(position),
+            record=[self._names[number] for number in self._night[row].tolist()],
+            first_epoch=self._epoch[row],
+        )
+
+
+class ProbeStage:
+    """The training job of one probe, for :func:`sleepfm.training.engine.train`.
+
+    Construct it on every rank after the process group has started: the ranks share the work of embedding.
+    ``source`` is the package of the encoder.
+
+    Raises:
+        RegistryError: the encoder's bytes have changed.
+        DatasetError: an empty split, or no labelled epoch.
+        ConfigError: the encoder is a downstream model.
+    """
+
+    epochs_per_item = 1
+
+    def __init__(self, config: ProbeConfig, source: Resolved, world: World) -> None:
+        self.config, self.task = config, TASKS[config.task]
+        self.name = f"probe-{config.task}"
+        self.dataset = Dataset.open(config.data.path)
+        self.dataset_digest = self.dataset.digest
+        self.parents = [source.label]
+        package = load_package(source)
+        self.module = _build(config, package.module, source)
+        self.cache = EmbeddingCache(
+            Path(config.cache),
+            self.dataset,
+            self.module.encoder,
+            package.config["weights"]["sha256"],
+            config.evaluate.chunk,
+        )
+        nights = self.cache.split("label", world)
+        self.validation = self.cache.split("val", world)
+        self.dataset.select("test", self.module.channels)
+        labels = training_labels(self.dataset, config.task, config.data)
+        self.stream = EmbeddingStream(self.dataset, nights, labels, config.task, config.train.seed)
+        self.validated: Predictions | None = None
+        self.weights = class_weights(self.stream.labels, len(self.task.classes), config.weighting)
+
+    def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
+        """Cross-entropy of the batch's embeddings; ``seed`` is not used, dropout has its own."""
+        return classification_loss(model(batch.signals), batch.labels[self.config.task], self.weights)
+
+    def validate(self, module: nn.Module) -> dict[str, float]:
+        """Headline figures on ``val``."""
+        self.validated = self._predict(module, self.validation)
+        return validation_figures(self.task, self.validated)
+
+    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+        """The package of encoder and head; reads ``test``, for the first and only time, if ``final``."""
+        assert isinstance(module, Downstream)
+        facts = {
+            "encoder": self.parents[0],
+            "dataset": self.dataset.digest,
+            "training": f"probe ({self.config.head.kind} head on the frozen encoder)",
+            "labelled epochs": len(self.stream),
+            "label fraction": self.config.data.label_fraction,
+            "class weighting": self.config.weighting,
+        }
+        validation = self._predict(module, self.validation) if final or self.validated is None else self.validated
+        test = self._predict(module, self.cache.split("test")) if final else None
+        return package_contents(self.config, module, self.dataset, folder, validation, test, facts, window=1)
+
+    def _predict(self, module: nn.Module, nights: Mapping[str, Tensor]) -> Predictions:
+        assert isinstance(module, Downstream)
+        return predict_embedded(module, self.dataset, nights, window=1)
+
+
+def _build(config: ProbeConfig, encoder: nn.Module, source: Resolved) -> Probe:
+    """The encoder as it is, and a head freshly drawn from ``train.seed`` on every rank alike."""
+    encoder, _ = starting_point(config, encoder, source)
+    plan = downstream_plan(config, encoder, source)
+    torch.manual_seed(config.train.seed)
+    return Probe(plan, encoder)

@@ -1,0 +1,93 @@
+"""Weights of a module in training: digest, consolidation over ranks, and batch statistics."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sleepfm.training.ranks.distributed import World
+
+
+def state_digest(module: nn.Module) -> str:
+    """SHA-256 over names and bytes of every parameter and buffer."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def whole_state(module: nn.Module, world: World, sharded: bool) -> dict[str, Tensor]:
+    """Every parameter and buffer on the CPU of rank 0 (elsewhere empty), gathered if ZeRO 3 shards them."""
+    if not sharded:
+        return {name: value.detach().cpu() for name, value in module.state_dict().items()} if world.is_main else {}
+    from deepspeed import zero
+
+    parameters: dict[str, nn.Parameter] = dict(module.named_parameters(remove_duplicate=False))
+    state: dict[str, Tensor] = {}
+    for name, value in module.state_dict(keep_vars=True).items():
+        if name not in parameters:
+            if world.is_main:
+                state[name] = value.detach().cpu()
+            continue
+        with zero.GatheredParameters([parameters[name]]):
+            if world.is_main:
+                state[name] = parameters[name].detach().cpu().clone()
+    return state
+
+
+def named_running_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Running means and variances of the batch norms that are being trained."""
+    return {
+        f"{prefix}.{name}" if prefix else name: buffer
+        for prefix, part in module.named_modules()
+        if isinstance(part, _BatchNorm) and part.training
+        for name, buffer in (("running_mean", part.running_mean), ("running_var", part.running_var))
+        if buffer is not None
+    }
+
+
+def running_statistics(module: nn.Module) -> list[Tensor]:
+    """The values of :func:`named_running_statistics`."""
+    return list(named_running_statistics(module).values())
+
+
+def average_statistics(module: nn.Module, world: World) -> None:
+    """Give every rank the mean of all ranks' running statistics, so that none of them is special.
+
+    Running statistics do not enter a training step, and their update is linear, so this may happen at any
+    step without a change to the losses.
+    """
+    average(running_statistics(module), world)
+
+
+def average(buffers: list[Tensor], world: World) -> None:
+    """Replace ``buffers`` by their means over ranks. The sum is taken in fp64: equal values stay bit-equal."""
+    if world.size == 1 or not buffers:
+        return
+    flat = torch.cat([buffer.reshape(-1).double() for buffer in buffers])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for buffer, part in zip(buffers, flat.split([buffer.numel() for buffer in buffers]), strict=True):
+        buffer.copy_(part.view_as(buffer))
+
+
+class StatisticsGuard:
+    """Puts running statistics back to where they were before a step that was skipped."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._buffers: list[Any] = running_statistics(module)
+        self._kept = [buffer.clone() for buffer in self._buffers]
+
+    def keep(self) -> None:
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            kept.copy_(buffer)
+
+    def restore(self) -> None:
+        for kept, buffer in zip(self._kept, self._buffers, strict=True):
+            buffer.copy_(kept)

@@ -1,0 +1,209 @@
+"""Figures to MLflow from a thread of rank 0, so that a step never waits for a database or a server.
+
+``log`` writes a row to ``OUTPUT/figures.jsonl`` (:mod:`sleepfm.training.tracking.journal`), the thread delivers it.
+``OUTPUT/tracking.json`` says to which run, and how far: when the server is back, or when the same command is started again,
+delivery goes on from there. A row that is sent twice is stored once, since MLflow identifies a figure by run, name, step, time
+and value. MLflow itself is imported inside the thread.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sleepfm.errors import RegistryError
+from sleepfm.files import read_json, write_json
+from sleepfm.registry.store import client as mlflow_client
+from sleepfm.registry.store import experiment_id, reason_of
+from sleepfm.training.folder import RunFolder
+from sleepfm.training.tracking.journal import Journal
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+# Marks the server's run, so that it is found again when its id did not arrive here.
+_KEY_TAG = "sleepfm.run"
+_RETRY_SECONDS = 5.0
+_LONGEST_PARAMETER = 500
+_FIGURES_A_BATCH = 900  # MLflow takes 1000
+
+
+class Tracker:
+    """One MLflow run. ``log`` never waits for the server; ``close`` does, for a bounded time.
+
+    A resumed job continues the same run, under whatever address the server has by then.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        uri: str,
+        experiment: str,
+        name: str,
+        parameters: Mapping[str, Any] | None = None,
+        tags: Mapping[str, str] | None = None,
+        artifacts: tuple[Path, ...] = (),
+        dataset_digest: str = "",
+    ) -> None:
+        self._folder = RunFolder(output)
+        self._uri = uri
+        self._experiment = experiment
+        self._name = name
+        self._parameters = flatten(parameters or {})
+        self._tags = dict(tags or {})
+        self._artifacts = artifacts
+        self._dataset_digest = dataset_digest
+        self._state: dict[str, Any] = {"key": uuid.uuid4().hex, "uri": uri, "run_id": "", "described": False, "delivered": 0}
+        self._state |= read_json(self._folder.tracking) or {}
+        self._journal = Journal(self._folder.figures)
+        # Before a run is made under this key, so that a kill in between leaves one run, not two.
+        write_json(self._folder.tracking, self._state)
+        self._wake = threading.Event()
+        self._closing = threading.Event()
+        self._opened = threading.Event()
+        self._status = "FINISHED"
+        self._problem = ""
+        self._thread = threading.Thread(target=self._deliver_all, name="tracking", daemon=True)
+        self._thread.start()
+
+    @property
+    def run_id(self) -> str:
+        """The run's id; empty before the server has answered."""
+        return str(self._state["run_id"]) if self._opened.is_set() else ""
+
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
+        """Keep ``figures`` of ``step`` on disk and have them delivered."""
+        self._journal.append(step, int(time.time() * 1000), figures)
+        self._wake.set()
+
+    def wait_for_run(self, patience_seconds: float = 60.0) -> str:
+        """The run's id, which the thread gets from the server.
+
+        Raises:
+            RegistryError: the server did not answer in time.
+        """
+        if not self._opened.wait(patience_seconds):
+            raise RegistryError(f"{self._uri}: no answer ({self._problem or 'yet'})")
+        return self.run_id
+
+    def close(self, status: str = "FINISHED", patience_seconds: float = 30.0) -> str:
+        """Deliver what is left, mark the run, and return a warning ('' when everything was delivered)."""
+        self._status = status
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(patience_seconds)
+        left = self._journal.left(self._state["delivered"])
+        warnings = []
+        if self._journal.refused:
+            warnings.append(f"{self._journal.refused} rows of figures not kept, {self._folder.figures} is full")
+        if left:
+            warnings.append(
+                f"{left} rows of figures not delivered to {self._uri} ({self._problem or self._journal.problem}); kept in "
+                f"{self._folder.figures}: start the same command again to deliver them"
+            )
+        elif self._thread.is_alive() or self._problem:
+            warnings.append(f"{self._uri}: the run could not be marked as {status} ({self._problem or 'no answer'})")
+        if not self._thread.is_alive():
+            self._journal.close()
+        return "; ".join(warnings)
+
+    def _deliver_all(self) -> None:
+        client: MlflowClient | None = None
+        while True:
+            try:
+                self._journal.sync()
+                client = client or self._open()
+                self._deliver(client)
+                if self._closing.is_set():
+                    client.set_terminated(self._state["run_id"], status=self._status)
+                    self._problem = ""
+                    return
+                self._problem = ""
+            except Exception as error:  # whatever it is, training goes on and `close` says so
+                self._problem = reason_of(error)
+                if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                    # The server has lost the run: it gets all of it again.
+                    client = None
+                    self._change(run_id="", described=False, delivered=0)
+                if self._closing.wait(_RETRY_SECONDS):
+                    time.sleep(0.5)
+                continue
+            self._wake.wait()
+            self._wake.clear()
+
+    def _open(self) -> MlflowClient:
+        from mlflow.entities import RunTag
+
+        client = mlflow_client(self._uri, create=True)
+        if self._state["uri"] != self._uri or not self._state["run_id"]:
+            experiment = experiment_id(client, self._uri, self._experiment)
+            key = self._state["key"]
+            found = client.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
+            if found:
+                self._change(uri=self._uri, run_id=found[0].info.run_id)
+            else:
+                run = client.create_run(experiment, run_name=self._name, tags=self._tags | {_KEY_TAG: key})
+                self._change(uri=self._uri, run_id=run.info.run_id, described=False, delivered=0)
+        run_id = self._state["run_id"]
+        client.update_run(run_id, status="RUNNING")
+        if not self._state["described"]:
+            self._describe(client, run_id)
+            self._change(described=True)
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in self._tags.items()])
+        for path in self._artifacts:
+            client.log_artifact(run_id, str(path))
+        self._opened.set()
+        return client
+
+    def _describe(self, client: MlflowClient, run_id: str) -> None:
+        """Parameters and data set, which MLflow lets nobody change afterwards."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+
+        items = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in self._parameters.items()]
+        for start in range(0, len(items), 100):
+            client.log_batch(run_id, params=items[start : start + 100])
+        if self._dataset_digest:
+            # MLflow holds 36 characters of a digest; the tag `dataset_digest` holds all.
+            source = json.dumps({"digest": self._dataset_digest})
+            data = Dataset(name="shards", digest=self._dataset_digest[:36], source_type="sleepfm shards", source=source)
+            client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+
+    def _deliver(self, client: MlflowClient) -> None:
+        from mlflow.entities import Metric
+
+        while self._state["delivered"] < self._journal.size:
+            rows, end = self._journal.read(self._state["delivered"], _FIGURES_A_BATCH)
+            metrics = [Metric(key, value, row["time"], row["step"]) for row in rows for key, value in row["figures"].items()]
+            client.log_batch(self._state["run_id"], metrics=metrics)
+            self._change(delivered=end)
+            if self._journal.is_large:
+                # In this order: a kill in between has rows sent twice, which are stored once.
+                self._change(delivered=0)
+                self._journal.drop(end)
+
+    def _change(self, **values: Any) -> None:
+        self._state |= values
+        write_json(self._folder.tracking, self._state)
+
+
+def undelivered(output: Path) -> bool:
+    """Whether the run in ``output`` has figures that no server has taken yet."""
+    folder = RunFolder(output)
+    state, path = read_json(folder.tracking), folder.figures
+    return path.exists() and path.stat().st_size > (state["delivered"] if state else 0)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
