@@ -80,4 +80,4 @@ def test_a_scoring_format() -> None:
     broken = Path("recordings/broken.diary")
     broken.write_text("Lakeside sleep diary\n0 30 W\nlater N2\n")
     with pytest.raises(AnnotationError, match=r"broken\.diary: row 3: 'later N2'"):
-        annotations.read_scoring(broken)
+        reader.read_scoring(broken)
