@@ -101,17 +101,22 @@ def load_test(folder: Path, builder: str = BUILD_MODEL) -> dict[str, Any]:
     """Load the package in ``folder`` in this process and try it on noise.
 
     Raises:
-        SleepFMError: changed bytes, weights that do not fit or are not finite, embeddings that are not finite.
+        SleepFMError: changed bytes, weights or a usage that do not fit, weights or embeddings that are not finite.
     """
     import torch
 
     from sleepfm.errors import ModelError
+<<<<<<< ours
     from sleepfm.registry.package import WEIGHTS, load_weights, verify
+||||||| base
+    from sleepfm.package import WEIGHTS, load_weights, verify
+=======
+    from sleepfm.package import WEIGHTS, build_module, verify
+>>>>>>> theirs
 
     config = verify(folder, str(folder))
     module, _, function = builder.partition(":")
-    model = getattr(importlib.import_module(module), function)(config["model"]).eval()
-    load_weights(model, folder / WEIGHTS)
+    model: Any = build_module(folder, config, getattr(importlib.import_module(module), function))
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise ModelError(f"{folder / WEIGHTS}: {name} is not finite")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -141,6 +141,22 @@ def verify(folder: Path, label: str, registered: Mapping[str, str] | None = None
                 "the file has changed: restore it or train again"
             )
     return config
+
+
+def build_module(folder: Path, config: Mapping[str, Any], builder: Callable[[dict[str, Any]], nn.Module]) -> nn.Module:
+    """The module in eval mode of the package in ``folder``, whose ``config`` was verified; a downstream one says how it is used.
+
+    Raises:
+        ModelError: weights or a usage that do not fit the model.
+    """
+    from sleepfm.models.downstream import Downstream
+    from sleepfm.models.usage import Usage
+
+    module = builder(config["model"]).eval()
+    load_weights(module, folder / WEIGHTS)
+    if isinstance(module, Downstream):
+        module.usage = Usage.from_package(config, module.config, str(folder / CONFIG))
+    return module
 
 
 def load_weights(module: nn.Module, path: Path) -> dict[str, str]:

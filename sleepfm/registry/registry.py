@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.errors import RegistryError
+from sleepfm.package import build_module
 from sleepfm.registry.package import CONFIG, WEIGHTS, load_weights, read_config, verify
 from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, sqlite_file, store_uri, versions_of
 
@@ -96,16 +97,10 @@ def version_at(address: str, mlflow_client: MlflowClient) -> ModelVersion:
 def load_package(source: str | Path | Resolved, store: str | None = None) -> Package:
     """Load a package with every digest checked. Raises :class:`RegistryError` and :class:`ModelError`."""
     from sleepfm.models.build import build_model
-    from sleepfm.models.downstream import Downstream
-    from sleepfm.models.usage import Usage
 
     found = source if isinstance(source, Resolved) else resolve(source, store)
     config = verify(found.path, found.label, found.tags if found.name else None)
-    module = build_model(config["model"])
-    load_weights(module, found.path / WEIGHTS)
-    if isinstance(module, Downstream):
-        module.usage = Usage.from_package(config, module.config, str(found.path / CONFIG))
-    return Package(module.eval(), config, found)
+    return Package(build_module(found.path, config, build_model), config, found)
 
 
 def load(uri: str | Path, store: str | None = None) -> nn.Module:

@@ -10,6 +10,7 @@ import torch
 
 from sleepfm.config import read_yaml
 from sleepfm.errors import ModelError
+from sleepfm.loadtest import load_test
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
@@ -88,6 +89,9 @@ def test_what_is_not_known_or_not_of_this_model_is_refused_by_name(tmp_path: Pat
     with pytest.raises(ModelError, match=message) as error:
         loaded(tmp_path, model(), **_plain(content))
     assert str(tmp_path / "config.yaml") in str(error.value)
+    # Nor does such a package pass the test before it is registered.
+    with pytest.raises(ModelError, match=message):
+        load_test(tmp_path)
 
 
 def _plain(value: Any) -> Any:
