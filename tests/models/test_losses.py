@@ -114,6 +114,9 @@ def test_noise_belongs_to_the_item() -> None:
     assert torch.equal(noise[0], noise[3])
     assert torch.equal(noise[1:2], noise_for(items[1:2], (2, 27), 3))
     assert not torch.equal(noise[0], noise_for(items[:1], (2, 27), 4)[0])
+    # What models were trained with: masks stay the same from version to version.
+    want = [[0.22189092636108398, 0.04873979091644287], [0.03581303358078003, 0.3717610836029053]]
+    assert noise_for(torch.tensor([5, -1]), (2,), 7).tolist() == want
     many = noise_for(torch.arange(400), (64,), 0)
     assert many.min() >= 0 and many.max() < 1
     assert abs(many.mean() - 0.5) < 0.01 and abs(many.var() - 1 / 12) < 0.003
