@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 import re
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import TypeAdapter
 
+import sleepfm
 from sleepfm.config import Config, apply_overrides, digest, load_config, read_yaml, to_dict, to_yaml
 from sleepfm.errors import ConfigError
 
@@ -99,3 +104,19 @@ def test_yaml_round_trip_keeps_the_digest(lr: float, steps: int) -> None:
 def test_digest_ignores_key_order_and_sees_values() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest({"a": 1}) != digest({"a": 2})
+
+
+def test_every_default_would_be_accepted_as_a_value() -> None:
+    for module in pkgutil.walk_packages(sleepfm.__path__, "sleepfm."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    schemas = [Config]
+    for schema in schemas:
+        schemas += [found for found in schema.__subclasses__() if found.__module__.startswith("sleepfm.")]
+    assert len(schemas) > 20
+    for schema in schemas:
+        for name, field in schema.model_fields.items():
+            if not field.is_required():
+                default = field.get_default(call_default_factory=True)
+                again = TypeAdapter(Annotated[field.annotation, field]).validate_python(default)
+                assert again == default, f"{schema.__name__}.{name}"

@@ -189,6 +189,12 @@ def test_many_stretches_are_told_in_a_sum(scorer, recordings):
     night.quality["ECG"][20:24] |= np.uint8(Quality.FLAT)
     told = "\n".join(scorer.score(night).warnings)
     assert "from +0:10:00 to +0:12:00" in told and "and in 6 shorter stretches of 3 min together" in told
+    night.quality["ECG"][:10] = 0
+    told = "\n".join(scorer.score(night).warnings)
+    assert "and in 1 shorter stretch of 0.5 min together" in told
+    night.quality["ECG"][0] |= np.uint8(Quality.FLAT)
+    told = "\n".join(scorer.score(night).warnings)
+    assert "and in 2 shorter stretches of 1 min together" in told
 
 
 def test_wrong_models_are_refused(downstream_packages, encoder_package, night):

@@ -19,6 +19,7 @@ from sleepfm.models import guards, losses
 from sleepfm.models.losses import nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.noise import noise_for
+from sleepfm.models.normalisation import RowBatchNorm
 from sleepfm.models.position import sincos
 from sleepfm.models.transformer import Block
 
@@ -114,6 +115,9 @@ def test_noise_belongs_to_the_item() -> None:
     assert torch.equal(noise[0], noise[3])
     assert torch.equal(noise[1:2], noise_for(items[1:2], (2, 27), 3))
     assert not torch.equal(noise[0], noise_for(items[:1], (2, 27), 4)[0])
+    # What models were trained with: masks stay the same from version to version.
+    want = [[0.22189092636108398, 0.04873979091644287], [0.03581303358078003, 0.3717610836029053]]
+    assert noise_for(torch.tensor([5, -1]), (2,), 7).tolist() == want
     many = noise_for(torch.arange(400), (64,), 0)
     assert many.min() >= 0 and many.max() < 1
     assert abs(many.mean() - 0.5) < 0.01 and abs(many.var() - 1 / 12) < 0.003
@@ -157,6 +161,15 @@ def test_effective_rank_equals_that_of_the_singular_values() -> None:
     torch.testing.assert_close(guards.effective_rank(x), (-(share * share.log()).sum()).exp(), atol=1e-3, rtol=1e-3)
 
 
+def test_positions_are_those_of_the_transformer() -> None:
+    found = sincos(27, 32, "1d")
+    for position in (0, 1, 26):
+        for pair in (0, 5, 15):
+            angle = position / 10_000 ** (2 * pair / 32)  # arXiv 1706.03762, section 3.5
+            assert found[position, pair] == pytest.approx(math.sin(angle), abs=1e-6)
+            assert found[position, 16 + pair] == pytest.approx(math.cos(angle), abs=1e-6)
+
+
 def test_positions() -> None:
     reference, ours = sincos(27, 32, "reference"), sincos(27, 32, "1d")
     assert reference[:, :16].std(0).eq(0).all() and reference[1:, 16:].std(0).gt(0).all()
@@ -169,3 +182,12 @@ def test_masked_keys_take_no_part() -> None:
     x = torch.randn(2, 6, 16)
     keys = torch.tensor([[1, 1, 1, 1, 0, 0]]).bool().expand(2, -1)
     torch.testing.assert_close(block(x, keys)[:, :4], block(x[:, :4]), atol=1e-6, rtol=1e-5)
+
+
+def test_two_rows_have_statistics_of_their_own_and_one_row_has_not() -> None:
+    norm = RowBatchNorm(3)
+    two = torch.tensor([[1.0, 5.0, -2.0], [3.0, 1.0, 2.0]])
+    torch.testing.assert_close(norm(two), torch.tensor([[-1.0, 1.0, -1.0], [1.0, -1.0, 1.0]]), atol=1e-4, rtol=0)
+    running = norm.running_mean.clone()
+    torch.testing.assert_close(norm(two[:1]), (two[:1] - running) / (norm.running_var + norm.eps).sqrt())
+    assert torch.equal(norm.running_mean, running)

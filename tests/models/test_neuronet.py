@@ -11,7 +11,7 @@ from sleepfm.config import read_yaml
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
-from sleepfm.models.losses import masked_reconstruction
+from sleepfm.models.losses import masked_reconstruction, nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count
 from sleepfm.models.neuronet import NeuroNet
 from sleepfm.registry.package import load_weights, save_weights
@@ -108,7 +108,9 @@ def test_loss_equals_its_parts_computed_view_by_view(tiny: NeuroNet) -> None:
         assert len(errors) == 5 * 22
         expected = expected + torch.stack(errors).mean()
     torch.testing.assert_close(output.parts["reconstruction"], expected.detach(), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(output.loss, output.parts["reconstruction"] + output.parts["contrastive"])
+    contrast = nt_xent(classes[0], classes[1], tiny.config.temperature)
+    torch.testing.assert_close(output.parts["contrastive"], contrast.detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(output.loss, output.parts["reconstruction"] + tiny.config.alpha * output.parts["contrastive"])
 
 
 def test_the_target_carries_no_gradient() -> None:
