@@ -85,7 +85,7 @@ class Scorer:
             epochs = prepared_epochs(night, entry.model.channels, chunk)
             found = apply_to_epochs(entry.model, epochs, usage.window, embedding=embedded.get(key))
             embedded[key], probability[task] = found.embedding, found.epochs
-            if usage.binary:
+            if TASKS[task].event:
                 (events if usage.located else runs).extend(
                     find_events(found.positive, usage.detection_threshold, task, usage.located)
                 )
@@ -114,7 +114,7 @@ class Scorer:
             models={task: entry.address for task, entry in self.models.items()},
             stages=stages,
             hypnodensity=density,
-            probability={task: p[:, 1] for task, p in probability.items() if task != "stage"},
+            probability={task: p[:, 1] for task, p in probability.items() if self.models[task].usage.binary},
             threshold={t: e.usage.threshold for t, e in self.models.items() if e.usage.threshold is not None},
             events=join_overlapping(events),
             warnings=tuple(warnings),

@@ -106,13 +106,7 @@ def load_test(folder: Path, builder: str = BUILD_MODEL) -> dict[str, Any]:
     import torch
 
     from sleepfm.errors import ModelError
-<<<<<<< ours
-    from sleepfm.registry.package import WEIGHTS, load_weights, verify
-||||||| base
-    from sleepfm.package import WEIGHTS, load_weights, verify
-=======
-    from sleepfm.package import WEIGHTS, build_module, verify
->>>>>>> theirs
+    from sleepfm.registry.package import WEIGHTS, build_module, verify
 
     config = verify(folder, str(folder))
     module, _, function = builder.partition(":")

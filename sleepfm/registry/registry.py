@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.errors import RegistryError
-from sleepfm.package import build_module
-from sleepfm.registry.package import CONFIG, WEIGHTS, load_weights, read_config, verify
+from sleepfm.registry.package import build_module, read_config, verify
 from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, sqlite_file, store_uri, versions_of
 
 if TYPE_CHECKING:

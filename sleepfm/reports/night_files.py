@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.evaluation.breathing import KINDS
@@ -79,7 +80,8 @@ def summary(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
 
 
 def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
-    """How the model agrees with the recording's human scoring: of stages, of events family by family, and of the AHI.
+    """How the model agrees with the recording's human scoring: of stages and of other epochs, of events family by family, and of
+    the AHI.
 
     ``positive_runs`` says whether the model's side of a family are runs of positive epochs instead of events. Events outside of
     the epochs that both scored count on neither side.
@@ -89,10 +91,19 @@ def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any
         truth = np.where(score.stages >= 0, night.stage, -1)
         figures = evaluate(TASKS["stage"], truth, score.hypnodensity, [night.subject] * score.n_epochs, n_boot=0)
         found["stage"] = {name: m.value for name, m in figures.metrics.items()}
-    both_scored = {kind: np.isfinite(score.probability[kind]) & (night.labels[kind] >= 0) for kind in score.threshold}
+    truths = {task: _truth(night, task) for task in score.threshold}
+    both_scored = {task: np.isfinite(score.probability[task]) & (truth >= 0) for task, truth in truths.items()}
     scored = join_overlapping(night.events)
     for kind, epochs in both_scored.items():
         if not epochs.any():
+            continue
+        if not TASKS[kind].event:
+            chance = score.probability[kind]
+            density = np.stack([1 - chance, chance], axis=1)
+            truth = np.where(epochs, truths[kind], -1)
+            people = [night.subject] * score.n_epochs
+            figures = evaluate(TASKS[kind], truth, density, people, threshold=score.threshold[kind], n_boot=0)
+            found[kind] = {name: m.value for name, m in figures.metrics.items()}
             continue
         located = kind in score.event_threshold
         mine = [event for event in (score.events if located else score.runs) if event_family(event.type) == kind]
@@ -106,6 +117,12 @@ def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any
             "scored": ahi(scored, both & (night.stage > Stage.W)),
         }
     return found
+
+
+def _truth(night: PreparedRecording, task: str) -> NDArray[np.int8]:
+    """Classes [E] of ``task`` by the recording's human scoring, -1 where unscored."""
+    rule = TASKS[task].label
+    return rule.classes(night.stage if rule.stored == "stage" else night.labels[rule.stored])
 
 
 def _plain(value: Any) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
+from sleepfm.loadtest import load_test
 
 from sleepfm.config import read_yaml
 from sleepfm.errors import ModelError
-from sleepfm.loadtest import load_test
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig

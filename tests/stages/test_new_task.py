@@ -20,8 +20,14 @@ from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.stream import Reading, SequenceStream
 from sleepfm.errors import ConfigError, DatasetError
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.task_model import TaskModel
+from sleepfm.models.build import model_config
+from sleepfm.models.downstream import Downstream, DownstreamConfig
+from sleepfm.models.usage import Usage
 from sleepfm.paths import config_root
-from sleepfm.registry.registry import Resolved, resolve
+from sleepfm.registry.registry import Resolved, load, resolve
+from sleepfm.reports.night_files import agreement_with
 from sleepfm.reports.report import ReportData, Result, build_report
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.downstream_package import read_events, read_results
@@ -193,3 +199,17 @@ def test_shipped_configurations_say_what_the_table_says(task):
         for size in ("tiny", "base"):
             config = load_config(schema, config_root() / "downstream" / f"{name}-{task.name}-{size}.yaml")
             assert (config.registry.name, config.registry.metric) == (task.registered_name, f"val/{task.metric}")
+
+
+def test_a_night_is_scored_for_a_task_without_events(recordings, encoder_package, wake):
+    encoder = load(encoder_package)
+    plan = DownstreamConfig(task="wake", classes=wake.classes, encoder=model_config(encoder))
+    model = Downstream(plan, encoder).eval()
+    usage = Usage(task="wake", classes=wake.classes, window=5, threshold=0.5)
+    night = prepare_night(recordings[0])
+    score = Scorer([TaskModel(model, usage, "wake")]).score(night)
+    assert score.probability["wake"].shape == (30,) and score.runs == () and score.events == ()
+    found = agreement_with(score, night)["wake"]
+    called = score.probability["wake"] >= 0.5
+    scored = (night.stage >= 0) & np.isfinite(score.probability["wake"])
+    assert found["accuracy"] == pytest.approx((called == (night.stage == 0))[scored].mean())

@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from sleepfm.evaluation.lineage import BOX_WIDTH, Lineage, Node, to_svg
-from sleepfm.evaluation.plots import page_figure
-from sleepfm.signals.scoring_types import Event
+from sleepfm.reports.lineage import BOX_WIDTH, Lineage, Node, to_svg
+from sleepfm.reports.plots import page_figure
+from sleepfm.signals.scorings.scoring import Event
 
 
 def test_events_of_a_page_are_named_at_their_middle_and_cut_at_its_edges():
