@@ -74,6 +74,10 @@ class Context:
 
 
 Build = Callable[[ConfigT, Context], Stage]
+
+# Whom rank 0 tells of a run beside the recorder and the exporter, made when the run's folder is: another tracker is a class and a
+# line here.
+TRACKERS: list[Callable[[Stage, RunConfig], Observer]] = []
 DigestOf = Callable[[ConfigT], str]
 
 
@@ -139,7 +143,7 @@ def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context:
     if world.is_main:
         recorder = Recorder(stage, config, store, world, flops)
         exporter = Exporter(stage, config, store, recorder.tracker, total_steps(config, stage))
-        observers = [recorder, exporter, *observers]
+        observers = [recorder, exporter, *(tracker(stage, config) for tracker in TRACKERS), *observers]
     observer = Observers(observers)
 
     def conclude(trained: Trained) -> dict[str, Any]:
