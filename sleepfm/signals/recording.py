@@ -78,6 +78,7 @@ class Recording:
         gaps: (onset, duration) in s of every pause of an EDF+D.
         annotations: texts of EDF+ and BDF+, onset from the first sample.
         warnings: repairs of the header.
+        canonical_names: signals named as a canonical channel ("EEG_C4") were named so by who made the recording.
     """
 
     path: Path
@@ -90,6 +91,7 @@ class Recording:
     annotations: tuple[Annotation, ...]
     warnings: tuple[str, ...]
     source: Callable[[int], NDArray[np.float32]] = field(repr=False, compare=False)
+    canonical_names: bool = False
 
     def read(self, signal: int) -> NDArray[np.float32]:
         """Samples [T] of ``signals[signal]`` in its physical unit at its own rate; gaps are NaN.
