@@ -96,6 +96,8 @@ def find_titles(text: str) -> TitleRow | None:
         if line.startswith("#") or not line.strip():
             continue
         delimiter = delimiter_of(line)
+        if delimiter == " " and columns_of([line]) is not None:
+            delimiter = ","  # "Sleep Stage" is one title
         try:
             columns = columns_of(split(line, delimiter))
         except csv.Error:

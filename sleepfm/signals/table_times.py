@@ -50,8 +50,9 @@ class TableTimes:
             of_day = [self._clock.read(text) for text in times]
         except ValueError as error:
             raise AnnotationError(f"{path}: {error}") from error
-        if _inside(of_day, duration) and min(of_day) <= EPOCH_SECONDS:
-            return  # it begins with the recording, as scorings do
+        shift = abs(of_day[0] - since_start[0])
+        if _inside(of_day, duration) and (shift < 1 or min(of_day) <= EPOCH_SECONDS < min(since_start)):
+            return  # as times of day they begin with the recording, as scorings do
         if _inside(of_day, duration):
             raise AnnotationError(
                 f"{path}: its times from {times[0]} may be times of day or count from the recording's start ({start:%H:%M:%S}); "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from made_edf import Made, noise, write_edf
 
@@ -106,6 +106,12 @@ def test_more_columns_than_stage_and_epoch_are_no_list(tmp_path, titles):
         read(tmp_path, text)
 
 
+@pytest.mark.parametrize("title", ["Sleep Stage", "stage", "Hypnogram"])
+def test_a_column_of_nothing_but_stages_is_a_list(tmp_path, title):
+    scoring = read(tmp_path, "\n".join([title, *(REMLOGIC[stage][0] for stage in STAGES), ""]))
+    assert stage_labels(scoring, 36).tolist() == STAGES and scoring.whole_night
+
+
 @pytest.mark.parametrize("titles", ["Epoch,Stage", "Epoch,Confidence,Stage", "index,Score,hypno", ",stage"])
 def test_numbered_epochs_are_read_whatever_else_the_table_holds(tmp_path, titles):
     width = titles.count(",") - 1
@@ -151,8 +157,15 @@ def test_times_that_may_be_of_day_or_elapsed_are_refused(tmp_path):
         assert read(tmp_path, timed(title, 0, MIDNIGHT), start, 3600.0).begin == onset
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-@given(second=st.integers(0, 86_399), first=st.integers(0, 40), rest=st.integers(0, 40), elapsed=st.booleans())
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@example(second=31, first=1, rest=0, elapsed=True)
+@example(second=600, first=0, rest=40, elapsed=False)
+@given(
+    second=st.integers(0, 86_399) | st.integers(0, 1_300),
+    first=st.integers(0, 40),
+    rest=st.integers(0, 40),
+    elapsed=st.booleans(),
+)
 def test_a_time_is_read_as_it_was_meant_or_refused(tmp_path, second, first, rest, elapsed):
     """Whenever a recording starts, and wherever in it a scoring of times without dates begins."""
     start = MIDNIGHT + timedelta(seconds=second)
@@ -163,8 +176,10 @@ def test_a_time_is_read_as_it_was_meant_or_refused(tmp_path, second, first, rest
         assert "may be times of day" in str(error)
         return
     right = abs(scoring.begin - 30 * first) <= 30
-    # Elapsed times that do not begin at 0 are times of day of another night, which its length refuses.
-    assert right or (elapsed and first > 1 and not (scoring.begin >= -30 and scoring.end <= duration + 60))
+    # Elapsed times that do not begin at 0 are times of day of another night, which its length refuses, or, where the recording
+    # began as long after midnight, those of one that begins with it.
+    another = not (scoring.begin >= -30 and scoring.end <= duration + 60)
+    assert right or (elapsed and first > 1 and (another or abs(second - 30 * first) <= 30))
 
 
 @pytest.mark.parametrize("duration", ["00:00:30", "0:00:30.0", "30", "30,0"])
