@@ -74,7 +74,9 @@ _SPELLINGS: dict[Kind, dict[str, str]] = {
 # References that are no electrode; "" is one that is common to all signals and not named.
 _REFERENCES = {
     "": "ref | gnd",
-    "linked": "le | ler | cle | linked | linked ears | linked mastoids | a1a2 | m1m2 | a1 + a2 | m1 + m2 | a1 + a2 2 | m1 + m2 2",
+    # Both of them, whatever joins them ("C3:M1-M2"): no recorder subtracts one after the other.
+    "linked": "le | ler | cle | linked | linked ears | linked mastoids | a1 a2 | a2 a1 | m1 m2 | m2 m1 | a1 + a2 | m1 + m2 | "
+    "a1 + a2 2 | m1 + m2 2",
     "average": "avg | average",
 }
 # Electrodes that are told by the kind before them alone ("ECG LA-RA").

@@ -46,7 +46,7 @@ DERIVATIONS = {
     ("EEG_C3", "C3-M1"): ("EEG", ("C3",), ("M1", "A1")),
     ("EEG_C4", "C4-M1"): ("EEG", ("C4",), ("M1", "A1")),
     ("EEG_C4", "C4-M2"): ("EEG", ("C4",), ("M2", "A2")),
-    ("EEG_C4", "C4-linked mastoids"): ("EEG", ("C4",), ("LE", "LER", "CLE", "A1A2", "M1+M2", "(A1+A2)/2")),
+    ("EEG_C4", "C4-linked mastoids"): ("EEG", ("C4",), ("LE", "LER", "CLE", "A1A2", "M1+M2", "M2:M1", "(A1+A2)/2")),
     ("EOG_L", "E1-M2"): ("EOG", ("E1", "LOC", "EOG1", "LEOG"), ("M2", "A2")),
     ("EOG_L", "E1-M1"): ("EOG", ("E1", "LOC", "EOGL"), ("M1", "A1")),
     ("EOG_R", "E2-M1"): ("EOG", ("E2", "ROC", "EOG2", "REOG"), ("M1", "A1")),
@@ -106,7 +106,7 @@ def test_no_label_is_two_channels(words):
 # What the rules for single signals listed, label by label, before there was a grammar.
 LISTED = {
     ("EEG_C3", "C3-M2"): "C3-M2|C3-A2|EEG C3-M2|EEG C3-A2",
-    ("EEG_C3", "C3-linked mastoids"): "C3-LE|EEG C3-LE|C3-A1A2|C3-M1M2|C3-(A1+A2)/2|C3-(M1+M2)/2",
+    ("EEG_C3", "C3-linked mastoids"): "C3:M1-M2|C3:M1:M2|C3-LE|EEG C3-LE|C3-A1A2|C3-M1M2|C3-(A1+A2)/2|C3-(M1+M2)/2",
     ("EEG_C4", "C4-M1"): "C4-M1|C4-A1|EEG C4-M1|EEG C4-A1",
     ("EEG_C4", "C4-linked mastoids"): "C4-LE|EEG C4-LE|C4-A1A2|C4-M1M2|C4-(A1+A2)/2|C4-(M1+M2)/2",
     ("EOG_L", "E1-M2"): "E1-M2|E1-A2|LOC-M2|LOC-A2|EOG E1-M2|EOG E1-A2|EOG LOC-M2|EOG LOC-A2|EOGL-M2|EOGL-A2",
