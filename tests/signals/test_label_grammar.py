@@ -148,6 +148,21 @@ def test_electrodes_against_a_common_reference_are_subtracted_with_it_alone():
     assert not montage_of("C3-Cz", "M2", "M1").channels and not montage_of("C3", "M2-Cz", "M1-Cz").channels
 
 
+@pytest.mark.parametrize(
+    ("labels", "channel", "taken"),
+    [
+        (("L Chin-R Chin", "EMG", "Chin1-Chin2"), "EMG_CHIN", "Chin1-Chin2"),
+        (("EMG", "Chin3-Chin2", "Chin1-Chin3"), "EMG_CHIN", "Chin1-Chin3"),
+        (("ECG I", "ECG II", "ECG"), "ECG", "ECG II"),
+        (("EOG(L)", "LOC-A1", "E1-M2"), "EOG_L", "E1-M2"),
+        (("C3-LER", "C3-A1", "C3"), "EEG_C3", "C3-A1"),
+    ],
+)
+def test_of_several_derivations_the_preferred_one_is_taken(labels, channel, taken):
+    montage = montage_of(*labels)
+    assert montage.channels[channel].active.label == taken and not montage.ambiguous
+
+
 def rows_of_the_manual() -> list[tuple[str, str, str]]:
     """(label, channel, derivation) of every label in the table of spellings, both empty where it is not taken."""
     text = MANUAL.read_text(encoding="utf-8")
