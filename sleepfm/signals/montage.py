@@ -104,17 +104,17 @@ class _Labels:
     """The labels of a recording, read once.
 
     Attributes:
-        plain: normalised, without MNE's running numbers.
+        texts: without MNE's running numbers; ``plain``: these normalised.
         own: normalised as they stand, for rules that list them so.
         said: what each says by the grammar ("C3-M2"), or empty.
     """
 
     def __init__(self, recording: Recording, cohort: Cohort) -> None:
         labels = [signal.label for signal in recording.signals]
-        plain = without_running_numbers(labels)
+        self.texts = without_running_numbers(labels)
         self.own = [normalise_label(label) for label in labels]
-        self.plain = [normalise_label(label) for label in plain]
-        self.said = ["" if (read := read_label(text)) is None else str(read) for text in plain]
+        self.plain = [normalise_label(text) for text in self.texts]
+        self.said = ["" if (read := read_label(text)) is None else str(read) for text in self.texts]
         self._listed = defaultdict[str, set[str]](set)
         for channel, rules in cohort.channels.items():
             for label in (normalise_label(text) for rule in rules for text in rule.signal):
@@ -268,7 +268,7 @@ def _find(
 
 def _narrowed(rule: ChannelRule, labels: _Labels, source: Source) -> dict[str, tuple[str, ...]]:
     """What of ``rule`` names the signal ``source``, and nothing else."""
-    return {"electrodes": (labels.said[source.index],)} if rule.electrodes else {"signal": (source.label,)}
+    return {"electrodes": (labels.said[source.index],)} if rule.electrodes else {"signal": (labels.texts[source.index],)}
 
 
 def _rule_line(channel: str, rule: ChannelRule) -> str:

@@ -242,6 +242,14 @@ def test_the_advice_for_signals_of_one_label_works(tmp_path, labels):
         assert again.channels["EMG_CHIN"].active.index == len(others) + place - 1 and len(again.channels) == 6
 
 
+@pytest.mark.parametrize("labels", [("EMG", "EMG"), ("EMG-0", "EMG-1")])
+def test_the_advice_works_for_labels_that_a_cohort_lists(tmp_path, labels):
+    recording = recording_of("EEG", *labels)
+    missing = resolve(recording, load_cohort("shhs1")).missing["EMG_CHIN"]
+    for place in (1, 2):
+        assert resolve(recording, follow_advice(tmp_path, missing, place)).channels["EMG_CHIN"].active.index == place
+
+
 @pytest.mark.parametrize("labels", [("M2", "M2"), ("A2-0", "A2-1")])
 def test_the_advice_for_references_of_one_label_works(tmp_path, labels):
     recording = recording_of("C3", *labels)
