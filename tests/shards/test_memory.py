@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -13,7 +13,6 @@ from shards.config import load_build_config
 from shards.memory import BASE_BYTES, recording_memory, task_memory, wanted_labels
 from shards.plan import Entry, ShardPlan
 from sleepfm.signals.cohort import load_cohort
-from sleepfm.signals.edf_header import EdfHeader, SignalHeader
 from sleepfm.signals.recording import read_edf_extent
 
 
@@ -33,12 +32,13 @@ def test_memory_grows_with_hours_and_rates_of_what_is_read(tmp_path, cohort):
     assert task_memory([tmp_path / "missing.edf"], labels) == BASE_BYTES
 
 
-def test_signals_count_by_what_their_labels_say():
+def test_signals_count_by_what_their_labels_say(cohort):
+    header, _ = read_edf_extent(min(cohort.rglob("*.edf")))
+    first = header.ordinary[0]
+
     def need(label: str) -> int:
-        rows = ((label, 500), ("Airflow", 10))
-        signals = tuple(SignalHeader(name, "", "uV", -1, 1, -1, 1, "", samples, 0) for name, samples in rows)
-        header = EdfHeader("EDF", 2, "", None, Fraction(1), 3600, 1020, 768, signals, ())
-        return recording_memory(header, 3600.0, wanted_labels(load_cohort("generic")))
+        signals = (replace(first, label=label, samples=500), replace(first, label="Airflow", samples=10))
+        return recording_memory(replace(header, signals=signals), 3600.0, wanted_labels(load_cohort("generic")))
 
     assert need("EEG (c3:a2)") == need("C3-M2-0") > 2 * need("Stim")
 
