@@ -15,6 +15,7 @@ from types import MappingProxyType
 from sleepfm.constants import CHANNELS, RATE_HZ
 from sleepfm.errors import RecordingError
 from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label
+from sleepfm.signals.cohorts.label_grammar import read_label, without_running_numbers
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.recording import read_edf_extent
 
@@ -54,28 +55,33 @@ def task_memory(extents: Iterable[Extent], labels: frozenset[str]) -> int:
     """Bytes that converting recordings of these extents, one after the other, may take.
 
     Args:
-        labels: normalised labels of the signals that may be read (:func:`wanted_labels`).
+        labels: labels of the signals that may be read (:func:`wanted_labels`).
     """
     needed = max((recording_memory(header, seconds, labels) for header, seconds in extents), default=0)
     return BASE_BYTES + -(-needed // _STEP_BYTES) * _STEP_BYTES
 
 
 def wanted_labels(cohort: Cohort | None) -> frozenset[str]:
-    """Normalised labels that the rules of ``cohort`` name; None stands for all cohorts."""
+    """Labels that the rules of ``cohort`` name, normalised, or as what they say ("C3-M2"); None stands for all cohorts."""
     cohorts: Sequence[Cohort] = [cohort] if cohort else [load_cohort(name) for name in cohort_names()]
     return frozenset(
-        normalise_label(label)
+        str(read_label(label)) if rule.electrodes else normalise_label(label)
         for each in cohorts
         for rules in each.channels.values()
         for rule in rules
-        for labels in (rule.signal, *rule.reference)
+        for labels in (rule.signal, rule.electrodes, *rule.reference)
         for label in labels
     )
 
 
 def recording_memory(header: EdfHeader, seconds: float, labels: frozenset[str]) -> int:
     """Bytes beside the worker's own that converting a recording with this header, ``seconds`` long, may take."""
-    named = [signal for signal in header.ordinary if normalise_label(signal.label) in labels]
+    plain = without_running_numbers([signal.label for signal in header.ordinary])
+    named = [
+        signal
+        for signal, label in zip(header.ordinary, plain, strict=True)
+        if not labels.isdisjoint((normalise_label(signal.label), normalise_label(label), str(read_label(label))))
+    ]
     samples = max((signal.samples for signal in named or header.ordinary), default=0)
     longest = samples * seconds / float(header.record_seconds) if header.record_seconds else 0.0
     quantised = len(CHANNELS) * seconds * RATE_HZ * 2

@@ -20,7 +20,8 @@ _RANGE = 1e9
 def recording_from_raw(raw: mne.io.BaseRaw) -> Recording:
     """``raw`` with its channels in SI units (V), the one rate that MNE gives them, and its annotations.
 
-    Channels whose unit MNE does not hold (oximetry, respiration) have none. The name is that of Raw's file.
+    Channels whose unit MNE does not hold (oximetry, respiration) have none. The name is that of Raw's file. A channel that is
+    named as ours (``EEG_C4``) is taken for it; beside a mastoid alone it is read as in a file, C4 against what is not named.
     """
     from mne.io.constants import FIFF
 
@@ -55,4 +56,5 @@ def recording_from_raw(raw: mne.io.BaseRaw) -> Recording:
         annotations=tuple(Annotation(float(onset) - shift, float(duration), str(text)) for onset, duration, text in annotations),
         warnings=(),
         source=lambda index: raw.get_data(picks=[index])[0].astype(np.float32),
+        canonical_names=True,
     )

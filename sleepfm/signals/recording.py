@@ -79,6 +79,7 @@ class Recording:
         gaps: (onset, duration) in s of every pause of an EDF+D.
         annotations: texts of EDF+ and BDF+, onset from the first sample.
         warnings: repairs of the header.
+        canonical_names: signals named as a canonical channel ("EEG_C4") were named so by who made the recording.
         header: of its file; None for what is no EDF.
         names_below: the folder that messages and provenance name files relative to; None for whole paths.
     """
@@ -93,6 +94,7 @@ class Recording:
     annotations: tuple[Annotation, ...]
     warnings: tuple[str, ...]
     source: Callable[[int], NDArray[np.float32]] = field(repr=False, compare=False)
+    canonical_names: bool = False
     header: EdfHeader | None = field(default=None, repr=False, compare=False)
     names_below: Path | None = field(default=None, repr=False, compare=False)
 

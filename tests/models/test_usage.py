@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sleepfm.loadtest import load_test
+from sleepfm.registry.load_test import load_test
 
 from sleepfm.config import read_yaml
 from sleepfm.errors import ModelError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 
@@ -31,6 +32,17 @@ def test_memory_grows_with_hours_and_rates_of_what_is_read(cohort):
     assert extents == {edf.name: (header, seconds)}
     assert task_memory([(header, seconds)], labels) == task_memory(extents.values(), labels) > BASE_BYTES
     assert task_memory([], labels) == BASE_BYTES
+
+
+def test_signals_count_by_what_their_labels_say(cohort):
+    header, _ = read_edf_extent(min(cohort.rglob("*.edf")))
+    first = header.ordinary[0]
+
+    def need(label: str) -> int:
+        signals = (replace(first, label=label, samples=500), replace(first, label="Airflow", samples=10))
+        return recording_memory(replace(header, signals=signals), 3600.0, wanted_labels(load_cohort("generic")))
+
+    assert need("EEG (c3:a2)") == need("C3-M2-0") > 2 * need("Stim")
 
 
 def test_the_driver_plans_no_further_than_a_few_tasks_ahead(connection, tmp_path):

@@ -37,3 +37,12 @@ def test_a_raw_in_memory_needs_no_file():
     data = np.random.default_rng(0).standard_normal((2, 6000)) * [[2e-5], [1.0]]
     night = prepare(recording_from_raw(mne.io.RawArray(data, info, verbose="error")))
     assert set(night.channels) == {"EEG_C4", "AIRFLOW"} and 1 < night.iqr["EEG_C4"] < 40
+
+
+def test_channels_of_a_raw_that_are_named_as_ours_are_taken_for_them():
+    names = ["EEG_C4", "EOG_L", "ECG", "SPO2"]
+    info = mne.create_info(names, 100.0, ["eeg", "eog", "ecg", "misc"])
+    data = np.random.default_rng(0).standard_normal((4, 6000)) * [[2e-5], [2e-5], [2e-4], [1.0]] + [[0.0], [0.0], [0.0], [95.0]]
+    night = prepare(recording_from_raw(mne.io.RawArray(data, info, verbose="error")))
+    assert set(night.channels) == set(names)
+    assert night.provenance["channels"]["EEG_C4"]["derivation"] == "C4-M1"

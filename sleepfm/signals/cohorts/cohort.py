@@ -7,14 +7,15 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path, PurePath
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from sleepfm.config import Config, load_config
 from sleepfm.constants import CHANNELS, EVENT_TYPES
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
+from sleepfm.signals.cohorts.label_grammar import read_label
 
 AUTO = "auto"
 GENERIC = "generic"
@@ -40,8 +41,13 @@ class ChannelRule(Config):
 
     Attributes:
         signal: labels of the active signal, any of them; compared without case, spaces and punctuation.
+        electrodes: instead of labels, what they say in any spelling (:mod:`sleepfm.signals.cohorts.label_grammar`): derivations
+            (``C3-M2``) or electrodes against a reference that is not named (``C3``). A label that a rule of another channel
+            lists as its ``signal`` is that channel's and is not taken.
         occurrence: which of several signals that share one label is the active one, counted from 1 in the file's order.
-        reference: electrodes to subtract, each with its labels; several are averaged (linked mastoids).
+        reference: electrodes to subtract, each with its labels (or, beside ``electrodes``, what these say); several are
+            averaged (linked mastoids).
+        reference_occurrence: as ``occurrence``, of the signals to subtract.
         derivation: what the result is, electrode and reference (``C4-A1``, ``E1-Fpz``), for the record and for polarity,
             which knows the sign of slow waves against a mastoid or ear only (M1, M2, A1, A2, linked mastoids).
         substitute: why this stands in for the canonical derivation, where it is not that derivation.
@@ -49,13 +55,31 @@ class ChannelRule(Config):
         invert: turn the signal upside down, where the cohort's polarity is documented to be wrong.
     """
 
-    signal: tuple[str, ...] = Field(min_length=1)
+    signal: tuple[str, ...] = ()
+    electrodes: tuple[str, ...] = ()
     occurrence: int | None = Field(default=None, ge=1)
     reference: tuple[tuple[str, ...], ...] = ()
+    reference_occurrence: int | None = Field(default=None, ge=1)
     derivation: str = ""
     substitute: str = ""
     unit: str = ""
     invert: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> ChannelRule:
+        if bool(self.signal) == bool(self.electrodes):
+            raise ValueError("give the labels of the signal as `signal`, or what they say as `electrodes`, one of both")
+        if self.electrodes:
+            for text in (*self.electrodes, *(text for texts in self.reference for text in texts)):
+                if read_label(text) is None:
+                    raise ValueError(f"{text!r} names no electrode or derivation that is known; list the labels as `signal`")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Keys that came later are left out where a rule does not use them: the digest of its cohort stays what it was."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if value or key not in ("electrodes", "reference_occurrence")}
 
 
 class Recognise(Config):

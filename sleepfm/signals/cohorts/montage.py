@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNEL_UNIT, CHANNELS
 from sleepfm.errors import MontageError
 from sleepfm.signals.cohorts.cohort import ChannelRule, Cohort, normalise_label
+from sleepfm.signals.cohorts.label_grammar import read_label, without_running_numbers
 from sleepfm.signals.cohorts.units import to_canonical
 from sleepfm.signals.recording import Recording, SignalInfo
 
 NO_LABEL = "no signal of that name"
+# What the data contract says of a signal that has a canonical channel's name, where the caller named it so.
+_CANONICAL = {
+    "EEG_C3": "C3-M2",
+    "EEG_C4": "C4-M1",
+    "EOG_L": "left EOG",
+    "EOG_R": "right EOG",
+    "EMG_CHIN": "chin",
+    "SPO2": "pulse oximetry",
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class Derivation:
     """How a canonical channel is made: ``active`` minus the mean of ``references``, upside down if ``invert``.
 
     ``limits`` is the range of the recorder in the canonical unit, None for a difference of signals; ``step`` that of its
-    converter, of all its signals together; ``choice`` counts the cohort's rules for this channel from 1 in order of preference.
+    converter, of all its signals together; ``choice`` counts the cohort's rules for this channel from 1 in order of preference,
+    and is 0 where the signal has the canonical channel's name.
     """
 
     channel: str
@@ -88,19 +100,50 @@ class _SameLabelError(Exception):
     """Signals of one and the same label fit one place of a rule; the message names them."""
 
 
+class _Labels:
+    """The labels of a recording, read once.
+
+    Attributes:
+        texts: without MNE's running numbers; ``plain``: these normalised.
+        own: normalised as they stand, for rules that list them so.
+        said: what each says by the grammar ("C3-M2"), or empty.
+    """
+
+    def __init__(self, recording: Recording, cohort: Cohort) -> None:
+        labels = [signal.label for signal in recording.signals]
+        self.texts = without_running_numbers(labels)
+        self.own = [normalise_label(label) for label in labels]
+        self.plain = [normalise_label(text) for text in self.texts]
+        self.said = ["" if (read := read_label(text)) is None else str(read) for text in self.texts]
+        self._listed = defaultdict[str, set[str]](set)
+        for channel, rules in cohort.channels.items():
+            for label in (normalise_label(text) for rule in rules for text in rule.signal):
+                self._listed[label].add(channel)
+
+    def belongs_elsewhere(self, index: int, channel: str) -> bool:
+        """Whether a rule of another channel than ``channel`` lists this label as its signal."""
+        listed = self._listed[self.own[index]] | self._listed[self.plain[index]]
+        return bool(listed) and channel not in listed
+
+
 def resolve(recording: Recording, cohort: Cohort) -> Montage:
     """Apply ``cohort``'s rules to the recording's labels, units and rates.
 
     The first rule of a channel that finds exactly one fitting signal for each of its places is taken. More than
     one is ambiguous, whatever later rules would say; where these have one and the same label nothing in the file tells them
-    apart, and the channel is missing.
+    apart, and the channel is missing. A signal with the canonical channel's own name comes before all rules where the recording
+    says that its names are meant so (:attr:`Recording.canonical_names`).
     """
     montage = Montage()
+    labels = _Labels(recording, cohort)
     for channel in CHANNELS:
         reasons = []
-        for choice, rule in enumerate(cohort.channels.get(channel, ()), start=1):
+        rules = list(enumerate(cohort.channels.get(channel, ()), start=1))
+        if (own := _canonical_rule(recording, labels, channel)) is not None:
+            rules.insert(0, (0, own))
+        for choice, rule in rules:
             try:
-                montage.channels[channel] = _apply(recording, cohort, channel, rule, choice)
+                montage.channels[channel] = _apply(recording, cohort, labels, channel, rule, choice)
                 break
             except _AmbiguousError as error:
                 montage.ambiguous[channel] = str(error)
@@ -128,9 +171,26 @@ def derive(recording: Recording, derivation: Derivation) -> tuple[NDArray[np.flo
     return signal, derivation.rate
 
 
-def _apply(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule, choice: int) -> Derivation:
-    active = _find(recording, cohort, channel, rule, rule.signal, rule.occurrence)
-    references = tuple(_find(recording, cohort, channel, rule, labels) for labels in rule.reference)
+def _canonical_rule(recording: Recording, labels: _Labels, channel: str) -> ChannelRule | None:
+    """The rule for a signal that the caller named ``channel``, None without one.
+
+    Beside a mastoid alone "EEG_C4" may be the electrode C4, as in files that are labelled so: then it is read like any other.
+    """
+    if not recording.canonical_names or sum(signal.label == channel for signal in recording.signals) != 1:
+        return None
+    if channel.startswith(("EEG", "EOG")) and not {"M1", "M2"}.isdisjoint(labels.said):
+        return None
+    return ChannelRule(
+        signal=(channel,), derivation=_CANONICAL.get(channel, channel), unit="%" if CHANNEL_UNIT[channel] == "%" else ""
+    )
+
+
+def _apply(recording: Recording, cohort: Cohort, labels: _Labels, channel: str, rule: ChannelRule, choice: int) -> Derivation:
+    def find(texts: tuple[str, ...], is_reference: bool) -> Source:
+        return _find(recording, cohort, labels, channel, rule, texts, is_reference)
+
+    active = find(rule.signal or rule.electrodes, False)
+    references = tuple(find(texts, True) for texts in rule.reference)
     info = recording.signals[active.index]
     for reference in references:
         other = recording.signals[reference.index]
@@ -157,18 +217,33 @@ def _apply(recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule
 
 
 def _find(
-    recording: Recording, cohort: Cohort, channel: str, rule: ChannelRule, labels: tuple[str, ...], occurrence: int | None = None
+    recording: Recording,
+    cohort: Cohort,
+    labels: _Labels,
+    channel: str,
+    rule: ChannelRule,
+    texts: tuple[str, ...],
+    is_reference: bool,
 ) -> Source:
-    wanted = {normalise_label(label) for label in labels}
+    """The signal that one of ``texts``, labels or what they say, names."""
+    occurrence = rule.reference_occurrence if is_reference else rule.occurrence
+    if rule.electrodes:
+        said = {str(read_label(text)) for text in texts}
+        named = [
+            index
+            for index, text in enumerate(labels.said)
+            if text in said and (is_reference or not labels.belongs_elsewhere(index, channel))
+        ]
+    else:
+        wanted = {normalise_label(text) for text in texts}
+        named = [i for i in range(len(labels.own)) if labels.own[i] in wanted or labels.plain[i] in wanted]
     fitting: list[Source] = []
     unfit: list[str] = []
     met = Counter[str]()
-    for index, info in enumerate(recording.signals):
-        label = normalise_label(info.label)
-        if label not in wanted:
-            continue
-        met[label] += 1
-        if occurrence is not None and met[label] != occurrence:
+    for index in named:
+        info = recording.signals[index]
+        met[labels.plain[index]] += 1
+        if occurrence is not None and met[labels.plain[index]] != occurrence:
             continue
         try:
             fitting.append(_fit(index, info, cohort, channel, rule))
@@ -176,14 +251,30 @@ def _find(
             unfit.append(f"{info.label!r}: {error}")
     if len(fitting) > 1:
         names = ", ".join(f"{source.label!r} (signal {source.index + 1})" for source in fitting)
-        if len({normalise_label(source.label) for source in fitting}) == 1:
-            raise _SameLabelError(f"{names} have one label; say which with `occurrence: 1` and so on in a cohort file's rule")
+        if len({labels.plain[source.index] for source in fitting}) == 1:
+            first = fitting[0]
+            chosen = {"reference_occurrence": 1} if is_reference else {"occurrence": 1, **_narrowed(rule, labels, first)}
+            raise _SameLabelError(
+                f"{names} have one label; say which in a cohort file, by its place among them: "
+                f"{_rule_line(channel, rule.model_copy(update=chosen))}"
+            )
         raise _AmbiguousError(f"{names} all fit; name one in a cohort file")
     if not fitting:
-        if not unfit and labels is not rule.signal:
-            unfit = [f"{'/'.join(rule.signal[:3])} has no reference {'/'.join(labels[:3])}"]
+        if not unfit and is_reference:
+            unfit = [f"{'/'.join((rule.signal or rule.electrodes)[:3])} has no reference {'/'.join(texts[:3])}"]
         raise _UnfitError("; ".join(unfit))
     return fitting[0]
+
+
+def _narrowed(rule: ChannelRule, labels: _Labels, source: Source) -> dict[str, tuple[str, ...]]:
+    """What of ``rule`` names the signal ``source``, and nothing else."""
+    return {"electrodes": (labels.said[source.index],)} if rule.electrodes else {"signal": (labels.texts[source.index],)}
+
+
+def _rule_line(channel: str, rule: ChannelRule) -> str:
+    """``rule`` as the line of YAML that a cohort file has below ``channels``."""
+    values = {key: value for key, value in rule.model_dump(mode="json").items() if value not in ("", [], None, False)}
+    return f"{channel}: {yaml.safe_dump([values], default_flow_style=True, sort_keys=False, width=10_000).strip()}"
 
 
 def _fit(index: int, info: SignalInfo, cohort: Cohort, channel: str, rule: ChannelRule) -> Source:

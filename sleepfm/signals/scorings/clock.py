@@ -11,6 +11,7 @@ _DAY = timedelta(days=1)
 _EARLIEST = timedelta(hours=6)
 _TIME = r"(\d{1,2})[:.](\d{2})[:.](\d{2})(?:[.,](\d{1,9}))?\s*([AaPp][Mm])?"
 _CLOCK = re.compile(_TIME)
+_ELAPSED = re.compile(r"(\d{1,3}):(\d{2}):(\d{2})(?:[.,](\d{1,9}))?")
 _DATED = re.compile(r"(\d{1,4})[/.\-](\d{1,2}|[A-Za-z]{3})[/.\-](\d{1,4})[ T\-]+" + _TIME)
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
@@ -18,6 +19,19 @@ _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct",
 def is_clock(text: str) -> bool:
     """Whether ``text`` is a clock time, with or without a date."""
     return _CLOCK.fullmatch(text.strip()) is not None or _DATED.fullmatch(text.strip()) is not None
+
+
+def has_date(text: str) -> bool:
+    """Whether ``text`` is a clock time with a date."""
+    return _DATED.fullmatch(text.strip()) is not None
+
+
+def elapsed_seconds(text: str) -> float | None:
+    """Seconds that ``text`` (h:mm:ss, with or without decimals) says if it counts from a start, None if it cannot."""
+    match = _ELAPSED.fullmatch(text.strip())
+    if match is None or int(match[2]) > 59 or int(match[3]) > 59:
+        return None
+    return int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3]) + float(f"0.{match[4] or 0}")
 
 
 class Clock:

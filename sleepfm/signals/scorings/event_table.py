@@ -1,8 +1,10 @@
 """Tables of stages and events (CSV, TSV): a row an event with its onset, or a row an epoch; and plain lists of stages.
 
-Columns are told by their titles, English or French, among them those of Noxturnal (UTF-16, clock times with dates), BIDS
-(``onset duration trial_type``), NCHSDB (``onset duration description``) and STAGES (``Start Time, Duration (seconds),
-Event``). Onsets are seconds or clock times. A list without titles has a stage a line, or its number and the stage.
+Columns are told by their titles (:mod:`sleepfm.signals.scorings.table_columns`), among them those of Noxturnal (UTF-16, clock
+times with dates), BIDS (``onset duration trial_type``), NCHSDB (``onset duration description``), STAGES (``Start Time, Duration
+(seconds), Event``) and RemLogic (``Sleep Stage, Time [hh:mm:ss], Event, Duration[s]`` below lines of its own, events among
+the epochs). Onsets are seconds, times of day or elapsed times. A list without titles has a stage a line, or its number and
+the stage.
 """
 
 from __future__ import annotations
@@ -11,66 +13,36 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import islice
 from pathlib import PurePath
 
+import numpy as np
+
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.scorings.clock import Clock, is_clock
 from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Scoring
 from sleepfm.signals.scorings.stage_texts import NUMBER, number_reader, refuse_unknown
-from sleepfm.signals.scorings.vocabulary import epoch_stage_of, fold, stage_of
+from sleepfm.signals.scorings.table_columns import Columns, delimiter_of, find_titles
+from sleepfm.signals.scorings.table_times import TableTimes
+from sleepfm.signals.scorings.vocabulary import epoch_stage_of, stage_of
 
-# Folded column titles, without the unit that may follow.
-_BEGIN = ("heurededebut", "debut", "onset", "starttime", "start", "begin", "begintime", "startdatetime", "timestamp", "time")
-_END = ("heuredefin", "fin", "endtime", "end", "stop", "stoptime", "offset", "enddatetime")
-_NAME = ("evenement", "event", "eventtype", "description", "trialtype", "label", "annotation", "name", "eventname", "value")
-_STAGE = (
-    "sleepstage",
-    "stage",
-    "stade",
-    "stages",
-    "sleepstages",
-    "stagename",
-    "hypnogram",
-    "hypno",
-    "scoring",
-    "userdefinedstage",
-)
-_DURATION = ("duree", "duration", "length", "dur")
-_EPOCH = ("epoch", "epochs", "epochnumber", "epochno", "epochindex", "epoque", "30secepoch", "index", "sleepepoch")
-_UNIT = re.compile(r"[\s_(\[]+(s|sec|secs|second|seconds|ms|msec|milliseconds|min|mins|minutes)\s*[)\]]?\s*$", re.IGNORECASE)
-_SECONDS = {"ms": 1e-3, "msec": 1e-3, "milliseconds": 1e-3, "min": 60.0, "mins": 60.0, "minutes": 60.0}
 _LEGEND = re.compile(r"(-?\d+)\s*[:=]\s*([A-Za-z][A-Za-z0-9]*)")
-# Titles and legends are no longer; expressions that search them take time with the square of their length.
+# Legends are no longer; expressions that search them take time with the square of their length.
 _LONGEST_TEXT = 200
 _MISSING = ("", "n/a", "na", "nan", "-", ".", "none")
-
-
-@dataclass(frozen=True)
-class _Columns:
-    """Places of the columns; ``begin_unit`` and ``duration_unit`` in s; ``stages_only`` where ``name`` has a title of stages."""
-
-    name: int
-    begin: int | None = None
-    end: int | None = None
-    duration: int | None = None
-    epoch: int | None = None
-    begin_unit: float = 1.0
-    duration_unit: float = 1.0
-    stages_only: bool = False
+# The AASM scores 30 s, some laboratories 20 s.
+_SHORTEST_EPOCH = 10.0
+_CLOSE = 0.5
 
 
 def is_event_table(text: str) -> bool:
     """Whether ``text`` is a table with known titles or a list of stages."""
     try:
-        first = next(_rows(text), (0, list[str]()))[1]
+        return find_titles(text) is not None or _untitled(next(_rows(text), (0, list[str]()))[1]) is not None
     except csv.Error:
         return False
-    return _columns(first) is not None or _untitled(first) is not None
 
 
 def read_event_table(text: str, path: PurePath, start: datetime | None, duration: float | None) -> Scoring:
@@ -78,82 +50,127 @@ def read_event_table(text: str, path: PurePath, start: datetime | None, duration
 
     Raises:
         StageTextError: a text where stages stand that is not understood, or numbers that may mean several stages.
-        AnnotationError: clock times without ``start``, a row that cannot be read, too many rows, or no stages.
+        AnnotationError: a table in which nothing says when its rows are, times of day without ``start``, times that may be
+            times of day or elapsed, a row that cannot be read or that may be an epoch or an event, too many rows, or no stages.
     """
+    titles = find_titles(text)
     try:
-        table = list(islice(_rows(text), MAX_ROWS + 1))
+        table = list(islice(_rows(text, titles.line, titles.delimiter) if titles else _rows(text), MAX_ROWS + 1))
     except csv.Error as error:
         raise AnnotationError(f"{path}: not a table ({error}); export it again") from error
     if len(table) > MAX_ROWS:
         raise AnnotationError(f"{path}: more than {MAX_ROWS} rows; a scoring of a night has fewer")
-    columns = _columns(table[0][1])
-    if columns is not None:
-        table = table[1:]
-    else:
-        columns = _untitled(table[0][1])
-        assert columns is not None
+    columns = titles.columns if titles else _untitled(table[0][1])
+    assert columns is not None
+    if not columns.placed:
+        raise AnnotationError(
+            f"{path}: of the columns {', '.join(title for title in columns.titles if title)} none says when a row is; call one "
+            "`onset` (in seconds), `clock time`, `elapsed time` or `epoch` (its number), or keep nothing but the stages"
+        )
+    table = [(number, row) for number, row in table if len(row) >= columns.least]
     if columns.begin is None:
         return _epochs(table, columns, text, path)
-    return _events(table, columns, path, start, duration)
+    return _timed(table, columns, path, start, duration)
 
 
-def _events(
-    table: Sequence[tuple[int, list[str]]], columns: _Columns, path: PurePath, start: datetime | None, duration: float | None
+def _timed(
+    table: Sequence[tuple[int, list[str]]], columns: Columns, path: PurePath, start: datetime | None, duration: float | None
 ) -> Scoring:
+    """Rows with onsets: stages and events in one column, stages alone, or stages in one and events in another."""
     assert columns.begin is not None
-    cells = [
-        (number, row)
-        for number, row in table
-        if len(row) > max(columns.begin, columns.name) and not _is_filler(row[columns.begin])
-    ]
-    texts = [row[columns.begin].strip() for _, row in cells]
-    clock = None
-    if any(is_clock(text) for text in texts):
-        if start is None:
-            raise AnnotationError(
-                f"{path}: has clock times, and the start of its recording is not known; repair the recording's header"
-            )
-        try:
-            clock = Clock([text for text in texts if is_clock(text)], start, duration)
-        except ValueError as error:
-            raise AnnotationError(f"{path}: {error}") from error
-
-    def seconds(text: str, unit: float, where: str) -> float:
-        try:
-            if clock is not None and is_clock(text):
-                return clock.read(text)
-            return float(text.strip().replace(",", ".")) * unit
-        except (ValueError, OverflowError) as error:
-            raise AnnotationError(f"{where}: {text[:40]!r} is neither seconds nor a clock time") from error
-
-    rows = []
+    cells = [(number, row) for number, row in table if not _is_filler(row[columns.begin])]
+    times = TableTimes([row[columns.begin].strip() for _, row in cells], columns, path, start, duration)
+    rows: list[Row] = []
+    doubtful: list[tuple[int, Row]] = []
     for number, row in cells:
-        name = row[columns.name].strip()
-        where = f"{path}: row {number} ({name[:40]!r})"
-        onset = seconds(row[columns.begin], columns.begin_unit, where)
+        text, is_stage = _text_of(row, columns, f"{path}: row {number}")
+        where = f"{path}: row {number} ({text[:40]!r})"
+        onset = times.onset(row[columns.begin], where)
         lasts: float | None = None
         if columns.duration is not None and not _missing(row, columns.duration):
-            lasts = seconds(row[columns.duration], columns.duration_unit, where)
+            lasts = times.length(row[columns.duration], where)
         elif columns.end is not None and not _missing(row, columns.end):
-            lasts = seconds(row[columns.end], columns.begin_unit, where) - onset
+            lasts = times.onset(row[columns.end], where) - onset
         if lasts is not None and not lasts >= 0:
             raise AnnotationError(f"{where}: duration is {lasts:g} s")
-        rows.append(Row(onset, lasts, name, "stage" if columns.stages_only else ""))
+        rows.append(Row(onset, lasts, text, "stage" if is_stage else ""))
+        if (
+            not is_stage
+            and columns.stage is not None
+            and epoch_stage_of(row[columns.stage].strip()) not in (None, Stage.UNSCORED)
+        ):
+            doubtful.append((number, rows[-1]))
+    stages = [row for row in rows if row.group == "stage"]
+    if columns.duration is None and columns.end is None:
+        _refuse_short_steps(stages, path)
+    _refuse_events_in_place_of_epochs(doubtful, stages, path)
     in_time = [row.text for row in sorted(rows, key=lambda row: row.onset)]
-    stage = number_reader(in_time, epoch_stage_of if columns.stages_only else stage_of, {}, path)
-    return scoring_of_rows(rows, f"event table {path.name}", str(path), stage=stage)
+    stage = number_reader(in_time, epoch_stage_of if columns.name is None else stage_of, {}, path)
+    return scoring_of_rows(rows, f"event table {path.name}", str(path), stage=stage, warnings=times.warnings)
 
 
-def _epochs(table: Sequence[tuple[int, list[str]]], columns: _Columns, text: str, path: PurePath) -> Scoring:
+def _text_of(row: Sequence[str], columns: Columns, where: str) -> tuple[str, bool]:
+    """What a row says, and whether it stands as a stage: of a stage and an event beside it, the event where there is one.
+
+    Raises:
+        AnnotationError: the event names another stage than the column of stages.
+    """
+    event = row[columns.name].strip() if columns.name is not None else ""
+    if columns.stage is None:
+        return event, False
+    staged = row[columns.stage].strip()
+    if columns.name is None or _missing(row, columns.name):
+        return staged, True
+    named, beside = stage_of(event), stage_of(staged)
+    if named is not None and beside is not None and named != beside:
+        raise AnnotationError(f"{where}: its stage is {staged[:40]!r} and its event {event[:40]!r}; one of them is wrong")
+    return event, named is not None
+
+
+def _refuse_short_steps(stages: Sequence[Row], path: PurePath) -> None:
+    """Raises :class:`AnnotationError` for stages without durations whose onsets are closer than epochs can be."""
+    onsets = np.unique([row.onset for row in stages])
+    step = float(np.median(np.diff(onsets))) if len(onsets) > 2 else np.inf
+    if step < _SHORTEST_EPOCH:
+        raise AnnotationError(
+            f"{path}: the onsets of its stages are {step:g} s apart; if they are numbers of epochs, call the column `epoch`, if "
+            "they have another unit, say so (`onset (min)`)"
+        )
+
+
+def _refuse_events_in_place_of_epochs(doubtful: Sequence[tuple[int, Row]], stages: Sequence[Row], path: PurePath) -> None:
+    """Raises :class:`AnnotationError` where a row with a stage and an event stands where an epoch of its own is missing.
+
+    An event among the epochs repeats the stage of its epoch, which has a row of its own. Where that is missing, the row may be
+    both.
+    """
+    ordered = sorted(stages, key=lambda row: row.onset)
+    begins = np.array([row.onset for row in ordered])
+    ends = np.array([row.onset + (row.duration or EPOCH_SECONDS) for row in ordered])
+    for number, row in doubtful if ordered else ():
+        place = int(np.searchsorted(begins, row.onset + _CLOSE, side="right")) - 1
+        if place >= 0 and row.onset < ends[place] - _CLOSE:
+            continue
+        into_epoch = (row.onset - begins[0]) % EPOCH_SECONDS
+        if min(into_epoch, EPOCH_SECONDS - into_epoch) <= _CLOSE:
+            raise AnnotationError(
+                f"{path}: row {number}: has a stage and the event {row.text[:40]!r} where no row has the stage alone; whether it "
+                "is an epoch or an event is not known; export stages and events apart"
+            )
+
+
+def _epochs(table: Sequence[tuple[int, list[str]]], columns: Columns, text: str, path: PurePath) -> Scoring:
     """A stage a row, epoch after epoch; where epochs are numbered, from 0 or 1."""
-    cells = [(number, row) for number, row in table if len(row) > max(columns.name, columns.epoch or 0)]
-    names = [row[columns.name].strip() for _, row in cells]
+    place_of_stage = columns.stage if columns.stage is not None else 0
+    cells = list(table)
+    names = [row[place_of_stage].strip() for _, row in cells]
     stage = number_reader(names, epoch_stage_of, _legend(text), path)
     unknown = [(number, name) for (number, _), name in zip(cells, names, strict=True) if stage(name) is None]
     if unknown:
         number, name = unknown[0]
         refuse_unknown(Counter(name for _, name in unknown), f"{path}: line {number}: {name[:40]!r} is no stage")
     first: int | None = None
+    met: set[int] = set()
     rows = []
     for count, ((number, row), name) in enumerate(zip(cells, names, strict=True)):
         place = count
@@ -163,6 +180,11 @@ def _epochs(table: Sequence[tuple[int, list[str]]], columns: _Columns, text: str
                 raise AnnotationError(f"{path}: line {number}: {given[:40]!r} is no epoch number")
             first = min(int(float(given)), 1) if first is None else first
             place = int(float(given)) - first
+            if place in met:
+                raise AnnotationError(
+                    f"{path}: line {number}: epoch {given} is there twice; if one row is an event, export stages and events apart"
+                )
+            met.add(place)
         rows.append(Row(place * float(EPOCH_SECONDS), float(EPOCH_SECONDS), name))
     return scoring_of_rows(rows, f"stages by epoch {path.name}", str(path), stage=stage, whole_night=columns.epoch is None)
 
@@ -178,58 +200,33 @@ def _legend(text: str) -> dict[int, Stage]:
     }
 
 
-def _rows(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Number of the line and cells of every row, without blank ones and comments."""
-    delimiter = None
-    for number, row in _parsed(text):
-        if delimiter is None and len(row) == 1 and len(row[0].split()) > 1:
-            delimiter = " "
-        delimiter = delimiter or ","
-        cells = row[0].split() if delimiter == " " and len(row) == 1 else row
+def _rows(text: str, after: int = 0, delimiter: str | None = None) -> Iterator[tuple[int, list[str]]]:
+    """Number of the line and cells of every row below the line ``after``, without blank ones and comments."""
+    lines = ((number, line) for number, line in iter_lines(text) if number > after and not line.startswith("#"))
+    numbers: list[int] = [0]
+
+    def counted() -> Iterator[str]:
+        for number, line in lines:
+            numbers[0] = number
+            yield f"{line}\n"
+
+    if delimiter is None:
+        head = next((line for _, line in iter_lines(text) if line.strip() and not line.startswith("#")), "")
+        delimiter = delimiter_of(head)
+    reader = (line.split() for line in counted()) if delimiter == " " else csv.reader(counted(), delimiter=delimiter)
+    for cells in reader:
         if any(cell.strip() for cell in cells):
-            yield number, cells
+            yield numbers[0], cells
 
 
-def _parsed(text: str) -> Iterator[tuple[int, list[str]]]:
-    lines = (f"{line}\n" for _, line in iter_lines(text) if not line.startswith("#"))
-    head = next((line for _, line in iter_lines(text) if line.strip() and not line.startswith("#")), "")[:4096]
-    reader = csv.reader(lines, delimiter=max(",;\t", key=head.count))
-    for row in reader:
-        yield reader.line_num, row
-
-
-def _columns(titles: Sequence[str]) -> _Columns | None:
-    """Where the known columns are, or None: a name or stage is needed, with onsets or without any times."""
-    titles = [title.strip()[:_LONGEST_TEXT] for title in titles]
-    units = [_SECONDS.get(match[1].lower(), 1.0) if (match := _UNIT.search(title)) else 1.0 for title in titles]
-    folded = [fold(_UNIT.sub("", title)) for title in titles]
-
-    def place(names: Sequence[str]) -> int | None:
-        return next((folded.index(name) for name in names if name in folded), None)
-
-    begin, end, duration, epoch = place(_BEGIN), place(_END), place(_DURATION), place(_EPOCH)
-    name, stage = place(_NAME), place(_STAGE)
-    if begin is not None and (name is not None or stage is not None):
-        chosen = name if name is not None else stage
-        assert chosen is not None
-        unit = units[duration] if duration is not None else 1.0
-        if duration is None and end is None and name is None:
-            # A clock time beside the stage of every epoch.
-            return _Columns(chosen, epoch=epoch) if epoch is not None else _Columns(chosen, begin, stages_only=True)
-        return _Columns(chosen, begin, end, duration, None, units[begin], unit, stages_only=name is None)
-    if stage is not None:
-        return _Columns(stage, epoch=epoch)
-    return None
-
-
-def _untitled(first: Sequence[str]) -> _Columns | None:
+def _untitled(first: Sequence[str]) -> Columns | None:
     cells = [cell.strip() for cell in first]
     while cells and not cells[-1]:
         cells.pop()
     if len(cells) == 1 and _is_stage(cells[0]):
-        return _Columns(0)
+        return Columns(stage=0)
     if len(cells) == 2 and re.fullmatch(r"[01]", cells[0]) and _is_stage(cells[1]):
-        return _Columns(1, epoch=0)
+        return Columns(stage=1, epoch=0)
     return None
 
 

@@ -22,19 +22,20 @@ from sleepfm.constants import Stage
 
 _STAGES = {
     Stage.W: "w wk wake awake eveil wach vigilia veglia stagew stagewk stagewake sleepstagew sleepstagewk sleepstagewake stage0 "
-    "sleepstage0 wakefulness wakestate",
+    "sleepstage0 wakefulness wakestate s0 sleeps0 sleepw sleepwake",
     Stage.N1: "n1 1 s1 stage1 stagen1 stages1 sleepstage1 sleepstagen1 stage1sleep nrem1 stagenrem1 n1sleep "
-    "nonrapideyemovementsleepn1",
+    "nonrapideyemovementsleepn1 sleeps1 sleepn1",
     Stage.N2: "n2 2 s2 stage2 stagen2 stages2 sleepstage2 sleepstagen2 stage2sleep nrem2 stagenrem2 n2sleep "
-    "nonrapideyemovementsleepn2",
+    "nonrapideyemovementsleepn2 sleeps2 sleepn2",
     # Stages 3 and 4 of Rechtschaffen and Kales (1968) are one stage N3 in the AASM manual (2007).
     Stage.N3: "n3 3 4 s3 s4 n4 stage3 stage4 stagen3 stagen4 stages3 stages4 sleepstage3 sleepstage4 sleepstagen3 "
     "sleepstagen4 stage3sleep stage4sleep stage34sleep nrem3 nrem4 stagenrem3 n3sleep sws "
-    "nonrapideyemovementsleepn3 nonrapideyemovementsleepn4",
-    Stage.REM: "r rem stager sleepstager remsleep stagerem sleepstagerem paradoxal sp rapideyemovement rapideyemovementsleep",
+    "nonrapideyemovementsleepn3 nonrapideyemovementsleepn4 sleeps3 sleeps4 sleepn3",
+    Stage.REM: "r rem stager sleepstager remsleep stagerem sleepstagerem paradoxal sp rapideyemovement rapideyemovementsleep "
+    "sleeprem sleepr",
     Stage.UNSCORED: "? sleepstage? unscored unknown unknownstage unscorable notscored nonscore stageunscored "
     "sleepstageunscored sleepstageunknown stageunknown nostage stagenostage undefined mt movement movementtime "
-    "sleepstagem sleepstagemt stagemt stagemvt stagemovement bodymovement",
+    "sleepstagem sleepstagemt stagemt stagemvt stagemovement bodymovement sleepmt sleepunscored",
 }
 _NOUNS = {
     "apnea": "apnea apnee apne apneia apneu",
