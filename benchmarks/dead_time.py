@@ -27,7 +27,7 @@ from dead_stretches import surrounded, with_dead
 from sleepfm.config import read_yaml
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.inference.embed import embed, prepared_epochs
-from sleepfm.inference.night import NightScore
+from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import build_model, model_config

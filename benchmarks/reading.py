@@ -49,10 +49,10 @@ def make_dataset(out: Path, recordings: int) -> None:
     sys.path[:0] = [str(root), str(root / "tests")]
     from made_nights import make_night, quantised
 
-    from shards.config import identity, load_build_config
-    from shards.convert import QuantisedRecording
+    from shards.build_config import identity, load_build_config
     from shards.manifest import write_manifest
     from shards.plan import Entry, Plan, ShardPlan, write_plan
+    from shards.samples import QuantisedRecording
     from shards.task import write_shard
     from sleepfm.config import digest
 

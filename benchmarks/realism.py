@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from sleepfm.cli import main as sleepfm
 from sleepfm.constants import STAGE_NAMES
-from sleepfm.synthetic.events import Event, is_respiratory
+from sleepfm.synthetic.drawn_events import Event, is_respiratory
 from sleepfm.synthetic.night import draw_night
 
 CHANNELS = {

@@ -84,7 +84,7 @@ def processor_seconds(work: Callable[[Path], Any], paths: list[Path]) -> list[fl
 
 
 def measure_ours(source: Path, *_: str) -> dict[str, Any]:
-    from shards.config import load_build_config
+    from shards.build_config import load_build_config
     from shards.task import build_shard
 
     config, hours, size = load_build_config(None, ["cohort=shhs1"]), [], []
@@ -186,8 +186,8 @@ def watched_task(*arguments: Any) -> tuple[float, float]:
 
 
 def measure_memory(source: Path, *_: str) -> dict[str, Any]:
+    from shards.build_config import load_build_config
     from shards.cluster import cluster
-    from shards.config import load_build_config
     from shards.memory import task_memory, wanted_labels
     from sleepfm.signals.cohorts.cohort import load_cohort
     from sleepfm.signals.recording import read_edf_extent
@@ -205,8 +205,8 @@ def measure_memory(source: Path, *_: str) -> dict[str, Any]:
 
 
 def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
+    from shards.build_config import load_build_config
     from shards.cluster import cluster, run_shards
-    from shards.config import load_build_config
 
     config, paths = load_build_config(None, ["cohort=shhs1"]), edfs(source)
     seconds = {}
@@ -230,8 +230,8 @@ def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
 def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
     """A real build of links to one recording of 30 s and a single channel."""
     from shards.build import build
+    from shards.build_config import load_build_config
     from shards.cluster import cluster
-    from shards.config import load_build_config
 
     count, config = int(recordings), load_build_config(None, ["cohort=shhs1"])
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, cluster(os.cpu_count() or 1) as ray:

@@ -48,8 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build
+    from shards.build_config import load_build_config
     from shards.cluster import check_paths
-    from shards.config import load_build_config
     from sleepfm.extras import require
     from sleepfm.signals.files import local_path, location
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from shards.build_config import BuildConfig, chosen_cohort, identity
 from shards.cluster import cluster, run_shards
-from shards.config import BuildConfig, chosen_cohort, identity
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan

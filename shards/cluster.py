@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shards.config import BuildConfig, chosen_cohort
+from shards.build_config import BuildConfig, chosen_cohort
 from shards.memory import BASE_BYTES, read_extents, task_memory, wanted_labels
 from shards.plan import ShardPlan
 from shards.task import Failure, Outcome, build_shard

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from shards.names import KEY, shown
 from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.in_order import iter_record
-from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels
+from sleepfm.data.scored_events import scored_events, unclear_events
 from sleepfm.errors import DatasetError
 from sleepfm.output import Origin, whole_folder
 from sleepfm.signals.scorings.labels import EventRule, event_labels

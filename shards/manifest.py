@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from shards.config import QualityConfig, SplitConfig
+from shards.build_config import QualityConfig, SplitConfig
 from shards.names import shown
 from shards.plan import Plan
 from shards.split import split_of

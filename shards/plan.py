@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from shards.config import check_same
+from shards.build_config import check_same
 from shards.names import KEY, name_records
 from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError
@@ -55,7 +55,7 @@ class ShardPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All shards of a data set, and the identity of the build (:func:`shards.config.identity`)."""
+    """All shards of a data set, and the identity of the build (:func:`shards.build_config.identity`)."""
 
     identity: dict[str, Any]
     shards: tuple[ShardPlan, ...] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
-from shards.config import SplitConfig
+from shards.build_config import SplitConfig
 from sleepfm.constants import SPLITS
 
 

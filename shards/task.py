@@ -17,10 +17,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shards.config import BuildConfig, chosen_cohort
-from shards.convert import Converted, QuantisedRecording, quantise_recording, write_recording
+from shards.build_config import BuildConfig, chosen_cohort
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
+from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.lib
 import pyarrow.parquet as pq
 
-from shards.config import SplitConfig
+from shards.build_config import SplitConfig
 from shards.manifest import TABLES, describe, table_digests
 from shards.plan import PLAN_FILE, read_plan
 from shards.split import split_of

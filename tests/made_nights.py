@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.config import identity, load_build_config
-from shards.convert import QuantisedRecording, quantise_recording
+from shards.build_config import identity, load_build_config
 from shards.manifest import write_manifest
 from shards.plan import Entry, Plan, ShardPlan, write_plan
+from shards.samples import QuantisedRecording, quantise_recording
 from shards.task import write_shard
 from sleepfm.config import digest
 from sleepfm.constants import EPOCH_SAMPLES

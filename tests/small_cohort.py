@@ -35,7 +35,7 @@ def recordings(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> li
 @pytest.fixture(scope="session")
 def dataset(recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     from shards.build import build
-    from shards.config import BuildConfig
+    from shards.build_config import BuildConfig
     from sleepfm.config import load_config
     from sleepfm.paths import config_root
 

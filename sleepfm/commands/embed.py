@@ -114,8 +114,8 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
 
     from sleepfm.data.dataset import Dataset
     from sleepfm.data.format import DATASET_FILE
-    from sleepfm.data.labels import RecordLabels
     from sleepfm.data.reader import ShardReader
+    from sleepfm.data.record_labels import RecordLabels
     from sleepfm.inference.embed import embed, prepared_epochs, stored_epochs
     from sleepfm.inference.scorer import prepare_night
     from sleepfm.signals.cohorts.cohort import load_cohort

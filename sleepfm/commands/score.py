@@ -14,7 +14,7 @@ from sleepfm.output import Origin, check_free, whole_folder
 from sleepfm.signals.files import file_sha256, location
 
 if TYPE_CHECKING:
-    from sleepfm.inference.night import NightScore
+    from sleepfm.inference.night_score import NightScore
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,8 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.labels import RecordLabels, RecordPresence
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels, RecordPresence
 from sleepfm.data.windows import Items, load_windows, window_starts
 from sleepfm.errors import ShardError
 from sleepfm.tasks import TASKS

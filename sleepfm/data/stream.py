@@ -22,9 +22,9 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.labels import RecordLabels, RecordPresence, usable_epochs
 from sleepfm.data.order import Index, PassOrder, Window
 from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs, scaled
+from sleepfm.data.record_labels import RecordLabels, RecordPresence, usable_epochs
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
 from sleepfm.data.windows import SCALES, Items, load_windows, window_starts
 from sleepfm.errors import DatasetError, ShardError
@@ -292,7 +292,7 @@ class SequenceStream(Stream):
     and the number of items is told by the manifest alone. Labels of epochs without a usable channel are -1.
 
     ``labelled_only`` leaves out windows in which no usable epoch carries ``target`` (after ``label_fraction``, see
-    :class:`~sleepfm.data.labels.RecordLabels`). Respiratory labels are those of the shards: -1 where events were
+    :class:`~sleepfm.data.record_labels.RecordLabels`). Respiratory labels are those of the shards: -1 where events were
     not scored or the epoch has no stage, 0 or 1 elsewhere, wake included.
     """
 

@@ -12,9 +12,9 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CHANNEL_SCALE
-from sleepfm.data.labels import RecordLabels, RecordPresence
 from sleepfm.data.order import Index
 from sleepfm.data.reader import ShardReader, plan_runs
+from sleepfm.data.record_labels import RecordLabels, RecordPresence
 from sleepfm.errors import ShardError
 
 SCALES = np.array([CHANNEL_SCALE[channel] for channel in CHANNELS], np.float32)

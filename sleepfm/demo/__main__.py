@@ -9,8 +9,8 @@ from pathlib import Path
 
 from sleepfm.config import digest, load_config, to_dict
 from sleepfm.console import accept_every_character
-from sleepfm.demo.plan import MODALITIES, DemoConfig, Plan
 from sleepfm.demo.runner import Journal, Runner, set_aside
+from sleepfm.demo.steps import MODALITIES, DemoConfig, Plan
 from sleepfm.errors import UsageError, exit_with
 from sleepfm.extras import require
 from sleepfm.lock import only_writer

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
-from sleepfm.demo.plan import MODALITIES, Plan
 from sleepfm.demo.runner import Journal
+from sleepfm.demo.steps import MODALITIES, Plan
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
@@ -110,7 +110,7 @@ def _results(plan: Plan) -> Iterator[Result]:
 
 
 def _subset_done(number: int, total: int) -> None:
-    print(f"        report: {number} of {total} nights judged with every subset of modalities", flush=True)
+    print(f"        report: {number} of {total} nights evaluated with every subset of modalities", flush=True)
 
 
 def _environment(plan: Plan) -> dict[str, str]:

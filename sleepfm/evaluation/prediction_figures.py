@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.scored_events import scored_events
 from sleepfm.evaluation.events import EventAgreement, event_family, find_events, match_events, overlapping, timing_errors
 from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
 from sleepfm.evaluation.predictions import Predictions

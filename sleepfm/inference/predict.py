@@ -10,8 +10,8 @@ from torch import Tensor
 
 from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SECONDS
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels
 from sleepfm.errors import ModelError
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.inference.embed import stored_epochs

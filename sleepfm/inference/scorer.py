@@ -19,8 +19,8 @@ from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
 from sleepfm.inference.embed import prepared_epochs
-from sleepfm.inference.night import NightScore
 from sleepfm.inference.night_output import apply_to_epochs
+from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import model_config
 from sleepfm.signals.cohorts.cohort import load_cohort

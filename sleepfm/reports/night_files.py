@@ -17,7 +17,7 @@ from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import ahi, event_family, join_overlapping, match_events, overlapping
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.files import write_json
-from sleepfm.inference.night import NightScore
+from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.report import NightExample, figure_bytes, night_page
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.scorings.scoring import Event

@@ -33,7 +33,7 @@ from sleepfm.training.tracking.trace import read_trace
 from sleepfm.version import __version__
 
 if TYPE_CHECKING:
-    from sleepfm.inference.night import NightScore
+    from sleepfm.inference.night_score import NightScore
     from sleepfm.inference.subsets import SubsetResult
     from sleepfm.signals.prepare import PreparedRecording
 

@@ -1,6 +1,6 @@
 """What is wrong with each epoch of a channel, and which stretches of it hold no signal of a person.
 
-Raw samples are judged before any filter (:func:`epoch_quality`), and what the filter leaves is judged once more
+Raw samples are assessed before any filter (:func:`epoch_quality`), and what the filter leaves is assessed once more
 (:func:`silent_epochs`): an open input that drifts, or that shows nothing but mains, is only seen to be empty in the band.
 """
 
@@ -89,7 +89,7 @@ def epoch_quality(
     """
     if thresholds is None:
         thresholds = load_cohort(GENERIC).quality.get(channel, QualityLimits())
-    judge = _Judge(signal, rate, limits, thresholds, step)
+    assess = _Assessment(signal, rate, limits, thresholds, step)
     quality = np.zeros(n_epochs, dtype=np.uint8)
     amplitude = np.full(n_epochs, np.inf, dtype=np.float32)
     length = max(1, int(EPOCH_SECONDS * rate))
@@ -101,7 +101,7 @@ def epoch_quality(
         else:
             starts = np.rint(np.arange(first, stop) * EPOCH_SECONDS * rate).astype(np.int64)
             epochs = signal[np.minimum(starts[:, None] + np.arange(length), len(signal) - 1)]
-        quality[first:stop] = judge(epochs)
+        quality[first:stop] = assess(epochs)
         if thresholds.flat_epochs > 1:
             amplitude[first:stop] = epochs.std(axis=1)
     if thresholds.flat_epochs > 1:
@@ -147,7 +147,7 @@ def blank_lifeless(
     may begin or end, and the like after the last whole epoch.
     """
     lost = np.repeat((quality & np.uint8(_LIFELESS)) > 0, EPOCH_SECONDS)
-    judge = _Judge(signal, rate, limits, thresholds, step)
+    assess = _Assessment(signal, rate, limits, thresholds, step)
     length = max(2, int(rate))
     total = int(len(signal) // rate) if len(signal) >= length else 0
     if not lost.any() and total <= len(lost):
@@ -157,7 +157,7 @@ def blank_lifeless(
     for first in range(rest, total, EPOCH_SECONDS * _CHUNK_EPOCHS):
         starts = np.rint(np.arange(first, min(total, first + EPOCH_SECONDS * _CHUNK_EPOCHS)) * rate).astype(np.int64)
         rows = signal[np.minimum(starts[:, None] + np.arange(length), len(signal) - 1)]
-        dead[first : first + len(rows)] = (judge(rows) & np.uint8(_LIFELESS)) > 0
+        dead[first : first + len(rows)] = (assess(rows) & np.uint8(_LIFELESS)) > 0
     dead[: len(lost)] |= lost
     dead[len(lost) :] &= thresholds.flat_epochs == 1
     found = False
@@ -169,7 +169,7 @@ def blank_lifeless(
     return found
 
 
-class _Judge:
+class _Assessment:
     """Bits of rows [N, samples] of one channel, epochs or seconds."""
 
     def __init__(

@@ -13,7 +13,7 @@ from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.heads import HeadConfig
 from sleepfm.stages.data_config import SourceConfig
 from sleepfm.tasks import TASKS, TaskName
-from sleepfm.training.config import LocalFolder, RunConfig
+from sleepfm.training.run_config import LocalFolder, RunConfig
 
 
 class LabelledData(SourceConfig):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels
 from sleepfm.errors import ConfigError
 from sleepfm.models.build import model_config
 from sleepfm.models.context import ContextConfig

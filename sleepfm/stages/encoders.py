@@ -22,7 +22,7 @@ from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.monitor import Monitor
-from sleepfm.training.config import differing_keys
+from sleepfm.training.run_config import differing_keys
 from sleepfm.training.stage import Export, Stream
 
 if TYPE_CHECKING:

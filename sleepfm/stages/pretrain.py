@@ -17,8 +17,8 @@ from sleepfm.stages.context import ContextStage
 from sleepfm.stages.data_config import SourceConfig
 from sleepfm.stages.encoders import MultimodalStage, UnimodalStage
 from sleepfm.stages.monitor import MonitorConfig
-from sleepfm.training.config import LocalFolder, RunConfig, present_names
 from sleepfm.training.job import Context
+from sleepfm.training.run_config import LocalFolder, RunConfig, present_names
 from sleepfm.training.stage import Stage
 
 

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.labels import RecordLabels
 from sleepfm.data.order import permutation
+from sleepfm.data.record_labels import RecordLabels
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.prediction_figures import validation_figures
 from sleepfm.evaluation.predictions import Predictions

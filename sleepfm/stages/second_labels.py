@@ -12,8 +12,8 @@ from torch import Tensor
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.scored_events import scored_events, unclear_events
 from sleepfm.evaluation.events import event_family
 from sleepfm.signals.scorings.labels import touched
 from sleepfm.signals.scorings.scoring import Event

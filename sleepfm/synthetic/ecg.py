@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
-from sleepfm.synthetic.events import Event
+from sleepfm.synthetic.drawn_events import Event
 from sleepfm.synthetic.noise import Floats, band_noise, drift
 from sleepfm.synthetic.respiration import RATE as BREATHING_RATE
 from sleepfm.synthetic.respiration import Breathing

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
-from sleepfm.synthetic.events import Event
+from sleepfm.synthetic.drawn_events import Event
 from sleepfm.synthetic.noise import Floats
 from sleepfm.synthetic.subject import Subject
 

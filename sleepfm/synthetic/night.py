@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.synthetic.artefact import add_movements
 from sleepfm.synthetic.belts import record_breathing
+from sleepfm.synthetic.drawn_events import Event, draw_arousals, draw_position, draw_respiratory_events
 from sleepfm.synthetic.ecg import beat_times, draw_ecg, heart_rate
 from sleepfm.synthetic.eeg import draw_eeg
 from sleepfm.synthetic.emg import draw_emg
 from sleepfm.synthetic.eog import draw_eog
-from sleepfm.synthetic.events import Event, draw_arousals, draw_position, draw_respiratory_events
 from sleepfm.synthetic.hypnogram import draw_hypnogram
 from sleepfm.synthetic.microstate import Microstates, draw_microstates
 from sleepfm.synthetic.noise import Floats

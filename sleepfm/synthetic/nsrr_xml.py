@@ -7,7 +7,7 @@ from itertools import groupby
 from xml.sax.saxutils import escape
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.synthetic.events import Event
+from sleepfm.synthetic.drawn_events import Event
 from sleepfm.synthetic.night import NO_ROW, Night
 
 # SHHS was scored by Rechtschaffen and Kales: deep sleep is stage 3 or 4, a moving epoch may be "Movement".

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.errors import UsageError, exit_with
-from sleepfm.synthetic.events import Event, is_respiratory
+from sleepfm.synthetic.drawn_events import Event, is_respiratory
 from sleepfm.synthetic.layout import load_layout
 from sleepfm.synthetic.night import Night, draw_night
 
@@ -43,13 +43,13 @@ COLOURS = {"hypopnea": "#e8a33d", "arousal": "#7a5ea8", "desaturation": "#3d7fb8
 APNEA_COLOUR = "#c8443c"
 
 
-def draw_page(night: Night, start: float, seconds: float, lanes: Sequence[tuple[str, float]], title: str) -> Figure:
-    """Signals of ``night`` from ``start`` on, one lane each, with scored events shaded."""
-    figure = Figure(figsize=(13.0, 0.95 * len(lanes) + 0.9), layout="constrained")
-    axes = figure.subplots(len(lanes), 1, sharex=True)
+def draw_page(night: Night, start: float, seconds: float, rows: Sequence[tuple[str, float]], title: str) -> Figure:
+    """Signals of ``night`` from ``start`` on, one row each, with scored events shaded."""
+    figure = Figure(figsize=(13.0, 0.95 * len(rows) + 0.9), layout="constrained")
+    axes = figure.subplots(len(rows), 1, sharex=True)
     layout = load_layout("shhs1")
     signals = dict(zip(layout.signals, layout.draw(night, 0), strict=True))
-    for axis, (label, half) in zip(axes, lanes, strict=True):
+    for axis, (label, half) in zip(axes, rows, strict=True):
         rate = RATES[label]
         values = signals[label][int(start * rate) : int((start + seconds) * rate)]
         middle = float(np.median(values)) if label in ("H.R.", "SaO2") else 0.0

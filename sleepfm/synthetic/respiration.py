@@ -16,7 +16,7 @@ from scipy.signal import lfilter
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.synthetic.belts import RATE as RATE
 from sleepfm.synthetic.belts import compartments
-from sleepfm.synthetic.events import BACK, Event
+from sleepfm.synthetic.drawn_events import BACK, Event
 from sleepfm.synthetic.noise import Floats, drift
 from sleepfm.synthetic.subject import Subject
 

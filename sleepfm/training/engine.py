@@ -21,7 +21,6 @@ from torch import nn
 from sleepfm.config import merge
 from sleepfm.errors import TrainingError
 from sleepfm.models.recompute import recompute_activations
-from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
@@ -29,6 +28,7 @@ from sleepfm.training.ranks.batch_norm import synchronise
 from sleepfm.training.ranks.distributed import World, assert_agreement, gather_json, import_deepspeed, is_lost_contact, on_main
 from sleepfm.training.ranks.precision import bf16_products
 from sleepfm.training.ranks.preemption import Preemption
+from sleepfm.training.run_config import RunConfig, config_digest
 from sleepfm.training.schedule import learning_rate, parameter_groups
 from sleepfm.training.stage import Loss, Stage, ValidatesLoss
 from sleepfm.training.state import checkpoint, universal

@@ -26,9 +26,9 @@ from sleepfm.registry import registry
 from sleepfm.registry.load_test import LoadTest
 from sleepfm.registry.package import WEIGHTS, link_or_copy, save_weights, write_package
 from sleepfm.registry.promotion import comparison, promote
-from sleepfm.training.config import RunConfig
 from sleepfm.training.folder import NOTE, RunFolder
 from sleepfm.training.observer import Observer
+from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import DrawsFromValidation, Export, Stage
 from sleepfm.training.state.selection import Best
 from sleepfm.training.tracking.recorder import common_tags

@@ -10,8 +10,8 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.report import report_of
 from sleepfm.errors import ConfigError
-from sleepfm.training.config import TrainConfig
 from sleepfm.training.ranks.distributed import World
+from sleepfm.training.run_config import TrainConfig
 from sleepfm.training.stage import Stream
 
 log = logging.getLogger(__name__)

@@ -23,7 +23,7 @@ from sleepfm.output import (
     unfinished_folders,
 )
 from sleepfm.registry.package import WEIGHTS
-from sleepfm.training.config import RunConfig, decisive_settings, differing_keys, present_names
+from sleepfm.training.run_config import RunConfig, decisive_settings, differing_keys, present_names
 from sleepfm.training.state import checkpoint
 
 Resume = Literal["auto", "never", "must"]

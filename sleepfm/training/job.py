@@ -18,7 +18,6 @@ from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.registry import registry
 from sleepfm.registry.store import store_uri
-from sleepfm.training.config import RunConfig
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.feed import Shares
@@ -27,6 +26,7 @@ from sleepfm.training.observer import Observer, Observers
 from sleepfm.training.ranks.distributed import World, exit_ranked, on_main, start
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 from sleepfm.training.ranks.watchdog import Watchdog
+from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking.flops import item_flops
 from sleepfm.training.tracking.recorder import Recorder

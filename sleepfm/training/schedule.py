@@ -6,7 +6,7 @@ import math
 
 from torch import nn
 
-from sleepfm.training.config import TrainConfig
+from sleepfm.training.run_config import TrainConfig
 
 # Parameters of the state-space model that hold rates and gains rather than weights (Mamba-2 does not
 # decay them).

@@ -16,9 +16,9 @@ from made_nights import make_dataset, make_night
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CRC_MEMBER, QUALITY_MEMBER, channel_member, label_member
-from sleepfm.data.labels import RecordLabels
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels
 from sleepfm.data.report import ReadReport
 from sleepfm.data.stream import EpochStream, Reading, SequenceStream
 from sleepfm.errors import ShardError

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from shards.__main__ import main as shards
 from shards.build import build
-from shards.config import BuildConfig
+from shards.build_config import BuildConfig
 from shards.export import export_parquet
 from sleepfm.cli import main
 from sleepfm.config import load_config

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sleepfm.data.batch import Batch
 from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.mamba import Mamba2
-from sleepfm.training.config import RunConfig
 from sleepfm.training.job import Context, run
+from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Export, StepLoss
 
 DIM = 32

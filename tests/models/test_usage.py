@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from sleepfm.registry.load_test import load_test
 
 from sleepfm.config import read_yaml
 from sleepfm.errors import ModelError
@@ -17,6 +16,7 @@ from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.usage import LabelRule, Usage
 from sleepfm.paths import config_root
+from sleepfm.registry.load_test import load_test
 from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import load
 

@@ -44,7 +44,7 @@ STREAM_ITEMS = 8
 
 def main(out: Path) -> None:
     from shards.build import build
-    from shards.config import BuildConfig
+    from shards.build_config import BuildConfig
     from sleepfm.config import load_config
     from sleepfm.models.build import build_model, model_config
     from sleepfm.models.context import ContextConfig

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from shards.config import load_build_config
+from shards.build_config import load_build_config
 from shards.plan import Entry, ShardPlan
 from shards.task import build_shard
 

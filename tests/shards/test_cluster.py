@@ -7,8 +7,8 @@ import os
 import pytest
 from ray._private.runtime_env.constants import RAY_JOB_CONFIG_JSON_ENV_VAR
 
+from shards.build_config import load_build_config
 from shards.cluster import check_paths, cluster, run_shards
-from shards.config import load_build_config
 from shards.plan import Entry, ShardPlan
 from shards.task import Failure, Outcome
 from sleepfm.errors import ConfigError, ShardError, StorageError, UsageError

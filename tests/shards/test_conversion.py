@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from made_nights import make_dataset, make_night, quantised
 
-from shards.config import load_build_config
-from shards.convert import epoch_labels
+from shards.build_config import load_build_config
 from shards.plan import Entry, ShardPlan
+from shards.samples import epoch_labels
 from shards.task import Refusal, read_sidecar, write_shard
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from shards.build_config import load_build_config
 from shards.cluster import IN_FLIGHT_PER_CPU, cluster, run_shards
-from shards.config import load_build_config
 from shards.memory import BASE_BYTES, read_extents, recording_memory, task_memory, wanted_labels
 from shards.plan import Entry, ShardPlan
 from sleepfm.signals.cohorts.cohort import load_cohort

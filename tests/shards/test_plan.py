@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shards.config import check_same, identity, load_build_config
+from shards.build_config import check_same, identity, load_build_config
 from shards.plan import Plan, extend, read_plan, write_plan
 from shards.split import split_of
 from sleepfm.constants import SPLITS

@@ -11,15 +11,15 @@ import pytest
 from made_nights import make_dataset, make_night
 
 from shards.__main__ import main
-from shards.config import identity, load_build_config
+from shards.build_config import identity, load_build_config
 from shards.export import export_parquet
 from shards.info import info
 from shards.plan import read_plan
 from sleepfm.config import digest
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.events import scored_events, unclear_events
 from sleepfm.data.format import DATASET_FILE
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.scored_events import scored_events, unclear_events
 from sleepfm.errors import ConfigError
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, event_labels
 from sleepfm.signals.scorings.scoring import Event, Scoring

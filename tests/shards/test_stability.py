@@ -11,7 +11,7 @@ import pytest
 CONVERT = """
 import hashlib, sys
 from pathlib import Path
-from shards.config import load_build_config
+from shards.build_config import load_build_config
 from shards.plan import Entry, ShardPlan
 from shards.task import build_shard
 source, out = Path(sys.argv[1]), Path(sys.argv[2])

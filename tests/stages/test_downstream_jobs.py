@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from sleepfm.config import load_config, read_yaml
-from sleepfm.data.events import scored_events
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.scored_events import scored_events
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.evaluation.events import EventAgreement, events_from_seconds, match_events, positive_runs
 from sleepfm.evaluation.prediction_figures import evaluate_predictions

@@ -15,9 +15,9 @@ import yaml
 
 from sleepfm.cli import main
 from sleepfm.config import load_config
-from sleepfm.data.events import scored_events
-from sleepfm.data.labels import RecordLabels
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels
+from sleepfm.data.scored_events import scored_events
 from sleepfm.data.stream import Reading, SequenceStream
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.inference.scorer import Scorer, prepare_night

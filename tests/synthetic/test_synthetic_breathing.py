@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.signal import butter, hilbert, sosfiltfilt
 
 from sleepfm.constants import APNEA_TYPES, Stage
-from sleepfm.synthetic.events import draw_position, draw_respiratory_events, is_respiratory
+from sleepfm.synthetic.drawn_events import draw_position, draw_respiratory_events, is_respiratory
 from sleepfm.synthetic.hypnogram import draw_hypnogram
 from sleepfm.synthetic.night import Night, draw_night
 from sleepfm.synthetic.respiration import breathe

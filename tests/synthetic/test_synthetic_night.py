@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy.signal import resample_poly, welch
 
 from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS, STAGE_NAMES, Stage
-from sleepfm.synthetic.events import Event, draw_position, draw_respiratory_events, is_respiratory
+from sleepfm.synthetic.drawn_events import Event, draw_position, draw_respiratory_events, is_respiratory
 from sleepfm.synthetic.fit import dreem_nights, fit
 from sleepfm.synthetic.hypnogram import draw_hypnogram
 from sleepfm.synthetic.layout import SOURCES

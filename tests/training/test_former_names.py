@@ -10,8 +10,8 @@ import pytest
 from sleepfm.config import load_config
 from sleepfm.errors import ConfigError
 from sleepfm.stages.pretrain import PretrainConfig
-from sleepfm.training.config import config_digest
 from sleepfm.training.folder import RunFolder
+from sleepfm.training.run_config import config_digest
 
 # Both were written by the version before `data.lanes` became `data.partitions` and `essence` became `settings`.
 STORED = Path(__file__).parent / "stored"

@@ -11,8 +11,8 @@ import torch
 from launching import alone, launch, trace
 from toy import ToyConfig, ToyModule, ToyStream
 
-from sleepfm.training.config import TrainConfig
 from sleepfm.training.engine import _seed
+from sleepfm.training.run_config import TrainConfig
 from sleepfm.training.schedule import learning_rate, parameter_groups
 
 

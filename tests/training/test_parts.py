@@ -19,10 +19,10 @@ import sleepfm
 from sleepfm.config import load_config
 from sleepfm.errors import CheckpointError, ConfigError, StorageError, TrainingError
 from sleepfm.output import Origin, whole_folder
-from sleepfm.training.config import RegistryConfig, TrainConfig, config_digest
 from sleepfm.training.feed import Shares
 from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.ranks.distributed import World
+from sleepfm.training.run_config import RegistryConfig, TrainConfig, config_digest
 from sleepfm.training.schedule import learning_rate, parameter_groups
 from sleepfm.training.state.selection import Best
 from sleepfm.training.state.weights import average_statistics, state_digest

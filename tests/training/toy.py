@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from sleepfm.config import Config, to_dict
 from sleepfm.data.batch import Batch
 from sleepfm.models.recompute import recomputable
-from sleepfm.training.config import RunConfig
 from sleepfm.training.job import Context, run
+from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Export, StepLoss
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sleepfm.errors import TrainingError
 from sleepfm.registry.package import load_weights, save_weights
-from sleepfm.training.config import RegistryConfig
+from sleepfm.training.run_config import RegistryConfig
 
 
 class Best:

@@ -13,11 +13,11 @@ from typing import Any
 from sleepfm.config import to_dict
 from sleepfm.data.report import report_of
 from sleepfm.files import write_json
-from sleepfm.training.config import RunConfig, config_digest
 from sleepfm.training.engine import total_steps
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.ranks.distributed import World
+from sleepfm.training.run_config import RunConfig, config_digest
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking.flops import peak_flops
 from sleepfm.training.tracking.machine import Sampler, environment
