@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from sleepfm.constants import CHANNELS
 from sleepfm.data.format import CHANNEL_SCALE, INT16_MAX
 
 # A piece at a time stays in the processor's cache.
 PIECE_SAMPLES = 1 << 16
+_SCALES = np.array([CHANNEL_SCALE[channel] for channel in CHANNELS], np.float32)
 
 
 def quantise(channel: str, signal: NDArray[np.float32]) -> NDArray[np.int16]:
@@ -23,6 +25,13 @@ def quantise(channel: str, signal: NDArray[np.float32]) -> NDArray[np.int16]:
     return result
 
 
-def dequantise(channel: str, steps: NDArray[np.int16]) -> NDArray[np.float32]:
-    """The signal that ``steps`` of ``channel`` stand for, of their shape."""
-    return np.multiply(steps, np.float32(CHANNEL_SCALE[channel]), dtype=np.float32)
+def dequantise(channel: str, steps: NDArray[np.int16], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """The signal that ``steps`` of ``channel`` stand for, of their shape; in ``out`` where that is given."""
+    return np.multiply(steps, np.float32(CHANNEL_SCALE[channel]), out=out, dtype=np.float32)
+
+
+def dequantise_rows(channels: NDArray[np.int64], steps: NDArray[np.int16]) -> NDArray[np.float32]:
+    """The signals that the rows of ``steps`` [N, T] stand for, each of the channel at its place in ``channels`` [N], numbers of
+    :data:`sleepfm.constants.CHANNELS`.
+    """
+    return np.multiply(steps, _SCALES[channels][:, None], dtype=np.float32)

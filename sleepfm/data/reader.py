@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
+from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CRC_BYTES, CRC_MEMBER, EPOCH_BYTES, channel_member
 from sleepfm.data.report import ReadReport
@@ -232,9 +232,3 @@ class ShardReader:
     def _fault(self, shard: int, reason: str) -> None:
         self.last_fault = reason
         self.report.fault(self._dataset.shard_name(shard), reason)
-
-
-def scaled(buffer: NDArray[np.int16], scale: NDArray[np.float32]) -> NDArray[np.float32]:
-    """int16 [N, 3000] times a scale per row [N] as float32 [N, 3000]."""
-    assert buffer.shape[1] == EPOCH_SAMPLES
-    return np.multiply(buffer, scale[:, None], dtype=np.float32)

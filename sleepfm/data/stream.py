@@ -23,10 +23,11 @@ from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.order import Index, PassOrder, Window
-from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs, scaled
+from sleepfm.data.quantisation import dequantise_rows
+from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs
 from sleepfm.data.record_labels import RecordLabels, RecordPresence, usable_epochs
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
-from sleepfm.data.windows import SCALES, Items, load_windows, window_starts
+from sleepfm.data.windows import Items, load_windows, window_starts
 from sleepfm.errors import DatasetError, ShardError
 from sleepfm.tasks import TASKS
 
@@ -277,7 +278,7 @@ class EpochStream(Stream):
         runs = plan_runs(self.dataset, items.record, items.channel, items.first, one, np.arange(size))
         buffer = np.empty((size, EPOCH_SAMPLES), np.int16)
         intact = self._reader.read_epochs(runs, buffer)  # one run an item, in order
-        signals = torch.from_numpy(scaled(buffer, SCALES[items.channel]))
+        signals = torch.from_numpy(dequantise_rows(items.channel, buffer))
         true = torch.ones(size, 1, dtype=torch.bool)
         return Batch(signals, true, true.clone(), {}, torch.empty(0), [], torch.empty(0)), intact
 

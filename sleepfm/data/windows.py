@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.format import CHANNEL_SCALE
 from sleepfm.data.order import Index
+from sleepfm.data.quantisation import dequantise
 from sleepfm.data.reader import ShardReader, plan_runs
 from sleepfm.data.record_labels import RecordLabels, RecordPresence
 from sleepfm.errors import ShardError
-
-SCALES = np.array([CHANNEL_SCALE[channel] for channel in CHANNELS], np.float32)
 
 
 class Items:
@@ -74,9 +72,9 @@ def load_windows(
     # [B, C, L, 3000] filled at the present channels, seen as [B, L, C, 3000]
     values = np.zeros((size, width, length, EPOCH_SAMPLES), np.float32)
     # Piece by piece straight to its place: a whole batch of float32 beside it would be written to fresh pages first.
-    places = zip(item.tolist(), column.tolist(), SCALES[channels[column]], strict=True)
-    for number, (row, channel, scale) in enumerate(places):
-        np.multiply(buffer[number * length : (number + 1) * length], scale, out=values[row, channel], dtype=np.float32)
+    names = [CHANNELS[channel] for channel in channels]
+    for number, (row, place) in enumerate(zip(item.tolist(), column.tolist(), strict=True)):
+        dequantise(names[place], buffer[number * length : (number + 1) * length], out=values[row, place])
     present = np.zeros((size, length, width), np.bool_)
     for row, (record, first) in enumerate(zip(items.record.tolist(), items.first.tolist(), strict=True)):
         try:
