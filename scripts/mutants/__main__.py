@@ -54,40 +54,11 @@ def main() -> int:
     print(
         f"{len(mutants)} mutants of {len(modules)} modules, seed {arguments.seed}, {arguments.per_module} per module", flush=True
     )
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    trees = [Tree(ROOT, arguments.work / f"tree{number}") for number in range(arguments.jobs)]
-    reach = collect(trees[0], arguments.work, arguments.packages)
-    sources, tests = digest(ROOT, ("sleepfm", "shards", "launch", "configs")), digest(ROOT, ("tests",))
-    free: queue.Queue[Tree] = queue.Queue()
-    for tree in trees:
-        free.put(tree)
-
-    end = time.monotonic() + 60 * arguments.minutes
-
-    def try_one(mutant: Mutant) -> Judged | None:
-        known = arguments.work / "verdicts" / f"{digest_of(sources, mutant)}.json"
-        verdict = Verdict(**json.loads(known.read_text())) if known.is_file() else None
-        stale = verdict is not None and not verdict.killed and verdict.tests != tests and not reason_of(ROOT, mutant)
-        if verdict is None or stale:
-            if time.monotonic() > end:
-                return None
-            tree = free.get()
-            try:
-                verdict = judge(tree, mutant, reach, tests)
-            finally:
-                free.put(tree)
-            known.parent.mkdir(exist_ok=True)
-            known.write_text(json.dumps(asdict(verdict)))
-        reason = "" if verdict.killed else reason_of(ROOT, mutant)
-        return Judged(mutant, verdict, "killed" if verdict.killed else "equivalent" if reason else "survived", reason)
-
-    judged = []
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for number, one in enumerate(pool.map(try_one, mutants), start=1):
-            if one is None:
-                continue
-            judged.append(one)
-            print(f"[{number}/{len(mutants)}] {one.outcome:10} {one.verdict.seconds:6.1f} s  {one.mutant.where}", flush=True)
+    verdicts = Verdicts(arguments.work / "verdicts")
+    waiting = [mutant for mutant in mutants if verdicts.of(mutant) is None]
+    if waiting:
+        _judge_all(waiting, verdicts, arguments)
+    judged = [_judged(mutant, verdict) for mutant in mutants if (verdict := verdicts.of(mutant)) is not None]
     _report(judged)
     if len(judged) < len(mutants):
         print(f"{len(mutants) - len(judged)} mutants not tried in {arguments.minutes:g} minutes; the same command goes on")
@@ -99,9 +70,59 @@ def main() -> int:
     return 0 if share >= LEAST_KILLED else 1
 
 
-def digest_of(sources: str, mutant: Mutant) -> str:
-    """Name under which a verdict is kept: the sources and the mutant."""
-    return hashlib.sha256(f"{sources} {mutant.module} {mutant.source}".encode()).hexdigest()[:24]
+class Verdicts:
+    """What has been found out of mutants of the sources as they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sources = digest(ROOT, ("sleepfm", "shards", "launch", "configs"))
+        self.tests = digest(ROOT, ("tests",))
+
+    def of(self, mutant: Mutant) -> Verdict | None:
+        """The verdict; None where there is none, or where other tests might kill what survived."""
+        path = self._path(mutant)
+        verdict = Verdict(**json.loads(path.read_text())) if path.is_file() else None
+        if verdict is None or verdict.killed or verdict.tests == self.tests or reason_of(ROOT, mutant):
+            return verdict
+        return None
+
+    def keep(self, mutant: Mutant, verdict: Verdict) -> None:
+        """Write ``verdict`` down."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path(mutant).write_text(json.dumps(asdict(verdict)))
+
+    def _path(self, mutant: Mutant) -> Path:
+        name = hashlib.sha256(f"{self._sources} {mutant.module} {mutant.source}".encode()).hexdigest()[:24]
+        return self._folder / f"{name}.json"
+
+
+def _judge_all(mutants: list[Mutant], verdicts: Verdicts, arguments: argparse.Namespace) -> None:
+    """Judge ``mutants`` for as many minutes as there are, each worker in a copy of the tree of its own."""
+    trees: queue.Queue[Tree] = queue.Queue()
+    for number in range(arguments.jobs):
+        trees.put(Tree(ROOT, arguments.work / f"tree{number}"))
+    reach = collect(trees.queue[0], arguments.work, arguments.packages)
+    end = time.monotonic() + 60 * arguments.minutes
+
+    def judge_one(mutant: Mutant) -> None:
+        if time.monotonic() > end:
+            return
+        tree = trees.get()
+        try:
+            verdict = judge(tree, mutant, reach, verdicts.tests)
+        finally:
+            trees.put(tree)
+        verdicts.keep(mutant, verdict)
+        outcome = _judged(mutant, verdict).outcome
+        print(f"{outcome:10} {verdict.seconds:6.1f} s  {mutant.where}", flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(judge_one, mutants))
+
+
+def _judged(mutant: Mutant, verdict: Verdict) -> Judged:
+    reason = "" if verdict.killed else reason_of(ROOT, mutant)
+    return Judged(mutant, verdict, "killed" if verdict.killed else "equivalent" if reason else "survived", reason)
 
 
 def _counts(judged: list[Judged]) -> dict[str, int]:
