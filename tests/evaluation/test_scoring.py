@@ -16,10 +16,10 @@ from sleepfm.commands.score import headline
 from sleepfm.config import read_yaml
 from sleepfm.constants import STAGE_NAMES
 from sleepfm.errors import ModelError, MontageError
-from sleepfm.evaluation.events import AHI_DEFINITION, join_overlapping, positive_runs
+from sleepfm.evaluation.events import AHI_DEFINITION, event_family, join_overlapping, positive_runs
 from sleepfm.evaluation.inference import locate_night, prepared_epochs
 from sleepfm.evaluation.predict import predict
-from sleepfm.evaluation.results import summary
+from sleepfm.evaluation.results import agreement_with, summary
 from sleepfm.evaluation.tasks import TASKS
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
@@ -263,6 +263,20 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
     assert breathing["definitions"] == [f"AHI: {AHI_DEFINITION}"] and "AHI" in headline(score)
     assert set(content["agreement"]) == {"stage", "apnea", "hypopnea", "ahi"}
     assert not content["agreement"]["apnea"]["positive_runs"]
+
+    # The AHI of either side counts what lies in that side's sleep, where both scored breathing.
+    stages, human = np.arange(30) % 3, np.arange(30) % 2
+    night = replace(night, stage=human, labels={kind: np.where(np.arange(30) < 24, 0, -1) for kind in ("apnea", "hypopnea")})
+    found = agreement_with(replace(score, stages=stages), night)["ahi"]
+
+    def slow_ahi(events, stage):
+        asleep = [epoch for epoch in range(24) if stage[epoch] > 0]
+        inside = [e for e in events if any(e.onset < 30 * (i + 1) and 30 * i < e.onset + e.duration for i in asleep)]
+        return len(inside) / (len(asleep) * 30 / 3600)
+
+    assert found["model"] == pytest.approx(slow_ahi(score.events, stages))
+    breaths = [event for event in join_overlapping(night.events) if event_family(event.type) in ("apnea", "hypopnea")]
+    assert found["scored"] == pytest.approx(slow_ahi(breaths, human))
 
 
 def test_what_was_not_scored_is_null(downstream_packages, night):
