@@ -4,7 +4,7 @@
 
 Cosmic Ray's operators change one place of a module; a sample of such places, drawn per module by the seed, is tried in a
 copy of the tree. A mutant is killed when a test fails or runs out of time. Survivors are printed as differences; those that no
-test could tell from the original stand with their reason in ``tests/equivalent_mutants.yaml`` and are counted apart.
+test could tell from the original stand with their reason in ``tests/equivalent_mutants.yaml``, are not tried and counted apart.
 
 What has been found out is kept in ``build/mutants`` for as long as sources (and, of survivors, tests) stay the same: the same
 command goes on where it was stopped. Exit status 0 when at least 95 % of the mutants that are not equivalent were killed, else 1.
@@ -39,12 +39,11 @@ LEAST_KILLED = 0.95
 
 @dataclass(frozen=True)
 class Judged:
-    """A mutant with what became of it: ``killed``, ``equivalent`` (with the reason) or ``survived``."""
+    """A mutant with what became of it: ``killed``, ``equivalent`` or ``survived``, and by what."""
 
     mutant: Mutant
-    verdict: Verdict
     outcome: str
-    reason: str
+    by: str
 
 
 def main() -> int:
@@ -55,10 +54,11 @@ def main() -> int:
         f"{len(mutants)} mutants of {len(modules)} modules, seed {arguments.seed}, {arguments.per_module} per module", flush=True
     )
     verdicts = Verdicts(arguments.work / "verdicts")
-    waiting = [mutant for mutant in mutants if verdicts.of(mutant) is None]
+    tried = [mutant for mutant in mutants if not reason_of(ROOT, mutant)]
+    waiting = [mutant for mutant in tried if verdicts.of(mutant) is None]
     if waiting:
         _judge_all(waiting, verdicts, arguments)
-    judged = [_judged(mutant, verdict) for mutant in mutants if (verdict := verdicts.of(mutant)) is not None]
+    judged = [one for mutant in mutants if (one := _outcome(mutant, verdicts)) is not None]
     _report(judged)
     if len(judged) < len(mutants):
         print(f"{len(mutants) - len(judged)} mutants not tried in {arguments.minutes:g} minutes; the same command goes on")
@@ -82,9 +82,7 @@ class Verdicts:
         """The verdict; None where there is none, or where other tests might kill what survived."""
         path = self._path(mutant)
         verdict = Verdict(**json.loads(path.read_text())) if path.is_file() else None
-        if verdict is None or verdict.killed or verdict.tests == self.tests or reason_of(ROOT, mutant):
-            return verdict
-        return None
+        return verdict if verdict and (verdict.killed or verdict.tests == self.tests) else None
 
     def keep(self, mutant: Mutant, verdict: Verdict) -> None:
         """Write ``verdict`` down."""
@@ -113,16 +111,17 @@ def _judge_all(mutants: list[Mutant], verdicts: Verdicts, arguments: argparse.Na
         finally:
             trees.put(tree)
         verdicts.keep(mutant, verdict)
-        outcome = _judged(mutant, verdict).outcome
-        print(f"{outcome:10} {verdict.seconds:6.1f} s  {mutant.where}", flush=True)
+        print(f"{'killed' if verdict.killed else 'survived':10} {verdict.seconds:6.1f} s  {mutant.where}", flush=True)
 
     with ThreadPoolExecutor(arguments.jobs) as pool:
         list(pool.map(judge_one, mutants))
 
 
-def _judged(mutant: Mutant, verdict: Verdict) -> Judged:
-    reason = "" if verdict.killed else reason_of(ROOT, mutant)
-    return Judged(mutant, verdict, "killed" if verdict.killed else "equivalent" if reason else "survived", reason)
+def _outcome(mutant: Mutant, verdicts: Verdicts) -> Judged | None:
+    reason, verdict = reason_of(ROOT, mutant), verdicts.of(mutant)
+    if reason:
+        return Judged(mutant, "equivalent", reason)
+    return Judged(mutant, "killed" if verdict.killed else "survived", verdict.detail) if verdict else None
 
 
 def _counts(judged: list[Judged]) -> dict[str, int]:
@@ -143,9 +142,7 @@ def _share(judged: list[Judged]) -> float:
 def _report(judged: list[Judged]) -> None:
     for one in judged:
         if one.outcome == "survived":
-            print(
-                f"\n{one.mutant.where}  {one.mutant.operator}: {one.verdict.detail}\n- {one.mutant.before}\n+ {one.mutant.after}"
-            )
+            print(f"\n{one.mutant.where}  {one.mutant.operator}: {one.by}\n- {one.mutant.before}\n+ {one.mutant.after}")
     print()
     for name, held in [*_packages(judged).items(), ("all", _counts(judged))]:
         print(f"{name:20}", *(f"{number:4} {outcome}" for outcome, number in held.items()))
@@ -171,7 +168,7 @@ def _result(judged: list[Judged], arguments: argparse.Namespace) -> dict[str, An
                 "before": one.mutant.before,
                 "after": one.mutant.after,
                 "outcome": one.outcome,
-                "by": one.reason or one.verdict.detail,
+                "by": one.by,
             }
             for one in judged
         ],

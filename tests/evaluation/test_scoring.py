@@ -287,6 +287,14 @@ def test_what_was_not_scored_is_null(downstream_packages, night):
     assert set(content["agreement"]) == {"stage"}
     assert headline(stage) == f"30 epochs, {stage.statistics.total_sleep_time:.0f} min of sleep"
 
+    lost = np.arange(30) < 3
+    partly = replace(
+        stage, stages=np.where(lost, -1, stage.stages), hypnodensity=np.where(lost[:, None], np.nan, stage.hypnodensity)
+    )
+    both = ~lost & (night.stage >= 0)
+    accuracy = (stage.stages == night.stage)[both].mean()
+    assert agreement_with(partly, night)["stage"]["accuracy"] == pytest.approx(accuracy)
+
     apnea = Scorer.load([downstream_packages["apnea"]]).score(night)
     content = summary(apnea, night)
     sleep = content["sleep"]
