@@ -43,7 +43,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
 
-# Do the tests notice? N places of each module, drawn by SEED; about an hour for N=1 on two cores.
+# Do the tests notice? N places of each module, drawn by SEED; about half an hour for N=1 on two cores.
 N ?= 1
 mutants: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'
