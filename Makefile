@@ -43,7 +43,7 @@ check: $(STAMP)
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
 
-# Do the tests notice? N places of each module, drawn by SEED; about an hour for N=1 on two cores.
+# Do the tests notice? N places of each module, drawn by SEED; about half an hour for N=1 on two cores.
 N ?= 1
 mutants: $(STAMP)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[mutants]'

@@ -4,7 +4,7 @@
 
 Cosmic Ray's operators change one place of a module; a sample of such places, drawn per module by the seed, is tried in a
 copy of the tree. A mutant is killed when a test fails or runs out of time. Survivors are printed as differences; those that no
-test could tell from the original stand with their reason in ``tests/equivalent_mutants.yaml`` and are counted apart.
+test could tell from the original stand with their reason in ``tests/equivalent_mutants.yaml``, are not tried and counted apart.
 
 What has been found out is kept in ``build/mutants`` for as long as sources (and, of survivors, tests) stay the same: the same
 command goes on where it was stopped. Exit status 0 when at least 95 % of the mutants that are not equivalent were killed, else 1.
@@ -39,12 +39,11 @@ LEAST_KILLED = 0.95
 
 @dataclass(frozen=True)
 class Judged:
-    """A mutant with what became of it: ``killed``, ``equivalent`` (with the reason) or ``survived``."""
+    """A mutant with what became of it: ``killed``, ``equivalent`` or ``survived``, and by what."""
 
     mutant: Mutant
-    verdict: Verdict
     outcome: str
-    reason: str
+    by: str
 
 
 def main() -> int:
@@ -54,40 +53,12 @@ def main() -> int:
     print(
         f"{len(mutants)} mutants of {len(modules)} modules, seed {arguments.seed}, {arguments.per_module} per module", flush=True
     )
-    arguments.work.mkdir(parents=True, exist_ok=True)
-    trees = [Tree(ROOT, arguments.work / f"tree{number}") for number in range(arguments.jobs)]
-    reach = collect(trees[0], arguments.work, arguments.packages)
-    sources, tests = digest(ROOT, ("sleepfm", "shards", "launch", "configs")), digest(ROOT, ("tests",))
-    free: queue.Queue[Tree] = queue.Queue()
-    for tree in trees:
-        free.put(tree)
-
-    end = time.monotonic() + 60 * arguments.minutes
-
-    def try_one(mutant: Mutant) -> Judged | None:
-        known = arguments.work / "verdicts" / f"{digest_of(sources, mutant)}.json"
-        verdict = Verdict(**json.loads(known.read_text())) if known.is_file() else None
-        stale = verdict is not None and not verdict.killed and verdict.tests != tests and not reason_of(ROOT, mutant)
-        if verdict is None or stale:
-            if time.monotonic() > end:
-                return None
-            tree = free.get()
-            try:
-                verdict = judge(tree, mutant, reach, tests)
-            finally:
-                free.put(tree)
-            known.parent.mkdir(exist_ok=True)
-            known.write_text(json.dumps(asdict(verdict)))
-        reason = "" if verdict.killed else reason_of(ROOT, mutant)
-        return Judged(mutant, verdict, "killed" if verdict.killed else "equivalent" if reason else "survived", reason)
-
-    judged = []
-    with ThreadPoolExecutor(arguments.jobs) as pool:
-        for number, one in enumerate(pool.map(try_one, mutants), start=1):
-            if one is None:
-                continue
-            judged.append(one)
-            print(f"[{number}/{len(mutants)}] {one.outcome:10} {one.verdict.seconds:6.1f} s  {one.mutant.where}", flush=True)
+    verdicts = Verdicts(arguments.work / "verdicts")
+    tried = [mutant for mutant in mutants if not reason_of(ROOT, mutant)]
+    waiting = [mutant for mutant in tried if verdicts.of(mutant) is None]
+    if waiting:
+        _judge_all(waiting, verdicts, arguments)
+    judged = [one for mutant in mutants if (one := _outcome(mutant, verdicts)) is not None]
     _report(judged)
     if len(judged) < len(mutants):
         print(f"{len(mutants) - len(judged)} mutants not tried in {arguments.minutes:g} minutes; the same command goes on")
@@ -99,9 +70,58 @@ def main() -> int:
     return 0 if share >= LEAST_KILLED else 1
 
 
-def digest_of(sources: str, mutant: Mutant) -> str:
-    """Name under which a verdict is kept: the sources and the mutant."""
-    return hashlib.sha256(f"{sources} {mutant.module} {mutant.source}".encode()).hexdigest()[:24]
+class Verdicts:
+    """What has been found out of mutants of the sources as they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._sources = digest(ROOT, ("sleepfm", "shards", "launch", "configs"))
+        self.tests = digest(ROOT, ("tests",))
+
+    def of(self, mutant: Mutant) -> Verdict | None:
+        """The verdict; None where there is none, or where other tests might kill what survived."""
+        path = self._path(mutant)
+        verdict = Verdict(**json.loads(path.read_text())) if path.is_file() else None
+        return verdict if verdict and (verdict.killed or verdict.tests == self.tests) else None
+
+    def keep(self, mutant: Mutant, verdict: Verdict) -> None:
+        """Write ``verdict`` down."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._path(mutant).write_text(json.dumps(asdict(verdict)))
+
+    def _path(self, mutant: Mutant) -> Path:
+        name = hashlib.sha256(f"{self._sources} {mutant.module} {mutant.source}".encode()).hexdigest()[:24]
+        return self._folder / f"{name}.json"
+
+
+def _judge_all(mutants: list[Mutant], verdicts: Verdicts, arguments: argparse.Namespace) -> None:
+    """Judge ``mutants`` for as many minutes as there are, each worker in a copy of the tree of its own."""
+    trees: queue.Queue[Tree] = queue.Queue()
+    for number in range(arguments.jobs):
+        trees.put(Tree(ROOT, arguments.work / f"tree{number}"))
+    reach = collect(trees.queue[0], arguments.work, arguments.packages)
+    end = time.monotonic() + 60 * arguments.minutes
+
+    def judge_one(mutant: Mutant) -> None:
+        if time.monotonic() > end:
+            return
+        tree = trees.get()
+        try:
+            verdict = judge(tree, mutant, reach, verdicts.tests)
+        finally:
+            trees.put(tree)
+        verdicts.keep(mutant, verdict)
+        print(f"{'killed' if verdict.killed else 'survived':10} {verdict.seconds:6.1f} s  {mutant.where}", flush=True)
+
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        list(pool.map(judge_one, mutants))
+
+
+def _outcome(mutant: Mutant, verdicts: Verdicts) -> Judged | None:
+    reason, verdict = reason_of(ROOT, mutant), verdicts.of(mutant)
+    if reason:
+        return Judged(mutant, "equivalent", reason)
+    return Judged(mutant, "killed" if verdict.killed else "survived", verdict.detail) if verdict else None
 
 
 def _counts(judged: list[Judged]) -> dict[str, int]:
@@ -122,9 +142,7 @@ def _share(judged: list[Judged]) -> float:
 def _report(judged: list[Judged]) -> None:
     for one in judged:
         if one.outcome == "survived":
-            print(
-                f"\n{one.mutant.where}  {one.mutant.operator}: {one.verdict.detail}\n- {one.mutant.before}\n+ {one.mutant.after}"
-            )
+            print(f"\n{one.mutant.where}  {one.mutant.operator}: {one.by}\n- {one.mutant.before}\n+ {one.mutant.after}")
     print()
     for name, held in [*_packages(judged).items(), ("all", _counts(judged))]:
         print(f"{name:20}", *(f"{number:4} {outcome}" for outcome, number in held.items()))
@@ -150,7 +168,7 @@ def _result(judged: list[Judged], arguments: argparse.Namespace) -> dict[str, An
                 "before": one.mutant.before,
                 "after": one.mutant.after,
                 "outcome": one.outcome,
-                "by": one.reason or one.verdict.detail,
+                "by": one.by,
             }
             for one in judged
         ],

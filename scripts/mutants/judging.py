@@ -72,11 +72,15 @@ def _run(tree: Tree, names: list[str], limit: float) -> str:
     answer = tree.run(arguments=arguments, environment={"MUTANTS_TESTS": str(chosen)}, log=str(log), limit=limit)
     if answer == "out of time":
         return f"out of time after {limit:.0f} s"
-    return "" if answer == "0" else _first_failure(log)
+    return "" if answer == "0" else _first_failure(log, answer)
 
 
-def _first_failure(log: Path) -> str:
+def _first_failure(log: Path, answer: str) -> str:
     lines = log.read_text(errors="replace").splitlines()
-    marks = ("FAILED ", "ERROR ")
-    named = [line.split(" - ")[0].split(" ", 1)[1] for line in lines if line.startswith(marks)]
-    return named[0] if named else next((line for line in reversed(lines) if line.strip()), "tests did not start")
+    named = [line.split(" - ")[0].split(" ", 1)[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    if named:
+        return named[0]
+    # What ends the process, or the fixtures that all tests share, is seen by any test.
+    if answer.startswith("-") or any(line.startswith("ImportError while loading conftest") for line in lines):
+        return f"tests ended with {answer}"
+    raise RuntimeError(f"the tests did not run (status {answer}); see {log}")

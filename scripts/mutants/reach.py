@@ -55,7 +55,8 @@ class Reach:
 
 def collect(tree: Tree, work: Path, packages: list[str]) -> Reach:
     """Run the tests that import from ``packages`` under coverage, folder by folder; folders that have not changed are known."""
-    pattern = re.compile("|".join(rf"{package.replace('/', '.')}(?!\.synthetic)\b" for package in packages))
+    imported = "|".join(rf"{package.replace('/', '.')}(?!\.synthetic)\b" for package in packages)
+    pattern = re.compile(rf"^\s*(?:from|import) (?:{imported})", re.MULTILINE)
     folders: dict[str, list[str]] = defaultdict(list)
     for name in files_of(tree):
         if re.search(r"(^|/)test_\w+\.py$", name) and pattern.search((tree.folder / name).read_text()):

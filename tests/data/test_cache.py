@@ -77,6 +77,19 @@ def test_threads_that_want_one_file_fetch_it_once(tmp_path):
     assert (tmp_path / "c/d/shards/shard-000000.tar").read_bytes() == content
 
 
+def test_a_file_of_another_size_is_fetched_again(tmp_path):
+    content = content_of(0)
+    digest, fetched = hashlib.sha256(content).hexdigest(), []
+    files = FileCache(tmp_path, 10**6)
+
+    def get() -> Path:
+        return files.get("d/shard-000000.tar", len(content), digest, lambda: fetched.append(1) or [content])
+
+    assert get().read_bytes() == content and get().read_bytes() == content and len(fetched) == 1
+    os.truncate(get(), len(content) - 1)
+    assert get().read_bytes() == content and len(fetched) == 2
+
+
 def test_a_killed_fetch_leaves_nothing_that_stays(tmp_path):
     process = rank(tmp_path, 0.5, 1, 0)
     while not (tmp_path / "log").exists():

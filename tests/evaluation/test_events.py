@@ -117,6 +117,8 @@ def test_breathing_equals_the_slow_count(rows, stages, data):
         assert (row.found, row.asleep) == (found, asleep if staged else None)
         assert row.per_hour == pytest.approx(per_hour, nan_ok=True)
     assert got.ahi == pytest.approx(slow(KINDS, KINDS)[2], nan_ok=True)
+    hours = sum(stage >= 1 and all(scored[k][e] for k in KINDS) for e, stage in enumerate(stages)) / 120
+    assert got.hours == pytest.approx(hours if staged else math.nan, nan_ok=True)
     asleep = [stage >= 1 and all(scored[k][e] for k in KINDS) for e, stage in enumerate(stages)]
     assert ahi(events_of(rows), asleep) == pytest.approx(got.ahi, nan_ok=True)
 

@@ -16,7 +16,7 @@ from sleepfm.commands.score import headline
 from sleepfm.config import read_yaml
 from sleepfm.constants import STAGE_NAMES
 from sleepfm.errors import ModelError, MontageError
-from sleepfm.evaluation.events import AHI_DEFINITION, join_overlapping, positive_runs
+from sleepfm.evaluation.events import AHI_DEFINITION, event_family, join_overlapping, positive_runs
 from sleepfm.inference.embed import embed_frames, prepared_epochs, stored_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.predict import predict
@@ -31,7 +31,7 @@ from sleepfm.models.usage import Usage
 from sleepfm.paths import config_root
 from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import load
-from sleepfm.reports.night_files import summary
+from sleepfm.reports.night_files import agreement_with, summary
 from sleepfm.signals.quality import Quality
 from sleepfm.tasks import TASKS
 
@@ -326,6 +326,20 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
     assert set(content["agreement"]) == {"stage", "apnea", "hypopnea", "ahi"}
     assert not content["agreement"]["apnea"]["positive_runs"]
 
+    # The AHI of either side counts what lies in that side's sleep, where both scored breathing.
+    stages, human = np.arange(30) % 3, np.arange(30) % 2
+    night = replace(night, stage=human, labels={kind: np.where(np.arange(30) < 24, 0, -1) for kind in ("apnea", "hypopnea")})
+    found = agreement_with(replace(score, stages=stages), night)["ahi"]
+
+    def slow_ahi(events, stage):
+        asleep = [epoch for epoch in range(24) if stage[epoch] > 0]
+        inside = [e for e in events if any(e.onset < 30 * (i + 1) and 30 * i < e.onset + e.duration for i in asleep)]
+        return len(inside) / (len(asleep) * 30 / 3600)
+
+    assert found["model"] == pytest.approx(slow_ahi(score.events, stages))
+    breaths = [event for event in join_overlapping(night.events) if event_family(event.type) in ("apnea", "hypopnea")]
+    assert found["scored"] == pytest.approx(slow_ahi(breaths, human))
+
 
 def test_what_was_not_scored_is_null(downstream_packages, night):
     stage = Scorer.load([downstream_packages["stage"]]).score(night)
@@ -334,6 +348,14 @@ def test_what_was_not_scored_is_null(downstream_packages, night):
     assert set(empty.values()) == {None} and content["breathing"]["definitions"] == []
     assert set(content["agreement"]) == {"stage"}
     assert headline(stage) == f"30 epochs, {stage.statistics.total_sleep_time:.0f} min of sleep"
+
+    lost = np.arange(30) < 3
+    partly = replace(
+        stage, stages=np.where(lost, -1, stage.stages), hypnodensity=np.where(lost[:, None], np.nan, stage.hypnodensity)
+    )
+    both = ~lost & (night.stage >= 0)
+    accuracy = (stage.stages == night.stage)[both].mean()
+    assert agreement_with(partly, night)["stage"]["accuracy"] == pytest.approx(accuracy)
 
     apnea = Scorer.load([downstream_packages["apnea"]]).score(night)
     content = summary(apnea, night)

@@ -128,3 +128,10 @@ def test_wrong_shapes_and_kinds_are_refused() -> None:
 def test_what_leaves_nothing_to_see_or_to_fill_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         build_model({"kind": "context", "encoder": {"kind": "neuronet"}, **wrong})
+
+
+def test_the_smallest_sequence_is_two_epochs_of_which_one_is_hidden() -> None:
+    model = masked(length=2, span=1, mask_ratio=0.5)
+    x, valid = torch.randn(3, 2, model.dim), torch.ones(3, 2, dtype=torch.bool)
+    assert model.config.spans == 2
+    assert model(x, valid, torch.rand(3, *model.noise_shape)).loss.isfinite()

@@ -17,6 +17,7 @@ def test_events_of_a_page_are_named_at_their_middle_and_cut_at_its_edges():
     signals = {"AIRFLOW": np.zeros(6000), "SPO2": np.linspace(90, 99, 6000)}
     figure = page_figure(signals, {"SPO2": "%"}, 600.0, 60.0, {"apnea, model": events}, title="A page", used=["SPO2"])
     flow, oximetry, track = figure.axes
+    assert figure.get_figheight() == pytest.approx(0.9 + 3 * 0.62)  # two signals and the line of events, beside title and axis
     assert flow.get_ylabel() == "AIRFLOW\nnot used" and oximetry.get_ylabel() == "SPO2\n(%)"
     assert [(text.get_position(), text.get_text()) for text in track.texts] == [
         ((605.0, 0), "central apnea"),

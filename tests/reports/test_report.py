@@ -188,6 +188,10 @@ def test_the_page_says_which_channels_the_models_were_given(night, tmp_path):
     assert "Apnea, positive runs" in shown and "a run is no event" in shown and "AHI:" not in shown
 
 
+def height(image: bytes) -> int:
+    return int.from_bytes(image[20:24])
+
+
 def test_a_page_shows_nothing_of_what_nobody_scored(night, downstream_packages, tmp_path):
     score = Scorer.load([downstream_packages["stage"]]).score(night.prepared)
     unscored = replace(
@@ -195,6 +199,8 @@ def test_a_page_shows_nothing_of_what_nobody_scored(night, downstream_packages, 
         labels={name: np.full_like(values, -1) for name, values in night.prepared.labels.items()},
     )  # fmt: skip
     alone = NightExample(score, unscored)
+    staged = NightExample(score, replace(unscored, stage=night.prepared.stage))
+    assert height(figure_bytes(staged)) > height(figure_bytes(alone))  # the human hypnogram is a panel more
     assert event_rows(alone) == {}
     night_page(tmp_path / "report.html", alone)
     shown = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split()).lower()

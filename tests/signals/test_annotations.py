@@ -18,6 +18,7 @@ from sleepfm.signals.scorings.finder import find_scoring
 from sleepfm.signals.scorings.labels import stage_labels
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
+from sleepfm.signals.scorings.scoring import Event, Scoring, StageInterval
 
 STAGES = [("Wake|0", 0), ("Stage 1 sleep|1", 1), ("Stage 2 sleep|2", 2), ("Stage 3 sleep|3", 3), ("Stage 4 sleep|4", 3)]
 STAGES += [("REM sleep|5", 4), ("Movement|6", -1), ("Unscored|9", -1)]
@@ -259,3 +260,16 @@ def test_two_scorings_of_one_recording_refuse_it_and_not_the_folder(tmp_path, sh
     found = {Path(finding.path).name: finding.refused for finding in examine_folder(tmp_path, None)}
     assert "several scorings fit" in found["SC4001E0-PSG.edf"]
     assert found["SC4011E0-PSG.edf"] == ""
+
+
+def test_what_of_an_event_lies_in_the_recording_is_kept_and_points_in_it_are():
+    events = [(-5, 0), (-5, 20), (0, 0), (40, 12.5), (119, 30), (120, 0), (120, 10)]
+    scoring = Scoring(
+        stages=(StageInterval(-30.0, 180.0, 2),),
+        events=tuple(Event(float(onset), float(duration), "hypopnea") for onset, duration in events),
+        source="a table",
+        has_events=True,
+    )
+    found = reconcile(scoring, 120.0, "error", "night")
+    assert [(event.onset, event.duration) for event in found.events] == [(0, 15), (0, 0), (40, 12.5), (119, 1)]
+    assert "3 events outside the recording are left out" in found.warnings

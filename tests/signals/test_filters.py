@@ -45,6 +45,15 @@ def test_a_sine_comes_through_with_its_phase(rate):
     assert np.abs(out - expected)[300:-300].max() < 5e-3
 
 
+@pytest.mark.parametrize("rate", [25, 50])
+def test_the_end_of_a_night_is_processed_like_its_beginning(rate):
+    signal = night(120, rate)
+    step = 100 // rate
+    forwards = preprocess(signal, rate, "EEG_C3")[::step]
+    backwards = preprocess(signal[::-1].copy(), rate, "EEG_C3")[::step]
+    np.testing.assert_allclose(forwards, backwards[::-1], atol=0.01)
+
+
 @pytest.mark.parametrize("rate", [200, 256, 512])
 def test_nothing_folds_back(rate):
     seconds = np.arange(60 * rate) / rate

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from sleepfm.signals.cohorts.cohort import QualityLimits
 from sleepfm.signals.quality import Quality, epoch_quality
 
 RATE = 125
@@ -110,6 +111,13 @@ def test_the_noise_of_an_open_input_is_flat_whatever_the_steps():
         signal[:3000] = np.random.default_rng(1).integers(-1, 2, 3000) * step
         found = epoch_quality(signal, 100, "EEG_C3", 4, step=step)
         assert found.tolist() == [Quality.FLAT, 0, 0, 0]
+
+
+def test_a_channel_without_limits_is_not_judged_by_them():
+    signal = good()
+    signal[:EPOCH] = 3000 * np.sin(2 * np.pi * 50 * np.arange(EPOCH) / RATE)
+    signal[EPOCH : 2 * EPOCH] = 5
+    assert not epoch_quality(signal, RATE, "EEG_C3", 8, thresholds=QualityLimits()).any()
 
 
 def test_gap():

@@ -201,6 +201,14 @@ def test_the_step_of_a_converter_of_up_to_24_bits_is_known():
     assert step(-(2**23), 2**23) == 0.0
 
 
+def test_a_header_that_claims_more_records_says_how_many_are_missing(tmp_path):
+    path = write_edf(tmp_path / "cut.edf", [Made("EEG", noise(40), 4)], claimed=40, tail=b"abc")
+    (warning,) = read_recording(path).warnings
+    assert warning.startswith(
+        "header claims 40 records; the file holds 10 and 3 bytes of the next: the last 30 (75.0%) are missing"
+    )
+
+
 def test_rounded_time_stamps_are_no_pauses(tmp_path):
     stamps = [tal(f"+{0.3 * i:.0f}") for i in range(60)]
     path = write_edf(tmp_path / "r.edf", [Made("EEG", noise(240), 4)], seconds="0.3", variant="EDF+C", stamps=stamps)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from datetime import datetime
 
 import numpy as np
@@ -20,6 +21,7 @@ from sleepfm.signals.examine import examine
 from sleepfm.signals.scorings.labels import event_labels, stage_labels
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
+from sleepfm.signals.scorings.text_counts import TextCounts
 from sleepfm.signals.scorings.vocabulary import event_of, stage_of, stages_of_numbers
 
 
@@ -301,3 +303,19 @@ def test_event_labels_of_very_long_events_cost_nothing():
 
     scoring = Scoring((StageInterval(0, 30, 0),), tuple(Event(0.0, 1e9, "hypopnea") for _ in range(20_000)), "x", True)
     assert event_labels(scoring, 2000, ("hypopnea",)).all()
+
+
+def test_the_fifty_most_frequent_texts_without_effect_are_named(tmp_path):
+    path = tmp_path / "night.csv"
+    names = [f"leg movement {chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(60)]
+    rows = ["0,30,Sleep stage N2", *(f"{i},1,{name}" for i, name in enumerate([*names, *names[:50]]))]
+    path.write_text("onset,duration,event\n" + "\n".join(rows) + "\n")
+    assert read_scoring(path).ignored == {**dict.fromkeys(names[:50], 2), "...": 10}
+
+
+def test_counts_of_texts_stay_bounded_and_lose_the_rarest():
+    counts = TextCounts(ignored=Counter({f"text {i}": 1 + i % 2 for i in range(19_999)}))
+    counts.merge(TextCounts(ignored=Counter({"another": 1})))
+    assert len(counts.ignored) == 20_000
+    counts.merge(TextCounts(ignored=Counter({"and another": 1})))
+    assert len(counts.ignored) == 10_000 and counts.ignored["text 1"] == 2

@@ -90,6 +90,14 @@ def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, sour
     facts, results = read_results(tmp_path)
     assert facts["labelled epochs"] == len(stage.stream)
     assert results["test"].n_subjects == len(set(written["subject"]))
+    # What is tracked are the figures of both splits that are defined.
+    defined = {
+        f"{split}/{name}": metric.value
+        for split, result in results.items()
+        for name, metric in result.metrics.items()
+        if not np.isnan(metric.value)
+    }
+    assert export.metrics == pytest.approx(defined) and "test/accuracy" in defined
     assert "majority_accuracy" in (folder / "MODEL_CARD.md").read_text()
 
 
