@@ -31,7 +31,7 @@ from sampling import Mutant, modules_of, sample
 from trees import Tree, digest
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("sleepfm/signals", "sleepfm/data", "sleepfm/models", "sleepfm/evaluation")
+PACKAGES = ("sleepfm/signals", "sleepfm/data", "sleepfm/models", "sleepfm/evaluation", "sleepfm/inference")
 # Makes data for tests and demonstrations; its figures are checked against recordings, not line by line.
 LEFT_OUT = "synthetic"
 LEAST_KILLED = 0.95
