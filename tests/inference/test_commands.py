@@ -1,0 +1,141 @@
+"""``sleepfm score`` and ``sleepfm embed``: what they write, what they refuse, and the words for it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import sleepfm
+from sleepfm.cli import main
+from sleepfm.config import read_yaml
+from sleepfm.constants import STAGE_NAMES
+from sleepfm.inference.embed import prepared_epochs
+from sleepfm.inference.scorer import prepare_night
+from sleepfm.models.build import build_model, model_config
+from sleepfm.paths import config_root
+from sleepfm.registry.package import write_package
+from sleepfm.registry.registry import load
+
+MODELS = Path(__file__).parents[2] / "configs" / "models"
+
+
+def arguments(packages, out, *recordings):
+    models = [str(p) for p in packages.values()]
+    return ["score", *map(str, recordings), "--model", *models, "--out", str(out)]
+
+
+def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, recordings, tmp_path, capsys):
+    broken = tmp_path / "broken.edf"
+    broken.write_bytes(recordings[0].read_bytes()[:3000])
+    out = tmp_path / "out"
+    assert main(arguments(downstream_packages, out, recordings[0], broken, recordings[1])) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("\n") == 1 and "broken.edf" in printed.err
+    assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
+    folder = out / recordings[0].stem
+    assert sorted(p.name for p in folder.iterdir()) == [
+        ".sleepfm.json",
+        "events.csv",
+        "hypnodensity.csv",
+        "night.png",
+        "positive_runs.csv",
+        "report.html",
+        "stages.csv",
+        "summary.json",
+    ]
+    stages = pd.read_csv(folder / "stages.csv")
+    assert list(stages.columns) == ["epoch", "onset_s", "stage"] and len(stages) == 30
+    assert set(stages["stage"]) <= set(STAGE_NAMES)
+    density = pd.read_csv(folder / "hypnodensity.csv")
+    assert np.allclose(density[list(STAGE_NAMES)].sum(axis=1), 1, atol=1e-4)
+    written = json.loads((folder / "summary.json").read_text())
+    assert written["sleep"]["time_in_bed"] == 15.0 and written["breathing"]["ahi"] is None
+    assert "AHI" not in printed.out and "positive runs of apnea" in printed.out
+    assert set(written["agreement"]) == {"stage", "apnea", "hypopnea"}
+    assert written["agreement"]["stage"]["accuracy"] is not None
+    before = (folder / "stages.csv").stat().st_mtime_ns
+    assert main(arguments(downstream_packages, out, recordings[0])) == 0
+    assert (folder / "stages.csv").stat().st_mtime_ns > before
+    assert len(pd.read_csv(folder / "stages.csv")) == 30
+    assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
+
+
+def test_models_and_recordings_stand_in_any_order(downstream_packages, recordings, tmp_path, capsys):
+    first, second = (str(downstream_packages[task]) for task in ("stage", "apnea"))
+    night, other = map(str, recordings[:2])
+    alike = ["--model", first, night, "--out", str(tmp_path / "a"), other, "--model", second]
+    assert main(["score", *alike]) == 0
+    assert main(["score", "--out", str(tmp_path / "b"), night, other, "--model", first, second]) == 0
+    assert main(["score", night, "--model", first, "--model", second, other, "--out", str(tmp_path / "c")]) == 0
+    written = [sorted(path.relative_to(tmp_path / out) for path in (tmp_path / out).rglob("*.csv")) for out in "abc"]
+    assert written[0] == written[1] == written[2] and len({path.parts[0] for path in written[0]}) == 2
+    for path in written[0]:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "c" / path).read_bytes()
+    capsys.readouterr()
+    assert main(["score", "--model", first, "--out", str(tmp_path / "d")]) == 2
+    assert "no recording stated" in capsys.readouterr().err
+
+
+def test_command_names_what_is_wrong(downstream_packages, recordings, tmp_path, capsys):
+    call = arguments(downstream_packages, tmp_path, recordings[0], recordings[1])
+    assert main([*call, "--scoring", "x.xml"]) == 2
+    assert main(["score", str(recordings[0]), "--model", "models:/none@champion", "--out", str(tmp_path)]) == 1
+    assert main(arguments(downstream_packages, tmp_path, recordings[0], recordings[0])) == 1
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 3 and "--scoring" in errors[0] and "Traceback" not in "".join(errors)
+
+
+@pytest.mark.parametrize("name", ["nox-a1/subject1.edf", "sleep-edf/short_psg.edf"])
+def test_real_recordings_are_scored(name, shared_data, downstream_packages, tmp_path):
+    assert main(arguments(downstream_packages, tmp_path, shared_data / name)) == 0
+    written = json.loads(next(tmp_path.glob("*/summary.json")).read_text())
+    seconds = sleepfm.read_recording(shared_data / name).duration
+    assert written["epochs"] == int(seconds // 30)
+
+
+def test_embed_writes_one_row_an_epoch(encoder_package, dataset, recordings, tmp_path):
+    file, folder, data = (tmp_path / f"{name}.parquet" for name in ("file", "folder", "data"))
+    sources = {file: recordings[0], folder: recordings[0].parents[3], data: dataset.path}
+    tables = {}
+    for out, source in sources.items():
+        assert main(["embed", str(source), "--model", str(encoder_package), "--out", str(out)]) == 0
+        tables[out] = pd.read_parquet(out)
+    assert len(tables[file]) == 30 and len(tables[folder]) == len(tables[data]) == 8 * 30
+    model = load(encoder_package)
+    night = prepare_night(recordings[0])
+    signals, present = next(prepared_epochs(night, model.channels, 30))
+    with torch.inference_mode():
+        want = model.encode(signals, present).numpy()
+    assert np.allclose(np.stack(tables[file]["embedding"]), want, atol=1e-5)
+    merged = tables[folder].merge(tables[data], on=["record", "epoch"])
+    assert len(merged) == 8 * 30 and (merged["stage_x"] == merged["stage_y"]).all()
+    assert np.allclose(np.stack(merged["embedding_x"]), np.stack(merged["embedding_y"]), atol=1e-5)
+
+
+def test_embed_leaves_nothing_behind_when_refused(encoder_package, tmp_path, capsys):
+    out = tmp_path / "e.parquet"
+    assert main(["embed", str(tmp_path / "none"), "--model", str(encoder_package), "--out", str(out)]) == 1
+    assert list(tmp_path.iterdir()) == [] and "no such" in capsys.readouterr().err
+
+
+def test_embed_refuses_a_recording_without_a_channel_of_the_model(recordings, tmp_path, capsys):
+    """The others are embedded; nothing stands for a night of which nothing is known."""
+    torch.manual_seed(0)
+    encoder = build_model(read_yaml(config_root() / "models" / "neuronet-tiny.yaml")["model"] | {"channels": ["EMG_CHIN"]})
+    write_package(tmp_path / "emg", encoder, {"model": model_config(encoder)}, "card")
+    source = tmp_path / "nights"
+    source.mkdir()
+    content = recordings[0].read_bytes()
+    (source / "with.edf").write_bytes(content)
+    label = b"EMG".ljust(16)
+    assert content.count(label, 0, 8192) == 1
+    (source / "without.edf").write_bytes(content.replace(label, b"Something else  ", 1))
+    out = tmp_path / "e.parquet"
+    assert main(["embed", str(source), "--model", str(tmp_path / "emg"), "--out", str(out)]) == 1
+    refused = capsys.readouterr().err.splitlines()
+    assert len(refused) == 1 and "without" in refused[0] and "EMG_CHIN" in refused[0]
+    table = pd.read_parquet(out)
+    assert table["record"].nunique() == 1 and table["embedding"].notna().all()
