@@ -1,5 +1,7 @@
 """``sleepfm score`` and ``sleepfm embed``: what they write, what they refuse, and the words for it."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
 
