@@ -29,7 +29,8 @@ LATEST = "latest"
 _STEP = re.compile(r"step-([0-9]{8})")
 # Hidden folders that only this module and `sleepfm.training.state.universal` make.
 _UNFINISHED = re.compile(r"\.step-[0-9]{8}\.tmp|\.universal-step-[0-9]{8}")
-_OWN_FILES = rf"{LATEST}|\.{LATEST}\.[0-9a-f]{{12}}\.tmp"
+# DeepSpeed puts two scripts beside the checkpoints that it saves.
+_OWN_FILES = rf"{LATEST}|\.{LATEST}\.[0-9a-f]{{12}}\.tmp|zero_to_(?:fp32|torch)\.py"
 
 
 @dataclass(frozen=True)
