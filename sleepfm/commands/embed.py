@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from sleepfm.signals.files import is_remote, local_path, location
 CHUNK = 64
 # The key of the file's metadata that says who wrote it.
 _CONTENT = "sleepfm"
+_DIGEST = "sleepfm.rows_sha256"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -63,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
     )
     refused = 0
     make_folder(out.parent)
+    digest = hashlib.sha256()
     with atomic_path(out) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
         for result in _embedded(source, encoder, arguments.cohort):
             if isinstance(result, SleepFMError):
@@ -82,30 +85,60 @@ def run(arguments: argparse.Namespace) -> int:
                 "stage": [s if s >= 0 else None for s in stage.tolist()],
                 "embedding": [row if ok else None for row, ok in zip(embedding.numpy(), usable, strict=True)],
             }
-            writer.write_table(pa.table(columns, schema=schema))
+            table = pa.table(columns, schema=schema)
+            writer.write_table(table)
+            _add_rows(digest, table)
             print(f"{record}: {len(embedding)} epochs", flush=True)
+        writer.add_key_value_metadata({_DIGEST: digest.hexdigest()})
         _check_free(out, origin)
     return 1 if refused else 0
 
 
 def _check_free(out: Path, source: str) -> None:
-    """Only the embeddings of ``source`` that an earlier call wrote are replaced. Raises :class:`StorageError`."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Only the embeddings of ``source`` that an earlier call wrote, and nobody has changed, are replaced. Raises
+    :class:`StorageError`.
+    """
     if not os.path.lexists(out):
         return
-    try:
-        metadata = pq.read_schema(out).metadata or {}
-    except (OSError, pa.ArrowException):
-        metadata = {}
-    if _CONTENT.encode() not in metadata or out.is_symlink():
-        raise StorageError(f"--out {out}: is there, was not written by sleepfm embed, and is not replaced; name another file")
+    metadata = {} if out.is_symlink() else _written(out)
+    if _CONTENT.encode() not in metadata:
+        raise StorageError(
+            f"--out {out}: is there, was not written by sleepfm embed or has been changed since, and is not replaced; "
+            "name another file"
+        )
     held = metadata.get(b"source", b"something else").decode()
     if held != source:
         raise StorageError(
             f"--out {out}: holds the embeddings of {held}, not of {source}, and is not replaced; name another file"
         )
+
+
+def _written(out: Path) -> dict[bytes, bytes]:
+    """What an earlier call said of the file ``out``; nothing where its rows are not those that it wrote."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    digest = hashlib.sha256()
+    try:
+        with pq.ParquetFile(out) as file:
+            metadata: dict[bytes, bytes] = file.metadata.metadata or {}
+            for number in range(file.num_row_groups):
+                _add_rows(digest, file.read_row_group(number))
+    except (OSError, pa.ArrowException):
+        return {}
+    return metadata if metadata.get(_DIGEST.encode()) == digest.hexdigest().encode() else {}
+
+
+def _add_rows(digest: Any, table: Any) -> None:
+    """Add the columns of the Arrow table ``table`` by name, and every value, to ``digest`` of hashlib."""
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if name == "embedding":
+            digest.update(repr(column.is_null().to_pylist()).encode())
+            column = column.flatten()
+            digest.update(column.to_numpy(zero_copy_only=False).tobytes())
+        else:
+            digest.update(repr((name, column.to_pylist())).encode())
 
 
 def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:

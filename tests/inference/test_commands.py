@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -115,6 +117,19 @@ def test_embed_writes_one_row_an_epoch(encoder_package, dataset, recordings, tmp
     merged = tables[folder].merge(tables[data], on=["record", "epoch"])
     assert len(merged) == 8 * 30 and (merged["stage_x"] == merged["stage_y"]).all()
     assert np.allclose(np.stack(merged["embedding_x"]), np.stack(merged["embedding_y"]), atol=1e-5)
+
+
+def test_embed_replaces_only_what_it_wrote_and_nobody_changed(encoder_package, recordings, tmp_path, capsys):
+    out = tmp_path / "embeddings.parquet"
+    command = ["embed", str(recordings[0]), "--model", str(encoder_package), "--out", str(out)]
+    assert main(command) == 0 and main(command) == 0
+    table = pq.read_table(out)
+    pq.write_table(table.append_column("mine", pa.array(range(len(table)))), out)
+    mine = out.read_bytes()
+    assert main(command) == 1 and out.read_bytes() == mine
+    assert "has been changed since" in capsys.readouterr().err
+    pq.write_table(table.slice(0, 5), out)
+    assert main(command) == 1 and pq.read_table(out).num_rows == 5
 
 
 def test_embed_leaves_nothing_behind_when_refused(encoder_package, tmp_path, capsys):
