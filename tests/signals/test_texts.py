@@ -19,7 +19,7 @@ from sleepfm.signals.examine import examine
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, event_labels, stage_labels
 from sleepfm.signals.scorings.reader import read_scoring
-from sleepfm.signals.scorings.vocabulary import event_of, is_beside_the_point, is_respiratory, stage_of
+from sleepfm.signals.scorings.vocabulary import event_of, is_beside_the_point, is_respiratory, names_a_stage, stage_of
 
 EPOCHS = 12
 STAGES = [0] * 3 + [1, 2, 2, 3, 3] + [4] * 2 + [0] * 2
@@ -324,6 +324,36 @@ def test_a_cohort_may_say_that_nobody_knows(tmp_path):
     own = generic.model_copy(update={"scoring": generic.scoring.model_copy(update={"events": {"zyx": "unclear"}})})
     scoring = examine(path, own, scoring=tmp_path / "x.csv").scoring
     assert event_labels(scoring, EPOCHS, APNEA_TYPES).tolist() == at(3, -1) and not scoring.ignored
+
+
+STAGES_ELSEWHERE = [
+    *((0, text) for text in ("Éveil calme", "Stade éveil", "Wakker", "Schlafstadium W")),
+    *((1, text) for text in ("Stade N1", "Stadium 1", "Slaap N1", "Estadio N1", "Fase 1")),
+    *((2, text) for text in ("Stade 2", "Schlafstadium N2", "Slaap N2", "Estadio 2", "Fase N2")),
+    *((3, text) for text in ("Sommeil lent profond", "Tiefschlaf", "Slaap N3", "Stade 4", "Diepe slaap")),
+    *((4, text) for text in ("Sommeil paradoxal", "REM Schlaf", "Slaap REM", "Stade R", "Sonno REM")),
+]
+
+
+@pytest.mark.parametrize(("stage", "text"), STAGES_ELSEWHERE)
+def test_stages_of_other_languages_are_read(stage, text):
+    assert stage_of(text) == stage and event_of(text) is None and not is_respiratory(text)
+
+
+@pytest.mark.parametrize("text", ["Sommeil lent léger", "Lichte slaap", "Sonno leggero", "Leichtschlaf", "Sueño ligero"])
+def test_a_stage_of_another_language_that_may_be_two_refuses_the_scoring(tmp_path, text):
+    """Light sleep is N1 or N2; to leave it out would lose all of it."""
+    rows = [f"{30 * epoch},30,{text if 3 <= epoch < 7 else 'N2'}" for epoch in range(10)]
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(["onset,duration,event", *rows, ""]))
+    with pytest.raises(StageTextError, match="not understood where stages stand"):
+        read_scoring(path)
+    assert not is_respiratory(text)
+
+
+def test_an_apnea_of_sleep_is_no_stage():
+    for text in ("Schlafapnoe", "Slaapapneu", "Sommeil apnée"):
+        assert not names_a_stage(text) and (is_respiratory(text) or event_of(text))
 
 
 @settings(max_examples=100)

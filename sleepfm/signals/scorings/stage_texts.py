@@ -70,8 +70,8 @@ def standing_as_stages(rows: Sequence[Row], others: Sequence[Row], stages: Seque
     """Texts among ``others`` that stand where stages would, with how often they do.
 
     Such a text fills what the stages leave open: most of its rows lie where no stage does, each begins where a stage or
-    another of its rows ends or ends where one begins, and lasts an epoch or more. Where rows have no duration, one lasts
-    until the next of all ``rows``, which then must be whole epochs away.
+    another of its rows ends or ends where one begins, and lasts an epoch or more. Beside such a text another one does. Where
+    rows have no duration, one lasts until the next of all ``rows``, which then must be whole epochs away.
     """
     begins = np.array([interval.onset for interval in stages])
     ends = np.array([interval.end for interval in stages])
@@ -87,13 +87,17 @@ def standing_as_stages(rows: Sequence[Row], others: Sequence[Row], stages: Seque
         if length >= _SHORTEST_EPOCH and free:
             spans.setdefault(row.text, []).append((row.onset, row.onset + length))
     found: Counter[str] = Counter()
-    for text, own in spans.items():
-        starts, stops = np.array(own).T
-        at_stage = _close(starts, ends) | _close(stops, begins)
-        chained = at_stage | _close(starts, stops) | _close(stops, starts)
-        timed = any(row.duration for row in others if row.text == text)
-        if at_stage.any() and 2 * chained.sum() >= counts[text] and (timed or len(own) > 1):
-            found[text] = counts[text]
+    waiting = {text: np.array(own) for text, own in spans.items()}
+    # A stage that is not understood may stand beside another one that is not.
+    while beside := [text for text, own in waiting.items() if (_close(own[:, 0], ends) | _close(own[:, 1], begins)).any()]:
+        for text in beside:
+            starts, stops = waiting[text].T
+            chained = _close(starts, ends) | _close(stops, begins) | _close(starts, stops) | _close(stops, starts)
+            timed = any(row.duration for row in others if row.text == text)
+            if 2 * chained.sum() >= counts[text] and (timed or len(starts) > 1):
+                found[text] = counts[text]
+        joined = [waiting.pop(text) for text in beside]
+        begins, ends = (np.concatenate([known, *(own[:, k] for own in joined)]) for k, known in enumerate((begins, ends)))
     return found
 
 

@@ -22,17 +22,28 @@ from sleepfm.constants import Stage
 
 _STAGES = {
     Stage.W: "w wk wake awake eveil wach vigilia veglia stagew stagewk stagewake sleepstagew sleepstagewk sleepstagewake stage0 "
-    "sleepstage0 wakefulness wakestate s0 sleeps0 sleepw sleepwake",
+    "sleepstage0 wakefulness wakestate s0 sleeps0 sleepw sleepwake "
+    "wakker eveilcalme eveilactif veille stadew stadeeveil schlafstadiumw stadiumw stadiumwach slaapw estadiow stadiow fasew",
     Stage.N1: "n1 1 s1 stage1 stagen1 stages1 sleepstage1 sleepstagen1 stage1sleep nrem1 stagenrem1 n1sleep "
-    "nonrapideyemovementsleepn1 sleeps1 sleepn1",
+    "nonrapideyemovementsleepn1 sleeps1 sleepn1 "
+    "stade1 staden1 schlafstadium1 schlafstadiumn1 stadium1 stadiumn1 slaap1 slaapn1 estadio1 estadion1 stadio1 stadion1 "
+    "fase1 fasen1",
     Stage.N2: "n2 2 s2 stage2 stagen2 stages2 sleepstage2 sleepstagen2 stage2sleep nrem2 stagenrem2 n2sleep "
-    "nonrapideyemovementsleepn2 sleeps2 sleepn2",
+    "nonrapideyemovementsleepn2 sleeps2 sleepn2 "
+    "stade2 staden2 schlafstadium2 schlafstadiumn2 stadium2 stadiumn2 slaap2 slaapn2 estadio2 estadion2 stadio2 stadion2 "
+    "fase2 fasen2",
     # Stages 3 and 4 of Rechtschaffen and Kales (1968) are one stage N3 in the AASM manual (2007).
     Stage.N3: "n3 3 4 s3 s4 n4 stage3 stage4 stagen3 stagen4 stages3 stages4 sleepstage3 sleepstage4 sleepstagen3 "
     "sleepstagen4 stage3sleep stage4sleep stage34sleep nrem3 nrem4 stagenrem3 n3sleep sws "
-    "nonrapideyemovementsleepn3 nonrapideyemovementsleepn4 sleeps3 sleeps4 sleepn3",
+    "nonrapideyemovementsleepn3 nonrapideyemovementsleepn4 sleeps3 sleeps4 sleepn3 "
+    "stade3 staden3 stade4 schlafstadium3 schlafstadiumn3 schlafstadium4 stadium3 stadiumn3 stadium4 tiefschlaf slaap3 slaapn3 "
+    "sommeillentprofond sommeilprofond diepeslaap estadio3 estadion3 estadio4 stadio3 stadion3 stadio4 sonnoprofondo "
+    "suenoprofundo fase3 fasen3 fase4",
     Stage.REM: "r rem stager sleepstager remsleep stagerem sleepstagerem paradoxal sp rapideyemovement rapideyemovementsleep "
-    "sleeprem sleepr",
+    "sleeprem sleepr "
+    "sommeilparadoxal sommeilrem stader staderem schlafstadiumr schlafstadiumrem stadiumr stadiumrem remschlaf "
+    "traumschlaf slaapr slaaprem "
+    "remslaap sonnorem suenorem sonorem estadior estadiorem stadior stadiorem faser faserem",
     Stage.UNSCORED: "? sleepstage? unscored unknown unknownstage unscorable notscored nonscore stageunscored "
     "sleepstageunscored sleepstageunknown stageunknown nostage stagenostage undefined mt movement movementtime "
     "sleepstagem sleepstagemt stagemt stagemvt stagemovement bodymovement sleepmt sleepunscored",
@@ -77,7 +88,13 @@ _STAGE_OF = {text: stage for stage, texts in _STAGES.items() for text in texts.s
 # Of arousals every cohort has its own variants (spontaneous, respiratory, limb, PLM, ASDA, Cheshire, standard, EEG).
 _NO_AROUSAL = re.compile(r"apn|hypopn|noarousal|withoutarousal|desat|artifact|confusional|disorder")
 _PREFIX = re.compile(r"^\s*(sdo|sro)\s*:", re.IGNORECASE)
-_STAGE_WORDS = re.compile(r"^(sleepstage|stage|schlafstadium|stadedesommeil)(?!s?(shift|change))")
+# Beginnings of a stage's name, in the languages above; a sleep apnea is none.
+_STAGE_WORDS = re.compile(
+    r"^(sleepstage|stage|stade|schlafstadium|stadium|estadio|stadio|sommeil|schlaf(?!mittel|position)|slaap|sonno|sueno)"
+    r"(?!s?(shift|change)|.*a?pn[eo])"
+)
+# What "light", "delta" or "paradox" stands beside where it is a stage of some laboratory.
+_SLEEP = re.compile(r"sleep|sommeil|schlaf|slaap|sonno|sueno|\bsono\b|\b(stade|stadi|estadio|eveil (calme|actif))")
 
 # Apneas and hypopneas by their nouns (not capnography) and abbreviations; "Unsure" is the free tag of Profusion's scorers.
 _BREATHS_MISSED = re.compile(r"(?<!c)apn|capne|ypop|ipopn|hipop|atempaus|atemstill|^unsure|^([ocm][ah]|[ocm]sa|hyp|ah)$")
@@ -176,7 +193,8 @@ def _event_of(text: str) -> str | None:
 
 def _names_missed_breaths(text: str) -> bool:
     """Whether ``text`` has the noun or an abbreviation of an apnea or hypopnea in it, misspelt or not."""
-    if _BREATHS_MISSED.search(_key(text)):
+    # Dutch sleep ends as an apnea begins ("slaap N2").
+    if _BREATHS_MISSED.search(_key(text).replace("slaap", "")):
         return True
     words = re.findall(r"[^\W\d_]+", text[:200].casefold())
     if not _ABBREVIATIONS.isdisjoint(words):
@@ -198,8 +216,7 @@ def is_beside_the_point(text: str) -> bool:
         return False
     spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text[:200])).casefold()
     words = re.sub(r"[\W_]+", " ", "".join(character for character in spaced if not unicodedata.combining(character)))
-    # "Light sleep" and "delta sleep" are stages in some laboratory.
-    return "sleep" not in words and _BESIDE_THE_POINT.search(words.replace("k complex", "kcomplex")) is not None
+    return not _SLEEP.search(words) and _BESIDE_THE_POINT.search(words.replace("k complex", "kcomplex")) is not None
 
 
 def stages_of_numbers(numbers: Sequence[int]) -> dict[int, Stage]:
