@@ -273,3 +273,16 @@ def test_what_of_an_event_lies_in_the_recording_is_kept_and_points_in_it_are():
     found = reconcile(scoring, 120.0, "error", "night")
     assert [(event.onset, event.duration) for event in found.events] == [(0, 15), (0, 0), (40, 12.5), (119, 1)]
     assert "3 events outside the recording are left out" in found.warnings
+
+
+def test_a_scoring_in_a_folder_above_is_not_taken_for_that_of_a_recording_of_its_name(tmp_path):
+    for site in ("one", "two"):
+        (tmp_path / site).mkdir()
+        (tmp_path / site / "rec01.edf").write_bytes(b"")
+    (tmp_path / "rec01.csv").write_text("onset,duration,description\n0,30,W\n")
+    generic = load_cohort("generic")
+    for site in ("one", "two"):
+        assert find_scoring(tmp_path / site / "rec01.edf", tmp_path, generic) is None
+    own = tmp_path / "one" / "rec01.csv"
+    own.write_text("onset,duration,description\n0,30,N2\n")
+    assert find_scoring(tmp_path / "one" / "rec01.edf", tmp_path, generic) == own

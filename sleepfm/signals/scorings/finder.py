@@ -20,8 +20,8 @@ def find_scoring(
 ) -> Path | None:
     """The scoring file of the recording ``edf`` by the cohort's patterns, or None.
 
-    Each pattern is tried in the recording's folder and in those above it, up to ``root`` and at least where NSRR
-    keeps its annotations.
+    Each pattern is tried in the recording's folder; one that names a folder of scorings also in those above it, up to ``root`` and
+    at least where NSRR keeps its annotations. A file alone in a folder above may be of another recording of this name.
 
     Args:
         header: of the recording, where it was read before.
@@ -40,7 +40,7 @@ def find_scoring(
         if "{key}" in pattern and key is None:
             continue
         name = pattern.format(stem=_literal(edf.stem), folder=_literal(folder.name), key=_literal(key[0] if key else ""))
-        for place in above:
+        for place in above if "/" in pattern else above[:1]:
             found = [path for path in _matching(place, name, names_below) if path != edf]
             if found:
                 return _only(edf, found, called)
