@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
     build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
     build.add_argument("--retry-refused", action="store_true", help="try refused recordings again")
+    build.add_argument("--rebuild", action="store_true", help="make shards anew that other rules or another version made")
     build.add_argument("overrides", nargs="*", metavar="key=value", help="configuration, see configs/shards.yaml")
 
     verify = commands.add_parser("verify", help="check every checksum, offset and count of a data set")
@@ -60,7 +61,7 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.cohort:
         overrides.append(f"cohort={arguments.cohort}")
     config = load_build_config(arguments.config, overrides)
-    result = build(location(arguments.source), out, config, arguments.workers, arguments.retry_refused)
+    result = build(location(arguments.source), out, config, arguments.workers, arguments.retry_refused, arguments.rebuild)
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")

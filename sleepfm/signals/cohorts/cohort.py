@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from sleepfm.config import Config, load_config
+from sleepfm.config import Config, digest, load_config, to_dict
 from sleepfm.constants import CHANNELS, EVENT_TYPES
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
@@ -227,6 +227,11 @@ def load_cohort(name_or_path: str) -> Cohort:
             known = ", ".join([AUTO, *cohort_names()])
             raise ConfigError(f"cohort {name_or_path!r} is not known; choose of {known}, or give a YAML file")
     return load_config(Cohort, path)
+
+
+def rules_digest(cohort: Cohort) -> str:
+    """Digest of what ``cohort`` makes of a recording: neither the prose of its source nor how recordings of it are known."""
+    return digest({key: value for key, value in to_dict(cohort).items() if key not in ("source", "recognise")})
 
 
 def cohort_names() -> tuple[str, ...]:
