@@ -52,6 +52,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build_config import load_build_config
     from shards.cluster import check_paths
     from sleepfm.extras import require
+    from sleepfm.signals.cohorts.identity import persons_not_read
     from sleepfm.signals.files import local_path, location
 
     require("ray", "webdataset")
@@ -69,6 +70,8 @@ def _build(arguments: argparse.Namespace) -> int:
         print(line)
     if result.unscored:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
+    if result.unread:
+        print(f"warning: {persons_not_read(result.unread, counts['records'], result.first_unread)}")
     if not result.quarantine:
         return 1 if result.texts.refusals else 0
     for row in result.quarantine:

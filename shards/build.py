@@ -23,6 +23,7 @@ from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, 
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
+from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
@@ -43,6 +44,9 @@ class BuildResult:
     texts: TextCounts
     unscored: int = 0
     """Converted recordings for which no scoring was found."""
+    unread: int = 0
+    """Converted recordings whose file name does not say whose it is, and the first of them."""
+    first_unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,8 +69,8 @@ def build(
 
     Raises:
         RecordingError: ``source`` holds no recording; nothing is written.
-        ConfigError: ``out`` holds a build of another configuration, or shards that ``rebuild`` would make anew; nothing is
-            written.
+        ConfigError: the cohort's identity pattern fits no recording, or ``out`` holds a build of another configuration or
+            shards that ``rebuild`` would make anew; nothing is written.
         UsageError: ``out`` lies in ``source`` or the other way round.
         BusyError: ``out`` is being built by another process.
         DatasetError: ``out`` is something else or holds a file that a build did not write, or its source has changed.
@@ -81,6 +85,7 @@ def build(
     if not rebuild:
         refuse_stale(out, before, stale_shards(out, before, wanted, config))
     recordings = discover(source, chosen_cohort(config))
+    check_identity(recordings, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
     files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
     found = {name: _size(root / path) for name, path in files.items()}
@@ -110,14 +115,16 @@ def build(
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
-    refused, texts, unscored = [], TextCounts(), 0
+    refused, texts, unscored, unread = [], TextCounts(), 0, []
     for sidecar in sidecars(out, plan, digest(wanted)):
         refused += rows("quarantine", sidecar, plan)
         for record in sidecar["records"]:
             provenance = record["provenance"]
             texts.add(shown(record["source"]), provenance)
+            if not provenance.get("subject_read", True):
+                unread.append(shown(record["source"]))
             unscored += provenance.get("scoring") is None and not provenance.get("scoring_refused")
-    return BuildResult(description, refused, printed, texts, unscored)
+    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "")
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

@@ -246,6 +246,7 @@ def _provenance(examination: Examination, rule: EventRule) -> dict[str, Any]:
         "clock": recording.start.time().isoformat() if recording.start else None,
         "gaps": [list(gap) for gap in recording.gaps],
         "warnings": list(recording.warnings),
+        "subject_read": examination.identity.read,
         "cohort": examination.cohort.name,
         "cohort_rules": rules_digest(examination.cohort),
         "channels": {},
