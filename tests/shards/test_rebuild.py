@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from made_edf import Made, noise, write_edf
 from made_nights import make_dataset, make_night
 
 from shards import build_config
@@ -123,3 +124,12 @@ def test_a_build_of_a_release_says_what_to_do_and_is_rebuilt(release, run, tmp_p
     fresh = tmp_path / "fresh"
     assert run([arguments[0], arguments[1], fresh, *arguments[3:]]).returncode == 0
     assert Dataset.open(fresh).digest == Dataset.open(out).digest
+
+
+def test_the_build_warns_once_of_names_that_say_no_person(run, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("P01_night1", "P01_night2", "sub-1_eeg"):
+        write_edf(tmp_path / "in" / f"{name}.edf", [Made("C4-M1", noise(6000, 1), 100)])
+    result = run(["build", tmp_path / "in", tmp_path / "out"])
+    assert result.returncode == 0 and result.stdout.count("do not say whose recording it is") == 1
+    assert "warning: 2 of 3 file names, such as P01_night1.edf" in result.stdout

@@ -10,18 +10,21 @@ from made_edf import Made, noise, write_edf
 from sleepfm.cli import main
 from sleepfm.errors import ConfigError
 from sleepfm.signals.cohorts.cohort import load_cohort, recognise_cohort
-from sleepfm.signals.cohorts.identity import check_identity, identify
+from sleepfm.signals.cohorts.identity import check_identity, identify, persons_not_read
 
 NIGHTS = ("P01_night1.edf", "P01_night2.edf", "P02 Night 1.edf", "plain.edf", "night1.edf")
 
 
-def test_numbered_nights_are_one_person_and_other_names_say_none():
+def test_a_name_that_says_no_person_is_told_from_one_that_does(tmp_path):
     found = [identify(Path(name), load_cohort("generic")) for name in NIGHTS]
-    assert [identity.subject for identity in found] == ["P01", "P01", "P02", "plain", "night1"]
-    assert [identity.read for identity in found] == [True, True, True, False, False]
-    assert [identity.visit for identity in found[:3]] == ["1", "2", "1"]
-    bids = [identify(Path(f"sub-7_ses-{n}_task-sleep_eeg.edf"), load_cohort("generic")) for n in (1, 2)]
-    assert {identity.subject for identity in bids} == {"sub-7"} and [identity.visit for identity in bids] == ["1", "2"]
+    assert [identity.read for identity in found] == [False] * 5 and len({identity.subject for identity in found}) == 5
+    assert identify(Path("sub-7_ses-1_task-sleep_eeg.edf"), load_cohort("generic")).read
+    # As the warning proposes.
+    rules = tmp_path / "lab.yaml"
+    proposed = persons_not_read(2, 5, "x").split("identity: ")[1]
+    rules.write_text(f"extends: generic.yaml\nname: lab\nsource: x\nidentity: {proposed}\n")
+    first, again, other = (identify(Path(name), load_cohort(str(rules))) for name in (*NIGHTS[:2], "plain.edf"))
+    assert first.read and first.subject == again.subject == "P01" and (first.visit, again.visit) == ("1", "2") and not other.read
 
 
 def test_a_pattern_without_a_subject_or_that_fits_nothing_is_an_error(tmp_path):
@@ -42,11 +45,11 @@ def test_a_pattern_without_a_subject_or_that_fits_nothing_is_an_error(tmp_path):
 
 
 def test_the_doctor_warns_once(tmp_path, capsys):
-    for name in ("plain.edf", "other.edf", "P01_night1.edf"):
+    for name in ("P01_night1.edf", "P01_night2.edf", "sub-1_eeg.edf"):
         write_edf(tmp_path / name, [Made("C4-M1", noise(6000, 1), 100)])
     main(["doctor", str(tmp_path)])
     out = capsys.readouterr().out
-    assert out.count("do not say whose recording it is") == 1 and "2 of 3 file names, such as other.edf" in out
+    assert out.count("do not say whose recording it is") == 1 and "2 of 3 file names, such as P01_night1.edf" in out
     rules = tmp_path / "lab.yaml"
     rules.write_text('extends: generic.yaml\nname: lab\nsource: x\nidentity: {pattern: "^Q(?P<subject>\\\\d+)_"}\n')
     assert main(["doctor", str(tmp_path), "--cohort", str(rules)]) == 2

@@ -59,8 +59,8 @@ def persons_not_read(count: int, total: int, example: str) -> str:
     """What doctor and build say of file names that do not say whose they are."""
     return (
         f"{count} of {total} file names, such as {example}, do not say whose recording it is by the rules of their cohort: each "
-        "counts as a person of its own, and two nights of one person may come into different splits; give identity.pattern in "
-        "a cohort file"
+        "counts as a person of its own, and two nights of one person may come into different splits; say in a cohort file which "
+        r"part is the person, such as identity: {pattern: '^(?P<subject>P\d+)_night(?P<visit>\d)'}"
     )
 
 
