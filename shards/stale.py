@@ -22,7 +22,7 @@ def stale_shards(out: Path, plan: Plan, wanted: dict[str, Any], config: BuildCon
     found: dict[str, str] = {}
     for shard in plan.shards:
         sidecar = read_sidecar(out, shard, digest(plan.identity))
-        if sidecar is None or not sidecar["records"]:
+        if sidecar is None:
             continue
         changed = [name for name, rules in sidecar.get("rules", {}).items() if rules and rules != _rules_now(name, config)]
         if version:

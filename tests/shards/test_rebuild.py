@@ -133,3 +133,17 @@ def test_the_build_warns_once_of_names_that_say_no_person(run, tmp_path):
     result = run(["build", tmp_path / "in", tmp_path / "out"])
     assert result.returncode == 0 and result.stdout.count("do not say whose recording it is") == 1
     assert "warning: 2 of 3 file names, such as P01_night1.edf" in result.stdout
+
+
+def test_a_rebuild_after_another_version_makes_refused_shards_anew_too(faulty_cohort, run, tmp_path, digests, monkeypatch):
+    out, fresh = tmp_path / "out", tmp_path / "fresh"
+    arguments = ["build", faulty_cohort, out, "--cohort", "shhs1", "recordings=1"]
+    monkeypatch.setattr(build_config, "PROCESSING_VERSION", 0)
+    assert run(arguments).returncode == 1
+    monkeypatch.undo()
+    refused = run(arguments)
+    assert refused.returncode == 2 and "7 of its 7 shards" in refused.stderr and "processing_version=0" in refused.stderr
+    assert run([*arguments, "--rebuild"]).returncode == 1
+    assert run(["build", faulty_cohort, fresh, *arguments[3:]]).returncode == 1
+    assert digests(out) == digests(fresh)
+    assert run(["verify", out]).returncode == 0
