@@ -26,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
     build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
     build.add_argument("--retry-refused", action="store_true", help="try refused recordings again")
+    build.add_argument("--rebuild", action="store_true", help="make shards anew that other rules or another version made")
     build.add_argument("overrides", nargs="*", metavar="key=value", help="configuration, see configs/shards.yaml")
 
     verify = commands.add_parser("verify", help="check every checksum, offset and count of a data set")
@@ -51,6 +52,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build_config import load_build_config
     from shards.cluster import check_paths
     from sleepfm.extras import require
+    from sleepfm.signals.cohorts.identity import persons_not_read
     from sleepfm.signals.files import local_path, location
 
     require("ray", "webdataset")
@@ -60,7 +62,7 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.cohort:
         overrides.append(f"cohort={arguments.cohort}")
     config = load_build_config(arguments.config, overrides)
-    result = build(location(arguments.source), out, config, arguments.workers, arguments.retry_refused)
+    result = build(location(arguments.source), out, config, arguments.workers, arguments.retry_refused, arguments.rebuild)
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
@@ -68,6 +70,8 @@ def _build(arguments: argparse.Namespace) -> int:
         print(line)
     if result.unscored:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
+    if result.unread:
+        print(f"warning: {persons_not_read(result.unread, counts['records'], result.first_unread)}")
     if not result.quarantine:
         return 1 if result.texts.refusals else 0
     for row in result.quarantine:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,16 @@ from shards.cluster import cluster, run_shards
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
+from shards.privacy import token
 from shards.progress import Progress
+from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
+from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
@@ -41,6 +44,9 @@ class BuildResult:
     texts: TextCounts
     unscored: int = 0
     """Converted recordings for which no scoring was found."""
+    unread: int = 0
+    """Converted recordings whose file name does not say whose it is, and the first of them."""
+    first_unread: str = ""
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,19 @@ class _Done:
     refused: set[str]
 
 
-def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refused: bool = False) -> BuildResult:
+def build(
+    source: Path, out: Path, config: BuildConfig, workers: int, retry_refused: bool = False, rebuild: bool = False
+) -> BuildResult:
     """Convert every recording below ``source`` that ``out`` does not hold yet; see :mod:`shards`.
+
+    Args:
+        retry_refused: try refused recordings again.
+        rebuild: make shards anew that another version of the code or other rules of their cohorts made.
 
     Raises:
         RecordingError: ``source`` holds no recording; nothing is written.
-        ConfigError: ``out`` holds a build of another configuration; nothing is written.
+        ConfigError: the cohort's identity pattern fits no recording, or ``out`` holds a build of another configuration or
+            shards that ``rebuild`` would make anew; nothing is written.
         UsageError: ``out`` lies in ``source`` or the other way round.
         BusyError: ``out`` is being built by another process.
         DatasetError: ``out`` is something else or holds a file that a build did not write, or its source has changed.
@@ -68,38 +81,50 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
     if source == out or out in source.parents or source in out.parents:
         raise UsageError(f"{out}: the output must lie outside the source {source}")
     wanted = identity(config)
-    read_plan(out, wanted)
+    before = read_plan(out, wanted)
+    if not rebuild:
+        refuse_stale(out, before, stale_shards(out, before, wanted, config))
     recordings = discover(source, chosen_cohort(config))
+    check_identity(recordings, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
-    found = {relative_name(path, root): _size(path) for path in recordings}
+    files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
+    found = {name: _size(root / path) for name, path in files.items()}
     headers = {relative_name(path, root): header for path, header in recordings.items() if header is not None}
     with only_writer(out):
         before = read_plan(out, wanted)
+        stale = stale_shards(out, before, wanted, config)
+        if not rebuild:
+            refuse_stale(out, before, stale)
         for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
             make_folder(folder)
         remove_temporaries(out, "|".join(map(re.escape, (PLAN_FILE, DATASET_FILE))))
         remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         remove_temporaries(out / MANIFEST_FOLDER, rf"(?:{'|'.join(MANIFEST_TABLES)})\.parquet")
-        done = _survey(out, before)
-        plan = _plan(before, done, found, root, config.recordings, retry_refused)
+        done = _survey(out, before, stale)
+        plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings, retry_refused)
+        _check_free(out, plan, before)
+        if stale:
+            print(f"making {len(stale)} of {len(before.shards)} shards anew: {', '.join(stale)}", flush=True)
+            discard(out, stale)
         if plan != before:
-            _check_free(out, plan, before)
             write_plan(out, plan)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
-            printed = _run(todo, root, out, config, plan, workers, headers)
+            printed = _run(todo, root, out, config, plan, workers, headers, files)
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
-    refused, texts, unscored = [], TextCounts(), 0
+    refused, texts, unscored, unread = [], TextCounts(), 0, []
     for sidecar in sidecars(out, plan, digest(wanted)):
         refused += rows("quarantine", sidecar, plan)
         for record in sidecar["records"]:
             provenance = record["provenance"]
             texts.add(shown(record["source"]), provenance)
+            if not provenance.get("subject_read", True):
+                unread.append(shown(record["source"]))
             unscored += provenance.get("scoring") is None and not provenance.get("scoring_refused")
-    return BuildResult(description, refused, printed, texts, unscored)
+    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "")
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:
@@ -118,11 +143,11 @@ def _size(path: Path) -> int:
         return 0
 
 
-def _survey(out: Path, plan: Plan) -> _Done:
+def _survey(out: Path, plan: Plan, stale: Container[str]) -> _Done:
     done = _Done(set(), set(), set())
     for shard in plan.shards:
         sidecar = read_sidecar(out, shard, digest(plan.identity))
-        if sidecar is not None:
+        if sidecar is not None and shard.name not in stale:
             done.shards.add(shard.name)
             done.converted.update(record["source"] for record in sidecar["records"])
             done.refused.update(refusal["path"] for refusal in sidecar["quarantine"])
@@ -132,10 +157,11 @@ def _survey(out: Path, plan: Plan) -> _Done:
 
 def _plan(plan: Plan, done: _Done, found: dict[str, int], source: Path, size: int, retry_refused: bool) -> Plan:
     """The plan brought up to the source: sizes of what is still to do, and shards for what is new."""
-    changed = {entry.path for entry in plan.entries() if found.get(entry.path, entry.size) != entry.size}
+    # A recording that was refused and planned again counts as it was the last time.
+    changed = {path for path, size in plan.sizes.items() if found.get(path, size) != size}
     for path in sorted(changed & done.converted):
         raise DatasetError(f"{shown(str(source / path))}: has changed since it was converted; build into another folder")
-    pending = [shard for shard in plan.shards if shard.name not in done.shards]
+    pending = [_latest(shard, plan) for shard in plan.shards if shard.name not in done.shards]
     for shard in pending:
         for entry in shard.entries:
             if entry.path not in found:
@@ -145,11 +171,16 @@ def _plan(plan: Plan, done: _Done, found: dict[str, int], source: Path, size: in
                 )
     current = Plan(
         plan.identity,
-        tuple(shard if shard.name in done.shards else _with_sizes(shard, found) for shard in plan.shards),
+        tuple(shard if shard.name in done.shards else _with_sizes(_latest(shard, plan), found) for shard in plan.shards),
     )
     waiting = {entry.path for shard in pending for entry in shard.entries}
     retry = (done.refused if retry_refused else done.refused & changed) & found.keys() - waiting
     return extend(current, found, size, retry)
+
+
+def _latest(shard: ShardPlan, plan: Plan) -> ShardPlan:
+    """``shard`` without the recordings that were refused in it and planned again."""
+    return replace(shard, entries=tuple(entry for entry in shard.entries if plan.latest[entry.path] == shard.name))
 
 
 def _with_sizes(shard: ShardPlan, found: dict[str, int]) -> ShardPlan:
@@ -164,6 +195,7 @@ def _run(
     plan: Plan,
     workers: int,
     headers: Mapping[str, EdfHeader],
+    files: Mapping[str, str],
 ) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
     finished = len(plan.shards) - len(todo)
@@ -171,5 +203,5 @@ def _run(
     print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
-        run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update, headers)
+        run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update, headers, files)
     return progress.refused

@@ -13,7 +13,8 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.format import SCHEMA
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.signals.cohorts.cohort import AUTO, Cohort, cohort_names, load_cohort
+from sleepfm.signals.cohorts.cohort import AUTO, Cohort, load_cohort
+from sleepfm.signals.prepare import PROCESSING_VERSION
 from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule
 
@@ -57,6 +58,22 @@ class QualityConfig(Config):
         return sum(Quality[name].value for name in set(self.exclude))
 
 
+class PrivacyConfig(Config):
+    """What a data set keeps of the recordings' own words (:mod:`shards.privacy`).
+
+    Attributes:
+        texts: free texts of headers and scorings, as digests or as they are.
+        clock: the time of day at which a recording begins; its date is never kept.
+        names: names of files, and what is told from them.
+        salt: of the digests; only its own digest is kept.
+    """
+
+    texts: Literal["digest", "keep"]
+    clock: Literal["keep", "drop"]
+    names: Literal["keep", "digest"]
+    salt: str
+
+
 class RayConfig(Config):
     """How the work is spread; changes no byte of the result."""
 
@@ -74,6 +91,7 @@ class BuildConfig(Config):
     recordings: int = Field(ge=1, le=4096)
     split: SplitConfig
     quality: QualityConfig
+    privacy: PrivacyConfig
     ray: RayConfig
 
 
@@ -87,26 +105,45 @@ def chosen_cohort(config: BuildConfig) -> Cohort | None:
     return None if config.cohort == AUTO else load_cohort(config.cohort)
 
 
+# Keys of an identity that the code decides. Where they differ the shards can be made anew; all others are the user's choice.
+_MADE_BY = ("schema", "event_rule_version", "processing_version", "cohort_rules")
+
+
 def identity(config: BuildConfig) -> dict[str, Any]:
-    """What decides the bytes: format, configuration without ``ray``, and the content of the cohort rules."""
-    cohorts = cohort_names() if config.cohort == AUTO else [config.cohort]
+    """What decides the bytes beside the recordings: format, configuration without ``ray``, and versions of the code.
+
+    The rules of the cohorts that were used are known once recordings are converted: each shard keeps their digests.
+    """
+    values = {key: value for key, value in to_dict(config).items() if key != "ray"}
+    cohort = chosen_cohort(config)
     return {
         "schema": SCHEMA,
-        **{key: value for key, value in to_dict(config).items() if key != "ray"},
+        **values,
+        "cohort": cohort.name if cohort else AUTO,
+        "privacy": {**values["privacy"], "salt": digest(config.privacy.salt)},
         "event_rule_version": RULE_VERSION[config.event_rule],
-        "cohort_rules": digest([to_dict(load_cohort(name)) for name in cohorts]),
+        "processing_version": PROCESSING_VERSION,
     }
 
 
 def check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
-    """Raises :class:`ConfigError` that names the first key in which a build in ``folder`` differs."""
+    """Raises :class:`ConfigError` that names the first choice in which a build in ``folder`` differs."""
     old, new = _flat(stored), _flat(wanted)
-    for key in sorted(old.keys() | new.keys()):
-        if old.get(key) != new.get(key):
+    for key in sorted(old.keys() & new.keys()):
+        if old[key] != new[key] and key not in _MADE_BY:
             raise ConfigError(
-                f"{folder}: holds a build with {key}={old.get(key)!r}, this one has {key}={new.get(key)!r}; "
+                f"{folder}: holds a build with {key}={old[key]!r}, this one has {key}={new[key]!r}; "
                 "build into another folder, or give the same configuration"
             )
+
+
+def made_differently(stored: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """In what a build that is stored differs from one as :func:`check_same` lets pass, in words; empty where it does not."""
+    old, new = _flat(stored), _flat(wanted)
+    if "processing_version" not in old and "processing_version" in new:
+        return "an earlier version, before builds named the version of their processing"
+    differing = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return ", ".join(f"with {key}={old.get(key)!r}, which is {new.get(key)!r} now" for key in differing)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -171,12 +171,13 @@ def run_shards(
     build: str,
     report: Callable[[Outcome | Failure | None], None],
     headers: Mapping[str, EdfHeader] = MappingProxyType({}),
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Build ``shards``, one Ray task each, a few at a time; the others wait here as plain names.
 
     Args:
         report: gets what became of every shard as it is known, and None about once a second.
-        headers: of those recordings, by their paths relative to ``source``, whose header was read before.
+        headers, files: as for :func:`shards.task.build_shard`.
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
@@ -184,7 +185,7 @@ def run_shards(
         ShardError: tasks failed; all others ran.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = _needs(nodes, source, config, headers)
+    needs = _needs(nodes, source, config, headers, files)
     limit = max(1, int(IN_FLIGHT_PER_CPU * sum(node.get("CPU", 0) for node in nodes)))
     remote = ray.remote(num_cpus=1, max_retries=config.ray.retries)(run_task)
     waiting = iter(shards)
@@ -194,7 +195,8 @@ def run_shards(
     while True:
         while stop is None and len(running) < limit and (shard := next(waiting, None)) is not None:
             memory, known = needs(shard)
-            running[remote.options(memory=memory).remote(source, out, shard, config, build, known)] = shard
+            named = {entry.path: files[entry.path] for entry in shard.entries if entry.path in files}
+            running[remote.options(memory=memory).remote(source, out, shard, config, build, known, named)] = shard
         if not running:
             break
         ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
@@ -221,16 +223,26 @@ def run_shards(
 
 
 def run_task(
-    source: Path, out: Path, shard: ShardPlan, config: BuildConfig, build: str, headers: Mapping[str, EdfHeader]
+    source: Path,
+    out: Path,
+    shard: ShardPlan,
+    config: BuildConfig,
+    build: str,
+    headers: Mapping[str, EdfHeader],
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
     """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of."""
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
-    return build_shard(source, out, shard, config, build, headers)
+    return build_shard(source, out, shard, config, build, headers, files)
 
 
 def _needs(
-    nodes: list[dict[str, float]], source: Path, config: BuildConfig, headers: Mapping[str, EdfHeader]
+    nodes: list[dict[str, float]],
+    source: Path,
+    config: BuildConfig,
+    headers: Mapping[str, EdfHeader],
+    files: Mapping[str, str],
 ) -> Callable[[ShardPlan], tuple[int, dict[str, EdfHeader]]]:
     """What each shard's task asks of its node, and the headers that are handed to it.
 
@@ -247,7 +259,7 @@ def _needs(
     labels = wanted_labels(chosen_cohort(config))
 
     def needs(shard: ShardPlan) -> tuple[int, dict[str, EdfHeader]]:
-        paths = [entry.path for entry in shard.entries]
+        paths = [files.get(entry.path, entry.path) for entry in shard.entries]
         if isinstance(asked, int):
             return least, {path: headers[path] for path in paths if path in headers}
         extents = read_extents(source, paths, headers)

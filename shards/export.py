@@ -90,9 +90,12 @@ def _signals(dataset: Dataset, reader: ShardReader, row: int) -> dict[str, NDArr
 def _labels(dataset: Dataset, reader: ShardReader, row: int, rule: EventRule) -> dict[str, NDArray[np.int32]]:
     epochs = int(dataset.n_epochs[row])
     events = scored_events(dataset, reader, row)
-    labels = RecordLabels(dataset, reader, ("stage", "arousal")).of(row)
+    labels = RecordLabels(dataset, reader, ("stage", "arousal", "desaturation")).of(row)
     scored = bool((labels["arousal"] >= 0).any())
-    scoring = Scoring((), events, "", has_events=scored, unclear=unclear_events(dataset, reader, row))
+    staged = labels["stage"] >= 0
+    unreliable = ("desaturation",) if staged.any() and (labels["desaturation"][staged] < 0).all() else ()
+    unclear = unclear_events(dataset, reader, row)
+    scoring = Scoring((), events, "", has_events=scored, unclear=unclear, unreliable=unreliable)
     columns = {column: event_labels(scoring, epochs, (kind,), rule).astype(np.int32) for kind, column in EVENT_COLUMNS.items()}
     return {**columns, STAGE_COLUMN: labels["stage"].astype(np.int32)}
 

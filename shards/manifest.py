@@ -144,7 +144,9 @@ def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
     split = {name: dict.fromkeys(("subjects", "records", "epochs"), 0) for name in SPLITS}
     subjects: dict[str, str] = {}
     content: list[Any] = []
+    rules: dict[str, str | None] = {}
     for sidecar in sidecars(out, plan, build):
+        rules |= sidecar.get("rules", {})
         counts["shards"] += bool(sidecar["records"])
         counts["bytes"] += sidecar["bytes"]
         counts["quarantined"] += len(rows("quarantine", sidecar, plan))
@@ -161,11 +163,13 @@ def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
             members.append([record["record"], name])
         if members:
             content.append([sidecar["shard"], sidecar["sha256"], members])
+    # A build of an older version names the rules of all cohorts in its identity.
+    config = {"cohort_rules": dict(sorted(rules.items())), **plan.identity}
     return {
         "schema": SCHEMA,
-        "config": plan.identity,
-        "config_digest": build,
-        "digest": dataset_digest(build, content),
+        "config": config,
+        "config_digest": digest(config),
+        "digest": dataset_digest(digest(config), content),
         "quality_mask": QualityConfig(**plan.identity["quality"]).mask,
         "counts": counts,
         "split": split,

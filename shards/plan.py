@@ -65,13 +65,20 @@ class Plan:
         return (entry for shard in self.shards for entry in shard.entries)
 
     @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Path of every recording -> its bytes when it was planned for the last time."""
+        return {entry.path: entry.size for entry in self.entries()}
+
+    @cached_property
     def latest(self) -> dict[str, str]:
         """Path of every recording -> the last shard it was planned into."""
         return {entry.path: shard.name for shard in self.shards for entry in shard.entries}
 
 
 def read_plan(out: Path, identity: dict[str, Any]) -> Plan:
-    """The plan in ``out``, or an empty one.
+    """The plan in ``out`` with its own identity, or an empty one with ``identity``.
+
+    The two differ at most in what :func:`shards.build_config.made_differently` tells.
 
     Raises:
         ConfigError: the folder holds a build of another configuration.
@@ -90,7 +97,7 @@ def read_plan(out: Path, identity: dict[str, Any]) -> Plan:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{path}: not a build plan ({error}); build into a new folder") from error
     check_same(stored["identity"], identity, out)
-    return Plan(identity, shards)
+    return Plan(stored["identity"], shards)
 
 
 def _is_fresh(out: Path) -> bool:

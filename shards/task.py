@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from shards.build_config import BuildConfig, chosen_cohort
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
+from shards.privacy import kept_description, kept_message
 from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
@@ -75,6 +76,7 @@ def build_shard(
     config: BuildConfig,
     build: str,
     headers: Mapping[str, EdfHeader] = MappingProxyType({}),
+    files: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
     """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
 
@@ -84,6 +86,7 @@ def build_shard(
     Args:
         build: digest of the build's identity, kept in the sidecar.
         headers: of those recordings, by their paths relative to ``source``, whose header was read before.
+        files: these paths by what stands for them in the plan, where that is something else (:func:`shards.privacy.token`).
 
     Raises:
         StorageError: the output folder cannot be written to.
@@ -93,14 +96,16 @@ def build_shard(
 
     def night_of(entry: Entry) -> QuantisedRecording | Refusal:
         log.info("%s: converting for %s", shown(entry.path), shard.name)
+        path = files.get(entry.path, entry.path)
         try:
-            recording = read_recording(source / entry.path, headers.get(entry.path), names_below=source)
-            return quantise_recording(
+            recording = read_recording(source / path, headers.get(path), names_below=source)
+            night = quantise_recording(
                 *prepare_in_turn(recording, cohort, root=source, require=config.require, rule=config.event_rule)
             )
+            return replace(night, description=kept_description(night.description, path, config.privacy))
         except (SleepFMError, OSError) as error:
-            reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{entry.path}: ")
-            return Refusal(entry.path, entry.size, type(error).__name__, shown(reason))
+            reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")
+            return Refusal(entry.path, entry.size, type(error).__name__, shown(kept_message(reason, path, config.privacy)))
 
     content = write_shard(out, shard, night_of, config, build, source)
     return Outcome(
@@ -148,6 +153,7 @@ def write_shard(
         "bytes": writer.bytes if converted else 0,
         "sha256": writer.sha256 if converted else "",
         "records": [item.record for item in converted],
+        "rules": {item.record["cohort"]: item.record["provenance"].get("cohort_rules") for item in converted},
         "segments": [item.segments for item in converted],
         "quarantine": [asdict(refusal) for refusal in refusals],
     }

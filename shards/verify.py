@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.lib
 import pyarrow.parquet as pq
 
-from shards.build_config import SplitConfig
+from shards.build_config import SplitConfig, made_differently
 from shards.manifest import TABLES, describe, table_digests
 from shards.plan import PLAN_FILE, read_plan
 from shards.split import split_of
@@ -60,6 +60,9 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
         return
     try:
         plan = read_plan(path, description["config"])
+        if made_differently(plan.identity, {key: value for key, value in description["config"].items() if key in plan.identity}):
+            yield f"{path / DATASET_FILE}: is not that of the plan; run the same build again"
+            return
     except SleepFMError as error:
         yield str(error)
         return

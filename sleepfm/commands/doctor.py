@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.constants import CHANNELS
+from sleepfm.signals.cohorts.identity import persons_not_read
 from sleepfm.signals.cohorts.montage import NO_LABEL
 from sleepfm.signals.scorings.text_counts import TextCounts
 
@@ -68,6 +70,9 @@ def _summary(findings: list[Finding]) -> list[str]:
             else ""
         )
         lines.append(f"subjects   {subjects}; {unscored} of the usable recordings have no scoring{also}")
+        unread = [finding for finding in usable if not finding.subject_read]
+        if unread:
+            lines.append(f"warning    {persons_not_read(len(unread), len(usable), PurePath(unread[0].path).name)}")
         texts = TextCounts()
         for finding in usable:
             texts.merge(finding.texts)

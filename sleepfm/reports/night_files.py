@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from sleepfm.files import write_json
 from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.report import NightExample, figure_bytes, night_page
 from sleepfm.signals.prepare import PreparedRecording
+from sleepfm.signals.scorings.free_text import provenance_without_texts, without_texts
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
 from sleepfm.version import __version__
@@ -27,8 +28,9 @@ from sleepfm.version import __version__
 
 def write_night(folder: Path, score: NightScore, night: PreparedRecording) -> None:
     """Write ``stages.csv``, ``hypnodensity.csv``, ``events.csv``, ``positive_runs.csv``, ``summary.json``, ``night.png`` and
-    ``report.html``.
+    ``report.html``, none of which holds free text of the recording or its scoring.
     """
+    score = replace(score, warnings=tuple(map(without_texts, score.warnings)))
     onset = np.arange(score.n_epochs) * EPOCH_SECONDS
     names = [STAGE_NAMES[s] if s >= 0 else "" for s in score.stages]
     epoch = np.arange(score.n_epochs) + 1
@@ -71,7 +73,7 @@ def summary(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
         "sleep": asdict(score.statistics),
         "breathing": score.breathing.to_json(),
         "warnings": list(score.warnings),
-        "provenance": night.provenance,
+        "provenance": provenance_without_texts(night.provenance),
         "sleepfm": __version__,
     }
     if (night.stage >= 0).any() or night.events:

@@ -11,6 +11,7 @@ from typing import Any
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import SignalError, SleepFMError
 from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.prepare import describe, make_channels
@@ -33,6 +34,7 @@ class Finding:
     record: str = ""
     subject: str = ""
     visit: str = ""
+    subject_read: bool = True
     hours: float = 0.0
     epochs: int = 0
     signals: list[dict[str, Any]] = field(default_factory=list)
@@ -68,8 +70,11 @@ def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
 
     Raises:
         RecordingError: no such folder, or no recording in it.
+        ConfigError: the cohort's identity pattern fits no recording.
     """
-    for path, header in discover(root, cohort).items():
+    recordings = discover(root, cohort)
+    check_identity(recordings, cohort)
+    for path, header in recordings.items():
         finding = Finding(str(path))
         try:
             examination = examine(read_recording(path, header), cohort, root if is_folder(root) else None)
@@ -86,6 +91,7 @@ def _fill(finding: Finding, examination: Examination) -> None:
     finding.cohort = examination.cohort.name
     finding.record = examination.identity.record
     finding.subject, finding.visit = examination.identity.subject, examination.identity.visit
+    finding.subject_read = examination.identity.read
     finding.hours = recording.duration / 3600
     finding.epochs = examination.n_epochs
     finding.signals = [{"label": s.label, "unit": s.unit, "rate": s.rate} for s in recording.signals]

@@ -138,7 +138,7 @@ def examine(
         lost = f"the events of this scoring are documented to be lost (cohort {cohort.name}); they count as not scored"
         scored = replace(scored, events=(), unclear=(), has_events=False, warnings=(*scored.warnings, lost))
     elif scored is not None:
-        scored = _with_own_events(scored, cohort.scoring.events)
+        scored = _without_unreliable(_with_own_events(scored, cohort.scoring.events), cohort)
     if scored is not None:
         scored = reconcile(scored, recording.duration, cohort.scoring.longer, name)
     return Examination(
@@ -194,6 +194,16 @@ def _with_own_events(scoring: Scoring, own: Mapping[str, str]) -> Scoring:
         unclear=tuple(sorted((*unclear, *doubtful), key=lambda event: (event.onset, event.type))),
         ignored={text: count for text, count in scoring.ignored.items() if fold(text) not in meaning},
     )
+
+
+def _without_unreliable(scoring: Scoring, cohort: Cohort) -> Scoring:
+    """``scoring`` without the types of events that are documented to be unreliable in its cohort."""
+    unreliable = cohort.scoring.unreliable
+    if not unreliable:
+        return scoring
+    told = f"events that are documented to be unreliable (cohort {cohort.name}) count as not scored: {', '.join(unreliable)}"
+    events = tuple(event for event in scoring.events if event.type not in unreliable)
+    return replace(scoring, events=events, unreliable=unreliable, warnings=(*scoring.warnings, told))
 
 
 def _header_of_small(path: Path) -> EdfHeader | None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
-from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits
+from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, rules_digest
 from sleepfm.signals.cohorts.montage import Derivation, derive
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import location
@@ -24,8 +24,10 @@ from sleepfm.signals.recording import Recording
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, EventRule, event_labels, stage_labels
 from sleepfm.signals.scorings.scoring import Event
 
-__all__ = ["PreparedRecording", "RecordingDescription", "discover", "prepare", "prepare_in_turn"]
+__all__ = ["PROCESSING_VERSION", "PreparedRecording", "RecordingDescription", "discover", "prepare", "prepare_in_turn"]
 
+# Raised with every change of filters, quality, polarity, scaling or reading by which a recording becomes other samples or labels.
+PROCESSING_VERSION = 1
 # Kept in their own unit: a percentage means the same in every recording.
 _UNSCALED = ("SPO2",)
 
@@ -244,7 +246,9 @@ def _provenance(examination: Examination, rule: EventRule) -> dict[str, Any]:
         "clock": recording.start.time().isoformat() if recording.start else None,
         "gaps": [list(gap) for gap in recording.gaps],
         "warnings": list(recording.warnings),
+        "subject_read": examination.identity.read,
         "cohort": examination.cohort.name,
+        "cohort_rules": rules_digest(examination.cohort),
         "channels": {},
         "missing": dict(examination.montage.missing),
         "event_rule": rule,

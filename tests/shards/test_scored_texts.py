@@ -15,6 +15,7 @@ from shards.build_config import identity, load_build_config
 from shards.export import export_parquet
 from shards.info import info
 from shards.plan import read_plan
+from shards.stale import refuse_stale, stale_shards
 from sleepfm.config import digest
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import DATASET_FILE
@@ -110,8 +111,11 @@ def test_the_rule_and_its_version_shape_a_data_set(dataset, monkeypatch):
     monkeypatch.setitem(RULE_VERSION, "overlap", 99)
     other = identity(config)
     assert digest(other) != digest(now)
-    with pytest.raises(ConfigError, match="event_rule_version=2, this one has event_rule_version=99"):
-        read_plan(dataset.path, other)
+    plan = read_plan(dataset.path, other)
+    stale = stale_shards(dataset.path, plan, other, config)
+    assert list(stale) == ["shard-000000.tar"] and not stale_shards(dataset.path, plan, now, config)
+    with pytest.raises(ConfigError, match=r"1 of its 1 shards .*event_rule_version=2, which is 99 now.*Build with --rebuild"):
+        refuse_stale(dataset.path, plan, stale)
 
 
 def test_a_data_set_of_the_first_rule_is_read_and_said_to_be_one(tmp_path, monkeypatch):
@@ -126,5 +130,6 @@ def test_a_data_set_of_the_first_rule_is_read_and_said_to_be_one(tmp_path, monke
     stored = json.loads((dataset.path / DATASET_FILE).read_text())
     assert "event_rule_version" not in stored["config"]
     assert "events   overlap, version 1: " in info(dataset.path) and "may label none" in info(dataset.path)
-    with pytest.raises(ConfigError, match="event_rule_version=None, this one has event_rule_version=2"):
-        read_plan(dataset.path, identity(load_build_config()))
+    config = load_build_config()
+    stale = stale_shards(dataset.path, read_plan(dataset.path, identity(config)), identity(config), config)
+    assert stale == {"shard-000000.tar": "with event_rule_version=None, which is 2 now"}

@@ -20,6 +20,8 @@ from sleepfm.signals.cohorts.identity import identify
 from sleepfm.signals.cohorts.montage import derive, resolve
 from sleepfm.signals.examine import examine, require_channels
 from sleepfm.signals.recording import read_recording
+from sleepfm.signals.scorings.finder import find_scoring
+from sleepfm.signals.scorings.reader import read_scoring
 
 
 def make(tmp_path, *signals, name="night.edf"):
@@ -270,3 +272,40 @@ def test_a_broken_signal_of_chat_is_not_taken(tmp_path):
     recording = dataclasses.replace(recording, signals=(broken, *recording.signals[1:]))
     chin = resolve(recording, load_cohort("chat")).channels["EMG_CHIN"]
     assert (chin.active.label, chin.references[0].label) == ("Rchin", "Cchin")
+
+
+@pytest.mark.parametrize(
+    ("cohort", "name", "labels", "active", "reference", "derivation"),
+    [
+        ("chat", "chat-baseline-300001.edf", ("ECG1", "ECG2", "ECG3"), "ECG1", "ECG3", "ECG1-ECG3"),
+        ("homepap", "homepap-lab-full-1600039.edf", ("ECG1", "ECG2", "ECG3"), "ECG3", "ECG1", "ECG3-ECG1"),
+        ("homepap", "homepap-lab-full-1600039.edf", ("ECG",), "ECG", None, "ECG3-ECG1"),
+        ("chat", "chat-baseline-300001.edf", ("ECG1", "ECG2"), "ECG1", "ECG2", "ECG1-ECG2"),
+    ],
+)
+def test_the_ecg_is_the_documented_derivation(tmp_path, cohort, name, labels, active, reference, derivation):
+    recording = make(tmp_path, *((label, "mV", 200) for label in labels), name=name)
+    ecg = resolve(recording, load_cohort(cohort)).channels["ECG"]
+    assert (ecg.active.label, ecg.references[0].label if ecg.references else None) == (active, reference)
+    assert ecg.describe()["derivation"] == derivation
+    # What was documented is no substitute; what stands in for it is one.
+    assert bool(ecg.substitute) == (derivation == "ECG1-ECG2")
+
+
+def test_the_eyes_of_wsc_are_against_the_opposite_mastoid(tmp_path):
+    montage = resolve(make(tmp_path, ("E1", "uV", 200), ("E2", "uV", 200), name="wsc-visit1-10119-nsrr.edf"), load_cohort("wsc"))
+    told = {channel: montage.channels[channel].describe() for channel in ("EOG_L", "EOG_R")}
+    assert {channel: (entry["derivation"], entry["substitute"]) for channel, entry in told.items()} == {
+        "EOG_L": ("E1-M2", ""),
+        "EOG_R": ("E2-M1", ""),
+    }
+
+
+def test_stages_of_wsc_as_nsrr_made_them_are_found(tmp_path):
+    edf = make(tmp_path, ("E1", "uV", 200), name="wsc-visit1-10119-nsrr.edf").path
+    (tmp_path / "wsc-visit1-10119-nsrr.eannot").write_text("wake\nNREM1\nNREM2\nNREM3\nREM\n?\n")
+    found = find_scoring(edf, None, load_cohort("wsc"))
+    assert found is not None and found.suffix == ".eannot"
+    assert [interval.stage for interval in read_scoring(found).stages][:5] == [0, 1, 2, 3, 4]
+    (tmp_path / "wsc-visit1-10119-nsrr.stg.txt").write_text("Epoch\tUser-Defined Stage\n1\t0\n")
+    assert find_scoring(edf, None, load_cohort("wsc")).name.endswith(".stg.txt")

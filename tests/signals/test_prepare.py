@@ -49,7 +49,10 @@ def test_a_night_of_shhs(tree):
     assert night.provenance["scoring"]["source"] == "NSRR XML shhs1-200001-nsrr.xml"
     assert night.stage.shape == (60,) and (night.stage >= 0).any()
     assert set(night.labels) == {"apnea", "hypopnea", "desaturation", "arousal"}
-    assert all(set(np.unique(values)) <= {0, 1} for values in night.labels.values())
+    assert all(set(np.unique(values)) <= {0, 1} for name, values in night.labels.items() if name != "desaturation")
+    # Documented to be unreliable: none is offered, and none is said to be absent.
+    assert set(night.labels["desaturation"]) == {-1} and not any(event.type == "desaturation" for event in night.events)
+    assert any("unreliable" in text and "desaturation" in text for text in night.provenance["scoring"]["warnings"])
     recording = read_recording(paths[0])
     labels = [signal.label for signal in recording.signals]
     for channel, samples in night.channels.items():

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
-from sleepfm.config import Config, load_config
+from sleepfm.config import Config, digest, load_config, to_dict
 from sleepfm.constants import CHANNELS, EVENT_TYPES
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
@@ -82,11 +82,30 @@ class ChannelRule(Config):
         return {key: value for key, value in values.items() if value or key not in ("electrodes", "reference_occurrence")}
 
 
+class NameAndLabels(Config):
+    """A pattern of the file name, and labels that are all there beside it."""
+
+    name: str
+    labels: tuple[str, ...]
+
+    @field_validator("name")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        return _expression(value)
+
+
 class Recognise(Config):
-    """How ``auto`` tells the cohort: by a pattern of the file name, or by labels that are all there."""
+    """How ``auto`` tells the cohort: by a pattern of the file name, or by labels that are all there.
+
+    Attributes:
+        name: a regular expression that only names of the cohort's files match.
+        labels: as no other cohort has them together.
+        both: for names and labels that are not enough alone, any of these pairs of a name and labels.
+    """
 
     name: str = ""
     labels: tuple[str, ...] = ()
+    both: tuple[NameAndLabels, ...] = ()
 
     @field_validator("name")
     @classmethod
@@ -95,9 +114,9 @@ class Recognise(Config):
 
 
 class IdentityRule(Config):
-    """Regular expression searched in the file name, with groups ``subject`` and ``visit``.
+    """Regular expression searched in the file name, with groups ``subject`` and, maybe, ``visit``.
 
-    A file that does not match is its own subject. ``subject`` is prefixed by ``prefix``, so that
+    A file that does not match is its own subject, which doctor and build tell. ``subject`` is prefixed by ``prefix``, so that
     cohorts cannot share a subject by chance and two visits of one study do on purpose.
     """
 
@@ -106,8 +125,10 @@ class IdentityRule(Config):
 
     @field_validator("pattern")
     @classmethod
-    def _compiles(cls, value: str) -> str:
-        return _expression(value)
+    def _names_a_subject(cls, value: str) -> str:
+        if value and "subject" not in re.compile(_expression(value)).groupindex:
+            raise ValueError("has no group `subject`; put (?P<subject>...) around what names the person")
+        return value
 
 
 class ScoringRules(Config):
@@ -125,6 +146,7 @@ class ScoringRules(Config):
             ``unclear`` for a respiratory text of which no source says what it means: its epochs are neither with nor without.
         events_lost, stages_wrong: regular expressions of names of recordings whose scorings are documented to have lost their
             events, which then count as not scored, or to have wrong stages, which are not used.
+        unreliable: types of events that are documented to be so in all scorings of the cohort; they count as not scored.
     """
 
     files: tuple[str, ...] = ()
@@ -134,6 +156,7 @@ class ScoringRules(Config):
     events: dict[str, str] = Field(default_factory=dict)
     events_lost: str = ""
     stages_wrong: str = ""
+    unreliable: tuple[Literal[EVENT_TYPES], ...] = ()  # type: ignore[valid-type]
 
     @field_validator("events")
     @classmethod
@@ -229,6 +252,11 @@ def load_cohort(name_or_path: str) -> Cohort:
     return load_config(Cohort, path)
 
 
+def rules_digest(cohort: Cohort) -> str:
+    """Digest of what ``cohort`` makes of a recording: neither the prose of its source nor how recordings of it are known."""
+    return digest({key: value for key, value in to_dict(cohort).items() if key not in ("source", "recognise")})
+
+
 def cohort_names() -> tuple[str, ...]:
     """Names of the cohorts that come with the package."""
     folder = config_root() / "cohorts"
@@ -244,12 +272,17 @@ def recognise_cohort(name: str, labels: Iterable[str]) -> Cohort:
     """
     cohorts = [load_cohort(known) for known in cohort_names() if known != GENERIC]
     found = {normalise_label(label) for label in labels}
-    by_labels = [
-        cohort
-        for cohort in cohorts
-        if cohort.recognise.labels and found.issuperset(map(normalise_label, cohort.recognise.labels))
-    ]
-    by_name = [cohort for cohort in cohorts if cohort.recognise.name and re.search(cohort.recognise.name, PurePath(name).name)]
+    file_name = PurePath(name).name
+
+    def by_its_labels(rule: Recognise) -> bool:
+        pairs = [("", rule.labels), *((pair.name, pair.labels) for pair in rule.both)]
+        return any(
+            labels and found.issuperset(map(normalise_label, labels)) and re.search(pattern, file_name)
+            for pattern, labels in pairs
+        )
+
+    by_labels = [cohort for cohort in cohorts if by_its_labels(cohort.recognise)]
+    by_name = [cohort for cohort in cohorts if cohort.recognise.name and re.search(cohort.recognise.name, file_name)]
     for fitting in (by_name, by_labels):
         if len(fitting) > 1:
             names = ", ".join(cohort.name for cohort in fitting)

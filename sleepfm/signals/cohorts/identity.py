@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.errors import ConfigError
+from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """``record`` names the recording, ``subject`` the person (the same for all visits), ``visit`` the night."""
+    """``record`` names the recording, ``subject`` the person (the same for all visits), ``visit`` the night.
+
+    ``read`` says whether the name of the file says whose it is; otherwise the subject is the file's own.
+    """
 
     record: str
     subject: str
     visit: str
+    read: bool = True
 
 
 def identify(path: Path, cohort: Cohort) -> Identity:
@@ -30,6 +36,31 @@ def identify(path: Path, cohort: Cohort) -> Identity:
         record=stem,
         subject=rule.prefix + _safe(groups.get("subject") or stem),
         visit=_safe(groups.get("visit") or "1"),
+        read=bool(groups.get("subject")),
+    )
+
+
+def check_identity(paths: Iterable[Path], cohort: Cohort | None) -> None:
+    """Raises :class:`ConfigError` where the identity pattern that somebody wrote for these recordings fits none of them."""
+    if cohort is None or not cohort.identity.pattern:
+        return
+    # The rules that are shipped are used for recordings of other names too.
+    if cohort.identity.pattern in {load_cohort(name).identity.pattern for name in cohort_names()}:
+        return
+    names = [path.name for path in paths]
+    if not any(re.search(cohort.identity.pattern, name) for name in names):
+        raise ConfigError(
+            f"cohort {cohort.name}: identity.pattern {cohort.identity.pattern!r} fits none of the {len(names)} file names here, "
+            f"such as {names[0]!r}; it has to match the name with its ending"
+        )
+
+
+def persons_not_read(count: int, total: int, example: str) -> str:
+    """What doctor and build say of file names that do not say whose they are."""
+    return (
+        f"{count} of {total} file names, such as {example}, do not say whose recording it is by the rules of their cohort: each "
+        "counts as a person of its own, and two nights of one person may come into different splits; say in a cohort file which "
+        r"part is the person, such as identity: {pattern: '^(?P<subject>P\d+)_night(?P<visit>\d)'}"
     )
 
 

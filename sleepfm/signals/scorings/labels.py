@@ -61,7 +61,8 @@ def stage_labels(scoring: Scoring | None, n_epochs: int) -> NDArray[np.int8]:
 
 
 def event_labels(scoring: Scoring | None, n_epochs: int, types: Iterable[str], rule: EventRule = "overlap") -> NDArray[np.int8]:
-    """Whether each epoch [E] holds an event of ``types``: 0 or 1, or -1 throughout if events were not scored.
+    """Whether each epoch [E] holds an event of ``types``: 0 or 1, or -1 throughout if they were not scored or are
+    unreliable.
 
     ``overlap``: an event labels the epoch of its largest overlap, the earlier of two, and every epoch that it overlaps by
     10 s or more, so that each one labels an epoch. ``reference``: epochs ``round(start / 30)`` to ``round(end / 30) - 1`` as
@@ -71,10 +72,10 @@ def event_labels(scoring: Scoring | None, n_epochs: int, types: Iterable[str], r
     Of apneas and hypopneas an epoch that holds none is -1 where a respiratory event that was not understood touches it, and, if
     only some kinds of apnea are asked for, where an apnea of unknown kind does.
     """
-    if scoring is None or not scoring.has_events:
+    wanted = frozenset(types)
+    if scoring is None or not scoring.has_events or not wanted.isdisjoint(scoring.unreliable):
         return np.full(n_epochs, -1, dtype=np.int8)
     labels = np.zeros(n_epochs, dtype=np.int8)
-    wanted = frozenset(types)
     for event in scoring.events:
         if event.type in wanted:
             _mark(labels, event, rule)

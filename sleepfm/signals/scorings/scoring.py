@@ -54,6 +54,7 @@ class Scoring:
         ignored: texts without any effect, with how often they occur; "..." stands for all but the most frequent.
         others: these, as events whose type is their text; a cohort's rules may know more of them.
         warnings: what was repaired or cut.
+        unreliable: types of events of which this scoring is documented to say nothing that holds; none of them is in ``events``.
     """
 
     stages: tuple[StageInterval, ...]
@@ -65,6 +66,7 @@ class Scoring:
     ignored: dict[str, int] = field(default_factory=dict)
     others: tuple[Event, ...] = ()
     warnings: tuple[str, ...] = ()
+    unreliable: tuple[str, ...] = ()
 
     @property
     def begin(self) -> float:

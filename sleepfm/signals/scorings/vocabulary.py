@@ -118,6 +118,31 @@ _BESIDE_THE_POINT = re.compile(
 )
 
 
+# Texts without a name in them that scoring programs write beside stages and events, of which the words are theirs.
+_STANDARD_TEXTS = (
+    "unsure lightsoff lightson lightsout lights recordingstarttime recordingstart recordingends startrecording stoprecording "
+    "limbmovement limbmovementleft limbmovementright legmovement plm plms periodiclimbmovement periodicbreathing snore snoring "
+    "snoreevent spo2artifact spo2artefact artifact artefact movementarousal bradycardia tachycardia asystole position "
+    "positionchange supine prone left right upright bodyposition calibration biocalibration impedancecheck montagechange "
+    "gainfilterchange sleepspindle kcomplex rapideyemovement sawtoothwave bruxism cheynestokesbreathing cheynestokes "
+    "hypoventilation arousals narrowcomplextachycardia widecomplextachycardia atrialfibrillation respiratoryparadox "
+    "respiratoryevent centralapneaunsure unscoredevent eegarousal spontaneousarousal"
+)
+_STANDARD = frozenset(_STANDARD_TEXTS.split())
+
+
+def is_standard_text(text: str) -> bool:
+    """Whether ``text`` is a stage, an event or a remark of a program's own list and nothing else: nobody wrote it by hand.
+
+    :func:`event_of` finds arousals by a word in any text; here a text has to be known as a whole.
+    """
+
+    def known(part: str) -> bool:
+        return fold(part) in _STAGE_OF or _key(part) in _EVENT_OF or fold(part) in _STANDARD
+
+    return all(known(part) for part in text[:200].split("|")) and len(text) <= 200
+
+
 def fold(text: str) -> str:
     """``text`` without case, accents, spaces and punctuation (a question mark is a stage in EDF+)."""
     plain = unicodedata.normalize("NFKD", _PREFIX.sub("", text[:200])).casefold().replace("æ", "ae").replace("œ", "oe")

@@ -1,0 +1,60 @@
+"""Shards that a build made by other rules or by another version of the code than it would now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from shards.build_config import BuildConfig, chosen_cohort, made_differently
+from shards.plan import Plan
+from shards.task import read_sidecar, sidecar_path
+from sleepfm.config import digest
+from sleepfm.data.format import DATASET_FILE
+from sleepfm.errors import ConfigError
+from sleepfm.signals.cohorts.cohort import load_cohort, rules_digest
+
+_SHOWN = 8
+
+
+def stale_shards(out: Path, plan: Plan, wanted: dict[str, Any], config: BuildConfig) -> dict[str, str]:
+    """Names of finished shards of ``plan`` that a build as ``wanted`` would make otherwise, each with the reason."""
+    version = made_differently(plan.identity, wanted)
+    found: dict[str, str] = {}
+    for shard in plan.shards:
+        sidecar = read_sidecar(out, shard, digest(plan.identity))
+        if sidecar is None:
+            continue
+        changed = [name for name, rules in sidecar.get("rules", {}).items() if rules and rules != _rules_now(name, config)]
+        if version:
+            found[shard.name] = version
+        elif changed:
+            found[shard.name] = f"by rules of cohort {', '.join(changed)} that have changed"
+    return found
+
+
+def refuse_stale(out: Path, plan: Plan, stale: dict[str, str]) -> None:
+    """Raises :class:`ConfigError` that says which shards are ``stale`` and what to do; nothing without any."""
+    if not stale:
+        return
+    names = ", ".join(list(stale)[:_SHOWN]) + (f" and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else "")
+    reasons = "; ".join(dict.fromkeys(stale.values()))
+    raise ConfigError(
+        f"{out}: {len(stale)} of its {len(plan.shards)} shards were made otherwise than they would be now ({reasons}): {names}. "
+        "Build with --rebuild to make these anew, which changes the data set's digest, or build into another folder; until then "
+        "the data set can be read as it is"
+    )
+
+
+def discard(out: Path, stale: dict[str, str]) -> None:
+    """Take ``stale`` shards for not done: the data set is none until the build is through."""
+    (out / DATASET_FILE).unlink(missing_ok=True)
+    for name in stale:
+        sidecar_path(out, name).unlink(missing_ok=True)
+
+
+def _rules_now(name: str, config: BuildConfig) -> str:
+    """Digest of the rules of the cohort ``name``, empty if there is none any more."""
+    try:
+        return rules_digest(chosen_cohort(config) or load_cohort(name))
+    except ConfigError:
+        return ""

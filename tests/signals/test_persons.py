@@ -1,0 +1,68 @@
+"""Whose a recording is, and what is said where its name does not tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_edf import Made, noise, write_edf
+
+from sleepfm.cli import main
+from sleepfm.errors import ConfigError
+from sleepfm.signals.cohorts.cohort import load_cohort, recognise_cohort
+from sleepfm.signals.cohorts.identity import check_identity, identify, persons_not_read
+
+NIGHTS = ("P01_night1.edf", "P01_night2.edf", "P02 Night 1.edf", "plain.edf", "night1.edf")
+
+
+def test_a_name_that_says_no_person_is_told_from_one_that_does(tmp_path):
+    found = [identify(Path(name), load_cohort("generic")) for name in NIGHTS]
+    assert [identity.read for identity in found] == [False] * 5 and len({identity.subject for identity in found}) == 5
+    assert identify(Path("sub-7_ses-1_task-sleep_eeg.edf"), load_cohort("generic")).read
+    # As the warning proposes.
+    rules = tmp_path / "lab.yaml"
+    proposed = persons_not_read(2, 5, "x").split("identity: ")[1]
+    rules.write_text(f"extends: generic.yaml\nname: lab\nsource: x\nidentity: {proposed}\n")
+    first, again, other = (identify(Path(name), load_cohort(str(rules))) for name in (*NIGHTS[:2], "plain.edf"))
+    assert first.read and first.subject == again.subject == "P01" and (first.visit, again.visit) == ("1", "2") and not other.read
+
+
+def test_a_pattern_without_a_subject_or_that_fits_nothing_is_an_error(tmp_path):
+    rules = tmp_path / "lab.yaml"
+    rules.write_text('extends: generic.yaml\nname: lab\nsource: x\nidentity: {pattern: "^P(\\\\d+)_"}\n')
+    with pytest.raises(ConfigError, match=r"identity\.pattern.*group `subject`"):
+        load_cohort(str(rules))
+    rules.write_text('extends: generic.yaml\nname: lab\nsource: x\nidentity: {pattern: "^Q(?P<subject>\\\\d+)_"}\n')
+    cohort = load_cohort(str(rules))
+    with pytest.raises(
+        ConfigError, match=r"cohort lab: identity\.pattern .* fits none of the 5 file names here, such as 'P01_nig"
+    ):
+        check_identity([Path(name) for name in NIGHTS], cohort)
+    check_identity([*(Path(name) for name in NIGHTS), Path("Q7_x.edf")], cohort)
+    # Shipped rules, and what extends them, are used for recordings of any name.
+    for name in ("generic", "shhs1"):
+        check_identity([Path("plain.edf")], load_cohort(name))
+
+
+def test_the_doctor_warns_once(tmp_path, capsys):
+    for name in ("P01_night1.edf", "P01_night2.edf", "sub-1_eeg.edf"):
+        write_edf(tmp_path / name, [Made("C4-M1", noise(6000, 1), 100)])
+    main(["doctor", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert out.count("do not say whose recording it is") == 1 and "2 of 3 file names, such as P01_night1.edf" in out
+    rules = tmp_path / "lab.yaml"
+    rules.write_text('extends: generic.yaml\nname: lab\nsource: x\nidentity: {pattern: "^Q(?P<subject>\\\\d+)_"}\n')
+    assert main(["doctor", str(tmp_path), "--cohort", str(rules)]) == 2
+    assert "fits none of the 3 file names" in capsys.readouterr().err
+
+
+def test_nchsdb_is_told_without_capnography():
+    usual = ("EEG C3-M2", "EEG F3-M2", "EEG O1-M2", "EEG O2-M1", "EEG C4-M1", "EOG LOC-M2")
+    assert recognise_cohort("12345_6789.edf", usual).name == "nchsdb"
+    assert recognise_cohort("12345_6789.edf", ("EEG C3", "EEG M2", "EEG EKG1", "EEG EKG2", "EEG Chin1")).name == "nchsdb"
+    assert recognise_cohort("12345_6789.edf", ("C3", "M2", "EKG2", "Chin1", "LOC", "ROC", "O1")).name == "nchsdb"
+    first, again = (identify(Path(f"12345_{study}.edf"), load_cohort("nchsdb")) for study in (6789, 6790))
+    assert first.subject == again.subject and first.read
+    # Neither labels nor such a name is enough alone.
+    assert recognise_cohort("P01_night1.edf", usual).name == "generic"
+    assert recognise_cohort("12345_6789.edf", ("C3-M2", "C4-M1")).name == "generic"
