@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,14 @@ from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.progress import Progress
+from shards.scored_with import ScoredWith, kept_of, scored_since
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
+from sleepfm.signals.cohorts.cohort import cohort_names, load_cohort
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
@@ -50,6 +52,9 @@ class _Done:
     shards: set[str]
     converted: set[str]
     refused: set[str]
+    scored_with: dict[str, ScoredWith] = field(default_factory=dict)
+    cohorts: dict[str, str] = field(default_factory=dict)
+    """Names of the cohorts of those that were converted."""
 
 
 def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refused: bool = False) -> BuildResult:
@@ -81,10 +86,18 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         remove_temporaries(out / MANIFEST_FOLDER, rf"(?:{'|'.join(MANIFEST_TABLES)})\.parquet")
         done = _survey(out, before)
-        plan = _plan(before, done, found, root, config.recordings, retry_refused)
+        late = _scored_since(done, found, root, config)
+        rescored = _to_do_again(before, done, found, late)
+        plan = _plan(_without(before, rescored), done, found, root, config.recordings, retry_refused, late.keys())
+        if rescored:
+            print(f"{_shards(rescored)} built again: {_recordings(late)} a scoring that came or changed since", flush=True)
+            # Until all is done again the folder is no data set, and a shard without its description is one to do.
+            (out / DATASET_FILE).unlink(missing_ok=True)
         if plan != before:
             _check_free(out, plan, before)
             write_plan(out, plan)
+        for name in rescored:
+            sidecar_path(out, name).unlink(missing_ok=True)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
@@ -98,7 +111,7 @@ def build(source: Path, out: Path, config: BuildConfig, workers: int, retry_refu
         for record in sidecar["records"]:
             provenance = record["provenance"]
             texts.add(shown(record["source"]), provenance)
-            unscored += provenance.get("scoring") is None and not provenance.get("scoring_refused")
+            unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
     return BuildResult(description, refused, printed, texts, unscored)
 
 
@@ -126,12 +139,78 @@ def _survey(out: Path, plan: Plan) -> _Done:
             done.shards.add(shard.name)
             done.converted.update(record["source"] for record in sidecar["records"])
             done.refused.update(refusal["path"] for refusal in sidecar["quarantine"])
+            done.scored_with.update(kept_of(sidecar))
+            done.cohorts.update((record["source"], record["cohort"]) for record in sidecar["records"])
     done.refused.difference_update(done.converted)
     return done
 
 
-def _plan(plan: Plan, done: _Done, found: dict[str, int], source: Path, size: int, retry_refused: bool) -> Plan:
-    """The plan brought up to the source: sizes of what is still to do, and shards for what is new."""
+def _scored_since(done: _Done, found: dict[str, int], root: Path, config: BuildConfig) -> dict[str, ScoredWith]:
+    """Finished recordings that have another scoring now than the one they were converted or refused with."""
+    if config.scoring == "ignore":
+        return {}
+    cohort, names = chosen_cohort(config), cohort_names()
+    kept = {path: held for path, held in done.scored_with.items() if path in found}
+    cohorts = {path: cohort or (load_cohort(name) if name in names else None) for path, name in done.cohorts.items()}
+    return scored_since(kept, root, {path: cohorts.get(path, cohort) for path in kept})
+
+
+def _to_do_again(plan: Plan, done: _Done, found: dict[str, int], late: Mapping[str, ScoredWith]) -> set[str]:
+    """Finished shards with recordings that have another scoring now; they are no longer among ``done``."""
+    again = set()
+    for shard in plan.shards:
+        wanted = [entry.path for entry in shard.entries if entry.path in late and entry.path in done.converted]
+        if shard.name not in done.shards or not any(plan.latest[path] == shard.name for path in wanted):
+            continue
+        gone = [entry.path for entry in shard.entries if entry.path not in found and plan.latest[entry.path] == shard.name]
+        if gone:
+            print(
+                f"{shard.name}: {_recordings(dict.fromkeys(wanted))} a scoring that came or changed since and is not taken: "
+                f"{shown(gone[0])} of the same shard is gone; put it back",
+                flush=True,
+            )
+            continue
+        again.add(shard.name)
+    done.shards.difference_update(again)
+    return again
+
+
+def _without(plan: Plan, again: set[str]) -> Plan:
+    """``plan``, in which what is to be done again leaves out recordings that a later shard has."""
+    return Plan(
+        plan.identity,
+        tuple(
+            replace(shard, entries=tuple(entry for entry in shard.entries if plan.latest[entry.path] == shard.name))
+            if shard.name in again
+            else shard
+            for shard in plan.shards
+        ),
+    )
+
+
+def _shards(names: set[str]) -> str:
+    return f"{len(names)} shards are" if len(names) != 1 else f"{next(iter(names))} is"
+
+
+def _recordings(paths: Mapping[str, object]) -> str:
+    listed = [shown(path) for path in list(paths)[:3]]
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"{', '.join(listed)}{more} {'have' if len(paths) != 1 else 'has'}"
+
+
+def _plan(
+    plan: Plan,
+    done: _Done,
+    found: dict[str, int],
+    source: Path,
+    size: int,
+    retry_refused: bool,
+    rescored: Set[str] = frozenset(),
+) -> Plan:
+    """The plan brought up to the source: sizes of what is still to do, and shards for what is new.
+
+    Refused recordings are planned again where their size has changed or they are among ``rescored``.
+    """
     changed = {entry.path for entry in plan.entries() if found.get(entry.path, entry.size) != entry.size}
     for path in sorted(changed & done.converted):
         raise DatasetError(f"{shown(str(source / path))}: has changed since it was converted; build into another folder")
@@ -148,7 +227,7 @@ def _plan(plan: Plan, done: _Done, found: dict[str, int], source: Path, size: in
         tuple(shard if shard.name in done.shards else _with_sizes(shard, found) for shard in plan.shards),
     )
     waiting = {entry.path for shard in pending for entry in shard.entries}
-    retry = (done.refused if retry_refused else done.refused & changed) & found.keys() - waiting
+    retry = (done.refused if retry_refused else done.refused & (changed | rescored)) & found.keys() - waiting
     return extend(current, found, size, retry)
 
 

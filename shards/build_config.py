@@ -16,6 +16,7 @@ from sleepfm.paths import config_root
 from sleepfm.signals.cohorts.cohort import AUTO, Cohort, cohort_names, load_cohort
 from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule
+from sleepfm.signals.scorings.scoring import ScoringUse
 
 
 class SplitConfig(Config):
@@ -69,6 +70,7 @@ class BuildConfig(Config):
 
     cohort: str
     require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
+    scoring: ScoringUse = "if_valid"
     event_rule: EventRule
     segment_epochs: int = Field(ge=1, le=1200)
     recordings: int = Field(ge=1, le=4096)
@@ -89,10 +91,14 @@ def chosen_cohort(config: BuildConfig) -> Cohort | None:
 
 def identity(config: BuildConfig) -> dict[str, Any]:
     """What decides the bytes: format, configuration without ``ray``, and the content of the cohort rules."""
+    plain = {key: value for key, value in to_dict(config).items() if key != "ray"}
+    # The key came later: data sets that were built as its default says keep their digest.
+    if config.scoring == "if_valid":
+        del plain["scoring"]
     cohorts = cohort_names() if config.cohort == AUTO else [config.cohort]
     return {
         "schema": SCHEMA,
-        **{key: value for key, value in to_dict(config).items() if key != "ray"},
+        **plain,
         "event_rule_version": RULE_VERSION[config.event_rule],
         "cohort_rules": digest([to_dict(load_cohort(name)) for name in cohorts]),
     }

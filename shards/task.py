@@ -21,10 +21,11 @@ from shards.build_config import BuildConfig, chosen_cohort
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
+from shards.scored_with import ScoredWith, found_scoring, scored_with
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
-from sleepfm.errors import SleepFMError
+from sleepfm.errors import AnnotationError, SleepFMError
 from sleepfm.files import atomic_file, write_json
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.prepare import prepare_in_turn
@@ -41,6 +42,8 @@ class Refusal:
     size: int
     error: str
     reason: str
+    scoring: ScoredWith = None
+    """What scores it, where that is why it was refused."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +99,14 @@ def build_shard(
         try:
             recording = read_recording(source / entry.path, headers.get(entry.path), names_below=source)
             return quantise_recording(
-                *prepare_in_turn(recording, cohort, root=source, require=config.require, rule=config.event_rule)
+                *prepare_in_turn(
+                    recording, cohort, root=source, require=config.require, rule=config.event_rule, use=config.scoring
+                )
             )
         except (SleepFMError, OSError) as error:
             reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{entry.path}: ")
-            return Refusal(entry.path, entry.size, type(error).__name__, shown(reason))
+            scoring = found_scoring(source / entry.path, source, cohort) if isinstance(error, AnnotationError) else None
+            return Refusal(entry.path, entry.size, type(error).__name__, shown(reason), scoring)
 
     content = write_shard(out, shard, night_of, config, build, source)
     return Outcome(
@@ -130,6 +136,7 @@ def write_shard(
     """
     converted: list[Converted] = []
     refusals: list[Refusal] = []
+    scored: dict[str, ScoredWith] = {}
     tar = out / SHARD_FOLDER / shard.name
     with atomic_file(tar) as file, closing(ShardWriter(file)) as writer:
         for entry in shard.entries:
@@ -138,6 +145,7 @@ def write_shard(
                 if isinstance(night, Refusal):
                     refusals.append(night)
                 else:
+                    scored[entry.path] = scored_with(night.description.scoring_file)
                     converted.append(write_recording(night, entry, writer, config.segment_epochs, config.quality.mask))
     if not converted:
         tar.unlink()
@@ -150,6 +158,7 @@ def write_shard(
         "records": [item.record for item in converted],
         "segments": [item.segments for item in converted],
         "quarantine": [asdict(refusal) for refusal in refusals],
+        "scored_with": scored,
     }
     write_json(sidecar_path(out, shard.name), {**content, "digest": _digest(content)}, compact=True)
     return content

@@ -72,7 +72,7 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
 
     Raises:
         StageTextError: a stage that is none of ours.
-        AnnotationError: an event without onset or duration, an unknown unit, or no stages.
+        AnnotationError: a stage without onset or duration or with an unknown unit, or no stages.
     """
     rows: list[Row] = []
     staged: list[tuple[Row, Stage]] = []
@@ -99,10 +99,10 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
                 rows.append(Row(0.0, 0.0, head))
             continue
         group: Group = "respiratory" if respiratory else ""
-        row = Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), text, group)
         if stage is None:
-            rows.append(row)
+            rows.append(Row(event_seconds(element, start), event_seconds(element, "Duration"), text, group))
         else:
+            row = Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), text, group)
             staged.append((row, stage))
     refuse_unknown(unknown, str(path))
     if not staged:
@@ -165,6 +165,21 @@ def element_seconds(element: Element, tag: str, where: str) -> float:
     Raises:
         AnnotationError: no number, a negative one, or an unknown unit.
     """
+    value = _number(element, tag, where)
+    if not math.isfinite(value) or value < 0:
+        raise AnnotationError(f"{where}: {tag} is {element_text(element, tag)[:40]} s")
+    return value
+
+
+def event_seconds(element: Element, tag: str) -> float:
+    """As :func:`element_seconds` for an event, which a scoring can do without: whatever number is there, nan for none."""
+    try:
+        return _number(element, tag, "")
+    except AnnotationError:
+        return math.nan
+
+
+def _number(element: Element, tag: str, where: str) -> float:
     text = element_text(element, tag)
     child = element.find(tag)
     unit = (
@@ -175,9 +190,6 @@ def element_seconds(element: Element, tag: str, where: str) -> float:
     if unit.strip().casefold() not in _UNITS:
         raise AnnotationError(f"{where}: unit of {tag} is {unit[:40]!r}; known are seconds, ms, min and h")
     try:
-        value = float(text) * _UNITS[unit.strip().casefold()]
+        return float(text) * _UNITS[unit.strip().casefold()]
     except ValueError as error:
         raise AnnotationError(f"{where}: {tag} is {text[:40]!r}, not seconds") from error
-    if not math.isfinite(value) or value < 0:
-        raise AnnotationError(f"{where}: {tag} is {text[:40]} s")
-    return value
