@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shards.build_config import BuildConfig, chosen_cohort, identity
+from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
@@ -22,7 +22,7 @@ from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, 
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
-from sleepfm.signals.cohorts.cohort import cohort_names, load_cohort
+from sleepfm.signals.cohorts.cohort import Cohort, all_cohorts
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
@@ -149,10 +149,12 @@ def _scored_since(done: _Done, found: dict[str, int], root: Path, config: BuildC
     """Finished recordings that have another scoring now than the one they were converted or refused with."""
     if config.scoring == "ignore":
         return {}
-    cohort, names = chosen_cohort(config), cohort_names()
+    rules = chosen_cohort(config)
     kept = {path: held for path, held in done.scored_with.items() if path in found}
-    cohorts = {path: cohort or (load_cohort(name) if name in names else None) for path, name in done.cohorts.items()}
-    return scored_since(kept, root, {path: cohorts.get(path, cohort) for path in kept})
+    known = None if isinstance(rules, Cohort) else rules or all_cohorts()
+    return scored_since(
+        kept, root, {path: (known.named(done.cohorts.get(path, "")) if known else None) or rules for path in kept}
+    )
 
 
 def _to_do_again(plan: Plan, done: _Done, found: dict[str, int], late: Mapping[str, ScoredWith]) -> set[str]:
@@ -250,5 +252,5 @@ def _run(
     print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
-        run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update, headers)
+        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), progress.update, headers)
     return progress.refused

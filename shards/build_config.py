@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,7 +14,7 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.format import SCHEMA
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.signals.cohorts.cohort import AUTO, Cohort, cohort_names, load_cohort
+from sleepfm.signals.cohorts.cohort import AUTO, OWN_COHORTS, Cohort, Rules, all_cohorts, load_rules
 from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule
 from sleepfm.signals.scorings.scoring import ScoringUse
@@ -84,9 +85,15 @@ def load_build_config(path: Path | None = None, overrides: Sequence[str] = ()) -
     return load_config(BuildConfig, path or config_root() / "shards.yaml", overrides)
 
 
-def chosen_cohort(config: BuildConfig) -> Cohort | None:
-    """The cohort by name, None for ``auto``. Raises :class:`ConfigError` for an unknown one."""
-    return None if config.cohort == AUTO else load_cohort(config.cohort)
+def chosen_cohort(config: BuildConfig) -> Rules:
+    """The cohort by name, None for ``auto``, or those of a folder. Raises :class:`ConfigError` for an unknown one."""
+    return load_rules(config.cohort)
+
+
+def everywhere(config: BuildConfig) -> BuildConfig:
+    """``config`` for processes that may lack this one's environment and folder: the user's own cohorts by their whole path."""
+    own = os.environ.get(OWN_COHORTS, "") if config.cohort == AUTO else config.cohort
+    return config.model_copy(update={"cohort": str(Path(own).resolve())}) if own and Path(own).is_dir() else config
 
 
 def identity(config: BuildConfig) -> dict[str, Any]:
@@ -95,12 +102,13 @@ def identity(config: BuildConfig) -> dict[str, Any]:
     # The key came later: data sets that were built as its default says keep their digest.
     if config.scoring == "if_valid":
         del plain["scoring"]
-    cohorts = cohort_names() if config.cohort == AUTO else [config.cohort]
+    rules = chosen_cohort(config)
+    cohorts = [rules] if isinstance(rules, Cohort) else (rules or all_cohorts()).all()
     return {
         "schema": SCHEMA,
         **plain,
         "event_rule_version": RULE_VERSION[config.event_rule],
-        "cohort_rules": digest([to_dict(load_cohort(name)) for name in cohorts]),
+        "cohort_rules": digest([to_dict(cohort) for cohort in cohorts]),
     }
 
 

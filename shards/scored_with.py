@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm.errors import AnnotationError, RecordingError
-from sleepfm.signals.cohorts.cohort import Cohort, recognise_cohort
+from sleepfm.signals.cohorts.cohort import Cohort, Rules, recognise_cohort
 from sleepfm.signals.files import file_size
 from sleepfm.signals.recording import read_edf_header
 from sleepfm.signals.scorings.finder import find_scoring
@@ -33,14 +33,14 @@ def scored_with(scoring: Path | None) -> ScoredWith:
         return scoring.name, 0
 
 
-def found_scoring(path: Path, root: Path, cohort: Cohort | None) -> ScoredWith:
+def found_scoring(path: Path, root: Path, rules: Rules) -> ScoredWith:
     """What scores the recording at ``path`` now; None also where the search fails, as examining it says."""
     try:
-        if cohort is None:
-            header = read_edf_header(path)
-            cohort = recognise_cohort(path.name, (signal.label for signal in header.ordinary))
-            return scored_with(find_scoring(path, root, cohort, header))
-        return scored_with(find_scoring(path, root, cohort))
+        if isinstance(rules, Cohort):
+            return scored_with(find_scoring(path, root, rules))
+        header = read_edf_header(path)
+        cohort = recognise_cohort(path.name, (signal.label for signal in header.ordinary), rules)
+        return scored_with(find_scoring(path, root, cohort, header))
     except (AnnotationError, RecordingError):
         return None
 
@@ -62,7 +62,7 @@ def kept_of(sidecar: Mapping[str, Any]) -> dict[str, ScoredWith]:
     return kept
 
 
-def scored_since(kept: Mapping[str, ScoredWith], root: Path, cohorts: Mapping[str, Cohort | None]) -> dict[str, ScoredWith]:
+def scored_since(kept: Mapping[str, ScoredWith], root: Path, cohorts: Mapping[str, Rules]) -> dict[str, ScoredWith]:
     """Those of ``kept`` for which another scoring is found now, with it; ``cohorts`` are those of the recordings."""
     with ThreadPoolExecutor(_THREADS) as pool:
         now = pool.map(lambda path: found_scoring(root / path, root, cohorts.get(path)), kept)

@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; the champions by default",
     )
-    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (a name or a YAML file)")
+    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
     parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
     parser.set_defaults(run=run, several="recordings")
 

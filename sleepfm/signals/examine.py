@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError, MontageError, RecordingError
-from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort, recognise_cohort
+from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort, Rules, recognise_cohort
 from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.edf.header import EdfHeader
@@ -49,7 +49,7 @@ class Examination:
     scoring_file: Path | None = None
 
 
-def discover(root: str | Path, cohort: Cohort | None = None) -> dict[Path, EdfHeader | None]:
+def discover(root: str | Path, cohort: Rules = None) -> dict[Path, EdfHeader | None]:
     """Recordings (EDF and BDF) at or below ``root``, sorted, each with its header where that was read on the way.
 
     A file of annotations alone is no recording; it is listed only if it scores none of those found, so that
@@ -96,7 +96,7 @@ def discover(root: str | Path, cohort: Cohort | None = None) -> dict[Path, EdfHe
 
 def examine(
     path: Path | Recording,
-    cohort: Cohort | None = None,
+    cohort: Rules = None,
     root: Path | None = None,
     scoring: Path | None = None,
     use: ScoringUse = "if_valid",
@@ -105,7 +105,7 @@ def examine(
 
     Args:
         path: file, or a recording that is open already.
-        cohort: its rules, or None to recognise them.
+        cohort: its rules, or None to recognise them, or cohorts to recognise it among.
         root: folder below which the scoring may be.
         scoring: the scoring file; by default it is looked for, and then in the recording's own annotations.
         use: whether the recording is refused with a scoring that cannot be used, or without one (``require``).
@@ -128,7 +128,7 @@ def examine(
     n_epochs = int((recording.duration + 1e-6) // EPOCH_SECONDS)
     if n_epochs < 1:
         raise RecordingError(f"{name}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")
-    cohort = cohort or recognise_cohort(name, (signal.label for signal in recording.signals))
+    cohort = recognise_cohort(name, (signal.label for signal in recording.signals), cohort)
     found, scored, refused = scoring, None, ""
     if use != "ignore":
         try:
@@ -235,14 +235,12 @@ def _header_of_small(path: Path) -> EdfHeader | None:
         return None
 
 
-def _scoring_of(path: Path, header: EdfHeader | None, root: Path, cohort: Cohort | None) -> tuple[EdfHeader | None, Path | None]:
+def _scoring_of(path: Path, header: EdfHeader | None, root: Path, rules: Rules) -> tuple[EdfHeader | None, Path | None]:
     """The header, read where the search needs it, and the scoring of a recording."""
     try:
-        if header is None and (cohort is None or cohort.scoring.same_header):
+        if header is None and (not isinstance(rules, Cohort) or rules.scoring.same_header):
             header = read_edf_header(path)
-        if cohort is None:
-            assert header is not None
-            cohort = recognise_cohort(str(path), (signal.label for signal in header.ordinary))
+        cohort = recognise_cohort(str(path), (signal.label for signal in header.ordinary) if header else (), rules)
         return header, find_scoring(path, root, cohort, header)
     except (RecordingError, AnnotationError):
         # Examining the recording says why; the others go on.

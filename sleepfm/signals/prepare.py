@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
-from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits
+from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, Rules
 from sleepfm.signals.cohorts.montage import Derivation, derive
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import location
@@ -80,7 +80,7 @@ Channels = Iterator[tuple[str, NDArray[np.float32]]]
 
 def prepare(
     path: str | Path | Recording,
-    cohort: Cohort | None = None,
+    cohort: Rules = None,
     root: Path | None = None,
     scoring: Path | None = None,
     require: Sequence[str] = (),
@@ -105,7 +105,7 @@ def prepare(
 
 def prepare_in_turn(
     path: str | Path | Recording,
-    cohort: Cohort | None = None,
+    cohort: Rules = None,
     root: Path | None = None,
     scoring: Path | None = None,
     require: Sequence[str] = (),

@@ -42,9 +42,7 @@ class PretrainStage:
         self.dataset_digest = self.dataset.digest
         self.validation_items = config.data.validation_items
         self._monitor = (
-            None
-            if config.monitor == "none"
-            else Monitor(self.dataset, tuple(module.channels), config.monitor, config.train.seed)
+            None if config.monitor == "none" else Monitor(self.dataset, tuple(module.channels), config.monitor, config.train.seed)
         )
 
     @property

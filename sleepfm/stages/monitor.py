@@ -64,8 +64,8 @@ class Monitor:
             )
         except DatasetError as error:
             raise DatasetError(
-                f"{error}. The encoder is probed for {task!r} while it is trained, which needs labels in `label` and `val`; train "
-                "without: monitor=none registry.metric=val/loss registry.mode=min"
+                f"{error}. The encoder is probed for {task!r} while it is trained, which needs labels in `label` and `val`; "
+                "train without: monitor=none registry.metric=val/loss registry.mode=min"
             ) from error
 
     @torch.inference_mode()

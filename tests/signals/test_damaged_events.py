@@ -6,7 +6,6 @@ from datetime import datetime
 
 import numpy as np
 import pytest
-from made_scorings import FORMATS, Night
 
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, event_labels, stage_labels
 from sleepfm.signals.scorings.reader import read_scoring

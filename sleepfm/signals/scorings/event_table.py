@@ -105,9 +105,7 @@ def _timed(
     return scoring_of_rows(rows, f"event table {path.name}", str(path), stage=stage, warnings=times.warnings)
 
 
-def _times_of(
-    row: Sequence[str], columns: Columns, times: TableTimes, where: str, staged: bool
-) -> tuple[float, float | None]:
+def _times_of(row: Sequence[str], columns: Columns, times: TableTimes, where: str, staged: bool) -> tuple[float, float | None]:
     """Onset and duration, None without one; of an event nan for what cannot be read. Raises :class:`AnnotationError`."""
     assert columns.begin is not None
     onset: float = np.nan

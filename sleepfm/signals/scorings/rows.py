@@ -63,7 +63,8 @@ def scoring_of_rows(
     unclear: list[Event] = []
     others: list[Row] = []
     unknown_stages: Counter[str] = Counter()
-    sound, damaged = [], []
+    sound: list[Row] = []
+    damaged: list[Row] = []
     for row in rows:
         (sound if abs(row.onset) <= _LONGEST and 0 <= (row.duration or 0.0) <= _LONGEST else damaged).append(row)
     for row in damaged:
@@ -130,8 +131,11 @@ def _without_times(damaged: Sequence[Row]) -> tuple[list[Event], list[Event], tu
         # An end before the start may be a wrong sign or both in turn.
         wrong = row.duration is not None and -_LONGEST <= row.duration < 0
         back = min(-(row.duration or 0.0), _REACH) if wrong else 0.0
-        touches = Event(row.onset - back, back + (back or _REACH), kind if kind in ("arousal", "desaturation") else row.text[:_TEXT])
-        (untimed if kind in ("arousal", "desaturation") else doubtful).append(touches)
+        begin, lasts = row.onset - back, back + (back or _REACH)
+        if kind in ("arousal", "desaturation"):
+            untimed.append(Event(begin, lasts, kind))
+        else:
+            doubtful.append(Event(begin, lasts, row.text[:_TEXT]))
     if not lost:
         return [], [], ()
     more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
