@@ -9,7 +9,7 @@ from made_edf import Made, noise, write_edf
 
 from sleepfm.cli import main
 from sleepfm.errors import ConfigError
-from sleepfm.signals.cohorts.cohort import OWN_COHORTS, load_cohort, load_rules
+from sleepfm.signals.cohorts.cohort import OWN_COHORTS, all_cohorts, cohort_names, load_cohort, load_rules
 from sleepfm.signals.prepare import discover, prepare
 
 HEAD = "extends: generic.yaml\nname: lab\nsource: test\n"
@@ -73,6 +73,13 @@ def lab(tmp_path: Path) -> Path:
     (tmp_path / "nights").mkdir()
     write_edf(tmp_path / "nights" / "a.edf", [Made("Brain", noise(200 * 90), 200)])
     return folder
+
+
+def test_the_shipped_ones_keep_the_order_that_digests_have(monkeypatch):
+    monkeypatch.delenv(OWN_COHORTS, raising=False)
+    names = [cohort.name for cohort in all_cohorts().all()]
+    assert names == sorted(names) == list(cohort_names()) and {"sleep-edf", "sleep-edf-telemetry"} < set(names)
+    assert load_rules("auto") is None
 
 
 def test_a_folder_of_cohorts_joins_auto(lab, tmp_path, monkeypatch, capsys):

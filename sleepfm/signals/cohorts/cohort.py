@@ -276,7 +276,9 @@ def _own_folder() -> Path | None:
 def _files(folder: Path | None) -> dict[str, Path]:
     """Cohort files in ``folder`` by name, sorted; those that others extend are left out."""
     paths = [path for ending in ("yaml", "yml") for path in folder.glob(f"*.{ending}")] if folder else []
-    return {path.stem: path for path in sorted(paths) if path.stem != DEFAULTS and not path.name.startswith(_BASE)}
+    # By name: `sleep-edf` comes before `sleep-edf-telemetry`, in digests too.
+    ordered = sorted(paths, key=lambda path: path.stem)
+    return {path.stem: path for path in ordered if path.stem != DEFAULTS and not path.name.startswith(_BASE)}
 
 
 @dataclass(frozen=True)
