@@ -114,7 +114,8 @@ def identity(config: BuildConfig) -> dict[str, Any]:
 
 def check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     """Raises :class:`ConfigError` that names the first key in which a build in ``folder`` differs."""
-    old, new = _flat(stored), _flat(wanted)
+    # What a folder does not state was built as the default says.
+    old, new = ({"scoring": "if_valid"} | _flat(values) for values in (stored, wanted))
     for key in sorted(old.keys() | new.keys()):
         if old.get(key) != new.get(key):
             raise ConfigError(

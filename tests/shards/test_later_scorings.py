@@ -82,7 +82,7 @@ def test_required_and_ignored(cohort, source, tmp_path, run):
     assert result.returncode == 0 and "scoring" not in result.stdout
     assert all(row["scored_epochs"] == 0 and row["provenance"]["scoring_refused"] == "" for row in records(out).values())
     again = run(["build", source, out, "--cohort", "shhs1"])
-    assert again.returncode == 2 and "scoring" in again.stderr
+    assert again.returncode == 2 and "scoring='ignore', this one has scoring='if_valid'" in again.stderr
 
 
 def test_a_refused_recording_is_not_in_twice_when_its_first_shard_is_built_again(cohort, source, tmp_path, run):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from sleepfm.cli import main
 from sleepfm.signals.cohorts.cohort import load_cohort
 from sleepfm.signals.doctor import examine_recordings, sample_of
 from sleepfm.signals.examine import discover, examine
+from sleepfm.signals.files import matching_files
 from sleepfm.signals.prepare import prepare
+from sleepfm.signals.scorings.finder import find_scoring
 
 SIGNALS = [
     Made("C4-M1", noise(200 * 300), 200),
@@ -102,3 +105,22 @@ def test_a_damaged_scoring_is_told_and_its_recording_counts_as_usable(tmp_path, 
     text = capsys.readouterr().out
     assert "NOT USED" in text and "belongs to another night" in text and "1 usable, 0 would be quarantined" in text
     assert prepare(path).provenance["scoring"] is None
+
+
+def test_a_folder_of_thousands_is_not_listed_for_each_recording(tmp_path):
+    """Names that differ in a letter are asked for one by one, and those with marks of patterns are taken as they stand."""
+    for name in ("a[1].edf", "a[1]-hypnogram.edf", "a1-Hypnogram.edf", "b-Hypnogram.bdf", "b-hypnogramm.edf"):
+        (tmp_path / name).write_text("x")
+    generic = load_cohort("generic")
+
+    def found(name: str) -> str | None:
+        path = find_scoring(tmp_path / name, tmp_path, generic)
+        return path and path.name
+
+    assert found("a[1].edf") == "a[1]-hypnogram.edf" and found("b.edf") == "b-Hypnogram.bdf" and found("c.edf") is None
+    for number in range(4000):
+        (tmp_path / f"n{number}.edf").touch()
+    begin = time.process_time()
+    assert all(found(f"n{number}.edf") is None for number in range(200))
+    assert time.process_time() - begin < 2  # six, where the folder is listed for each pattern
+    assert matching_files(tmp_path, "[!a]-hypno*.edf") == [tmp_path / "b-hypnogramm.edf"]
