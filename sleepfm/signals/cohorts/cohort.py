@@ -283,8 +283,8 @@ def _files(folder: Path | None) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Cohorts:
-    """Those among which ``auto`` chooses: the user's ``own`` come before the ``shipped`` ones, and take the place of one whose
-    name they have.
+    """Those among which ``auto`` chooses. Of those that fit alike the user's ``own`` come before the ``shipped`` ones, and they
+    take the place of one whose name they have.
     """
 
     own: tuple[Cohort, ...]
@@ -301,16 +301,18 @@ class Cohorts:
     def recognise(self, name: str, labels: Iterable[str]) -> Cohort:
         """As :func:`recognise_cohort`."""
         found = {normalise_label(label) for label in labels}
-        for cohorts in (self.own, self.shipped):
-            choice = [cohort for cohort in cohorts if cohort.name != GENERIC]
-            by_labels = [
-                cohort
-                for cohort in choice
-                if cohort.recognise.labels and found.issuperset(map(normalise_label, cohort.recognise.labels))
-            ]
-            file = PurePath(name).name
-            by_name = [cohort for cohort in choice if cohort.recognise.name and re.search(cohort.recognise.name, file)]
-            for fitting in (by_name, by_labels):
+        file = PurePath(name).name
+
+        def by_name(cohort: Cohort) -> bool:
+            return bool(cohort.recognise.name) and re.search(cohort.recognise.name, file) is not None
+
+        def by_labels(cohort: Cohort) -> bool:
+            wanted = cohort.recognise.labels
+            return bool(wanted) and found.issuperset(map(normalise_label, wanted))
+
+        for fits in (by_name, by_labels):
+            for cohorts in (self.own, self.shipped):
+                fitting = [cohort for cohort in cohorts if cohort.name != GENERIC and fits(cohort)]
                 if len(fitting) > 1:
                     names = ", ".join(cohort.name for cohort in fitting)
                     raise ConfigError(f"{name}: may be of cohort {names}; say which with --cohort")
@@ -362,7 +364,7 @@ def _cohorts(folder: Path | None) -> Cohorts:
 def recognise_cohort(name: str, labels: Iterable[str], rules: Rules = None) -> Cohort:
     """The cohort whose file name pattern matches ``name``, else the one all of whose labels are in ``labels``, else ``generic``.
 
-    The user's own cohorts are asked first. With the rules of one cohort there is nothing to recognise.
+    Of cohorts that fit alike the user's own come first. With the rules of one cohort there is nothing to recognise.
 
     Raises:
         ConfigError: two cohorts fit equally well.

@@ -77,6 +77,7 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
     rows: list[Row] = []
     staged: list[tuple[Row, Stage]] = []
     unknown: Counter[str] = Counter()
+    first: float | None = None
     for number, element in enumerate(root.iter("ScoredEvent"), start=1):
         kind = element_text(element, "EventType").split("|")[0].strip().casefold()
         concept = element_text(element, "EventConcept")
@@ -86,6 +87,7 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
         stage = _stage(kind, head, code.strip())
         if stage is None and (kind == "stages" or (not kind and names_a_stage(head))):
             unknown[concept] += 1
+            first = event_seconds(element, start) if first is None else first
             continue
         respiratory = kind == "respiratory" and not is_beside_the_point(head)
         if stage is None and not head and not respiratory:
@@ -104,7 +106,7 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
         else:
             row = Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), text, group)
             staged.append((row, stage))
-    refuse_unknown(unknown, str(path))
+    refuse_unknown(unknown, str(path), first if first is not None and math.isfinite(first) else None)
     if not staged:
         raise AnnotationError(f"{path}: NSRR XML without a single stage; fetch or export it again")
     staged.sort(key=lambda item: item[0].onset)

@@ -94,7 +94,8 @@ def scoring_of_rows(
     if found and not unknown_stages:
         strange = [row for row in others if not is_beside_the_point(row.text)]
         unknown_stages = standing_as_stages(ordered, strange, own)
-    refuse_unknown(unknown_stages, name)
+    if unknown_stages:
+        refuse_unknown(unknown_stages, name, next(row.onset for row in ordered if row.text[:_TEXT] in unknown_stages))
     if not own:
         raise AnnotationError(f"{name}: {source} without a single stage; export the sleep stages too")
     return Scoring(
