@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build = commands.add_parser("build", help="convert a folder of EDF recordings into a data set of shards")
     build.add_argument("source", metavar="SRC", help="folder or URL (s3://...) of EDF or BDF recordings and their scorings")
     build.add_argument("out", metavar="OUT", help="data set folder; a build that exists in it is continued")
-    build.add_argument("--cohort", help="name in configs/cohorts, a YAML file, or auto (default)")
+    build.add_argument("--cohort", help="name in configs/cohorts, a YAML file, a folder of them, or auto (default)")
     build.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
     build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
     build.add_argument("--retry-refused", action="store_true", help="try refused recordings again")

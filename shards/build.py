@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Container, Mapping, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from shards.build_config import BuildConfig, chosen_cohort, identity
+from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
-from shards.privacy import token
+from shards.privacy import kept_scoring, token
 from shards.progress import Progress
+from shards.scored_with import ScoredWith, found_scorings, kept_of
 from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
@@ -23,6 +24,7 @@ from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, 
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
+from sleepfm.signals.cohorts.cohort import Cohort, all_cohorts
 from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
@@ -56,6 +58,9 @@ class _Done:
     shards: set[str]
     converted: set[str]
     refused: set[str]
+    scored_with: dict[str, ScoredWith] = field(default_factory=dict)
+    cohorts: dict[str, str] = field(default_factory=dict)
+    """Names of the cohorts of those that were converted."""
 
 
 def build(
@@ -101,13 +106,21 @@ def build(
         remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         remove_temporaries(out / MANIFEST_FOLDER, rf"(?:{'|'.join(MANIFEST_TABLES)})\.parquet")
         done = _survey(out, before, stale)
-        plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings, retry_refused)
+        late = _scored_since(done, files, root, config)
+        rescored = _to_do_again(before, done, found, late)
+        plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings, retry_refused, late.keys())
         _check_free(out, plan, before)
         if stale:
             print(f"making {len(stale)} of {len(before.shards)} shards anew: {', '.join(stale)}", flush=True)
             discard(out, stale)
+        if rescored:
+            print(f"{_shards(rescored)} built again: {_recordings(late)} a scoring that came or changed since", flush=True)
+            # Until all is done again the folder is no data set, and a shard without its description is one to do.
+            (out / DATASET_FILE).unlink(missing_ok=True)
         if plan != before:
             write_plan(out, plan)
+        for name in rescored:
+            sidecar_path(out, name).unlink(missing_ok=True)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
@@ -123,7 +136,7 @@ def build(
             texts.add(shown(record["source"]), provenance)
             if not provenance.get("subject_read", True):
                 unread.append(shown(record["source"]))
-            unscored += provenance.get("scoring") is None and not provenance.get("scoring_refused")
+            unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
     return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "")
 
 
@@ -151,12 +164,76 @@ def _survey(out: Path, plan: Plan, stale: Container[str]) -> _Done:
             done.shards.add(shard.name)
             done.converted.update(record["source"] for record in sidecar["records"])
             done.refused.update(refusal["path"] for refusal in sidecar["quarantine"])
+            done.scored_with.update(kept_of(sidecar))
+            done.cohorts.update((record["source"], record["cohort"]) for record in sidecar["records"])
     done.refused.difference_update(done.converted)
     return done
 
 
-def _plan(plan: Plan, done: _Done, found: dict[str, int], source: Path, size: int, retry_refused: bool) -> Plan:
-    """The plan brought up to the source: sizes of what is still to do, and shards for what is new."""
+def _scored_since(done: _Done, files: Mapping[str, str], root: Path, config: BuildConfig) -> dict[str, ScoredWith]:
+    """Finished recordings that have another scoring now than the one they were converted or refused with.
+
+    ``files`` are their paths by what stands for them in the plan.
+    """
+    if config.scoring == "ignore":
+        return {}
+    rules = chosen_cohort(config)
+    known = None if isinstance(rules, Cohort) else rules or all_cohorts()
+    now = found_scorings(
+        {
+            path: (root / files[path], (known.named(done.cohorts.get(path, "")) if known else None) or rules)
+            for path in done.scored_with
+            if path in files
+        },
+        root,
+    )
+    kept = {path: kept_scoring(found, config.privacy) for path, found in now.items()}
+    return {path: found for path, found in kept.items() if found not in (None, done.scored_with[path])}
+
+
+def _to_do_again(plan: Plan, done: _Done, found: dict[str, int], late: Mapping[str, ScoredWith]) -> set[str]:
+    """Finished shards with recordings that have another scoring now; they are no longer among ``done``."""
+    again = set()
+    for shard in plan.shards:
+        wanted = [entry.path for entry in shard.entries if entry.path in late and entry.path in done.converted]
+        if shard.name not in done.shards or not any(plan.latest[path] == shard.name for path in wanted):
+            continue
+        gone = [entry.path for entry in shard.entries if entry.path not in found and plan.latest[entry.path] == shard.name]
+        if gone:
+            print(
+                f"{shard.name}: {_recordings(dict.fromkeys(wanted))} a scoring that came or changed since and is not taken: "
+                f"{shown(gone[0])} of the same shard is gone; put it back",
+                flush=True,
+            )
+            continue
+        again.add(shard.name)
+    done.shards.difference_update(again)
+    return again
+
+
+def _shards(names: set[str]) -> str:
+    return f"{len(names)} shards are" if len(names) != 1 else f"{next(iter(names))} is"
+
+
+def _recordings(paths: Mapping[str, object]) -> str:
+    listed = [shown(path) for path in list(paths)[:3]]
+    more = f" and {len(paths) - 3} more" if len(paths) > 3 else ""
+    return f"{', '.join(listed)}{more} {'have' if len(paths) != 1 else 'has'}"
+
+
+def _plan(
+    plan: Plan,
+    done: _Done,
+    found: dict[str, int],
+    source: Path,
+    size: int,
+    retry_refused: bool,
+    rescored: Set[str] = frozenset(),
+) -> Plan:
+    """The plan brought up to the source: sizes of what is still to do, and shards for what is new.
+
+    Refused recordings are planned again where their size has changed or they are among ``rescored``.
+    """
     # A recording that was refused and planned again counts as it was the last time.
     changed = {path for path, size in plan.sizes.items() if found.get(path, size) != size}
     for path in sorted(changed & done.converted):
@@ -174,7 +251,7 @@ def _plan(plan: Plan, done: _Done, found: dict[str, int], source: Path, size: in
         tuple(shard if shard.name in done.shards else _with_sizes(_latest(shard, plan), found) for shard in plan.shards),
     )
     waiting = {entry.path for shard in pending for entry in shard.entries}
-    retry = (done.refused if retry_refused else done.refused & changed) & found.keys() - waiting
+    retry = (done.refused if retry_refused else done.refused & (changed | rescored)) & found.keys() - waiting
     return extend(current, found, size, retry)
 
 
@@ -203,5 +280,5 @@ def _run(
     print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
-        run_shards(ray, todo, source, out, config, digest(plan.identity), progress.update, headers, files)
+        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), progress.update, headers, files)
     return progress.refused

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,10 +14,11 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.format import SCHEMA
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.signals.cohorts.cohort import AUTO, Cohort, load_cohort
+from sleepfm.signals.cohorts.cohort import AUTO, OWN_COHORTS, Cohort, Rules, load_rules
 from sleepfm.signals.prepare import PROCESSING_VERSION
 from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule
+from sleepfm.signals.scorings.scoring import ScoringUse
 
 
 class SplitConfig(Config):
@@ -86,6 +88,7 @@ class BuildConfig(Config):
 
     cohort: str
     require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
+    scoring: ScoringUse = "if_valid"
     event_rule: EventRule
     segment_epochs: int = Field(ge=1, le=1200)
     recordings: int = Field(ge=1, le=4096)
@@ -100,9 +103,15 @@ def load_build_config(path: Path | None = None, overrides: Sequence[str] = ()) -
     return load_config(BuildConfig, path or config_root() / "shards.yaml", overrides)
 
 
-def chosen_cohort(config: BuildConfig) -> Cohort | None:
-    """The cohort by name, None for ``auto``. Raises :class:`ConfigError` for an unknown one."""
-    return None if config.cohort == AUTO else load_cohort(config.cohort)
+def chosen_cohort(config: BuildConfig) -> Rules:
+    """The cohort by name, None for ``auto``, or those of a folder. Raises :class:`ConfigError` for an unknown one."""
+    return load_rules(config.cohort)
+
+
+def everywhere(config: BuildConfig) -> BuildConfig:
+    """``config`` for processes that may lack this one's environment and folder: the user's own cohorts by their whole path."""
+    own = os.environ.get(OWN_COHORTS, "") if config.cohort == AUTO else config.cohort
+    return config.model_copy(update={"cohort": str(Path(own).resolve())}) if own and Path(own).is_dir() else config
 
 
 # Keys of an identity that the code decides. Where they differ the shards can be made anew; all others are the user's choice.
@@ -115,11 +124,11 @@ def identity(config: BuildConfig) -> dict[str, Any]:
     The rules of the cohorts that were used are known once recordings are converted: each shard keeps their digests.
     """
     values = {key: value for key, value in to_dict(config).items() if key != "ray"}
-    cohort = chosen_cohort(config)
+    rules = chosen_cohort(config)
     return {
         "schema": SCHEMA,
         **values,
-        "cohort": cohort.name if cohort else AUTO,
+        "cohort": rules.name if isinstance(rules, Cohort) else AUTO,
         "privacy": {**values["privacy"], "salt": digest(config.privacy.salt)},
         "event_rule_version": RULE_VERSION[config.event_rule],
         "processing_version": PROCESSING_VERSION,

@@ -7,14 +7,14 @@ upper bounds for what ``benchmarks/shards.py`` measures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 
 from sleepfm.constants import CHANNELS, RATE_HZ
 from sleepfm.errors import RecordingError
-from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label
+from sleepfm.signals.cohorts.cohort import Cohort, Rules, all_cohorts, normalise_label
 from sleepfm.signals.cohorts.label_grammar import read_label, without_running_numbers
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.recording import read_edf_extent
@@ -61,9 +61,9 @@ def task_memory(extents: Iterable[Extent], labels: frozenset[str]) -> int:
     return BASE_BYTES + -(-needed // _STEP_BYTES) * _STEP_BYTES
 
 
-def wanted_labels(cohort: Cohort | None) -> frozenset[str]:
+def wanted_labels(cohort: Rules) -> frozenset[str]:
     """Labels that the rules of ``cohort`` name, normalised, or as what they say ("C3-M2"); None stands for all cohorts."""
-    cohorts: Sequence[Cohort] = [cohort] if cohort else [load_cohort(name) for name in cohort_names()]
+    cohorts = [cohort] if isinstance(cohort, Cohort) else (cohort or all_cohorts()).all()
     return frozenset(
         str(read_label(label)) if rule.electrodes else normalise_label(label)
         for each in cohorts

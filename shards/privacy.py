@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from shards.build_config import PrivacyConfig
+from shards.scored_with import ScoredWith
 from sleepfm.signals.prepare import RecordingDescription
 from sleepfm.signals.scorings.free_text import events_without_texts, provenance_without_texts, without_texts
 
@@ -26,6 +27,11 @@ def token(path: str, privacy: PrivacyConfig) -> str:
     if privacy.names == "keep":
         return path
     return hashlib.sha256(os.fsencode(f"{privacy.salt}\0") + os.fsencode(path)).hexdigest()[:_NAME_DIGITS]
+
+
+def kept_scoring(scoring: ScoredWith, privacy: PrivacyConfig) -> ScoredWith:
+    """Name and size of a scoring file as they may be written."""
+    return (token(scoring[0], privacy), scoring[1]) if scoring else None
 
 
 def kept_message(message: str, path: str, privacy: PrivacyConfig) -> str:

@@ -11,7 +11,7 @@ from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.format import DATASET_FILE
 from sleepfm.errors import ConfigError
-from sleepfm.signals.cohorts.cohort import load_cohort, rules_digest
+from sleepfm.signals.cohorts.cohort import Cohort, all_cohorts, rules_digest
 
 _SHOWN = 8
 
@@ -54,7 +54,6 @@ def discard(out: Path, stale: dict[str, str]) -> None:
 
 def _rules_now(name: str, config: BuildConfig) -> str:
     """Digest of the rules of the cohort ``name``, empty if there is none any more."""
-    try:
-        return rules_digest(chosen_cohort(config) or load_cohort(name))
-    except ConfigError:
-        return ""
+    rules = chosen_cohort(config)
+    cohort = rules if isinstance(rules, Cohort) else (rules or all_cohorts()).named(name)
+    return rules_digest(cohort) if cohort else ""

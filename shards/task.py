@@ -20,12 +20,13 @@ from typing import Any
 from shards.build_config import BuildConfig, chosen_cohort
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
-from shards.privacy import kept_description, kept_message
+from shards.privacy import kept_description, kept_message, kept_scoring
 from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
+from shards.scored_with import ScoredWith, found_scoring, scored_with
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
-from sleepfm.errors import SleepFMError
+from sleepfm.errors import AnnotationError, SleepFMError
 from sleepfm.files import atomic_file, write_json
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.prepare import prepare_in_turn
@@ -42,6 +43,8 @@ class Refusal:
     size: int
     error: str
     reason: str
+    scoring: ScoredWith = None
+    """What scores it, where that is why it was refused."""
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,16 @@ def build_shard(
         try:
             recording = read_recording(source / path, headers.get(path), names_below=source)
             night = quantise_recording(
-                *prepare_in_turn(recording, cohort, root=source, require=config.require, rule=config.event_rule)
+                *prepare_in_turn(
+                    recording, cohort, root=source, require=config.require, rule=config.event_rule, use=config.scoring
+                )
             )
             return replace(night, description=kept_description(night.description, path, config.privacy))
         except (SleepFMError, OSError) as error:
             reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")
-            return Refusal(entry.path, entry.size, type(error).__name__, shown(kept_message(reason, path, config.privacy)))
+            said = shown(kept_message(reason, path, config.privacy))
+            scoring = found_scoring(source / path, source, cohort) if isinstance(error, AnnotationError) else None
+            return Refusal(entry.path, entry.size, type(error).__name__, said, kept_scoring(scoring, config.privacy))
 
     content = write_shard(out, shard, night_of, config, build, source)
     return Outcome(
@@ -135,6 +142,7 @@ def write_shard(
     """
     converted: list[Converted] = []
     refusals: list[Refusal] = []
+    scored: dict[str, ScoredWith] = {}
     tar = out / SHARD_FOLDER / shard.name
     with atomic_file(tar) as file, closing(ShardWriter(file)) as writer:
         for entry in shard.entries:
@@ -143,6 +151,7 @@ def write_shard(
                 if isinstance(night, Refusal):
                     refusals.append(night)
                 else:
+                    scored[entry.path] = kept_scoring(scored_with(night.description.scoring_file), config.privacy)
                     converted.append(write_recording(night, entry, writer, config.segment_epochs, config.quality.mask))
     if not converted:
         tar.unlink()
@@ -156,6 +165,7 @@ def write_shard(
         "rules": {item.record["cohort"]: item.record["provenance"].get("cohort_rules") for item in converted},
         "segments": [item.segments for item in converted],
         "quarantine": [asdict(refusal) for refusal in refusals],
+        "scored_with": scored,
     }
     write_json(sidecar_path(out, shard.name), {**content, "digest": _digest(content)}, compact=True)
     return content

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,8 @@ from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root, find_config
 
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# Characters of a wrong value that an error repeats.
+_LONGEST_VALUE = 60
 
 
 class Config(BaseModel):
@@ -32,6 +34,8 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
+# Keys and places in lists from the root of a configuration to a value.
+Location = tuple[str | int, ...]
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -109,16 +113,24 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     return {str(key): value for key, value in plain.items()}
 
 
-def validate(schema: type[ConfigT], values: dict[str, Any], origin: str) -> ConfigT:
-    """``values`` as a ``schema``; ``origin`` names the file in errors.
+def validate(
+    schema: type[ConfigT], values: dict[str, Any], origin: str, place: Callable[[Location], str] = lambda location: ""
+) -> ConfigT:
+    """``values`` as a ``schema``; ``origin`` names the file in errors, ``place`` where in it a key stands, or is empty.
 
     Raises:
-        ConfigError: listing every wrong key with what was expected and the nearest known name.
+        ConfigError: listing every wrong key with its line, what was expected and the nearest known name.
     """
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise ConfigError(f"{origin}: " + "; ".join(_explain(schema, item) for item in error.errors())) from error
+        told = []
+        for item in error.errors():
+            # What pydantic says of a key itself.
+            item["loc"] = tuple(part for part in item["loc"] if part != "[key]")
+            where = place(item["loc"])
+            told.append(f"{where}: {_explain(schema, item)}" if where else _explain(schema, item))
+        raise ConfigError(f"{origin}: " + "; ".join(told)) from error
 
 
 def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
@@ -127,7 +139,50 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
     Raises:
         ConfigError: see :func:`read_yaml`, :func:`apply_overrides` and :func:`validate`.
     """
-    return validate(schema, apply_overrides(read_yaml(find_config(path)), overrides), str(path))
+    found = find_config(path)
+    stated = [tuple(item.split("=", 1)[0].split(".")) for item in overrides]
+
+    def place(location: Location) -> str:
+        names = tuple(map(str, location))
+        # A key that was given by an override stands in no file.
+        return "" if any(names[: len(key)] == key for key in stated) else line_of(found, location)
+
+    return validate(schema, apply_overrides(read_yaml(found), overrides), str(path), place)
+
+
+def line_of(path: Path, location: Location) -> str:
+    """Where the key at ``location``, or the nearest one around it, stands: the line, with the file where ``path`` extends it."""
+    deepest, place = 0, ""
+    for file in _files(path.resolve()):
+        depth, line = _depth_and_line(yaml.compose(file.read_text(encoding="utf-8"), _LOADER), location)
+        if depth > deepest:
+            deepest, place = depth, f"line {line}" if file == path.resolve() else f"{file.name}, line {line}"
+    return place
+
+
+def _depth_and_line(node: Any, location: Location) -> tuple[int, int]:
+    """How many parts of ``location`` there are in a file, from its root, and the line of the last of them."""
+    depth, line = 0, 0
+    for part in location:
+        if isinstance(node, yaml.MappingNode):
+            pairs = [pair for pair in node.value if pair[0].value == str(part)]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            pairs = [(node.value[part], node.value[part])]
+        else:
+            break
+        # Names of the members of a union stand in no file.
+        if pairs:
+            key, node = pairs[0]
+            depth, line = depth + 1, key.start_mark.line + 1
+    return depth, line
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """``path`` and what it extends, what wins first."""
+    yield path
+    bases = (yaml.load(path.read_text(encoding="utf-8"), _LOADER) or {}).get("extends", [])
+    for base in reversed([bases] if isinstance(bases, str) else bases):
+        yield from _files(_base(path, base).resolve())
 
 
 def to_dict(config: BaseModel) -> dict[str, Any]:
@@ -150,13 +205,37 @@ def digest(value: Any) -> str:
 def _explain(schema: type[BaseModel], item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        return f"key {where!r}: {item['msg']} (found {item['input']!r})" if where else str(item["msg"])
+        said = str(item["msg"]).removeprefix("Value error, ")
+        found = "" if isinstance(item["input"], (dict, list, tuple)) else f" (found {_shortened(repr(item['input']))})"
+        return f"key {where!r}: {said}{found}" if where else said
     known = _known_keys(schema)
-    near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or difflib.get_close_matches(
-        where.rsplit(".", 1)[-1], known, n=1, cutoff=0.5
-    )
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
+    beside = _keys_at(schema, item["loc"][:-1])
+    section, _, name = where.rpartition(".")
+    near = [f"{section}.{key}".strip(".") for key in difflib.get_close_matches(name, beside, n=1, cutoff=0.5)]
+    if not near and (not section or not beside):
+        near = difflib.get_close_matches(where, known, n=1, cutoff=0.5) or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(beside or known))}"
     return f"unknown key {where!r}; {hint}"
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
+
+
+def _keys_at(schema: Any, location: Location) -> list[str]:
+    """Keys of the section at ``location``; none where that cannot be told from the types."""
+    found = [schema]
+    for part in location:
+        fields = [each.model_fields for each in found if _is_section(each)]
+        named = [keys[str(part)].annotation for keys in fields if str(part) in keys]
+        # What a mapping or a list holds, and the members of a union.
+        found = named or [inner for each in found for inner in getattr(each, "__args__", ())]
+    inside = [each for outer in found for each in (outer, *getattr(outer, "__args__", ())) if _is_section(each)]
+    return [name for section in inside for name in section.model_fields]
+
+
+def _is_section(schema: Any) -> bool:
+    return isinstance(schema, type) and issubclass(schema, BaseModel)
 
 
 def _known_keys(schema: type[BaseModel], prefix: str = "") -> list[str]:

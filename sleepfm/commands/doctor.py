@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from collections import Counter
+from datetime import timedelta
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -16,32 +19,52 @@ from sleepfm.signals.scorings.text_counts import TextCounts
 if TYPE_CHECKING:
     from sleepfm.signals.doctor import Finding
 
+# Distinct signals, rules and texts that are shown of a folder.
+_SHOWN = 100
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm doctor``."""
     parser.add_argument("folder", metavar="DIR", help="folder or URL (s3://...) of EDF or BDF recordings, or one recording")
-    parser.add_argument("--cohort", default="auto", help="whose rules apply: a name or a YAML file (default auto)")
+    parser.add_argument(
+        "--cohort", default="auto", help="whose rules apply: a name, a YAML file, or a folder of them; default auto"
+    )
+    parser.add_argument("--sample", type=_positive, metavar="N", help="look at N of the recordings, the same ones each time")
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Report; exit status 1 where a recording or its scoring would be refused."""
-    from sleepfm.signals.cohorts.cohort import AUTO, load_cohort
-    from sleepfm.signals.doctor import examine_folder
+    from tqdm import tqdm
+
+    from sleepfm.signals.cohorts.cohort import load_rules
+    from sleepfm.signals.cohorts.identity import check_identity
+    from sleepfm.signals.doctor import examine_recordings, sample_of
+    from sleepfm.signals.examine import discover
     from sleepfm.signals.files import location
 
-    cohort = None if arguments.cohort == AUTO else load_cohort(arguments.cohort)
+    rules, root = load_rules(arguments.cohort), location(arguments.folder)
+    found = discover(root, rules)
+    check_identity(found, rules)
+    chosen = sample_of(found, arguments.sample)
     findings: list[Finding] = []
-    for finding in examine_folder(location(arguments.folder), cohort):
-        findings.append(finding)
-        if not arguments.json:
-            print("\n".join(_lines(finding)), flush=True)
+    workers = len(os.sched_getaffinity(0))
+    # On a terminal alone; the lines of the recordings pass above it.
+    with tqdm(total=len(chosen), desc="doctor", unit="recording", disable=None) as progress:
+        for finding in examine_recordings(chosen, root, rules, workers):
+            findings.append(finding)
+            if not arguments.json:
+                with progress.external_write_mode(sys.stdout):
+                    print("\n".join(_lines(finding)), flush=True)
+            progress.update()
     refused = sum(bool(finding.refused) for finding in findings)
     if arguments.json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=1, ensure_ascii=False))
     else:
         print("\n".join(["", *_summary(findings)]))
+        if len(chosen) < len(found):
+            print(f"a sample of {len(chosen)} of the {len(found)} recordings; the others were not looked at")
     return 1 if refused or any(finding.scoring_refused for finding in findings) else 0
 
 
@@ -77,8 +100,58 @@ def _summary(findings: list[Finding]) -> list[str]:
         for finding in usable:
             texts.merge(finding.texts)
         lines += [f"texts      {line}" for line in texts.lines()]
+        lines += _places(usable)
+    lines += _not_mapped(findings)
+    lines += _looked_for(findings)
     lines.append(f"{len(findings)} recordings: {len(usable)} usable, {len(findings) - len(usable)} would be quarantined")
     return lines
+
+
+def _places(findings: list[Finding]) -> list[str]:
+    """Where texts that are not understood stand first, the most frequent ones before others."""
+    texts: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for finding in findings:
+        for text, onset in finding.places.items():
+            texts[text] += finding.unclear.get(text, 0) + finding.ignored.get(text, 0)
+            first.setdefault(text, f"{finding.path} at {timedelta(seconds=round(onset))}")
+    lines = [f"texts      {text!r} {count}, first in {first[text]}" for text, count in texts.most_common(_SHOWN)]
+    return lines + ([f"texts      and {len(texts) - _SHOWN} more; --json has all"] if len(texts) > _SHOWN else [])
+
+
+def _not_mapped(findings: list[Finding]) -> list[str]:
+    """Signals that are part of no channel, and the rules that would map some of them."""
+    signals = Counter((item["label"], item["rate"], item["unit"]) for finding in findings for item in finding.unmapped)
+    if not signals:
+        return []
+    lines = ["not mapped                              rate   unit      recordings"]
+    for (label, rate, unit), count in sorted(signals.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]:
+        lines.append(f"           {label!r:<24} {rate:>7g} Hz   {unit or '-':<8} {count:>6} of {len(findings)}")
+    if len(signals) > _SHOWN:
+        lines.append(f"           and {len(signals) - _SHOWN} more; --json has all")
+    rules = Counter(item["rule"] for finding in findings for item in finding.unmapped if item["rule"])
+    if rules:
+        lines.append("rules      that would map them, if they are what they seem; below `channels:` in a cohort file of yours:")
+        for rule, count in rules.most_common(_SHOWN):
+            check = "; the header states no unit, check this one" if ", unit: " in rule else ""
+            lines.append(f"           {rule}  # {count} recordings{check}")
+    return lines
+
+
+def _looked_for(findings: list[Finding]) -> list[str]:
+    """What was looked for where no scoring was found, by cohort."""
+    examples = {finding.cohort: finding for finding in reversed(findings) if finding.looked_for}
+    return [
+        f"scorings   {name}: looked for {', '.join(finding.looked_for)} in the folder of {finding.path} and in those above it"
+        for name, finding in sorted(examples.items())
+    ]
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("at least 1")
+    return value
 
 
 def _lines(finding: Finding) -> list[str]:
@@ -99,6 +172,9 @@ def _lines(finding: Finding) -> list[str]:
     absent = [name for name in CHANNELS if finding.missing.get(name) == NO_LABEL]
     if absent:
         lines.append(f"  {'missing':<9} {', '.join(absent)}: {NO_LABEL}")
+    if finding.unmapped:
+        signals = (f"{item['label']!r} ({item['rate']:g} Hz, {item['unit'] or 'no unit'})" for item in finding.unmapped)
+        lines.append(f"  {'unmapped':<9} {', '.join(signals)}")
     if finding.cohort:
         scored = f"{finding.scoring}: {finding.scored_epochs} epochs scored, {finding.events} events"
         found = scored if finding.scoring else "none found"

@@ -25,7 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="a recording, a folder of recordings, or a data set")
     parser.add_argument("--model", required=True, metavar="URI", help="any model of the registry, or a package")
     parser.add_argument("--out", required=True, metavar="FILE.parquet")
-    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (a name or a YAML file)")
+    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
     parser.set_defaults(run=run)
 
 
@@ -151,7 +151,7 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     from sleepfm.data.record_labels import RecordLabels
     from sleepfm.inference.embed import embed, prepared_epochs, stored_epochs
     from sleepfm.inference.scorer import prepare_night
-    from sleepfm.signals.cohorts.cohort import load_cohort
+    from sleepfm.signals.cohorts.cohort import load_rules
     from sleepfm.signals.prepare import discover
     from sleepfm.signals.recording import read_recording
 
@@ -165,7 +165,7 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
             except SleepFMError as error:
                 yield error
         return
-    for path, header in discover(source, None if cohort == "auto" else load_cohort(cohort)).items():
+    for path, header in discover(source, load_rules(cohort)).items():
         try:
             night = prepare_night(read_recording(path, header), cohort)
             embedding = embed(encoder, prepared_epochs(night, encoder.channels, CHUNK))

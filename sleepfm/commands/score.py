@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sleepfm.errors import RecordingError, SleepFMError, UsageError
 from sleepfm.files import make_folder
 from sleepfm.output import Origin, check_free, whole_folder
-from sleepfm.signals.files import file_sha256, location
+from sleepfm.signals.files import file_sha256, is_file, location
 
 if TYPE_CHECKING:
     from sleepfm.inference.night_score import NightScore
@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; the champions by default",
     )
-    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (a name or a YAML file)")
+    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
     parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
     parser.set_defaults(run=run, several="recordings")
 
@@ -52,6 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("no recording stated; name EDF or BDF files")
     if arguments.scoring and len(recordings) > 1:
         raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
+    scoring = _scoring(arguments.scoring)
     from sleepfm.inference.scorer import Scorer, prepare_night
     from sleepfm.reports.night_files import write_night
     from sleepfm.signals.files import local_path
@@ -59,7 +60,6 @@ def run(arguments: argparse.Namespace) -> int:
     out = local_path(arguments.out, "--out")
     scorer = Scorer.load(models)
     make_folder(out)
-    scoring = location(arguments.scoring) if arguments.scoring else None
     written: dict[str, str] = {}
     refused = 0
     for number, path in enumerate(recordings, 1):
@@ -97,6 +97,20 @@ def _models_and_recordings(groups: list[list[str]], recordings: list[str]) -> tu
         for word in others:
             (models if word.startswith("models:") or Path(word).is_dir() else found).append(word)
     return models, [*found, *recordings]
+
+
+def _scoring(path: str | None) -> Path | None:
+    """The file of ``--scoring``. What is in it may be of no use, and the night is scored without; a name that is wrong is not."""
+    if path is None:
+        return None
+    found = location(path)
+    try:
+        there = is_file(found)
+    except OSError as error:
+        raise UsageError(f"--scoring {path}: cannot be read ({error.strerror or error})") from error
+    if not there:
+        raise UsageError(f"--scoring {path}: no such file")
+    return found
 
 
 def _origin(path: str) -> Origin:

@@ -23,7 +23,7 @@ from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import model_config
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.cohort import load_rules
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording
@@ -145,7 +145,7 @@ def score(
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
         model: registry address, package folder or module that :func:`sleepfm.load` gave, or several; the champions of
             ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea`` by default.
-        cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them.
+        cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them, a folder of files joins it.
 
     Raises:
         RecordingError, MontageError, SignalError: the recording cannot be used.
@@ -161,7 +161,7 @@ def prepare_night(
     recording: str | Path | Recording | mne.io.BaseRaw, cohort: str = "auto", scoring: Path | None = None
 ) -> PreparedRecording:
     """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
-    rules = None if cohort == "auto" else load_cohort(cohort)
+    rules = load_rules(cohort)
     if isinstance(recording, (str, Path)):
         recording = read_recording(recording)
     elif not isinstance(recording, Recording):

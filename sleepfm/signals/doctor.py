@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.errors import SignalError, SleepFMError
-from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.errors import RecordingError, SignalError, SleepFMError
+from sleepfm.signals.cohorts.cohort import Rules
 from sleepfm.signals.cohorts.identity import check_identity
+from sleepfm.signals.cohorts.proposals import unmapped
+from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.prepare import describe, make_channels
 from sleepfm.signals.recording import read_recording
+from sleepfm.signals.scorings.finder import looked_for
 from sleepfm.signals.scorings.labels import stage_labels
 from sleepfm.signals.scorings.text_counts import TextCounts
+from sleepfm.signals.scorings.vocabulary import is_beside_the_point
+
+# A process takes seconds to start, a recording less than one.
+_LEAST_EACH = 4
 
 
 @dataclass
 class Finding:
     """What the doctor says of one recording; ``refused`` is why it would be quarantined, or empty.
 
-    ``scoring_refused`` is why its scoring would not be used, ``unclear`` and ``ignored`` are texts of the scoring as in
-    :class:`sleepfm.signals.scorings.text_counts.TextCounts`.
+    ``unmapped`` are signals that are part of no channel, with the rule that would map each
+    (:mod:`sleepfm.signals.cohorts.proposals`). ``looked_for`` is where a scoring was looked for and not found,
+    ``scoring_refused`` why one would not be used; ``unclear`` and ``ignored`` are texts of the scoring as in
+    :class:`sleepfm.signals.scorings.text_counts.TextCounts`, and ``places`` the second at which those that are not understood
+    stand first.
     """
 
     path: str
@@ -38,16 +53,19 @@ class Finding:
     hours: float = 0.0
     epochs: int = 0
     signals: list[dict[str, Any]] = field(default_factory=list)
+    unmapped: list[dict[str, Any]] = field(default_factory=list)
     channels: dict[str, dict[str, Any]] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
     ambiguous: dict[str, str] = field(default_factory=dict)
     gaps: int = 0
     scoring: str = ""
+    looked_for: list[str] = field(default_factory=list)
     scored_epochs: int = 0
     events: int = 0
     scoring_refused: str = ""
     unclear: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
+    places: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -63,7 +81,7 @@ class Finding:
         return asdict(self)
 
 
-def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
+def examine_folder(root: Path, rules: Rules) -> Iterator[Finding]:
     """One :class:`Finding` a recording below ``root``, in order.
 
     Headers, scorings and the samples of all channels are read.
@@ -72,18 +90,49 @@ def examine_folder(root: Path, cohort: Cohort | None) -> Iterator[Finding]:
         RecordingError: no such folder, or no recording in it.
         ConfigError: the cohort's identity pattern fits no recording.
     """
-    recordings = discover(root, cohort)
-    check_identity(recordings, cohort)
-    for path, header in recordings.items():
-        finding = Finding(str(path))
+    recordings = discover(root, rules)
+    check_identity(recordings, rules)
+    return examine_recordings(recordings, root, rules)
+
+
+def sample_of(recordings: Mapping[Path, EdfHeader | None], count: int | None) -> dict[Path, EdfHeader | None]:
+    """``count`` of the recordings, the same ones each time, in order; all without a count."""
+    chosen = list(recordings) if count is None else random.Random(0).sample(list(recordings), min(count, len(recordings)))
+    return {path: recordings[path] for path in sorted(chosen)}
+
+
+def examine_recordings(
+    recordings: Mapping[Path, EdfHeader | None], root: Path, rules: Rules, workers: int = 1
+) -> Iterator[Finding]:
+    """One :class:`Finding` a recording, in order, by ``workers`` processes.
+
+    Raises:
+        RecordingError: a process was ended, as the system does where memory is short.
+    """
+    below = root if is_folder(root) else None
+    look = partial(_look, root=below, rules=rules)
+    workers = min(workers, len(recordings) // _LEAST_EACH)
+    if workers < 2:
+        yield from map(look, recordings, recordings.values())
+        return
+    # Forked processes would inherit the threads of libraries in whatever state these are.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
-            examination = examine(read_recording(path, header), cohort, root if is_folder(root) else None)
-            _fill(finding, examination)
-            require_channels(examination)
-            _read_signals(finding, examination)
-        except SleepFMError as error:
-            finding.refused = str(error)
-        yield finding
+            yield from pool.map(look, recordings, recordings.values())
+        except BrokenProcessPool as error:
+            raise RecordingError(f"{root}: a process that was reading it was ended, maybe for want of memory") from error
+
+
+def _look(path: Path, header: EdfHeader | None, root: Path | None, rules: Rules) -> Finding:
+    finding = Finding(str(path))
+    try:
+        examination = examine(read_recording(path, header), rules, root)
+        _fill(finding, examination)
+        require_channels(examination)
+        _read_signals(finding, examination)
+    except SleepFMError as error:
+        finding.refused = str(error)
+    return finding
 
 
 def _fill(finding: Finding, examination: Examination) -> None:
@@ -96,17 +145,25 @@ def _fill(finding: Finding, examination: Examination) -> None:
     finding.epochs = examination.n_epochs
     finding.signals = [{"label": s.label, "unit": s.unit, "rate": s.rate} for s in recording.signals]
     montage = examination.montage
+    left = unmapped(recording, montage, examination.cohort.minimum_rate)
+    finding.unmapped = [asdict(signal) for signal in left]
     finding.channels = {name: derivation.describe() for name, derivation in montage.channels.items()}
     finding.missing, finding.ambiguous = montage.missing, montage.ambiguous
     finding.gaps = len(recording.gaps)
     finding.warnings = list(recording.warnings)
     finding.scoring_refused = examination.scoring_refused
+    if scoring is None and not examination.scoring_refused:
+        finding.looked_for = looked_for(recording.path, examination.cohort)
     if scoring is not None:
         finding.scoring = scoring.source
         finding.scored_epochs = int((stage_labels(scoring, examination.n_epochs) >= 0).sum())
         finding.events = len(scoring.events)
         finding.unclear = dict(Counter(event.type for event in scoring.unclear))
         finding.ignored = dict(scoring.ignored)
+        strange = (event for event in (*scoring.unclear, *scoring.others) if not is_beside_the_point(event.type))
+        for event in sorted(strange, key=lambda event: event.onset):
+            if event.type in finding.unclear or event.type in finding.ignored:
+                finding.places.setdefault(event.type, event.onset)
         finding.warnings += scoring.warnings
     if recording.duration % EPOCH_SECONDS > 1.0:
         finding.warnings.append(f"the last {recording.duration % EPOCH_SECONDS:.1f} s are less than an epoch; cut")

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.errors import AnnotationError, MontageError, RecordingError, StageTextError
-from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort, recognise_cohort
+from sleepfm.errors import AnnotationError, MontageError, RecordingError
+from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort, Rules, recognise_cohort
 from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.edf.header import EdfHeader
@@ -20,7 +20,7 @@ from sleepfm.signals.scorings.edf_plus import from_annotations
 from sleepfm.signals.scorings.finder import find_scoring
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
-from sleepfm.signals.scorings.scoring import Scoring
+from sleepfm.signals.scorings.scoring import Scoring, ScoringUse
 from sleepfm.signals.scorings.vocabulary import fold
 
 _SUFFIXES = (".edf", ".bdf")
@@ -34,7 +34,10 @@ _THREADS = 16
 
 @dataclass(frozen=True)
 class Examination:
-    """What is known of a recording before a sample is read; ``scoring_refused`` is why its scoring is not used, or empty."""
+    """What is known of a recording before a sample is read; ``scoring_refused`` is why its scoring is not used, or empty.
+
+    ``scoring_file`` is the file that was found for it, used or not.
+    """
 
     recording: Recording
     cohort: Cohort
@@ -43,9 +46,10 @@ class Examination:
     scoring: Scoring | None
     n_epochs: int
     scoring_refused: str = ""
+    scoring_file: Path | None = None
 
 
-def discover(root: str | Path, cohort: Cohort | None = None) -> dict[Path, EdfHeader | None]:
+def discover(root: str | Path, cohort: Rules = None) -> dict[Path, EdfHeader | None]:
     """Recordings (EDF and BDF) at or below ``root``, sorted, each with its header where that was read on the way.
 
     A file of annotations alone is no recording; it is listed only if it scores none of those found, so that
@@ -91,19 +95,24 @@ def discover(root: str | Path, cohort: Cohort | None = None) -> dict[Path, EdfHe
 
 
 def examine(
-    path: Path | Recording, cohort: Cohort | None = None, root: Path | None = None, scoring: Path | None = None
+    path: Path | Recording,
+    cohort: Rules = None,
+    root: Path | None = None,
+    scoring: Path | None = None,
+    use: ScoringUse = "if_valid",
 ) -> Examination:
     """Everything about a recording but its samples: cohort, montage, scoring; no channel is required yet.
 
     Args:
         path: file, or a recording that is open already.
-        cohort: its rules, or None to recognise them.
+        cohort: its rules, or None to recognise them, or cohorts to recognise it among.
         root: folder below which the scoring may be.
         scoring: the scoring file; by default it is looked for, and then in the recording's own annotations.
+        use: whether the recording is refused with a scoring that cannot be used, or without one (``require``).
 
     Raises:
         RecordingError: unreadable, annotations alone, or shorter than an epoch.
-        AnnotationError: a scoring that cannot be read or belongs to another recording.
+        AnnotationError: a scoring is required, and there is none, or it cannot be read or belongs to another recording.
     """
     recording = path if isinstance(path, Recording) else read_recording(path)
     name = recording.name
@@ -119,28 +128,19 @@ def examine(
     n_epochs = int((recording.duration + 1e-6) // EPOCH_SECONDS)
     if n_epochs < 1:
         raise RecordingError(f"{name}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")
-    cohort = cohort or recognise_cohort(name, (signal.label for signal in recording.signals))
-    found = scoring or find_scoring(recording.path, root, cohort, recording.header, recording.names_below)
-    scored, refused = None, ""
-    try:
-        if found is not None:
-            scored = read_scoring(found, recording.start, recording.duration, recording.names_below)
-        else:
-            scored = from_annotations(recording.annotations, "annotations of the recording")
-    except StageTextError as error:
-        refused = str(error)
-    if scored is not None and _names(cohort.scoring.stages_wrong, recording):
-        scored, refused = (
-            None,
-            f"{name}: the stages of this scoring are documented to be wrong (cohort {cohort.name}); it is not used",
-        )
-    if scored is not None and _names(cohort.scoring.events_lost, recording):
-        lost = f"the events of this scoring are documented to be lost (cohort {cohort.name}); they count as not scored"
-        scored = replace(scored, events=(), unclear=(), has_events=False, warnings=(*scored.warnings, lost))
-    elif scored is not None:
-        scored = _without_unreliable(_with_own_events(scored, cohort.scoring.events), cohort)
-    if scored is not None:
-        scored = reconcile(scored, recording.duration, cohort.scoring.longer, name)
+    cohort = recognise_cohort(name, (signal.label for signal in recording.signals), cohort)
+    found, scored, refused = scoring, None, ""
+    if use != "ignore":
+        try:
+            found = scoring or find_scoring(recording.path, root, cohort, recording.header, recording.names_below)
+            scored = _read_scoring(recording, cohort, found)
+            if scored is None and use == "require":
+                raise AnnotationError(f"{name}: {_none_found(cohort)}, and a scoring is required")
+        except (AnnotationError, RecordingError) as error:
+            # A damaged EDF+ hypnogram is a recording that cannot be read.
+            if use == "require":
+                raise
+            refused = str(error)
     return Examination(
         recording=recording,
         cohort=cohort,
@@ -149,7 +149,38 @@ def examine(
         scoring=scored,
         n_epochs=n_epochs,
         scoring_refused=refused,
+        scoring_file=found,
     )
+
+
+def _none_found(cohort: Cohort) -> str:
+    patterns = [*cohort.scoring.files, *([cohort.scoring.same_header] if cohort.scoring.same_header else [])]
+    return f"no scoring was found (cohort {cohort.name} looks for {', '.join(patterns) or 'none beside the recording'})"
+
+
+def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None) -> Scoring | None:
+    """The scoring in ``found`` or in the recording itself, brought to its length, with what the cohort knows of it.
+
+    Raises:
+        AnnotationError, RecordingError: it cannot be used.
+    """
+    name = recording.name
+    if found is not None:
+        scored: Scoring | None = read_scoring(found, recording.start, recording.duration, recording.names_below)
+    else:
+        scored = from_annotations(recording.annotations, "annotations of the recording")
+    if scored is None:
+        return None
+    if _names(cohort.scoring.stages_wrong, recording):
+        raise AnnotationError(
+            f"{name}: the stages of this scoring are documented to be wrong (cohort {cohort.name}); it is not used"
+        )
+    if _names(cohort.scoring.events_lost, recording):
+        lost = f"the events of this scoring are documented to be lost (cohort {cohort.name}); they count as not scored"
+        scored = replace(scored, events=(), unclear=(), untimed=(), has_events=False, warnings=(*scored.warnings, lost))
+    else:
+        scored = _without_unreliable(_with_own_events(scored, cohort.scoring.events), cohort)
+    return reconcile(scored, recording.duration, cohort.scoring.longer, name)
 
 
 def require_channels(examination: Examination, require: Sequence[str] = ()) -> None:
@@ -214,14 +245,12 @@ def _header_of_small(path: Path) -> EdfHeader | None:
         return None
 
 
-def _scoring_of(path: Path, header: EdfHeader | None, root: Path, cohort: Cohort | None) -> tuple[EdfHeader | None, Path | None]:
+def _scoring_of(path: Path, header: EdfHeader | None, root: Path, rules: Rules) -> tuple[EdfHeader | None, Path | None]:
     """The header, read where the search needs it, and the scoring of a recording."""
     try:
-        if header is None and (cohort is None or cohort.scoring.same_header):
+        if header is None and (not isinstance(rules, Cohort) or rules.scoring.same_header):
             header = read_edf_header(path)
-        if cohort is None:
-            assert header is not None
-            cohort = recognise_cohort(str(path), (signal.label for signal in header.ordinary))
+        cohort = recognise_cohort(str(path), (signal.label for signal in header.ordinary) if header else (), rules)
         return header, find_scoring(path, root, cohort, header)
     except (RecordingError, AnnotationError):
         # Examining the recording says why; the others go on.

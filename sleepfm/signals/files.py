@@ -8,6 +8,8 @@ file, so that memory holds one range whatever the size of the file, and decoding
 from __future__ import annotations
 
 import hashlib
+import itertools
+import math
 import os
 import re
 import stat
@@ -23,6 +25,9 @@ from sleepfm.errors import ConfigError, UsageError
 _URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _RANGE_BYTES = 1 << 22
+# Characters of which a glob pattern takes one, without ranges and complements.
+_CLASS = re.compile(r"\[([^\]!-][^\]-]*)\]")
+_MOST_NAMES = 16
 # Packages behind the protocols in common use, where fsspec's own message would leave the reader to look them up.
 _EXTRAS = {"s3": "'sleepfm[s3]'", "s3a": "'sleepfm[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 
@@ -164,12 +169,25 @@ def list_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
 def matching_files(folder: Path, pattern: str) -> list[Path]:
     """Files that the glob ``pattern``, relative to ``folder``, matches, sorted. Raises :class:`OSError`."""
     if not is_remote(folder):
+        # A folder of thousands is not listed for each of its files where a few names are all that can match.
+        if (names := _names(pattern)) is not None:
+            found = {os.stat(folder / name).st_ino: folder / name for name in names if os.path.isfile(folder / name)}
+            return sorted(found.values())
         return sorted(path for path in folder.glob(pattern) if path.is_file())
     with _answering(folder):
         if not re.search(r"[*?\[]", pattern):
             path = folder / pattern
             return [path] if path.is_file() else []
         return sorted(path for path in folder.glob(pattern) if path.is_file())
+
+
+def _names(pattern: str) -> list[str] | None:
+    """All names that a glob pattern matches, where these are few: its only wild cards are characters in brackets."""
+    parts = _CLASS.split(pattern)
+    if any(re.search(r"[*?\[]", literal) for literal in parts[::2]) or math.prod(map(len, parts[1::2])) > _MOST_NAMES:
+        return None
+    choices = [part if number % 2 else (part,) for number, part in enumerate(parts)]
+    return sorted({"".join(chosen) for chosen in itertools.product(*choices)})
 
 
 def relative_name(path: Path, root: Path) -> str:

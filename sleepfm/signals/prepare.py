@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
-from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, rules_digest
+from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, Rules, rules_digest
 from sleepfm.signals.cohorts.montage import Derivation, derive
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import location
@@ -22,7 +22,7 @@ from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
 from sleepfm.signals.recording import Recording
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, EventRule, event_labels, stage_labels
-from sleepfm.signals.scorings.scoring import Event
+from sleepfm.signals.scorings.scoring import Event, ScoringUse
 
 __all__ = ["PROCESSING_VERSION", "PreparedRecording", "RecordingDescription", "discover", "prepare", "prepare_in_turn"]
 
@@ -44,6 +44,7 @@ class RecordingDescription:
         events: those that are understood; ``unclear`` respiratory ones that are not, with their text as type.
         labels: apnea, hypopnea, desaturation, arousal: [n_epochs] 0 or 1, -1 if events were not scored or not understood.
         provenance: every decision made, in JSON types.
+        scoring_file: what was found to score it, used or not.
     """
 
     record: str
@@ -60,6 +61,7 @@ class RecordingDescription:
     labels: dict[str, NDArray[np.int8]]
     provenance: dict[str, Any] = field(default_factory=dict)
     unclear: tuple[Event, ...] = ()
+    scoring_file: Path | None = None
 
 
 @dataclass(kw_only=True)
@@ -80,42 +82,44 @@ Channels = Iterator[tuple[str, NDArray[np.float32]]]
 
 def prepare(
     path: str | Path | Recording,
-    cohort: Cohort | None = None,
+    cohort: Rules = None,
     root: Path | None = None,
     scoring: Path | None = None,
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
+    use: ScoringUse = "if_valid",
 ) -> PreparedRecording:
     """Read, harmonise, filter, scale and label one recording.
 
     Args:
         path: file, or a recording that is open already.
-        cohort, root, scoring: as for :func:`sleepfm.signals.examine.examine`.
+        cohort, root, scoring, use: as for :func:`sleepfm.signals.examine.examine`.
         require: canonical channels without which the recording is refused.
         rule: how events label epochs.
 
     Raises:
         RecordingError, MontageError, AnnotationError, SignalError: the recording cannot be used, and why.
     """
-    description, channels = prepare_in_turn(path, cohort, root, scoring, require, rule)
+    description, channels = prepare_in_turn(path, cohort, root, scoring, require, rule, use)
     made = dict(channels)
     return PreparedRecording(**vars(description), channels={name: made[name] for name in CHANNELS if name in made})
 
 
 def prepare_in_turn(
     path: str | Path | Recording,
-    cohort: Cohort | None = None,
+    cohort: Rules = None,
     root: Path | None = None,
     scoring: Path | None = None,
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
+    use: ScoringUse = "if_valid",
 ) -> tuple[RecordingDescription, Channels]:
     """:func:`prepare` for who keeps something smaller of each channel: not all are in memory as float32 at once.
 
     The description is whole, and the last reason to refuse the recording is raised, once all channels have passed. Those
     whose polarity is decided together come last.
     """
-    examination = examine(path if isinstance(path, Recording) else location(path), cohort, root, scoring)
+    examination = examine(path if isinstance(path, Recording) else location(path), cohort, root, scoring, use)
     require_channels(examination, require)
     description = describe(examination, rule)
     return description, _required(examination, description, require)
@@ -149,6 +153,7 @@ def describe(examination: Examination, rule: EventRule = "overlap") -> Recording
         labels={name: event_labels(scored, n_epochs, types, rule) for name, types in LABEL_EVENTS.items()},
         provenance=_provenance(examination, rule),
         unclear=scored.unclear if scored else (),
+        scoring_file=examination.scoring_file,
     )
 
 

@@ -41,20 +41,22 @@ class PretrainStage:
         self.dataset = Dataset.open(config.data.path)
         self.dataset_digest = self.dataset.digest
         self.validation_items = config.data.validation_items
-        self._monitor = Monitor(self.dataset, tuple(module.channels), config.monitor, config.train.seed)
+        self._monitor = (
+            None if config.monitor == "none" else Monitor(self.dataset, tuple(module.channels), config.monitor, config.train.seed)
+        )
 
     @property
     def name(self) -> str:
         raise NotImplementedError
 
     def validate(self, module: nn.Module) -> dict[str, float]:
-        """Probes of the frozen encoder from ``label`` to ``val``."""
-        return self._monitor(module)
+        """Probes of the frozen encoder from ``label`` to ``val``, none without a monitor."""
+        return self._monitor(module) if self._monitor else {}
 
     def measure(self, metric: str) -> dict[str, Any]:
         """Epochs and seed of the probes; of the loss also the items that are contrasted at once, and what is to be predicted."""
         train = self.config.train
-        if metric.removeprefix("val/").startswith(("probe_", "knn_")):
+        if self.config.monitor != "none" and metric.removeprefix("val/").startswith(("probe_", "knn_")):
             return to_dict(self.config.monitor) | {"seed": train.seed}
         contrasted = train.global_batch // train.accumulation
         return {"items": self.validation_items, "seed": train.seed, "contrasted": contrasted, "parents": list(self.parents)}

@@ -37,7 +37,7 @@ class Monitor:
     """Logistic regression and k nearest neighbours on the embeddings of fixed epochs.
 
     Raises:
-        DatasetError: a split is empty, or holds labels of one class only.
+        DatasetError: a split is empty or unlabelled, or holds labels of one class only.
     """
 
     def __init__(self, dataset: Dataset, channels: tuple[str, ...], config: MonitorConfig, seed: int) -> None:
@@ -52,15 +52,21 @@ class Monitor:
         task = self._config.task
         # Shuffled over as many shards as hold more subjects than a probe needs: over the whole split, unless it is large.
         reading = Reading(seed, min(len(dataset.shard_paths), SHARDS), read_ahead=False)
-        return SequenceStream(
-            dataset,
-            split,
-            channels,
-            reading=reading,
-            labels=(task,),
-            target=task,
-            labelled_only=True,
-        )
+        try:
+            return SequenceStream(
+                dataset,
+                split,
+                channels,
+                reading=reading,
+                labels=(task,),
+                target=task,
+                labelled_only=True,
+            )
+        except DatasetError as error:
+            raise DatasetError(
+                f"{error}. The encoder is probed for {task!r} while it is trained, which needs labels in `label` and `val`; "
+                "train without: monitor=none registry.metric=val/loss registry.mode=min"
+            ) from error
 
     @torch.inference_mode()
     def __call__(self, module: Any) -> dict[str, float]:

@@ -89,7 +89,8 @@ class PretrainConfig(RunConfig):
     """Address of the pretrained model whose embeddings the context learns from."""
     cache: LocalFolder = "runs/cache/embeddings"
     """Where those embeddings are kept."""
-    monitor: MonitorConfig = MonitorConfig()
+    monitor: MonitorConfig | Literal["none"] = MonitorConfig()
+    """What the encoder is probed for while it is trained; ``none`` needs no label, and the loss then selects the weights."""
 
     @model_validator(mode="after")
     def _encoders_fit_the_model(self) -> PretrainConfig:
@@ -103,6 +104,15 @@ class PretrainConfig(RunConfig):
         if kind.encoder != bool(self.encoder):
             takers = " or ".join(name for name, other in STAGES.items() if other.encoder)
             raise ValueError(f"encoder: a model of kind {takers}, and no other, needs its address; found {self.encoder!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _something_selects(self) -> PretrainConfig:
+        if self.monitor == "none" and self.registry.metric.removeprefix("val/").startswith(("probe_", "knn_")):
+            raise ValueError(
+                f"monitor: none gives no {self.registry.metric}, by which registry.metric selects the weights; "
+                "set registry.metric=val/loss and registry.mode=min"
+            )
         return self
 
     @model_validator(mode="after")

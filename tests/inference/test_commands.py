@@ -86,10 +86,12 @@ def test_models_and_recordings_stand_in_any_order(downstream_packages, recording
 def test_command_names_what_is_wrong(downstream_packages, recordings, tmp_path, capsys):
     call = arguments(downstream_packages, tmp_path, recordings[0], recordings[1])
     assert main([*call, "--scoring", "x.xml"]) == 2
+    assert main([*arguments(downstream_packages, tmp_path, recordings[0]), "--scoring", str(tmp_path / "x.xml")]) == 2
     assert main(["score", str(recordings[0]), "--model", "models:/none@champion", "--out", str(tmp_path)]) == 1
     assert main(arguments(downstream_packages, tmp_path, recordings[0], recordings[0])) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 3 and "--scoring" in errors[0] and "Traceback" not in "".join(errors)
+    assert len(errors) == 4 and "--scoring" in errors[0] and "x.xml: no such file" in errors[1]
+    assert "Traceback" not in "".join(errors)
 
 
 @pytest.mark.parametrize("name", ["nox-a1/subject1.edf", "sleep-edf/short_psg.edf"])

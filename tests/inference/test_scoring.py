@@ -163,6 +163,11 @@ def test_a_scoring_that_cannot_be_used_does_not_stop_the_models_and_is_told(scor
     score = scorer.score(prepare_night(recordings[0], scoring=path))
     assert (score.stages >= 0).all()
     assert any("'ZZ'" in warning and "not compared with its human scoring" in warning for warning in score.warnings)
+    other = "onset,duration,stage\n90000,30,W\n"
+    for content, reason in (("<PSGAnnotation", "not well-formed"), (other, "belongs to another night")):
+        path.write_text(content)
+        score = scorer.score(prepare_night(recordings[0], scoring=path))
+        assert (score.stages >= 0).all() and any(reason in warning for warning in score.warnings)
 
 
 def test_texts_and_repairs_of_a_recording_are_told_beside_its_score(scorer, recordings, tmp_path):

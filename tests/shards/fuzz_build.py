@@ -235,7 +235,11 @@ def main() -> None:
                 reasons.add(refusal["reason"])
                 if len(refusal["reason"]) < 10 or not refusal["reason"].isprintable() or str(folder) in refusal["reason"]:
                     faults.append(f"case {number}: reason {refusal['reason']!r}")
-            results["converted"] += len(sidecar["records"])
+            for record in sidecar["records"]:
+                unscored = record["provenance"]["scoring_refused"]
+                results["unscored" if unscored else "converted"] += 1
+                if unscored and (len(unscored) < 10 or str(folder) in unscored):
+                    faults.append(f"case {number}: scoring not used {unscored!r}")
         except BaseException as error:
             faults.append(f"case {number}: {error!r}")
         finally:

@@ -16,7 +16,7 @@ from shards.build_config import identity, load_build_config
 from shards.plan import read_plan
 from shards.stale import stale_shards
 from sleepfm.data.dataset import Dataset
-from sleepfm.signals.cohorts.cohort import load_cohort, rules_digest
+from sleepfm.signals.cohorts.cohort import _load, load_cohort, rules_digest
 
 RELEASED = Path(__file__).parents[1] / "released" / "0.1.0"
 
@@ -52,13 +52,13 @@ def test_prose_changes_nothing_and_rules_are_rebuilt_where_that_is_asked_for(coh
     assert run(["build", cohort, out, "--cohort", rules, "recordings=3"]).returncode == 0
     before = digests(out)
     # Other prose, another way to recognise it, in another place.
-    load_cohort.cache_clear()
+    _load.cache_clear()
     moved = tmp_path / "moved.yaml"
     moved.write_text("extends: shhs1.yaml\nname: mine\nsource: a better note\nrecognise: {name: ^x}\n")
     assert run(["build", cohort, out, "--cohort", moved, "recordings=3"]).returncode == 0
     assert digests(out) == before
 
-    load_cohort.cache_clear()
+    _load.cache_clear()
     moved.write_text("extends: shhs1.yaml\nname: mine\nsource: a note\nfilters: {ECG: {low: 5, high: 30}}\n")
     refused = run(["build", cohort, out, "--cohort", moved, "recordings=3"])
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1

@@ -250,14 +250,14 @@ def test_the_hypnogram_that_belongs_to_a_night_of_sleep_edf(tmp_path, shared_dat
         find_scoring(tmp_path / "SC4001E0-PSG.edf", None, cohort)
 
 
-def test_two_scorings_of_one_recording_refuse_it_and_not_the_folder(tmp_path, shared_data):
+def test_two_scorings_of_one_recording_leave_it_unscored(tmp_path, shared_data):
     folder = shared_data / "sleep-edf"
     (tmp_path / "SC4001E0-PSG.edf").write_bytes((folder / "short_psg.edf").read_bytes())
     for name in ("SC4001EC-Hypnogram.edf", "SC4001EH-Hypnogram.edf"):
         (tmp_path / name).write_bytes((folder / "SC4001EC-Hypnogram.edf").read_bytes())
     signals = [Made(label, noise(6000, n), 100) for n, label in enumerate(["EEG Fpz-Cz", "EEG Pz-Oz", "EOG horizontal"])]
     write_edf(tmp_path / "SC4011E0-PSG.edf", signals)
-    found = {Path(finding.path).name: finding.refused for finding in examine_folder(tmp_path, None)}
+    found = {Path(finding.path).name: finding.scoring_refused for finding in examine_folder(tmp_path, None)}
     assert "several scorings fit" in found["SC4001E0-PSG.edf"]
     assert found["SC4011E0-PSG.edf"] == ""
 

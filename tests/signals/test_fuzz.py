@@ -16,7 +16,9 @@ PROGRAM = Path(__file__).with_name("fuzzing.py")
 def fuzz(folder: Path, seed: int, first: int, last: int) -> dict:
     folder.mkdir()
     environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(PROGRAM.parents[2]), environment.get("PYTHONPATH", "")])
+    environment["PYTHONPATH"] = os.pathsep.join(
+        [str(PROGRAM.parents[2]), str(PROGRAM.parents[1]), environment.get("PYTHONPATH", "")]
+    )
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(seed), str(first), str(last)],
         cwd=folder, env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL,

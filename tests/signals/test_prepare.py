@@ -87,10 +87,18 @@ def test_a_scoring_of_another_night_is_refused(tree, tmp_path):
     edf = chin_and_eeg(tmp_path)
     xml = next(tree.rglob("*200001-nsrr.xml"))
     with pytest.raises(AnnotationError, match=r"1710\.0 s \(57\.0 epochs\) longer"):
-        prepare(edf, scoring=xml)
+        prepare(edf, scoring=xml, use="require")
+    night = prepare(edf, scoring=xml)
+    assert "(57.0 epochs) longer" in night.provenance["scoring_refused"] and (night.stage == -1).all() and night.channels
+    assert all((labels == -1).all() for labels in night.labels.values())
+    assert prepare(edf, scoring=xml, use="ignore").provenance["scoring_refused"] == ""
     (tmp_path / "a-nsrr.xml").write_text("<PSGAnnotation/>", encoding="utf-8")
     with pytest.raises(AnnotationError, match="without a single stage"):
-        prepare(edf)
+        prepare(edf, use="require")
+    assert "without a single stage" in prepare(edf).provenance["scoring_refused"]
+    (tmp_path / "a-nsrr.xml").unlink()
+    with pytest.raises(AnnotationError, match=r"no scoring was found \(cohort generic looks for \{stem\}-nsrr.xml, "):
+        prepare(edf, use="require")
 
 
 def test_channels_in_turn_are_those_of_the_whole_and_live_no_longer_than_needed(tree):
@@ -120,7 +128,7 @@ def test_names_are_relative_to_a_folder_from_the_start(tree, tmp_path):
     assert str(tmp_path) not in json.dumps(provenance)
     (folder / "shhs1-200001-nsrr.xml").write_text("<a", encoding="utf-8")
     with pytest.raises(AnnotationError, match=r"^nights/shhs1-200001-nsrr\.xml: not well-formed"):
-        prepare(recording)
+        prepare(recording, use="require")
     with pytest.raises(MontageError, match=r"^nights/shhs1-200001\.edf: no canonical channel by the rules"):
         prepare(recording, load_cohort("sleep-edf"), scoring=next(tree.rglob("*200001-nsrr.xml")))
     (folder / "broken.edf").write_bytes(b"no recording" * 30)
@@ -195,7 +203,11 @@ def test_nox(shared_data):
     night = prepare(shared_data / "nox-a1" / "subject1.edf")
     assert night.n_epochs == 4 and list(night.channels) == list(CHANNELS) and night.provenance["scoring"] is None
     with pytest.raises(AnnotationError, match="another night"):
-        prepare(shared_data / "nox-a1" / "subject1.edf", scoring=shared_data / "nox-a1" / "noxturnal_events_example_unicode.csv")
+        prepare(
+            shared_data / "nox-a1" / "subject1.edf",
+            scoring=shared_data / "nox-a1" / "noxturnal_events_example_unicode.csv",
+            use="require",
+        )
 
 
 def test_every_awkward_file_is_refused_with_a_reason(shared_data):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -384,7 +385,11 @@ def test_the_doctor_reports_every_text_with_its_count(tmp_path, capsys):
     night(tmp_path, scoring=table(NAMES | {0: "SW"}), name="night.csv")
     assert main(["doctor", str(tmp_path)]) == 1
     text = capsys.readouterr().out
-    assert "NOT USED" in text and "'SW' (5)" in text and "1 usable, 0 would be quarantined" in text
+    assert (
+        "NOT USED" in text
+        and f"'SW' (5), first at {timedelta(seconds=30 * STAGES.index(0))};" in text
+        and "1 usable, 0 would be quarantined" in text
+    )
 
 
 def test_the_order_of_rows_changes_nothing(tmp_path):

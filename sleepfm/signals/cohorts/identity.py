@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleepfm.errors import ConfigError
-from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort
+from sleepfm.signals.cohorts.cohort import Cohort, Rules, cohort_names, load_cohort
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
@@ -40,9 +40,9 @@ def identify(path: Path, cohort: Cohort) -> Identity:
     )
 
 
-def check_identity(paths: Iterable[Path], cohort: Cohort | None) -> None:
+def check_identity(paths: Iterable[Path], cohort: Rules) -> None:
     """Raises :class:`ConfigError` where the identity pattern that somebody wrote for these recordings fits none of them."""
-    if cohort is None or not cohort.identity.pattern:
+    if not isinstance(cohort, Cohort) or not cohort.identity.pattern:
         return
     # The rules that are shipped are used for recordings of other names too.
     if cohort.identity.pattern in {load_cohort(name).identity.pattern for name in cohort_names()}:

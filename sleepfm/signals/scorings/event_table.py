@@ -21,7 +21,7 @@ import numpy as np
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
+from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows, stands_as_stage
 from sleepfm.signals.scorings.scoring import Scoring
 from sleepfm.signals.scorings.stage_texts import NUMBER, number_reader, refuse_unknown
 from sleepfm.signals.scorings.table_columns import Columns, delimiter_of, find_titles
@@ -85,13 +85,9 @@ def _timed(
     for number, row in cells:
         text, is_stage = _text_of(row, columns, f"{path}: row {number}")
         where = f"{path}: row {number} ({text[:40]!r})"
-        onset = times.onset(row[columns.begin], where)
-        lasts: float | None = None
-        if columns.duration is not None and not _missing(row, columns.duration):
-            lasts = times.length(row[columns.duration], where)
-        elif columns.end is not None and not _missing(row, columns.end):
-            lasts = times.onset(row[columns.end], where) - onset
-        if lasts is not None and not lasts >= 0:
+        staged = is_stage or stands_as_stage(text)
+        onset, lasts = _times_of(row, columns, times, where, staged)
+        if lasts is not None and not lasts >= 0 and staged:
             raise AnnotationError(f"{where}: duration is {lasts:g} s")
         rows.append(Row(onset, lasts, text, "stage" if is_stage else ""))
         if (
@@ -104,9 +100,27 @@ def _timed(
     if columns.duration is None and columns.end is None:
         _refuse_short_steps(stages, path)
     _refuse_events_in_place_of_epochs(doubtful, stages, path)
-    in_time = [row.text for row in sorted(rows, key=lambda row: row.onset)]
+    in_time = [row.text for row in sorted((row for row in rows if not np.isnan(row.onset)), key=lambda row: row.onset)]
     stage = number_reader(in_time, epoch_stage_of if columns.name is None else stage_of, {}, path)
     return scoring_of_rows(rows, f"event table {path.name}", str(path), stage=stage, warnings=times.warnings)
+
+
+def _times_of(row: Sequence[str], columns: Columns, times: TableTimes, where: str, staged: bool) -> tuple[float, float | None]:
+    """Onset and duration, None without one; of an event nan for what cannot be read. Raises :class:`AnnotationError`."""
+    assert columns.begin is not None
+    onset: float = np.nan
+    try:
+        onset = times.onset(row[columns.begin], where)
+        if columns.duration is not None and not _missing(row, columns.duration):
+            return onset, times.length(row[columns.duration], where)
+        if columns.end is not None and not _missing(row, columns.end):
+            return onset, times.onset(row[columns.end], where) - onset
+    except AnnotationError:
+        # Without a text nobody knows what the row is.
+        if staged or not row[columns.name if columns.name is not None else 0].strip():
+            raise
+        return onset, np.nan
+    return onset, None
 
 
 def _text_of(row: Sequence[str], columns: Columns, where: str) -> tuple[str, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from sleepfm.errors import AnnotationError
@@ -20,8 +21,9 @@ def find_scoring(
 ) -> Path | None:
     """The scoring file of the recording ``edf`` by the cohort's patterns, or None.
 
-    Each pattern is tried in the recording's folder; one that names a folder of scorings also in those above it, up to ``root`` and
-    at least where NSRR keeps its annotations. A file alone in a folder above may be of another recording of this name.
+    Each pattern is tried in the recording's folder; one that names a folder of scorings also in those above it, up to
+    ``root`` and at least where NSRR keeps its annotations. A file alone in a folder above may be of another recording of
+    this name.
 
     Args:
         header: of the recording, where it was read before.
@@ -31,22 +33,32 @@ def find_scoring(
         AnnotationError: several files match equally well.
     """
     called = name_below(edf, names_below)
-    key = re.search(cohort.scoring.key, edf.name) if cohort.scoring.key else None
     folder = edf.parent
     above = [folder, *folder.parents][: _LEVELS + 1]
     if root is not None and root in folder.parents:
         above = [folder, *folder.parents][: max(_LEVELS, folder.parents.index(root) + 1) + 1]
-    for pattern in cohort.scoring.files:
-        if "{key}" in pattern and key is None:
-            continue
-        name = pattern.format(stem=_literal(edf.stem), folder=_literal(folder.name), key=_literal(key[0] if key else ""))
-        for place in above if "/" in pattern else above[:1]:
+    for name in _filled_in(edf, cohort, _literal):
+        for place in above if "/" in name else above[:1]:
             found = [path for path in _matching(place, name, names_below) if path != edf]
             if found:
                 return _only(edf, found, called)
     if cohort.scoring.same_header:
         return _only(edf, _with_same_header(edf, cohort.scoring.same_header, header, names_below), called)
     return None
+
+
+def looked_for(edf: Path, cohort: Cohort) -> list[str]:
+    """What :func:`find_scoring` looks for, in order, relative to the recording's folder and those above it."""
+    beside = [f"{cohort.scoring.same_header} of the same patient and start"] if cohort.scoring.same_header else []
+    return [*_filled_in(edf, cohort, str), *beside]
+
+
+def _filled_in(edf: Path, cohort: Cohort, quote: Callable[[str], str]) -> Iterator[str]:
+    """The cohort's patterns for the recording ``edf``."""
+    key = re.search(cohort.scoring.key, edf.name) if cohort.scoring.key else None
+    for pattern in cohort.scoring.files:
+        if key is not None or "{key}" not in pattern:
+            yield pattern.format(stem=quote(edf.stem), folder=quote(edf.parent.name), key=quote(key[0] if key else ""))
 
 
 def _matching(folder: Path, pattern: str, names_below: Path | None) -> list[Path]:

@@ -70,7 +70,8 @@ def event_labels(scoring: Scoring | None, n_epochs: int, types: Iterable[str], r
     epochs counts for neither.
 
     Of apneas and hypopneas an epoch that holds none is -1 where a respiratory event that was not understood touches it, and, if
-    only some kinds of apnea are asked for, where an apnea of unknown kind does.
+    only some kinds of apnea are asked for, where an apnea of unknown kind does; of arousals and desaturations where one with
+    damaged times may.
     """
     wanted = frozenset(types)
     if scoring is None or not scoring.has_events or not wanted.isdisjoint(scoring.unreliable):
@@ -80,6 +81,7 @@ def event_labels(scoring: Scoring | None, n_epochs: int, types: Iterable[str], r
         if event.type in wanted:
             _mark(labels, event, rule)
     doubtful = list(scoring.unclear) if wanted & {*APNEA_TYPES, "hypopnea"} else []
+    doubtful += [event for event in scoring.untimed if event.type in wanted]
     if wanted & set(APNEA_TYPES) and "apnea" not in wanted:
         doubtful += [event for event in scoring.events if event.type == "apnea"]
     if doubtful:

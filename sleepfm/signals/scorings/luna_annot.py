@@ -15,7 +15,7 @@ from pathlib import PurePath
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.scorings.clock import Clock, is_clock
-from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
+from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows, stands_as_stage
 from sleepfm.signals.scorings.scoring import Group, Scoring
 from sleepfm.signals.scorings.stage_texts import NUMBER, number_reader
 from sleepfm.signals.scorings.vocabulary import event_of, is_beside_the_point, is_respiratory, names_a_stage, stage_of
@@ -75,7 +75,11 @@ def read_luna_annot(text: str, path: PurePath, start: datetime | None, duration:
         last = place + 1 == len(table)
         lasts = times.lasts(row[layout.index("start")], stop, onsets[place], following, number, last)
         instance = row[layout.index("instance")] if "instance" in layout else "."
-        rows.append(Row(onsets[place], lasts, *_text(row[0], instance)))
+        text, group = _text(row[0], instance)
+        if lasts is not None and lasts < 0 and stands_as_stage(text, group):
+            end, begin = onsets[place] + lasts, onsets[place]
+            raise AnnotationError(f"{path}: row {number} ends at {end:g} s, before it starts ({begin:g} s)")
+        rows.append(Row(onsets[place], lasts, text, group))
     in_time = [row.text for row in sorted(rows, key=lambda row: row.onset)]
     return scoring_of_rows(rows, f"Luna annot {path.name}", str(path), stage=number_reader(in_time, stage_of, {}, path))
 
@@ -106,7 +110,7 @@ class _Times:
         return self._seconds(text, number)
 
     def lasts(self, start: str, stop: str, onset: float, following: float | None, number: int, last: bool) -> float | None:
-        """Duration in s, None where the file does not give the end."""
+        """Duration in s, None where the file does not give the end, negative where that is before the start."""
         if stop == "...":
             # A last row that begins after the recording's end has none.
             end = None if following is None or (last and following < onset) else following
@@ -120,8 +124,6 @@ class _Times:
             end = (int(match[1]) - 1) * step + length
         else:
             end = self._seconds(stop, number)
-        if end is not None and end < onset:
-            raise AnnotationError(f"{self._path}: row {number} ends at {end:g} s, before it starts ({onset:g} s)")
         return None if end is None else end - onset
 
     def _seconds(self, text: str, number: int) -> float:

@@ -72,11 +72,12 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
 
     Raises:
         StageTextError: a stage that is none of ours.
-        AnnotationError: an event without onset or duration, an unknown unit, or no stages.
+        AnnotationError: a stage without onset or duration or with an unknown unit, or no stages.
     """
     rows: list[Row] = []
     staged: list[tuple[Row, Stage]] = []
     unknown: Counter[str] = Counter()
+    first: float | None = None
     for number, element in enumerate(root.iter("ScoredEvent"), start=1):
         kind = element_text(element, "EventType").split("|")[0].strip().casefold()
         concept = element_text(element, "EventConcept")
@@ -86,6 +87,7 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
         stage = _stage(kind, head, code.strip())
         if stage is None and (kind == "stages" or (not kind and names_a_stage(head))):
             unknown[concept] += 1
+            first = event_seconds(element, start) if first is None else first
             continue
         respiratory = kind == "respiratory" and not is_beside_the_point(head)
         if stage is None and not head and not respiratory:
@@ -99,12 +101,12 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
                 rows.append(Row(0.0, 0.0, head))
             continue
         group: Group = "respiratory" if respiratory else ""
-        row = Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), text, group)
         if stage is None:
-            rows.append(row)
+            rows.append(Row(event_seconds(element, start), event_seconds(element, "Duration"), text, group))
         else:
+            row = Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), text, group)
             staged.append((row, stage))
-    refuse_unknown(unknown, str(path))
+    refuse_unknown(unknown, str(path), first if first is not None and math.isfinite(first) else None)
     if not staged:
         raise AnnotationError(f"{path}: NSRR XML without a single stage; fetch or export it again")
     staged.sort(key=lambda item: item[0].onset)
@@ -165,6 +167,21 @@ def element_seconds(element: Element, tag: str, where: str) -> float:
     Raises:
         AnnotationError: no number, a negative one, or an unknown unit.
     """
+    value = _number(element, tag, where)
+    if not math.isfinite(value) or value < 0:
+        raise AnnotationError(f"{where}: {tag} is {element_text(element, tag)[:40]} s")
+    return value
+
+
+def event_seconds(element: Element, tag: str) -> float:
+    """As :func:`element_seconds` for an event, which a scoring can do without: whatever number is there, nan for none."""
+    try:
+        return _number(element, tag, "")
+    except AnnotationError:
+        return math.nan
+
+
+def _number(element: Element, tag: str, where: str) -> float:
     text = element_text(element, tag)
     child = element.find(tag)
     unit = (
@@ -175,9 +192,6 @@ def element_seconds(element: Element, tag: str, where: str) -> float:
     if unit.strip().casefold() not in _UNITS:
         raise AnnotationError(f"{where}: unit of {tag} is {unit[:40]!r}; known are seconds, ms, min and h")
     try:
-        value = float(text) * _UNITS[unit.strip().casefold()]
+        return float(text) * _UNITS[unit.strip().casefold()]
     except ValueError as error:
         raise AnnotationError(f"{where}: {tag} is {text[:40]!r}, not seconds") from error
-    if not math.isfinite(value) or value < 0:
-        raise AnnotationError(f"{where}: {tag} is {text[:40]} s")
-    return value

@@ -10,7 +10,7 @@ from pathlib import PurePath
 from xml.etree.ElementTree import Element
 
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.scorings.nsrr_xml import STAGE_CODES, element_seconds, element_text
+from sleepfm.signals.scorings.nsrr_xml import STAGE_CODES, element_seconds, element_text, event_seconds
 from sleepfm.signals.scorings.rows import Row, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Scoring, StageInterval
 from sleepfm.signals.scorings.stage_texts import refuse_unknown
@@ -23,7 +23,7 @@ def read_profusion(root: Element, path: PurePath) -> Scoring:
 
     Raises:
         StageTextError: an epoch with an unknown code.
-        AnnotationError: no stages, an epoch length or event time that is none.
+        AnnotationError: no stages, or an epoch length that is none.
     """
     length = element_seconds(root, "EpochLength", f"{path}: EpochLength")
     if length <= 0:
@@ -44,8 +44,6 @@ def read_profusion(root: Element, path: PurePath) -> Scoring:
     if not stages:
         raise AnnotationError(f"{path}: Profusion XML without a single stage; fetch or export it again")
     rows = []
-    for number, element in enumerate(root.iter("ScoredEvent"), start=1):
-        name = element_text(element, "Name")
-        where = f"{path}: event {number} ({name or 'no name'!r})"
-        rows.append(Row(element_seconds(element, "Start", where), element_seconds(element, "Duration", where), name))
+    for element in root.iter("ScoredEvent"):
+        rows.append(Row(event_seconds(element, "Start"), event_seconds(element, "Duration"), element_text(element, "Name")))
     return scoring_of_rows(rows, f"Profusion XML {path.name}", str(path), stages=stages, has_events=True, whole_night=True)

@@ -35,7 +35,7 @@ def reconcile(scoring: Scoring, duration: float, longer: Literal["cut", "error"]
             f"{name}: {scoring.source} is {-excess:.1f} s ({-excess / EPOCH_SECONDS:.1f} epochs) shorter than the "
             f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
         )
-    events, unclear = (_inside(found, duration) for found in (scoring.events, scoring.unclear))
+    events, unclear, untimed = (_inside(found, duration) for found in (scoring.events, scoring.unclear, scoring.untimed))
     warnings = []
     if excess > EPOCH_SECONDS:
         warnings.append(f"scoring goes on for {excess:.1f} s after the recording's end; cut")
@@ -44,7 +44,7 @@ def reconcile(scoring: Scoring, duration: float, longer: Literal["cut", "error"]
     outside = len(scoring.events) + len(scoring.unclear) - len(events) - len(unclear)
     if outside:
         warnings.append(f"{outside} events outside the recording are left out")
-    return replace(scoring, events=events, unclear=unclear, warnings=scoring.warnings + tuple(warnings))
+    return replace(scoring, events=events, unclear=unclear, untimed=untimed, warnings=scoring.warnings + tuple(warnings))
 
 
 def _inside(events: Iterable[Event], duration: float) -> tuple[Event, ...]:

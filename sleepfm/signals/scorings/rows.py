@@ -18,6 +18,8 @@ __all__ = ["MAX_ROWS", "Row", "iter_lines", "scoring_of_rows"]
 MAX_ROWS = 100_000
 _LONGEST = 1e9
 _TEXT = 80
+# How far an event without a length may reach; few breathe less for longer.
+_REACH = 60.0
 # Distinct texts that are reported of a night; technicians' remarks can be hundreds.
 _REPORTED = 50
 
@@ -53,17 +55,27 @@ def scoring_of_rows(
 
     Raises:
         StageTextError: a text where stages stand that is not understood.
-        AnnotationError: no stage among them, or a time that is none.
+        AnnotationError: no stage among them, or a stage whose time is none. An event whose time is none is left out, with a
+            warning, and nothing is said of what it may touch.
     """
     found: list[tuple[Row, Stage]] = []
     events: list[Event] = []
     unclear: list[Event] = []
     others: list[Row] = []
     unknown_stages: Counter[str] = Counter()
-    ordered = sorted(rows, key=lambda item: item.onset)
-    for row in ordered:
-        if not (abs(row.onset) <= _LONGEST and 0 <= (row.duration or 0.0) <= _LONGEST):
+    sound: list[Row] = []
+    damaged: list[Row] = []
+    for row in rows:
+        (sound if abs(row.onset) <= _LONGEST and 0 <= (row.duration or 0.0) <= _LONGEST else damaged).append(row)
+    for row in damaged:
+        if row.group == "stage" or (not stages and (stage(row.text) is not None or names_a_stage(row.text))):
             raise AnnotationError(f"{name}: {row.text[:_TEXT]!r} is at {row.onset:g} s for {row.duration or 0.0:g} s; damaged")
+    lost = [row for row in damaged if _tells_an_event(row)]
+    others += [Row(0.0, 0.0, row.text) for row in damaged if not _tells_an_event(row)]
+    untimed, doubtful, told = _without_times(lost)
+    unclear += doubtful
+    ordered = sorted(sound, key=lambda item: item.onset)
+    for row in ordered:
         if not stages and (value := stage(row.text)) is not None:
             found.append((row, value))
         elif event := event_of(row.text):
@@ -82,20 +94,59 @@ def scoring_of_rows(
     if found and not unknown_stages:
         strange = [row for row in others if not is_beside_the_point(row.text)]
         unknown_stages = standing_as_stages(ordered, strange, own)
-    refuse_unknown(unknown_stages, name)
+    if unknown_stages:
+        refuse_unknown(unknown_stages, name, next(row.onset for row in ordered if row.text[:_TEXT] in unknown_stages))
     if not own:
         raise AnnotationError(f"{name}: {source} without a single stage; export the sleep stages too")
     return Scoring(
         stages=tuple(sorted(own, key=lambda item: item.onset)),
         events=tuple(sorted(events, key=lambda item: (item.onset, item.type))),
         source=source,
-        has_events=has_events or bool(events) or bool(unclear),
+        has_events=has_events or bool(events) or bool(unclear) or bool(untimed),
         whole_night=whole_night,
-        unclear=tuple(unclear),
+        unclear=tuple(sorted(unclear, key=lambda item: item.onset)),
+        untimed=tuple(untimed),
         ignored=_most_frequent(Counter(row.text[:_TEXT] for row in others)),
         others=tuple(_named(row) for row in others),
-        warnings=warnings,
+        warnings=(*warnings, *told),
     )
+
+
+def _tells_an_event(row: Row) -> bool:
+    if event_of(row.text) is not None:
+        return True
+    return not is_beside_the_point(row.text) and (is_respiratory(row.text) or row.group == "respiratory")
+
+
+def _without_times(damaged: Sequence[Row]) -> tuple[list[Event], list[Event], tuple[str, ...]]:
+    """Events whose times are none: other ones and respiratory ones over what they may touch, and a warning."""
+    untimed: list[Event] = []
+    doubtful: list[Event] = []
+    lost: list[str] = []
+    for row in damaged:
+        kind = event_of(row.text)
+        if not abs(row.onset) <= _LONGEST:
+            lost.append(f"{row.text[:_TEXT]!r} at a time that cannot be read, so that it may be anywhere")
+            continue
+        lost.append(f"{row.text[:_TEXT]!r} at {row.onset:g} s for {row.duration or 0.0:g} s")
+        # An end before the start may be a wrong sign or both in turn.
+        wrong = row.duration is not None and -_LONGEST <= row.duration < 0
+        back = min(-(row.duration or 0.0), _REACH) if wrong else 0.0
+        begin, lasts = row.onset - back, back + (back or _REACH)
+        if kind in ("arousal", "desaturation"):
+            untimed.append(Event(begin, lasts, kind))
+        else:
+            doubtful.append(Event(begin, lasts, row.text[:_TEXT]))
+    if not lost:
+        return [], [], ()
+    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
+    told = f"{len(lost)} events whose times cannot be are left out, what they may touch has no label: {', '.join(lost[:3])}{more}"
+    return untimed, doubtful, (told,)
+
+
+def stands_as_stage(text: str, group: str = "") -> bool:
+    """Whether a row is one of those that a scoring cannot do without."""
+    return group == "stage" or stage_of(text) is not None or names_a_stage(text)
 
 
 def _named(row: Row) -> Event:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+# What a scoring is worth to whoever reads a recording: it must be there and usable, is used where it can be, or is not read.
+ScoringUse = Literal["require", "if_valid", "ignore"]
 # Where a format keeps texts of one nature apart.
 Group = Literal["", "respiratory", "stage"]
 
@@ -51,6 +53,7 @@ class Scoring:
         whole_night: the format gives every epoch a code, so a scoring shorter than the recording is an error.
         unclear: respiratory events whose text, kept as their type, is not understood; nobody may call what they cover
             free of apneas and hypopneas.
+        untimed: arousals and desaturations whose times are damaged, over what they may touch; nobody may call that free of them.
         ignored: texts without any effect, with how often they occur; "..." stands for all but the most frequent.
         others: these, as events whose type is their text; a cohort's rules may know more of them.
         warnings: what was repaired or cut.
@@ -63,6 +66,7 @@ class Scoring:
     has_events: bool
     whole_night: bool = False
     unclear: tuple[Event, ...] = ()
+    untimed: tuple[Event, ...] = ()
     ignored: dict[str, int] = field(default_factory=dict)
     others: tuple[Event, ...] = ()
     warnings: tuple[str, ...] = ()

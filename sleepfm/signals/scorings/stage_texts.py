@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import PurePath
 
 import numpy as np
@@ -53,16 +54,20 @@ def number_reader(
     return lambda name: meaning.get(int(float(name))) if NUMBER.fullmatch(name) else by_name(name)
 
 
-def refuse_unknown(texts: Mapping[str, int], name: str) -> None:
-    """Raises :class:`StageTextError` that names the ``texts`` and how often each occurs; nothing without any."""
+def refuse_unknown(texts: Mapping[str, int], name: str, first: float | None = None) -> None:
+    """Raises :class:`StageTextError` that names the ``texts`` and how often each occurs; nothing without any.
+
+    ``first`` is the second at which one stands first, where the caller does not say it in ``name``.
+    """
     if not texts:
         return
     ordered = Counter(texts).most_common()
     shown = ", ".join(f"{text!r} ({count})" for text, count in ordered[:_SHOWN])
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
+    place = "" if first is None else f", first at {timedelta(seconds=round(first))}"
     raise StageTextError(
-        f"{name}: not understood where stages stand: {shown}{more}; the scoring is not used. Write W, N1, N2, N3, R, or ? for "
-        "what is not scored"
+        f"{name}: not understood where stages stand: {shown}{more}{place}; the scoring is not used. Write W, N1, N2, N3, R, or ? "
+        "for what is not scored"
     )
 
 

@@ -1,0 +1,101 @@
+"""Scorings that cannot be used, that are not asked for, and that come after the signals."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from sleepfm.data.dataset import Dataset
+
+SCORINGS = "polysomnography/annotations-events-nsrr/shhs1"
+EDFS = "polysomnography/edfs/shhs1"
+
+
+@pytest.fixture
+def source(cohort: Path, tmp_path: Path) -> Path:
+    """Three nights, the second with half of its scoring, the third without one."""
+    folder = tmp_path / "source"
+    shutil.copytree(cohort, folder)
+    for number in (4, 5, 6):
+        (folder / EDFS / f"shhs1-20000{number}.edf").unlink()
+    half = folder / SCORINGS / "shhs1-200002-nsrr.xml"
+    half.write_text(half.read_text()[: half.stat().st_size // 2])
+    (folder / SCORINGS / "shhs1-200003-nsrr.xml").unlink()
+    return folder
+
+
+def records(out: Path) -> dict[str, dict]:
+    rows = pq.read_table(out / "manifest/records.parquet").to_pylist()
+    return {row["record"].removeprefix("shhs1-"): row | {"provenance": json.loads(row["provenance"])} for row in rows}
+
+
+def test_a_scoring_that_comes_or_is_mended_later_is_taken_at_the_next_build(cohort, source, built, tmp_path, run, digests):
+    out = tmp_path / "out"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    first = run(arguments)
+    assert "1 of 3 recordings have no scoring that was found" in first.stdout
+    rows = records(out)
+    assert [row["scored_epochs"] > 0 for row in rows.values()] == [True, False, False]
+    assert "not well-formed" in rows["200002"]["provenance"]["scoring_refused"] and len(rows["200002"]["channels"]) == 10
+    before = digests(out)
+    assert "built again" not in run(arguments).stdout and digests(out) == before
+
+    shutil.copy(cohort / SCORINGS / "shhs1-200003-nsrr.xml", source / SCORINGS)
+    second = run(arguments)
+    assert second.returncode == 1 and "shard-000001.tar is built again" in second.stdout
+    assert "shhs1-200003.edf has a scoring that came or changed since" in second.stdout
+    after = digests(out)
+    assert after["shards/shard-000000.tar"] == before["shards/shard-000000.tar"]
+    assert after["shards/shard-000001.tar"] != before["shards/shard-000001.tar"]
+
+    shutil.copy(cohort / SCORINGS / "shhs1-200002-nsrr.xml", source / SCORINGS)
+    third = run(arguments)
+    assert third.returncode == 0 and "shard-000000.tar is built again" in third.stdout
+    assert "whole" in run(["verify", out]).stdout
+    whole = {row.record: row for row in Dataset.open(built).records}
+    assert all(row.scored_epochs == whole[row.record].scored_epochs for row in Dataset.open(out).records)
+    # As if all had been there from the start.
+    fresh = tmp_path / "fresh"
+    assert run(["build", source, fresh, *arguments[3:]]).returncode == 0
+    assert digests(fresh) == digests(out)
+    assert run(arguments).returncode == 0 and digests(fresh) == digests(out)
+
+
+def test_required_and_ignored(cohort, source, tmp_path, run):
+    out = tmp_path / "required"
+    arguments = ["build", source, out, "--cohort", "shhs1", "scoring=require"]
+    assert run(arguments).returncode == 1
+    refused = {Path(row["source"]).stem: row for row in pq.read_table(out / "manifest/quarantine.parquet").to_pylist()}
+    assert {row["error"] for row in refused.values()} == {"AnnotationError"} and len(refused) == 2
+    assert "a scoring is required" in refused["shhs1-200003"]["reason"]
+    # What was refused for its scoring is tried again when that is another one.
+    shutil.copy(cohort / SCORINGS / "shhs1-200003-nsrr.xml", source / SCORINGS)
+    assert run(arguments).returncode == 1
+    assert sorted(records(out)) == ["200001", "200003"]
+
+    out = tmp_path / "ignored"
+    result = run(["build", source, out, "--cohort", "shhs1", "scoring=ignore"])
+    assert result.returncode == 0 and "scoring" not in result.stdout
+    assert all(row["scored_epochs"] == 0 and row["provenance"]["scoring_refused"] == "" for row in records(out).values())
+    again = run(["build", source, out, "--cohort", "shhs1"])
+    assert again.returncode == 2 and "scoring='ignore', this one has scoring='if_valid'" in again.stderr
+
+
+def test_a_refused_recording_is_not_in_twice_when_its_first_shard_is_built_again(cohort, source, tmp_path, run):
+    out = tmp_path / "out"
+    night = source / EDFS / "shhs1-200002.edf"
+    content = night.read_bytes()
+    night.write_bytes(content[:1500])
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=3"]
+    assert run(arguments).returncode == 1
+    night.write_bytes(content)
+    assert run(arguments).returncode == 1
+    assert sorted(records(out)) == ["200001", "200002", "200003"]
+    shutil.copy(cohort / SCORINGS / "shhs1-200003-nsrr.xml", source / SCORINGS)
+    assert "shard-000000.tar is built again" in run(arguments).stdout
+    assert sorted(records(out)) == ["200001", "200002", "200003"] and records(out)["200003"]["scored_epochs"] > 0
+    assert "whole" in run(["verify", out]).stdout
