@@ -30,7 +30,8 @@ from typing import Any
 import numpy as np
 from machine import describe
 
-from sleepfm.signals.cohorts.cohort import Cohort, load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
+from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.filters import preprocess
 from sleepfm.signals.polarity import EEG, EOG, POLAR, Polarity, decide_polarity, has_known_sign
 from sleepfm.signals.prepare import prepare

@@ -137,7 +137,7 @@ def measure_bound(source: Path, *_: str) -> dict[str, Any]:
     import numpy as np
     from scipy import fft
 
-    from sleepfm.signals.cohorts.cohort import load_cohort
+    from sleepfm.signals.cohorts.catalogue import load_cohort
     from sleepfm.signals.cohorts.montage import resolve
     from sleepfm.signals.recording import read_edf_header, read_recording
 
@@ -189,7 +189,7 @@ def measure_memory(source: Path, *_: str) -> dict[str, Any]:
     from shards.build_config import load_build_config
     from shards.cluster import cluster
     from shards.memory import task_memory, wanted_labels
-    from sleepfm.signals.cohorts.cohort import load_cohort
+    from sleepfm.signals.cohorts.catalogue import load_cohort
     from sleepfm.signals.recording import read_edf_extent
 
     config, path = load_build_config(None, ["cohort=shhs1"]), edfs(source)[0]

@@ -24,7 +24,8 @@ from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, 
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
-from sleepfm.signals.cohorts.cohort import Cohort, all_cohorts
+from sleepfm.signals.cohorts.catalogue import all_cohorts
+from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name

@@ -14,7 +14,8 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.format import SCHEMA
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.signals.cohorts.cohort import AUTO, OWN_COHORTS, Cohort, Rules, load_rules
+from sleepfm.signals.cohorts.catalogue import AUTO, OWN_COHORTS, Rules, load_rules
+from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.prepare import PROCESSING_VERSION
 from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule

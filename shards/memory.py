@@ -14,7 +14,8 @@ from types import MappingProxyType
 
 from sleepfm.constants import CHANNELS, RATE_HZ
 from sleepfm.errors import RecordingError
-from sleepfm.signals.cohorts.cohort import Cohort, Rules, all_cohorts, normalise_label
+from sleepfm.signals.cohorts.catalogue import Rules, all_cohorts
+from sleepfm.signals.cohorts.cohort import Cohort, normalise_label
 from sleepfm.signals.cohorts.label_grammar import read_label, without_running_numbers
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.recording import read_edf_extent

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm.errors import AnnotationError, RecordingError
-from sleepfm.signals.cohorts.cohort import Cohort, Rules, recognise_cohort
+from sleepfm.signals.cohorts.catalogue import Rules, recognise_cohort
+from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.files import file_size
 from sleepfm.signals.recording import read_edf_header
 from sleepfm.signals.scorings.finder import find_scoring

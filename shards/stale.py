@@ -11,7 +11,8 @@ from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.format import DATASET_FILE
 from sleepfm.errors import ConfigError
-from sleepfm.signals.cohorts.cohort import Cohort, all_cohorts, rules_digest
+from sleepfm.signals.cohorts.catalogue import all_cohorts
+from sleepfm.signals.cohorts.cohort import Cohort, rules_digest
 
 _SHOWN = 8
 

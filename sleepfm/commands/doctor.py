@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Report; exit status 1 where a recording or its scoring would be refused."""
     from tqdm import tqdm
 
-    from sleepfm.signals.cohorts.cohort import load_rules
+    from sleepfm.signals.cohorts.catalogue import load_rules
     from sleepfm.signals.cohorts.identity import check_identity
     from sleepfm.signals.doctor import examine_recordings, sample_of
     from sleepfm.signals.examine import discover

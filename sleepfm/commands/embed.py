@@ -151,7 +151,7 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     from sleepfm.data.record_labels import RecordLabels
     from sleepfm.inference.embed import embed, prepared_epochs, stored_epochs
     from sleepfm.inference.scorer import prepare_night
-    from sleepfm.signals.cohorts.cohort import load_rules
+    from sleepfm.signals.cohorts.catalogue import load_rules
     from sleepfm.signals.prepare import discover
     from sleepfm.signals.recording import read_recording
 

@@ -121,7 +121,7 @@ class Plan:
 
     def scoring_file(self, recording: Path) -> Path | None:
         """The scoring that belongs to a recording of the source, if there is one."""
-        from sleepfm.signals.cohorts.cohort import recognise_cohort
+        from sleepfm.signals.cohorts.catalogue import recognise_cohort
         from sleepfm.signals.recording import read_edf_header
         from sleepfm.signals.scorings.finder import find_scoring
 

@@ -23,7 +23,7 @@ from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import model_config
-from sleepfm.signals.cohorts.cohort import load_rules
+from sleepfm.signals.cohorts.catalogue import load_rules
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording

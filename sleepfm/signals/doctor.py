@@ -15,7 +15,7 @@ from typing import Any
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import RecordingError, SignalError, SleepFMError
-from sleepfm.signals.cohorts.cohort import Rules
+from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.cohorts.proposals import unmapped
 from sleepfm.signals.edf.header import EdfHeader

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError, MontageError, RecordingError
-from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort, Rules, recognise_cohort
+from sleepfm.signals.cohorts.catalogue import Rules, recognise_cohort
+from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort
 from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.edf.header import EdfHeader

@@ -20,7 +20,8 @@ from scipy import fft
 
 from sleepfm.constants import RATE_HZ
 from sleepfm.errors import SignalError
-from sleepfm.signals.cohorts.cohort import GENERIC, Band, load_cohort
+from sleepfm.signals.cohorts.catalogue import GENERIC, load_cohort
+from sleepfm.signals.cohorts.cohort import Band
 
 # Ratios of rates are exact up to this denominator; the error beyond is below 1e-8.
 _LARGEST_DENOMINATOR = 10_000

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
-from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, Rules, rules_digest
+from sleepfm.signals.cohorts.catalogue import Rules
+from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, rules_digest
 from sleepfm.signals.cohorts.montage import Derivation, derive
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
 from sleepfm.signals.files import location

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
-from sleepfm.signals.cohorts.cohort import GENERIC, QualityLimits, load_cohort
+from sleepfm.signals.cohorts.catalogue import GENERIC, load_cohort
+from sleepfm.signals.cohorts.cohort import QualityLimits
 from sleepfm.signals.filters import centre
 from sleepfm.signals.mains import mains_share, pickup
 

@@ -12,7 +12,7 @@ from shards.build_config import load_build_config
 from shards.cluster import IN_FLIGHT_PER_CPU, cluster, run_shards
 from shards.memory import BASE_BYTES, read_extents, recording_memory, task_memory, wanted_labels
 from shards.plan import Entry, ShardPlan
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.recording import read_edf_extent
 
 

@@ -10,7 +10,7 @@ import pytest
 from shards.build_config import everywhere, identity, load_build_config
 from shards.scored_with import kept_of
 from sleepfm.data.dataset import Dataset
-from sleepfm.signals.cohorts.cohort import OWN_COHORTS
+from sleepfm.signals.cohorts.catalogue import OWN_COHORTS
 
 LAB = "extends: shhs1.yaml\nname: lab\nsource: test\nrecognise: {name: '^shhs1-20000[12]'}\n"
 

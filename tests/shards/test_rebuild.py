@@ -16,7 +16,8 @@ from shards.build_config import identity, load_build_config
 from shards.plan import read_plan
 from shards.stale import stale_shards
 from sleepfm.data.dataset import Dataset
-from sleepfm.signals.cohorts.cohort import _load, load_cohort, rules_digest
+from sleepfm.signals.cohorts.catalogue import _load, load_cohort
+from sleepfm.signals.cohorts.cohort import rules_digest
 
 RELEASED = Path(__file__).parents[1] / "released" / "0.1.0"
 

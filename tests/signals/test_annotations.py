@@ -12,7 +12,7 @@ import pytest
 from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.doctor import examine_folder
 from sleepfm.signals.scorings.finder import find_scoring
 from sleepfm.signals.scorings.labels import stage_labels

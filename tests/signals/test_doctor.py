@@ -11,7 +11,7 @@ import yaml
 from made_edf import Made, noise, write_edf
 
 from sleepfm.cli import main
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.doctor import examine_recordings, sample_of
 from sleepfm.signals.examine import discover, examine
 from sleepfm.signals.files import matching_files

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from sleepfm.config import load_config, to_dict
 from sleepfm.constants import CHANNEL_UNIT
 from sleepfm.errors import ConfigError
-from sleepfm.signals.cohorts.cohort import ChannelRule, Cohort, load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
+from sleepfm.signals.cohorts.cohort import ChannelRule, Cohort
 from sleepfm.signals.cohorts.label_grammar import read_label, without_running_numbers
 from sleepfm.signals.cohorts.montage import Montage, resolve
 from sleepfm.signals.recording import Recording, SignalInfo

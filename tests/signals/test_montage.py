@@ -15,7 +15,8 @@ from sleepfm.config import load_config
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import ConfigError, MontageError
 from sleepfm.paths import config_root
-from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label, recognise_cohort
+from sleepfm.signals.cohorts.catalogue import cohort_names, load_cohort, recognise_cohort
+from sleepfm.signals.cohorts.cohort import Cohort, normalise_label
 from sleepfm.signals.cohorts.identity import identify
 from sleepfm.signals.cohorts.montage import derive, resolve
 from sleepfm.signals.examine import examine, require_channels

@@ -15,7 +15,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 from made_edf import Made, noise, tal, write_edf
 
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.examine import discover, examine
 from sleepfm.signals.files import location
 from sleepfm.signals.prepare import prepare

@@ -9,7 +9,7 @@ from made_edf import Made, noise, write_edf
 
 from sleepfm.cli import main
 from sleepfm.errors import ConfigError
-from sleepfm.signals.cohorts.cohort import OWN_COHORTS, all_cohorts, cohort_names, load_cohort, load_rules
+from sleepfm.signals.cohorts.catalogue import OWN_COHORTS, all_cohorts, cohort_names, load_cohort, load_rules
 from sleepfm.signals.prepare import discover, prepare
 
 HEAD = "extends: generic.yaml\nname: lab\nsource: test\n"

@@ -9,7 +9,7 @@ from made_edf import Made, noise, write_edf
 
 from sleepfm.cli import main
 from sleepfm.errors import ConfigError
-from sleepfm.signals.cohorts.cohort import load_cohort, recognise_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort, recognise_cohort
 from sleepfm.signals.cohorts.identity import check_identity, identify, persons_not_read
 
 NIGHTS = ("P01_night1.edf", "P01_night2.edf", "P02 Night 1.edf", "plain.edf", "night1.edf")

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sleepfm.constants import CHANNELS, Stage
-from sleepfm.signals.cohorts.cohort import cohort_names, load_cohort
+from sleepfm.signals.cohorts.catalogue import cohort_names, load_cohort
 from sleepfm.signals.filters import preprocess
 from sleepfm.signals.polarity import EEG, EOG, POLAR, Polarity, decide_polarity
 from sleepfm.signals.prepare import prepare

@@ -14,7 +14,7 @@ from made_edf import Made, noise, tal, write_edf
 from sleepfm.cli import main
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.errors import AnnotationError, MontageError, RecordingError, SignalError, SleepFMError
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.filters import preprocess, robust_scale
 from sleepfm.signals.polarity import POLAR
 from sleepfm.signals.prepare import discover, prepare, prepare_in_turn

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from made_edf import Made, noise, write_edf
 
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.prepare import PROCESSING_VERSION, prepare
 
 SIGNALS = {

@@ -14,7 +14,7 @@ from made_edf import Made, noise, tal, write_edf
 import sleepfm
 from sleepfm.cli import main
 from sleepfm.errors import AnnotationError, ConfigError, RecordingError
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.examine import discover
 from sleepfm.signals.files import file_size, location
 from sleepfm.signals.prepare import prepare

@@ -16,7 +16,7 @@ from made_scorings import FORMATS, START, Night, nsrr, profusion
 
 from sleepfm.constants import EVENT_TYPES
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.examine import examine
 from sleepfm.signals.scorings.labels import event_labels, stage_labels
 from sleepfm.signals.scorings.reader import read_scoring

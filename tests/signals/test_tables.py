@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from made_edf import Made, noise, write_edf
 
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.cohorts.identity import identify
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.scorings.finder import find_scoring

@@ -15,7 +15,7 @@ from made_edf import Made, noise, tal, write_edf
 from sleepfm.cli import main
 from sleepfm.constants import APNEA_TYPES
 from sleepfm.errors import ConfigError, StageTextError
-from sleepfm.signals.cohorts.cohort import load_cohort
+from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.examine import examine
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, event_labels, stage_labels

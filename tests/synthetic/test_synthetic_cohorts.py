@@ -7,7 +7,7 @@ import pytest
 
 from sleepfm.cli import main
 from sleepfm.constants import CHANNELS
-from sleepfm.signals.cohorts.cohort import cohort_names, load_cohort
+from sleepfm.signals.cohorts.catalogue import cohort_names, load_cohort
 from sleepfm.signals.filters import preprocess, robust_scale
 from sleepfm.signals.prepare import PreparedRecording, discover, prepare
 from sleepfm.synthetic.cohort import write_cohort

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleepfm.errors import ConfigError
-from sleepfm.signals.cohorts.cohort import Cohort, Rules, cohort_names, load_cohort
+from sleepfm.signals.cohorts.catalogue import Rules, cohort_names, load_cohort
+from sleepfm.signals.cohorts.cohort import Cohort
 
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 

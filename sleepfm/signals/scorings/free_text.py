@@ -16,7 +16,8 @@ from functools import lru_cache
 from typing import Any
 
 from sleepfm.constants import CHANNELS
-from sleepfm.signals.cohorts.cohort import Cohort, cohort_names, load_cohort, normalise_label
+from sleepfm.signals.cohorts.catalogue import cohort_names, load_cohort
+from sleepfm.signals.cohorts.cohort import Cohort, normalise_label
 from sleepfm.signals.cohorts.label_grammar import read_label
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.vocabulary import is_beside_the_point, is_standard_text
