@@ -170,7 +170,7 @@ def _check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int]) -> I
         while chunk := file.read(CHUNK):
             hashed.update(chunk)
     if hashed.hexdigest() != shard["sha256"]:
-        yield f"{tar}: its SHA-256 is not the manifest's; its bytes have changed"
+        yield f"{tar}: its SHA-256 is not the manifest's; its bytes have changed: remove it and run the same build again"
         return
     with tarfile.open(tar) as archive:
         stored = {member.name: member.offset_data for member in archive}

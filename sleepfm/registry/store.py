@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,11 +121,13 @@ def answering(uri: str | None = None) -> Iterator[None]:
 
 
 def reason_of(error: BaseException) -> str:
-    """The innermost thing that the system said, else the first line of ``error``."""
+    """The innermost thing that the system or SQLite said, else the first line of ``error``."""
     inner: BaseException | None = error
     while inner is not None:
         if isinstance(inner, OSError) and inner.strerror:
             return inner.strerror
+        if isinstance(inner, sqlite3.Error):
+            return str(inner)
         inner = inner.__cause__ or inner.__context__
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."

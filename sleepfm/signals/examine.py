@@ -32,6 +32,9 @@ _MOST_HEADERS = 1000
 # Headers lie apart on storage that may be slow to answer.
 _THREADS = 16
 
+# Of a path in a message.
+_LONGEST_SHOWN = 300
+
 
 @dataclass(frozen=True)
 class Examination:
@@ -68,7 +71,9 @@ def discover(root: str | Path, cohort: Rules = None) -> dict[Path, EdfHeader | N
             raise RecordingError(f"{root}: no such file or folder of recordings")
         files = list_files(root, _SUFFIXES)
     except OSError as error:
-        raise RecordingError(f"{root}: cannot be listed ({error.strerror or error})") from error
+        place = str(error.filename or root)
+        shown = place if len(place) <= _LONGEST_SHOWN else f"{place[:_LONGEST_SHOWN]}..."
+        raise RecordingError(f"{shown}: cannot be listed ({error.strerror or error})") from error
     if not files:
         raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
     headers: dict[Path, EdfHeader] = {}

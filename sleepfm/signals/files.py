@@ -152,11 +152,11 @@ def list_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
     """Files at any depth below ``root`` whose names end in ``suffixes`` (lower case), hidden ones left out, sorted.
 
     Raises:
-        OSError: ``root`` cannot be listed.
+        OSError: ``root``, or a folder in it, cannot be listed.
     """
     endings = tuple(suffixes)
     if not is_remote(root):
-        paths = [Path(folder) / name for folder, _, names in os.walk(root) for name in names]
+        paths = [Path(folder) / name for folder, _, names in os.walk(root, onerror=_raise) for name in names]
     else:
         base = cast(Any, root)
         with _answering(root):
@@ -164,6 +164,10 @@ def list_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
             keys = [key for key in base.fs.find(base.path) if key.startswith(prefix)]
         paths = [root / key.removeprefix(prefix) for key in keys]
     return sorted(path for path in paths if path.name.lower().endswith(endings) and not path.name.startswith("."))
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def matching_files(folder: Path, pattern: str) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import yaml
 from made_edf import Made, noise, write_edf
 
 from sleepfm.cli import main
+from sleepfm.errors import RecordingError
 from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.doctor import examine_recordings, sample_of
 from sleepfm.signals.examine import discover, examine
@@ -124,3 +126,16 @@ def test_a_folder_of_thousands_is_not_listed_for_each_recording(tmp_path):
     assert all(found(f"n{number}.edf") is None for number in range(200))
     assert time.process_time() - begin < 2  # six, where the folder is listed for each pattern
     assert matching_files(tmp_path, "[!a]-hypno*.edf") == [tmp_path / "b-hypnogramm.edf"]
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_its_recordings_are_not_passed_over(tmp_path, monkeypatch):
+    """A path too long for the system stands for one without permission, which a superuser does not meet."""
+    deep = tmp_path / "cohort"
+    deep.mkdir()
+    monkeypatch.chdir(deep)
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RecordingError, match=r"cannot be listed \(File name too long\)"):
+        discover(deep)

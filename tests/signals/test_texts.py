@@ -352,6 +352,17 @@ def test_a_stage_of_another_language_that_may_be_two_refuses_the_scoring(tmp_pat
     assert not is_respiratory(text)
 
 
+@pytest.mark.parametrize("codes", ["1 1 2 3 4 3 5 1", "5 5 3 2 1 2 4 5"])
+def test_numbers_that_may_count_from_one_refuse_the_scoring(tmp_path, codes):
+    """W to REM as 1 to 5, or backwards: read from 0, each stage would be its neighbour."""
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(["epoch,stage", *(f"{n},{code}" for n, code in enumerate(5 * codes.split(), 1)), ""]))
+    with pytest.raises(StageTextError, match="whether 1 is N1 or wake is not known"):
+        read_scoring(path)
+    path.write_text(path.read_text().replace("1,1", "1,W", 1))
+    assert codes[0] != "1" or stage_labels(read_scoring(path), 40)[0] == 0
+
+
 def test_an_apnea_of_sleep_is_no_stage():
     for text in ("Schlafapnoe", "Slaapapneu", "Sommeil apnée"):
         assert not names_a_stage(text) and (is_respiratory(text) or event_of(text))

@@ -24,6 +24,8 @@ _CLOSE = 0.5
 # No stage is shorter: the AASM scores 30 s, some laboratories 20 s.
 _SHORTEST_EPOCH = 10.0
 _SHOWN = 10
+# Epochs from which on a list without wake is strange.
+_A_NIGHT = 40
 
 
 def number_reader(
@@ -43,6 +45,12 @@ def number_reader(
         return by_name
     if any(names_a_stage(word) and by_name(word) is not None for word in words):
         return lambda name: None if NUMBER.fullmatch(name) else by_name(name)
+    without_wake = 0 not in numbers and not any(by_name(word) == Stage.W for word in words)
+    if not legend and {1, 5} <= set(numbers) and without_wake and len(numbers) >= _A_NIGHT:
+        # Laboratories that count from 1 write all of these; a night without any wake is not met.
+        raise StageTextError(
+            f"{path}: the numbers 1 to 5 without a 0: whether 1 is N1 or wake is not known; write names instead of numbers"
+        )
     try:
         if any(by_name(word) == Stage.REM for word in words):
             numbers = [*numbers, 5]
