@@ -363,6 +363,22 @@ def test_numbers_that_may_count_from_one_refuse_the_scoring(tmp_path, codes):
     assert codes[0] != "1" or stage_labels(read_scoring(path), 40)[0] == 0
 
 
+def test_a_stage_of_many_words_that_is_not_understood_is_named_by_its_beginning(tmp_path):
+    rows = [f"{30 * epoch},30,{'Qx ' * 60 if 3 <= epoch < 7 else 'N2'}" for epoch in range(10)]
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(["onset,duration,event", *rows, ""]))
+    with pytest.raises(StageTextError, match=r"'(Qx ){26}Qx' \(4\), first at 0:01:30"):
+        read_scoring(path)
+
+
+def test_an_unknown_text_whose_times_are_damaged_is_refused_without_a_time(tmp_path):
+    path = tmp_path / "x.csv"
+    rows = ["1e12,30,Qx", "1e12,30,Qx", *(f"{30 * epoch},30,N2" for epoch in range(1, 10))]
+    path.write_text("\n".join(["onset,duration,event", *rows, ""]))
+    with pytest.raises(StageTextError, match=r"'Qx' \(2\); the scoring is not used"):
+        read_scoring(path)
+
+
 def test_an_apnea_of_sleep_is_no_stage():
     for text in ("Schlafapnoe", "Slaapapneu", "Sommeil apnée"):
         assert not names_a_stage(text) and (is_respiratory(text) or event_of(text))

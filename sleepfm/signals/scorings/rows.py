@@ -93,9 +93,12 @@ def scoring_of_rows(
     ] or list(stages)
     if found and not unknown_stages:
         strange = [row for row in others if not is_beside_the_point(row.text)]
-        unknown_stages = standing_as_stages(ordered, strange, own)
+        for text, count in standing_as_stages(ordered, strange, own).items():
+            unknown_stages[text[:_TEXT]] += count
     if unknown_stages:
-        refuse_unknown(unknown_stages, name, next(row.onset for row in ordered if row.text[:_TEXT] in unknown_stages))
+        # Of a row whose times are damaged there is no telling.
+        first = next((row.onset for row in ordered if row.text[:_TEXT] in unknown_stages), None)
+        refuse_unknown(unknown_stages, name, first)
     if not own:
         raise AnnotationError(f"{name}: {source} without a single stage; export the sleep stages too")
     return Scoring(
