@@ -87,9 +87,7 @@ def build(
     if source == out or out in source.parents or source in out.parents:
         raise UsageError(f"{out}: the output must lie outside the source {source}")
     wanted = identity(config)
-    before = read_plan(out, wanted)
-    if not rebuild:
-        refuse_stale(out, before, stale_shards(out, before, wanted, config))
+    read_plan(out, wanted)
     recordings = discover(source, chosen_cohort(config))
     check_identity(recordings, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
@@ -113,15 +111,12 @@ def build(
         _check_free(out, plan, before)
         if stale:
             print(f"making {len(stale)} of {len(before.shards)} shards anew: {', '.join(stale)}", flush=True)
-            discard(out, stale)
         if rescored:
             print(f"{_shards(rescored)} built again: {_recordings(late)} a scoring that came or changed since", flush=True)
-            # Until all is done again the folder is no data set, and a shard without its description is one to do.
-            (out / DATASET_FILE).unlink(missing_ok=True)
+        if stale or rescored:
+            discard(out, [*stale, *rescored])
         if plan != before:
             write_plan(out, plan)
-        for name in rescored:
-            sidecar_path(out, name).unlink(missing_ok=True)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,15 @@ _SHOWN = 8
 def stale_shards(out: Path, plan: Plan, wanted: dict[str, Any], config: BuildConfig) -> dict[str, str]:
     """Names of finished shards of ``plan`` that a build as ``wanted`` would make otherwise, each with the reason."""
     version = made_differently(plan.identity, wanted)
+    now: dict[str, str] = {}
     found: dict[str, str] = {}
     for shard in plan.shards:
         sidecar = read_sidecar(out, shard, digest(plan.identity))
         if sidecar is None:
             continue
-        changed = [name for name, rules in sidecar.get("rules", {}).items() if rules and rules != _rules_now(name, config)]
+        made_by = sidecar.get("rules", {})
+        now |= {name: _rules_now(name, config) for name in made_by if name not in now}
+        changed = [name for name, rules in made_by.items() if rules and rules != now[name]]
         if version:
             found[shard.name] = version
         elif changed:
@@ -46,10 +50,12 @@ def refuse_stale(out: Path, plan: Plan, stale: dict[str, str]) -> None:
     )
 
 
-def discard(out: Path, stale: dict[str, str]) -> None:
-    """Take ``stale`` shards for not done: the data set is none until the build is through."""
+def discard(out: Path, shards: Iterable[str]) -> None:
+    """Take finished ``shards`` of this build, whose descriptions :func:`shards.task.read_sidecar` has read, for not done: the
+    data set is none until the build is through.
+    """
     (out / DATASET_FILE).unlink(missing_ok=True)
-    for name in stale:
+    for name in shards:
         sidecar_path(out, name).unlink(missing_ok=True)
 
 
