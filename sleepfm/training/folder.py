@@ -29,6 +29,8 @@ from sleepfm.training.state import checkpoint
 Resume = Literal["auto", "never", "must"]
 
 NOTE = "export.json"
+# The key of the settings in the `run.json` of earlier versions, whose runs still resume.
+_FORMER_SETTINGS = "essence"
 _WAITING = re.compile(r"\.export-[0-9]{8}")
 _LAST_WAITING = ".last"
 _WAITING_FILES = rf"{re.escape(WEIGHTS)}|{re.escape(NOTE)}"
@@ -182,8 +184,8 @@ class RunFolder:
             known = read_json(self.record)
         except (OSError, ValueError):
             known = "no record"
-        if isinstance(known, dict) and "essence" in known:  # as earlier versions called the settings
-            known["settings"] = known.pop("essence")
+        if isinstance(known, dict) and _FORMER_SETTINGS in known:
+            known["settings"] = known.pop(_FORMER_SETTINGS)
         if known is None:
             return None
         whole = isinstance(known, dict) and {"settings", "dataset_digest", "sources"} <= known.keys()
