@@ -31,6 +31,8 @@ from sampling import Mutant, modules_of, sample
 from trees import Tree, digest
 
 ROOT = Path(__file__).resolve().parents[2]
+# Copies of the tree, and what is known: this project's own folder, since each copy is removed and made anew.
+WORK = ROOT / "build" / "mutants"
 PACKAGES = ("sleepfm/signals", "sleepfm/data", "sleepfm/models", "sleepfm/evaluation", "sleepfm/inference")
 # Makes data for tests and demonstrations; its figures are checked against recordings, not line by line.
 LEFT_OUT = "synthetic"
@@ -53,7 +55,7 @@ def main() -> int:
     print(
         f"{len(mutants)} mutants of {len(modules)} modules, seed {arguments.seed}, {arguments.per_module} per module", flush=True
     )
-    verdicts = Verdicts(arguments.work / "verdicts")
+    verdicts = Verdicts(WORK / "verdicts")
     tried = [mutant for mutant in mutants if not reason_of(ROOT, mutant)]
     waiting = [mutant for mutant in tried if verdicts.of(mutant) is None]
     if waiting:
@@ -98,8 +100,8 @@ def _judge_all(mutants: list[Mutant], verdicts: Verdicts, arguments: argparse.Na
     """Judge ``mutants`` for as many minutes as there are, each worker in a copy of the tree of its own."""
     trees: queue.Queue[Tree] = queue.Queue()
     for number in range(arguments.jobs):
-        trees.put(Tree(ROOT, arguments.work / f"tree{number}"))
-    reach = collect(trees.queue[0], arguments.work, arguments.packages)
+        trees.put(Tree(ROOT, WORK / f"tree{number}"))
+    reach = collect(trees.queue[0], WORK, arguments.packages)
     end = time.monotonic() + 60 * arguments.minutes
 
     def judge_one(mutant: Mutant) -> None:
@@ -182,7 +184,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--packages", nargs="+", default=list(PACKAGES))
     parser.add_argument("--jobs", type=int, default=1, help="mutants tried at a time, each in a copy of the tree")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="after these no other mutant is begun")
-    parser.add_argument("--work", type=Path, default=ROOT / "build" / "mutants", help="folder of copies and of what is known")
     parser.add_argument("--out", type=Path, help="JSON file for the figures")
     return parser.parse_args()
 
