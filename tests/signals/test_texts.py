@@ -371,6 +371,14 @@ def test_a_stage_of_many_words_that_is_not_understood_is_named_by_its_beginning(
         read_scoring(path)
 
 
+def test_an_event_beside_a_stage_in_one_text_refuses_the_scoring(tmp_path):
+    rows = [f"{30 * epoch},30,{'Wach nach Arousal' if epoch == 4 else 'N2'}" for epoch in range(10)]
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(["onset,duration,stage", *rows, ""]))
+    with pytest.raises(StageTextError, match=r"'Wach nach Arousal' \(1\)"):
+        read_scoring(path)
+
+
 def test_an_unknown_text_whose_times_are_damaged_is_refused_without_a_time(tmp_path):
     path = tmp_path / "x.csv"
     rows = ["1e12,30,Qx", "1e12,30,Qx", *(f"{30 * epoch},30,N2" for epoch in range(1, 10))]

@@ -10,7 +10,14 @@ from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.scorings.scoring import Event, Row, Scoring, StageInterval
 from sleepfm.signals.scorings.stage_texts import refuse_unknown, standing_as_stages
-from sleepfm.signals.scorings.vocabulary import event_of, is_beside_the_point, is_respiratory, names_a_stage, stage_of
+from sleepfm.signals.scorings.vocabulary import (
+    event_of,
+    is_beside_the_point,
+    is_respiratory,
+    mentions_a_stage,
+    names_a_stage,
+    stage_of,
+)
 
 __all__ = ["MAX_ROWS", "Row", "iter_lines", "scoring_of_rows"]
 
@@ -78,6 +85,9 @@ def scoring_of_rows(
     for row in ordered:
         if not stages and (value := stage(row.text)) is not None:
             found.append((row, value))
+        elif row.group == "stage" and mentions_a_stage(row.text):
+            # An event beside a stage in one text, where a stage alone has its place.
+            unknown_stages[row.text[:_TEXT]] += 1
         elif event := event_of(row.text):
             events.append(Event(row.onset, row.duration or 0.0, event))
         elif is_respiratory(row.text) or (row.group == "respiratory" and not is_beside_the_point(row.text)):

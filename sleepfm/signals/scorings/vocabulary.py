@@ -201,6 +201,12 @@ def names_a_stage(text: str) -> bool:
     return _STAGE_WORDS.search(fold(text)) is not None
 
 
+def mentions_a_stage(text: str) -> bool:
+    """Whether one of several words of ``text`` is a stage's name ("wake after arousal")."""
+    words = re.findall(r"[^\W_]{2,}", text[:200])
+    return len(words) > 1 and any(stage_of(word) not in (None, Stage.UNSCORED) for word in words)
+
+
 def event_of(text: str) -> str | None:
     """The type of event that ``text`` names, or None; of two names ("Apnea|Obstructive Apnea") the one that says more."""
     found = {kind for part in text.split("|") if (kind := _event_of(part)) is not None}
