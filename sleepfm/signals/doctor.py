@@ -16,10 +16,9 @@ from typing import Any
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import RecordingError, SignalError, SleepFMError
 from sleepfm.signals.cohorts.catalogue import Rules
-from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.cohorts.proposals import unmapped
 from sleepfm.signals.edf.header import EdfHeader
-from sleepfm.signals.examine import Examination, discover, examine, require_channels
+from sleepfm.signals.examine import Examination, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.prepare import describe, make_channels
 from sleepfm.signals.recording import read_recording
@@ -81,20 +80,6 @@ class Finding:
         return asdict(self)
 
 
-def examine_folder(root: Path, rules: Rules) -> Iterator[Finding]:
-    """One :class:`Finding` a recording below ``root``, in order.
-
-    Headers, scorings and the samples of all channels are read.
-
-    Raises:
-        RecordingError: no such folder, or no recording in it.
-        ConfigError: the cohort's identity pattern fits no recording.
-    """
-    recordings = discover(root, rules)
-    check_identity(recordings, rules)
-    return examine_recordings(recordings, root, rules)
-
-
 def sample_of(recordings: Mapping[Path, EdfHeader | None], count: int | None) -> dict[Path, EdfHeader | None]:
     """``count`` of the recordings, the same ones each time, in order; all without a count."""
     chosen = list(recordings) if count is None else random.Random(0).sample(list(recordings), min(count, len(recordings)))
@@ -104,7 +89,9 @@ def sample_of(recordings: Mapping[Path, EdfHeader | None], count: int | None) ->
 def examine_recordings(
     recordings: Mapping[Path, EdfHeader | None], root: Path, rules: Rules, workers: int = 1
 ) -> Iterator[Finding]:
-    """One :class:`Finding` a recording, in order, by ``workers`` processes.
+    """One :class:`Finding` a recording below ``root``, in order, by ``workers`` processes.
+
+    Headers, scorings and the samples of all channels are read.
 
     Raises:
         RecordingError: a process was ended, as the system does where memory is short.

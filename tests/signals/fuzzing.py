@@ -208,9 +208,10 @@ def read_as_scoring(place: Path) -> None:
 
 
 def read_as_folder(place: Path) -> None:
-    from sleepfm.signals.doctor import examine_folder
+    from sleepfm.signals.doctor import examine_recordings
+    from sleepfm.signals.examine import discover
 
-    for finding in examine_folder(place, None):
+    for finding in examine_recordings(discover(place), place, None):
         assert finding.refused or finding.epochs
 
 

@@ -13,7 +13,8 @@ from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohorts.catalogue import load_cohort
-from sleepfm.signals.doctor import examine_folder
+from sleepfm.signals.doctor import examine_recordings
+from sleepfm.signals.examine import discover
 from sleepfm.signals.scorings.finder import find_scoring
 from sleepfm.signals.scorings.labels import stage_labels
 from sleepfm.signals.scorings.reader import read_scoring
@@ -257,7 +258,8 @@ def test_two_scorings_of_one_recording_leave_it_unscored(tmp_path, shared_data):
         (tmp_path / name).write_bytes((folder / "SC4001EC-Hypnogram.edf").read_bytes())
     signals = [Made(label, noise(6000, n), 100) for n, label in enumerate(["EEG Fpz-Cz", "EEG Pz-Oz", "EOG horizontal"])]
     write_edf(tmp_path / "SC4011E0-PSG.edf", signals)
-    found = {Path(finding.path).name: finding.scoring_refused for finding in examine_folder(tmp_path, None)}
+    findings = examine_recordings(discover(tmp_path), tmp_path, None)
+    found = {Path(finding.path).name: finding.scoring_refused for finding in findings}
     assert "several scorings fit" in found["SC4001E0-PSG.edf"]
     assert found["SC4011E0-PSG.edf"] == ""
 

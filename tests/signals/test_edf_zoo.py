@@ -7,7 +7,8 @@ import re
 import pytest
 
 from sleepfm.errors import RecordingError
-from sleepfm.signals.doctor import examine_folder
+from sleepfm.signals.doctor import examine_recordings
+from sleepfm.signals.examine import discover
 from sleepfm.signals.recording import read_recording
 
 SHORT = r"{} s long, shorter than one 30-s epoch"
@@ -68,7 +69,8 @@ def test_what_cannot_be_read_says_why(shared_data, name):
 
 def test_a_build_would_quarantine_each_with_a_reason(shared_data):
     reasons = {name: reason for name, (*_, reason) in READ.items()} | REFUSED
-    found = {finding.path: finding.refused for finding in examine_folder(shared_data / "edf-zoo", None)}
+    zoo = shared_data / "edf-zoo"
+    found = {finding.path: finding.refused for finding in examine_recordings(discover(zoo), zoo, None)}
     assert len(found) == len(reasons)
     for name, reason in reasons.items():
         refused = found[str(shared_data / "edf-zoo" / name)]
