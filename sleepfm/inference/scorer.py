@@ -29,7 +29,7 @@ from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording, read_recording
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.text_counts import TextCounts
-from sleepfm.tasks import TASKS
+from sleepfm.tasks import TASKS, get_task
 
 if TYPE_CHECKING:
     import mne
@@ -42,7 +42,7 @@ class Scorer:
     """Models loaded once, for any number of nights; at most one for each task."""
 
     def __init__(self, models: Sequence[TaskModel]) -> None:
-        self.models = {model.task: model for model in models}
+        self.models = {get_task(model.task).name: model for model in models}
         if len(self.models) < len(models):
             raise ModelError(f"two models for one task: {', '.join(m.address for m in models)}; give one for each")
         # Probes of one encoder share it, and each night then passes through it once.
@@ -55,6 +55,7 @@ class Scorer:
         Raises:
             RegistryError: nothing registered there, or bytes that have changed.
             ModelError: a model that is not a downstream model, or two for one task.
+            ConfigError: a task that is not in the table.
         """
         return cls([TaskModel.load(address, store) for address in (addresses or CHAMPIONS)])
 

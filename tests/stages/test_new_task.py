@@ -213,3 +213,11 @@ def test_a_night_is_scored_for_a_task_without_events(recordings, encoder_package
     called = score.probability["wake"] >= 0.5
     scored = (night.stage >= 0) & np.isfinite(score.probability["wake"])
     assert found["accuracy"] == pytest.approx((called == (night.stage == 0))[scored].mean())
+
+
+def test_a_model_of_a_task_that_is_not_in_the_table_is_refused(encoder_package):
+    encoder = load(encoder_package)
+    classes = ("still", "moving")
+    model = Downstream(DownstreamConfig(task="movement", classes=classes, encoder=model_config(encoder)), encoder).eval()
+    with pytest.raises(ConfigError, match=r"unknown task 'movement'; known tasks: stage, apnea, hypopnea"):
+        Scorer([TaskModel(model, Usage(task="movement", classes=classes, window=5, threshold=0.5), "movement")])
