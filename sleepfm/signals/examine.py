@@ -19,6 +19,7 @@ from sleepfm.signals.files import file_size, is_file, is_folder, list_files, loc
 from sleepfm.signals.recording import Recording, read_edf_header, read_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
 from sleepfm.signals.scorings.finder import find_scoring
+from sleepfm.signals.scorings.own_words import OwnWords
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
 from sleepfm.signals.scorings.scoring import Scoring, ScoringUse
@@ -170,11 +171,11 @@ def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None) -> S
     Raises:
         AnnotationError, RecordingError: it cannot be used.
     """
-    name = recording.name
+    name, own = recording.name, OwnWords.of(cohort.scoring)
     if found is not None:
-        scored: Scoring | None = read_scoring(found, recording.start, recording.duration, recording.names_below)
+        scored: Scoring | None = read_scoring(found, recording.start, recording.duration, recording.names_below, own)
     else:
-        scored = from_annotations(recording.annotations, "annotations of the recording")
+        scored = from_annotations(own.in_annotations(recording.annotations), "annotations of the recording")
     if scored is None:
         return None
     if _names(cohort.scoring.stages_wrong, recording):

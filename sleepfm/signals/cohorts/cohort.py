@@ -20,8 +20,15 @@ UNCLEAR = "unclear"
 KnownPolarity = Literal["inverted", "mixed", "unknown", "upright"]
 
 
-# What is filled into patterns of scoring files.
-_FIELDS = ("stem", "folder", "key")
+# What is filled into patterns of scoring files, and what with.
+PLACEHOLDERS = {
+    "stem": "the name of the recording without its ending: `P01_night1` for `nights/P01_night1.edf`",
+    "folder": "the name of the recording's folder: `nights`",
+    "key": "what the expression `scoring.key` matches in the name of the recording",
+}
+# What a scoring table's column may hold, and what stages are called, where a cohort says it of its own words.
+COLUMNS = ("onset", "clock time", "elapsed time", "duration", "end", "epoch", "stage", "event")
+STAGE_WORDS = ("W", "N1", "N2", "N3", "REM", "unscored")
 
 
 def _sentence(names: Iterable[str], form: str = "%s") -> str:
@@ -47,33 +54,53 @@ def _expression(value: str) -> str:
 
 
 class ChannelRule(Config):
-    """One way to make a canonical channel out of signals of a recording.
+    """One way to make a canonical channel out of signals of a recording."""
 
-    Attributes:
-        signal: labels of the active signal, any of them; compared without case, spaces and punctuation.
-        electrodes: instead of labels, what they say in any spelling (:mod:`sleepfm.signals.cohorts.label_grammar`): derivations
-            (``C3-M2``) or electrodes against a reference that is not named (``C3``). A label that a rule of another channel
-            lists as its ``signal`` is that channel's and is not taken.
-        occurrence: which of several signals that share one label is the active one, counted from 1 in the file's order.
-        reference: electrodes to subtract, each with its labels (or, beside ``electrodes``, what these say); several are
-            averaged (linked mastoids).
-        reference_occurrence: as ``occurrence``, of the signals to subtract.
-        derivation: what the result is, electrode and reference (``C4-A1``, ``E1-Fpz``), for the record and for polarity,
-            which knows the sign of slow waves against a mastoid or ear only (M1, M2, A1, A2, linked mastoids).
-        substitute: why this stands in for the canonical derivation, where it is not that derivation.
-        unit: the documented unit, used only where the header leaves it empty.
-        invert: turn the signal upside down, where the cohort's polarity is documented to be wrong.
-    """
-
-    signal: tuple[str, ...] = ()
-    electrodes: tuple[str, ...] = ()
-    occurrence: int | None = Field(default=None, ge=1)
-    reference: tuple[tuple[str, ...], ...] = ()
-    reference_occurrence: int | None = Field(default=None, ge=1)
-    derivation: str = ""
-    substitute: str = ""
-    unit: str = ""
-    invert: bool = False
+    signal: tuple[str, ...] = Field(
+        default=(),
+        description="Labels of the active signal, any of them. They are compared without case, spaces and punctuation.",
+        examples=[["EEG(sec)", "EEG sec"]],
+    )
+    electrodes: tuple[str, ...] = Field(
+        default=(),
+        description="Instead of labels, what they say in any spelling: derivations (`C3-M2`), or electrodes against a reference "
+        "that is not named (`C3`). A label that a rule of another channel lists as its `signal` is not taken.",
+        examples=[["C3-M2"]],
+    )
+    occurrence: int | None = Field(
+        default=None,
+        ge=1,
+        description="Which of several signals of one label is the active one, counted from 1 in the order of the file.",
+        examples=[2],
+    )
+    reference: tuple[tuple[str, ...], ...] = Field(
+        default=(),
+        description="Electrodes to subtract, each with its labels (beside `electrodes`, with what these say). Several are "
+        "averaged.",
+        examples=[[["M2", "A2"]]],
+    )
+    reference_occurrence: int | None = Field(
+        default=None, ge=1, description="As `occurrence`, of the signals to subtract.", examples=[2]
+    )
+    derivation: str = Field(
+        default="",
+        description="What the result is, electrode and reference. It is kept with the data. The sign of slow waves is known, and "
+        "polarity is decided by it, against a mastoid or ear only (M1, M2, A1, A2, linked mastoids).",
+        examples=["C4-M1"],
+    )
+    substitute: str = Field(
+        default="",
+        description="Why this stands in for the canonical derivation, where it is another one.",
+        examples=["ipsilateral mastoid"],
+    )
+    unit: str = Field(
+        default="", description="The documented unit. It is used only where the header leaves it empty.", examples=["uV"]
+    )
+    invert: bool = Field(
+        default=False,
+        description="Turn the signal upside down, where the recorder is documented to write it so.",
+        examples=[True],
+    )
 
     @model_validator(mode="after")
     def _one_of_both(self) -> ChannelRule:
@@ -95,8 +122,8 @@ class ChannelRule(Config):
 class NameAndLabels(Config):
     """A pattern of the file name, and labels that are all there beside it."""
 
-    name: str
-    labels: tuple[str, ...]
+    name: str = Field(description="A regular expression that is searched in the file name.", examples=["^lake-"])
+    labels: tuple[str, ...] = Field(description="Labels that are all there.", examples=[["C3", "A2"]])
 
     @field_validator("name")
     @classmethod
@@ -105,17 +132,21 @@ class NameAndLabels(Config):
 
 
 class Recognise(Config):
-    """How ``auto`` tells the cohort: by a pattern of the file name, or by labels that are all there.
+    """How `auto` tells the cohort: by a pattern of the file name, or by labels that are all there."""
 
-    Attributes:
-        name: a regular expression that only names of the cohort's files match.
-        labels: as no other cohort has them together.
-        both: for names and labels that are not enough alone, any of these pairs of a name and labels.
-    """
-
-    name: str = ""
-    labels: tuple[str, ...] = ()
-    both: tuple[NameAndLabels, ...] = ()
+    name: str = Field(
+        default="",
+        description="A regular expression that is searched in the file name and fits files of this cohort alone.",
+        examples=["^lake-\\d+-\\d"],
+    )
+    labels: tuple[str, ...] = Field(
+        default=(),
+        description="Labels that no other cohort has together. A recording that has them all is of this cohort.",
+        examples=[["Ch 3 C4/M1", "Ch 5 submental"]],
+    )
+    both: tuple[NameAndLabels, ...] = Field(
+        default=(), description="For names and labels that are not enough alone: pairs of both, of which any is enough."
+    )
 
     @field_validator("name")
     @classmethod
@@ -124,14 +155,20 @@ class Recognise(Config):
 
 
 class IdentityRule(Config):
-    """Regular expression searched in the file name, with groups ``subject`` and, maybe, ``visit``.
+    """Which part of a file name is the person. All nights of a person come into the same split."""
 
-    A file that does not match is its own subject, which doctor and build tell. ``subject`` is prefixed by ``prefix``, so that
-    cohorts cannot share a subject by chance and two visits of one study do on purpose.
-    """
-
-    pattern: str = ""
-    prefix: str = ""
+    pattern: str = Field(
+        default="",
+        description="A regular expression that is searched in the file name (with its ending), with a group `subject` around the "
+        "person and, maybe, a group `visit` around the night. A file that it does not fit counts as a person of its own, which "
+        "doctor and build tell.",
+        examples=["^(?P<subject>P\\d+)_night(?P<visit>\\d+)"],
+    )
+    prefix: str = Field(
+        default="",
+        description="Put before `subject`, so that two cohorts share a person only on purpose.",
+        examples=["lakeside-"],
+    )
 
     @field_validator("pattern")
     @classmethod
@@ -142,31 +179,73 @@ class IdentityRule(Config):
 
 
 class ScoringRules(Config):
-    """Where the scoring of a recording is, and how its length is reconciled.
+    """Where the scoring of a recording is, what its own words mean, and how its length is reconciled."""
 
-    Attributes:
-        files: glob patterns relative to the recording's folder or a folder above it, in order of preference;
-            ``{stem}`` is the file name without ending, ``{folder}`` the folder's name, ``{key}`` what ``key``
-            matches in the file name (a pattern that names it is left out where it does not match).
-        key: regular expression.
-        same_header: annotation files beside the recording (a glob) that belong to it if patient and start agree.
-        longer: what to do with a scoring that goes on after the recording: ``cut`` it (as the cohort publishes
-            it) or refuse it as an ``error``.
-        events: texts of the cohort's own that mean one of our types of event, compared without case and punctuation, or
-            ``unclear`` for a respiratory text of which no source says what it means: its epochs are neither with nor without.
-        events_lost, stages_wrong: regular expressions of names of recordings whose scorings are documented to have lost their
-            events, which then count as not scored, or to have wrong stages, which are not used.
-        unreliable: types of events that are documented to be so in all scorings of the cohort; they count as not scored.
-    """
+    files: tuple[str, ...] = Field(
+        default=(),
+        description="Patterns of the scoring file, in order of preference, with `*`, `?` and `[...]`. A pattern without a slash "
+        "is looked for in the recording's folder; one with a slash there and in the folders above it. It may hold the "
+        "placeholders `{stem}`, `{folder}` and `{key}`.",
+        examples=[["findings/{stem}_findings.csv", "{stem}.xml"]],
+    )
+    key: str = Field(
+        default="",
+        description="A regular expression. What it matches in the name of the recording is put in the place of `{key}`. Patterns "
+        "that name `{key}` are left out where it does not match.",
+        examples=["^sub-\\d+_ses-\\d+"],
+    )
+    same_header: str = Field(
+        default="",
+        description="A pattern of annotation files beside the recording. One belongs to it if patient and start agree.",
+        examples=["*-Hypnogram.edf"],
+    )
+    longer: Literal["cut", "error"] = Field(
+        default="error",
+        description="What becomes of a scoring that goes on after the recording: it is cut, as some cohorts are published, or "
+        "not used.",
+        examples=["cut"],
+    )
+    columns: dict[str, Literal[COLUMNS]] = Field(  # type: ignore[valid-type]
+        default_factory=dict,
+        description="Titles of a scoring table's columns, where they are the laboratory's own, and what stands below each.",
+        examples=[{"Begin of finding (s)": "onset", "Finding": "event"}],
+    )
+    stages: dict[str, Literal[STAGE_WORDS]] = Field(  # type: ignore[valid-type]
+        default_factory=dict,
+        description="Texts of the laboratory's own that mean a stage, compared without case and punctuation.",
+        examples=[{"dream": "REM", "lamp on": "unscored"}],
+    )
+    events: dict[str, str] = Field(
+        default_factory=dict,
+        description="Texts of the laboratory's own that mean a type of event, compared without case and punctuation; or "
+        "`unclear` for a respiratory text of which no source says what it means: its epochs are neither with nor without. Types "
+        f"are {_sentence(EVENT_TYPES, '`%s`')}.",
+        examples=[{"shallow breathing": "hypopnea"}],
+    )
+    events_lost: str = Field(
+        default="",
+        description="A regular expression of names of recordings whose scorings are documented to have lost their events. These "
+        "then count as not scored.",
+        examples=["^lake-(12|15)-1"],
+    )
+    stages_wrong: str = Field(
+        default="",
+        description="A regular expression of names of recordings whose stages are documented to be wrong. Their scorings are not "
+        "used.",
+        examples=["^lake-17-2"],
+    )
+    unreliable: tuple[Literal[EVENT_TYPES], ...] = Field(  # type: ignore[valid-type]
+        default=(),
+        description="Types of events that are documented to be unreliable in all scorings of the cohort. They count as not "
+        "scored.",
+        examples=[["desaturation"]],
+    )
 
-    files: tuple[str, ...] = ()
-    key: str = ""
-    same_header: str = ""
-    longer: Literal["cut", "error"] = "error"
-    events: dict[str, str] = Field(default_factory=dict)
-    events_lost: str = ""
-    stages_wrong: str = ""
-    unreliable: tuple[Literal[EVENT_TYPES], ...] = ()  # type: ignore[valid-type]
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As in a rule of a channel: without the keys that came later where they are not used."""
+        values: dict[str, Any] = handler(self)
+        return {key: value for key, value in values.items() if value or key not in ("columns", "stages")}
 
     @field_validator("files")
     @classmethod
@@ -177,8 +256,8 @@ class ScoringRules(Config):
             except ValueError as error:
                 raise ValueError(f"{pattern!r} is no pattern ({error}); write {{{{ and }}}} for braces") from error
             for _, name, form, conversion in fields:
-                if name not in _FIELDS or form or conversion:
-                    raise ValueError(f"{pattern!r} asks for {{{name}}}; a pattern may ask for {_sentence(_FIELDS, '{%s}')}")
+                if name not in PLACEHOLDERS or form or conversion:
+                    raise ValueError(f"{pattern!r} asks for {{{name}}}; a pattern may ask for {_sentence(PLACEHOLDERS, '{%s}')}")
             if not pattern.strip() or pattern.startswith("/"):
                 raise ValueError(f"{pattern!r} is no pattern relative to the recording's folder")
         return value
@@ -198,52 +277,69 @@ class ScoringRules(Config):
 
 
 class Band(Config):
-    """Pass band in Hz; a missing edge is open, both missing is no filter."""
+    """Pass band of a channel's filter. A missing edge is open, both missing is no filter."""
 
-    low: float | None = None
-    high: float | None = None
+    low: float | None = Field(default=None, description="Lower edge in Hz.", examples=[0.5])
+    high: float | None = Field(default=None, description="Upper edge in Hz.", examples=[40])
 
 
 class QualityLimits(Config):
-    """Per-epoch limits of a modality, in the canonical unit.
+    """Limits of an epoch of a channel, in its unit (uV, mV, %)."""
 
-    Attributes:
-        flat: peak to peak within a second, at or below which the second is flat.
-        flat_epochs: epochs in a row from which on a channel without amplitude is flat; breathing pauses for less.
-        floor: standard deviation within a second after the filter below which there is no signal of a person, and least
-            interquartile range of a recording; 0 sets none.
-        range: distance from the night's middle, beyond which a sample is out of range.
-        low: value below which a sensor is off (oximetry).
-        mains: whether to look for 50 or 60 Hz.
-        pickup: root mean square of mains which, where there is hardly anything else, only an open input shows.
-    """
-
-    flat: float | None = None
-    flat_epochs: int = Field(1, ge=1)
-    floor: float = Field(0.0, ge=0)
-    range: float | None = None
-    low: float | None = None
-    mains: bool = False
-    pickup: float | None = None
+    flat: float | None = Field(
+        default=None, description="Peak to peak within a second, at or below which the second is flat.", examples=[2]
+    )
+    flat_epochs: int = Field(
+        default=1,
+        ge=1,
+        description="Epochs in a row from which on a channel without amplitude is flat. Breathing pauses for less.",
+        examples=[10],
+    )
+    floor: float = Field(
+        default=0.0,
+        ge=0,
+        description="Standard deviation within a second after the filter, below which there is no signal of a person, and least "
+        "interquartile range of a recording. 0 sets none.",
+        examples=[1],
+    )
+    range: float | None = Field(
+        default=None, description="Distance from the night's middle, beyond which a sample is out of range.", examples=[500]
+    )
+    low: float | None = Field(default=None, description="Value below which a sensor is off (oximetry).", examples=[51])
+    mains: bool = Field(default=False, description="Whether to look for mains at 50 or 60 Hz.", examples=[True])
+    pickup: float | None = Field(
+        default=None,
+        description="Root mean square of mains that only an open input shows, where there is hardly anything else.",
+        examples=[50],
+    )
 
 
 class Cohort(Config):
-    """One cohort's rules. Keys of the mappings below are canonical channels.
+    """One cohort's rules."""
 
-    ``polarity`` is what is documented of the recordings as they are distributed: ``inverted`` all, ``mixed`` in part,
-    ``upright`` all, and ``unknown`` where a channel is left out (:mod:`sleepfm.signals.polarity`).
-    """
-
-    name: str
-    source: str
-    recognise: Recognise = Recognise()
-    identity: IdentityRule = IdentityRule()
-    scoring: ScoringRules = ScoringRules()
-    channels: dict[Channel, tuple[ChannelRule, ...]]
-    minimum_rate: dict[Channel, float]
-    filters: dict[Channel, Band]
-    quality: dict[Channel, QualityLimits]
-    polarity: dict[Channel, KnownPolarity] = Field(default_factory=dict)
+    name: str = Field(description="The cohort's name, as it is stored with each recording.", examples=["lakeside"])
+    source: str = Field(
+        description="Where the rules come from, in words: a manual, a page, a colleague.",
+        examples=["export manual of the Lakeside sleep laboratory"],
+    )
+    recognise: Recognise = Field(default=Recognise(), description="How `--cohort auto` tells recordings of this cohort.")
+    identity: IdentityRule = Field(default=IdentityRule(), description="Which part of a file name is the person.")
+    scoring: ScoringRules = Field(default=ScoringRules(), description="Where scorings are, and what their own words mean.")
+    channels: dict[Channel, tuple[ChannelRule, ...]] = Field(
+        description="For each canonical channel the rules by which it is made, in order of preference. The first that fits "
+        "counts. A channel that is given here replaces all rules that an extended file has for it."
+    )
+    minimum_rate: dict[Channel, float] = Field(
+        description="Least sampling rate in Hz at which a signal can be the channel.", examples=[{"EMG_CHIN": 60}]
+    )
+    filters: dict[Channel, Band] = Field(description="Pass band of each channel.")
+    quality: dict[Channel, QualityLimits] = Field(description="Limits by which epochs of each channel are flagged.")
+    polarity: dict[Channel, KnownPolarity] = Field(
+        default_factory=dict,
+        description="What is documented of the recordings as they are distributed: `inverted` all, `mixed` in part, `upright` "
+        "all; `unknown` where a channel is left out.",
+        examples=[{"EEG_C4": "inverted"}],
+    )
 
 
 def normalise_label(label: str) -> str:

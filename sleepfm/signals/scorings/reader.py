@@ -15,6 +15,7 @@ from sleepfm.signals.scorings.event_log import is_event_log, read_event_log
 from sleepfm.signals.scorings.event_table import is_event_table, read_event_table
 from sleepfm.signals.scorings.luna_annot import is_luna_annot, read_luna_annot
 from sleepfm.signals.scorings.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
+from sleepfm.signals.scorings.own_words import OwnWords
 from sleepfm.signals.scorings.profusion_xml import ROOT as PROFUSION_ROOT
 from sleepfm.signals.scorings.profusion_xml import read_profusion
 from sleepfm.signals.scorings.scoring import Scoring
@@ -30,7 +31,11 @@ TEXT_FORMATS: list[TextFormat] = [
 
 
 def read_scoring(
-    path: str | Path, start: datetime | None = None, duration: float | None = None, names_below: Path | None = None
+    path: str | Path,
+    start: datetime | None = None,
+    duration: float | None = None,
+    names_below: Path | None = None,
+    own: OwnWords | None = None,
 ) -> Scoring:
     """Read a scoring file; its format is told by its content.
 
@@ -40,13 +45,14 @@ def read_scoring(
             hypnogram that starts at another time is shifted by the difference.
         duration: of the recording in s, until when a last stage without an end lasts.
         names_below: the folder that messages name the file relative to; None for its whole path.
+        own: words of the laboratory's own for columns and stages.
 
     Raises:
         StageTextError: it has texts where stages stand that are not understood; the recording can be used without it.
         AnnotationError: missing, of no known format, damaged, or without stages.
         RecordingError: an EDF+ file that is damaged.
     """
-    path = location(path)
+    path, own = location(path), own or OwnWords()
     called = name_below(path, names_below)
     # A whole URL keeps its two slashes.
     name: PurePath = path if called == str(path) else PurePath(called)
@@ -56,31 +62,33 @@ def read_scoring(
         raise AnnotationError(f"{name}: cannot be read ({error.strerror or error})") from error
     if edf_kind(data[:FIXED_BYTES]):
         whole = MemoryFile(data) if len(data) <= MAX_BYTES else random_file(path)
-        return _of_edf(open_recording(whole, path, names_below=names_below), start)
+        return _of_edf(open_recording(whole, path, names_below=names_below), start, own)
     if len(data) > MAX_BYTES:
         raise AnnotationError(f"{name}: more than {MAX_BYTES >> 20} MiB, too large for a scoring file")
     text = _decode(data)
     if text.lstrip().startswith("<"):
         root = parse_xml(data, str(name))
         if root.tag == "PSGAnnotation":
-            return read_nsrr(root, name)
+            return read_nsrr(own.in_xml(root), name)
         if root.tag == PROFUSION_ROOT:
             return read_profusion(root, name)
         raise AnnotationError(
             f"{name}: XML with the root {root.tag[:40]!r}; NSRR's is PSGAnnotation, Profusion's {PROFUSION_ROOT}"
         )
+    text = own.in_text(text)
     for is_one, read in TEXT_FORMATS:
         if is_one(text):
             return read(text, name, start, duration)
     raise AnnotationError(
         f"{name}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
-        "that names onset and stage or event; convert it to one"
+        "that names onset and stage or event; convert it to one, or say in a cohort file what its columns hold "
+        "(scoring: {columns: {TITLE: onset}})"
     )
 
 
-def _of_edf(recording: Recording, start: datetime | None) -> Scoring:
+def _of_edf(recording: Recording, start: datetime | None, own: OwnWords) -> Scoring:
     shift = (recording.start - start).total_seconds() if recording.start and start else 0.0
-    scoring = from_annotations(recording.annotations, f"EDF+ annotations {recording.path.name}", shift)
+    scoring = from_annotations(own.in_annotations(recording.annotations), f"EDF+ annotations {recording.path.name}", shift)
     if scoring is None:
         raise AnnotationError(f"{recording.name}: none of its {len(recording.annotations)} annotations is a sleep stage")
     return scoring

@@ -75,7 +75,7 @@ def refuse_unknown(texts: Mapping[str, int], name: str, first: float | None = No
     place = "" if first is None else f", first at {timedelta(seconds=round(first))}"
     raise StageTextError(
         f"{name}: not understood where stages stand: {shown}{more}{place}; the scoring is not used. Write W, N1, N2, N3, R, or ? "
-        "for what is not scored"
+        "for what is not scored, or say in a cohort file what they mean (scoring: {stages: {TEXT: N2}})"
     )
 
 
