@@ -8,7 +8,7 @@ import os
 import sys
 from collections import Counter
 from datetime import timedelta
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.constants import CHANNELS
@@ -62,13 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps([finding.as_dict() for finding in findings], indent=1, ensure_ascii=False))
     else:
-        print("\n".join(["", *_summary(findings)]))
+        print("\n".join(["", *_summary(findings, root)]))
         if len(chosen) < len(found):
             print(f"a sample of {len(chosen)} of the {len(found)} recordings; the others were not looked at")
     return 1 if refused or any(finding.scoring_refused for finding in findings) else 0
 
 
-def _summary(findings: list[Finding]) -> list[str]:
+def _summary(findings: list[Finding], root: Path) -> list[str]:
     usable = [finding for finding in findings if not finding.refused]
     lines = []
     if usable:
@@ -93,16 +93,17 @@ def _summary(findings: list[Finding]) -> list[str]:
             else ""
         )
         lines.append(f"subjects   {subjects}; {unscored} of the usable recordings have no scoring{also}")
-        unread = [finding for finding in usable if not finding.subject_read]
-        if unread:
-            lines.append(f"warning    {persons_not_read(len(unread), len(usable), PurePath(unread[0].path).name)}")
         texts = TextCounts()
         for finding in usable:
             texts.merge(finding.texts)
         lines += [f"texts      {line}" for line in texts.lines()]
         lines += _places(usable)
     lines += _not_mapped(findings)
-    lines += _looked_for(findings)
+    lines += _looked_for(findings, root)
+    opened = [finding for finding in findings if finding.cohort]
+    unread = [finding for finding in opened if not finding.subject_read]
+    if unread:
+        lines.append(f"warning    {persons_not_read(len(unread), len(opened), PurePath(unread[0].path).name)}")
     lines.append(f"{len(findings)} recordings: {len(usable)} usable, {len(findings) - len(usable)} would be quarantined")
     return lines
 
@@ -138,13 +139,24 @@ def _not_mapped(findings: list[Finding]) -> list[str]:
     return lines
 
 
-def _looked_for(findings: list[Finding]) -> list[str]:
-    """What was looked for where no scoring was found, by cohort."""
+def _looked_for(findings: list[Finding], root: Path) -> list[str]:
+    """What was looked for where no scoring was found, by cohort, and patterns by which there would be some."""
+    from sleepfm.signals.cohorts.proposals import scoring_patterns
+    from sleepfm.signals.files import is_folder, location
+
+    without = [location(finding.path) for finding in findings if finding.looked_for]
+    patterns = scoring_patterns(without, root) if without and is_folder(root) else Counter()
     examples = {finding.cohort: finding for finding in reversed(findings) if finding.looked_for}
-    return [
+    lines = [
         f"scorings   {name}: looked for {', '.join(finding.looked_for)} in the folder of {finding.path} and in those above it"
         for name, finding in sorted(examples.items())
     ]
+    if patterns:
+        lines.append(
+            "scorings   patterns that would find files of these recordings' names; below `scoring:` in a cohort file of yours:"
+        )
+        lines += [f"           files: [{json.dumps(name)}]  # {count} recordings" for name, count in patterns.most_common(_SHOWN)]
+    return lines
 
 
 def _positive(text: str) -> int:

@@ -66,3 +66,28 @@ def test_nchsdb_is_told_without_capnography():
     # Neither labels nor such a name is enough alone.
     assert recognise_cohort("P01_night1.edf", usual).name == "generic"
     assert recognise_cohort("12345_6789.edf", ("C3-M2", "C4-M1")).name == "generic"
+
+
+@pytest.mark.parametrize(
+    ("names", "persons"),
+    [
+        (("P01_night1.edf", "P01_night2.edf", "P12_night1.edf"), ["P01", "P01", "P12"]),
+        (("7-1.edf", "7-2.edf", "12-1.edf"), ["7", "7", "12"]),
+        (("pat 12 psg 1.bdf", "pat 12 psg 2.bdf", "pat 3 psg 1.bdf"), ["pat-12", "pat-12", "pat-3"]),
+        (("o'k (4)_01b.2.edf", "o'k (4)_01b.3.edf", "o'k (5)_01b.2.edf"), ["o-k-4-_01b", "o-k-4-_01b", "o-k-5-_01b"]),
+    ],
+)
+def test_the_warning_proposes_a_pattern_that_fits_the_names(tmp_path, names, persons):
+    rules = tmp_path / "lab.yaml"
+    proposed = persons_not_read(3, 3, f"nights/{names[0]}").split("identity: ")[1]
+    rules.write_text(f"extends: generic.yaml\nname: lab\nsource: x\nidentity: {proposed}\n")
+    found = [identify(Path(name), load_cohort(str(rules))) for name in names]
+    assert [identity.subject for identity in found] == persons and all(identity.read for identity in found)
+    assert found[0].visit != found[1].visit
+
+
+def test_the_doctor_proposes_it_of_a_folder_that_no_rule_reads(tmp_path, capsys):
+    for name in ("A7_n1.edf", "A7_n2.edf"):
+        write_edf(tmp_path / name, [Made("Ch 3 brain", noise(6000, 1), 100)])
+    main(["doctor", str(tmp_path)])
+    assert r"identity: {pattern: '^(?P<subject>A\d+)_n(?P<visit>\d+)'}" in capsys.readouterr().out

@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from sleepfm.errors import ConfigError
 from sleepfm.signals.cohorts.catalogue import Rules, cohort_names, load_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
 
+# A number of the person, a word or a sign, a number of the night: P01_night1.edf, 7-2.edf, pat 12 psg 1.edf.
+_PERSON_AND_NIGHT = re.compile(r"(?P<subject>.*\d[A-Za-z]?)(?P<between>[\s_.-]+(?:[A-Za-z]+[\s_.-]*)?)\d+\.[A-Za-z]+")
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -57,12 +59,21 @@ def check_identity(paths: Iterable[Path], cohort: Rules) -> None:
 
 
 def persons_not_read(count: int, total: int, example: str) -> str:
-    """What doctor and build say of file names that do not say whose they are."""
+    """What doctor and build say of file names that do not say whose they are; ``example`` is one of them."""
     return (
         f"{count} of {total} file names, such as {example}, do not say whose recording it is by the rules of their cohort: each "
         "counts as a person of its own, and two nights of one person may come into different splits; say in a cohort file which "
-        r"part is the person, such as identity: {pattern: '^(?P<subject>P\d+)_night(?P<visit>\d)'}"
+        f"part is the person, such as identity: {{pattern: '{proposed_pattern(PurePath(example).name)}'}}"
     )
+
+
+def proposed_pattern(name: str) -> str:
+    """An identity pattern for names like ``name``: the last of its numbers is the night, what stands before it the person."""
+    match = _PERSON_AND_NIGHT.fullmatch(name)
+    if match is None:
+        return r"^(?P<subject>P\d+)_night(?P<visit>\d)"
+    subject, between = (re.sub(r"\d+", r"\\d+", re.escape(match[group])) for group in ("subject", "between"))
+    return f"^(?P<subject>{subject}){between}(?P<visit>\\d+)".replace("'", "''")
 
 
 def _safe(text: str) -> str:

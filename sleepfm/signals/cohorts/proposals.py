@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import yaml
 
@@ -15,6 +16,7 @@ from sleepfm.signals.cohorts.cohort import normalise_label
 from sleepfm.signals.cohorts.label_grammar import read_label
 from sleepfm.signals.cohorts.montage import Montage
 from sleepfm.signals.cohorts.units import to_canonical
+from sleepfm.signals.files import list_files
 from sleepfm.signals.recording import Recording, SignalInfo
 
 # What an electrode is a signal of.
@@ -34,6 +36,9 @@ _WORDS = (
     ("ABDOMEN", r"abd|belly|stomach"),
     ("AIRFLOW", r"flow|therm|nasal|cannul|ptaf|press"),
 )
+
+# Of files that scorings are exported as.
+_SCORING_ENDINGS = (".csv", ".tsv", ".txt", ".xml", ".annot", ".eannot")
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,56 @@ def unmapped(recording: Recording, montage: Montage, minimum_rate: Mapping[str, 
     return found
 
 
+def scoring_patterns(recordings: Sequence[Path], root: Path) -> Counter[str]:
+    """Patterns for ``scoring.files`` by which files below ``root`` would be scorings of ``recordings``, and of how many each.
+
+    A file may be the scoring of a recording if it has the recording's name in its own and is of a kind that scorings are.
+    """
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in recordings:
+        by_stem[path.stem].append(path)
+    found: dict[str, set[Path]] = defaultdict(set)
+    for file in list_files(root, _SCORING_ENDINGS):
+        stem = next((part for part in _parts(file.name) if part in by_stem), "")
+        for path in by_stem[stem] if stem else ():
+            if pattern := _pattern(path, file, stem):
+                found[pattern].add(path)
+    return Counter({pattern: len(paths) for pattern, paths in found.items()})
+
+
+def _parts(name: str) -> Iterator[str]:
+    """What may be a recording's name in ``name``, the longest first: no number and no word is cut in two."""
+
+    def cut(place: int) -> bool:
+        around = name[max(place - 1, 0) : place + 1]
+        return 0 < place < len(name) and (around.isdigit() or around.isalpha())
+
+    places = [place for place in range(len(name) + 1) if not cut(place)]
+    pairs = [(begin, end) for begin in places for end in places if begin < end]
+    return (name[begin:end] for begin, end in sorted(pairs, key=lambda pair: pair[0] - pair[1]))
+
+
+def _pattern(recording: Path, file: Path, stem: str) -> str:
+    """How a cohort file would name ``file``: in the recording's folder, or in one below it or below a folder above it."""
+    name = _written(file.name).replace(_written(stem), "{stem}")
+    if file.parent == recording.parent:
+        return name
+    above = [folder for folder in (recording.parent, *recording.parents) if folder in file.parents]
+    if not above:
+        return ""
+    folders = [
+        "{folder}" if part == recording.parent.name else _written(part) for part in file.parent.relative_to(above[0]).parts
+    ]
+    # Of a file alone in a folder above nobody knows which recording of that name it scores.
+    return "/".join([*folders, name]) if folders else ""
+
+
+def _written(name: str) -> str:
+    """``name`` as a part of a pattern."""
+    quoted = "".join(f"[{character}]" if character in "*?[" else character for character in name)
+    return quoted.replace("{", "{{").replace("}", "}}")
+
+
 def _channel(label: str) -> str:
     """The channel that ``label`` may mean, or empty."""
     said = read_label(label)
@@ -73,10 +128,17 @@ def _channel(label: str) -> str:
     return next((channel for channel, words in _WORDS if re.search(words, text)), "")
 
 
+def _derivation(label: str) -> str:
+    """The electrodes at the end of ``label`` ("Ch 3 C4/M1"), by which polarity is told, or else the label."""
+    words = re.split(r"(?<=\s)", label.strip())
+    said = [read_label("".join(words[place:])) for place in range(len(words))]
+    return next((str(found) for found in said if found is not None and found.reference), label.strip())
+
+
 def _rule(channel: str, signal: SignalInfo) -> str:
     """The line of YAML below ``channels``; empty where the signal's unit is none of the channel's."""
-    rule = {"signal": [signal.label], "derivation": signal.label.strip()}
-    if not signal.unit.strip():
+    rule = {"signal": [signal.label], "derivation": _derivation(signal.label)}
+    if not signal.unit.strip() and CHANNEL_UNIT[channel]:
         rule["unit"] = CHANNEL_UNIT[channel]
     try:
         to_canonical(str(rule.get("unit", signal.unit)).strip(), CHANNEL_UNIT[channel])
