@@ -7,13 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+from shards.build_config import load_build_config
 from sleepfm.config import digest, load_config, to_dict
 from sleepfm.console import accept_every_character
-from sleepfm.demo.runner import Journal, Runner, set_aside
+from sleepfm.demo.census import take_census
+from sleepfm.demo.runner import JOURNAL_FILE, Journal, Runner, set_aside
 from sleepfm.demo.steps import MODALITIES, DemoConfig, Plan
 from sleepfm.errors import UsageError, exit_with
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
+from sleepfm.signals.cohorts.catalogue import AUTO, all_cohorts, cohort_names, load_rules
+from sleepfm.signals.cohorts.cohort import Cohort, rules_digest
 from sleepfm.signals.files import local_path
 from sleepfm.tasks import TASKS
 
@@ -24,6 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m sleepfm.demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
     parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
+    parser.add_argument("--cohort", help="rules for --data: a name, a YAML file, or a folder of them; default auto")
     parser.add_argument("--config", default="demo/default.yaml", help="settings: a file, or a shipped one by its name")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
     parser.add_argument("--fresh", action="store_true", help="set an earlier demo in that folder aside and start over")
@@ -40,13 +45,30 @@ def run(arguments: argparse.Namespace) -> int:
     local_path(arguments.out, "--out")
     config = load_config(DemoConfig, arguments.config, arguments.overrides)
     data = arguments.data.resolve() if arguments.data else None
+    cohort, rules = _cohort(arguments)
     seed = arguments.seed
-    identity = digest({"config": to_dict(config), "seed": seed, "data": str(data) if data else None})
+    identity = digest({"config": to_dict(config), "seed": seed, "data": str(data) if data else None} | rules)
+    plan = Plan(config, arguments.out, seed, data, cohort)
+    if data is not None and (arguments.fresh or not (arguments.out / JOURNAL_FILE).exists()):
+        _look_at(data, plan)
     if arguments.fresh:
         set_aside(arguments.out)
     journal = Journal.open(arguments.out, identity)
     with only_writer(arguments.out):
-        return _run(Plan(config, arguments.out, seed, data), journal)
+        return _run(plan, journal)
+
+
+def _cohort(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
+    """What ``--cohort`` says, a file or folder by its whole path, and what of it decides the result."""
+    if arguments.cohort is None:
+        return AUTO, {}
+    if arguments.data is None:
+        raise UsageError("--cohort is for recordings of your own; give their folder with --data")
+    rules = load_rules(arguments.cohort)
+    cohorts = (rules,) if isinstance(rules, Cohort) else (rules or all_cohorts()).all()
+    is_name = arguments.cohort == AUTO or arguments.cohort in cohort_names()
+    cohort = arguments.cohort if is_name or not Path(arguments.cohort).exists() else str(Path(arguments.cohort).resolve())
+    return cohort, {"cohort": {each.name: rules_digest(each) for each in cohorts}}
 
 
 def _run(plan: Plan, journal: Journal) -> int:
@@ -70,6 +92,13 @@ def _run(plan: Plan, journal: Journal) -> int:
     print_table(plan, journal)
     print(f"report: {page}")
     return 0
+
+
+def _look_at(data: Path, plan: Plan) -> None:
+    """Say what the splits of the user's recordings will be. Raises :class:`DatasetError` where they are not enough."""
+    census = take_census(data, load_build_config(None, [*plan.config.build, f"cohort={plan.cohort}"]))
+    print("\n".join(census.lines()), flush=True)
+    census.check(MODALITIES)
 
 
 if __name__ == "__main__":

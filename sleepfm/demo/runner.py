@@ -6,7 +6,6 @@ import itertools
 import os
 import subprocess
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from sleepfm.demo.process_memory import PeakMemory
 from sleepfm.errors import TrainingError, UsageError
 from sleepfm.files import make_folder, read_json, write_json, writing
 from sleepfm.lock import LOCK_FILE, only_writer
+from sleepfm.signals.scorings.free_text import without_texts
 
 # Lines that the launcher and its libraries print for themselves; they stay in the log.
 NOISE = ("[20", "[W", "[I", "Setting ds_accelerator", "warnings.warn", "  warnings.warn", "/", "WARNING", "INFO")
@@ -24,11 +24,17 @@ JOURNAL_FILE = "demo.json"
 
 @dataclass(frozen=True)
 class Step:
-    """One command. ``refusals_ok`` accepts exit status 1: some input refused, the rest done."""
+    """One command.
+
+    Attributes:
+        refusals_ok: exit status 1 is accepted: some input refused, the rest done.
+        texts_in_log: whether its log keeps texts that it quotes; else digests stand there.
+    """
 
     name: str
     command: list[str]
     refusals_ok: bool = False
+    texts_in_log: bool = True
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,7 @@ class Runner:
         print(title, flush=True)
         log = self._logs / f"{self._count:02d}-{step.name}.log"
         started = time.monotonic()
-        status, last_line, peak = _run_logged(step.command, log)
+        status, last_line, peak = _run_logged(step, log)
         seconds = time.monotonic() - started
         # A refused input ends with status 1 too, but prints no error.
         refused = step.refusals_ok and status == 1 and not last_line.startswith("error: ")
@@ -143,15 +149,15 @@ class Runner:
         print(f"        {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB", flush=True)
 
 
-def _run_logged(command: Sequence[str], log: Path) -> tuple[int, str, int]:
-    """Run ``command`` with its output in ``log``; returns its status, its last line and its peak memory in bytes."""
+def _run_logged(step: Step, log: Path) -> tuple[int, str, int]:
+    """Run ``step`` with its output in ``log``; returns its status, its last line and its peak memory in bytes."""
     last_line, error_line, shown_at = "", "", time.monotonic()
     with log.open("w") as sink:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+        process = subprocess.Popen(step.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         assert process.stdout is not None
         with PeakMemory(process.pid) as memory:
             for line in process.stdout:
-                sink.write(line)
+                sink.write(line if step.texts_in_log else without_texts(line))
                 # A progress bar redraws its line; the last drawing counts.
                 text = line.rstrip().rsplit("\r", 1)[-1]
                 if not text or text.startswith(NOISE):

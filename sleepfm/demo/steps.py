@@ -14,6 +14,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.demo.runner import Step
 from sleepfm.errors import DatasetError
 from sleepfm.paths import config_root
+from sleepfm.signals.cohorts.catalogue import AUTO, load_rules, recognise_cohort
 from sleepfm.tasks import TASKS
 
 # `launch` lies beside this package, in a checkout as where a wheel is installed.
@@ -50,11 +51,12 @@ class DemoConfig(Config):
 class Plan:
     """The demo's commands in ``folder``. Later ones depend on what earlier ones registered."""
 
-    def __init__(self, config: DemoConfig, folder: Path, seed: int, data: Path | None) -> None:
+    def __init__(self, config: DemoConfig, folder: Path, seed: int, data: Path | None, cohort: str = AUTO) -> None:
         self.config = config
         self.folder = folder
         self.seed = seed
         self.data = data
+        self.cohort = cohort
         self.source = data or folder / "cohort"
         self.shards = folder / "shards"
 
@@ -71,7 +73,7 @@ class Plan:
 
     def build(self) -> Step:
         """Make the shards."""
-        cohort = ["--cohort", "auto" if self.data else "shhs1"]
+        cohort = ["--cohort", self.cohort if self.data else "shhs1"]
         arguments = [str(self.source), str(self.shards), *cohort, "--workers", str(self.config.processes)]
         command = [sys.executable, "-m", "shards", "build", *arguments, *self.config.build]
         # A night with faults may be refused, as one of a real cohort; the report says which.
@@ -105,7 +107,9 @@ class Plan:
         scoring = self.scoring_file(recording)
         arguments += ["--scoring", str(scoring)] if scoring else []
         arguments += ["--model", *models] if models else []
-        return Step("score", [str(BIN / "sleepfm"), "score", *arguments])
+        arguments += ["--cohort", self.cohort] if self.cohort != AUTO else []
+        # It quotes what scorers and recorders wrote, as is fit for the terminal of whom the recordings belong to.
+        return Step("score", [str(BIN / "sleepfm"), "score", *arguments], texts_in_log=self.data is None)
 
     def unseen_night(self) -> Path:
         """A recording of the test split: the one with the most respiratory events scored, so that there is much to see.
@@ -121,12 +125,12 @@ class Plan:
 
     def scoring_file(self, recording: Path) -> Path | None:
         """The scoring that belongs to a recording of the source, if there is one."""
-        from sleepfm.signals.cohorts.catalogue import recognise_cohort
         from sleepfm.signals.recording import read_edf_header
         from sleepfm.signals.scorings.finder import find_scoring
 
         header = read_edf_header(recording)
-        cohort = recognise_cohort(recording.name, (signal.label for signal in header.ordinary))
+        labels = (signal.label for signal in header.ordinary)
+        cohort = recognise_cohort(recording.name, labels, load_rules(self.cohort))
         return find_scoring(recording, self.source, cohort, header)
 
     def scoring_models(self) -> list[str]:

@@ -34,7 +34,7 @@ HEADLINE = {"multiclass": ("kappa", "macro_f1", "accuracy"), "binary": ("auroc",
 def write_report(plan: Plan, journal: Journal) -> Path:
     """Write ``report/index.html`` from what the steps left behind; returns its path."""
     recording = plan.unseen_night()
-    night = prepare_night(recording, "auto", plan.scoring_file(recording))
+    night = prepare_night(recording, plan.cohort, plan.scoring_file(recording))
     scorer = Scorer.load(plan.scoring_models() or None)
     score = scorer.score(night)
     versions = [(plan.result(name)["name"], str(plan.result(name)["version"])) for name in JUDGED]
