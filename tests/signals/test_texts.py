@@ -440,7 +440,9 @@ def test_the_order_of_rows_changes_nothing(tmp_path):
     assert stage_labels(read_scoring(path), EPOCHS).tolist() == STAGES
 
 
-@pytest.mark.parametrize("text", ["Atempause", "apena", "OSA event", "CSA", "hyponea", "Apneoa 12 s", "possible apnoae"])
+@pytest.mark.parametrize(
+    "text", ["Atempause", "apena", "OSA event", "CSA", "OA event", "Hyp events", "hyponea", "Apneoa 12 s", "possible apnoae"]
+)
 def test_misspelt_and_abbreviated_apneas_are_unclear_and_never_negative(text):
     assert is_respiratory(text) and not is_beside_the_point(text)
 

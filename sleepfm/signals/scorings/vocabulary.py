@@ -98,6 +98,7 @@ _SLEEP = re.compile(r"sleep|sommeil|schlaf|slaap|sonno|sueno|\bsono\b|\b(stade|s
 
 # Apneas and hypopneas by their nouns (not capnography) and abbreviations; "Unsure" is the free tag of Profusion's scorers.
 _BREATHS_MISSED = re.compile(r"(?<!c)apn|capne|ypop|ipopn|hipop|atempaus|atemstill|^unsure|^([ocm][ah]|[ocm]sa|hyp|ah)$")
+_EVENT_WORD = re.compile(r"[\W_]events?\W*$", re.IGNORECASE)
 _ABBREVIATIONS = {"osa", "csa", "msa"}
 # What misspelt words are compared with.
 _SPELLINGS = ("apnea", "apnoea", "hypopnea", "hypopnoea")
@@ -225,7 +226,9 @@ def _event_of(text: str) -> str | None:
 def _names_missed_breaths(text: str) -> bool:
     """Whether ``text`` has the noun or an abbreviation of an apnea or hypopnea in it, misspelt or not."""
     # Dutch sleep ends as an apnea begins ("slaap N2").
-    if _BREATHS_MISSED.search(_key(text).replace("slaap", "")):
+    # "OA event" is no "oevent", as it would be where ae is e.
+    key = _key(_EVENT_WORD.sub("", text[:200]))
+    if _BREATHS_MISSED.search(key.replace("slaap", "")):
         return True
     words = re.findall(r"[^\W\d_]+", text[:200].casefold())
     if not _ABBREVIATIONS.isdisjoint(words):
