@@ -175,7 +175,7 @@ def load_package(source: str | Path | Resolved, store: str | None = None) -> Pac
     from sleepfm.models.build import build_model
 
     found = source if isinstance(source, Resolved) else resolve(source, store)
-    config = verify(found.path, found.label, found.tags)
+    config = verify(found.path, found.label, found.tags if found.name else None)
     return Package(build_module(found.path, config, build_model), config, found)
 
 
