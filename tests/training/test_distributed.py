@@ -53,7 +53,7 @@ def two_nodes(folder: Path, failing: str) -> list[str]:
         environment = os.environ | {key: str(value) for key, value in variables.items()} | {"MASTER_ADDR": "127.0.0.1"}
         line = [sys.executable, str(Path(__file__).with_name("nodes_job.py")), str(folder), failing]
         ranks.append(subprocess.Popen(line, env=environment | {"DS_ACCELERATOR": "cpu"}))
-    assert [process.wait(120) for process in ranks] == [0] * 4
+    assert [process.wait(600) for process in ranks] == [0] * 4
     return [(folder / f"answer{rank}").read_text() for rank in range(4)]
 
 

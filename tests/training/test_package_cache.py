@@ -25,6 +25,8 @@ from sleepfm.registry.package import CONFIG, WEIGHTS, write_package
 from sleepfm.registry.package_cache import KEPT_SECONDS, LIMIT_VARIABLE, cached_package
 from sleepfm.registry.store import client, experiment_id
 
+pytestmark = pytest.mark.timeout(1200)
+
 ADDRESS = "models:/small/1"
 
 
@@ -81,7 +83,7 @@ def test_processes_that_ask_at_once_fetch_once_and_load(server: Server, cache: P
     code = f"from sleepfm.registry import registry; registry.load({ADDRESS!r}, {server.uri!r})"
     before = server.log.count(f"{WEIGHTS} HTTP")
     asking = [subprocess.Popen([sys.executable, "-c", code]) for _ in range(3)]
-    assert [process.wait(120) for process in asking] == [0, 0, 0]
+    assert [process.wait(600) for process in asking] == [0, 0, 0]
     assert server.log.count(f"{WEIGHTS} HTTP") == before + 1
     assert len(held(cache)) == 1
 
