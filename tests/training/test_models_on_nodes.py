@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import mkdtemp
 
 import pytest
 import torch
@@ -73,11 +74,12 @@ class Cluster:
             "XDG_CACHE_HOME": "",
             "SLEEPFM_CACHE": cache,
         }
-        hosts = []
+        (self.base / "logs").mkdir(exist_ok=True)
+        hosts, logs = [], Path(mkdtemp(prefix=f"{stage}-", dir=self.base / "logs"))
         for rank, (name, prefix) in enumerate(zip(NAMES, self.prefixes, strict=True)):
             command = [*prefix, "unshare", "--mount", "--uts", "--propagation", "private", "bash", "-c", ON_ITS_DISK]
             command += ["host", str(self.base), name, "bash", str(NODE), *arguments]
-            hosts.append(Host(self.base / "logs", f"{stage}-{name}", command, variables | {"NODE_RANK": str(rank)}))
+            hosts.append(Host(logs, name, command, variables | {"NODE_RANK": str(rank)}))
         for host in hosts:
             host.wait()
         return hosts
@@ -103,7 +105,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         shutil.copytree(data, base / "disks" / name / "data")
         for folder in ("tmp", "runs"):
             (base / "disks" / name / folder).mkdir()
-    for folder in ("host", "runs", "logs"):
+    for folder in ("host", "runs"):
         (base / folder).mkdir()
     with networks() as prefixes:
         server = Server(base / "server", "10.77.0.1", prefixes[0])
