@@ -1,4 +1,4 @@
-"""One writer a folder: the second process is refused by the name of the first."""
+"""One process at a time: the second writer of a folder is refused by the name of the first, or waits for its turn."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -15,6 +16,7 @@ from sleepfm.errors import BusyError, StorageError
 from sleepfm.files import make_folder, writing
 
 LOCK_FILE = ".lock"
+_POLL_SECONDS = 0.1
 
 
 @contextmanager
@@ -55,6 +57,30 @@ def only_writer(folder: Path) -> Iterator[None]:
         finally:
             # What is made from the same input is the same, the lock included.
             os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def locked(path: Path, patience_seconds: float) -> Iterator[None]:
+    """Hold the file ``path``, made if need be, locked against every other process, after waiting for it if need be.
+
+    Raises:
+        BusyError: another process held it for ``patience_seconds``.
+        OSError: it cannot be made, or its file system knows no locks.
+    """
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    deadline = time.monotonic() + patience_seconds
+    try:
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() > deadline:
+                    raise BusyError(f"{path}: another process has held this lock for {patience_seconds:.0f} s; end it") from error
+                time.sleep(_POLL_SECONDS)
+        yield
     finally:
         os.close(handle)
 

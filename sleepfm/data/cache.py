@@ -34,6 +34,28 @@ LIMIT_VARIABLE = "SLEEPFM_CACHE_GIB"
 DEFAULT_GIB = 64.0
 
 
+def cache_folder() -> Path:
+    """Where a node keeps what it has fetched: ``$SLEEPFM_CACHE``, else ``sleepfm`` in the user's cache folder."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get(FOLDER_VARIABLE) or Path(home) / "sleepfm")
+
+
+def bytes_from_environment(variable: str, default_gib: float) -> int:
+    """The size that an environment variable states in GiB.
+
+    Raises:
+        ConfigError: it is not a positive number.
+    """
+    text = os.environ.get(variable, str(default_gib))
+    try:
+        size = int(float(text) * 2**30)
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ConfigError(f"environment variable {variable}={text!r}: expected a number of GiB above 0")
+    return size
+
+
 class FileCache:
     """At most ``limit`` bytes of files below ``folder``; safe for any number of processes and threads of one machine.
 
@@ -52,16 +74,7 @@ class FileCache:
         Raises:
             ConfigError: the size is not a positive number.
         """
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(os.environ.get(FOLDER_VARIABLE) or Path(home) / "sleepfm")
-        text = os.environ.get(LIMIT_VARIABLE, str(DEFAULT_GIB))
-        try:
-            limit = int(float(text) * 2**30)
-        except (ValueError, OverflowError):
-            limit = 0
-        if limit <= 0:
-            raise ConfigError(f"environment variable {LIMIT_VARIABLE}={text!r}: expected a number of GiB above 0")
-        return FileCache(folder, limit)
+        return FileCache(cache_folder(), bytes_from_environment(LIMIT_VARIABLE, DEFAULT_GIB))
 
     def get(self, name: str, size: int, sha256: str, source: Callable[[], Iterable[bytes]]) -> Path:
         """The path of file ``name`` (relative, with slashes), fetched from ``source()`` if it is not there.

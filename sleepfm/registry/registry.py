@@ -3,21 +3,35 @@
 A registered version's tags hold the digests of its package's files, the digests of data and configuration,
 the git commit, the parent versions and the metrics; a changed byte is refused on load.
 
-Addresses: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a package.
+Addresses: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a package. :func:`look_up` says what an address
+means, and :func:`fetch` brings that to the node of whoever asks: a job asks once what it starts from, and fetches on every node.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.errors import RegistryError
-from sleepfm.registry.package import build_module, read_config, verify
-from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, sqlite_file, store_uri, versions_of
+from sleepfm.files import sha256_file
+from sleepfm.registry.package import CONFIG, build_module, read_config, verify
+from sleepfm.registry.package_cache import cached_package
+from sleepfm.registry.store import (
+    NOT_THERE,
+    answering,
+    client,
+    pages,
+    reason_of,
+    set_defaults,
+    sqlite_file,
+    store_uri,
+    versions_of,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -30,8 +44,28 @@ _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<versi
 
 
 @dataclass(frozen=True)
+class Entry:
+    """What an address means, the same on every node: a registered version, or, without a name, a package's folder.
+
+    Attributes:
+        uri: the address that always means this: ``models:/NAME/VERSION``, or the folder.
+        source: where its files are, as MLflow has it, or the folder.
+        store: of the registry, an address.
+        tags: of the registered version; of a folder, the digests of its files under the same keys.
+    """
+
+    uri: str
+    source: str
+    store: str
+    name: str = ""
+    version: str = ""
+    run_id: str = ""
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Resolved:
-    """Where an address leads: a package folder and, if registered, what the registry says of it."""
+    """Where an address leads: a package folder of this node, and the entry's address, name, version and tags."""
 
     uri: str
     path: Path
@@ -55,7 +89,12 @@ class Package:
 
 
 def resolve(uri: str | Path, store: str | None = None) -> Resolved:
-    """The package that ``uri`` names, fetched into a local folder if the store is remote.
+    """The package that ``uri`` names, on this node. Raises as :func:`look_up` and :func:`fetch`."""
+    return fetch(look_up(uri, store))
+
+
+def look_up(uri: str | Path, store: str | None = None) -> Entry:
+    """What ``uri`` names; no artifact is fetched.
 
     Raises:
         RegistryError: not an address, or nothing registered under it, where the message lists what is; or no answer.
@@ -67,11 +106,49 @@ def resolve(uri: str | Path, store: str | None = None) -> Resolved:
             raise RegistryError(
                 f"{text or 'an empty address'}: no such folder, and not models:/NAME@ALIAS or models:/NAME/VERSION"
             )
-        return Resolved(text, folder)
+        digests = {"sha256": read_config(folder)["weights"]["sha256"], "sha256.config": sha256_file(folder / CONFIG)}
+        return Entry(text, text, store_uri(store), tags=digests)
     with answering(store):
         version = version_at(text, client(store))
-        path = _folder_of(client(store), version, store_uri(store))
-    return Resolved(f"models:/{version.name}/{version.version}", path, version.name, str(version.version), dict(version.tags))
+    if not version.source:
+        raise RegistryError(f"{text}: is registered without files; name a version that this program registered")
+    return Entry(
+        uri=f"models:/{version.name}/{version.version}",
+        source=version.source,
+        store=store_uri(store),
+        name=version.name,
+        version=str(version.version),
+        run_id=version.run_id or "",
+        tags=dict(version.tags),
+    )
+
+
+def fetch(entry: Entry) -> Resolved:
+    """The package of ``entry`` on this node: where it lies, if this node sees that, else in the node's cache, from the store.
+
+    See :mod:`sleepfm.registry.package_cache`. The files' digests are checked where they are copied and where they are loaded.
+
+    Raises:
+        RegistryError: it cannot be fetched or kept, or its digests are not those of ``entry``.
+        BusyError: another process has been fetching for too long.
+    """
+    if not entry.name:
+        path = Path(entry.source)
+        if not path.is_dir():
+            raise RegistryError(
+                f"{entry.uri}: no such folder on this host; a package that is named by its folder must lie there on every host "
+                "of the job: copy it, or name a registered version"
+            )
+        read_config(path)
+        if sha256_file(path / CONFIG) != entry.tags["sha256.config"]:
+            raise RegistryError(
+                f"{entry.uri}: holds another package than this folder on the host of rank 0; copy that one here, or name a "
+                "registered version"
+            )
+        verify(path, entry.uri, entry.tags)
+    else:
+        path = _folder_in_sight(entry) or cached_package(entry.uri, entry.tags, lambda folder: _download(entry, folder))
+    return Resolved(entry.uri, path, entry.name, entry.version, entry.tags)
 
 
 def version_at(address: str, mlflow_client: MlflowClient) -> ModelVersion:
@@ -237,22 +314,42 @@ def _unregistered(folder: str, mlflow_client: MlflowClient) -> dict[str, Any]:
     return {"name": folder, "version": "", "tags": tags, "parents": [_parent(label, mlflow_client) for label in parents]}
 
 
-def _folder_of(mlflow_client: MlflowClient, version: ModelVersion, uri: str) -> Path:
-    file = sqlite_file(uri)
-    artifacts = version.tags.get("artifacts")
-    if file is not None and artifacts and version.run_id:
+def _folder_in_sight(entry: Entry) -> Path | None:
+    """The registered package where the store keeps it, if that is a folder that this node sees."""
+    file = sqlite_file(entry.store)
+    artifacts = entry.tags.get("artifacts")
+    if file is not None and artifacts and entry.run_id:
         # MLflow stores absolute paths; beside the database they are found even after the folder was moved.
-        beside = file.parent / "mlartifacts" / version.run_id / "artifacts" / artifacts
+        beside = file.parent / "mlartifacts" / entry.run_id / "artifacts" / artifacts
         if beside.is_dir():
             return beside
+    if not entry.source.startswith(("/", "file:")):
+        return None
+    from mlflow.utils.file_utils import local_file_uri_to_path
+
+    path = Path(local_file_uri_to_path(entry.source))
+    if not path.is_dir():
+        raise RegistryError(
+            f"{entry.uri}: cannot fetch {entry.source} (no such folder on this host); let every host see this folder, or keep "
+            "models on an MLflow server that serves artifacts and set MLFLOW_TRACKING_URI to it"
+        )
+    return path
+
+
+def _download(entry: Entry, folder: Path) -> Path:
+    """Fetch the files of ``entry`` into ``folder``; where in it they are."""
+    set_defaults()
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    print(f"fetching {entry.uri}", file=sys.stderr, flush=True)
     try:
-        return Path(download_artifacts(artifact_uri=version.source, tracking_uri=uri))
-    except (MlflowException, OSError) as error:
+        return Path(download_artifacts(artifact_uri=entry.source, dst_path=str(folder), tracking_uri=entry.store))
+    # ImportError: the library of an object store that is not installed.
+    except (MlflowException, OSError, ImportError) as error:
         raise RegistryError(
-            f"models:/{version.name}/{version.version}: cannot fetch {version.source} ({reason_of(error)})"
+            f"{entry.uri}: cannot fetch {entry.source} from {entry.store} ({reason_of(error)}); let this host reach the store, "
+            f"and see to room in {folder.parent}"
         ) from error
 
 

@@ -25,6 +25,8 @@ _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    # It counts files, most of which are small.
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 
@@ -57,7 +59,7 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
             raise RegistryError(f"{file}: no file that can be read; state another store with MLFLOW_TRACKING_URI")
         if not file.exists() and not create:
             raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
-    _set_defaults()
+    set_defaults()
     from mlflow.tracking import MlflowClient
 
     for name in ("mlflow", "alembic"):
@@ -70,7 +72,7 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
-def _set_defaults() -> None:
+def set_defaults() -> None:
     """What MLflow reads from the environment, some of it when it is imported."""
     for name, value in _DEFAULTS.items():
         os.environ.setdefault(name, value)
@@ -104,7 +106,7 @@ def _create_store(file: Path) -> None:
 @contextmanager
 def answering(uri: str | None = None) -> Iterator[None]:
     """Turns what MLflow raises where the store at ``uri`` is away, is none, or answers nonsense into a :class:`RegistryError`."""
-    _set_defaults()
+    set_defaults()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 

@@ -59,7 +59,8 @@ class EmbeddingCache:
         """Embeddings [E, D] of every recording of ``split`` by name, on every rank; they stay in their files and are
         mapped into memory.
 
-        Each rank computes its share of those that are missing; an epoch without a channel is nan.
+        Each rank computes its share of those that are missing; where nodes do not share the folder, the ranks of a node then
+        compute what it still lacks. An epoch without a channel is nan.
 
         Raises:
             DatasetError: the split is empty.
@@ -67,15 +68,21 @@ class EmbeddingCache:
         """
         rows = self._dataset.select(split, self._encoder.channels).tolist()
         names = [self._dataset.names[row] for row in rows]
+        self._embed(split, rows[world.rank :: world.size], world)
+        if world.size > world.local_size:
+            self._embed(split, rows[world.local_rank :: world.local_size], world)
+        return {name: self.get(name) for name in names}
+
+    def _embed(self, split: str, share: list[int], world: World) -> None:
+        """Those of ``share`` that are missing, on every rank its own; ends when all have."""
         # Divided before looking: what is missing changes as soon as another rank writes.
-        mine = [row for row in rows[world.rank :: world.size] if self._stored(self._dataset.names[row]) is None]
+        mine = [row for row in share if self._stored(self._dataset.names[row]) is None]
         for number, row in enumerate(fetching_ahead(self._dataset, mine), 1):
             self._store(self._dataset.names[row])
             if world.is_main and (number == len(mine) or number % 20 == 0):
                 print(f"embedded {number} of {len(mine)} recordings of {split}", file=sys.stderr, flush=True)
         if world.size > 1:
             dist.barrier()
-        return {name: self.get(name) for name in names}
 
     def get(self, record: str) -> Tensor:
         """Embeddings [E, D] of one recording, computed if they are not stored."""

@@ -23,7 +23,7 @@ from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.feed import Shares
 from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.observer import Observer, Observers
-from sleepfm.training.ranks.distributed import World, exit_ranked, on_main, start
+from sleepfm.training.ranks.distributed import World, exit_ranked, on_every_node, on_main, start
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 from sleepfm.training.ranks.watchdog import Watchdog
 from sleepfm.training.run_config import RunConfig
@@ -50,21 +50,21 @@ class Context:
     started_from: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def pull(self, address: str) -> registry.Resolved:
-        """The registered package at ``address``; rank 0 asks the registry, every rank calls this.
+        """The package at ``address``, on this node. Rank 0 asks the registry what it is, every node fetches it once.
 
-        A resumed run gets the version that it started from, even if the alias has moved since.
+        Every rank calls this. A resumed run gets the version that it started from, even if the alias has moved since.
 
         Raises:
-            RegistryError: see :func:`sleepfm.registry.registry.resolve`.
+            SleepFMError: see :func:`sleepfm.registry.registry.resolve`; with the host's name where one cannot fetch.
         """
 
         def ask() -> dict[str, Any]:
             known = {} if self.resume == "never" else RunFolder(self.config.train.output).sources()
-            found = registry.resolve(known.get(address, address), self.store)
-            return dataclasses.asdict(found) | {"path": str(found.path.resolve())}
+            return dataclasses.asdict(registry.look_up(known.get(address, address), self.store))
 
-        answer = on_main(self.world, ask)
-        found = registry.Resolved(**(answer | {"path": Path(answer["path"])}))
+        entry = registry.Entry(**on_main(self.world, ask))
+        found = on_every_node(self.world, lambda: registry.fetch(entry))
+        found = dataclasses.replace(found, path=found.path.resolve())
         self.started_from[address] = found.uri
         if self.world.is_main and found.name:
             size, digest = found.tags.get("parameters", ""), found.tags.get("dataset_digest", "unknown")
@@ -228,7 +228,7 @@ def _is_registered(done: dict[str, Any], store: str) -> bool:
     if "version" not in done:
         return False
     try:
-        held = registry.resolve(f"models:/{done['name']}/{done['version']}", store)
+        held = registry.look_up(f"models:/{done['name']}/{done['version']}", store)
     except RegistryError:
         return False
     return held.tags.get("sha256") == done["tags"]["sha256"]

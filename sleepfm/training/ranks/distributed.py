@@ -26,6 +26,7 @@ T = TypeVar("T")
 # The launcher ends every process as soon as one has failed; rank 0 gets this long to say why before
 # another does.
 _GRACE_SECONDS = 10.0
+_NAMED_FAILURES = 4
 
 
 @dataclass(frozen=True)
@@ -203,6 +204,33 @@ def on_main(world: World, work: Callable[[], T]) -> T:
     if "error" in outcome:
         raise TrainingError(outcome["error"])
     return outcome["value"]
+
+
+def on_every_node(world: World, work: Callable[[], T]) -> T:
+    """This rank's result of ``work``, which the first rank of every node does first and the others then find done.
+
+    Where one fails, all end with its error.
+
+    Raises:
+        SleepFMError: what ``work`` raised here, or :class:`TrainingError` where it raised elsewhere, naming hosts.
+    """
+    result: list[T] = []
+    for first in (True, False):
+        failure: SleepFMError | None = None
+        if (world.local_rank == 0) == first:
+            try:
+                result = [work()]
+            except SleepFMError as error:
+                failure = error
+        if world.size == 1 and failure is not None:
+            raise failure
+        own = f"host {socket.gethostname()} (rank {world.rank}): {failure}" if failure is not None else ""
+        said = [text for text in gather_json(world, own) if text]
+        if said:
+            more = f"; and {len(said) - _NAMED_FAILURES} other ranks" if len(said) > _NAMED_FAILURES else ""
+            message = "; ".join(said[:_NAMED_FAILURES]) + more
+            raise (TrainingError(message) if failure is None else type(failure)(message)) from failure
+    return result[0]
 
 
 def assert_agreement(world: World, facts: dict[str, str]) -> None:
