@@ -186,7 +186,7 @@ def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None) -> S
         scored = replace(scored, events=(), unclear=(), untimed=(), has_events=False, warnings=(*scored.warnings, lost))
     else:
         scored = _without_unreliable(_with_own_events(scored, cohort.scoring.events), cohort)
-    return reconcile(scored, recording.duration, cohort.scoring.longer, name)
+    return reconcile(scored, recording.duration, cohort.scoring.longer, name, cohort.scoring.shorter)
 
 
 def require_channels(examination: Examination, require: Sequence[str] = ()) -> None:

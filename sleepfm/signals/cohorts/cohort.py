@@ -150,8 +150,11 @@ class ScoringRules(Config):
             matches in the file name (a pattern that names it is left out where it does not match).
         key: regular expression.
         same_header: annotation files beside the recording (a glob) that belong to it if patient and start agree.
-        longer: what to do with a scoring that goes on after the recording: ``cut`` it (as the cohort publishes
-            it) or refuse it as an ``error``.
+        longer: what to do with a scoring that goes on for more than an epoch after the recording: ``cut`` it, so that epochs of
+            the recording keep their stages and events, or refuse it as an ``error``.
+        shorter: what to do with a scoring that gives every epoch of a night a code and ends more than an epoch before the
+            recording: ``keep`` what it has, with the rest unscored, or refuse it as an ``error``. Formats with onsets may end
+            before the recording.
         events: texts of the cohort's own that mean one of our types of event, compared without case and punctuation, or
             ``unclear`` for a respiratory text of which no source says what it means: its epochs are neither with nor without.
         events_lost, stages_wrong: regular expressions of names of recordings whose scorings are documented to have lost their
@@ -163,6 +166,7 @@ class ScoringRules(Config):
     key: str = ""
     same_header: str = ""
     longer: Literal["cut", "error"] = "error"
+    shorter: Literal["keep", "error"] = "error"
     events: dict[str, str] = Field(default_factory=dict)
     events_lost: str = ""
     stages_wrong: str = ""
