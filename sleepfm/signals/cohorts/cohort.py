@@ -157,8 +157,8 @@ class ScoringRules(Config):
             before the recording.
         events: texts of the cohort's own that mean one of our types of event, compared without case and punctuation, or
             ``unclear`` for a respiratory text of which no source says what it means: its epochs are neither with nor without.
-        events_lost, stages_wrong: regular expressions of names of recordings whose scorings are documented to have lost their
-            events, which then count as not scored, or to have wrong stages, which are not used.
+        events_lost, stages_wrong: regular expressions of names of recordings, or of scoring files, whose scorings are documented
+            to have lost their events, which then count as not scored, or to have wrong stages, which are not used.
         unreliable: types of events that are documented to be so in all scorings of the cohort; they count as not scored.
     """
 
