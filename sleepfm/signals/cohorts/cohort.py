@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -250,6 +251,8 @@ class Cohort(Config):
     polarity: dict[Channel, KnownPolarity] = Field(default_factory=dict)
 
 
+# Rules list a few hundred, and files repeat theirs.
+@lru_cache(maxsize=4096)
 def normalise_label(label: str) -> str:
     """A label without case, spaces and punctuation; a sign at its end stays, since ``ECG+`` is not ``ECG-``."""
     text = unicodedata.normalize("NFKC", label).casefold().strip()

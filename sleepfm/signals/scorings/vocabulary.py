@@ -16,6 +16,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 
 from sleepfm.constants import Stage
@@ -102,6 +103,8 @@ _ABBREVIATIONS = {"osa", "csa", "msa"}
 # What misspelt words are compared with.
 _SPELLINGS = ("apnea", "apnoea", "hypopnea", "hypopnoea")
 _NEAR = 0.78
+# Of a text, so many characters are read; those that mean something are shorter.
+_READ = 200
 _RESPIRATORY = re.compile(r"respir|^resp|obstru|ostrut|breath|atmung|ademhal")
 # What scorers and recorders write beside stages, apneas and hypopneas: beginnings of words, then whole words.
 _BESIDE_THE_POINT = re.compile(
@@ -145,7 +148,13 @@ def is_standard_text(text: str) -> bool:
 
 def fold(text: str) -> str:
     """``text`` without case, accents, spaces and punctuation (a question mark is a stage in EDF+)."""
-    plain = unicodedata.normalize("NFKD", _PREFIX.sub("", text[:200])).casefold().replace("æ", "ae").replace("œ", "oe")
+    return _fold(text[:_READ])
+
+
+# A night has a few texts hundreds of times each, and every question about one begins here.
+@lru_cache(maxsize=4096)
+def _fold(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", _PREFIX.sub("", text)).casefold().replace("æ", "ae").replace("œ", "oe")
     return "".join(character for character in plain if character.isalnum() or character == "?")
 
 
@@ -209,12 +218,13 @@ def mentions_a_stage(text: str) -> bool:
 
 def event_of(text: str) -> str | None:
     """The type of event that ``text`` names, or None; of two names ("Apnea|Obstructive Apnea") the one that says more."""
-    found = {kind for part in text.split("|") if (kind := _event_of(part)) is not None}
+    found = {kind for part in text.split("|") if (kind := _event_of(part[:_READ])) is not None}
     if len(found) > 1:
         found.discard("apnea")
     return found.pop() if len(found) == 1 else None
 
 
+@lru_cache(maxsize=4096)
 def _event_of(text: str) -> str | None:
     key = _key(text)
     if kind := _EVENT_OF.get(key):
