@@ -2,9 +2,9 @@
 
     python benchmarks/doctor.py [--headers 10000] [--hours 8] [--scratch DIR] [--json F]
 
-A header is followed by a night's samples that take no room on the disk (a hole); scorings are whole ones, of one drawn night in the
-format of each cohort. `sleepfm doctor DIR --headers` runs as a user runs it, with a process a core. Told are its seconds, those
-of processors (all processes together), the largest process's memory, and its last line: all recordings are found and mapped.
+A header is followed by a night's samples that take no room on the disk (a hole); scorings are whole ones, of one drawn night
+in the format of each cohort. `sleepfm doctor DIR --headers` runs as a user runs it, with a process a core, and has to find all
+recordings usable. Told are its seconds, those of processors (all processes together), and the memory of its largest process.
 """
 
 from __future__ import annotations
