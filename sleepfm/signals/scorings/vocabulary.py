@@ -143,7 +143,7 @@ def is_standard_text(text: str) -> bool:
     def known(part: str) -> bool:
         return fold(part) in _STAGE_OF or _key(part) in _EVENT_OF or fold(part) in _STANDARD
 
-    return all(known(part) for part in text[:200].split("|")) and len(text) <= 200
+    return all(known(part) for part in text[:_READ].split("|")) and len(text) <= _READ
 
 
 def fold(text: str) -> str:
@@ -212,7 +212,7 @@ def names_a_stage(text: str) -> bool:
 
 def mentions_a_stage(text: str) -> bool:
     """Whether one of several words of ``text`` is a stage's name ("wake after arousal")."""
-    words = re.findall(r"[^\W_]{2,}", text[:200])
+    words = re.findall(r"[^\W_]{2,}", text[:_READ])
     return len(words) > 1 and any(stage_of(word) not in (None, Stage.UNSCORED) for word in words)
 
 
@@ -234,10 +234,15 @@ def _event_of(text: str) -> str | None:
 
 def _names_missed_breaths(text: str) -> bool:
     """Whether ``text`` has the noun or an abbreviation of an apnea or hypopnea in it, misspelt or not."""
+    return _has_breaths_missed(text[:_READ])
+
+
+@lru_cache(maxsize=4096)
+def _has_breaths_missed(text: str) -> bool:
     # Dutch sleep ends as an apnea begins ("slaap N2").
     if _BREATHS_MISSED.search(_key(text).replace("slaap", "")):
         return True
-    words = re.findall(r"[^\W\d_]+", text[:200].casefold())
+    words = re.findall(r"[^\W\d_]+", text.casefold())
     if not _ABBREVIATIONS.isdisjoint(words):
         return True
     return any(difflib.get_close_matches(word, _SPELLINGS, n=1, cutoff=_NEAR) for word in words)
@@ -255,7 +260,7 @@ def is_beside_the_point(text: str) -> bool:
     """Whether ``text`` is known to say nothing of stages, apneas and hypopneas: leg movements, lights, artifacts, remarks."""
     if _names_missed_breaths(text):
         return False
-    spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text[:200])).casefold()
+    spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text[:_READ])).casefold()
     words = re.sub(r"[\W_]+", " ", "".join(character for character in spaced if not unicodedata.combining(character)))
     return not _SLEEP.search(words) and _BESIDE_THE_POINT.search(words.replace("k complex", "kcomplex")) is not None
 
