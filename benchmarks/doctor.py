@@ -5,6 +5,7 @@
 A header is followed by a night's samples that take no room on the disk (a hole); scorings are whole ones, of one drawn night
 in the format of each cohort. `sleepfm doctor DIR --headers` runs as a user runs it, with a process a core, and has to find all
 recordings usable. Told are its seconds, those of processors (all processes together), and the memory of its largest process.
+On a machine that does other work beside it (`load_before`), the processors' are the figure to go by.
 """
 
 from __future__ import annotations
@@ -59,16 +60,19 @@ def write_headers(folder: Path, headers: int, epochs: int) -> None:
 
 def measure(folder: Path, headers: int) -> dict[str, Any]:
     """Figures of the command over ``folder``, in which it has to find that many recordings."""
+    load = os.getloadavg()[0]
     began, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     command = [sys.executable, "-m", "sleepfm.cli", "doctor", str(folder), "--headers"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     if f"{headers} recordings: {headers} usable, 0 would be quarantined" not in done.stdout or done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    processor_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
+        "load_before": load,
         "seconds": seconds,
-        "seconds_per_10000": seconds * 10_000 / headers,
-        "processor_seconds": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
+        "processor_seconds": processor_seconds,
+        "processor_seconds_per_core_and_10000": processor_seconds / len(os.sched_getaffinity(0)) * 10_000 / headers,
         "largest_process_megabytes": after.ru_maxrss / 1024,
     }
 
