@@ -71,7 +71,7 @@ SCRIPTS = (
         "--only tiny-one-process,tiny-ddp,tiny-zero0,tiny-zero1,tiny-save --steps 20",
         "--only tiny-one-process --steps 2 --subjects 8",
     ),
-    Script("doctor", "--headers 3000", "--headers 40"),
+    Script("doctor", "--headers 10000", "--headers 40"),
     Script("dead_time", "--hours 3 --kinds mains rail", "--hours 0.5 --kinds zeros", file_option=""),
 )
 
