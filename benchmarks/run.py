@@ -71,6 +71,7 @@ SCRIPTS = (
         "--only tiny-one-process,tiny-ddp,tiny-zero0,tiny-zero1,tiny-save --steps 20",
         "--only tiny-one-process --steps 2 --subjects 8",
     ),
+    Script("doctor", "--headers 10000", "--headers 40"),
     Script("dead_time", "--hours 3 --kinds mains rail", "--hours 0.5 --kinds zeros", file_option=""),
 )
 
@@ -127,6 +128,11 @@ def save(found: Figures) -> float:
     """Seconds of a checkpoint for each of the steps from one to the next."""
     case = found["cases"]["tiny-save"]
     return float(case["save_seconds"] / case["interval_steps"])
+
+
+def headers(found: Figures) -> float:
+    """Processor seconds of ``doctor.py`` for 10,000 recordings, a core."""
+    return float(found["processor_seconds_per_core_and_10000"])
 
 
 def stages_kept(found: Figures) -> float:
@@ -187,6 +193,7 @@ ROWS = (
     Row("training", "a step, two processes", "s", train("tiny-zero0"), "plain DDP", train("tiny-ddp"), (0, 1.25)),
     Row("training", "a step under ZeRO 1", "s", train("tiny-zero1"), "plain DDP", train("tiny-ddp"), (0, 1.5)),
     Row("training", "a save, by steps between", "s", save, "a step", train("tiny-save"), (0, 0.02)),
+    Row("doctor", "headers of 10,000 nights, a core", "s", headers, "a minute", lambda found: 60.0, (0, 1)),
     Row("dead_time", "stages kept beside dead signal", "", stages_kept, "with a gap", lambda found: 1.0, (0.99, ANY)),
     Row("dead_time", "AHI where it differs most", "1/h", ahi("ahi_good"), "with a gap", ahi("ahi_good_reference"), (0.95, 1.05)),
 )

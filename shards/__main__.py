@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -51,6 +52,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build
     from shards.build_config import load_build_config
     from shards.cluster import check_paths
+    from shards.privacy import where_texts_are
     from sleepfm.extras import require
     from sleepfm.signals.cohorts.identity import persons_not_read
     from sleepfm.signals.files import local_path, location
@@ -66,8 +68,12 @@ def _build(arguments: argparse.Namespace) -> int:
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
-    for line in result.texts.lines():
+    texts = result.texts.lines()
+    for line in texts:
         print(line)
+    cohort = shlex.quote(arguments.cohort) if arguments.cohort else ""
+    if told := where_texts_are([*texts, *(row["reason"] for row in result.quarantine)], shlex.quote(arguments.source), cohort):
+        print(told)
     if result.unscored:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
     if result.unread:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
+from shards.privacy import where_texts_are
 from sleepfm.constants import CHANNELS, EPOCH_SECONDS, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
@@ -42,6 +43,8 @@ def info(path: Path) -> str:
     quarantine = pq.read_table(dataset.path / MANIFEST_FOLDER / "quarantine.parquet").to_pandas()
     for row in quarantine.itertuples():
         lines.append(f"refused  {row.source}: {row.error}: {row.reason}")
+    if told := where_texts_are([*found, *quarantine["reason"]], "SRC"):
+        lines.append(told)
     return "\n".join(lines)
 
 

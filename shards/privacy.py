@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from shards.build_config import PrivacyConfig
 from shards.scored_with import ScoredWith
 from sleepfm.signals.prepare import RecordingDescription
-from sleepfm.signals.scorings.free_text import events_without_texts, provenance_without_texts, without_texts
+from sleepfm.signals.scorings.free_text import events_without_texts, has_digest, provenance_without_texts, without_texts
 
 _NAME_DIGITS = 16
 _TIME = re.compile(r"\b\d{1,2}([:.])\d{2}\1\d{2}\b")
@@ -62,6 +62,19 @@ def kept_description(night: RecordingDescription, path: str, privacy: PrivacyCon
             if key in place:
                 place[key] = _each(place[key], lambda message: kept_message(message, path, privacy))
     return replace(night, provenance=provenance)
+
+
+def where_texts_are(messages: Iterable[str], source: str, cohort: str = "") -> str:
+    """How to read what stands as digests in ``messages``; empty where nothing does.
+
+    Args:
+        source: as the command has it, or what stands for it.
+        cohort: likewise, empty for the default.
+    """
+    if not any(map(has_digest, messages)):
+        return ""
+    command = " ".join(["sleepfm doctor", source, "--headers", *(["--cohort", cohort] if cohort else [])])
+    return f"texts that are not standard are digests here (privacy.texts); `{command}` says the same of each recording in clear"
 
 
 def _each(value: Any, change: Callable[[str], str]) -> Any:

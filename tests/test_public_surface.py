@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 SURFACE = {
     "sleepfm synth": {"OUT", "--subjects", "--hours", "--seed", "--cohort", "--clean", "--workers"},
-    "sleepfm doctor": {"DIR", "--cohort", "--json", "--sample"},
+    "sleepfm doctor": {"DIR", "--cohort", "--json", "--sample", "--headers"},
     "sleepfm score": {"EDF", "--model", "--out", "--cohort", "--scoring"},
     "sleepfm embed": {"SRC", "--model", "--out", "--cohort"},
     "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},

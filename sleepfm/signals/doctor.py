@@ -27,8 +27,9 @@ from sleepfm.signals.scorings.labels import stage_labels
 from sleepfm.signals.scorings.text_counts import TextCounts
 from sleepfm.signals.scorings.vocabulary import is_beside_the_point
 
-# A process takes seconds to start, a recording less than one.
+# A process takes seconds to start, a recording less than one, a header and its scoring milliseconds.
 _LEAST_EACH = 4
+_HEADERS_AT_ONCE = 32
 
 
 @dataclass
@@ -87,36 +88,38 @@ def sample_of(recordings: Mapping[Path, EdfHeader | None], count: int | None) ->
 
 
 def examine_recordings(
-    recordings: Mapping[Path, EdfHeader | None], root: Path, rules: Rules, workers: int = 1
+    recordings: Mapping[Path, EdfHeader | None], root: Path, rules: Rules, workers: int = 1, signals: bool = True
 ) -> Iterator[Finding]:
     """One :class:`Finding` a recording below ``root``, in order, by ``workers`` processes.
 
-    Headers, scorings and the samples of all channels are read.
+    Headers and scorings are read, and with ``signals`` the samples of all channels.
 
     Raises:
         RecordingError: a process was ended, as the system does where memory is short.
     """
     below = root if is_folder(root) else None
-    look = partial(_look, root=below, rules=rules)
-    workers = min(workers, len(recordings) // _LEAST_EACH)
+    look = partial(_look, root=below, rules=rules, signals=signals)
+    at_once = 1 if signals else _HEADERS_AT_ONCE
+    workers = min(workers, len(recordings) // (_LEAST_EACH * at_once))
     if workers < 2:
         yield from map(look, recordings, recordings.values())
         return
     # Forked processes would inherit the threads of libraries in whatever state these are.
     with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
         try:
-            yield from pool.map(look, recordings, recordings.values())
+            yield from pool.map(look, recordings, recordings.values(), chunksize=at_once)
         except BrokenProcessPool as error:
             raise RecordingError(f"{root}: a process that was reading it was ended, maybe for want of memory") from error
 
 
-def _look(path: Path, header: EdfHeader | None, root: Path | None, rules: Rules) -> Finding:
+def _look(path: Path, header: EdfHeader | None, root: Path | None, rules: Rules, signals: bool) -> Finding:
     finding = Finding(str(path))
     try:
         examination = examine(read_recording(path, header), rules, root)
         _fill(finding, examination)
         require_channels(examination)
-        _read_signals(finding, examination)
+        if signals:
+            _read_signals(finding, examination)
     except SleepFMError as error:
         finding.refused = str(error)
     return finding

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -178,16 +178,17 @@ def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None) -> S
         scored = from_annotations(own.in_annotations(recording.annotations), "annotations of the recording")
     if scored is None:
         return None
-    if _names(cohort.scoring.stages_wrong, recording):
+    names = [recording.path.name, *([found.name] if found is not None else [])]
+    if _any_named(names, cohort.scoring.stages_wrong):
         raise AnnotationError(
             f"{name}: the stages of this scoring are documented to be wrong (cohort {cohort.name}); it is not used"
         )
-    if _names(cohort.scoring.events_lost, recording):
+    if _any_named(names, cohort.scoring.events_lost):
         lost = f"the events of this scoring are documented to be lost (cohort {cohort.name}); they count as not scored"
         scored = replace(scored, events=(), unclear=(), untimed=(), has_events=False, warnings=(*scored.warnings, lost))
     else:
         scored = _without_unreliable(_with_own_events(scored, cohort.scoring.events), cohort)
-    return reconcile(scored, recording.duration, cohort.scoring.longer, name)
+    return reconcile(scored, recording.duration, cohort.scoring.longer, name, cohort.scoring.shorter)
 
 
 def require_channels(examination: Examination, require: Sequence[str] = ()) -> None:
@@ -213,8 +214,8 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
         raise MontageError(f"{path}: " + "; ".join(f"{name} is missing: {montage.missing[name]}" for name in lacking))
 
 
-def _names(expression: str, recording: Recording) -> bool:
-    return bool(expression) and re.search(expression, recording.path.name) is not None
+def _any_named(names: Iterable[str], expression: str) -> bool:
+    return bool(expression) and any(re.search(expression, name) for name in names)
 
 
 def _with_own_events(scoring: Scoring, own: Mapping[str, str]) -> Scoring:

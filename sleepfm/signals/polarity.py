@@ -191,6 +191,13 @@ def has_known_sign(channel: str, derivation: str) -> bool:
     return match is not None and match[1].upper() == _ELECTRODE[channel]
 
 
+def was_weighed(described: Mapping[str, Any]) -> bool:
+    """Whether the signal had a say in a decision that :meth:`Polarity.describe` told: it has none where the sign is not known or
+    too few epochs have slow waves.
+    """
+    return described.get("asymmetry") is not None or bool(described.get("agreement_weighed"))
+
+
 def _asymmetry(evidence: _Evidence, epochs: NDArray[np.float32], weight: float, margin: float) -> None:
     """Third standardised moment of each epoch; ``weight`` is positive where an upright signal's is positive."""
     if len(epochs) < _LEAST_EPOCHS:

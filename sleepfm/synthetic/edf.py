@@ -40,13 +40,14 @@ def write_edf(path: Path, channels: Sequence[Channel], signals: Iterable[Floats]
     01.01.85."""
     digital = [channel.digitise(signal).reshape(seconds, channel.rate) for channel, signal in zip(channels, signals, strict=True)]
     with path.open("wb") as file:
-        file.write(_header(channels, seconds, start))
+        file.write(edf_header(channels, seconds, start))
         for first in range(0, seconds, BLOCK_SECONDS):
             records = [values[first : first + BLOCK_SECONDS] for values in digital]
             file.write(np.concatenate(records, axis=1).data)
 
 
-def _header(channels: Sequence[Channel], seconds: int, start: str) -> bytes:
+def edf_header(channels: Sequence[Channel], seconds: int, start: str) -> bytes:
+    """The header of a file as :func:`write_edf` makes it; samples follow, int16, record after record."""
     count = len(channels)
     fields: list[tuple[int, Sequence[object]]] = [
         (8, ["0"]),

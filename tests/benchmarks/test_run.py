@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = {"models", "reading", "shards", "training", "dead_time"}
+ALL = {"models", "reading", "shards", "training", "doctor", "dead_time"}
 
 
 def test_every_benchmark_runs_in_miniature(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -111,11 +112,17 @@ def naming(folder: Path, name: str = NAME) -> list[str]:
     return [file for file, text in written(folder).items() if name in text]
 
 
-def test_no_name_is_in_what_a_build_writes(source, run, tmp_path):
+def test_no_name_is_in_what_a_build_writes(source, run, tmp_path, capsys):
     result = run(["build", source, tmp_path / "out"])
     assert result.returncode == 1 and NAME not in result.stdout + result.stderr
     assert naming(tmp_path / "out") == []
     info = run(["info", tmp_path / "out"]).stdout
+    # The command that shows the texts is named, and does: labels and units of refused recordings, and texts of scorings.
+    (told,) = [line for line in result.stdout.splitlines() if "are digests here" in line]
+    assert re.search(r"`(.+?)`", told)[1] == f"sleepfm doctor {source} --headers" and "sleepfm doctor SRC --headers" in info
+    assert sleepfm(["doctor", str(source), "--headers"]) == 1
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in (f"'{NAME} a'", f"'{NAME}s'", repr(NOTE), f"'Sleep stage {NAME}'", f"apnea? {NAME}"))
     # What is there instead, and what is standard as it was.
     assert digest_of(NOTE, "unknown") in info and digest_of(f"Patient {NAME} coughs", "note") in info
     assert "'Unsure' 1" in info and "'Lights off' 1" in info
@@ -135,6 +142,7 @@ def test_texts_are_kept_where_they_are_asked_for(source, run, tmp_path):
     """And so the search above would find them."""
     assert run(["build", source, tmp_path / "out", "privacy.texts=keep"]).returncode == 1
     assert {"records.parquet", "quarantine.parquet", "shard-000000.tar", "shard-000000.json"} <= set(naming(tmp_path / "out"))
+    assert "are digests here" not in run(["info", tmp_path / "out"]).stdout
 
 
 def test_clock_times_and_names_of_files_are_left_out_where_that_is_asked_for(source, run, tmp_path):

@@ -7,6 +7,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 
+from sleepfm.errors import AnnotationError
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, event_labels, stage_labels
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
@@ -36,7 +37,9 @@ def table(tmp_path, *rows):
         ("100,soon,{}", {3, 4, 5}),
         ("100,1e12,{}", {3, 4, 5}),
         ("100,-1e6,{}", {1, 2, 3, 4, 5}),
-        ("late,10,{}", set()),
+        ("late,10,{}", set(range(EPOCHS))),  # anywhere
+        (",10,{}", set(range(EPOCHS))),
+        ("n/a,10,{}", set(range(EPOCHS))),
     ],
 )
 @pytest.mark.parametrize(
@@ -54,7 +57,7 @@ def test_what_a_damaged_row_may_touch_has_no_label(tmp_path, row, open_epochs, t
     assert warning.startswith("1 events whose times cannot be are left out") and repr(text) in warning
     labels = labels_of(scoring)
     for name, found in labels.items():
-        unknown = open_epochs if name in touched else set()
+        unknown = open_epochs - set(np.flatnonzero(found == 1)) if name in touched else set()
         assert set(np.flatnonzero(found == -1)) == unknown, name
     assert np.flatnonzero(labels["hypopnea"] == 1).tolist() == [6, 7] and labels["arousal"][10] == 1
 
@@ -65,7 +68,7 @@ def test_an_epoch_that_holds_an_event_for_certain_keeps_it(tmp_path):
 
 
 def test_a_note_without_a_time_costs_nothing(tmp_path):
-    scoring = table(tmp_path, "100,-15,Technician Notes", "200,20,Hypopnea")
+    scoring = table(tmp_path, "100,-15,Technician Notes", "200,20,Hypopnea", ",,Total 2")
     assert not scoring.warnings and scoring.ignored == {"Technician Notes": 1}
     assert all((found >= 0).all() for found in labels_of(scoring).values())
 
@@ -89,3 +92,26 @@ def test_every_format_with_times_of_events(tmp_path, name):
     scoring = read_scoring(path, START)
     assert "'Hypopnea' at 100 s for -15 s" in " ".join(scoring.warnings)
     assert np.flatnonzero(labels_of(scoring)["hypopnea"] == -1).tolist() == [2, 3]
+
+
+LOG = "22:00:00.00\tSTAGE - N2\n{}\n22:09:59.99\tSTAGE - N2\n22:10:00.00\tLIGHTS ON\n"
+
+
+@pytest.mark.parametrize("time", ["2x:03:00.00", "--", "25:99:00.00"])
+def test_a_line_of_a_log_whose_time_cannot_be_read_is_not_passed_over(tmp_path, time):
+    path = tmp_path / "x.allscore.txt"
+    path.write_text(LOG.format(f"{time}\tRESPIRATORY EVENT - DUR: 20.0 SEC. - HYPOPNEA - DESAT 91.6 %"))
+    scoring = read_scoring(path, START, EPOCHS * 30.0)
+    assert "'HYPOPNEA' at a time that cannot be read" in " ".join(scoring.warnings)
+    labels = labels_of(scoring)
+    assert (labels["hypopnea"] == -1).all() and (labels["apnea"] == -1).all() and (labels["arousal"] == 0).all()
+    path.write_text(LOG.format(f"{time}\tSTAGE - R"))
+    with pytest.raises(AnnotationError, match=r"line 2: .* is a stage at a time that cannot be read"):
+        read_scoring(path, START, EPOCHS * 30.0)
+    path.write_text(LOG.format("who called the technician twice"))
+    assert not read_scoring(path, START, EPOCHS * 30.0).warnings
+
+
+def test_a_stage_without_an_onset_costs_the_scoring(tmp_path):
+    with pytest.raises(AnnotationError, match="'Sleep stage R'"):
+        table(tmp_path, ",30,Sleep stage R")

@@ -7,6 +7,7 @@ import os
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from made_edf import Made, noise, write_edf
@@ -18,6 +19,7 @@ from sleepfm.signals.doctor import examine_recordings, sample_of
 from sleepfm.signals.examine import discover, examine
 from sleepfm.signals.files import matching_files
 from sleepfm.signals.prepare import prepare
+from sleepfm.signals.recording import Recording
 from sleepfm.signals.scorings.finder import find_scoring
 
 SIGNALS = [
@@ -139,3 +141,49 @@ def test_a_folder_that_cannot_be_listed_is_named_and_its_recordings_are_not_pass
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RecordingError, match=r"cannot be listed \(File name too long\)"):
         discover(deep)
+
+
+def run_doctor(folder: Path, capsys, *options: str) -> tuple[int, str]:
+    status = main(["doctor", str(folder), *options])
+    return status, capsys.readouterr().out
+
+
+def test_headers_alone_tell_all_but_what_is_in_the_signals(tmp_path, capsys, monkeypatch):
+    """Samples are not read: a recording whose channels are all dead is found by reading them, not before."""
+    scored = write_edf(tmp_path / "a.edf", SIGNALS)
+    (tmp_path / "a.csv").write_text("onset,duration,event\n" + "".join(f"{30 * n},30,N2\n" for n in range(10)) + "95,3,Foobar\n")
+    write_edf(tmp_path / "dead.edf", [Made("C4-M1", np.zeros(200 * 300), 200)])
+    (tmp_path / "broken.edf").write_bytes(b"not a recording" * 30)
+    (tmp_path / "b.edf").write_bytes(scored.read_bytes())
+    (tmp_path / "b.csv").write_text("onset,duration,stage\n90000,30,W\n")
+    status, text = run_doctor(tmp_path, capsys)
+    assert status == 1 and "4 recordings: 2 usable, 2 would be quarantined" in text
+    monkeypatch.setattr(Recording, "read", lambda *_: pytest.fail("a sample was read"))
+    status, text = run_doctor(tmp_path, capsys, "--headers")
+    assert status == 1 and "4 recordings: 3 usable, 1 would be quarantined" in text
+    assert "polarity and dead signals are told without --headers" in text and "undecided" not in text
+    assert "a.csv: 10 epochs scored" in text and "'Foobar' 1, first in" in text and "NOT USED" in text
+    assert "'Brain L'" in text and "My chin 7" in text
+    whole = json.loads(run_doctor(tmp_path, capsys, "--headers", "--json")[1])
+    assert [Path(item["path"]).name for item in whole] == ["a.edf", "b.edf", "broken.edf", "dead.edf"]
+    few = json.loads(run_doctor(tmp_path, capsys, "--headers", "--json", "--sample", "2")[1])
+    assert len(few) == 2 and all(item in whole for item in few)
+
+
+def test_processes_find_in_headers_what_one_finds(tmp_path):
+    first = write_edf(tmp_path / "000.edf", [Made("C4-M1", noise(100 * 60), 100), Made("Leg 7", noise(100 * 60, 1), 100)])
+    for number in range(1, 300):
+        os.link(first, tmp_path / f"{number:03}.edf")
+    found = discover(tmp_path)
+    alone = list(examine_recordings(found, tmp_path, None, signals=False))
+    assert list(examine_recordings(found, tmp_path, None, workers=2, signals=False)) == alone and len(alone) == 300
+
+
+def test_a_polarity_that_nothing_spoke_of_is_not_called_undecided(tmp_path, capsys):
+    """Noise of five minutes has no twenty epochs of slow waves; an EMG has no up and down at all."""
+    night(tmp_path)
+    _, text = run_doctor(tmp_path, capsys)
+    titles, *rows = [line.split() for line in text[text.index("channel    in usable") :].splitlines()[:11]]
+    assert titles == ["channel", "in", "usable", "recordings", "upside", "down", "undecided", "not", "weighed"]
+    shown = {row[0]: row[1:] for row in rows}
+    assert shown["EEG_C4"] == ["1", "of", "1", "0", "0", "1"] and shown["EMG_CHIN"] == ["0", "of", "1", "-", "-", "-"]

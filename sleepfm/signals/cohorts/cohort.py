@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from string import Formatter
 from typing import Annotated, Any, Literal
 
@@ -201,9 +202,16 @@ class ScoringRules(Config):
     )
     longer: Literal["cut", "error"] = Field(
         default="error",
-        description="What becomes of a scoring that goes on after the recording: it is cut, as some cohorts are published, or "
-        "not used.",
+        description="What becomes of a scoring that goes on for more than an epoch after the recording: it is cut, so that the "
+        "epochs of the recording keep their stages and events, or not used.",
         examples=["cut"],
+    )
+    shorter: Literal["keep", "error"] = Field(
+        default="error",
+        description="What becomes of a scoring that gives every epoch of a night a code and ends more than an epoch before the "
+        "recording: what it has is kept and the rest is unscored, or it is not used. Formats with onsets may end before the "
+        "recording.",
+        examples=["keep"],
     )
     columns: dict[str, Literal[COLUMNS]] = Field(  # type: ignore[valid-type]
         default_factory=dict,
@@ -224,14 +232,14 @@ class ScoringRules(Config):
     )
     events_lost: str = Field(
         default="",
-        description="A regular expression of names of recordings whose scorings are documented to have lost their events. These "
-        "then count as not scored.",
+        description="A regular expression of names of recordings, or of scoring files, whose scorings are documented to have "
+        "lost their events. These then count as not scored.",
         examples=["^lake-(12|15)-1"],
     )
     stages_wrong: str = Field(
         default="",
-        description="A regular expression of names of recordings whose stages are documented to be wrong. Their scorings are not "
-        "used.",
+        description="A regular expression of names of recordings, or of scoring files, whose stages are documented to be wrong. "
+        "Their scorings are not used.",
         examples=["^lake-17-2"],
     )
     unreliable: tuple[Literal[EVENT_TYPES], ...] = Field(  # type: ignore[valid-type]
@@ -245,7 +253,8 @@ class ScoringRules(Config):
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As in a rule of a channel: without the keys that came later where they are not used."""
         values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if value or key not in ("columns", "stages")}
+        later = {"columns": {}, "stages": {}, "shorter": "error"}
+        return {key: value for key, value in values.items() if key not in later or value != later[key]}
 
     @field_validator("files")
     @classmethod
@@ -342,6 +351,8 @@ class Cohort(Config):
     )
 
 
+# Rules list a few hundred, and files repeat theirs.
+@lru_cache(maxsize=4096)
 def normalise_label(label: str) -> str:
     """A label without case, spaces and punctuation; a sign at its end stays, since ``ECG+`` is not ``ECG-``."""
     text = unicodedata.normalize("NFKC", label).casefold().strip()

@@ -6,6 +6,7 @@ is an event. Source: NSRR's WSC documentation, and the excerpts of it in Luna's 
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime
 from itertools import chain
@@ -49,13 +50,15 @@ def read_event_log(text: str, path: PurePath, start: datetime | None, duration: 
     for number, line in iter_lines(text):
         match = _LINE.fullmatch(line[:_LONGEST_LINE].rstrip())
         if match is None or not is_clock(match[1]):
-            continue  # a remark that goes on
+            rows += _without_time(line[:_LONGEST_LINE], f"{path}: line {number}")
+            continue
         if number > MAX_ROWS:
             raise AnnotationError(f"{path}: more than {MAX_ROWS} lines; a scoring of a night has fewer")
         try:
             onset = clock.read(match[1])
-        except ValueError as error:
-            raise AnnotationError(f"{path}: line {number}: {error}") from error
+        except ValueError:
+            rows += _without_time(line[:_LONGEST_LINE], f"{path}: line {number}")
+            continue
         said = match[2].strip()
         stage, event = _STAGE.fullmatch(said), _EVENT.fullmatch(said)
         if staged is not None and (stage or _END.fullmatch(said)) and onset >= staged[0]:
@@ -65,9 +68,7 @@ def read_event_log(text: str, path: PurePath, start: datetime | None, duration: 
         if stage:
             staged = (onset, f"stage {stage[1]}")
         elif event:
-            respiratory = event["head"].casefold() == "respiratory event"
-            kind = (event["kind"] or event["head"] if respiratory else event["head"]).strip()
-            rows.append(Row(onset, float(event["seconds"]), kind, "respiratory" if respiratory else ""))
+            rows.append(_event(event, onset))
         else:
             # What is no stage here is none either if it reads like one.
             rows.append(Row(onset, 0.0, said if stage_of(said) is None else f"remark {said}"))
@@ -75,3 +76,22 @@ def read_event_log(text: str, path: PurePath, start: datetime | None, duration: 
         rest = None if duration is None or duration <= staged[0] else duration - staged[0]
         rows.append(Row(staged[0], rest, staged[1]))
     return scoring_of_rows(rows, f"event log {path.name}", str(path))
+
+
+def _event(found: re.Match[str], onset: float) -> Row:
+    respiratory = found["head"].casefold() == "respiratory event"
+    kind = (found["kind"] or found["head"] if respiratory else found["head"]).strip()
+    return Row(onset, float(found["seconds"]), kind, "respiratory" if respiratory else "")
+
+
+def _without_time(line: str, where: str) -> list[Row]:
+    """The event of a line whose time cannot be read; none where the line is a remark that goes on.
+
+    Raises:
+        AnnotationError: a stage without a time.
+    """
+    said = [line.strip(), *(part.strip() for part in line.split(maxsplit=1)[1:])]
+    if any(_STAGE.fullmatch(text) for text in said):
+        raise AnnotationError(f"{where}: {line.strip()[:40]!r} is a stage at a time that cannot be read")
+    events = [event for text in said if (event := _EVENT.fullmatch(text))]
+    return [_event(event, math.nan) for event in events[-1:]]

@@ -21,7 +21,7 @@ import numpy as np
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows, stands_as_stage
+from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows, stands_as_stage, tells_an_event
 from sleepfm.signals.scorings.scoring import Scoring
 from sleepfm.signals.scorings.stage_texts import NUMBER, number_reader, refuse_unknown
 from sleepfm.signals.scorings.table_columns import Columns, delimiter_of, find_titles
@@ -78,7 +78,7 @@ def _timed(
 ) -> Scoring:
     """Rows with onsets: stages and events in one column, stages alone, or stages in one and events in another."""
     assert columns.begin is not None
-    cells = [(number, row) for number, row in table if not _is_filler(row[columns.begin])]
+    cells = [(number, row) for number, row in table if not _is_filler(row, columns)]
     times = TableTimes([row[columns.begin].strip() for _, row in cells], columns, path, start, duration)
     rows: list[Row] = []
     doubtful: list[tuple[int, Row]] = []
@@ -248,10 +248,14 @@ def _is_stage(text: str) -> bool:
     return bool(text) and (NUMBER.fullmatch(text) is not None or epoch_stage_of(text) is not None)
 
 
-def _is_filler(text: str) -> bool:
-    """Whether a row without an onset is a row of units or of nothing."""
-    text = text.strip()
-    return not text or (text.startswith("[") and text.endswith("]"))
+def _is_filler(row: Sequence[str], columns: Columns) -> bool:
+    """Whether a row is one of units or sums, without an onset and without a stage or an event."""
+    assert columns.begin is not None
+    onset = row[columns.begin].strip()
+    if onset.startswith("[") and onset.endswith("]"):
+        return True
+    said = [row[place].strip() for place in (columns.name, columns.stage) if place is not None]
+    return not onset and not any(stands_as_stage(text) or tells_an_event(text) for text in said)
 
 
 def _missing(row: Sequence[str], column: int) -> bool:

@@ -27,13 +27,19 @@ SALT = "sleepfm"
 _REST = "..."
 # A text as `repr` writes it. Ours hold no quotation mark but an apostrophe behind a letter.
 _QUOTED = re.compile(r"""(?<!\w)(b?(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"))""", re.DOTALL)
-_SAFE = re.compile(r"[\W\d_]?|\d{1,3}|(unknown|note|respiratory|text)-[0-9a-f]{8}")
+_DIGEST = r"(?:unknown|note|respiratory|text)-[0-9a-f]{8}"
+_SAFE = re.compile(rf"[\W\d_]?|\d{{1,3}}|{_DIGEST}")
 
 
 def digest_of(text: str, kind: str, salt: str = SALT) -> str:
     """What stands for ``text``: its kind and eight hexadecimal digits of a salted SHA-256."""
     salted = f"{salt}\0{text}".encode("utf-8", "surrogatepass")
     return f"{kind}-{hashlib.sha256(salted).hexdigest()[:8]}"
+
+
+def has_digest(message: str) -> bool:
+    """Whether what :func:`digest_of` makes stands in ``message``."""
+    return re.search(rf"\b{_DIGEST}\b", message) is not None
 
 
 def is_standard(text: str) -> bool:

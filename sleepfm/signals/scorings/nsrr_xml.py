@@ -182,16 +182,14 @@ def event_seconds(element: Element, tag: str) -> float:
 
 
 def _number(element: Element, tag: str, where: str) -> float:
-    text = element_text(element, tag)
     child = element.find(tag)
-    unit = (
-        next((value for key, value in child.attrib.items() if key.casefold() in ("unit", "units")), "")
-        if child is not None
-        else ""
-    )
-    if unit.strip().casefold() not in _UNITS:
+    text = "" if child is None else (child.text or "").strip()
+    attributes = {} if child is None else child.attrib
+    unit = next((value for key, value in attributes.items() if key.casefold() in ("unit", "units")), "")
+    factor = _UNITS.get(unit.strip().casefold())
+    if factor is None:
         raise AnnotationError(f"{where}: unit of {tag} is {unit[:40]!r}; known are seconds, ms, min and h")
     try:
-        return float(text) * _UNITS[unit.strip().casefold()]
+        return float(text) * factor
     except ValueError as error:
         raise AnnotationError(f"{where}: {tag} is {text[:40]!r}, not seconds") from error

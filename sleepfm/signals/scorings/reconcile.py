@@ -11,12 +11,25 @@ from sleepfm.errors import AnnotationError
 from sleepfm.signals.scorings.scoring import Event, Scoring
 
 
-def reconcile(scoring: Scoring, duration: float, longer: Literal["cut", "error"], name: str) -> Scoring:
-    """``scoring`` with what lies outside a recording of ``duration`` s cut off, and a warning for it.
+def reconcile(
+    scoring: Scoring,
+    duration: float,
+    longer: Literal["cut", "error"],
+    name: str,
+    shorter: Literal["keep", "error"] = "error",
+) -> Scoring:
+    """``scoring`` brought to a recording of ``duration`` s: what lies outside is cut off, what it leaves out at either end is
+    unscored; a warning says by how much where that is more than an epoch.
+
+    Onsets stay what they are: a list of epochs begins with the recording, and nothing is moved to make ends meet.
+
+    Args:
+        longer: whether one that goes on for more than an epoch after the recording is ``cut`` or an ``error``.
+        shorter: whether of one that ends more than an epoch before it, though its format scores whole nights, what is there is
+            kept (``keep``) or that is an ``error``.
 
     Raises:
-        AnnotationError: it overlaps the recording nowhere; it is more than an epoch longer where that is an
-            ``error``; it is more than an epoch shorter though its format scores whole nights; stages overlap.
+        AnnotationError: it overlaps the recording nowhere; its length is an ``error``; stages overlap.
     """
     _check_overlap(scoring, name)
     if scoring.begin >= duration or scoring.end <= 0:
@@ -28,17 +41,23 @@ def reconcile(scoring: Scoring, duration: float, longer: Literal["cut", "error"]
     if excess > EPOCH_SECONDS and longer == "error":
         raise AnnotationError(
             f"{name}: {scoring.source} is {excess:.1f} s ({excess / EPOCH_SECONDS:.1f} epochs) longer than the "
-            f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
+            f"recording of {duration:.1f} s; one of them belongs to another night or is cut. If both begin together, "
+            "`scoring: {longer: cut}` in a cohort file takes it as far as the recording goes"
         )
-    if scoring.whole_night and -excess > EPOCH_SECONDS:
+    if scoring.whole_night and -excess > EPOCH_SECONDS and shorter == "error":
         raise AnnotationError(
             f"{name}: {scoring.source} is {-excess:.1f} s ({-excess / EPOCH_SECONDS:.1f} epochs) shorter than the "
-            f"recording of {duration:.1f} s; one of them belongs to another night or is cut"
+            f"recording of {duration:.1f} s; one of them belongs to another night or is cut. If both begin together, "
+            "`scoring: {shorter: keep}` in a cohort file takes what is there and leaves the rest unscored"
         )
     events, unclear, untimed = (_inside(found, duration) for found in (scoring.events, scoring.unclear, scoring.untimed))
     warnings = []
     if excess > EPOCH_SECONDS:
         warnings.append(f"scoring goes on for {excess:.1f} s after the recording's end; cut")
+    if scoring.whole_night and -excess > EPOCH_SECONDS:
+        warnings.append(
+            f"scoring ends {-excess:.1f} s ({-excess / EPOCH_SECONDS:.1f} epochs) before the recording; not scored there"
+        )
     if scoring.begin < 0:
         warnings.append(f"scoring begins {-scoring.begin:.1f} s before the recording; cut")
     outside = len(scoring.events) + len(scoring.unclear) - len(events) - len(unclear)

@@ -63,7 +63,7 @@ def scoring_of_rows(
     Raises:
         StageTextError: a text where stages stand that is not understood.
         AnnotationError: no stage among them, or a stage whose time is none. An event whose time is none is left out, with a
-            warning, and nothing is said of what it may touch.
+            warning, and nothing is said of what it may touch: of one without an onset, of the whole night.
     """
     found: list[tuple[Row, Stage]] = []
     events: list[Event] = []
@@ -77,8 +77,8 @@ def scoring_of_rows(
     for row in damaged:
         if row.group == "stage" or (not stages and (stage(row.text) is not None or names_a_stage(row.text))):
             raise AnnotationError(f"{name}: {row.text[:_TEXT]!r} is at {row.onset:g} s for {row.duration or 0.0:g} s; damaged")
-    lost = [row for row in damaged if _tells_an_event(row)]
-    others += [Row(0.0, 0.0, row.text) for row in damaged if not _tells_an_event(row)]
+    lost = [row for row in damaged if tells_an_event(row.text, row.group)]
+    others += [Row(0.0, 0.0, row.text) for row in damaged if not tells_an_event(row.text, row.group)]
     untimed, doubtful, told = _without_times(lost)
     unclear += doubtful
     ordered = sorted(sound, key=lambda item: item.onset)
@@ -125,10 +125,11 @@ def scoring_of_rows(
     )
 
 
-def _tells_an_event(row: Row) -> bool:
-    if event_of(row.text) is not None:
+def tells_an_event(text: str, group: str = "") -> bool:
+    """Whether a row is an event, or a respiratory text that may be one."""
+    if event_of(text) is not None:
         return True
-    return not is_beside_the_point(row.text) and (is_respiratory(row.text) or row.group == "respiratory")
+    return not is_beside_the_point(text) and (is_respiratory(text) or group == "respiratory")
 
 
 def _without_times(damaged: Sequence[Row]) -> tuple[list[Event], list[Event], tuple[str, ...]]:
@@ -138,14 +139,15 @@ def _without_times(damaged: Sequence[Row]) -> tuple[list[Event], list[Event], tu
     lost: list[str] = []
     for row in damaged:
         kind = event_of(row.text)
-        if not abs(row.onset) <= _LONGEST:
-            lost.append(f"{row.text[:_TEXT]!r} at a time that cannot be read, so that it may be anywhere")
-            continue
-        lost.append(f"{row.text[:_TEXT]!r} at {row.onset:g} s for {row.duration or 0.0:g} s")
-        # An end before the start may be a wrong sign or both in turn.
-        wrong = row.duration is not None and -_LONGEST <= row.duration < 0
-        back = min(-(row.duration or 0.0), _REACH) if wrong else 0.0
-        begin, lasts = row.onset - back, back + (back or _REACH)
+        if abs(row.onset) <= _LONGEST:
+            lost.append(f"{row.text[:_TEXT]!r} at {row.onset:g} s for {row.duration or 0.0:g} s")
+            # An end before the start may be a wrong sign or both in turn.
+            wrong = row.duration is not None and -_LONGEST <= row.duration < 0
+            back = min(-(row.duration or 0.0), _REACH) if wrong else 0.0
+            begin, lasts = row.onset - back, back + (back or _REACH)
+        else:
+            lost.append(f"{row.text[:_TEXT]!r} at a time that cannot be read, so that it may be anywhere in the night")
+            begin, lasts = 0.0, _LONGEST
         if kind in ("arousal", "desaturation"):
             untimed.append(Event(begin, lasts, kind))
         else:

@@ -16,6 +16,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import product
 
 from sleepfm.constants import Stage
@@ -103,6 +104,8 @@ _ABBREVIATIONS = {"osa", "csa", "msa"}
 # What misspelt words are compared with.
 _SPELLINGS = ("apnea", "apnoea", "hypopnea", "hypopnoea")
 _NEAR = 0.78
+# Of a text, so many characters are read; those that mean something are shorter.
+_READ = 200
 _RESPIRATORY = re.compile(r"respir|^resp|obstru|ostrut|breath|atmung|ademhal")
 # What scorers and recorders write beside stages, apneas and hypopneas: beginnings of words, then whole words.
 _BESIDE_THE_POINT = re.compile(
@@ -141,12 +144,18 @@ def is_standard_text(text: str) -> bool:
     def known(part: str) -> bool:
         return fold(part) in _STAGE_OF or _key(part) in _EVENT_OF or fold(part) in _STANDARD
 
-    return all(known(part) for part in text[:200].split("|")) and len(text) <= 200
+    return all(known(part) for part in text[:_READ].split("|")) and len(text) <= _READ
 
 
 def fold(text: str) -> str:
     """``text`` without case, accents, spaces and punctuation (a question mark is a stage in EDF+)."""
-    plain = unicodedata.normalize("NFKD", _PREFIX.sub("", text[:200])).casefold().replace("æ", "ae").replace("œ", "oe")
+    return _fold(text[:_READ])
+
+
+# A night has a few texts hundreds of times each, and every question about one begins here.
+@lru_cache(maxsize=4096)
+def _fold(text: str) -> str:
+    plain = unicodedata.normalize("NFKD", _PREFIX.sub("", text)).casefold().replace("æ", "ae").replace("œ", "oe")
     return "".join(character for character in plain if character.isalnum() or character == "?")
 
 
@@ -204,18 +213,19 @@ def names_a_stage(text: str) -> bool:
 
 def mentions_a_stage(text: str) -> bool:
     """Whether one of several words of ``text`` is a stage's name ("wake after arousal")."""
-    words = re.findall(r"[^\W_]{2,}", text[:200])
+    words = re.findall(r"[^\W_]{2,}", text[:_READ])
     return len(words) > 1 and any(stage_of(word) not in (None, Stage.UNSCORED) for word in words)
 
 
 def event_of(text: str) -> str | None:
     """The type of event that ``text`` names, or None; of two names ("Apnea|Obstructive Apnea") the one that says more."""
-    found = {kind for part in text.split("|") if (kind := _event_of(part)) is not None}
+    found = {kind for part in text.split("|") if (kind := _event_of(part[:_READ])) is not None}
     if len(found) > 1:
         found.discard("apnea")
     return found.pop() if len(found) == 1 else None
 
 
+@lru_cache(maxsize=4096)
 def _event_of(text: str) -> str | None:
     key = _key(text)
     if kind := _EVENT_OF.get(key):
@@ -225,12 +235,17 @@ def _event_of(text: str) -> str | None:
 
 def _names_missed_breaths(text: str) -> bool:
     """Whether ``text`` has the noun or an abbreviation of an apnea or hypopnea in it, misspelt or not."""
+    return _has_breaths_missed(text[:_READ])
+
+
+@lru_cache(maxsize=4096)
+def _has_breaths_missed(text: str) -> bool:
     # Dutch sleep ends as an apnea begins ("slaap N2").
     # "OA event" is no "oevent", as it would be where ae is e.
     key = _key(_EVENT_WORD.sub("", text[:200]))
     if _BREATHS_MISSED.search(key.replace("slaap", "")):
         return True
-    words = re.findall(r"[^\W\d_]+", text[:200].casefold())
+    words = re.findall(r"[^\W\d_]+", text.casefold())
     if not _ABBREVIATIONS.isdisjoint(words):
         return True
     return any(difflib.get_close_matches(word, _SPELLINGS, n=1, cutoff=_NEAR) for word in words)
@@ -248,7 +263,7 @@ def is_beside_the_point(text: str) -> bool:
     """Whether ``text`` is known to say nothing of stages, apneas and hypopneas: leg movements, lights, artifacts, remarks."""
     if _names_missed_breaths(text):
         return False
-    spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text[:200])).casefold()
+    spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text[:_READ])).casefold()
     words = re.sub(r"[\W_]+", " ", "".join(character for character in spaced if not unicodedata.combining(character)))
     return not _SLEEP.search(words) and _BESIDE_THE_POINT.search(words.replace("k complex", "kcomplex")) is not None
 

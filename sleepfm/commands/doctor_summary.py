@@ -1,0 +1,160 @@
+"""What the doctor says of a whole folder, counted as its recordings pass: no finding is kept."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, TypeVar
+
+from sleepfm.constants import CHANNELS
+from sleepfm.signals.cohorts.identity import persons_not_read
+from sleepfm.signals.cohorts.proposals import scoring_patterns
+from sleepfm.signals.files import is_folder, location
+from sleepfm.signals.polarity import POLAR, was_weighed
+from sleepfm.signals.scorings.text_counts import TextCounts
+
+if TYPE_CHECKING:
+    from sleepfm.signals.doctor import Finding
+
+# Distinct signals, rules and texts that are shown of a folder, and kept of one.
+_SHOWN = 100
+_KEPT = 10_000
+_Key = TypeVar("_Key")
+
+
+class FolderSummary:
+    """Counts over the findings of a folder.
+
+    Args:
+        root: the folder, or the one recording.
+        signals: whether samples were read: without them nothing is known of polarity.
+
+    Attributes:
+        found, usable: recordings that were looked at, and those of them that a build would take.
+        troubled: those that would be refused, or used without a scoring that they have.
+    """
+
+    def __init__(self, root: Path, signals: bool) -> None:
+        self._root = root
+        self.found = self.usable = self.troubled = 0
+        self._signals = signals
+        self._mapped: Counter[str] = Counter()
+        self._polarity: Counter[tuple[str, str]] = Counter()
+        self._cohorts: Counter[str] = Counter()
+        self._subjects: set[str] = set()
+        self._unscored = self._not_used = self._opened = self._unread = 0
+        self._first_unread = ""
+        self._texts = TextCounts()
+        self._strange: Counter[str] = Counter()
+        self._stands: dict[str, str] = {}
+        self._unmapped: Counter[tuple[str, float, str]] = Counter()
+        self._rules: Counter[str] = Counter()
+        self._looked_for: dict[str, str] = {}
+        self._without_scoring: list[str] = []
+
+    def add(self, finding: Finding) -> None:
+        """Count one recording."""
+        self.found += 1
+        self.troubled += bool(finding.refused or finding.scoring_refused)
+        for item in finding.unmapped:
+            _count(self._unmapped, (item["label"], item["rate"], item["unit"]))
+            if item["rule"]:
+                _count(self._rules, item["rule"])
+        if finding.looked_for:
+            where = f"{', '.join(finding.looked_for)} in the folder of {finding.path} and in those above it"
+            self._looked_for.setdefault(finding.cohort, where)
+            if len(self._without_scoring) < _KEPT:
+                self._without_scoring.append(finding.path)
+        if finding.cohort:
+            self._opened += 1
+            if not finding.subject_read:
+                self._unread += 1
+                self._first_unread = self._first_unread or PurePath(finding.path).name
+        if not finding.refused:
+            self._add_usable(finding)
+
+    def _add_usable(self, finding: Finding) -> None:
+        self.usable += 1
+        self._mapped.update(finding.channels.keys())
+        if self._signals:
+            for name, channel in finding.channels.items():
+                if decision := channel["polarity"].get("decision"):
+                    weighed = decision != "undecided" or was_weighed(channel["polarity"])
+                    self._polarity[name, decision if weighed else "not weighed"] += 1
+        self._cohorts[finding.cohort] += 1
+        self._subjects.add(finding.subject)
+        self._unscored += not finding.scoring
+        self._not_used += bool(finding.scoring_refused)
+        self._texts.merge(finding.texts)
+        for text, onset in finding.places.items():
+            _count(self._strange, text, finding.unclear.get(text, 0) + finding.ignored.get(text, 0))
+            if text in self._strange:
+                self._stands.setdefault(text, f"{finding.path} at {timedelta(seconds=round(onset))}")
+
+    def lines(self) -> Iterable[str]:
+        """The summary, a line each."""
+        if self.usable:
+            yield from self._channels()
+            yield "cohorts    " + ", ".join(f"{name} {count}" for name, count in sorted(self._cohorts.items()))
+            verb = "has" if self._not_used == 1 else "have"
+            also = f" ({self._not_used} {verb} one that is not used)" if self._not_used else ""
+            yield f"subjects   {len(self._subjects)}; {self._unscored} of the usable recordings have no scoring{also}"
+            yield from (f"texts      {line}" for line in self._texts.lines())
+            yield from self._places()
+        yield from self._not_mapped()
+        yield from (f"scorings   {name}: looked for {where}" for name, where in sorted(self._looked_for.items()))
+        yield from self._scoring_patterns()
+        if self._unread:
+            yield f"warning    {persons_not_read(self._unread, self._opened, self._first_unread)}"
+        yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be quarantined"
+
+    def _channels(self) -> Iterable[str]:
+        """Of each channel the recordings that have it; where signals were read, what became of its polarity."""
+        words = ("inverted", "undecided", "not weighed") if self._signals else ()
+        titles = "".join(f"{title:>14}" for title in ("upside down", "undecided", "not weighed")[: len(words)])
+        yield f"channel    in usable recordings{titles}"
+        for name in CHANNELS:
+            share = f"{self._mapped[name]} of {self.usable}"
+            counts = "".join(f"{self._polarity[name, word] if name in POLAR else '-':>14}" for word in words)
+            yield f"{name:<10} {share:>20}{counts}"
+
+    def _places(self) -> Iterable[str]:
+        """Where texts that are not understood stand first, the most frequent ones before others."""
+        for text, count in self._strange.most_common(_SHOWN):
+            yield f"texts      {text!r} {count}, first in {self._stands[text]}"
+        if len(self._strange) > _SHOWN:
+            yield f"texts      and {len(self._strange) - _SHOWN} more; --json has all"
+
+    def _not_mapped(self) -> Iterable[str]:
+        """Signals that are part of no channel, and the rules that would map some of them."""
+        if not self._unmapped:
+            return
+        yield "not mapped                              rate   unit      recordings"
+        for (label, rate, unit), count in sorted(self._unmapped.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]:
+            yield f"           {label!r:<24} {rate:>7g} Hz   {unit or '-':<8} {count:>6} of {self.found}"
+        if len(self._unmapped) > _SHOWN:
+            yield f"           and {len(self._unmapped) - _SHOWN} more; --json has all"
+        if self._rules:
+            yield "rules      that would map them, if they are what they seem; below `channels:` in a cohort file of yours:"
+        for rule, count in self._rules.most_common(_SHOWN):
+            check = "; the header states no unit, check this one" if ", unit: " in rule else ""
+            yield f"           {rule}  # {count} recordings{check}"
+
+    def _scoring_patterns(self) -> Iterable[str]:
+        """Patterns by which there would be scorings of recordings that have none."""
+        if not self._without_scoring or not is_folder(self._root):
+            return
+        patterns = scoring_patterns([location(path) for path in self._without_scoring], self._root)
+        if patterns:
+            yield "scorings   patterns that would find files of their names; below `scoring:` in a cohort file of yours:"
+        for name, count in patterns.most_common(_SHOWN):
+            yield f"           files: [{json.dumps(name)}]  # {count} recordings"
+
+
+def _count(counter: Counter[_Key], key: _Key, count: int = 1) -> None:
+    """Count ``key``, unless it is new and so many others are kept already."""
+    if key in counter or len(counter) < _KEPT:
+        counter[key] += count
