@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sleepfm.config import read_yaml, validate
+from sleepfm.errors import ConfigError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
@@ -36,6 +37,13 @@ def downstream(kind: str = "synthsleepnet", mode: str = "lora", context: str = "
         head=HeadConfig(hidden=16),
     )
     return Downstream(config, source)
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden", 0), ("dropout", 1.0), ("dropout", -0.1)])
+def test_a_head_that_nothing_could_pass_is_refused_by_key(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=key):
+        validate(HeadConfig, {key: value}, "head")
+    assert validate(HeadConfig, {"hidden": 1, "dropout": 0.0}, "head").hidden == 1
 
 
 @pytest.mark.parametrize("kind", ["neuronet", "synthsleepnet"])
