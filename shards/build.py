@@ -27,7 +27,7 @@ from sleepfm.lock import only_writer
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import check_identity
-from sleepfm.signals.edf.header import EdfHeader
+from sleepfm.signals.examine import Discovered
 from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
 from sleepfm.signals.prepare import discover
 from sleepfm.signals.scorings.text_counts import TextCounts
@@ -88,12 +88,13 @@ def build(
         raise UsageError(f"{out}: the output must lie outside the source {source}")
     wanted = identity(config)
     read_plan(out, wanted)
-    recordings = discover(source, chosen_cohort(config))
+    # What a task may need is told from how long its recordings are.
+    recordings = discover(source, chosen_cohort(config), extents=config.ray.task_memory_mb == "auto")
     check_identity(recordings, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
     files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
     found = {name: _size(root / path) for name, path in files.items()}
-    headers = {relative_name(path, root): header for path, header in recordings.items() if header is not None}
+    known = {relative_name(path, root): found for path, found in recordings.items()}
     with only_writer(out):
         before = read_plan(out, wanted)
         stale = stale_shards(out, before, wanted, config)
@@ -105,7 +106,7 @@ def build(
         remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         remove_temporaries(out / MANIFEST_FOLDER, rf"(?:{'|'.join(MANIFEST_TABLES)})\.parquet")
         done = _survey(out, before, stale)
-        late = _scored_since(done, files, root, config)
+        late = _scored_since(done, files, known, root, config)
         rescored = _to_do_again(before, done, found, late)
         plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings, retry_refused, late.keys())
         _check_free(out, plan, before)
@@ -120,7 +121,7 @@ def build(
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
-            printed = _run(todo, root, out, config, plan, workers, headers, files)
+            printed = _run(todo, root, out, config, plan, workers, known, files)
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
@@ -166,7 +167,9 @@ def _survey(out: Path, plan: Plan, stale: Container[str]) -> _Done:
     return done
 
 
-def _scored_since(done: _Done, files: Mapping[str, str], root: Path, config: BuildConfig) -> dict[str, ScoredWith]:
+def _scored_since(
+    done: _Done, files: Mapping[str, str], known: Mapping[str, Discovered], root: Path, config: BuildConfig
+) -> dict[str, ScoredWith]:
     """Finished recordings that have another scoring now than the one they were converted or refused with.
 
     ``files`` are their paths by what stands for them in the plan.
@@ -174,10 +177,14 @@ def _scored_since(done: _Done, files: Mapping[str, str], root: Path, config: Bui
     if config.scoring == "ignore":
         return {}
     rules = chosen_cohort(config)
-    known = None if isinstance(rules, Cohort) else rules or all_cohorts()
+    cohorts = None if isinstance(rules, Cohort) else rules or all_cohorts()
     now = found_scorings(
         {
-            path: (root / files[path], (known.named(done.cohorts.get(path, "")) if known else None) or rules)
+            path: (
+                root / files[path],
+                (cohorts.named(done.cohorts.get(path, "")) if cohorts else None) or rules,
+                known[files[path]],
+            )
             for path in done.scored_with
             if path in files
         },
@@ -267,7 +274,7 @@ def _run(
     config: BuildConfig,
     plan: Plan,
     workers: int,
-    headers: Mapping[str, EdfHeader],
+    known: Mapping[str, Discovered],
     files: Mapping[str, str],
 ) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
@@ -276,5 +283,5 @@ def _run(
     print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
-        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), progress.update, headers, files)
+        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), progress.update, known, files)
     return progress.refused

@@ -8,6 +8,7 @@ import secrets
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +18,7 @@ from shards.memory import BASE_BYTES, read_extents, task_memory, wanted_labels
 from shards.plan import ShardPlan
 from shards.task import Failure, Outcome, build_shard
 from sleepfm.errors import ConfigError, ShardError, SleepFMError, UsageError
-from sleepfm.signals.edf.header import EdfHeader
+from sleepfm.signals.examine import Discovered
 from sleepfm.signals.files import is_remote, location
 
 # Set before Ray is imported. Workers inherit the thread limit: a task is one core's work.
@@ -170,14 +171,14 @@ def run_shards(
     config: BuildConfig,
     build: str,
     report: Callable[[Outcome | Failure | None], None],
-    headers: Mapping[str, EdfHeader] = MappingProxyType({}),
+    known: Mapping[str, Discovered] = MappingProxyType({}),
     files: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Build ``shards``, one Ray task each, a few at a time; the others wait here as plain names.
 
     Args:
         report: gets what became of every shard as it is known, and None about once a second.
-        headers, files: as for :func:`shards.task.build_shard`.
+        known, files: as for :func:`shards.task.build_shard`.
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
@@ -185,7 +186,7 @@ def run_shards(
         ShardError: tasks failed; all others ran.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = _needs(nodes, source, config, headers, files)
+    needs = _needs(nodes, source, config, known, files)
     limit = max(1, int(IN_FLIGHT_PER_CPU * sum(node.get("CPU", 0) for node in nodes)))
     remote = ray.remote(num_cpus=1, max_retries=config.ray.retries)(run_task)
     waiting = iter(shards)
@@ -194,9 +195,9 @@ def run_shards(
     stop: SleepFMError | None = None
     while True:
         while stop is None and len(running) < limit and (shard := next(waiting, None)) is not None:
-            memory, known = needs(shard)
+            memory, handed = needs(shard)
             named = {entry.path: files[entry.path] for entry in shard.entries if entry.path in files}
-            running[remote.options(memory=memory).remote(source, out, shard, config, build, known, named)] = shard
+            running[remote.options(memory=memory).remote(source, out, shard, config, build, handed, named)] = shard
         if not running:
             break
         ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
@@ -228,23 +229,23 @@ def run_task(
     shard: ShardPlan,
     config: BuildConfig,
     build: str,
-    headers: Mapping[str, EdfHeader],
+    known: Mapping[str, Discovered],
     files: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
     """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of."""
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
-    return build_shard(source, out, shard, config, build, headers, files)
+    return build_shard(source, out, shard, config, build, known, files)
 
 
 def _needs(
     nodes: list[dict[str, float]],
     source: Path,
     config: BuildConfig,
-    headers: Mapping[str, EdfHeader],
+    known: Mapping[str, Discovered],
     files: Mapping[str, str],
-) -> Callable[[ShardPlan], tuple[int, dict[str, EdfHeader]]]:
-    """What each shard's task asks of its node, and the headers that are handed to it.
+) -> Callable[[ShardPlan], tuple[int, dict[str, Discovered]]]:
+    """What each shard's task asks of its node, and what is handed to it of what was learnt of its recordings.
 
     The memory is as configured, or what its recordings need and at most all that a node has.
     """
@@ -258,11 +259,12 @@ def _needs(
         )
     labels = wanted_labels(chosen_cohort(config))
 
-    def needs(shard: ShardPlan) -> tuple[int, dict[str, EdfHeader]]:
+    def needs(shard: ShardPlan) -> tuple[int, dict[str, Discovered]]:
         paths = [files.get(entry.path, entry.path) for entry in shard.entries]
         if isinstance(asked, int):
-            return least, {path: headers[path] for path in paths if path in headers}
-        extents = read_extents(source, paths, headers)
-        return min(most, task_memory(extents.values(), labels)), {path: header for path, (header, _) in extents.items()}
+            return least, {path: known[path] for path in paths if path in known}
+        extents = read_extents(source, paths, known)
+        handed = {path: replace(known.get(path, Discovered()), header=header) for path, (header, _) in extents.items()}
+        return min(most, task_memory(extents.values(), labels)), handed
 
     return needs

@@ -18,6 +18,7 @@ from sleepfm.signals.cohorts.catalogue import Rules, all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort, normalise_label
 from sleepfm.signals.cohorts.label_grammar import read_label, without_running_numbers
 from sleepfm.signals.edf.header import EdfHeader
+from sleepfm.signals.examine import Discovered
 from sleepfm.signals.recording import read_edf_extent
 
 # A Ray worker with its libraries.
@@ -34,16 +35,19 @@ _THREADS = 8
 Extent = tuple[EdfHeader, float]
 
 
-def read_extents(source: Path, paths: Iterable[str], known: Mapping[str, EdfHeader] = MappingProxyType({})) -> dict[str, Extent]:
+def read_extents(source: Path, paths: Iterable[str], known: Mapping[str, Discovered] = MappingProxyType({})) -> dict[str, Extent]:
     """The extents of the recordings ``paths``, relative to ``source``; those that cannot be read are left out.
 
     Args:
-        known: headers that were read before.
+        known: what was learnt of recordings before, by these paths.
     """
 
     def extent(path: str) -> Extent | None:
+        found = known.get(path, Discovered())
+        if found.header is not None and found.seconds is not None:
+            return found.header, found.seconds
         try:
-            return read_edf_extent(source / path, known.get(path))
+            return read_edf_extent(source / path, found.header)
         except RecordingError:
             return None  # it will be refused, with this reason
 

@@ -14,6 +14,7 @@ from typing import Any
 from sleepfm.errors import AnnotationError, RecordingError
 from sleepfm.signals.cohorts.catalogue import Rules, recognise_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.signals.examine import Discovered
 from sleepfm.signals.files import file_size
 from sleepfm.signals.recording import read_edf_header
 from sleepfm.signals.scorings.finder import find_scoring
@@ -34,12 +35,16 @@ def scored_with(scoring: Path | None) -> ScoredWith:
         return scoring.name, 0
 
 
-def found_scoring(path: Path, root: Path, rules: Rules) -> ScoredWith:
-    """What scores the recording at ``path`` now; None also where the search fails, as examining it says."""
+def found_scoring(path: Path, root: Path, rules: Rules, known: Discovered) -> ScoredWith:
+    """What scores the recording at ``path``, of which ``known`` was learnt, now; None also where the search fails, as examining
+    it says.
+    """
     try:
+        if known.scoring is not None:
+            return scored_with(known.scoring.file)
         if isinstance(rules, Cohort):
-            return scored_with(find_scoring(path, root, rules))
-        header = read_edf_header(path)
+            return scored_with(find_scoring(path, root, rules, known.header))
+        header = known.header or read_edf_header(path)
         cohort = recognise_cohort(path.name, (signal.label for signal in header.ordinary), rules)
         return scored_with(find_scoring(path, root, cohort, header))
     except (AnnotationError, RecordingError):
@@ -63,8 +68,8 @@ def kept_of(sidecar: Mapping[str, Any]) -> dict[str, ScoredWith]:
     return kept
 
 
-def found_scorings(recordings: Mapping[str, tuple[Path, Rules]], root: Path) -> dict[str, ScoredWith]:
-    """What scores each of ``recordings`` (path and rules by name) now."""
+def found_scorings(recordings: Mapping[str, tuple[Path, Rules, Discovered]], root: Path) -> dict[str, ScoredWith]:
+    """What scores each of ``recordings`` (path, rules and what was learnt, by name) now."""
     with ThreadPoolExecutor(_THREADS) as pool:
-        now = pool.map(lambda entry: found_scoring(entry[0], root, entry[1]), recordings.values())
+        now = pool.map(lambda entry: found_scoring(entry[0], root, *entry[1:]), recordings.values())
         return dict(zip(recordings, now, strict=True))

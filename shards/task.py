@@ -26,11 +26,11 @@ from shards.scored_with import ScoredWith, found_scoring, scored_with
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
-from sleepfm.errors import AnnotationError, SleepFMError
+from sleepfm.errors import AnnotationError, RecordingError, SleepFMError
 from sleepfm.files import atomic_file, write_json
-from sleepfm.signals.edf.header import EdfHeader
+from sleepfm.signals.examine import Discovered
 from sleepfm.signals.prepare import prepare_in_turn
-from sleepfm.signals.recording import read_recording
+from sleepfm.signals.recording import Recording, opened_recording
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def build_shard(
     shard: ShardPlan,
     config: BuildConfig,
     build: str,
-    headers: Mapping[str, EdfHeader] = MappingProxyType({}),
+    known: Mapping[str, Discovered] = MappingProxyType({}),
     files: Mapping[str, str] = MappingProxyType({}),
 ) -> Outcome:
     """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
@@ -88,7 +88,7 @@ def build_shard(
 
     Args:
         build: digest of the build's identity, kept in the sidecar.
-        headers: of those recordings, by their paths relative to ``source``, whose header was read before.
+        known: what was learnt of recordings when they were found, by their paths relative to ``source``.
         files: these paths by what stands for them in the plan, where that is something else (:func:`shards.privacy.token`).
 
     Raises:
@@ -100,18 +100,18 @@ def build_shard(
     def night_of(entry: Entry) -> QuantisedRecording | Refusal:
         log.info("%s: converting for %s", shown(entry.path), shard.name)
         path = files.get(entry.path, entry.path)
+        found = known.get(path, Discovered())
         try:
-            recording = read_recording(source / path, headers.get(path), names_below=source)
-            night = quantise_recording(
-                *prepare_in_turn(
-                    recording, cohort, root=source, require=config.require, rule=config.event_rule, use=config.scoring
+            with opened_recording(source / path, found.header, names_below=source) as recording:
+                _check_size(recording, entry)
+                night = quantise_recording(
+                    *prepare_in_turn(recording, cohort, source, found.scoring, config.require, config.event_rule, config.scoring)
                 )
-            )
             return replace(night, description=kept_description(night.description, path, config.privacy))
         except (SleepFMError, OSError) as error:
             reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")
             said = shown(kept_message(reason, path, config.privacy))
-            scoring = found_scoring(source / path, source, cohort) if isinstance(error, AnnotationError) else None
+            scoring = found_scoring(source / path, source, cohort, found) if isinstance(error, AnnotationError) else None
             return Refusal(entry.path, entry.size, type(error).__name__, said, kept_scoring(scoring, config.privacy))
 
     content = write_shard(out, shard, night_of, config, build, source)
@@ -122,6 +122,20 @@ def build_shard(
         time.monotonic() - started,
         tuple(Refusal(**refusal) for refusal in content["quarantine"]),
     )
+
+
+def _check_size(recording: Recording, entry: Entry) -> None:
+    """The recording is as large as when it was found, so that the next build does not take what is made of it for another's.
+
+    Raises:
+        RecordingError: it is not.
+    """
+    size = recording.header.file_bytes if recording.header else entry.size
+    if size != entry.size:
+        raise RecordingError(
+            f"{recording.name}: had {entry.size} bytes when it was found and has {size} now; let whatever writes it finish, then "
+            "run the same command again"
+        )
 
 
 def write_shard(

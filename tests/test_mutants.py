@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,18 @@ def test_every_equivalent_mutant_is_of_a_line_that_stands_and_has_a_reason() -> 
     for entry in yaml.safe_load((ROOT / "tests" / "equivalent_mutants.yaml").read_text()) or []:
         assert set(entry) == {"function", "before", "after", "reason"} and len(entry["reason"]) > 20, entry
         assert entry["before"] in lines and entry["before"] != entry["after"], entry
+
+
+def test_a_test_that_a_mutant_makes_endless_is_ended_alone_and_named(tmp_path: Path) -> None:
+    """Its limit follows its own seconds, not those of all tests that are tried."""
+    file = tmp_path / "test_loops.py"
+    file.write_text("def test_quick():\n    pass\n\n\ndef test_endless():\n    while True:\n        pass\n")
+    (tmp_path / "chosen").write_text(json.dumps({"test_loops.py::test_quick": 60, "test_loops.py::test_endless": 1}))
+    command = [sys.executable, "-m", "pytest", "-q", "-rfE", "--tb=no", "-p", "pytest_mutants", "-p", "no:xdist", str(file)]
+    variables = {**os.environ, "PYTHONPATH": str(ROOT / "scripts" / "mutants"), "MUTANTS_TESTS": str(tmp_path / "chosen")}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=variables, timeout=100)
+    assert done.returncode == 1 and "1 failed, 1 passed" in done.stdout, done.stdout + done.stderr
+    assert "FAILED test_loops.py::test_endless" in done.stdout
 
 
 @pytest.fixture

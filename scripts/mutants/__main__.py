@@ -101,7 +101,7 @@ def _judge_all(mutants: list[Mutant], verdicts: Verdicts, arguments: argparse.Na
     trees: queue.Queue[Tree] = queue.Queue()
     for number in range(arguments.jobs):
         trees.put(Tree(ROOT, WORK / f"tree{number}"))
-    reach = collect(trees.queue[0], WORK, arguments.packages)
+    reach = collect(list(trees.queue), WORK, arguments.packages)
     end = time.monotonic() + 60 * arguments.minutes
 
     def judge_one(mutant: Mutant) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +14,8 @@ from trees import Tree
 # Seconds of tests that a mutant is tried with at most: of those that execute its statement, and of the others of its module
 # (what is kept for later, as a cache does, is executed in one test and met in others).
 _NEAR_SECONDS, _REST_SECONDS = 120.0, 20.0
-# How long they may take before it counts as an endless loop: the first tests of a process import torch, and a busy
-# machine is no fault of the mutant.
+# How long each may take before it counts as an endless loop: the first tests of a process import the project and make what
+# others share, and a busy machine is no fault of the mutant. Together, where a test cannot be ended alone.
 _START_SECONDS, _SLOWER = 120.0, 6.0
 
 
@@ -42,7 +43,7 @@ def judge(tree: Tree, mutant: Mutant, reach: Reach, tests: str) -> Verdict:
             chosen = _chosen(group, reach, most)
             if not chosen:
                 continue
-            failed = _run(tree, chosen, _START_SECONDS + _SLOWER * sum(reach.seconds[name] for name in chosen))
+            failed = _run(tree, {name: _START_SECONDS + _SLOWER * reach.seconds[name] for name in chosen})
             if failed:
                 return Verdict(True, failed, time.monotonic() - started, tests)
             tried += len(chosen)
@@ -63,12 +64,13 @@ def _chosen(group: set[str], reach: Reach, left: float) -> list[str]:
     return [name for names in files for name in names]
 
 
-def _run(tree: Tree, names: list[str], limit: float) -> str:
-    """The first test that fails, ``out of time``, or nothing."""
+def _run(tree: Tree, limits: dict[str, float]) -> str:
+    """The first test that fails or takes longer than its limit in s, ``out of time`` where it could not be ended, or nothing."""
     chosen, log = tree.folder.with_suffix(".tests"), tree.folder.with_suffix(".log")
-    chosen.write_text("\n".join(names))
+    chosen.write_text(json.dumps(limits))
+    limit = _START_SECONDS + sum(limit - _START_SECONDS for limit in limits.values())
     options = ["-x", "-q", "-p", "pytest_mutants", "-p", "no:xdist", "--hypothesis-seed=0", "-rfE", "--tb=no"]
-    arguments = [*options, *dict.fromkeys(name.split("::")[0] for name in names)]
+    arguments = [*options, *dict.fromkeys(name.split("::")[0] for name in limits)]
     answer = tree.run(arguments=arguments, environment={"MUTANTS_TESTS": str(chosen)}, log=str(log), limit=limit)
     if answer == "out of time":
         return f"out of time after {limit:.0f} s"

@@ -1,7 +1,7 @@
 """Pytest plugin of ``scripts/mutants``: names the running test to coverage, or runs chosen tests in a chosen order.
 
 ``MUTANTS_JOURNAL``: file for the seconds of each test that passed and the tests that share a fixture.
-``MUTANTS_TESTS``: file with the identifiers of the tests to run, one a line.
+``MUTANTS_TESTS``: file with the identifiers of the tests to run, in this order, and the seconds that each may take.
 """
 
 from __future__ import annotations
@@ -68,8 +68,11 @@ def _name(fixture: pytest.FixtureDef[Any]) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     chosen = os.environ.get("MUTANTS_TESTS")
     if chosen:
-        order = {name: number for number, name in enumerate(Path(chosen).read_text().split("\n"))}
+        limits: dict[str, float] = json.loads(Path(chosen).read_text())
+        order = {name: number for number, name in enumerate(limits)}
         items[:] = sorted((item for item in items if item.nodeid in order), key=lambda item: order[item.nodeid])
+        for item in items:
+            item.add_marker(pytest.mark.timeout(limits[item.nodeid]))
     for item in items:
         info = getattr(item, "_fixtureinfo", None)
         for fixtures in info.name2fixturedefs.values() if info else ():

@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import hashlib
 import json
+import queue
 import re
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -53,8 +56,12 @@ class Reach:
         return [near, set().union(*held.values()) - near]
 
 
-def collect(tree: Tree, work: Path, packages: list[str]) -> Reach:
-    """Run the tests that import from ``packages`` under coverage, folder by folder; folders that have not changed are known."""
+def collect(trees: Sequence[Tree], work: Path, packages: list[str]) -> Reach:
+    """Run the tests that import from ``packages`` under coverage, a folder at a time in each of ``trees``, copies of a checkout.
+
+    Folders that have not changed are known.
+    """
+    tree = trees[0]
     imported = "|".join(rf"{package.replace('/', '.')}(?!\.synthetic)\b" for package in packages)
     pattern = re.compile(rf"^\s*(?:from|import) (?:{imported})", re.MULTILINE)
     folders: dict[str, list[str]] = defaultdict(list)
@@ -62,20 +69,35 @@ def collect(tree: Tree, work: Path, packages: list[str]) -> Reach:
         if re.search(r"(^|/)test_\w+\.py$", name) and pattern.search((tree.folder / name).read_text()):
             folders[str(Path(name).parent)].append(name)
     shared = digest_of_texts(tree, [n for n in files_of(tree) if n.split("/")[0] in ("sleepfm", "shards", "launch", "configs")])
-    reach = Reach()
-    for folder, names in folders.items():
+    free: queue.Queue[Tree] = queue.Queue()
+    for each in trees:
+        free.put(each)
+
+    def known_of(folder: str) -> Path:
+        names = folders[folder]
         key = digest_of_texts(tree, names + [n for n in files_of(tree) if re.fullmatch(r"tests/(?!.*/?test_).*\.py", n)])
         known = work / "reach" / f"{hashlib.sha256(f'{shared} {key}'.encode()).hexdigest()[:24]}.json"
         if not known.is_file():
+            mine = free.get()
+            try:
+                collected = _collect(mine, work / "coverage" / folder.replace("/", "-"), names)
+            finally:
+                free.put(mine)
             known.parent.mkdir(exist_ok=True)
-            known.write_text(json.dumps(_collect(tree, work / "coverage", folder, names)))
-        found = json.loads(known.read_text())
+            known.write_text(json.dumps(collected))
+            print(f"{folder}: {len(collected['seconds'])} tests", flush=True)
+        return known
+
+    reach = Reach()
+    with ThreadPoolExecutor(len(trees)) as pool:
+        known = dict(zip(folders, pool.map(known_of, folders), strict=True))
+    for file in known.values():
+        found = json.loads(file.read_text())
         reach.seconds |= found["seconds"]
         for module, lines in found["lines"].items():
             held = reach.lines.setdefault(module, defaultdict(set))
             for number, tests in lines.items():
                 held[int(number)] |= {found["tests"][n] for n in tests}
-        print(f"{folder}: {len(found['seconds'])} tests", flush=True)
     return reach
 
 
@@ -94,17 +116,17 @@ def digest_of_texts(tree: Tree, names: list[str]) -> str:
     return found.hexdigest()
 
 
-def _collect(tree: Tree, data: Path, folder: str, names: list[str]) -> dict[str, object]:
+def _collect(tree: Tree, data: Path, names: list[str]) -> dict[str, object]:
     from coverage import CoverageData
 
-    data.mkdir(exist_ok=True)
+    data.mkdir(parents=True, exist_ok=True)
     for old in data.glob(".coverage*"):
         old.unlink()
     settings, journal = data / "coveragerc", data / "tests.json"
     settings.write_text(_SETTINGS.format(data=data, tree=tree.folder))
     command = [sys.executable, "-m", "coverage", "run", f"--rcfile={settings}", "-m", "pytest", "-p", "pytest_mutants"]
     environment = tree.environment(COVERAGE_PROCESS_START=str(settings), MUTANTS_JOURNAL=str(journal))
-    with (data / f"{folder.replace('/', '-')}.log").open("w") as log:
+    with (data / "tests.log").open("w") as log:
         subprocess.run([*command, "-m", "not slow and not gpu", *names], cwd=tree.folder, env=environment, stdout=log, stderr=log)
     seconds, sharing = json.loads(journal.read_text()).values()
     tests = sorted(seconds)

@@ -153,7 +153,7 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     from sleepfm.inference.scorer import prepare_night
     from sleepfm.signals.cohorts.catalogue import load_rules
     from sleepfm.signals.prepare import discover
-    from sleepfm.signals.recording import read_recording
+    from sleepfm.signals.recording import opened_recording
 
     if not is_remote(source) and (source / DATASET_FILE).is_file():
         dataset = Dataset.open(source)
@@ -165,9 +165,10 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
             except SleepFMError as error:
                 yield error
         return
-    for path, header in discover(source, load_rules(cohort)).items():
+    for path, found in discover(source, load_rules(cohort)).items():
         try:
-            night = prepare_night(read_recording(path, header), cohort)
+            with opened_recording(path, found.header) as recording:
+                night = prepare_night(recording, cohort, found.scoring)
             embedding = embed(encoder, prepared_epochs(night, encoder.channels, CHUNK))
             yield night.record, embedding, torch.from_numpy(night.stage)
         except SleepFMError as error:

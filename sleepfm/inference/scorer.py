@@ -24,9 +24,11 @@ from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import model_config
 from sleepfm.signals.cohorts.catalogue import load_rules
+from sleepfm.signals.files import location
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.raw import recording_from_raw
-from sleepfm.signals.recording import Recording, read_recording
+from sleepfm.signals.recording import Recording
+from sleepfm.signals.scorings.finder import FoundScoring
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.text_counts import TextCounts
 from sleepfm.tasks import TASKS, get_task
@@ -159,16 +161,15 @@ def score(
 
 
 def prepare_night(
-    recording: str | Path | Recording | mne.io.BaseRaw, cohort: str = "auto", scoring: Path | None = None
+    recording: str | Path | Recording | mne.io.BaseRaw, cohort: str = "auto", scoring: Path | FoundScoring | None = None
 ) -> PreparedRecording:
     """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
     rules = load_rules(cohort)
-    if isinstance(recording, (str, Path)):
-        recording = read_recording(recording)
-    elif not isinstance(recording, Recording):
+    if not isinstance(recording, (str, Path, Recording)):
         recording = recording_from_raw(recording)
+    path = recording.path if isinstance(recording, Recording) else location(recording)
     # In an NSRR download the scoring lies beside `edfs`, not beside the recording.
-    root = next((above.parent for above in recording.path.absolute().parents if above.name == "edfs"), None)
+    root = next((above.parent for above in path.absolute().parents if above.name == "edfs"), None)
     return prepare(recording, rules, root=root, scoring=scoring)
 
 

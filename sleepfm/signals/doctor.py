@@ -17,11 +17,10 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import RecordingError, SignalError, SleepFMError
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.cohorts.proposals import unmapped
-from sleepfm.signals.edf.header import EdfHeader
-from sleepfm.signals.examine import Examination, examine, require_channels
+from sleepfm.signals.examine import Discovered, Examination, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.prepare import describe, make_channels
-from sleepfm.signals.recording import read_recording
+from sleepfm.signals.recording import opened_recording
 from sleepfm.signals.scorings.finder import looked_for
 from sleepfm.signals.scorings.labels import stage_labels
 from sleepfm.signals.scorings.text_counts import TextCounts
@@ -81,14 +80,14 @@ class Finding:
         return asdict(self)
 
 
-def sample_of(recordings: Mapping[Path, EdfHeader | None], count: int | None) -> dict[Path, EdfHeader | None]:
+def sample_of(recordings: Mapping[Path, Discovered], count: int | None) -> dict[Path, Discovered]:
     """``count`` of the recordings, the same ones each time, in order; all without a count."""
     chosen = list(recordings) if count is None else random.Random(0).sample(list(recordings), min(count, len(recordings)))
     return {path: recordings[path] for path in sorted(chosen)}
 
 
 def examine_recordings(
-    recordings: Mapping[Path, EdfHeader | None], root: Path, rules: Rules, workers: int = 1, signals: bool = True
+    recordings: Mapping[Path, Discovered], root: Path, rules: Rules, workers: int = 1, signals: bool = True
 ) -> Iterator[Finding]:
     """One :class:`Finding` a recording below ``root``, in order, by ``workers`` processes.
 
@@ -112,14 +111,15 @@ def examine_recordings(
             raise RecordingError(f"{root}: a process that was reading it was ended, maybe for want of memory") from error
 
 
-def _look(path: Path, header: EdfHeader | None, root: Path | None, rules: Rules, signals: bool) -> Finding:
+def _look(path: Path, found: Discovered, root: Path | None, rules: Rules, signals: bool) -> Finding:
     finding = Finding(str(path))
     try:
-        examination = examine(read_recording(path, header), rules, root)
-        _fill(finding, examination)
-        require_channels(examination)
-        if signals:
-            _read_signals(finding, examination)
+        with opened_recording(path, found.header) as recording:
+            examination = examine(recording, rules, root, found.scoring)
+            _fill(finding, examination)
+            require_channels(examination)
+            if signals:
+                _read_signals(finding, examination)
     except SleepFMError as error:
         finding.refused = str(error)
     return finding

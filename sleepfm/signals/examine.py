@@ -16,9 +16,9 @@ from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_file, is_folder, list_files, location, refresh
-from sleepfm.signals.recording import Recording, read_edf_header, read_recording
+from sleepfm.signals.recording import Recording, read_edf_extent, read_edf_header, read_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
-from sleepfm.signals.scorings.finder import find_scoring
+from sleepfm.signals.scorings.finder import FoundScoring, find_scoring
 from sleepfm.signals.scorings.own_words import OwnWords
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
@@ -28,7 +28,7 @@ from sleepfm.signals.scorings.vocabulary import fold
 _SUFFIXES = (".edf", ".bdf")
 # Annotations without a signal are smaller. Larger files are recordings, whose headers need not be fetched to list a folder.
 _LARGEST_ANNOTATIONS = 16 << 20
-# So many headers are handed on; those of further small files are read again, since memory must not grow with the cohort.
+# Of so many what was learnt is handed on; of further ones it is asked again, since memory must not grow with the cohort.
 _MOST_HEADERS = 1000
 # Headers lie apart on storage that may be slow to answer.
 _THREADS = 16
@@ -54,11 +54,32 @@ class Examination:
     scoring_file: Path | None = None
 
 
-def discover(root: str | Path, cohort: Rules = None) -> dict[Path, EdfHeader | None]:
-    """Recordings (EDF and BDF) at or below ``root``, sorted, each with its header where that was read on the way.
+@dataclass(frozen=True)
+class Discovered:
+    """What :func:`discover` has learnt of a recording, handed on so that nobody asks for it again.
+
+    Attributes:
+        header: None where it was not read.
+        seconds: that the recording lasts with its pauses; None where that was not read.
+        scoring: None where it was not looked for.
+    """
+
+    header: EdfHeader | None = None
+    seconds: float | None = None
+    scoring: FoundScoring | None = None
+
+
+_NOTHING = Discovered()
+
+
+def discover(root: str | Path, cohort: Rules = None, extents: bool = False) -> dict[Path, Discovered]:
+    """Recordings (EDF and BDF) at or below ``root``, sorted, each with what was learnt of it on the way.
 
     A file of annotations alone is no recording; it is listed only if it scores none of those found, so that
     nothing in the folder goes unaccounted for. Unreadable files are listed: preparing them says why.
+
+    Args:
+        extents: where a header is read, read also how long the recording is, while it is open.
 
     Raises:
         RecordingError: ``root`` does not exist or holds no EDF or BDF file.
@@ -67,7 +88,7 @@ def discover(root: str | Path, cohort: Rules = None) -> dict[Path, EdfHeader | N
     try:
         refresh(root)
         if is_file(root):
-            return {root: None}
+            return {root: _NOTHING}
         if not is_folder(root):
             raise RecordingError(f"{root}: no such file or folder of recordings")
         files = list_files(root, _SUFFIXES)
@@ -77,35 +98,41 @@ def discover(root: str | Path, cohort: Rules = None) -> dict[Path, EdfHeader | N
         raise RecordingError(f"{shown}: cannot be listed ({error.strerror or error})") from error
     if not files:
         raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
-    headers: dict[Path, EdfHeader] = {}
+    known: dict[Path, Discovered] = {}
+    others: dict[Path, EdfHeader] = {}
 
-    def keep(path: Path, header: EdfHeader | None) -> None:
-        if header is not None and len(headers) < _MOST_HEADERS:
-            headers[path] = header
+    def keep(path: Path, found: Discovered) -> None:
+        if found != _NOTHING and (path in known or len(known) < _MOST_HEADERS):
+            known[path] = found
 
     recordings, annotations = [], []
     with ThreadPoolExecutor(_THREADS) as pool:
-        for path, header in zip(files, pool.map(_header_of_small, files), strict=True):
-            if header is not None and not header.ordinary:
+        for path, found in zip(files, pool.map(lambda path: _look_at_small(path, extents), files), strict=True):
+            if found.header is not None and not found.header.ordinary:
                 annotations.append(path)
+                if len(others) < _MOST_HEADERS:
+                    others[path] = found.header
             else:
                 recordings.append(path)
-                keep(path, header)
+                keep(path, found)
         if annotations:
             scorings = set()
-            found = pool.map(lambda path: _scoring_of(path, headers.get(path), root, cohort), recordings)
-            for path, (header, scoring) in zip(recordings, found, strict=True):
-                keep(path, header)
-                scorings.add(scoring)
+
+            def search(path: Path) -> Discovered:
+                return _with_scoring(path, known.get(path, _NOTHING), root, cohort, extents, others)
+
+            for path, found in zip(recordings, pool.map(search, recordings), strict=True):
+                keep(path, found)
+                scorings.add(found.scoring.file if found.scoring else None)
             recordings += [path for path in annotations if path not in scorings]
-    return {path: headers.get(path) for path in sorted(recordings)}
+    return {path: known.get(path, _NOTHING) for path in sorted(recordings)}
 
 
 def examine(
     path: Path | Recording,
     cohort: Rules = None,
     root: Path | None = None,
-    scoring: Path | None = None,
+    scoring: Path | FoundScoring | None = None,
     use: ScoringUse = "if_valid",
 ) -> Examination:
     """Everything about a recording but its samples: cohort, montage, scoring; no channel is required yet.
@@ -114,7 +141,8 @@ def examine(
         path: file, or a recording that is open already.
         cohort: its rules, or None to recognise them, or cohorts to recognise it among.
         root: folder below which the scoring may be.
-        scoring: the scoring file; by default it is looked for, and then in the recording's own annotations.
+        scoring: the scoring file, or what looking for it came to; by default it is looked for. Where there is none, the
+            recording's own annotations are.
         use: whether the recording is refused with a scoring that cannot be used, or without one (``require``).
 
     Raises:
@@ -136,10 +164,13 @@ def examine(
     if n_epochs < 1:
         raise RecordingError(f"{name}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")
     cohort = recognise_cohort(name, (signal.label for signal in recording.signals), cohort)
-    found, scored, refused = scoring, None, ""
+    found, scored, refused = None if isinstance(scoring, FoundScoring) else scoring, None, ""
     if use != "ignore":
         try:
-            found = scoring or find_scoring(recording.path, root, cohort, recording.header, recording.names_below)
+            if isinstance(scoring, FoundScoring):
+                found = scoring.file
+            elif found is None:
+                found = find_scoring(recording.path, root, cohort, recording.header, recording.names_below)
             scored = _read_scoring(recording, cohort, found)
             if scored is None and use == "require":
                 raise AnnotationError(f"{name}: {_none_found(cohort)}, and a scoring is required")
@@ -245,21 +276,28 @@ def _without_unreliable(scoring: Scoring, cohort: Cohort) -> Scoring:
     return replace(scoring, events=events, unreliable=unreliable, warnings=(*scoring.warnings, told))
 
 
-def _header_of_small(path: Path) -> EdfHeader | None:
-    """The header of what may hold annotations alone; None where it need not be read or cannot."""
+def _look_at_small(path: Path, extents: bool) -> Discovered:
+    """What may hold annotations alone; nothing where it need not be read or cannot."""
     try:
-        return read_edf_header(path) if file_size(path) <= _LARGEST_ANNOTATIONS else None
+        return _look_at(path, extents) if file_size(path) <= _LARGEST_ANNOTATIONS else _NOTHING
     except (RecordingError, OSError):
-        return None
+        return _NOTHING
 
 
-def _scoring_of(path: Path, header: EdfHeader | None, root: Path, rules: Rules) -> tuple[EdfHeader | None, Path | None]:
-    """The header, read where the search needs it, and the scoring of a recording."""
+def _look_at(path: Path, extents: bool) -> Discovered:
+    return Discovered(*read_edf_extent(path)) if extents else Discovered(read_edf_header(path))
+
+
+def _with_scoring(
+    path: Path, found: Discovered, root: Path, rules: Rules, extents: bool, others: Mapping[Path, EdfHeader]
+) -> Discovered:
+    """``found`` with the scoring of the recording, and with its header where the search needs it."""
     try:
-        if header is None and (not isinstance(rules, Cohort) or rules.scoring.same_header):
-            header = read_edf_header(path)
+        if found.header is None and (not isinstance(rules, Cohort) or rules.scoring.same_header):
+            found = _look_at(path, extents)
+        header = found.header
         cohort = recognise_cohort(str(path), (signal.label for signal in header.ordinary) if header else (), rules)
-        return header, find_scoring(path, root, cohort, header)
+        return replace(found, scoring=FoundScoring(find_scoring(path, root, cohort, header, others=others)))
     except (RecordingError, AnnotationError):
         # Examining the recording says why; the others go on.
-        return header, None
+        return found

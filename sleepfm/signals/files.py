@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from sleepfm.errors import ConfigError, UsageError
 
@@ -36,8 +36,18 @@ class RemoteError(OSError):
     """What an object store or web server answered instead of the bytes; an :class:`OSError` as a disk's would be."""
 
 
+class FileState(NamedTuple):
+    """What tells a file from one that has taken its place: ``size`` in bytes, and ``version``, which changes with its content.
+
+    The version is the time of the last change on disk and the tag (ETag) in a store; empty where a store gives none.
+    """
+
+    size: int
+    version: str
+
+
 class RandomFile(Protocol):
-    """A file that is read at any place, inside a ``with`` block."""
+    """A file that is read at any place, inside a ``with`` block. Blocks may stand inside one another; it is opened once."""
 
     def __enter__(self) -> RandomFile: ...
 
@@ -46,6 +56,10 @@ class RandomFile(Protocol):
     @property
     def size(self) -> int:
         """Bytes in the file."""
+        ...
+
+    def state(self) -> FileState:
+        """What it is now, for which a file on disk need not be opened. Raises :class:`OSError`."""
         ...
 
     def read(self, start: int, length: int, keep: bool = True) -> bytes:
@@ -210,9 +224,16 @@ class _LocalFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._descriptor = -1
+        self._blocks = 0
         self.size = 0
 
     def __enter__(self) -> _LocalFile:
+        if not self._blocks:
+            self._open()
+        self._blocks += 1
+        return self
+
+    def _open(self) -> None:
         try:
             descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except ValueError as error:
@@ -222,10 +243,15 @@ class _LocalFile:
             os.close(descriptor)
             raise OSError("not a regular file")
         self._descriptor, self.size = descriptor, status.st_size
-        return self
 
     def __exit__(self, *error: object) -> None:
-        os.close(self._descriptor)
+        self._blocks -= 1
+        if not self._blocks:
+            os.close(self._descriptor)
+
+    def state(self) -> FileState:
+        status = os.fstat(self._descriptor) if self._blocks else os.stat(self._path)
+        return FileState(status.st_size, str(status.st_mtime_ns))
 
     def read(self, start: int, length: int, keep: bool = True) -> bytes:
         return os.pread(self._descriptor, length, start)
@@ -244,6 +270,9 @@ class MemoryFile:
     def __exit__(self, *error: object) -> None:
         pass
 
+    def state(self) -> FileState:
+        return FileState(self.size, "")
+
     def read(self, start: int, length: int, keep: bool = True) -> bytes:
         return self._content[start : start + length]
 
@@ -257,6 +286,7 @@ class _RemoteFile:
         self._file: BinaryIO | None = None
         self._ranges: BinaryIO | None = None
         self._present: set[int] = set()
+        self._blocks = 0
         self.size = 0
 
     def __enter__(self) -> _RemoteFile:
@@ -274,12 +304,19 @@ class _RemoteFile:
             self._file = file
             if self._spool:
                 self._ranges = tempfile.TemporaryFile(prefix="sleepfm-")
+        self._blocks += 1
         return self
 
     def __exit__(self, *error: object) -> None:
-        if not self._spool and self._file is not None:
+        self._blocks -= 1
+        if not self._spool and not self._blocks and self._file is not None:
             self._file.close()
             self._file = None
+
+    def state(self) -> FileState:
+        with self:
+            details = getattr(self._file, "details", None) or {}
+            return FileState(self.size, str(details.get("ETag") or details.get("etag") or ""))
 
     def _open(self) -> Any:
         base = cast(Any, self._path)

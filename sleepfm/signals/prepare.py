@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, rules_digest
 from sleepfm.signals.cohorts.montage import Derivation, derive
 from sleepfm.signals.examine import Examination, discover, examine, require_channels
-from sleepfm.signals.files import location
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
-from sleepfm.signals.recording import Recording
+from sleepfm.signals.recording import Recording, opened_recording
+from sleepfm.signals.scorings.finder import FoundScoring
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, EventRule, event_labels, stage_labels
 from sleepfm.signals.scorings.scoring import Event, ScoringUse
 
@@ -85,7 +86,7 @@ def prepare(
     path: str | Path | Recording,
     cohort: Rules = None,
     root: Path | None = None,
-    scoring: Path | None = None,
+    scoring: Path | FoundScoring | None = None,
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
     use: ScoringUse = "if_valid",
@@ -101,16 +102,17 @@ def prepare(
     Raises:
         RecordingError, MontageError, AnnotationError, SignalError: the recording cannot be used, and why.
     """
-    description, channels = prepare_in_turn(path, cohort, root, scoring, require, rule, use)
-    made = dict(channels)
+    with nullcontext(path) if isinstance(path, Recording) else opened_recording(path) as recording:
+        description, channels = prepare_in_turn(recording, cohort, root, scoring, require, rule, use)
+        made = dict(channels)
     return PreparedRecording(**vars(description), channels={name: made[name] for name in CHANNELS if name in made})
 
 
 def prepare_in_turn(
-    path: str | Path | Recording,
+    recording: Recording,
     cohort: Rules = None,
     root: Path | None = None,
-    scoring: Path | None = None,
+    scoring: Path | FoundScoring | None = None,
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
     use: ScoringUse = "if_valid",
@@ -120,7 +122,7 @@ def prepare_in_turn(
     The description is whole, and the last reason to refuse the recording is raised, once all channels have passed. Those
     whose polarity is decided together come last.
     """
-    examination = examine(path if isinstance(path, Recording) else location(path), cohort, root, scoring, use)
+    examination = examine(recording, cohort, root, scoring, use)
     require_channels(examination, require)
     description = describe(examination, rule)
     return description, _required(examination, description, require)

@@ -7,7 +7,7 @@ held in memory. In EDF+D the pause between two records is a gap of NaN, as long 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from fractions import Fraction
@@ -22,7 +22,7 @@ from sleepfm.signals.edf.annotations import Annotation
 from sleepfm.signals.edf.blocks import iter_blocks
 from sleepfm.signals.edf.header import EdfHeader, SignalHeader, read_header
 from sleepfm.signals.edf.timeline import Timeline, continuous, read_extent, read_timeline
-from sleepfm.signals.files import RandomFile, file_size, location, name_below, random_file
+from sleepfm.signals.files import RandomFile, location, name_below, random_file
 
 # Beyond this a header is damaged, and samples would not fit their type.
 _LARGEST_VALUE = 1e15
@@ -122,7 +122,7 @@ def read_recording(path: str | Path, header: EdfHeader | None = None, names_belo
 
     Args:
         path: of a file on disk, or a URL that fsspec knows (``s3://bucket/night.edf``).
-        header: its header, where that was read before; it is not read again unless the file's size has changed since.
+        header: its header, where that was read before; it is not read again unless the file has changed since.
         names_below: the folder that messages and provenance name files relative to; None for whole paths.
 
     Raises:
@@ -130,15 +130,29 @@ def read_recording(path: str | Path, header: EdfHeader | None = None, names_belo
         ConfigError: a URL whose protocol is unknown or needs a package that is not installed.
     """
     path = location(path)
-    if header is not None:
-        with _reading(name_below(path, names_below)):
-            header = header if file_size(path) == header.file_bytes else None
     return open_recording(random_file(path), path, header, names_below)
+
+
+@contextmanager
+def opened_recording(path: str | Path, header: EdfHeader | None = None, names_below: Path | None = None) -> Iterator[Recording]:
+    """:func:`read_recording` for who reads samples as well: in this block the file stays open, and is opened this once.
+
+    Arguments and errors as there.
+    """
+    path = location(path)
+    file = random_file(path)
+    with ExitStack() as stack:
+        with _reading(name_below(path, names_below)):
+            stack.enter_context(file)
+        yield open_recording(file, path, header, names_below)
 
 
 def open_recording(file: RandomFile, path: Path, header: EdfHeader | None = None, names_below: Path | None = None) -> Recording:
     """:func:`read_recording` of a file at ``path`` that somebody has, and that is read in ranges."""
     name = name_below(path, names_below)
+    if header is not None:
+        with _reading(name):
+            header = header if file.state() == (header.file_bytes, header.file_version) else None
     if header is None or header.has_annotations:
         with _reading(name), file:
             header = header or read_header(file, name)

@@ -176,6 +176,10 @@ def test_one_class_and_one_subject_and_nothing():
     for name in ("auroc", "auprc", "kappa", "sensitivity"):
         assert math.isnan(value(got, name)) and got.metrics[name].note
     assert math.isnan(got.metrics["accuracy"].ci_low) and "one subject" in got.metrics["accuracy"].note
+    # Without an apnea there is nothing to be sensitive to, without an epoch free of one nothing to be specific about.
+    assert "apnea absent in truth" in got.metrics["sensitivity"].note and "absent" not in got.metrics["specificity"].note
+    other = evaluate(APNEA, np.ones(50, int), probability, ["a"] * 50)
+    assert "absent in truth" in other.metrics["specificity"].note and "absent" not in other.metrics["sensitivity"].note
     empty = evaluate(APNEA, np.full(50, -1), probability, ["a"] * 50)
     assert empty.n_epochs == 0 and all(m.note == "no scored epoch" for m in empty.metrics.values())
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sleepfm.config import read_yaml, validate
+from sleepfm.errors import ConfigError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
@@ -36,6 +37,33 @@ def downstream(kind: str = "synthsleepnet", mode: str = "lora", context: str = "
         head=HeadConfig(hidden=16),
     )
     return Downstream(config, source)
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden", 0), ("dropout", 1.0), ("dropout", -0.1)])
+def test_a_head_that_nothing_could_pass_is_refused_by_key(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=key):
+        validate(HeadConfig, {key: value}, "head")
+    assert validate(HeadConfig, {"hidden": 1, "dropout": 0.0}, "head").hidden == 1
+
+
+def test_what_a_package_does_not_say_is_what_it_was_made_with() -> None:
+    """A number that is a default today stands in no older package's configuration, and must stay what it was."""
+    assert HeadConfig() == HeadConfig(kind="mlp", hidden=256, dropout=0.5)
+    assert (TuneConfig().mode, TuneConfig().rank, TuneConfig().alpha, TuneConfig().dropout) == ("frozen", 4, 8.0, 0.05)
+    for config, dims in ((NeuroNetConfig(), [(768, 4), (256, 3)]), (SynthSleepNetConfig(), [(512, 4), (256, 3)])):
+        assert [(part.dim, part.depth, part.heads) for part in (config.encoder, config.decoder)] == [(*dim, 8) for dim in dims]
+    assert (NeuroNetConfig().projector, SynthSleepNetConfig().projector) == ((1024, 512), (512, 256))
+    assert (NeuroNetConfig().mask_ratio, SynthSleepNetConfig().mask_ratio) == (0.8, 0.4)
+    assert (NeuroNetConfig().temperature, SynthSleepNetConfig().temperature) == (0.05, 0.1)
+
+
+@pytest.mark.parametrize(("rank", "fits"), [(0, False), (1, True)])
+def test_the_lowest_rank_of_an_update_is_one(rank: int, fits: bool) -> None:
+    if fits:
+        assert validate(TuneConfig, {"rank": rank}, "tune").rank == rank
+    else:
+        with pytest.raises(ConfigError, match="rank"):
+            validate(TuneConfig, {"rank": rank}, "tune")
 
 
 @pytest.mark.parametrize("kind", ["neuronet", "synthsleepnet"])

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from sleepfm.config import read_yaml
-from sleepfm.errors import ModelError
+from sleepfm.config import read_yaml, validate
+from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
@@ -62,6 +62,15 @@ def test_packages_of_earlier_versions_say_it_at_the_top(tmp_path: Path, events: 
     # One that says nothing was scored like this, as were converted ones.
     nothing = loaded(tmp_path / "nothing", model(events=events))
     assert (nothing.window, nothing.threshold, nothing.detection_threshold) == (20, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", ["threshold", "event_threshold"])
+@pytest.mark.parametrize("value", [-0.01, 1.01])
+def test_a_threshold_that_is_no_probability_is_refused(name: str, value: float) -> None:
+    probabilities = {"threshold": 0.0, "event_threshold": 1.0}
+    assert validate(Usage, {"task": "apnea", "classes": APNEA, "window": 1, **probabilities}, "usage").threshold == 0.0
+    with pytest.raises(ConfigError, match=name):
+        validate(Usage, {"task": "apnea", "classes": APNEA, "window": 1, **probabilities, name: value}, "usage")
 
 
 def test_sleep_stages_have_no_threshold(tmp_path: Path) -> None:

@@ -176,6 +176,12 @@ def test_a_message_loses_what_it_quotes(text):
     assert kept.startswith("night's.edf: the cohort's signal ")
 
 
+@pytest.mark.parametrize("odd", ["\0", "\n", "\udcff"], ids=["null", "line", "no UTF-8"])
+def test_what_no_repr_would_quote_is_lost_as_well(odd):
+    """A name of a file may hold bytes that are no text."""
+    assert NAME not in without_texts(f"night.edf: the signal '{NAME}{odd}' is not known")
+
+
 def test_digests_are_counted_as_the_texts_were():
     """Whatever the digits are."""
     for number in range(2000):

@@ -238,6 +238,23 @@ def test_scorings_are_found_where_cohorts_keep_them(tmp_path):
     assert find_scoring(edf.with_name("shhs1-200002.edf"), tmp_path, cohort) is None
 
 
+def test_a_scoring_is_looked_for_four_folders_above_and_no_further_unless_the_source_is_wider(tmp_path):
+    edf = tmp_path / "five" / "four" / "3" / "2" / "1" / "edfs" / "night.edf"
+    edf.parent.mkdir(parents=True)
+
+    def scoring_in(folder):
+        path = folder / "annotations-events-nsrr" / "night-nsrr.xml"
+        path.parent.mkdir()
+        path.write_text("x")
+        return path
+
+    beyond = scoring_in(tmp_path / "five")
+    assert find_scoring(edf, None, load_cohort("shhs1")) is None
+    assert find_scoring(edf, tmp_path, load_cohort("shhs1")) == beyond
+    within = scoring_in(tmp_path / "five" / "four")
+    assert find_scoring(edf, None, load_cohort("shhs1")) == within
+
+
 def test_the_hypnogram_that_belongs_to_a_night_of_sleep_edf(tmp_path, shared_data):
     folder = shared_data / "sleep-edf"
     cohort = load_cohort("sleep-edf")

@@ -16,7 +16,7 @@ from sleepfm.cli import main
 from sleepfm.errors import RecordingError
 from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.doctor import examine_recordings, sample_of
-from sleepfm.signals.examine import discover, examine
+from sleepfm.signals.examine import Discovered, discover, examine
 from sleepfm.signals.files import matching_files
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.recording import Recording
@@ -63,7 +63,7 @@ def test_every_signal_that_is_not_mapped_is_listed_and_its_rule_maps_it(tmp_path
 
 def test_two_signals_of_one_label_get_no_rule_that_cannot_tell_them_apart(tmp_path):
     path = write_edf(tmp_path / "a.edf", [SIGNALS[0], SIGNALS[2], SIGNALS[2]])
-    (finding,) = examine_recordings({path: None}, tmp_path, None)
+    (finding,) = examine_recordings({path: Discovered()}, tmp_path, None)
     assert [item["rule"] for item in finding.unmapped] == ["", ""]
 
 

@@ -124,6 +124,12 @@ LISTED = {
 }
 
 
+def test_a_label_beyond_the_longest_is_not_read_by_its_beginning():
+    longest = "C4" + " " * 76 + "M1"
+    assert str(read_label(longest)) == "C4-M1"
+    assert read_label(longest + "6") is None
+
+
 @pytest.mark.parametrize("wanted", LISTED, ids="-".join)
 def test_labels_that_were_listed_are_what_they_were(wanted):
     channel, derivation = wanted

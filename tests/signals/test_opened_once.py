@@ -82,7 +82,7 @@ def test_a_header_is_read_once_from_discovery_to_examination(tmp_path, variant, 
     rules = load_cohort(cohort) if cohort else None
     with opened() as counts:
         found = discover(tmp_path, rules)
-        examination = examine(read_recording(edf, found[edf]), rules, tmp_path)
+        examination = examine(read_recording(edf, found[edf].header), rules, tmp_path, found[edf].scoring)
     assert list(found) == [edf] and counts[edf.name] == times
     assert examination.scoring is not None and len(examination.scoring.stages) == 10 and examination.cohort.name == "sleep-edf"
 
@@ -108,8 +108,8 @@ def test_a_remote_header_is_two_requests_on_the_whole_way(tmp_path, requests, mo
     for path in tmp_path.iterdir():
         MemoryFileSystem().pipe_file(f"/{tmp_path.name}/{path.name}", path.read_bytes())
     root = location(f"memory://{tmp_path.name}")
-    ((path, header),) = discover(root, rules).items()
-    remote = prepare(read_recording(path, header), rules, root=root)
+    ((path, found),) = discover(root, rules).items()
+    remote = prepare(read_recording(path, found.header), rules, root=root, scoring=found.scoring)
     local = prepare(edf, root=tmp_path)
     for channel, samples in local.channels.items():
         np.testing.assert_array_equal(remote.channels[channel], samples)
@@ -132,4 +132,4 @@ def test_headers_beyond_a_number_are_not_kept(tmp_path, monkeypatch):
     monkeypatch.setattr("sleepfm.signals.examine._MOST_HEADERS", 2)
     for name in "abc":
         write_edf(tmp_path / f"{name}.edf", [Made("EEG", noise(40 * 4), 4)])
-    assert [header is not None for header in discover(tmp_path).values()] == [True, True, False]
+    assert [found.header is not None for found in discover(tmp_path).values()] == [True, True, False]

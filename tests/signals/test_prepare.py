@@ -104,7 +104,7 @@ def test_a_scoring_of_another_night_is_refused(tree, tmp_path):
 def test_channels_in_turn_are_those_of_the_whole_and_live_no_longer_than_needed(tree):
     path = next(iter(discover(tree)))
     whole = prepare(path, root=tree)
-    description, channels = prepare_in_turn(path, root=tree)
+    description, channels = prepare_in_turn(read_recording(path), root=tree)
     passed = {}
     for channel, samples in channels:
         # Polarity of what has one is decided together; of the others, the last one is gone when the next one comes.

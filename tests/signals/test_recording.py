@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.errors import RecordingError
-from sleepfm.signals.recording import SignalInfo, read_edf_extent, read_recording
+from sleepfm.signals.files import MemoryFile
+from sleepfm.signals.recording import SignalInfo, open_recording, read_edf_extent, read_recording
 
 READABLE = [
     "nox-a1/subject1.edf",
@@ -125,6 +126,25 @@ def test_large_records_are_read_in_part(tmp_path):
     for index, signal in enumerate(signals):
         expected = -100 + (signal.digital + 32768) * 200 / 65535
         np.testing.assert_allclose(recording.read(index), expected, atol=1e-4)
+
+
+class Counted(MemoryFile):
+    """Counts the bytes that are asked of it."""
+
+    asked = 0
+
+    def read(self, start: int, length: int, keep: bool = True) -> bytes:
+        self.asked += length
+        return super().read(start, length, keep)
+
+
+@pytest.mark.parametrize(("per_record", "asked"), [(150_000, 2 * 40), (1_000, 2 * 2_040)], ids=["large", "small"])
+def test_of_a_large_record_the_wanted_signal_alone_is_read_and_a_small_one_whole(tmp_path, per_record, asked):
+    path = write_edf(tmp_path / "x.edf", [Made("A", noise(2 * per_record), per_record), Made("B", noise(40), 20)], seconds="100")
+    file = Counted(path.read_bytes())
+    recording = open_recording(file, path)
+    before = file.asked
+    assert len(recording.read(1)) == 40 and file.asked - before == asked
 
 
 @pytest.mark.parametrize("bdf", [False, True], ids=["EDF+D", "BDF+D"])

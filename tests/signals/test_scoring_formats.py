@@ -242,6 +242,34 @@ def test_the_excerpt_of_wscs_log_in_lunas_documentation(tmp_path):
         read_scoring(path)
 
 
+@pytest.mark.parametrize("start", ["-0.5", "-30", "inf", "nan"])
+def test_a_stage_before_the_recording_or_at_no_time_refuses_an_xml(tmp_path, start):
+    path = tmp_path / "night-nsrr.xml"
+    path.write_text(
+        "<PSGAnnotation><ScoredEvents><ScoredEvent><EventType>Stages|Stages</EventType><EventConcept>Wake|0</EventConcept>"
+        f"<Start>{start}</Start><Duration>30</Duration></ScoredEvent></ScoredEvents></PSGAnnotation>"
+    )
+    with pytest.raises(AnnotationError, match=f"Start is {start}"):
+        read_scoring(path)
+
+
+@pytest.mark.parametrize("root", ["Annotations", "CMP", "Zzz"])
+def test_an_xml_of_another_kind_is_refused_by_its_root(tmp_path, root):
+    path = tmp_path / "night.xml"
+    path.write_text(f"<{root}><SleepStages><SleepStage>0</SleepStage></SleepStages></{root}>")
+    with pytest.raises(AnnotationError, match=f"XML with the root '{root}'"):
+        read_scoring(path)
+
+
+@pytest.mark.parametrize("write", [nsrr, profusion])
+def test_a_format_that_codes_whole_nights_is_refused_where_it_is_shorter(tmp_path, write):
+    edf = write_edf(tmp_path / "night.edf", [Made("EEG", noise(125 * 240), 125)])
+    scoring = tmp_path / "night.xml"
+    write(Night((0, 1, 2, 2), ()), scoring)
+    with pytest.raises(AnnotationError, match=r"120\.0 s \(4\.0 epochs\) shorter"):
+        examine(edf, load_cohort("shhs1"), scoring=scoring, use="require")
+
+
 def test_lengths_are_reconciled_in_every_format(tmp_path):
     """More than an epoch too long is an error that says by how much, through the way that builds go."""
     for name, (write, _) in FORMATS.items():

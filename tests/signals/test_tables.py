@@ -149,6 +149,11 @@ def test_times_since_the_recordings_start_are_told_from_times_of_day(tmp_path, t
     assert bool(scoring.warnings) is ("apsed" not in title)
 
 
+def test_times_of_a_recording_that_starts_at_midnight_are_both_and_read(tmp_path):
+    scoring = read(tmp_path, timed("Time", 0, MIDNIGHT), MIDNIGHT)
+    assert stage_labels(scoring, 40).tolist() == [*STAGES, *[-1] * 4] and not scoring.warnings
+
+
 def test_times_that_may_be_of_day_or_elapsed_are_refused(tmp_path):
     start = datetime(2020, 2, 1, 23, 50)
     with pytest.raises(AnnotationError, match=r"from 00:00:00 may be times of day or count .*\(23:50:00\); call the column"):

@@ -387,6 +387,14 @@ def test_an_unknown_text_whose_times_are_damaged_is_refused_without_a_time(tmp_p
         read_scoring(path)
 
 
+@pytest.mark.parametrize("odd", ["60,60,Odd thing", "100,50,Odd thing"])
+def test_a_text_that_touches_a_stage_at_one_end_and_runs_over_one_at_the_other_stands_not_for_a_stage(tmp_path, odd):
+    """It begins where the first stage ends and lasts into the second, or begins in the second and lasts to the third."""
+    path = tmp_path / "x.csv"
+    path.write_text("\n".join(["onset,duration,description", "0,60,N2", "90,30,W", "150,30,N3", odd, ""]))
+    assert stage_labels(read_scoring(path), 6).tolist() == [2, 2, -1, 0, -1, 3]
+
+
 def test_an_apnea_of_sleep_is_no_stage():
     for text in ("Schlafapnoe", "Slaapapneu", "Sommeil apnée"):
         assert not names_a_stage(text) and (is_respiratory(text) or event_of(text))

@@ -125,6 +125,9 @@ def test_stream_order_is_a_permutation_of_each_pass(dataset, source, tmp_path):
     stage = ProbeStage(job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path), source, ALONE)
     size = len(stage.stream)
     batch = stage.stream.batch(0, 2 * size)
+    # One embedding an item, which is there and counts.
+    assert batch.signals.shape[:2] == batch.present.shape == batch.valid.shape == (2 * size, 1)
+    assert batch.present.all() and batch.valid.all()
     seen = list(zip(batch.record, batch.first_epoch.tolist(), strict=True))
     assert len(set(seen[:size])) == size and sorted(seen[:size]) == sorted(seen[size:]) and seen[:size] != seen[size:]
     part = stage.stream.batch(size - 5, 10)

@@ -71,6 +71,7 @@ class EdfHeader:
         record_seconds: exact duration of a data record; 0 only where it holds annotations alone.
         n_records: whole data records that the file really holds (as claimed, where the two agree).
         file_bytes: size of the file whose header this is.
+        file_version: its version (:class:`sleepfm.signals.files.FileState`).
         warnings: what was repaired.
     """
 
@@ -85,6 +86,7 @@ class EdfHeader:
     file_bytes: int
     signals: tuple[SignalHeader, ...]
     warnings: tuple[str, ...]
+    file_version: str = ""
 
     @property
     def ordinary(self) -> tuple[SignalHeader, ...]:
@@ -149,6 +151,7 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
         file_bytes=size,
         signals=signals,
         warnings=tuple(warnings),
+        file_version=file.state().version,
     )
 
 

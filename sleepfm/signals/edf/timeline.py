@@ -64,10 +64,11 @@ def read_extent(file: RandomFile, header: EdfHeader) -> float:
     """Seconds from the first sample to the end of the last record, told from these two records' time stamps alone.
 
     An upper bound where :func:`read_timeline` would refuse the file; short of it by at most the second that jitter may add up to.
+    For annotations alone, which have no signal to make room for, nothing is read.
     """
     recorded = header.n_records * float(header.record_seconds)
     stamped = next((signal for signal in header.signals if signal.is_annotation), None)
-    if stamped is None or not recorded:
+    if stamped is None or not recorded or not header.ordinary:
         return recorded
     length = stamped.samples * header.sample_bytes
     starts = [header.data_offset + record * header.record_bytes + stamped.offset for record in (0, header.n_records - 1)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohorts.cohort import Cohort
@@ -16,8 +18,20 @@ from sleepfm.signals.recording import read_edf_header
 _LEVELS = 4
 
 
+@dataclass(frozen=True)
+class FoundScoring:
+    """What :func:`find_scoring` came to, handed on so that nobody looks again; ``file`` is None where there is none."""
+
+    file: Path | None
+
+
 def find_scoring(
-    edf: Path, root: Path | None, cohort: Cohort, header: EdfHeader | None = None, names_below: Path | None = None
+    edf: Path,
+    root: Path | None,
+    cohort: Cohort,
+    header: EdfHeader | None = None,
+    names_below: Path | None = None,
+    others: Mapping[Path, EdfHeader] = MappingProxyType({}),
 ) -> Path | None:
     """The scoring file of the recording ``edf`` by the cohort's patterns, or None.
 
@@ -28,6 +42,7 @@ def find_scoring(
     Args:
         header: of the recording, where it was read before.
         names_below: the folder that messages name files relative to; None for whole paths.
+        others: headers of files of annotations that were read before.
 
     Raises:
         AnnotationError: several files match equally well.
@@ -43,7 +58,7 @@ def find_scoring(
             if found:
                 return _only(edf, found, called)
     if cohort.scoring.same_header:
-        return _only(edf, _with_same_header(edf, cohort.scoring.same_header, header, names_below), called)
+        return _only(edf, _with_same_header(edf, cohort.scoring.same_header, header, names_below, others), called)
     return None
 
 
@@ -74,7 +89,9 @@ def _literal(text: str) -> str:
     return "".join(f"[{character}]" if character in "*?[" else character for character in text)
 
 
-def _with_same_header(edf: Path, pattern: str, header: EdfHeader | None, names_below: Path | None) -> list[Path]:
+def _with_same_header(
+    edf: Path, pattern: str, header: EdfHeader | None, names_below: Path | None, others: Mapping[Path, EdfHeader]
+) -> list[Path]:
     candidates = [path for path in _matching(edf.parent, pattern, names_below) if path != edf]
     if not candidates:
         return []
@@ -83,7 +100,7 @@ def _with_same_header(edf: Path, pattern: str, header: EdfHeader | None, names_b
         return []
     found = []
     for path in candidates:
-        other = read_edf_header(path, name_below(path, names_below))
+        other = others.get(path) or read_edf_header(path, name_below(path, names_below))
         if not other.ordinary and (other.patient, other.start) == (mine.patient, mine.start):
             found.append(path)
     return found
