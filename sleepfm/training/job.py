@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeVar
 from sleepfm.config import load_config, to_dict, to_yaml
 from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
-from sleepfm.errors import RegistryError
+from sleepfm.errors import ConfigError, RegistryError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.registry import registry
@@ -173,6 +173,11 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
 
     def begin() -> None:
         branched = branch.origin(config.branch_from) if config.branch_from and not folder.is_run() else None
+        if branched and total_steps(config, stage) <= branched["step"]:
+            raise ConfigError(
+                f"branch_from={config.branch_from}: with {total_steps(config, stage)} steps none is left to train; raise "
+                "train.steps, or take an earlier checkpoint"
+            )
         folder.begin(config, dataset_digest, context.started_from, branched)
         if config.branch_from and not checkpoint.steps(folder.checkpoints):
             branch.take(config.branch_from, folder)

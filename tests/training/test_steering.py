@@ -130,6 +130,8 @@ def test_a_branch_may_change_all_but_the_parameters(folder: Path) -> None:
     wide = alone(folder, "branch_from=run@4", "train.output=wide", "toy.width=32")
     assert wide.returncode == 1
     assert "has other parameters" in wide.stderr and "init_from=" in wide.stderr and "Traceback" not in wide.stderr
+    done = alone(folder, "branch_from=run@12", "train.output=none")
+    assert done.returncode == 2 and "with 12 steps none is left to train" in done.stderr
     gone = alone(folder, "branch_from=run@5", "train.output=gone")
     assert gone.returncode == 1 and "there are those of step 4, 8, 12" in gone.stderr
     assert not (folder / "gone" / "run.json").exists()
