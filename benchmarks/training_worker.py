@@ -50,7 +50,7 @@ class Rows:
 
         now = time.perf_counter()
         spent = self._clock.take()
-        row: dict[str, Any] = {name: spent.get(name, 0.0) for name in ("forward", "backward", "optimiser", "save")}
+        row: dict[str, Any] = {name: spent.get(name, 0.0) for name in ("forward", "backward", "optimiser", "save", "write")}
         row |= {"total": now - self._last, "data_wait": data_wait_seconds, "lo_bytes": _loopback_bytes()}
         self._last = now
         self._warm += counts
@@ -90,7 +90,7 @@ def run_engine(own: argparse.Namespace, rest: list[str]) -> None:
     from sleepfm.stages.pretrain import PretrainConfig, build_stage
     from sleepfm.training.job import run
     from sleepfm.training.ranks.distributed import import_deepspeed
-    from sleepfm.training.state import checkpoint
+    from sleepfm.training.state.writer import Writer
     from sleepfm.training.tracking.recorder import Recorder
 
     clock = Clock()
@@ -98,7 +98,11 @@ def run_engine(own: argparse.Namespace, rest: list[str]) -> None:
     clock.wrap(UnimodalStage, "loss", "forward")
     clock.wrap(engine, "backward", "backward")
     clock.wrap(engine, "step", "optimiser")
-    clock.wrap(checkpoint, "save", "save")
+    # What stops training: copying the state, and going on to the next stage of the save. The rest is the thread's.
+    clock.wrap(Writer, "save", "save")
+    clock.wrap(Writer, "advance", "save")
+    clock.wrap(Writer, "_write", "write")
+    clock.wrap(Writer, "_publish", "write")
     inner, rows = Recorder.report, []
 
     def report(self: Any, step: int, row: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import copy
 import math
 import re
 import time
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,7 @@ import torch.distributed as dist
 from torch import nn
 
 from sleepfm.config import merge
-from sleepfm.errors import TrainingError
+from sleepfm.errors import CheckpointError, TrainingError
 from sleepfm.models.recompute import recompute_activations
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.folder import RunFolder
@@ -32,10 +33,12 @@ from sleepfm.training.run_config import RunConfig, config_digest
 from sleepfm.training.schedule import learning_rate, parameter_groups
 from sleepfm.training.stage import Loss, Stage, ValidatesLoss
 from sleepfm.training.state import checkpoint, universal
+from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.state.ema import FILE as EMA_FILE
 from sleepfm.training.state.ema import Ema
 from sleepfm.training.state.selection import Best
 from sleepfm.training.state.weights import StatisticsGuard, average_statistics, state_digest, whole_state
+from sleepfm.training.state.writer import Writer
 
 
 @dataclass(frozen=True)
@@ -87,15 +90,15 @@ def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) ->
     return merge(settings, options.extra)
 
 
-def train(stage: Stage, config: RunConfig, world: World, resume: bool, observer: Observer) -> Trained:
-    """Train ``stage`` to its last step, or until asked to leave, and tell ``observer`` of it.
+def train(stage: Stage, config: RunConfig, world: World, saved: Saved | None, observer: Observer) -> Trained:
+    """Train ``stage`` from ``saved``, or from its first step, to its last, or until asked to leave, and tell ``observer`` of it.
 
     Raises:
         TrainingError: ranks disagree, too many non-finite steps in a row, or a rank was lost.
         CheckpointError: a checkpoint that cannot be loaded or saved.
     """
     try:
-        return _Run(stage, config, world, resume, observer).run()
+        return _Run(stage, config, world, saved, observer).run()
     except (dist.DistError, RuntimeError) as error:
         if not is_lost_contact(error):
             raise
@@ -104,13 +107,13 @@ def train(stage: Stage, config: RunConfig, world: World, resume: bool, observer:
 
 
 class _Run:
-    def __init__(self, stage: Stage, config: RunConfig, world: World, resume: bool, observer: Observer) -> None:
+    def __init__(self, stage: Stage, config: RunConfig, world: World, saved: Saved | None, observer: Observer) -> None:
         self.stage, self.config, self.world, self.observer = stage, config, world, observer
         self.folder = RunFolder(config.train.output)
         self.steps = total_steps(config, stage)
         self.shares = Shares.of(config.train, world)
         self.zero = config.deepspeed.zero
-        self.best = Best(self.folder.best, config.registry)
+        self.best = Best(self.folder.best, config.registry, self.folder.segments())
         module = stage.module
         assert_agreement(
             world,
@@ -122,7 +125,12 @@ class _Run:
         )
         # With ZeRO 3 no rank holds whole weights: validation and export use a copy that was made before.
         self.whole = copy.deepcopy(module) if self.zero == 3 and world.is_main else module
-        saved = checkpoint.newest(self.folder.checkpoints) if resume else None
+        model = checkpoint.model_digest(module)
+        if saved is not None and saved.model not in ("", model):
+            raise CheckpointError(
+                f"{saved.folder}: has other parameters (names, shapes, or which of them train) than this configuration's model; "
+                "give the model that it was saved with, or start in a new folder with init_from= for the weights that fit"
+            )
         self.step = saved.step if saved else 0
         groups = parameter_groups(module, config.train.weight_decay)
         universal_folder = None
@@ -148,6 +156,11 @@ class _Run:
             universal.load(self.engine, saved, universal_folder, self.zero)
         elif saved is not None:
             checkpoint.load(self.engine, saved)
+        if self.zero:
+            # A checkpoint brings that of the run that wrote it.
+            self.engine.optimizer.clip_grad = config.train.clip
+        self.writer = Writer(self.engine, world, self.folder.checkpoints, self.zero, config.train.keep, model)
+        self.saved_at = time.monotonic()
         self.guard = StatisticsGuard(self.engine.module)
         self.ema = Ema(self.engine, config.train.ema, world, self.zero == 3) if config.train.ema else None
         if saved is not None and self.ema is not None:
@@ -163,23 +176,31 @@ class _Run:
         try:
             with Preemption() as preemption:
                 while self.step < self.steps:
-                    leave = self._step(feed, preemption.requested)
-                    last = self.step == self.steps
+                    votes = self._step(feed, {"leave": preemption.requested, "save": self._due(), "written": self.writer.ready})
+                    leave, last = votes["leave"] > 0, self.step == self.steps
+                    if votes["written"] == 1:
+                        self.writer.advance()
                     if last or (train.validate_every and self.step % train.validate_every == 0):
                         self._validate()
-                    if last or leave or self.step % train.checkpoint_every == 0:
+                    # Weights do not change while steps are skipped, and the checkpoints before may be what is needed.
+                    due = not self.skipped_in_row and (votes["save"] > 0 or self.step % train.checkpoint_every == 0)
+                    if last or leave or due:
                         self._save()
                     if leave and not last:
                         finished = False
                         break
+                self._finish_saving()
+        except BaseException:
+            self.writer.rescue()
+            raise
         finally:
             feed.close()
         if finished and self.world.is_main:
             self.best.load_into(self.whole)
         return Trained(self.step, finished, self.whole, self.best, time.perf_counter() - began)
 
-    def _step(self, feed: Feed, leave: bool) -> bool:
-        """One optimiser step; true if any rank was asked to leave."""
+    def _step(self, feed: Feed, own: Mapping[str, bool]) -> dict[str, float]:
+        """One optimiser step; for each vote in ``own``, the share of ranks that gave it."""
         train, world = self.config.train, self.world
         began, waited = time.perf_counter(), feed.waited_seconds
         rate = learning_rate(train, self.step, self.steps)
@@ -206,9 +227,9 @@ class _Run:
             self.observer.at(f"in the update of step {self.step + 1}")
             self.engine.step()
         self.observer.at(f"adding up the figures of step {self.step + 1}")
-        sums["leaving"] = torch.tensor(float(leave)).to(sums["loss"])
-        figures = _means(sums, world)
-        leaving = figures.pop("leaving")
+        ballots = {f"vote/{name}": torch.tensor(float(vote)).to(sums["loss"]) for name, vote in own.items()}
+        figures = _means(sums | ballots, world)
+        votes = {name: figures.pop(f"vote/{name}") for name in own}
         applied = self._applied()
         self.step += 1
         seconds = time.perf_counter() - began
@@ -230,7 +251,7 @@ class _Run:
                 self.ema.update(self.step)
         if world.is_main:
             self.observer.report(self.step, row)
-        return leaving > 0
+        return votes
 
     def _precision(self) -> AbstractContextManager[Any]:
         return bf16_products(self.world.device) if self.config.deepspeed.dtype == "bf16" else nullcontext()
@@ -261,11 +282,20 @@ class _Run:
         named = sorted({name for rank in by_rank for name in rank["bad"]})
         row["recordings"] = named or sorted({name for rank in by_rank for name in rank["seen"]})
         if self.skipped_in_row >= self.config.train.max_skipped:
+            self._finish_saving()
             raise TrainingError(
                 f"step {self.step}: {self.skipped_in_row} steps in a row had a non-finite "
                 f"{'loss' if named else 'gradient'} (train.max_skipped); recordings of the last one: "
-                f"{', '.join(row['recordings'])}; lower train.lr or look at these recordings"
+                f"{', '.join(row['recordings'])}; look at these recordings, or lower the rate: {self._advice()}"
             )
+
+    def _advice(self) -> str:
+        """How to go on with a smaller learning rate, in words that can be typed."""
+        rate, there = f"train.lr={self.config.train.lr / 10:g}", checkpoint.steps(self.folder.checkpoints)
+        text = f"the same command with {rate} goes on from step {there[0] if there else 0}"
+        if len(there) > 1:
+            text += f", and with {rate} branch_from={self.folder.root}@{there[1]} train.output=OTHER from the checkpoint before"
+        return text
 
     def _validate(self) -> None:
         """Figures of the validation split from rank 0; keeps the weights if they are the best so far.
@@ -315,11 +345,20 @@ class _Run:
         self.engine.train()
         return {f"val/{name}": value for name, value in _means(sums, self.world).items()}
 
+    def _due(self) -> bool:
+        """Whether rank 0's clock asks for a checkpoint."""
+        minutes = self.config.train.checkpoint_minutes
+        return self.world.is_main and 0 < minutes <= (time.monotonic() - self.saved_at) / 60
+
     def _save(self) -> None:
         self.observer.at(f"saving step {self.step}", patient=True)
         average_statistics(self.engine.module, self.world)
-        extra = {} if self.ema is None else {EMA_FILE: self.ema.state()}
-        checkpoint.save(self.engine, self.world, self.folder.checkpoints, self.step, self.zero, self.config.train.keep, extra)
+        self.writer.save(self.step, {} if self.ema is None else {EMA_FILE: self.ema.state()})
+        self.saved_at = time.monotonic()
+
+    def _finish_saving(self) -> None:
+        self.observer.at("waiting for the last checkpoint to be on the disk", patient=True)
+        self.writer.finish()
 
 
 def _accumulate(sums: dict[str, torch.Tensor], loss: Loss, weight: float) -> None:

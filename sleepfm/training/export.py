@@ -130,6 +130,7 @@ class Exporter(Observer):
             "tags": tags,
             "parents": training["parents"],
             "seconds": round(seconds, 1),
+            "segment": len(folder.segments()) - 1,
         }
         self._load_test.check(folder.package, export.builder)
         if best.step == self._steps:
@@ -164,7 +165,7 @@ class Exporter(Observer):
             self._thread.join()
 
     def _origin(self, name: str) -> Origin:
-        return Origin(f"{name} weights", self._tags["config_digest"], self._config.registry.name)
+        return Origin(f"{name} weights", self._folder.identity(), self._config.registry.name)
 
     def _submit(self, folder: Path) -> None:
         with self._wake:
@@ -233,7 +234,7 @@ class Exporter(Observer):
             "selected_by": {"metric": self._config.registry.metric, "mode": self._config.registry.mode},
             "metrics": weights.figures | weights.export.metrics,
             "dataset_digest": self._stage.dataset_digest,
-            "parents": list(self._stage.parents),
+            "parents": [*self._stage.parents, *self._folder.initial_versions(self._config)],
             "config": to_dict(self._config),
         }
         content = weights.export.config | {"training": training}

@@ -23,7 +23,8 @@ from sleepfm.output import (
     unfinished_folders,
 )
 from sleepfm.registry.package import WEIGHTS
-from sleepfm.training.run_config import RunConfig, decisive_settings, differing_keys, present_names
+from sleepfm.training.run_config import RunConfig, decisive_settings, present_names, settings_digest
+from sleepfm.training.segments import Segment, split
 from sleepfm.training.state import checkpoint
 
 Resume = Literal["auto", "never", "must"]
@@ -41,8 +42,8 @@ class RunFolder:
     """``train.output`` of one run.
 
     Attributes:
-        record: ``run.json``, what decides the result, the data set's digest and the registered versions that the run started
-            from; written first, so that from then on the folder is a run's.
+        record: ``run.json``, what decides the result, the data set's digest, the registered versions that the run started
+            from, the checkpoint that it branched from, its segments; written first, so that from then on the folder is a run's.
         config: the resolved configuration.
         result: ``result.json``, written when all is done.
         trace: loss, learning rate and the like of every step.
@@ -107,7 +108,7 @@ class RunFolder:
         """The result of this very run if it is already done, else None. Reads only; every rank may call it.
 
         Raises:
-            ConfigError: the folder holds a run of another configuration or data set.
+            ConfigError: the folder holds a run of another configuration or data set, and not only in what may change.
             CheckpointError: ``must`` and nothing to resume.
             StorageError: what a run writes is there already, and no run of this program has written it.
         """
@@ -119,17 +120,55 @@ class RunFolder:
             return None
         if resume == "never":
             return None
-        differences = differing_keys(known["settings"], decisive_settings(config))
+        steered, others = split(_present(known), decisive_settings(config))
+        refused = [f"{key} ({old!r} -> {new!r})" for key, (old, new) in others.items()]
         if known["dataset_digest"] != dataset_digest:
-            differences.append(f"data set digest ({known['dataset_digest'][:12]} -> {dataset_digest[:12]})")
-        if differences:
+            refused.append(f"data set digest ({known['dataset_digest'][:12]} -> {dataset_digest[:12]})")
+        if refused:
             raise ConfigError(
-                f"{self.root}: holds a run of another configuration: {', '.join(differences)}; "
-                "give another train.output=, or --resume never to start over"
+                f"{self.root}: holds a run of another configuration: {', '.join(refused)}, which cannot change within a run; "
+                f"give another train.output= (with branch_from={self.root}@STEP to go on from one of its checkpoints there), or "
+                "--resume never to start over"
             )
-        if resume == "must" and not (self.checkpoints / checkpoint.LATEST).exists():
+        if resume == "must" and not checkpoint.steps(self.checkpoints):
             raise CheckpointError(f"{self.root}: holds no checkpoint to resume; start it without --resume must")
-        return read_json(self.result)
+        result: dict[str, Any] | None = read_json(self.result)
+        # What an earlier segment ended with is not the end of this one.
+        done = result is not None and not steered and result.get("segment", 0) == len(known["segments"])
+        return result if done else None
+
+    def is_run(self) -> bool:
+        """Whether a run has begun here. Raises :class:`StorageError` for somebody else's record."""
+        return self._known() is not None
+
+    def segments(self) -> list[Segment]:
+        """The stretches of steps with the same settings so far, the present one last."""
+        known = self._known()
+        later = known["segments"] if known else []
+        return [
+            Segment(0, {}),
+            *(Segment(item["step"], {key: (old, new) for key, (old, new) in item["changed"].items()}) for item in later),
+        ]
+
+    def identity(self) -> str:
+        """Digest of the settings that the run began with: the same in all of its segments."""
+        known = self._known()
+        return settings_digest(known["settings"]) if known else ""
+
+    def initial_versions(self, config: RunConfig) -> list[str]:
+        """The registered version whose weights the run started with, as ``name:version``, if ``init_from`` led to one."""
+        uri = self.sources().get(config.init_from, "")
+        return [uri.removeprefix("models:/").replace("/", ":")] if uri.startswith("models:/") else []
+
+    def lineage(self) -> dict[str, str]:
+        """Tags that say where the run came from and what was changed on its way; none for a run without either."""
+        segments, known = self.segments(), self._known()
+        tags = {f"segment.{number}": f"from step {s.step}: {s.describe()}" for number, s in enumerate(segments) if number}
+        tags |= {"segment": str(len(segments) - 1)} if tags else {}
+        branch = known.get("branched_from") if known else None
+        if branch:
+            tags |= {"branched_from": f"{branch['run']}@{branch['step']}", "branched_from.run_id": branch["run_id"]}
+        return tags
 
     def sources(self) -> dict[str, str]:
         """The registered versions that a run in this folder started from, by the address that it was given."""
@@ -168,15 +207,41 @@ class RunFolder:
         # Last: what a kill leaves is still a run's.
         self.record.unlink()
 
-    def begin(self, config: RunConfig, dataset_digest: str, started_from: dict[str, str]) -> None:
+    def begin(
+        self, config: RunConfig, dataset_digest: str, started_from: dict[str, str], branched_from: dict[str, Any] | None = None
+    ) -> None:
         """Record what runs here, once; a resumed run finds its record and leaves it."""
         if self.record.exists():
             self._remove_debris()
         else:
             # First: from here on the folder is a run's.
-            settings = decisive_settings(config)
-            write_json(self.record, {"settings": settings, "dataset_digest": dataset_digest, "sources": started_from})
+            record = {"settings": decisive_settings(config), "dataset_digest": dataset_digest, "sources": started_from}
+            write_json(self.record, record | ({"branched_from": branched_from} if branched_from else {}))
         write_atomic(self.config, to_yaml(config))
+
+    def steer(self, config: RunConfig, step: int, steps: int) -> str:
+        """Begin another segment at the checkpoint of ``step``, where ``config`` asks for one; what changes, in words, or ''.
+
+        ``steps`` is the length of the run by ``config``.
+
+        Raises:
+            ConfigError: no step would be left to train.
+        """
+        known = self._known()
+        assert known is not None
+        settings = decisive_settings(config)
+        changed, _ = split(_present(known), settings)
+        if not changed:
+            return ""
+        segment = Segment(step, changed)
+        if steps <= step:
+            raise ConfigError(
+                f"{self.root}: {segment.describe()}: the run is at step {step}, and with {steps} steps none is left to train; "
+                f"raise train.steps, or give another train.output= and branch_from={self.root}@STEP with an earlier checkpoint"
+            )
+        known["segments"].append({"step": step, "changed": changed, "settings": settings})
+        write_json(self.record, known)
+        return segment.describe()
 
     def _known(self) -> dict[str, Any] | None:
         """What runs here, or None where nothing does. Raises :class:`StorageError` for somebody else's file."""
@@ -191,7 +256,8 @@ class RunFolder:
         whole = isinstance(known, dict) and {"settings", "dataset_digest", "sources"} <= known.keys()
         if not whole or not isinstance(known["settings"], dict):
             raise StorageError(f"{self.record}: is not the record of a run; give another train.output=, or move it away")
-        return known | {"settings": present_names(known["settings"])}
+        known["settings"] = present_names(known["settings"])
+        return known | {"segments": known.get("segments", [])}
 
     def _check_free(self) -> None:
         """Nothing that a run would write is there. Raises :class:`StorageError`."""
@@ -220,3 +286,9 @@ class RunFolder:
         remove_temporaries(self.checkpoints, checkpoint.LATEST)
         for path in self._unfinished():
             remove_unfinished(path)
+
+
+def _present(known: dict[str, Any]) -> dict[str, Any]:
+    """The settings of the present segment of a run's record."""
+    settings: dict[str, Any] = known["segments"][-1]["settings"] if known["segments"] else known["settings"]
+    return present_names(settings)

@@ -13,11 +13,12 @@ from typing import Any, NoReturn, TypeVar
 from sleepfm.config import load_config, to_dict, to_yaml
 from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
-from sleepfm.errors import RegistryError
+from sleepfm.errors import ConfigError, RegistryError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.registry import registry
 from sleepfm.registry.store import store_uri
+from sleepfm.training import branch
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.feed import Shares
@@ -28,6 +29,8 @@ from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 from sleepfm.training.ranks.watchdog import Watchdog
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Stage
+from sleepfm.training.state import checkpoint
+from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.tracking.flops import item_flops
 from sleepfm.training.tracking.recorder import Recorder
 from sleepfm.training.tracking.sizing import Size
@@ -136,7 +139,7 @@ def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context:
     if resume == "never":
         on_main(world, lambda: folder.clear())
     stage = build(config, context)
-    on_main(world, lambda: folder.begin(config, dataset_digest, context.started_from))
+    saved = _starting_point(stage, config, dataset_digest, context)
     observers: list[Observer] = [_Watched(stage, watch)]
     flops = item_flops(stage, world)
     exporter: Exporter | None = None
@@ -155,12 +158,40 @@ def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context:
             observer.close()
 
     try:
-        trained = train(stage, config, world, resume != "never", observer)
+        trained = train(stage, config, world, saved, observer)
         watch.at("exporting", patient=True)
         outcome = on_main(world, lambda: conclude(trained))
     finally:
         observer.close()
     return 0 if outcome["finished"] else PREEMPTED_STATUS
+
+
+def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, context: Context) -> Saved | None:
+    """The checkpoint to go on from, this run's own or the one that it branches from, else None, with ``init_from`` loaded."""
+    world, folder = context.world, RunFolder(config.train.output)
+    source = context.pull(config.init_from) if config.init_from else None
+
+    def begin() -> None:
+        branched = branch.origin(config.branch_from) if config.branch_from and not folder.is_run() else None
+        if branched and total_steps(config, stage) <= branched["step"]:
+            raise ConfigError(
+                f"branch_from={config.branch_from}: with {total_steps(config, stage)} steps none is left to train; raise "
+                "train.steps, or take an earlier checkpoint"
+            )
+        folder.begin(config, dataset_digest, context.started_from, branched)
+        if config.branch_from and not checkpoint.steps(folder.checkpoints):
+            branch.take(config.branch_from, folder)
+
+    on_main(world, begin)
+    saved = checkpoint.choose(folder.checkpoints, world)
+    step = saved.step if saved else 0
+    changed = on_main(world, lambda: folder.steer(config, step, total_steps(config, stage)))
+    said = f"{folder.root}: goes on from step {step} with {changed}" if changed else ""
+    if source is not None and saved is None:
+        said = branch.initialise(stage.module, branch.weights_of(source)).describe(config.init_from)
+    if said and world.is_main:
+        print(said, flush=True)
+    return saved
 
 
 def _conclude(stage: Stage, config: RunConfig, trained: Trained, exporter: Exporter, observer: Observer) -> dict[str, Any]:

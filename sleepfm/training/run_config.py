@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
@@ -62,6 +64,9 @@ class TrainConfig(Config):
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 validates once, after the last step."""
     checkpoint_every: int = Field(default=200, ge=1)
+    """Steps between checkpoints."""
+    checkpoint_minutes: float = Field(default=0.0, ge=0)
+    """Minutes by rank 0's clock after which one is saved at the latest; 0 for by steps alone."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
     log_every: int = Field(default=10, ge=1)
@@ -79,7 +84,10 @@ class TrainConfig(Config):
         return self
 
 
+_BRANCH = re.compile(r".+@[0-9]+")
 _SET_BY_TRAIN = {
+    "checkpoint",
+    "datastates_ckpt",
     "optimizer",
     "scheduler",
     "train_batch_size",
@@ -129,10 +137,22 @@ class TrackingConfig(Config):
 class RunConfig(Config):
     """Base of every job's configuration."""
 
+    init_from: str = ""
+    """Address of a registered model, folder of a package or of a run, whose weights this run starts with."""
+    branch_from: str = ""
+    """``RUN@STEP``: folder of a run and the step of one of its checkpoints, from which this run goes on in its own folder."""
     train: TrainConfig
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     registry: RegistryConfig
     tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _one_start(self) -> RunConfig:
+        if self.init_from and self.branch_from:
+            raise ValueError("init_from and branch_from: state one of them; a branch has the weights of its checkpoint")
+        if self.branch_from and not _BRANCH.fullmatch(self.branch_from):
+            raise ValueError(f"branch_from={self.branch_from!r}: expected RUN@STEP, such as runs/pretrain-eeg@4000")
+        return self
 
     @model_validator(mode="after")
     def _stages_can_do_it(self) -> RunConfig:
@@ -150,7 +170,7 @@ class RunConfig(Config):
 
 # Where a run writes, how often it reports, and how its state is spread do not change what is learnt.
 _INCIDENTAL = {
-    "train": ("output", "log_every", "checkpoint_every", "keep", "micro_batch", "recompute", "stall_s"),
+    "train": ("output", "log_every", "checkpoint_every", "checkpoint_minutes", "keep", "micro_batch", "recompute", "stall_s"),
     "registry": ("every_best",),
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
@@ -185,21 +205,32 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
     for section in _INCIDENTAL.keys() & plain.keys():
         keys = _INCIDENTAL[section]
         plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
-    return plain
+    # Absent where they say nothing, as in the records of runs that began before there were any.
+    return {key: value for key, value in plain.items() if key not in ("init_from", "branch_from") or value}
 
 
 def config_digest(config: RunConfig) -> str:
-    """SHA-256 of :func:`decisive_settings`, under the names that they had when they were added."""
-    return digest(_renamed(decisive_settings(config), _FORMER_NAMES))
+    """:func:`settings_digest` of :func:`decisive_settings`."""
+    return settings_digest(decisive_settings(config))
 
 
-def differing_keys(left: dict[str, Any], right: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys whose values differ between two plain configurations, as ``key (left -> right)``."""
-    found: list[str] = []
+def settings_digest(settings: dict[str, Any]) -> str:
+    """SHA-256 of decisive settings, under the names that they had when they were added."""
+    return digest(_renamed(settings, _FORMER_NAMES))
+
+
+def differences(left: Mapping[str, Any], right: Mapping[str, Any], prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Both values of every dotted key in which two plain configurations differ; None where a key is not there."""
+    found: dict[str, tuple[Any, Any]] = {}
     for key in sorted(left.keys() | right.keys()):
         a, b = left.get(key), right.get(key)
         if isinstance(a, dict) and isinstance(b, dict):
-            found.extend(differing_keys(a, b, f"{prefix}{key}."))
+            found |= differences(a, b, f"{prefix}{key}.")
         elif a != b:
-            found.append(f"{prefix}{key} ({a!r} -> {b!r})")
+            found[f"{prefix}{key}"] = (a, b)
     return found
+
+
+def differing_keys(left: Mapping[str, Any], right: Mapping[str, Any]) -> list[str]:
+    """:func:`differences` as ``key (left -> right)``."""
+    return [f"{key} ({a!r} -> {b!r})" for key, (a, b) in differences(left, right).items()]

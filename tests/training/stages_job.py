@@ -18,10 +18,11 @@ from typing import Any
 from toy import ToyRunConfig, ToyStage
 
 from sleepfm.training.engine import train
+from sleepfm.training.folder import RunFolder
 from sleepfm.training.job import Context
 from sleepfm.training.observer import Observer
 from sleepfm.training.ranks.distributed import World, start
-from sleepfm.training.state import universal
+from sleepfm.training.state import checkpoint, universal
 
 WORLD = World(0, 1, 0, 1)
 # Saved after step 3.
@@ -69,7 +70,7 @@ def go(output: Path, zero: int, stop: bool) -> dict[str, Any]:
                 raise Stopped
 
     try:
-        module = train(stage, config, WORLD, True, Notes()).module
+        module = train(stage, config, WORLD, checkpoint.choose(RunFolder(output).checkpoints, WORLD), Notes()).module
     except Stopped:
         return {"losses": losses}
     return {"losses": losses, "figures": figures, "weights": {k: v.flatten().tolist() for k, v in module.state_dict().items()}}

@@ -15,9 +15,12 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from launching import CONFIG, command, environment, family, launch, trace
+from safetensors.torch import load_file
 
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
+from sleepfm.training.state import checkpoint
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
@@ -129,6 +132,73 @@ def test_a_run_killed_at_twenty_random_moments_gives_the_trace_of_the_undisturbe
         items = [8 * (row["step"] - 1) + number for number in range(8)]
         assert row["parts"]["items"] == sum(items) / 8
         assert row["parts"]["squares"] == sum(item**2 for item in items) / 8
+
+
+# Files large enough for a write to take many times longer than a look at it.
+LARGE = ("train.steps=80", "train.checkpoint_every=3", "toy.seconds=0.05", "toy.width=60000")
+
+
+def newest_unfinished(folder: Path, began: float) -> int:
+    """Files in the folder of the save that began after ``began``; -1 if there is none."""
+    for path in folder.glob(".step-*.tmp"):
+        with contextlib.suppress(FileNotFoundError):
+            if path.stat().st_ctime > began:
+                return sum(1 for _ in path.iterdir())
+    return -1
+
+
+@pytest.mark.timeout(3600)
+def test_a_run_killed_at_twenty_points_of_its_background_writes_ends_with_the_weights_of_the_undisturbed_one(
+    tmp_path: Path,
+) -> None:
+    """From an empty folder to one whose files are all there but have no name yet; training goes on meanwhile."""
+    whole = launch(tmp_path, 2, *LARGE, node=True)
+    assert whole.returncode == 0, whole.stderr
+    rng = random.Random(11)
+    folder = tmp_path / "killed" / "checkpoints"
+    unfinished = 0
+    for attempt in range(KILLS):
+        victims, pause = rng.choice(([0], [1], [0, 1])), rng.uniform(0, 0.05)
+        began, skip = time.time(), rng.randint(0, 1)
+        first = checkpoint.steps(folder)[:1] or [0]
+
+        def writing(files: int = attempt % 4, began: float = began, after: int = first[0] + 3 * skip) -> bool:
+            steps = checkpoint.steps(folder)
+            return newest_unfinished(folder, began) >= files and (steps[0] if steps else 0) >= after
+
+        def kill(found: list[psutil.Process], victims: list[int] = victims, pause: float = pause) -> None:
+            time.sleep(pause)
+            for rank in victims:
+                found[rank].kill()
+
+        assert first[0] < 74, "the run is nearly over, and the kills are not"
+        status = disturb(tmp_path, "killed", writing, kill, LARGE)
+        assert status not in (0, PREEMPTED_STATUS)
+        unfinished += newest_unfinished(folder, began) >= 0
+    assert unfinished >= KILLS // 4
+    done = launch(tmp_path, 2, *LARGE, "train.output=killed", node=True)
+    assert done.returncode == 0, done.stderr
+    assert trace(tmp_path, "killed") == trace(tmp_path)
+    own, theirs = (load_file(tmp_path / run / "last" / "model.safetensors") for run in ("killed", "run"))
+    assert all(torch.equal(own[name], theirs[name]) for name in theirs)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over_by_every_rank(undisturbed: Path) -> None:
+    """Saved by the clock alone; a bit of the newest is wrong, of which only rank 1 reads the file."""
+    # Item 80 is of the eleventh step.
+    clock = ("train.checkpoint_every=1000", "train.checkpoint_minutes=0.005", "train.keep=9", "train.output=clock")
+    arguments = (STEPS, "toy.seconds=0.2", *clock)
+    died = launch(undisturbed, 2, *arguments, "toy.kill_at=[80]", "toy.kill_flag=clock.flag", node=True)
+    assert died.returncode != 0
+    folder = undisturbed / "clock" / "checkpoints"
+    before = checkpoint.steps(folder)
+    assert len(before) >= 3 and before[0] <= 10
+    file = next((folder / f"step-{before[0]:08d}").glob("zero_pp_rank_0*optim_states.pt"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    finish(undisturbed, "clock", (*arguments, "toy.kill_at=[80]", "toy.kill_flag=clock.flag"))
+    assert (folder / f"damaged-step-{before[0]:08d}" / file.name).read_bytes() == content
 
 
 def test_a_run_killed_during_a_save_goes_on_from_the_save_before(undisturbed: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import safe_open
@@ -13,21 +13,28 @@ from torch import Tensor, nn
 from sleepfm.errors import TrainingError
 from sleepfm.registry.package import load_weights, save_weights
 from sleepfm.training.run_config import RegistryConfig
+from sleepfm.training.segments import Segment, counts
 
 
 class Best:
     """Weights, step and figures of the best validation; figures travel in the weights file's header."""
 
-    def __init__(self, path: Path, registry: RegistryConfig) -> None:
-        """``path`` is the file of the weights, which may hold those of the run that this one resumes."""
+    def __init__(self, path: Path, registry: RegistryConfig, segments: Sequence[Segment] = (Segment(0, {}),)) -> None:
+        """``path`` is the file of the weights, which may hold those of the run that this one resumes.
+
+        Weights of a step that the present one of its ``segments`` has not come through, or that were chosen by something else
+        than now, do not count.
+        """
         self._path = path
         self._registry = registry
+        self._segment = len(segments) - 1
         self.step = 0
         self.figures: dict[str, float] = {}
         if self._path.exists():
             with safe_open(self._path, framework="pt") as file:
                 metadata = file.metadata()
-            self.step, self.figures = int(metadata["step"]), json.loads(metadata["figures"])
+            if counts(int(metadata.get("segment", 0)), int(metadata["step"]), segments):
+                self.step, self.figures = int(metadata["step"]), json.loads(metadata["figures"])
 
     def keep_if_better(self, step: int, figures: Mapping[str, float], state: Mapping[str, Tensor]) -> bool:
         """Keep ``state`` if the metric is strictly better than the best so far; the first is always kept.
@@ -44,7 +51,8 @@ class Best:
             better = new > old if self._registry.mode == "max" else new < old
             if not better and not (math.isnan(old) and not math.isnan(new)):
                 return False
-        save_weights(self._path, state, {"step": str(step), "figures": json.dumps(dict(figures))})
+        metadata = {"step": str(step), "segment": str(self._segment), "figures": json.dumps(dict(figures))}
+        save_weights(self._path, state, metadata)
         self.step, self.figures = step, dict(figures)
         return True
 

@@ -28,7 +28,7 @@ from sleepfm.errors import CheckpointError
 from sleepfm.files import write_json, writing
 from sleepfm.models.reference.torch_archive import read_archive
 from sleepfm.training.ranks.distributed import World, on_main
-from sleepfm.training.state.checkpoint import MARK, Saved, check_step
+from sleepfm.training.state.checkpoint import MARK, Saved, check_step, read_as_data
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATE = Path("zero", "optimizer_state.pt")
@@ -143,6 +143,7 @@ def load(engine: Any, saved: Saved, folder: Path, zero: int) -> None:
         settings = [
             {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.optimizer.param_groups
         ]
+        read_as_data(engine)
         path, state = engine.load_checkpoint(str(folder.parent), tag=folder.name)
         check_step(folder, path, state, saved)
         for group, own in zip(engine.optimizer.optimizer.param_groups, settings, strict=True):

@@ -52,6 +52,8 @@ class Journal:
                     break
                 whole += len(line)
                 row = json.loads(line)
+                if "rewound" in row:
+                    self._forget_after(row["rewound"])
                 for name, step in (row.get("last") or dict.fromkeys(row["figures"], row["step"])).items():
                     self._last_step[name] = max(step, self._last_step.get(name, step))
         return whole
@@ -69,6 +71,16 @@ class Journal:
                 return
             self.waiting.append(line)
             self._write()
+
+    def rewind(self, step: int) -> None:
+        """From here on figures of steps after ``step`` are kept again: the run goes on from there with other settings."""
+        with self._lock:
+            self._forget_after(step)
+            self.waiting.append(json.dumps({"step": 0, "time": 0, "figures": {}, "rewound": step}).encode() + b"\n")
+            self._write()
+
+    def _forget_after(self, step: int) -> None:
+        self._last_step = {name: min(last, step) for name, last in self._last_step.items()}
 
     def _write(self) -> None:
         """Write what waits behind the last whole line, or keep it waiting."""

@@ -51,7 +51,7 @@ class Recorder(Observer):
             "step_flops": flops * config.train.global_batch,
             "peak_flops": f"{peak:.4g} a device ({peak_source})",
         }
-        tags = common_tags(stage, config)
+        tags, segments = common_tags(stage, config), folder.segments()
         write_json(folder.environment, environment(tags["git_commit"]))
         self.tracker = Tracker(
             folder.root,
@@ -62,6 +62,7 @@ class Recorder(Observer):
             tags,
             (folder.config, folder.environment),
             stage.dataset_digest,
+            (len(segments) - 1, segments[-1].step),
         )
         self._sampler = Sampler(folder.root, lambda figures: self.tracker.log(self._step, figures))
 
@@ -112,6 +113,7 @@ def common_tags(stage: Stage, config: RunConfig) -> dict[str, str]:
         "config_digest": config_digest(config),
         "git_commit": git_commit(),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
+        **RunFolder(config.train.output).lineage(),
     }
 
 

@@ -49,7 +49,9 @@ class Tracker:
         tags: Mapping[str, str] | None = None,
         artifacts: tuple[Path, ...] = (),
         dataset_digest: str = "",
+        segment: tuple[int, int] = (0, 0),
     ) -> None:
+        """``segment`` is the number of the run's present segment and the step at which it began."""
         self._folder = RunFolder(output)
         self._uri = uri
         self._experiment = experiment
@@ -61,6 +63,10 @@ class Tracker:
         self._state: dict[str, Any] = {"key": uuid.uuid4().hex, "uri": uri, "run_id": "", "described": False, "delivered": 0}
         self._state |= read_json(self._folder.tracking) or {}
         self._journal = Journal(self._folder.figures)
+        number, began = segment
+        if number > self._state.get("segment", 0):
+            self._journal.rewind(began)
+            self._state["segment"] = number
         # Before a run is made under this key, so that a kill in between leaves one run, not two.
         write_json(self._folder.tracking, self._state)
         self._wake = threading.Event()

@@ -1,0 +1,127 @@
+"""Starting where another run is: at one of its checkpoints (``branch_from``), or with its weights alone (``init_from``)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import nn
+
+from sleepfm.errors import CheckpointError, ModelError, RegistryError
+from sleepfm.files import read_json, write_atomic
+from sleepfm.registry.package import WEIGHTS, verify
+from sleepfm.registry.registry import Resolved
+from sleepfm.training.folder import RunFolder
+from sleepfm.training.state import checkpoint
+from sleepfm.training.tracking.trace import read_trace
+
+_NAMED = 8
+
+
+def origin(branch_from: str) -> dict[str, Any]:
+    """What the record of a branch says of ``branch_from``, which is ``RUN@STEP``.
+
+    Raises:
+        CheckpointError: no run, or no whole list of files of a checkpoint of that step.
+        StorageError: ``run.json`` there is not a run's.
+    """
+    run, step = _parse(branch_from)
+    if not run.is_run():
+        raise CheckpointError(f"{branch_from}: {run.root} holds no run; branch_from= takes the train.output of one")
+    there = checkpoint.steps(run.checkpoints)
+    if step not in there:
+        held = f"there are those of step {', '.join(map(str, reversed(there)))}" if there else "there is none"
+        raise CheckpointError(f"{branch_from}: no checkpoint of step {step} in {run.checkpoints}; {held}")
+    checkpoint.read_mark(checkpoint.folder_of(run.checkpoints, step))
+    tracking = read_json(run.tracking) or {}
+    return {"run": str(run.root.resolve()), "step": step, "run_id": tracking.get("run_id", "")}
+
+
+def take(branch_from: str, folder: RunFolder) -> None:
+    """Give ``folder``, where nothing has been trained yet, the checkpoint and the trace up to it; the other run is left as it is.
+
+    Raises:
+        CheckpointError: the checkpoint is not there, or not any more.
+    """
+    run, step = _parse(branch_from)
+    origin(branch_from)
+    rows = [row for row in read_trace(run.trace) if row["step"] <= step]
+    write_atomic(folder.trace, "".join(json.dumps(row) + "\n" for row in rows))
+    checkpoint.take_over(run.checkpoints, folder.checkpoints, step)
+
+
+def _parse(branch_from: str) -> tuple[RunFolder, int]:
+    run, _, step = branch_from.rpartition("@")
+    return RunFolder(run), int(step)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What :func:`initialise` did, by names of tensors."""
+
+    path: Path
+    loaded: int
+    untouched: list[str]
+    unused: list[str]
+
+    def describe(self, address: str) -> str:
+        text = f"init_from={address}: {self.loaded} of {self.loaded + len(self.untouched)} tensors taken from {self.path}"
+        for words, names in (("not in it, as initialised", self.untouched), ("in it, not used", self.unused)):
+            if names:
+                more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+                text += f"; {words}: {', '.join(names[:_NAMED])}{more}"
+        return text
+
+
+def weights_of(found: Resolved) -> Path:
+    """The file of weights that an address of ``init_from`` leads to: of a package, whose digests are checked, or of a run.
+
+    Raises:
+        RegistryError: bytes of a package that have changed, or no package.
+        CheckpointError: a run that has not been validated yet.
+    """
+    run = RunFolder(found.path)
+    if found.name or not run.is_run():
+        verify(found.path, found.label, found.tags if found.name else None)
+        return found.path / WEIGHTS
+    # Without it, or while it is written, the best weights so far are the same.
+    if run.package.is_dir():
+        verify(run.package, str(run.package))
+        return run.package / WEIGHTS
+    if not run.best.exists():
+        raise CheckpointError(
+            f"{run.root}: holds no weights yet, since nothing has been validated; branch_from={run.root}@STEP takes a checkpoint"
+        )
+    return run.best
+
+
+def initialise(module: nn.Module, path: Path) -> Loaded:
+    """Load into ``module`` what the safetensors file ``path`` has for it; the rest of it stays as it is.
+
+    Raises:
+        ModelError: a tensor of another shape, or none that fits.
+        RegistryError: the file cannot be read.
+    """
+    own = module.state_dict()
+    try:
+        with safe_open(path, framework="pt") as file:
+            theirs = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise RegistryError(f"{path}: cannot be read as weights ({error})") from error
+    common = [name for name in own if name in theirs]
+    other = [
+        f"{name} ({list(theirs[name].shape)} there, {list(own[name].shape)} here)"
+        for name in common
+        if theirs[name].shape != own[name].shape
+    ]
+    if other:
+        more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
+        raise ModelError(f"{path}: other shapes than this model's: {', '.join(other[:_NAMED])}{more}; give both the same sizes")
+    if not common:
+        raise ModelError(f"{path}: has no tensor of this model, such as {next(iter(own), 'any')}; init_from= takes a like model")
+    module.load_state_dict({name: theirs[name] for name in common}, strict=False)
+    unused = [name for name in theirs if name not in own]
+    return Loaded(path, len(common), [name for name in own if name not in theirs], unused)
