@@ -20,6 +20,7 @@ from torch import nn
 
 from sleepfm.config import merge
 from sleepfm.errors import TrainingError
+from sleepfm.models import guards
 from sleepfm.models.recompute import recompute_activations
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.folder import RunFolder
@@ -56,6 +57,11 @@ def total_steps(config: RunConfig, stage: Stage) -> int:
         return config.train.steps
     assert config.train.passes is not None
     return max(1, math.ceil(config.train.passes * len(stage.stream) / config.train.global_batch))
+
+
+def is_logged(config: RunConfig, step: int, steps: int) -> bool:
+    """Whether the figures of ``step`` (from 1) of a run of ``steps`` go to the tracking server, guards among them."""
+    return step % config.train.log_every == 0 or step == steps
 
 
 def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) -> dict[str, Any]:
@@ -193,7 +199,7 @@ class _Run:
             batch = feed.next()
             self.observer.at(f"in the forward pass of step {self.step + 1}")
             torch.manual_seed(_seed(train.seed, self.step, part, world.rank))
-            with self._precision():
+            with self._precision(), guards.only_if(is_logged(self.config, self.step + 1, self.steps)):
                 loss: Loss = self.stage.loss(self.engine, batch, train.seed)
                 _accumulate(sums, loss, 1 / self.shares.accumulation)
                 if not torch.isfinite(loss.loss):
