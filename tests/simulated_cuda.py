@@ -50,7 +50,7 @@ class DeviceTensor(Tensor):
     def __init__(self, held: Tensor) -> None:
         self.held = held
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"DeviceTensor({self.held!r})"
 
     def __getitem__(self, index: Any) -> Any:

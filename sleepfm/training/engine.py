@@ -6,7 +6,6 @@ rate. A run that is killed and resumed from the checkpoint of step ``s`` repeats
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import time
@@ -126,8 +125,7 @@ class _Run:
                 "initial weights": state_digest(module),
             },
         )
-        # With ZeRO 3 no rank holds whole weights: validation and export use a copy that was made before.
-        self.whole = copy.deepcopy(module) if self.zero == 3 and world.is_main else module
+        self.module = module
         saved = checkpoint.newest(self.folder.checkpoints) if resume else None
         self.step = saved.step if saved else 0
         groups = parameter_groups(module, config.train.weight_decay)
@@ -155,7 +153,7 @@ class _Run:
         elif saved is not None:
             checkpoint.load(self.engine, saved)
         self.guard = StatisticsGuard(self.engine.module)
-        self.ema = Ema(self.engine, config.train.ema, world, self.zero == 3) if config.train.ema else None
+        self.ema = Ema(self.engine, config.train.ema, world) if config.train.ema else None
         if saved is not None and self.ema is not None:
             self.ema.load(saved.folder)
         self.skipped_in_row = 0
@@ -181,8 +179,8 @@ class _Run:
         finally:
             feed.close()
         if finished and self.world.is_main:
-            self.best.load_into(self.whole)
-        return Trained(self.step, finished, self.whole, self.best, time.perf_counter() - began)
+            self.best.load_into(self.module)
+        return Trained(self.step, finished, self.module, self.best, time.perf_counter() - began)
 
     def _step(self, feed: Feed, leave: bool) -> bool:
         """One optimiser step; true if any rank was asked to leave."""
@@ -287,17 +285,15 @@ class _Run:
 
     def _validation_figures(self) -> dict[str, float]:
         losses = self._validation_loss()
-        state = whole_state(self.engine.module, self.world, self.zero == 3)
+        state = whole_state(self.module, self.world)
 
         def work() -> dict[str, float]:
-            if self.zero == 3:
-                self.whole.load_state_dict(state)
-            self.whole.eval()
+            self.module.eval()
             with torch.no_grad():
-                figures = losses | self.stage.validate(self.whole)
+                figures = losses | self.stage.validate(self.module)
                 best = self.best.keep_if_better(self.step, figures, state)
-                self.observer.validated(self.step, figures, self.whole, state, best)
-            self.whole.train()
+                self.observer.validated(self.step, figures, self.module, state, best)
+            self.module.train()
             return figures
 
         return on_main(self.world, work)

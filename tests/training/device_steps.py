@@ -95,7 +95,7 @@ def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, fo
                 figures |= {f"val/{name}": value for name, value in _figures(stage.loss(module, held_out, 1)).items()}
         figures |= stage.validate(module)
         assert state_digest(module)
-        assert all(value.device.type == "cpu" for value in whole_state(module, ALONE, False).values())
+        assert all(value.device.type == "cpu" for value in whole_state(module, ALONE).values())
         (folder / "run").mkdir(exist_ok=True)
         stage.export(module, folder / "run")
     return figures
