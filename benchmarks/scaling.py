@@ -35,13 +35,12 @@ def sent_bytes(zero: int, parameters: float, processes: int, gradient_bytes: int
 
     Without ZeRO an all-reduce of gradients: 2 (N - 1) / N of them. ZeRO 1 and 2: the same, and an all-gather of parameters; the
     paper's reduce-scatter would send half of the gradients (Rajbhandari et al. 2020, section 7), but DeepSpeed by default reduces
-    buckets that hold parts of several ranks as a whole (``use_multi_rank_bucket_allreduce``). ZeRO 3: a reduce-scatter, and an
-    all-gather of parameters in each pass.
+    buckets that hold parts of several ranks as a whole (``use_multi_rank_bucket_allreduce``).
     """
     share = (processes - 1) / processes
     gradients = parameters * gradient_bytes * share
     gathered = parameters * parameter_bytes * share
-    return {0: 2 * gradients, 1: 2 * gradients + gathered, 2: 2 * gradients + gathered, 3: gradients + 2 * gathered}[zero]
+    return 2 * gradients + (gathered if zero else 0.0)
 
 
 def step_seconds(zero: int, parameters: float, processes: int, gradient_bytes: int) -> dict[str, float]:
@@ -66,7 +65,7 @@ def step_seconds(zero: int, parameters: float, processes: int, gradient_bytes: i
 
 def compare(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """Measured bytes beside the formulas', of two processes; not of ``zero1-reduced``, which has no formula here."""
-    stages = {"ddp": 0} | {f"zero{zero}": zero for zero in range(4)}
+    stages = {"ddp": 0} | {f"zero{zero}": zero for zero in range(3)}
     found = {}
     for name, case in cases.items():
         measured, variant = case.get("bytes_sent_a_process_and_step"), name.split("-", 1)[1]
@@ -91,7 +90,7 @@ def main() -> None:
         print(f"{arguments.measured}: no such file, so the formulas' bytes are not compared with measured ones")
     modelled: dict[str, dict[int, dict[str, float]]] = {}
     for label, gradient_bytes in (("fp32 gradients", 4), ("bf16 gradients", 2)):
-        for zero in (0, 1, 3):
+        for zero in (0, 1):
             rows = {number: step_seconds(zero, PARAMETERS, number, gradient_bytes) for number in NUMBERS}
             modelled[f"zero{zero}, {label}"] = rows
     print(f"\n{'modelled efficiency':<24}" + "".join(f"{number:>7}" for number in NUMBERS))

@@ -33,7 +33,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Config, items a process and step, steps that count. The base size is far larger than two cores are meant for: few items.
 SIZES = {"tiny": ("eeg-tiny", 64, 40), "base": ("eeg-base", 2, 8)}
 # Gradients of ZeRO 1 are summed on every rank by default; "zero1-reduced" sums each on the one that keeps it.
-VARIANTS = ("ddp", "zero0", "zero1", "zero1-reduced", "zero2", "zero3")
+VARIANTS = ("ddp", "zero0", "zero1", "zero1-reduced", "zero2")
 REDUCED = '{"zero_optimization":{"use_multi_rank_bucket_allreduce":false}}'
 CHECKPOINT_EVERY = 200  # the default of train.checkpoint_every
 

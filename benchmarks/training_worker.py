@@ -108,8 +108,7 @@ def run_engine(own: argparse.Namespace, rest: list[str]) -> None:
     def report(self: Any, step: int, row: dict[str, Any]) -> None:
         inner(self, step, row)
         if not rows:
-            # ZeRO 3 leaves parameters empty.
-            facts = sum(getattr(p, "ds_numel", p.numel()) for p in stages[0].module.parameters() if p.requires_grad)
+            facts = sum(p.numel() for p in stages[0].module.parameters() if p.requires_grad)
             rows.append(Rows(own.count, own.figures, clock, facts, Path(stages[0].config.train.output)))
         seconds = stages[0].config.train.global_batch / row["epochs_per_s"]
         rows[0].add(row["data_wait"] * seconds, bool(self.tracker.run_id))

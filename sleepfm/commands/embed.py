@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sleepfm.commands.device_option import add_device
 from sleepfm.errors import RecordingError, SleepFMError, StorageError, UsageError
 from sleepfm.files import atomic_path, make_folder
 from sleepfm.signals.files import is_remote, local_path, location
@@ -26,6 +27,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, metavar="URI", help="any model of the registry, or a package")
     parser.add_argument("--out", required=True, metavar="FILE.parquet")
     parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
+    add_device(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,6 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    from sleepfm.models.device import choose_device
     from sleepfm.models.downstream import Downstream
     from sleepfm.models.masked_context import MaskedContext
     from sleepfm.registry.registry import load_package
@@ -46,8 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
     # Bytes of no encoding in a name are kept apart.
     origin = str(source if is_remote(source) else source.resolve()).encode("utf-8", "backslashreplace").decode()
     _check_free(out, origin)
+    device = choose_device(arguments.device)
     package = load_package(arguments.model)
-    held = package.module
+    held = package.module.to(device)
     encoder: Any = held.encoder if isinstance(held, (Downstream, MaskedContext)) else held
     schema = pa.schema(
         [

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sleepfm.commands.device_option import add_device
 from sleepfm.errors import RecordingError, SleepFMError, UsageError
 from sleepfm.files import make_folder
 from sleepfm.output import Origin, check_free, whole_folder
@@ -30,6 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; the champions by default",
     )
     parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
+    add_device(parser)
     parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
     parser.set_defaults(run=run, several="recordings")
 
@@ -54,11 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
     scoring = _scoring(arguments.scoring)
     from sleepfm.inference.scorer import Scorer, prepare_night
+    from sleepfm.models.device import choose_device
     from sleepfm.reports.night_files import write_night
     from sleepfm.signals.files import local_path
 
     out = local_path(arguments.out, "--out")
-    scorer = Scorer.load(models)
+    scorer = Scorer.load(models, device=choose_device(arguments.device))
     make_folder(out)
     written: dict[str, str] = {}
     refused = 0

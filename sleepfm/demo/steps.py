@@ -160,9 +160,18 @@ class Plan:
 
         return json.loads(RunFolder(self.output(name)).result.read_text())
 
+    def processes(self) -> int:
+        """Processes of a training job: those of the configuration, and on GPUs at most one for each."""
+        # Imports torch, for which making the cohort and the shards need not wait.
+        import torch
+
+        from sleepfm.models.device import accelerator
+
+        return min(self.config.processes, torch.cuda.device_count()) if accelerator() == "cuda" else self.config.processes
+
     def _train(self, name: str, script: str, config: str, overrides: Sequence[str]) -> Step:
         # DeepSpeed's node launcher: what the `deepspeed` command starts too, after eight more seconds of imports.
-        launcher = [sys.executable, "-m", "sleepfm.training.launcher", str(self.config.processes)]
+        launcher = [sys.executable, "-m", "sleepfm.training.launcher", str(self.processes())]
         paths = [f"data.path={self.shards}", f"train.output={self.output(name)}"]
         job = [str(LAUNCH / f"{script}.py"), str(config_root() / f"{config}.yaml")]
         return Step(name, [*launcher, *job, *paths, *overrides])

@@ -13,6 +13,7 @@ from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.in_order import iter_record
 from sleepfm.data.quantisation import dequantise, quantise
+from sleepfm.models.device import full_precision
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import unusable
 
@@ -76,6 +77,7 @@ def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Tensor) -> Te
     return _encoded(encoder, encode, (len(subsets), encoder.dim), epochs, None).transpose(0, 1)
 
 
+@full_precision()
 @torch.inference_mode()
 def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable[Epochs], keep: Sequence[bool] | None) -> Tensor:
     device = next(encoder.parameters()).device

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -51,15 +52,23 @@ class Scorer:
         self._encoder = {task: _digest(entry.model.encoder) for task, entry in self.models.items()}
 
     @classmethod
-    def load(cls, addresses: Sequence[str | Path] | None = None, store: str | None = None) -> Scorer:
-        """Load models by registry address or package folder; the champion of every task by default.
+    def load(
+        cls,
+        addresses: Sequence[str | Path] | None = None,
+        store: str | None = None,
+        device: torch.device | str = "cpu",
+    ) -> Scorer:
+        """Load models by registry address or package folder onto ``device``; the champion of every task by default.
 
         Raises:
             RegistryError: nothing registered there, or bytes that have changed.
             ModelError: a model that is not a downstream model, or two for one task.
             ConfigError: a task that is not in the table.
         """
-        return cls([TaskModel.load(address, store) for address in (addresses or CHAMPIONS)])
+        models = [TaskModel.load(address, store) for address in (addresses or CHAMPIONS)]
+        for entry in models:
+            entry.model.to(device)
+        return cls(models)
 
     @property
     def channels(self) -> tuple[str, ...]:

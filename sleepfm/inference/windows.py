@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.models.device import full_precision
 from sleepfm.models.downstream import Downstream
 
 
@@ -41,6 +42,7 @@ def locate_night(model: Downstream, frames: Tensor, length: int) -> NDArray[np.f
     return seconds[..., 1].reshape(-1)
 
 
+@full_precision()
 def _by_windows(
     model: Downstream,
     function: Callable[[Tensor], Tensor],

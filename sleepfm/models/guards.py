@@ -1,13 +1,17 @@
 """Figures that show a collapse of representations while it happens.
 
 All are detached scalars computed in fp32 or wider outside autocast: bf16 cannot tell a collapsed representation from a healthy
-one, and CUDA has no eigenvalues in bf16. None raises: of input that is not finite the figure is nan, and the step is
-skipped for its loss.
+one, and CUDA has no eigenvalues in bf16. None raises: of input that is not finite, and where eigenvalues are not found, the
+figure is nan, and the step is skipped for its loss.
+
+They cost time and, on a GPU, a wait for it. So models compute them only while :func:`wanted`, which is always unless
+:func:`only_if` says otherwise, as it does for training steps that are not logged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import Concatenate, ParamSpec
 
@@ -16,6 +20,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 P = ParamSpec("P")
+
+_wanted = True
+
+
+def wanted() -> bool:
+    """Whether a model is to give these figures beside its loss."""
+    return _wanted
+
+
+@contextmanager
+def only_if(condition: bool) -> Iterator[None]:
+    """Within the block :func:`wanted` is ``condition``."""
+    global _wanted
+    before, _wanted = _wanted, condition
+    try:
+        yield
+    finally:
+        _wanted = before
 
 
 def _figure(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
@@ -51,7 +73,10 @@ def effective_rank(x: Tensor) -> Tensor:
     x = torch.where(finite, x, 0.0)
     x = x - x.mean(0)
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
-    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    try:
+        singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    except torch.linalg.LinAlgError:
+        return torch.full((), torch.nan, device=x.device)
     share = singular / singular.sum().clamp(min=torch.finfo(singular.dtype).tiny)
     rank = torch.special.entr(share).sum().exp()
     return torch.where(finite, rank, torch.nan).float()

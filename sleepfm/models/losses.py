@@ -15,11 +15,7 @@ TILE = 2**22
 
 
 class LossOutput(NamedTuple):
-    """The scalar to minimise and detached scalars for the log.
-
-    A tuple, since ZeRO 3 finds the tensors of a module's output in tuples and dictionaries only, and gathers the module's own
-    parameters for the backward pass when a gradient reaches these.
-    """
+    """The scalar to minimise and detached scalars for the log."""
 
     loss: Tensor
     parts: dict[str, Tensor]

@@ -125,12 +125,10 @@ class MaskedContext(nn.Module):
         out = self.context.mix(torch.where(masked[..., None], self.mask_token.to(seen.dtype), seen), valid)
         target = (embedding - self.mean) / self.std
         error = masked_reconstruction(self.predict(out), target, masked)
-        rows = out.detach()[valid]
-        parts = {
-            "reconstruction_vs_mean": error.mean().detach(),
-            "context_std": guards.embedding_std(rows),
-            "context_rank": guards.effective_rank(rows),
-        }
+        parts = {"reconstruction_vs_mean": error.mean().detach()}
+        if guards.wanted():
+            rows = out.detach()[valid]
+            parts |= {"context_std": guards.embedding_std(rows), "context_rank": guards.effective_rank(rows)}
         return LossOutput(error.mean(), parts)
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:

@@ -106,8 +106,6 @@ class NeuroNetEncoder(nn.Module):
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """Signals, or the features of their frames, to the class token and frame tokens, the class token first.
 
-        Both go through here, so that ZeRO 3 has the module's own parameters together whenever they are used.
-
         Args:
             x: signals ``[B, T]``, or what :meth:`features` made of them, ``[B, F, feature]``.
             keep: ``[B, V, K]`` indices of visible frames in each of ``V`` masked views, which are then
@@ -182,15 +180,15 @@ class NeuroNet(nn.Module):
         first, second = self.projector(views[:, 0]), self.projector(views[:, 1])
         contrast = nt_xent(first, second, config.temperature)
         loss = error.sum() + config.alpha * contrast
-        parts = {
-            "reconstruction": error.sum().detach(),
-            "contrastive": contrast.detach(),
-            "reconstruction_vs_mean": guards.relative_reconstruction(error.mean().detach(), features),
-            "alignment": guards.alignment(first, second),
-            "uniformity": guards.uniformity(first),
-            "embedding_std": guards.embedding_std(views[:, 0]),
-            "effective_rank": guards.effective_rank(views[:, 0]),
-        }
+        parts = {"reconstruction": error.sum().detach(), "contrastive": contrast.detach()}
+        if guards.wanted():
+            parts |= {
+                "reconstruction_vs_mean": guards.relative_reconstruction(error.mean().detach(), features),
+                "alignment": guards.alignment(first, second),
+                "uniformity": guards.uniformity(first),
+                "embedding_std": guards.embedding_std(views[:, 0]),
+                "effective_rank": guards.effective_rank(views[:, 0]),
+            }
         return LossOutput(loss, parts)
 
     def decode(self, visible: Tensor, keep: Tensor) -> Tensor:

@@ -171,18 +171,16 @@ class SynthSleepNet(nn.Module):
         tokens = self.backbones(signals, present)
         keep = keep_indices(noise[..., : self.frames], kept_count(self.frames, self.config.mask_ratio))
         fused = self._fuse(tokens, present, keep)
-        reconstruction, relative = self._reconstruction(fused, tokens, present, keep)
+        reconstruction, guarded = self._reconstruction(fused, tokens, present, keep)
         mean = _mean_tokens(fused, present)
-        contrast, alignment = self._contrast(mean, tokens, present)
-        parts = {
-            "reconstruction": reconstruction.detach(),
-            "contrastive": contrast.detach(),
-            "reconstruction_vs_mean": relative,
-            "alignment": alignment,
-            "uniformity": guards.uniformity(mean),
-            "embedding_std": guards.embedding_std(mean),
-            "effective_rank": guards.effective_rank(mean),
-        }
+        contrast, aligned = self._contrast(mean, tokens, present)
+        parts = {"reconstruction": reconstruction.detach(), "contrastive": contrast.detach()} | guarded | aligned
+        if guards.wanted():
+            parts |= {
+                "uniformity": guards.uniformity(mean),
+                "embedding_std": guards.embedding_std(mean),
+                "effective_rank": guards.effective_rank(mean),
+            }
         return LossOutput(reconstruction + self.config.alpha * contrast, parts)
 
     def _drop_modalities(self, present: Tensor, noise: Tensor) -> Tensor:
@@ -225,9 +223,11 @@ class SynthSleepNet(nn.Module):
         x = unshuffle(self.decoder_embed(visible), keep, self.mask_token, self.frames) + self.decoder_position
         return self.decoders[self.channels[place]](x, self.decoder_norm)
 
-    def _reconstruction(self, fused: Tensor, tokens: list[Tensor], present: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean over samples of the mean over present channels, and the same relative to predicting each
-        channel's mean token.
+    def _reconstruction(
+        self, fused: Tensor, tokens: list[Tensor], present: Tensor, keep: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean over samples of the mean over present channels, and as a guard the same relative to predicting each channel's
+        mean token.
         """
         errors, relative = [], []
         for place, target in enumerate(tokens):
@@ -235,15 +235,14 @@ class SynthSleepNet(nn.Module):
             prediction = self.decode(place, fused[rows, place], keep[rows, place])
             error = masked_reconstruction(prediction, target, hidden(keep[rows, place], self.frames))
             errors.append(_spread(error, rows))
-            if len(error):
+            if len(error) and guards.wanted():
                 relative.append(guards.relative_reconstruction(error.mean().detach(), target.detach()))
         per_sample = torch.stack(errors, dim=1).sum(1) / present.sum(1).clamp(min=1)
-        nothing = per_sample.new_zeros(())
-        return per_sample.mean(), torch.stack(relative).mean() if relative else nothing
+        return per_sample.mean(), _mean_of("reconstruction_vs_mean", relative, per_sample)
 
-    def _contrast(self, mean: Tensor, tokens: list[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+    def _contrast(self, mean: Tensor, tokens: list[Tensor], present: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Means over the channels present anywhere in the batch of NT-Xent between fused and unimodal embeddings, and
-        of their alignment.
+        as a guard of their alignment.
         """
         some = present.any(1)
         fused = _spread(self.fusion_projector(mean[some]), some)
@@ -252,10 +251,10 @@ class SynthSleepNet(nn.Module):
             rows = present[:, place]
             unimodal = _spread(self.projectors[name](part.mean(1)), rows)
             losses.append(nt_xent(fused, unimodal, self.config.temperature, rows))
-            if len(part):
+            if len(part) and guards.wanted():
                 alignments.append(guards.alignment(fused[rows], unimodal[rows]))
         loss = torch.stack(losses).sum() / any_rank(present.any(0)).sum().clamp(min=1)
-        return loss, torch.stack(alignments).mean() if alignments else loss.new_zeros(())
+        return loss, _mean_of("alignment", alignments, loss)
 
     def drop_pretraining(self) -> None:
         """Remove what only :meth:`forward` needs: decoders, projectors and the mask token. ``encode`` and ``embed`` stay."""
@@ -314,6 +313,13 @@ def _spread(rows: Tensor, mask: Tensor) -> Tensor:
     if rows.shape[0] == mask.shape[0]:
         return rows
     return rows.new_zeros(mask.shape[0], *rows.shape[1:]).index_put((mask,), rows)
+
+
+def _mean_of(name: str, figures: list[Tensor], like: Tensor) -> dict[str, Tensor]:
+    """The mean of a guard's ``figures`` under its ``name``, nan if there are none; nothing where guards are not wanted."""
+    if not guards.wanted():
+        return {}
+    return {name: torch.stack(figures).mean() if figures else like.new_full((), torch.nan)}
 
 
 def _mean_tokens(fused: Tensor, present: Tensor) -> Tensor:

@@ -54,9 +54,11 @@ def losses_figure(traces: Mapping[str, Mapping[str, NDArray[np.floating]]]) -> F
             if part == "step":
                 continue
             whole = part == "loss"
+            # Guards are not of every step; a loss that is not a number is a gap.
+            shown = np.isfinite(values) | whole
             axis.plot(
-                trace["step"],
-                values,
+                trace["step"][shown],
+                values[shown],
                 linewidth=1.4 if whole else 0.8,
                 color=INK if whole else None,
                 label=part,

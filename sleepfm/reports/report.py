@@ -134,7 +134,7 @@ def night_page(path: Path, example: NightExample) -> None:
 
 
 def loss_columns(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Columns of a training trace: ``step``, ``loss`` and the parts of the loss.
+    """Columns of a training trace: ``step``, ``loss`` and the parts of the loss, nan at steps that had no such part.
 
     Raises:
         DatasetError: no rows, or rows without ``step`` and ``loss``.
@@ -143,7 +143,8 @@ def loss_columns(path: Path) -> dict[str, NDArray[np.float64]]:
     if not rows or any("step" not in row or "loss" not in row for row in rows):
         raise DatasetError(f"{path}: expected the trace of a training run, rows with 'step' and 'loss'")
     columns = {name: [row[name] for row in rows] for name in ("step", "loss")}
-    columns |= {part: [row.get("parts", {}).get(part, math.nan) for row in rows] for part in rows[-1].get("parts", {})}
+    names = dict.fromkeys(part for row in rows for part in row.get("parts", {}))
+    columns |= {part: [row.get("parts", {}).get(part, math.nan) for row in rows] for part in names}
     return {name: np.array(values, float) for name, values in columns.items()}
 
 

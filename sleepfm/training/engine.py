@@ -6,7 +6,6 @@ rate. A run that is killed and resumed from the checkpoint of step ``s`` repeats
 
 from __future__ import annotations
 
-import copy
 import math
 import re
 import time
@@ -21,6 +20,7 @@ from torch import nn
 
 from sleepfm.config import merge
 from sleepfm.errors import CheckpointError, TrainingError
+from sleepfm.models import guards
 from sleepfm.models.recompute import recompute_activations
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.folder import RunFolder
@@ -59,6 +59,11 @@ def total_steps(config: RunConfig, stage: Stage) -> int:
         return config.train.steps
     assert config.train.passes is not None
     return max(1, math.ceil(config.train.passes * len(stage.stream) / config.train.global_batch))
+
+
+def is_logged(config: RunConfig, step: int, steps: int) -> bool:
+    """Whether the figures of ``step`` (from 1) of a run of ``steps`` go to the tracking server, guards among them."""
+    return step % config.train.log_every == 0 or step == steps
 
 
 def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) -> dict[str, Any]:
@@ -123,8 +128,7 @@ class _Run:
                 "initial weights": state_digest(module),
             },
         )
-        # With ZeRO 3 no rank holds whole weights: validation and export use a copy that was made before.
-        self.whole = copy.deepcopy(module) if self.zero == 3 and world.is_main else module
+        self.module = module
         model = checkpoint.model_digest(module)
         if saved is not None and saved.model not in ("", model):
             raise CheckpointError(
@@ -162,7 +166,7 @@ class _Run:
         self.writer = Writer(self.engine, world, self.folder.checkpoints, self.zero, config.train.keep, model)
         self.saved_at = time.monotonic()
         self.guard = StatisticsGuard(self.engine.module)
-        self.ema = Ema(self.engine, config.train.ema, world, self.zero == 3) if config.train.ema else None
+        self.ema = Ema(self.engine, config.train.ema, world) if config.train.ema else None
         if saved is not None and self.ema is not None:
             self.ema.load(saved.folder)
         self.skipped_in_row = 0
@@ -196,8 +200,8 @@ class _Run:
         finally:
             feed.close()
         if finished and self.world.is_main:
-            self.best.load_into(self.whole)
-        return Trained(self.step, finished, self.whole, self.best, time.perf_counter() - began)
+            self.best.load_into(self.module)
+        return Trained(self.step, finished, self.module, self.best, time.perf_counter() - began)
 
     def _step(self, feed: Feed, own: Mapping[str, bool]) -> dict[str, float]:
         """One optimiser step; for each vote in ``own``, the share of ranks that gave it."""
@@ -214,7 +218,7 @@ class _Run:
             batch = feed.next()
             self.observer.at(f"in the forward pass of step {self.step + 1}")
             torch.manual_seed(_seed(train.seed, self.step, part, world.rank))
-            with self._precision():
+            with self._precision(), guards.only_if(is_logged(self.config, self.step + 1, self.steps)):
                 loss: Loss = self.stage.loss(self.engine, batch, train.seed)
                 _accumulate(sums, loss, 1 / self.shares.accumulation)
                 if not torch.isfinite(loss.loss):
@@ -311,17 +315,15 @@ class _Run:
 
     def _validation_figures(self) -> dict[str, float]:
         losses = self._validation_loss()
-        state = whole_state(self.engine.module, self.world, self.zero == 3)
+        state = whole_state(self.module, self.world)
 
         def work() -> dict[str, float]:
-            if self.zero == 3:
-                self.whole.load_state_dict(state)
-            self.whole.eval()
+            self.module.eval()
             with torch.no_grad():
-                figures = losses | self.stage.validate(self.whole)
+                figures = losses | self.stage.validate(self.module)
                 best = self.best.keep_if_better(self.step, figures, state)
-                self.observer.validated(self.step, figures, self.whole, state, best)
-            self.whole.train()
+                self.observer.validated(self.step, figures, self.module, state, best)
+            self.module.train()
             return figures
 
         return on_main(self.world, work)

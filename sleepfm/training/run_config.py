@@ -98,20 +98,30 @@ _SET_BY_TRAIN = {
 
 
 class DeepSpeedConfig(Config):
-    """What is left to DeepSpeed; ``extra`` is merged into its configuration last (offload and such)."""
+    """What is left to DeepSpeed; ``extra`` is merged into its configuration last (sizes of buckets and such)."""
 
-    zero: Literal[0, 1, 2, 3] = 1
+    zero: Literal[0, 1, 2] = 1
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Compute type; parameters, buffers and optimiser states are fp32 either way."""
     reduce_dtype: Literal["bf16", "fp32"] = "fp32"
     """Type in which gradients of matrix and convolution weights travel; bf16 halves the traffic."""
     extra: dict[str, Any] = Field(default_factory=dict)
 
+    @field_validator("zero", mode="before")
+    @classmethod
+    def _whole_parameters(cls, zero: Any) -> Any:
+        if zero in (3, "3"):
+            raise ValueError("3 is not offered: these models fit any device whole, and sharding them costs time; take 1 or 2")
+        return zero
+
     @field_validator("extra")
     @classmethod
     def _not_what_training_sets(cls, extra: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(_SET_BY_TRAIN & extra.keys()):
             raise ValueError(f"{', '.join(taken)} follow from train.*; state them there")
+        zero = extra.get("zero_optimization", {})
+        if isinstance(zero, dict) and (taken := sorted({"stage", "offload_param"} & zero.keys())):
+            raise ValueError(f"zero_optimization: {', '.join(taken)} follow from deepspeed.zero, which has no stage 3")
         return extra
 
 
@@ -156,15 +166,8 @@ class RunConfig(Config):
 
     @model_validator(mode="after")
     def _stages_can_do_it(self) -> RunConfig:
-        if self.train.compile and self.deepspeed.zero == 3:
-            raise ValueError(
-                "train.compile: not with deepspeed.zero=3, which gathers parameters between layers; take zero 1 or 2"
-            )
         if self.train.compile and self.train.recompute:
             raise ValueError("train.compile: not with train.recompute; the compiler chooses what to compute again")
-        zero = self.deepspeed.extra.get("zero_optimization", {})
-        if self.train.ema and isinstance(zero, dict) and "nvme" in str(zero.get("offload_param", "")):
-            raise ValueError("train.ema: not with parameters on NVMe, which are not in memory to be averaged")
         return self
 
 

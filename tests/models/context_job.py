@@ -46,7 +46,7 @@ class ContextStage:
         torch.manual_seed(0)
         self.module = build({})
         self.stream = SequenceStream()
-        # Types in the forward pass of a training step, where ZeRO 3 has parameters of its own making.
+        # Types in the forward pass of a training step.
         self.used: dict[str, set[str]] = {"rates": set(), "products": set()}
         for part in self.module.modules():
             if isinstance(part, Mamba2):

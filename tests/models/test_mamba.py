@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from sleepfm.errors import ModelError
 from sleepfm.models import mamba
-from sleepfm.models.mamba import Mamba2, state_space_duality
+from sleepfm.models.mamba import Mamba2, fused_scan, state_space_duality
 
 ROOT = Path(__file__).parents[2]
 
@@ -121,6 +123,74 @@ def test_a_package_that_cannot_be_imported_is_one_warning(tmp_path: Path) -> Non
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=variables)
     assert done.stdout == "None None\n"
     assert done.stderr.count("cannot be imported (selective_scan_cuda: undefined symbol)") == 1
+
+
+def scan_kernel(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    chunk_size: int,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    dt_bias: Tensor | None = None,
+    initial_states: Tensor | None = None,
+    seq_idx: Tensor | None = None,
+    cu_seqlens: Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, float("inf")),
+    return_final_states: bool = False,
+    return_varlen_states: bool = False,
+) -> Tensor:
+    """``mamba_ssm.ops.triton.ssd_combined.mamba_chunk_scan_combined`` by its signature: ``x`` ``[B, L, H, P]``, ``dt``
+    ``[B, L, H]``, ``A`` ``[H]``, ``B`` and ``C`` ``[B, L, 1, N]``.
+    """
+    assert dt.shape == x.shape[:3] and A.shape == x.shape[2:3] and B.shape == C.shape == (*x.shape[:2], 1, B.shape[3])
+    assert {tensor.dtype for tensor in (x, dt, A, B, C)} == {torch.float32} and chunk_size == 256
+    assert D is None and z is None and dt_bias is None and not dt_softplus
+    return recurrence(x, dt, A, B[:, :, 0], C[:, :, 0])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_fused_and_plain_paths_share_their_parameters(monkeypatch: pytest.MonkeyPatch, autocast: bool) -> None:
+    torch.manual_seed(0)
+    plain, fused = (Mamba2(32, d_state=8, headdim=16) for _ in range(2))
+    fused.load_state_dict(plain.state_dict())
+    u = torch.randn(2, 70, 32)
+    calls = []
+
+    def kernel(*arguments: Any, **options: Any) -> Tensor:
+        calls.append(1)
+        return scan_kernel(*arguments, **options)
+
+    def run(layer: Mamba2) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            out = layer(u)
+        out.float().square().sum().backward()
+        return out.detach()
+
+    expected = run(plain)
+    names = ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton", "mamba_ssm.ops.triton.ssd_combined")
+    for name in names:
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    monkeypatch.setattr(sys.modules[names[-1]], "mamba_chunk_scan_combined", kernel, raising=False)
+    # A tensor that says it is on a GPU; there is none here.
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    fused_scan.cache_clear()
+    try:
+        found = run(fused)
+    finally:
+        monkeypatch.undo()
+        fused_scan.cache_clear()
+    assert calls
+    bound = 2e-2 if autocast else 1e-3
+    torch.testing.assert_close(found, expected, atol=bound / 10, rtol=bound)
+    for (name, one), (_, other) in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None, name
+        torch.testing.assert_close(
+            other.grad, one.grad, atol=2e-2 if autocast else 1e-3, rtol=2e-2 if autocast else 1e-3, msg=name
+        )
 
 
 @pytest.mark.gpu

@@ -48,11 +48,10 @@ def convert(source: Path, target: Path) -> None:
 
 def go(output: Path, zero: int, stop: bool) -> dict[str, Any]:
     """Losses by step, the last validation and the exported weights of what is in ``output``, taken up or begun."""
-    parted = {"zero_optimization": {"stage3_param_persistence_threshold": 0}}
     config = ToyRunConfig.model_validate(
         {
             "train": {"output": str(output), **json.loads(CONFIG)},
-            "deepspeed": {"zero": zero, "dtype": "fp32", "extra": parted},
+            "deepspeed": {"zero": zero, "dtype": "fp32"},
             "registry": {"name": "toy", "metric": "val/error", "mode": "min"},
         }
     )
@@ -81,9 +80,9 @@ if __name__ == "__main__":
     start(WORLD, 60)
     universal._convert = convert
     results = {"still": go(folder / "still", 1, False)}
-    for source in range(4):
+    for source in range(3):
         go(folder / f"from{source}", source, True)
-        for target in range(4):
+        for target in range(3):
             output = folder / f"from{source}to{target}"
             shutil.copytree(folder / f"from{source}", output)
             results[f"{source} to {target}"] = go(output, target, False)

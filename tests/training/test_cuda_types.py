@@ -1,31 +1,27 @@
-"""Every stage's training and validation step in the types that CUDA would give it, without a GPU."""
+"""Every stage on a device that takes and refuses what CUDA does, without a GPU; and on a GPU where there is one."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import multiprocessing
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from cuda_autocast import LOWER, PROMOTED, REFUSED, NoCudaKernel, cuda_autocast
+from cuda_kernels import LOWER, PROMOTED, REFUSED, NoCudaKernel, refusal
+from device_steps import STAGES, take_step
 from made_nights import EVERY_CHANNEL, make_dataset, make_night
+from torch import Tensor
+from torch.nn import functional as F
 
-from sleepfm.config import load_config
 from sleepfm.data.dataset import Dataset
-from sleepfm.paths import config_root
-from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
-from sleepfm.stages.finetune import FinetuneStage
-from sleepfm.stages.pretrain import PretrainConfig, build_stage
-from sleepfm.stages.probe import ProbeStage
-from sleepfm.training.job import Context
-from sleepfm.training.ranks.distributed import World
-from sleepfm.training.stage import Stage
+from sleepfm.models import guards
 
-ALONE = World(0, 1, 0, 1)
-MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 CHANNEL_SETS = (EVERY_CHANNEL, ("EEG_C4", "ECG"))
-Operation = Callable[[torch.Tensor], torch.Tensor]
+Run = Callable[..., Any]
 
 
 @pytest.fixture(scope="module")
@@ -36,63 +32,33 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return make_dataset(tmp_path_factory.mktemp("shards") / "set", nights, per_shard=4)
 
 
-def stage_of(kind: str, dataset: Dataset, packages: Path, folder: Path) -> Stage:
-    shared = [f"data.path={dataset.path}", f"train.output={folder / 'run'}", "train.global_batch=4"]
-    encoder = f"encoder={packages / 'synthsleepnet'}"
-    encoders = [f"encoders.{name}={packages / name}" for name in MODALITIES]
-    schema: Any = PretrainConfig
-    config, overrides = {
-        "unimodal": ("pretrain/eeg-tiny", []),
-        "multimodal": ("pretrain/multimodal-tiny", encoders),
-        "context": ("pretrain/context-tiny", [encoder, f"cache={folder}/cache", "model.length=10", "model.span=2"]),
-        "probe": ("downstream/probe-stage-tiny", [encoder, f"cache={folder}/cache"]),
-        "fine-tune": ("downstream/finetune-stage-tiny", [encoder]),
-        "full fine-tune": ("downstream/finetune-stage-tiny", [encoder, "tune.mode=full"]),
-        "events": ("downstream/finetune-apnea-events-tiny", [encoder]),
-    }[kind]
-    if config.startswith("downstream"):
-        schema = ProbeConfig if kind == "probe" else FinetuneConfig
-        overrides = [*overrides, "evaluate.resamples=0"]
-    if kind in ("fine-tune", "full fine-tune", "events"):
-        overrides = [*overrides, "sequence.length=3", "sequence.stride=3"]
-    settings = load_config(schema, config_root() / f"{config}.yaml", [*shared, *overrides])
-    context = Context(ALONE, f"sqlite:///{folder}/mlflow.db", "never", settings)
-    if kind == "probe":
-        return ProbeStage(settings, context.pull(settings.encoder), ALONE)
-    if config.startswith("downstream"):
-        return FinetuneStage(settings, context.pull(settings.encoder))
-    return build_stage(settings, context)
+@pytest.fixture(scope="module")
+def there() -> Iterator[Run]:
+    """Runs a function of this module in a process that has the simulated device."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        yield lambda function, *arguments: process.submit(function, *arguments).result()
 
 
-@pytest.mark.parametrize("kind", ["unimodal", "multimodal", "context", "probe", "fine-tune", "full fine-tune", "events"])
-def test_a_step_of_every_stage_has_kernels_in_cuda(dataset: Dataset, packages: Path, tmp_path: Path, kind: str) -> None:
-    stage = stage_of(kind, dataset, packages, tmp_path)
-    module = stage.module.train()
-    batch = stage.stream.batch(0, 4)
-    with cuda_autocast():
-        loss = stage.loss(module, batch, 1)
-        loss.loss.backward()
-    assert loss.loss.dtype == torch.float32
-    assert all(part.dtype in (torch.float32, torch.float64) and part.isfinite() for part in loss.parts.values())
-    trained = [p for p in module.parameters() if p.grad is not None]
-    assert trained and all(p.grad.dtype == torch.float32 for p in trained if p.grad is not None)
-    validation = getattr(stage, "validation", None)
-    module.eval()
-    with cuda_autocast(), torch.no_grad():
-        held_out = validation.batch(0, 4) if hasattr(validation, "batch") else batch
-        assert stage.loss(module, held_out, 1).loss.isfinite()
+def step_there(kind: str, dataset: Path, packages: Path, folder: Path) -> dict[str, float]:
+    from simulated_cuda import DEVICE
+
+    torch.set_num_threads(1)
+    return take_step(kind, DEVICE, dataset, packages, folder)
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_stage_runs_where_only_cudas_kernels_are(
+    there: Run, dataset: Dataset, packages: Path, tmp_path: Path, kind: str
+) -> None:
+    figures = there(step_there, kind, dataset.path, packages, tmp_path)
+    assert figures and all(math.isfinite(value) for value in figures.values()), figures
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["unimodal", "multimodal", "context", "probe", "fine-tune", "full fine-tune", "events"])
-def test_a_step_of_every_stage_runs_on_the_device(dataset: Dataset, packages: Path, tmp_path: Path, kind: str) -> None:
-    stage = stage_of(kind, dataset, packages, tmp_path)
-    device = torch.device("cuda")
-    module = stage.module.train().to(device)
-    with torch.autocast("cuda", torch.bfloat16):
-        loss = stage.loss(module, stage.stream.batch(0, 4).to(device), 1)
-        loss.loss.backward()
-    assert loss.loss.isfinite() and all(part.isfinite() for part in loss.parts.values())
+@pytest.mark.parametrize("kind", STAGES)
+def test_a_stage_runs_on_the_device(dataset: Dataset, packages: Path, tmp_path: Path, kind: str) -> None:
+    figures = take_step(kind, torch.device("cuda"), dataset.path, packages, tmp_path)
+    assert figures and all(math.isfinite(value) for value in figures.values()), figures
 
 
 def test_the_list_of_operations_is_that_of_the_installed_torch() -> None:
@@ -100,34 +66,121 @@ def test_the_list_of_operations_is_that_of_the_installed_torch() -> None:
     assert {name.partition(".")[0] for name in names} >= LOWER | PROMOTED | REFUSED
 
 
-@pytest.mark.parametrize(
-    ("operation", "expected"),
-    [
-        (lambda x: x @ x, torch.bfloat16),
-        (lambda x: torch.nn.functional.linear(x, x), torch.bfloat16),
-        (lambda x: x.softmax(-1), torch.float32),
-        (lambda x: (x @ x).exp(), torch.float32),
-        (lambda x: (x @ x).sum(), torch.float32),
-        (lambda x: torch.nn.functional.layer_norm(x @ x, (4,)), torch.float32),
-        (lambda x: (x @ x) + 1, torch.bfloat16),
-        (lambda x: (x @ x) + x, torch.float32),
-    ],
-)
-def test_operations_get_the_types_of_cudas_autocast(operation: Operation, expected: torch.dtype) -> None:
-    with cuda_autocast():
-        assert operation(torch.randn(4, 4)).dtype == expected
+# Operations on ``x`` [4, 4] in fp32, and the type that CUDA's autocast gives their output.
+TYPES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
+    "product": (lambda x: x @ x, "torch.bfloat16"),
+    "linear": (lambda x: F.linear(x, x), "torch.bfloat16"),
+    "attention": (lambda x: F.scaled_dot_product_attention(x[None], x[None], x[None]), "torch.bfloat16"),
+    "softmax": (lambda x: x.softmax(-1), "torch.float32"),
+    "exponential": (lambda x: (x @ x).exp(), "torch.float32"),
+    "sum": (lambda x: (x @ x).sum(), "torch.float32"),
+    "layer norm": (lambda x: F.layer_norm(x @ x, (4,)), "torch.float32"),
+    "half and number": (lambda x: (x @ x) + 1, "torch.bfloat16"),
+    "half and whole": (lambda x: (x @ x) + x, "torch.float32"),
+}
 
 
-@pytest.mark.parametrize(
-    "operation",
-    [
-        lambda x: torch.linalg.eigvalsh(x @ x),
-        lambda x: torch.linalg.svdvals(x @ x),
-        lambda x: torch.nn.functional.binary_cross_entropy(x.sigmoid(), x.sigmoid()),
-    ],
-)
-def test_what_cuda_lacks_is_refused(operation: Operation) -> None:
-    with cuda_autocast(), pytest.raises(NoCudaKernel):
-        operation(torch.randn(4, 4))
-    with torch.autocast("cpu", torch.bfloat16):
-        operation(torch.rand(4, 4))  # which the CPU's own autocast widens, and so hides
+def type_there(name: str) -> str:
+    from simulated_cuda import DEVICE
+
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        return str(TYPES[name][0](torch.randn(4, 4).to(DEVICE)).dtype)
+
+
+@pytest.mark.parametrize("name", TYPES)
+def test_operations_get_the_types_of_cudas_autocast(there: Run, name: str) -> None:
+    assert there(type_there, name) == TYPES[name][1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", TYPES)
+def test_these_are_the_types_on_the_device(name: str) -> None:
+    with torch.autocast("cuda", torch.bfloat16):
+        assert str(TYPES[name][0](torch.randn(4, 4, device="cuda")).dtype) == TYPES[name][1]
+
+
+# What CUDA refuses of a tensor ``x`` [4, 4] in fp32 on the device, under autocast.
+FAULTS: dict[str, Callable[[Tensor], object]] = {
+    "eigenvalues in bf16": lambda x: torch.linalg.eigvalsh(x @ x),
+    "singular values in bf16": lambda x: torch.linalg.svdvals(x @ x),
+    "eigenvectors in fp16": lambda x: torch.linalg.eigh(x.half()),
+    "spectrum in bf16": lambda x: torch.fft.rfft((x @ x)[:, :3]),
+    "binary cross entropy": lambda x: F.binary_cross_entropy(x.sigmoid(), x.sigmoid()),
+    "product of integers": lambda x: x.long() @ x.long(),
+    "histogram": lambda x: torch.histogram(x, 3),
+    "host beside device": lambda x: x + torch.ones(4),
+    "index of the device into the host": lambda x: torch.ones(4)[x[0].long().clamp(0, 3)],
+    "host into device": lambda x: torch.zeros(4, device=x.device).index_put_((torch.arange(2),), torch.ones(2)),
+    "numpy of the device": lambda x: x.numpy(),
+    "numpy of bf16": lambda x: (x @ x).cpu().numpy(),
+    "pinning the device": lambda x: x.pin_memory(),
+}
+
+
+def fault_there(name: str) -> str:
+    from simulated_cuda import DEVICE
+
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        try:
+            FAULTS[name](torch.randn(4, 4).to(DEVICE))
+        except (NoCudaKernel, RuntimeError, TypeError) as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_cuda_lacks_is_refused(there: Run, name: str) -> None:
+    assert there(fault_there, name)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_device_refuses_it_too(name: str) -> None:
+    with torch.autocast("cuda", torch.bfloat16), pytest.raises((RuntimeError, TypeError)):
+        FAULTS[name](torch.randn(4, 4, device="cuda"))
+
+
+def planted_there(dataset: Path, packages: Path, folder: Path) -> str:
+    """What becomes of a NeuroNet whose guard takes eigenvalues of what autocast made."""
+    from simulated_cuda import DEVICE
+
+    sound, guards.effective_rank = guards.effective_rank, lambda x: torch.linalg.eigvalsh(x.T @ x).sum()
+    try:
+        take_step("unimodal", DEVICE, dataset, packages, folder)
+    except NoCudaKernel as error:
+        return str(error)
+    finally:
+        guards.effective_rank = sound
+    return ""
+
+
+def test_a_guard_in_bf16_would_be_found(there: Run, dataset: Dataset, packages: Path, tmp_path: Path) -> None:
+    assert there(planted_there, dataset.path, packages, tmp_path) == (
+        "_linalg_eigh gets torch.bfloat16, for which CUDA has no kernel"
+    )
+
+
+def collapse_there() -> tuple[float, float]:
+    """The effective rank of one direction, and of many, as a product under autocast makes them."""
+    from simulated_cuda import DEVICE
+
+    torch.manual_seed(0)
+    direction, many = torch.randn(1, 512).to(DEVICE), torch.randn(64, 512).to(DEVICE)
+    with torch.autocast(DEVICE.type, torch.bfloat16):
+        collapsed = torch.randn(64, 1).to(DEVICE) @ direction
+        assert collapsed.dtype == torch.bfloat16
+        return guards.effective_rank(collapsed).item(), guards.effective_rank(many).item()
+
+
+def test_a_collapse_shows_in_bf16(there: Run) -> None:
+    collapsed, spread = there(collapse_there)
+    # Rounding of bf16 itself adds directions of a 256th.
+    assert collapsed < 1.5 and spread > 50
+
+
+def test_an_operation_without_a_kernel_is_told_by_its_type() -> None:
+    half, whole, number = torch.ones(2, 2).bfloat16(), torch.ones(2, 2), torch.ones(2, 2).long()
+    assert refusal("_linalg_svd", [half]) and refusal("_linalg_svd", [whole]) is None
+    assert refusal("linalg_vector_norm", [half]) is None
+    assert refusal("mm", [number, number]) and refusal("mm", [half, half]) is None
+    assert refusal("histogram", [whole])

@@ -67,7 +67,7 @@ def test_any_stage_goes_on_at_any_other_in_one_process(tmp_path: Path) -> None:
     assert done.returncode == 0, said(done)
     results = json.loads((tmp_path / "results.json").read_text())
     still = results.pop("still")
-    assert len(results) == 16
+    assert len(results) == 9
     for name, found in results.items():
         # From the checkpoint of step 3 on; batch statistics, dropout and the average of weights are in it.
         assert list(found["losses"]) == ["4", "5", "6"], name
@@ -90,9 +90,9 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     "legs",
     [
         [(2, 1), (1, 1), (4, 1)],
-        [(2, 1), (1, 2), (4, 3), (2, 1)],
-        [(1, 3), (2, 2), (4, 1), (1, 0)],
-        [(2, 0), (4, 3), (1, 0), (2, 2)],
+        [(2, 1), (1, 2), (4, 2), (2, 1)],
+        [(1, 2), (2, 1), (4, 1), (1, 0)],
+        [(2, 0), (4, 2), (1, 0), (2, 2)],
     ],
     ids=str,
 )
@@ -110,11 +110,11 @@ def test_a_rank_may_hold_no_part_of_a_group(tmp_path: Path) -> None:
 
 def test_another_stage_keeps_what_belongs_to_ranks(tmp_path: Path) -> None:
     # At the same number of processes neither dropout nor batch statistics change.
-    rows = move(tmp_path, "moved", [(2, 1), (2, 3), (2, 0), (2, 2)])
+    rows = move(tmp_path, "moved", [(2, 1), (2, 0), (2, 2)])
     assert_same(rows, stay(tmp_path, "still"), 1e-5)
     assert_same_result(tmp_path, "moved", "still", 1e-5)
 
 
 def test_bf16_moves_too(tmp_path: Path) -> None:
     bf16 = [*SHARED, "deepspeed.dtype=bf16"]
-    assert_same(move(tmp_path, "moved", [(2, 1), (1, 2), (4, 3)], *bf16), stay(tmp_path, "still", *bf16), 1e-3)
+    assert_same(move(tmp_path, "moved", [(2, 1), (1, 2), (4, 1)], *bf16), stay(tmp_path, "still", *bf16), 1e-3)

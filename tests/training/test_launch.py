@@ -96,7 +96,7 @@ def test_a_wrong_key_is_one_line_from_one_rank_and_status_two(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [0, 2])
 def test_every_zero_stage_gives_the_same_losses(undisturbed: Path, zero: int) -> None:
     done = launch(undisturbed, 2, f"deepspeed.zero={zero}", f"train.output=zero{zero}")
     assert done.returncode == 0, done.stderr
@@ -106,7 +106,7 @@ def test_every_zero_stage_gives_the_same_losses(undisturbed: Path, zero: int) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 1, 2, 3])
+@pytest.mark.parametrize("zero", [0, 1, 2])
 def test_a_step_that_is_not_finite_is_skipped_and_named(tmp_path: Path, zero: int) -> None:
     done = launch(tmp_path, 2, f"deepspeed.zero={zero}", "toy.nan_at=[35]")
     assert done.returncode == 0, done.stderr

@@ -11,13 +11,7 @@ from launching import launch, trace
 from safetensors.torch import load_file
 from test_launch import plain_steps
 
-from sleepfm.config import read_yaml
-from sleepfm.paths import config_root
-
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
-
-# Without it ZeRO 3 leaves parameters as small as the toy's whole.
-PARTED = "deepspeed.extra={zero_optimization: {stage3_param_persistence_threshold: 0}}"
 
 
 @pytest.fixture(scope="module")
@@ -33,23 +27,19 @@ def run(folder: Path, name: str, *arguments: str, processes: int = 2) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("zero", [1, 3])
-def test_recomputing_changes_no_number(folder: Path, zero: int) -> None:
-    stage = [f"deepspeed.zero={zero}", PARTED]
-    run(folder, f"forgetful{zero}", *stage, "train.recompute=true")
-    if zero == 3:
-        run(folder, "parted", *stage)
-    assert trace(folder, f"forgetful{zero}") == trace(folder, "run" if zero == 1 else "parted")
+def test_recomputing_changes_no_number(folder: Path) -> None:
+    run(folder, "forgetful", "train.recompute=true")
+    assert trace(folder, "forgetful") == trace(folder, "run")
 
 
-@pytest.mark.parametrize("zero", [1, 3])
+@pytest.mark.parametrize("zero", [1, 2])
 def test_an_average_of_weights_is_validated_selected_exported_and_resumed(folder: Path, zero: int) -> None:
-    ema = ["train.ema=0.8", f"deepspeed.zero={zero}", PARTED]
+    ema = ["train.ema=0.8", f"deepspeed.zero={zero}"]
     name = f"ema{zero}"
     run(folder, name, *ema)
     rows, plain = trace(folder, name), trace(folder, "run")
-    # Averaging changes no step; ZeRO 3 itself adds up in another order.
-    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in plain], abs=1e-5 if zero == 3 else 0)
+    # Averaging changes no step; ZeRO 2 itself adds up in another order.
+    assert [row["loss"] for row in rows] == pytest.approx([row["loss"] for row in plain], abs=1e-5 if zero == 2 else 0)
     exported = load_file(folder / name / "package" / "model.safetensors")
     best = json.loads((folder / name / "result.json").read_text())["best_step"]
     for key, value in averaged(best, 0.8).items():
@@ -83,12 +73,3 @@ def test_a_compiled_model_trains_to_the_same_losses(folder: Path) -> None:
     run(folder, "compiled", "toy.dropout=0", "train.compile=true")
     for row, other in zip(trace(folder, "compiled"), trace(folder, "steady"), strict=True):
         assert row["loss"] == pytest.approx(other["loss"], abs=1e-4)
-
-
-def test_what_the_shipped_configuration_offloads_gives_the_same_losses(folder: Path) -> None:
-    extra = read_yaml(config_root() / "deepspeed" / "zero3-offload-bf16.yaml")["deepspeed"]["extra"]
-    # There is no device to copy to here; the settings of the offloaded optimiser and parameters are DeepSpeed's all the same.
-    assert set(extra["zero_optimization"]) >= {"offload_optimizer", "offload_param"}
-    run(folder, "offloaded", "deepspeed.zero=3", f"deepspeed.extra={json.dumps(extra)}")
-    for row, base in zip(trace(folder, "offloaded"), trace(folder, "run"), strict=True):
-        assert row["loss"] == pytest.approx(base["loss"], abs=1e-5)

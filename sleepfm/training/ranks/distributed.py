@@ -20,6 +20,7 @@ import torch.distributed as dist
 
 from sleepfm.errors import ConfigError, SleepFMError, TrainingError
 from sleepfm.extras import require
+from sleepfm.models.device import accelerator
 
 T = TypeVar("T")
 
@@ -62,21 +63,6 @@ class World:
             return int(text)
 
         return World(number("RANK", 0), number("WORLD_SIZE", 1), number("LOCAL_RANK", 0), number("LOCAL_SIZE", 1))
-
-
-def accelerator() -> str:
-    """``cuda`` or ``cpu``: what ``DS_ACCELERATOR`` says, else whether there is a CUDA device.
-
-    Raises:
-        ConfigError: another accelerator, or CUDA where there is none.
-    """
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    asked = os.environ.get("DS_ACCELERATOR") or found
-    if asked not in ("cuda", "cpu"):
-        raise ConfigError(f"environment variable DS_ACCELERATOR={asked!r}: this project runs on cuda and cpu")
-    if asked == "cuda" and found != "cuda":
-        raise ConfigError("environment variable DS_ACCELERATOR='cuda', but torch finds no CUDA device; unset it or set it to cpu")
-    return asked
 
 
 def import_deepspeed() -> ModuleType:

@@ -78,8 +78,7 @@ def unfinished_of(root: Path, step: int) -> Path:
 
 def model_digest(module: nn.Module) -> str:
     """SHA-256 over names, shapes and roles of the parameters, by which a checkpoint of another model is refused."""
-    # With ZeRO 3 a parameter's own shape is that of this rank's share.
-    return digest([[name, list(getattr(p, "ds_shape", p.shape)), p.requires_grad] for name, p in module.named_parameters()])
+    return digest([[name, list(p.shape), p.requires_grad] for name, p in module.named_parameters()])
 
 
 def steps(root: Path) -> list[int]:

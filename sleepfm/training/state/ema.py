@@ -1,8 +1,7 @@
 """Exponential moving average of the weights, which is what is validated, selected and exported when asked for.
 
-Kept in fp32 by every rank for what the rank holds itself: all trained parameters, or with ZeRO 3 its partitions of them. The
-running statistics of batch norms that train are averaged alike, so that they belong to the averaged weights (Izmailov et al. 2018
-computed them anew, which would take another pass over the data).
+Kept in fp32 by every rank. The running statistics of batch norms that train are averaged alike, so that they belong to the
+averaged weights (Izmailov et al. 2018 computed them anew, which would take another pass over the data).
 """
 
 from __future__ import annotations
@@ -30,12 +29,11 @@ class Ema:
     linger in a short run.
     """
 
-    def __init__(self, engine: Any, decay: float, world: World, sharded: bool) -> None:
-        self._engine, self._decay, self._world, self._sharded = engine, decay, world, sharded
+    def __init__(self, engine: Any, decay: float, world: World) -> None:
+        self._engine, self._decay, self._world = engine, decay, world
         trained = {name: value for name, value in engine.module.named_parameters() if value.requires_grad}
         self._statistics = named_running_statistics(engine.module)
-        # What holds the numbers: with ZeRO 3 that is each parameter's partition of this rank.
-        self._sources = {name: value.ds_tensor if sharded else value for name, value in trained.items()} | self._statistics
+        self._sources = trained | self._statistics
         self._average = {name: value.detach().clone() for name, value in self._sources.items()}
 
     @torch.no_grad()
@@ -57,25 +55,20 @@ class Ema:
 
     @torch.no_grad()
     def _exchange(self) -> None:
-        if self._sharded:
-            # Small parameters are whole on every rank between steps.
-            self._engine.optimizer.checkpoint_event_prologue()
         for name, value in self._sources.items():
             kept = value.detach().clone()
             value.copy_(self._average[name])
             self._average[name].copy_(kept)
-        if self._sharded:
-            self._engine.optimizer.checkpoint_event_epilogue()
 
     def state(self) -> dict[str, Tensor]:
         """The whole average on rank 0 (elsewhere empty), for :data:`FILE`. Every rank calls this."""
         with self.in_place():
-            whole = whole_state(self._engine.module, self._world, self._sharded)
+            whole = whole_state(self._engine.module, self._world)
             return {name: value.clone() for name, value in whole.items() if name in self._sources}
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        """Restore the average that :meth:`state` gave, also on another number of ranks.
+        """Restore the average that :meth:`state` gave.
 
         Raises:
             CheckpointError: ``folder`` holds no average of these weights.
@@ -88,10 +81,4 @@ class Ema:
             other = sorted(state.keys() ^ self._average.keys())[0]
             raise CheckpointError(f"{folder / FILE}: averages of other weights ({other}); start with --resume never")
         for name, value in state.items():
-            own = self._average[name]
-            if self._sharded and name not in self._statistics:
-                start = min(self._world.rank * own.numel(), value.numel())
-                part = value.flatten()[start : start + own.numel()]
-                own.flatten()[: part.numel()].copy_(part)
-            else:
-                own.copy_(value)
+            self._average[name].copy_(value)

@@ -3,10 +3,10 @@
 ``ds_to_universal`` turns a checkpoint into ``zero/PARAMETER/{fp32,exp_avg,exp_avg_sq}.pt``. Between stages that is not enough for
 DeepSpeed 0.19 to go on with the same losses; what is missing is added here, each with its reason:
 
-* the files of a ZeRO 3 checkpoint have another form than ZeRO 1 and 2 read, and the other way round (:func:`_complete`);
+* the count of steps stands with each parameter, and is read from one place (:func:`_complete`);
 * ZeRO 0 neither writes nor reads the layout (:func:`_from_plain`, :func:`_into_plain`);
 * a rank that holds no part of a parameter group breaks the loader of ZeRO 1 and 2 (:func:`_load_partitions`);
-* ZeRO 3 lets its groups share one count of steps, which each of them advances, and takes the settings of the first group for all;
+* the settings of the first parameter group are taken for all;
 * buffers are not restored.
 """
 
@@ -32,8 +32,7 @@ from sleepfm.training.state.checkpoint import MARK, Saved, check_step, read_as_d
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 _STATE = Path("zero", "optimizer_state.pt")
-# Below ZeRO 3, and with it.
-_MODEL_FILES = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
+_MODEL_FILE = "mp_rank_00_model_states.pt"
 
 
 def convert(saved: Saved, world: World, groups: Sequence[dict[str, Any]], module: nn.Module) -> Path:
@@ -43,13 +42,17 @@ def convert(saved: Saved, world: World, groups: Sequence[dict[str, Any]], module
     parameter groups of ``module``.
 
     Raises:
-        CheckpointError: the tool refuses the checkpoint.
+        CheckpointError: the tool refuses the checkpoint, or it is of ZeRO 3, which is not read any more.
         StorageError: there is no room for it.
     """
+    if saved.zero > 2:
+        raise CheckpointError(
+            f"{saved.folder}: written by ZeRO {saved.zero}, which this version does not read; finish the run with the version "
+            "that began it, or start with --resume never"
+        )
     target = saved.folder.parent / f".universal-{saved.folder.name}"
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     ordered = [names[id(parameter)] for group in groups for parameter in group["params"]]
-    shapes = {name: parameter.shape for name, parameter in module.named_parameters()}
 
     def work() -> str:
         if not (target / MARK).exists():
@@ -59,7 +62,7 @@ def convert(saved: Saved, world: World, groups: Sequence[dict[str, Any]], module
                     _from_plain(saved.folder, target, ordered)
                 else:
                     _convert(saved.folder, target)
-                    _complete(target, ordered, shapes)
+                    _complete(target, ordered)
             write_json(target / MARK, {"step": saved.step})
         return str(target)
 
@@ -75,26 +78,15 @@ def _convert(source: Path, target: Path) -> None:
         raise CheckpointError(f"{source}: cannot convert to a universal checkpoint ({lines[-1]})")
 
 
-def _complete(target: Path, ordered: Sequence[str], shapes: dict[str, torch.Size]) -> None:
-    """Give the layout the files and the form that the loaders of all stages ask for."""
-    state = read_archive(target / _STATE)
-    steps = {}
-    if "optimizer_state_dict" in state:  # of ZeRO 3
-        steps = {key: value["step"] for key, value in state["optimizer_state_dict"]["state"].items()}
-        for name in ordered:
-            for kind in ("fp32", *_MOMENTS):
-                flat = read_archive(target / "zero" / name / f"{kind}.pt")
-                _write(target / "zero" / name / f"{kind}.pt", {"param": flat.view(shapes[name])})
-    else:
-        steps = {name: read_archive(target / "zero" / name / "step.pt") for name in ordered}
-    _write_state(target, steps)
-    _pair_model_files(target)
+def _complete(target: Path, ordered: Sequence[str]) -> None:
+    """Give the layout what the loaders of all stages ask for."""
+    _write_state(target, {name: read_archive(target / "zero" / name / "step.pt") for name in ordered})
 
 
 def _from_plain(source: Path, target: Path, ordered: Sequence[str]) -> None:
     """The universal layout of a checkpoint without ZeRO."""
     shutil.copytree(source, target)
-    state = read_archive(target / _MODEL_FILES[0])
+    state = read_archive(target / _MODEL_FILE)
     moments = state["optimizer"]["state"]
     steps = {}
     for number, name in enumerate(ordered):
@@ -109,10 +101,9 @@ def _from_plain(source: Path, target: Path, ordered: Sequence[str]) -> None:
         if own:
             steps[name] = own["step"]
     _write_state(target, steps)
-    _pair_model_files(target)
 
 
-def _write_state(target: Path, steps: dict[Any, Any]) -> None:
+def _write_state(target: Path, steps: dict[str, Any]) -> None:
     """What the loaders look for beside the parameters: the count of steps, and settings of groups, which stay as they are."""
     from deepspeed import __version__
 
@@ -124,11 +115,6 @@ def _write_state(target: Path, steps: dict[Any, Any]) -> None:
     _write(target / _STATE, {"ds_version": __version__, "param_groups": [], "optimizer_state_dict": state})
 
 
-def _pair_model_files(target: Path) -> None:
-    there, missing = sorted((target / name for name in _MODEL_FILES), key=lambda path: not path.exists())
-    shutil.copyfile(there, missing)
-
-
 def load(engine: Any, saved: Saved, folder: Path, zero: int) -> None:
     """Restore ``engine``, which runs ZeRO stage ``zero``, from ``folder``, the universal form of ``saved``.
 
@@ -138,8 +124,7 @@ def load(engine: Any, saved: Saved, folder: Path, zero: int) -> None:
     if zero == 0:
         state = _into_plain(engine, folder)
     else:
-        if zero < 3:
-            engine.optimizer.load_hp_checkpoint_state_from_checkpoint_dir = types.MethodType(_load_partitions, engine.optimizer)
+        engine.optimizer.load_hp_checkpoint_state_from_checkpoint_dir = types.MethodType(_load_partitions, engine.optimizer)
         settings = [
             {key: value for key, value in group.items() if key != "params"} for group in engine.optimizer.optimizer.param_groups
         ]
@@ -151,7 +136,7 @@ def load(engine: Any, saved: Saved, folder: Path, zero: int) -> None:
         for moments in engine.optimizer.optimizer.state.values():
             if torch.is_tensor(moments.get("step")):
                 moments["step"] = moments["step"].clone()
-        state = read_archive(folder / _MODEL_FILES[0])
+        state = read_archive(folder / _MODEL_FILE)
     buffers = dict(engine.module.named_buffers())
     with torch.no_grad():
         for name, value in state["module"].items():
@@ -186,7 +171,7 @@ def _into_plain(engine: Any, folder: Path) -> dict[str, Any]:
                 parameter.copy_(own.pop("fp32"))
             moments = {kind: value.to(parameter.device) for kind, value in own.items()}
             engine.optimizer.state[parameter] = {"step": step.clone(), **moments}
-    state: dict[str, Any] = read_archive(folder / _MODEL_FILES[0])
+    state: dict[str, Any] = read_archive(folder / _MODEL_FILE)
     engine.global_steps, engine.skipped_steps = state["global_steps"], state["skipped_steps"]
     return state
 

@@ -1,4 +1,4 @@
-"""Weights of a module in training: digest, consolidation over ranks, and batch statistics."""
+"""Weights of a module in training: digest, a copy on the CPU, and batch statistics."""
 
 from __future__ import annotations
 
@@ -22,23 +22,9 @@ def state_digest(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def whole_state(module: nn.Module, world: World, sharded: bool) -> dict[str, Tensor]:
-    """Every parameter and buffer on the CPU of rank 0 (elsewhere empty), gathered if ZeRO 3 shards them."""
-    if not sharded:
-        return {name: value.detach().cpu() for name, value in module.state_dict().items()} if world.is_main else {}
-    from deepspeed import zero
-
-    parameters: dict[str, nn.Parameter] = dict(module.named_parameters(remove_duplicate=False))
-    state: dict[str, Tensor] = {}
-    for name, value in module.state_dict(keep_vars=True).items():
-        if name not in parameters:
-            if world.is_main:
-                state[name] = value.detach().cpu()
-            continue
-        with zero.GatheredParameters([parameters[name]]):
-            if world.is_main:
-                state[name] = parameters[name].detach().cpu().clone()
-    return state
+def whole_state(module: nn.Module, world: World) -> dict[str, Tensor]:
+    """Every parameter and buffer on the CPU of rank 0; elsewhere empty."""
+    return {name: value.detach().cpu() for name, value in module.state_dict().items()} if world.is_main else {}
 
 
 def named_running_statistics(module: nn.Module) -> dict[str, Tensor]:

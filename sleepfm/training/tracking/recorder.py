@@ -13,7 +13,7 @@ from typing import Any
 from sleepfm.config import to_dict
 from sleepfm.data.report import report_of
 from sleepfm.files import write_json
-from sleepfm.training.engine import total_steps
+from sleepfm.training.engine import is_logged, total_steps
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.ranks.distributed import World
@@ -32,7 +32,7 @@ class Recorder(Observer):
     def __init__(self, stage: Stage, config: RunConfig, store: str, world: World, flops: float) -> None:
         """``flops`` is the arithmetic of one item, see :func:`sleepfm.training.tracking.flops.item_flops`."""
         folder = RunFolder(config.train.output)
-        self._every = config.train.log_every
+        self._config = config
         self._steps = total_steps(config, stage)
         self._trace_path = folder.trace
         self._trace: Trace | None = None
@@ -78,7 +78,7 @@ class Recorder(Observer):
             self._trace = Trace(self._trace_path, step - 1)
         self._trace.append(row)
         self._progress.stepped(row)
-        if step % self._every == 0 or step == self._steps or row.get("skipped"):
+        if is_logged(self._config, step, self._steps) or row.get("skipped"):
             figures = {"train/loss": row["loss"], "train/lr": row["lr"], "train/grad_norm": row["grad_norm"]}
             figures |= {f"train/{name}": value for name, value in row["parts"].items()}
             figures |= {"speed/epochs_per_s": row["epochs_per_s"], "speed/data_wait": row["data_wait"]}

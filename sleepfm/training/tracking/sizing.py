@@ -24,20 +24,17 @@ class Size:
     def bytes_per_rank(self, zero: int, processes: int, ema: bool = False) -> int:
         """Bytes of parameters, gradients and optimiser state on one rank (Rajbhandari et al. 2020, figure 1).
 
-        ZeRO 1 shards the optimiser state (with its master copy), 2 also gradients, 3 also parameters and, if there is one, the
-        moving average of the weights.
-        Activations are not counted.
+        ZeRO 1 shards the optimiser state (with its master copy), 2 also gradients. Activations are not counted.
         """
-        parameters = self.total / (processes if zero == 3 else 1)
-        gradients = self.trainable / (processes if zero >= 2 else 1)
+        gradients = self.trainable / (processes if zero == 2 else 1)
         moments = 2 * self.trainable if zero == 0 else 3 * self.trainable / processes
-        average = self.trainable / (processes if zero == 3 else 1) if ema else 0
-        return round(_BYTES * (parameters + gradients + moments + average))
+        average = self.trainable if ema else 0
+        return round(_BYTES * (self.total + gradients + moments + average))
 
     def describe(self, processes: int, ema: bool = False) -> str:
         """Lines for a person; ``ema`` says whether a moving average of the weights is kept."""
         lines = [f"parameters: {self.total:,}, of which {self.trainable:,} train"]
-        for zero in range(4):
+        for zero in range(3):
             gib = self.bytes_per_rank(zero, processes, ema) / 2**30
             note = ", with the average of the weights" if ema else ""
             lines.append(f"ZeRO {zero} on {processes} processes: {gib:.3f} GiB a rank without activations{note}")

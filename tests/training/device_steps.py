@@ -1,0 +1,122 @@
+"""What a stage does on a device between two saves, by its real class: for a GPU, and for a device that stands for one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from sleepfm.config import load_config
+from sleepfm.data.batch import Batch
+from sleepfm.paths import config_root
+from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
+from sleepfm.stages.finetune import FinetuneStage
+from sleepfm.stages.pretrain import PretrainConfig, build_stage
+from sleepfm.stages.probe import ProbeStage
+from sleepfm.training.job import Context
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.schedule import parameter_groups
+from sleepfm.training.stage import Stage, ValidatesLoss
+from sleepfm.training.state.weights import state_digest, whole_state
+
+ALONE = World(0, 1, 0, 1)
+MODALITIES = ("EEG", "EOG", "EMG", "ECG")
+ITEMS = 4
+_TINY = ["model.length=10", "model.span=2"]
+_SHORT = ["sequence.length=3", "sequence.stride=3"]
+# Stages by name: their configuration, and what of it is changed.
+STAGES: dict[str, tuple[str, list[str]]] = {
+    "unimodal": ("pretrain/eeg-tiny", []),
+    "unimodal, recomputed": ("pretrain/eeg-tiny", ["train.recompute=true"]),
+    "multimodal": ("pretrain/multimodal-tiny", []),
+    "multimodal, modalities left out": ("pretrain/multimodal-tiny", ["model.modality_dropout=0.5"]),
+    "context": ("pretrain/context-tiny", _TINY),
+    "context of attention": ("pretrain/context-tiny", [*_TINY, "model.context.kind=attention"]),
+    "probe": ("downstream/probe-stage-tiny", []),
+    "probe of a NeuroNet": ("downstream/probe-stage-tiny", []),
+    "fine-tune": ("downstream/finetune-stage-tiny", _SHORT),
+    "fine-tune, frozen": ("downstream/finetune-stage-tiny", [*_SHORT, "tune.mode=frozen", "weighting=inverse"]),
+    "fine-tune, full": ("downstream/finetune-stage-tiny", [*_SHORT, "tune.mode=full"]),
+    "fine-tune, both ways": ("downstream/finetune-stage-tiny", [*_SHORT, "context.bidirectional=true"]),
+    "events": ("downstream/finetune-apnea-events-tiny", _SHORT),
+}
+
+
+def build(kind: str, dataset: Path, packages: Path, folder: Path) -> Stage:
+    """The stage ``kind`` of :data:`STAGES` on the data set at ``dataset``, from ``packages``."""
+    name, overrides = STAGES[kind]
+    encoder = f"encoder={packages / ('EEG' if kind.endswith('NeuroNet') else 'synthsleepnet')}"
+    shared = [f"data.path={dataset}", f"train.output={folder / 'run'}", f"train.global_batch={ITEMS}", *overrides]
+    if kind.startswith("multimodal"):
+        shared += [f"encoders.{modality}={packages / modality}" for modality in MODALITIES]
+    elif not kind.startswith("unimodal"):
+        shared += [encoder]
+    if kind.startswith(("context", "probe")):
+        shared += [f"cache={folder}/cache"]
+    schema: Any = PretrainConfig
+    if name.startswith("downstream"):
+        schema = ProbeConfig if kind.startswith("probe") else FinetuneConfig
+        shared += ["evaluate.resamples=0"]
+    elif not kind.startswith("context"):
+        shared += ["data.validation_items=8", "monitor.label_epochs=40", "monitor.val_epochs=40"]
+    settings = load_config(schema, config_root() / f"{name}.yaml", shared)
+    context = Context(ALONE, f"sqlite:///{folder}/mlflow.db", "never", settings)
+    if schema is ProbeConfig:
+        return ProbeStage(settings, context.pull(settings.encoder), ALONE)
+    if schema is FinetuneConfig:
+        return FinetuneStage(settings, context.pull(settings.encoder))
+    return build_stage(settings, context)
+
+
+def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, folder: Path) -> dict[str, float]:
+    """Two training steps of stage ``kind`` in bf16, its held-out loss, its validation, its packaging; the figures.
+
+    Raises:
+        AssertionError: types that the engine relies on are not what they should be.
+    """
+    torch.manual_seed(0)
+    stage = build(kind, dataset, packages, folder)
+    module = stage.module.to(device).train()
+    config: Any = getattr(stage, "config")  # noqa: B009 (no part of what the engine knows)
+    if config.train.recompute:
+        from sleepfm.models.recompute import recompute_activations
+
+        assert recompute_activations(module)
+    optimiser = torch.optim.AdamW(parameter_groups(module, 0.01), lr=1e-4)
+    for step in range(2):
+        figures = _training_step(stage, module, optimiser, stage.stream.batch(step * ITEMS, ITEMS).to(device))
+    module.eval()
+    with torch.no_grad():
+        if isinstance(stage, ValidatesLoss):
+            held_out = stage.validation.batch(0, ITEMS).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                figures |= {f"val/{name}": value for name, value in _figures(stage.loss(module, held_out, 1)).items()}
+        figures |= stage.validate(module)
+        assert state_digest(module)
+        assert all(value.device.type == "cpu" for value in whole_state(module, ALONE).values())
+        (folder / "run").mkdir(exist_ok=True)
+        stage.export(module, folder / "run")
+    return figures
+
+
+def _training_step(stage: Stage, module: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
+    with torch.autocast(batch.signals.device.type, torch.bfloat16):
+        loss = stage.loss(module, batch, 1)
+        # As the engine does, inside: recomputed parts of the forward pass run under autocast too.
+        loss.loss.backward()
+    assert loss.loss.dtype == torch.float32
+    assert all(part.dtype in (torch.float32, torch.float64) for part in loss.parts.values())
+    gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+    assert gradients and all(gradient.dtype == torch.float32 for gradient in gradients)
+    trained = [parameter for parameter in module.parameters() if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(gradients)
+    torch.nn.utils.clip_grads_with_norm_(trained, 1.0, norm)
+    optimiser.step()
+    optimiser.zero_grad()
+    return _figures(loss) | {"grad_norm": norm.item()}
+
+
+def _figures(loss: Any) -> dict[str, float]:
+    return {name: value.item() for name, value in {"loss": loss.loss, **loss.parts}.items()}
