@@ -15,7 +15,7 @@ from mlflow_server import free_port
 
 from sleepfm.errors import LostRankError, UsageError
 from sleepfm.training.nodes.peers import Member, Peers, Plan, State
-from sleepfm.training.nodes.plan import Demand, decide, train_section
+from sleepfm.training.nodes.plan import Demand, absent, decide, train_section
 from sleepfm.training.run_config import TrainConfig
 
 
@@ -84,6 +84,22 @@ def test_restarts_are_counted_from_the_last_new_checkpoint(tmp_path: Path) -> No
     assert again is not None and (again.restarts, again.step) == (1, 4)
 
 
+def test_a_node_is_absent_that_does_not_answer_was_started_anew_or_has_given_up() -> None:
+    plan, others = plan_of(2, 0, 1, 2, 3), [1, 2, 3]
+    assert absent(plan, states(*"bbbb", plan=plan), others) == []
+    assert absent(plan, states(*"b-bb", plan=plan), others) == [1]
+    assert absent(plan, states(*"brbb", plan=plan), others) == [1]
+    # Has not read the plan yet.
+    assert absent(plan, states(*"brrr", plan=plan_of(1, 0, 1, 2, 3)), others) == []
+    anew = states(*"bbbb", plan=plan)
+    anew[2] = anew[2].model_copy(update={"member": Member(node=2, life="another")})
+    assert absent(plan, anew, others) == [2]
+    for status, expected in ((0, []), (75, []), (1, [3]), (69, [3])):
+        anew = states(*"bbbe", plan=plan)
+        anew[3] = anew[3].model_copy(update={"status": status})
+        assert absent(plan, anew, others) == expected
+
+
 def test_the_section_train_is_read_as_the_job_reads_it(tmp_path: Path) -> None:
     (tmp_path / "job.yaml").write_text("train: {output: run, steps: 5, lr: 0.1}\n")
     found = train_section(["--module", "launch.pretrain", str(tmp_path / "job.yaml"), "train.global_batch=24", "--resume=auto"])
@@ -93,7 +109,8 @@ def test_the_section_train_is_read_as_the_job_reads_it(tmp_path: Path) -> None:
     assert train_section(["x.py", str(tmp_path / "job.yaml"), "train.stepz=1"]) is None
 
 
-def test_nodes_tell_one_another_their_states() -> None:
+def test_nodes_tell_one_another_their_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sleepfm.training.nodes.peers._PORT_SECONDS", 0.5)
     names, port = ["127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4"], free_port()
     first, second, other = Peers(names, 0, port, "job"), Peers(names, 1, port, "job"), Peers(names, 3, port, "another job")
     try:

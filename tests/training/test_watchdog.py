@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,7 +14,7 @@ import pytest
 from launching import CONFIG, alone, command, environment, launch
 
 from sleepfm.errors import LostRankError
-from sleepfm.training.ranks.watchdog import Beat, missing
+from sleepfm.training.ranks.watchdog import Beat, _News, missing
 
 pytestmark = pytest.mark.timeout(1800)
 
@@ -36,6 +37,24 @@ def test_who_is_missing_is_told_from_two_looks_at_all_ranks() -> None:
     assert missing(None, None).startswith("rank 0 does not answer")
     many = [beat(2, 7), *[beat(2, 6)] * 20]
     assert missing([beat(1, 7), *[beat(1, 6)] * 20], many).endswith(", 12 more")
+
+
+def test_rank_0_tells_silence_from_a_collective_that_hangs() -> None:
+    news = _News(3, 0.0)
+    news.take([beat(1, 7), beat(1, 7), None], 5.0)
+    assert news.silent(15.0, 20.0) == ""
+    # Rank 2 never wrote, and rank 1 nothing new.
+    news.take([beat(2, 7), beat(1, 7), None], 15.0)
+    assert news.silent(21.0, 20.0).startswith("nothing is heard of rank 2 (which never wrote) for 21 s")
+    assert "rank 1 (on host, at place 7" in news.silent(26.0, 20.0)
+    assert news.hanging(7, 60.0) == ""
+    news.take([beat(3, 7), beat(2, 7), beat(1, 7)], 30.0)
+    assert news.silent(31.0, 20.0) == ""
+    assert news.hanging(7, 60.0).startswith("stalled, a collective hangs: for 60 s all ranks have been at one place; rank 0 (")
+    # A rank is elsewhere, or all of them wait for storage.
+    assert news.hanging(8, 60.0) == ""
+    news.take([replace(beat(4, 7), place="waiting for data of step 3")] * 3, 35.0)
+    assert news.hanging(7, 60.0) == ""
 
 
 @pytest.mark.slow

@@ -20,13 +20,15 @@ from sleepfm.errors import LostRankError
 from sleepfm.training.ranks.ending import STATUSES, statuses
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
+Look = Callable[[], bool]
+
 _LOOK_SECONDS = 0.5
 # A rank has ended with an error: the others say why within 10 s, or hang. DeepSpeed's launcher would give them 30.
 _GRACE_SECONDS = 15.0
 
 
 def run_processes(
-    arguments: Sequence[str], hosts: Sequence[str], place: int, processes: int, port: int, asked: Callable[[], bool]
+    arguments: Sequence[str], hosts: Sequence[str], place: int, processes: int, port: int, asked: Look, lost: Look
 ) -> int:
     """Run this node's processes to their end.
 
@@ -36,6 +38,7 @@ def run_processes(
         processes: of each node.
         port: where rank 0 listens.
         asked: whether the processes should save and leave.
+        lost: whether another node no longer takes part.
 
     Returns:
         The status of the first that ended with an error, :attr:`LostRankError.exit_status` where it was killed, else 0.
@@ -49,12 +52,12 @@ def run_processes(
             line, env=os.environ | {STATUSES: folder}, start_new_session=True, preexec_fn=_ignore_the_request_to_save
         )
         try:
-            return _wait(launcher, Path(folder), processes, asked)
+            return _wait(launcher, Path(folder), processes, asked, lost)
         finally:
             _kill(launcher)
 
 
-def _wait(launcher: subprocess.Popen[bytes], folder: Path, processes: int, asked: Callable[[], bool]) -> int:
+def _wait(launcher: subprocess.Popen[bytes], folder: Path, processes: int, asked: Look, lost: Look) -> int:
     most, told, lost_since = 0, set(), None
     while launcher.poll() is None:
         ranks = _ranks(launcher)
@@ -65,6 +68,9 @@ def _wait(launcher: subprocess.Popen[bytes], folder: Path, processes: int, asked
                     with contextlib.suppress(psutil.NoSuchProcess):
                         rank.send_signal(signal.SIGUSR1)
                     told.add(rank.pid)
+        if lost():
+            print("another node no longer takes part; the processes of this one are killed", file=sys.stderr, flush=True)
+            return LostRankError.exit_status
         gone = most - len(ranks)
         if most == processes and gone > statuses(folder).count(0):
             lost_since = lost_since or time.monotonic()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import ipaddress
 import threading
+import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Literal
@@ -17,6 +19,8 @@ from sleepfm.config import Config
 from sleepfm.errors import UsageError
 
 _ANSWER_SECONDS = 2.0
+# A job that was asked to leave holds its port until it has saved.
+_PORT_SECONDS = 60.0
 _AT_A_TIME = 64
 
 
@@ -87,20 +91,26 @@ class Peers:
             def log_message(self, format: str, *args: object) -> None:
                 """Nothing: the nodes ask every second."""
 
-        try:
-            self._server = ThreadingHTTPServer((_own_address(nodes[node]), port), Handler)
-        except OSError as error:
-            raise UsageError(
-                f"cannot listen at {nodes[node]}:{port} ({error.strerror}); is NODE_RANK={node} this node, and is another job "
-                "running here? Give the jobs MASTER_PORTs that are two or more apart"
-            ) from error
+        until = time.monotonic() + _PORT_SECONDS
+        while True:
+            try:
+                self._server = ThreadingHTTPServer((_own_address(nodes[node]), port), Handler)
+                break
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and time.monotonic() < until:
+                    time.sleep(0.5)
+                    continue
+                raise UsageError(
+                    f"cannot listen at {nodes[node]}:{port} ({error.strerror}); is NODE_RANK={node} this node, and is another "
+                    "job running here? Give the jobs MASTER_PORTs that are two or more apart"
+                ) from error
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="state", daemon=True).start()
 
-    def look(self) -> dict[int, State]:
-        """The states of this node and of all others of this job that answer within two seconds."""
+    def look(self, nodes: Iterable[int] | None = None) -> dict[int, State]:
+        """The states of this node and of all others of this job, or those of ``nodes``, that answer within two seconds."""
         own = self.state.member.node
-        others = [node for node in range(len(self._nodes)) if node != own]
+        others = [node for node in (range(len(self._nodes)) if nodes is None else nodes) if node != own]
         with ThreadPoolExecutor(min(_AT_A_TIME, max(1, len(others)))) as pool:
             found = dict(zip(others, pool.map(self._ask, others), strict=True))
         return {own: self.state} | {node: state for node, state in found.items() if state is not None}

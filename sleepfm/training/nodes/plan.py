@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from sleepfm.paths import find_config
 from sleepfm.training.feed import Shares
 from sleepfm.training.nodes.peers import Plan, State
 from sleepfm.training.ranks.distributed import World
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 from sleepfm.training.run_config import TrainConfig
 from sleepfm.training.state import checkpoint
 
@@ -68,6 +69,23 @@ def train_section(arguments: Sequence[str]) -> TrainConfig | None:
         return validate(TrainConfig, values["train"], names[1])
     except (ConfigError, IndexError, KeyError):
         return None
+
+
+def absent(plan: Plan, states: Mapping[int, State], nodes: Iterable[int]) -> list[int]:
+    """Those of ``nodes`` that no longer take part in ``plan``: they do not answer, were started anew, or have given it up. Those
+    that are done with it, or left it after a save, are as far as the others will be.
+    """
+    members = {member.node: member for member in plan.members}
+
+    def gone(node: int) -> bool:
+        state = states.get(node)
+        if state is None or state.member != members[node]:
+            return True
+        begun = state.plan is not None and state.plan.number >= plan.number
+        refused = state.phase == "ended" and state.status not in (0, PREEMPTED_STATUS)
+        return refused or (begun and state.phase == "ready")
+
+    return [node for node in nodes if gone(node)]
 
 
 def decide(states: Mapping[int, State], demand: Demand, waited: float, patience: float) -> Plan | None:

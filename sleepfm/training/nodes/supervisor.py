@@ -17,7 +17,7 @@ from sleepfm.config import digest
 from sleepfm.errors import LostRankError
 from sleepfm.training.nodes.attempt import run_processes
 from sleepfm.training.nodes.peers import Peers, Plan
-from sleepfm.training.nodes.plan import Demand, decide
+from sleepfm.training.nodes.plan import Demand, absent, decide
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 _LOOK_SECONDS = 1.0
@@ -26,6 +26,9 @@ _FIRST_SECONDS = 600.0
 _AGAIN_SECONDS = 15.0
 # A node that comes later is taken in by a save and a start, which should be worth it.
 _REGROUP_SECONDS = 300.0
+# Between two looks at the other nodes while the processes run, and how long one may be absent.
+_PEERS_SECONDS = 5.0
+_ABSENT_SECONDS = 30.0
 # How long a supervisor that is done tells the others so.
 _FAREWELL_SECONDS = 30.0
 
@@ -44,6 +47,8 @@ class Supervisor:
         self._asked = False
         self._peers = Peers(nodes, node, port + 1, digest([*nodes, *arguments]))
         self._looked = 0.0
+        self._met: set[str] = set()
+        """Lives of nodes that this one has seen before they ended."""
 
     def run(self) -> int:
         """Until the job is done, has to stop, or was asked to leave by a signal; its exit status.
@@ -80,6 +85,9 @@ class Supervisor:
         began = time.monotonic()
         while not self._asked:
             states = self._peers.look()
+            self._met |= {state.member.life for state in states.values() if state.phase != "ended"}
+            # What is left of a job before this one concerns nobody.
+            states = {node: state for node, state in states.items() if state.member.life in self._met}
             ended = [state.status for state in states.values() if state.phase == "ended"]
             if ended:
                 return max(ended)
@@ -99,20 +107,20 @@ class Supervisor:
         hosts = [self._nodes[member.node] for member in plan.members]
         if plan.number > 1:
             self._say(f"start {plan.number} on {len(hosts)} nodes: {' '.join(hosts)}, from step {plan.step}")
-        began = time.monotonic()
+        watch = _Watch(self._peers, plan)
 
         def asked() -> bool:
-            if plan.members[0].node == self._node and time.monotonic() - began > _REGROUP_SECONDS:
+            if watch.age > _REGROUP_SECONDS and plan.members[0].node == self._node:
                 self._regroup_if_worth(plan)
             return self._asked or self._peers.state.regroup
 
         place = plan.members.index(self._peers.state.member)
-        return run_processes(self._arguments, hosts, place, self._demand.processes, self._port, asked)
+        return run_processes(self._arguments, hosts, place, self._demand.processes, self._port, asked, watch.lost)
 
     def _regroup_if_worth(self, plan: Plan) -> None:
         """On the first node: when more nodes are ready than train, and the job can use them, all save and start again."""
         size = len(plan.members)
-        if size == self._demand.wanted or self._peers.state.regroup or time.monotonic() - self._looked < 10 * _LOOK_SECONDS:
+        if size == self._demand.wanted or self._peers.state.regroup or time.monotonic() - self._looked < _PEERS_SECONDS:
             return
         self._looked = time.monotonic()
         waiting = [state for state in self._peers.look().values() if state.phase == "ready"]
@@ -141,3 +149,32 @@ class Supervisor:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+
+
+class _Watch:
+    """Whether the other nodes of ``plan`` still take part. The first looks at all of them, and each of them at the first.
+
+    The processes see by themselves that others are lost, once they have met; this is for those that never will.
+    """
+
+    def __init__(self, peers: Peers, plan: Plan) -> None:
+        self._peers, self._plan = peers, plan
+        self._began = self._looked = time.monotonic()
+        self._since: dict[int, float] = {}
+        first, *others = [member.node for member in plan.members]
+        self._nodes = others if first == peers.state.member.node else [first]
+
+    @property
+    def age(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    def lost(self) -> bool:
+        """Whether one of them has been absent for too long; asks at most every few seconds."""
+        now = time.monotonic()
+        if now - self._looked < _PEERS_SECONDS:
+            return False
+        self._looked = now
+        missing = absent(self._plan, self._peers.look(self._nodes), self._nodes)
+        self._since = {node: self._since.get(node, now) for node in missing}
+        return any(now - since > _ABSENT_SECONDS for since in self._since.values())
