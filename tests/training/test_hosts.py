@@ -98,10 +98,10 @@ def lose(host: Host) -> None:
     host.wait()
 
 
-def seconds_until(folder: Path, run: str, step: int, host: Host) -> float:
+def seconds_until(folder: Path, run: str, step: int, hosts: list[Host]) -> float:
     """Seconds until ``run`` has done ``step`` steps."""
     began = time.monotonic()
-    reach(folder, run, step, [host])
+    reach(folder, run, step, hosts)
     return time.monotonic() - began
 
 
@@ -117,13 +117,15 @@ def assert_losses(folder: Path, run: str) -> None:
 def test_a_lost_host_restarts_the_job_on_the_other(undisturbed: Path, lost: int) -> None:
     run = f"lost{lost}"
     hosts = two_hosts(undisturbed, (*LONG, *PLAIN, f"train.output={run}"))
+    start = seconds_until(undisturbed, run, 1, hosts)
     reach(undisturbed, run, 10, hosts)
     lose(hosts[lost])
     step = trace(undisturbed, run)[-1]["step"]
     other = hosts[1 - lost]
-    seconds = seconds_until(undisturbed, run, step + 1, other)
-    print(f"host {lost} lost at step {step}; the first new step after {seconds:.0f} s")
-    assert seconds < 60
+    seconds = seconds_until(undisturbed, run, step + 1, [other])
+    print(f"host {lost} lost at step {step}; the first new step after {seconds:.0f} s, of a start after {start:.0f} s")
+    # A minute where a start takes half of it, as on two idle cores; this machine may be busy.
+    assert seconds < start + 30
     assert other.wait() == 0, other.log.read_text()
     assert "start 2 on 1 nodes" in other.log.read_text()
     assert_losses(undisturbed, run)

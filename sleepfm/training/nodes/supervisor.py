@@ -21,9 +21,9 @@ from sleepfm.training.nodes.plan import Demand, absent, decide
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 _LOOK_SECONDS = 1.0
-# How long the first start waits for nodes that are still being made ready, and a restart for those that may come back at once.
+# How long the first start waits for nodes that are still being made ready, and a restart for one that does not answer.
 _FIRST_SECONDS = 600.0
-_AGAIN_SECONDS = 15.0
+_AGAIN_SECONDS = 5.0
 # A node that comes later is taken in by a save and a start, which should be worth it.
 _REGROUP_SECONDS = 300.0
 # Between two looks at the other nodes while the processes run, and how long one may be absent.

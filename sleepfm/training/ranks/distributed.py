@@ -29,6 +29,8 @@ T = TypeVar("T")
 # The launcher ends every process as soon as one has failed; rank 0 gets this long to say why before
 # another does.
 _GRACE_SECONDS = 10.0
+# Rank 0 may be the one that is lost, and a restart waits.
+_LOST_GRACE_SECONDS = 2.0
 # Processes import at different speeds, from a slow file system the slower.
 _JOIN_SECONDS = 600.0
 # A job that was asked to leave holds its port until it has saved.
@@ -301,7 +303,7 @@ def exit_ranked(command: Callable[[], int]) -> NoReturn:
         if rank == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(_GRACE_SECONDS)
+            time.sleep(_LOST_GRACE_SECONDS if isinstance(error, LostRankError) else _GRACE_SECONDS)
             print(f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         status = 130
