@@ -142,14 +142,19 @@ def test_a_job_that_slurm_asks_to_leave_goes_back_into_the_queue_and_on(cluster:
 def test_a_lost_node_restarts_the_job_in_its_allocation(cluster: dict[str, str], tmp_path: Path) -> None:
     arguments = ["train.steps=24", "toy.seconds=0.2", "toy.dropout=0", "toy.statistics=false"]
     assert launch(tmp_path, 2, *arguments).returncode == 0
-    job = Batch(cluster, tmp_path, *arguments)
+    job, began = Batch(cluster, tmp_path, *arguments), time.monotonic()
+    job.wait(lambda: job.steps() >= 1)
+    start = time.monotonic() - began
     job.wait(lambda: job.steps() >= 6)
     lost = job.task(1)
     for process in [lost, *lost.children(recursive=True)]:
         process.kill()
     step, began = job.steps(), time.monotonic()
-    job.wait(lambda: job.steps() > step, 60)
-    print(f"node lost at step {step}; the first new step after {time.monotonic() - began:.0f} s")
+    job.wait(lambda: job.steps() > step)
+    seconds = time.monotonic() - began
+    print(f"node lost at step {step}; the first new step after {seconds:.0f} s, of a start after {start:.0f} s")
+    assert "start 2 on 1 nodes: 127.0.0.1" in job.log
+    assert seconds < start + 30
     job.wait(lambda: "registered toy:" in job.log)
     job.wait(lambda: run(cluster, "squeue", "-h", "-j", job.number, "-o", "%T") in ("", "COMPLETED"), 60)
     shown = run(cluster, "scontrol", "show", "job", job.number)
