@@ -124,8 +124,8 @@ def test_a_lost_host_restarts_the_job_on_the_other(undisturbed: Path, lost: int)
     other = hosts[1 - lost]
     seconds = seconds_until(undisturbed, run, step + 1, [other])
     print(f"host {lost} lost at step {step}; the first new step after {seconds:.0f} s, of a start after {start:.0f} s")
-    # A minute where a start takes half of it, as on two idle cores; this machine may be busy.
-    assert seconds < start + 30
+    # A minute on two idle cores, where a start takes 20 s; what is left also brings the checkpoint into its own layout.
+    assert seconds < 2 * start + 20
     assert other.wait() == 0, other.log.read_text()
     assert "start 2 on 1 nodes" in other.log.read_text()
     assert_losses(undisturbed, run)
@@ -232,7 +232,7 @@ def test_hosts_whose_cable_is_pulled_do_not_go_on_both(undisturbed: Path) -> Non
         step, began = trace(undisturbed, "cable")[-1]["step"], time.monotonic()
         # One step may be on its way.
         while (undisturbed / "cable" / "trace.jsonl").read_text().count("\n") < step + 2:
-            assert time.monotonic() - began < 10 + 60, [host.log.read_text() for host in hosts]
+            assert time.monotonic() - began < 300, [host.log.read_text() for host in hosts]
             time.sleep(0.1)
         print(f"cable pulled at step {step}; the second new step after {time.monotonic() - began:.0f} s")
         statuses = [host.wait() for host in hosts]

@@ -15,7 +15,7 @@ from mlflow_server import free_port
 
 from sleepfm.errors import LostRankError, UsageError
 from sleepfm.training.nodes.peers import Member, Peers, Plan, State
-from sleepfm.training.nodes.plan import Demand, absent, decide, train_section
+from sleepfm.training.nodes.plan import Demand, absent, decide, plan_for, train_section
 from sleepfm.training.run_config import TrainConfig
 
 
@@ -94,10 +94,27 @@ def test_a_node_is_absent_that_does_not_answer_was_started_anew_or_has_given_up(
     anew = states(*"bbbb", plan=plan)
     anew[2] = anew[2].model_copy(update={"member": Member(node=2, life="another")})
     assert absent(plan, anew, others) == [2]
+    # Follows another plan of the same number.
+    anew = states(*"bbbb", plan=plan)
+    anew[2] = anew[2].model_copy(update={"plan": plan_of(2, 2, 3)})
+    assert absent(plan, anew, others) == [2]
     for status, expected in ((0, []), (75, []), (1, [3]), (69, [3])):
         anew = states(*"bbbe", plan=plan)
         anew[3] = anew[3].model_copy(update={"status": status})
         assert absent(plan, anew, others) == expected
+
+
+def test_a_node_takes_part_in_the_newest_plan_that_names_it() -> None:
+    # Nodes 0 and 1 did not see each other, and have planned both; node 3 has ended something before.
+    known = states(*"bbre", plan=plan_of(1, 0, 1, 2, 3))
+    known[0] = known[0].model_copy(update={"plan": plan_of(2, 0, 2)})
+    known[1] = known[1].model_copy(update={"plan": plan_of(2, 1, 2)})
+    known[3] = known[3].model_copy(update={"plan": plan_of(3, 2, 3)})
+    assert plan_for(member(2), known, 1) == plan_of(2, 0, 2)
+    assert plan_for(member(2), known, 2) is None
+    assert plan_for(Member(node=2, life="another"), known, 1) is None
+    known[1] = known[1].model_copy(update={"plan": plan_of(3, 1, 2)})
+    assert plan_for(member(2), known, 1) == plan_of(3, 1, 2)
 
 
 def test_the_section_train_is_read_as_the_job_reads_it(tmp_path: Path) -> None:

@@ -154,7 +154,8 @@ def test_a_lost_node_restarts_the_job_in_its_allocation(cluster: dict[str, str],
     seconds = time.monotonic() - began
     print(f"node lost at step {step}; the first new step after {seconds:.0f} s, of a start after {start:.0f} s")
     assert "start 2 on 1 nodes: 127.0.0.1" in job.log
-    assert seconds < start + 30
+    # A minute on two idle cores, where a start takes 20 s; what is left also brings the checkpoint into its own layout.
+    assert seconds < 2 * start + 20
     job.wait(lambda: "registered toy:" in job.log)
     job.wait(lambda: run(cluster, "squeue", "-h", "-j", job.number, "-o", "%T") in ("", "COMPLETED"), 60)
     shown = run(cluster, "scontrol", "show", "job", job.number)

@@ -10,7 +10,7 @@ from sleepfm.config import apply_overrides, read_yaml, validate
 from sleepfm.errors import ConfigError, LostRankError, SleepFMError
 from sleepfm.paths import find_config
 from sleepfm.training.feed import Shares
-from sleepfm.training.nodes.peers import Plan, State
+from sleepfm.training.nodes.peers import Member, Plan, State
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 from sleepfm.training.run_config import TrainConfig
@@ -83,9 +83,20 @@ def absent(plan: Plan, states: Mapping[int, State], nodes: Iterable[int]) -> lis
             return True
         begun = state.plan is not None and state.plan.number >= plan.number
         refused = state.phase == "ended" and state.status not in (0, PREEMPTED_STATUS)
-        return refused or (begun and state.phase == "ready")
+        return refused or (begun and (state.plan != plan or state.phase == "ready"))
 
     return [node for node in nodes if gone(node)]
+
+
+def plan_for(member: Member, states: Mapping[int, State], last: int) -> Plan | None:
+    """The newest plan after number ``last`` that ``member`` is part of.
+
+    Of two with one number, which nodes that did not see each other have made, that of the first: those who follow the other will
+    miss this member, and start again.
+    """
+    plans = [state.plan for _, state in sorted(states.items()) if state.plan is not None and state.phase == "running"]
+    own = [plan for plan in plans if plan.number > last and member in plan.members]
+    return max(own, key=lambda plan: plan.number, default=None)
 
 
 def decide(states: Mapping[int, State], demand: Demand, waited: float, patience: float) -> Plan | None:

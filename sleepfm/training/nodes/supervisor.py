@@ -17,7 +17,7 @@ from sleepfm.config import digest
 from sleepfm.errors import LostRankError
 from sleepfm.training.nodes.attempt import run_processes
 from sleepfm.training.nodes.peers import Peers, Plan
-from sleepfm.training.nodes.plan import Demand, absent, decide
+from sleepfm.training.nodes.plan import Demand, absent, decide, plan_for
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 _LOOK_SECONDS = 1.0
@@ -91,13 +91,15 @@ class Supervisor:
             ended = [state.status for state in states.values() if state.phase == "ended"]
             if ended:
                 return max(ended)
-            first = min(states)
-            plan = states[first].plan
-            if first == self._node:
+            waited = time.monotonic() - began
+            plan = plan_for(own.member, states, last)
+            # Nodes that start at the same time do not see one another at once.
+            settled = len(states) == len(self._nodes) or waited > _AGAIN_SECONDS
+            if plan is None and min(states) == self._node and settled:
                 # Only a start of the whole job waits for all.
                 patience = _AGAIN_SECONDS if any(state.plan for state in states.values()) else _FIRST_SECONDS
-                plan = decide(states, self._demand, time.monotonic() - began, patience)
-            if plan is not None and plan.number > last and own.member in plan.members:
+                plan = decide(states, self._demand, waited, patience)
+            if plan is not None and own.member in plan.members:
                 self._peers.state = own.model_copy(update={"phase": "running", "plan": plan, "regroup": False})
                 return plan
             time.sleep(_LOOK_SECONDS)
