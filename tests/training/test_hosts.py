@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import CONFIG, TOY, environment, family, launch, trace
+from launching import CONFIG, TOY, environment, family, hear_signals, launch, trace
 from mlflow_server import free_port
 
 from sleepfm.errors import LostRankError
@@ -43,6 +43,7 @@ class Host:
             stdout=sink,
             stderr=sink,
             start_new_session=True,
+            preexec_fn=hear_signals,
         )
 
     def signal_all(self, number: int) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import CONFIG, command, environment, family, launch, trace
+from launching import CONFIG, command, environment, family, hear_signals, launch, trace
 
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
@@ -36,7 +36,9 @@ def running(folder: Path, line: list[str], name: str) -> Iterator[subprocess.Pop
     """``line`` as a job of its own; whatever is left of it in the end is killed."""
     (folder / "toy.yaml").write_text(CONFIG)
     log = (folder / f"{name}.log").open("a")
-    job = subprocess.Popen(line, cwd=folder, stdout=log, stderr=log, env=environment(), start_new_session=True)
+    job = subprocess.Popen(
+        line, cwd=folder, stdout=log, stderr=log, env=environment(), start_new_session=True, preexec_fn=hear_signals
+    )
     try:
         yield job
     finally:
@@ -132,5 +134,5 @@ def test_what_a_shell_has_told_to_be_ignored_is_ignored() -> None:
     script = "from sleepfm.training.ranks import preemption as p; import os, signal; p.leave_at_once()\n"
     for number, status in ((signal.SIGHUP, 0), (signal.SIGTERM, PREEMPTED_STATUS), (signal.SIGUSR1, PREEMPTED_STATUS)):
         code = f"trap '' HUP USR1; exec {sys.executable} -c '{script}os.kill(os.getpid(), {int(number)})'"
-        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True)
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, preexec_fn=hear_signals)
         assert done.returncode == status, done.stderr
