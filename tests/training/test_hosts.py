@@ -35,7 +35,7 @@ class Host:
 
     def __init__(self, folder: Path, name: str, command: list[str], variables: dict[str, str]) -> None:
         self.log = folder / f"{name}.log"
-        sink = self.log.open("a")
+        sink = self.log.open("w")
         self.process = subprocess.Popen(
             command,
             cwd=folder,
