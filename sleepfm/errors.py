@@ -64,6 +64,13 @@ class TrainingError(SleepFMError):
     """A training run that has to stop."""
 
 
+class LostRankError(TrainingError):
+    """Another process of the job is gone or does not answer; the same command goes on with what is left."""
+
+    # EX_UNAVAILABLE of sysexits.h.
+    exit_status = 69
+
+
 class RegistryError(SleepFMError):
     """A model, version or alias that the registry does not hold, or whose bytes have changed."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sleepfm.errors import LostRankError
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 LAUNCH = Path(__file__).parents[1] / "launch"
@@ -40,9 +41,14 @@ def test_node_says_what_it_misses() -> None:
     assert "usage" in done.stderr
 
 
-def test_the_batch_file_requeues_on_the_status_of_preemption_alone() -> None:
+def test_the_batch_file_requeues_what_may_go_on() -> None:
     text = (LAUNCH / "slurm/train.sbatch").read_text()
-    assert re.findall(r'"\$status" -eq (\d+)', text) == [str(PREEMPTED_STATUS)]
+    # The second a bounded number of times.
+    assert re.findall(r'"\$status" -eq (\d+)', text) == [str(PREEMPTED_STATUS), str(LostRankError.exit_status)]
+    assert '[ "$status" -eq 69 ] && [ "$restarts" -lt "${MAX_REQUEUES:-5}" ]' in text
+    # Else Slurm 22.05 and later run each task on one processor, and a lost node ends all of the job.
+    assert 'export SRUN_CPUS_PER_TASK="${SLURM_CPUS_PER_TASK' in text
+    assert "#SBATCH --no-kill" in text and "srun --no-kill --kill-on-bad-exit=0 --wait=0 " in text
     assert "#SBATCH --requeue" in text
     # Without `B:`, which would signal the batch shell alone.
     assert re.search(r"^#SBATCH --signal=USR1@\d+$", text, re.MULTILINE)

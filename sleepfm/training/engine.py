@@ -7,7 +7,6 @@ rate. A run that is killed and resumed from the checkpoint of step ``s`` repeats
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +25,7 @@ from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.ranks.batch_norm import synchronise
-from sleepfm.training.ranks.distributed import World, assert_agreement, gather_json, import_deepspeed, is_lost_contact, on_main
+from sleepfm.training.ranks.distributed import World, assert_agreement, gather_json, import_deepspeed, on_main
 from sleepfm.training.ranks.precision import bf16_products
 from sleepfm.training.ranks.preemption import Preemption
 from sleepfm.training.run_config import RunConfig, config_digest
@@ -99,16 +98,10 @@ def train(stage: Stage, config: RunConfig, world: World, saved: Saved | None, ob
     """Train ``stage`` from ``saved``, or from its first step, to its last, or until asked to leave, and tell ``observer`` of it.
 
     Raises:
-        TrainingError: ranks disagree, too many non-finite steps in a row, or a rank was lost.
+        TrainingError: ranks disagree, or too many non-finite steps in a row.
         CheckpointError: a checkpoint that cannot be loaded or saved.
     """
-    try:
-        return _Run(stage, config, world, saved, observer).run()
-    except (dist.DistError, RuntimeError) as error:
-        if not is_lost_contact(error):
-            raise
-        reason = re.sub(r"^\[[^]]*\]\s*", "", _first_line(error)).split(". ")[0]
-        raise TrainingError(f"rank {world.rank} lost contact with another rank: {reason}") from error
+    return _Run(stage, config, world, saved, observer).run()
 
 
 class _Run:
@@ -387,7 +380,3 @@ def _seed(seed: int, step: int, part: int, rank: int) -> int:
         value = (value ^ value >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
         value ^= value >> 31
     return value >> 1
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0]

@@ -25,7 +25,7 @@ from sleepfm.training.feed import Shares
 from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.observer import Observer, Observers
 from sleepfm.training.ranks.distributed import World, exit_ranked, on_every_node, on_main, start
-from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, leave_at_once, leave_with_launcher
 from sleepfm.training.ranks.watchdog import Watchdog
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Stage
@@ -87,10 +87,12 @@ DigestOf = Callable[[ConfigT], str]
 def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[ConfigT], description: str) -> NoReturn:
     """Parse the command line, train, package, register, and end the process.
 
-    Exit status: 0 done (or done before), 1 refused, 2 wrong configuration, 75 left early on SIGTERM or
-    SIGUSR1 with everything saved: start the same command again.
+    Exit status: 0 done (or done before), 1 refused, 2 wrong configuration, 69 another process of the job is lost, 75 left early,
+    asked by a signal, with everything saved: after these two start the same command again.
     """
     accept_every_character()
+    leave_at_once()
+    leave_with_launcher()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="YAML file, such as configs/pretrain/eeg-tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
@@ -135,7 +137,7 @@ def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context:
     """The job itself, whose folder no other job writes into."""
     world, resume, store = context.world, context.resume, context.store
     folder = RunFolder(config.train.output)
-    watch = Watchdog(world, config.train.stall_s, _COLLECTIVE_TIMEOUT_SECONDS)
+    watch = Watchdog(world, config.train.stall_s, _COLLECTIVE_TIMEOUT_SECONDS, config.train.silent_s)
     if resume == "never":
         on_main(world, lambda: folder.clear())
     stage = build(config, context)

@@ -76,6 +76,9 @@ class TrainConfig(Config):
     stall_s: float = Field(default=900.0, gt=0)
     """Seconds without progress, outside of validations and saves, after which the run ends and names the ranks that did not
     arrive. Longer than the slowest step, the first with its compilation included."""
+    silent_s: float = Field(default=20.0, gt=0)
+    """Seconds without a sign of life from a rank (a stopped process, a lost host) after which the run ends and names it. Threads
+    give the signs, so that a slow step does not matter."""
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -173,7 +176,17 @@ class RunConfig(Config):
 
 # Where a run writes, how often it reports, and how its state is spread do not change what is learnt.
 _INCIDENTAL = {
-    "train": ("output", "log_every", "checkpoint_every", "checkpoint_minutes", "keep", "micro_batch", "recompute", "stall_s"),
+    "train": (
+        "output",
+        "log_every",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "keep",
+        "micro_batch",
+        "recompute",
+        "stall_s",
+        "silent_s",
+    ),
     "registry": ("every_best",),
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -75,6 +76,12 @@ def alone(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         env=environment(),
         timeout=900,
     )
+
+
+def hear_signals() -> None:
+    """In a process that begins: whatever started the tests (``nohup``, ``&``) may have them ignored."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def family(process: subprocess.Popen[Any]) -> list[psutil.Process]:

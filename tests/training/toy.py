@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from sleepfm.config import Config, to_dict
@@ -23,6 +24,9 @@ from sleepfm.models.recompute import recomputable
 from sleepfm.training.job import Context, run
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Export, StepLoss
+
+# Of the configuration in launching.py.
+GLOBAL_BATCH = 8
 
 
 class ToyConfig(Config):
@@ -45,6 +49,11 @@ class ToyConfig(Config):
     wait_flag: str = ""
     stall_at: int = -1
     """Item at which the process stops moving."""
+    hang_at: int = -1
+    """Item of the step at which every rank waits for a message that no rank sends."""
+    fail_at: int = -1
+    """Item at which NCCL's error is raised, once if there is a ``fail_flag``, a file's name."""
+    fail_flag: str = ""
     errors: tuple[float, ...] = ()
     """What validations say, one after the other, instead of the error."""
     builder: str = "build_toy"
@@ -123,6 +132,15 @@ class ToyStage:
             time.sleep(0.1)
         if self.toy.stall_at in batch.item:
             time.sleep(3600)
+        if self.toy.hang_at >= 0 and self.toy.hang_at // GLOBAL_BATCH == batch.item[0] // GLOBAL_BATCH:
+            dist.recv(torch.zeros(1), (dist.get_rank() + 1) % dist.get_world_size())
+        failed = Path(self.toy.fail_flag or "never")
+        if self.toy.fail_at in batch.item and not failed.exists():
+            if self.toy.fail_flag:
+                failed.touch()
+            raise dist.DistBackendError(
+                "NCCL error in: ProcessGroupNCCL.cpp:2027, remote process exited or there was a network error"
+            )
         output = model(batch.signals).float()
         error = (output - batch.signals).pow(2).mean(1)
         bad = torch.isin(batch.item, torch.tensor(self.toy.nan_at, dtype=torch.long))

@@ -6,6 +6,7 @@ import datetime
 import json
 import logging
 import os
+import re
 import socket
 import sys
 import time
@@ -18,9 +19,11 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from sleepfm.errors import ConfigError, SleepFMError, TrainingError
+from sleepfm.errors import ConfigError, LostRankError, SleepFMError, TrainingError
 from sleepfm.extras import require
 from sleepfm.models.device import accelerator
+from sleepfm.training.ranks.ending import end
+from sleepfm.training.ranks.preemption import ignore_signals
 
 T = TypeVar("T")
 
@@ -28,6 +31,12 @@ T = TypeVar("T")
 # another does.
 _GRACE_SECONDS = 10.0
 _NAMED_FAILURES = 4
+# Rank 0 may be the one that is lost, and a restart waits.
+_LOST_GRACE_SECONDS = 2.0
+# Processes import at different speeds, from a slow file system the slower.
+_JOIN_SECONDS = 600.0
+# A job that was asked to leave holds its port until it has saved.
+_PORT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -110,25 +119,74 @@ def start(world: World, timeout_seconds: float) -> None:
     deepspeed = import_deepspeed()
     if world.device.type == "cuda":
         torch.cuda.set_device(world.device)
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
-        deepspeed.init_distributed(
-            "nccl" if world.device.type == "cuda" else "gloo",
-            auto_mpi_discovery=False,
-            verbose=False,
-            timeout=datetime.timedelta(seconds=timeout_seconds),
-        )
+        dist.init_process_group(backend, store=_join(world), rank=world.rank, world_size=world.size, timeout=timeout)
+        # DeepSpeed takes the group that is there.
+        deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     except dist.DistError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        reason = str(error).splitlines()[0]
-        raise TrainingError(
-            f"rank {world.rank} cannot join the others at {address} ({reason}); where another job uses the port, "
-            "give the launcher --master_port"
-        ) from error
+        raise _cannot_join(world, str(error).splitlines()[0]) from error
+
+
+def _join(world: World) -> dist.TCPStore:
+    """The store of this job, at which its processes meet; rank 0 holds it.
+
+    A job before this one that is still saving holds the port: rank 0 waits for it, and the others, which would meet the store of
+    that job, see that all of its processes have joined already.
+    """
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    wait = datetime.timedelta(seconds=_JOIN_SECONDS)
+    if world.is_main:
+        _wait_for_port(port)
+        store = dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=wait)
+        store.set("sleepfm/size", str(world.size))
+        store.add("sleepfm/joined", 1)
+        return store
+    deadline = time.monotonic() + _JOIN_SECONDS
+    while True:
+        try:
+            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=wait)
+            if int(store.get("sleepfm/size")) == world.size and store.add("sleepfm/joined", 1) <= world.size:
+                return store
+        except dist.DistNetworkError:
+            # That job ended meanwhile.
+            if time.monotonic() > deadline:
+                raise
+        if time.monotonic() > deadline:
+            raise _cannot_join(world, "a job that is complete answers there")
+        time.sleep(1.0)
+
+
+def _wait_for_port(port: int) -> None:
+    """Until nothing listens on ``port``, or for a minute: the store then says what is wrong."""
+    deadline = time.monotonic() + _PORT_SECONDS
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            # As the store does: connections that have just ended do not count.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("", port))
+                return
+            except OSError:
+                time.sleep(0.5)
+
+
+def _cannot_join(world: World, reason: str) -> TrainingError:
+    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    return TrainingError(
+        f"rank {world.rank} cannot join the others at {address} ({reason}); where another job uses the port, "
+        "give the launcher --master_port"
+    )
 
 
 def is_lost_contact(error: BaseException) -> bool:
-    """Whether ``error`` says that another rank is gone; gloo reports a closed connection as a plain RuntimeError."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """Whether ``error`` says that another rank, or the device of this one, is gone.
+
+    NCCL's and the store's errors are ``DistError``; gloo reports a closed connection as a plain RuntimeError.
+    """
+    lost = isinstance(error, dist.DistError | torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    return lost or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def free_port() -> str:
@@ -252,18 +310,26 @@ def exit_ranked(command: Callable[[], int]) -> NoReturn:
     """
     rank = os.environ.get("RANK", "0")
     try:
-        status = command()
+        status = _with_lost_contact(command, rank)
     except SleepFMError as error:
+        ignore_signals()
         status = error.exit_status
         if rank == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:
-            time.sleep(_GRACE_SECONDS)
+            time.sleep(_LOST_GRACE_SECONDS if isinstance(error, LostRankError) else _GRACE_SECONDS)
             print(f"error (rank {rank}): {error}", file=sys.stderr, flush=True)
     except KeyboardInterrupt:
         status = 130
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Everything is closed and on disk. Tearing down the modules of torch and MLflow would take 2 s more, and
-    # after a rank was lost the threads of its collectives might never end.
-    os._exit(status)
+    end(status)
+
+
+def _with_lost_contact(command: Callable[[], int], rank: str) -> int:
+    """What ``command`` gives; whatever a collective says of a lost rank, anywhere in it, is a :class:`LostRankError`."""
+    try:
+        return command()
+    except (dist.DistError, RuntimeError) as error:
+        if not is_lost_contact(error):
+            raise
+        reason = re.sub(r"^\[[^]]*\]\s*", "", str(error).splitlines()[0]).split(". ")[0]
+        raise LostRankError(f"rank {rank} lost contact with another rank: {reason}") from error

@@ -1,15 +1,22 @@
-"""Ends a job in which nothing moves any more, and says which rank the others waited for.
+"""Ends a job in which a rank is silent or nothing moves any more, and says which rank the others waited for.
 
-Every rank counts what it goes on to (:meth:`Watchdog.at`); a thread of its own writes the count, and where the rank is, to the
-store of the process group every few seconds. A rank that has not moved for too long reads what the others wrote: ranks of which
-nothing is heard, else ranks whose count is behind, else ranks that are in no collective, are those that did not arrive. It says
-so and ends its process, upon which the launcher ends the others.
+Every rank counts what it goes on to (:meth:`Watchdog.at`). A thread of its own writes a beat to the store of the process group
+every few seconds: a number, the count, and where the rank is. Rank 0, which holds the store, reads all beats. It ends the job
+
+* when nothing new has come from a rank for ``silent_s``: its process is stopped, or its host is lost;
+* when all ranks have arrived at one place and stay there much longer than ever before: their collective hangs.
+
+The others read its verdict, and end by themselves when the store does not answer. Besides, a rank that has not moved for
+``stall_s`` ends the job, and names those that are behind. Each ends its process with the status of a lost rank, wherever its
+main thread is.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
+import re
 import socket
 import sys
 import threading
@@ -23,14 +30,20 @@ from typing import Any
 
 import torch.distributed as dist
 
+from sleepfm.errors import LostRankError
 from sleepfm.training.ranks.distributed import World
+from sleepfm.training.ranks.ending import end_silently
 
 _BEAT_SECONDS = 5.0
 _STORE_SECONDS = 10.0
 # Rank 0 speaks first; the others follow if it does not.
 _GRACE_SECONDS = 15.0
+# A collective hangs when all have been at one place three times as long as ever before, and three times ``silent_s``.
+_HANGS = 3.0
 _NAMED = 8
-STALLED_STATUS = 1
+# Where ranks wait for storage, not for one another.
+_SLOW = "waiting for data"
+_VERDICT = "sleepfm/verdict"
 
 
 @dataclass(frozen=True)
@@ -54,50 +67,92 @@ class Beat:
 
 
 class Watchdog:
-    """Watches this rank from a thread until closed.
+    """Watches this rank, and on rank 0 all of them, from threads until closed.
 
     Args:
         stall_s: seconds without progress after which the job ends.
         patience_s: the same at places that may take long.
+        silent_s: seconds without a sign of life from a rank after which the job ends.
         reading: names the shards that are being read.
     """
 
-    def __init__(self, world: World, stall_s: float, patience_s: float, reading: Callable[[], str] = str) -> None:
+    def __init__(
+        self, world: World, stall_s: float, patience_s: float, silent_s: float, reading: Callable[[], str] = str
+    ) -> None:
         self._world, self._stall_s, self._patience_s, self.reading = world, stall_s, max(stall_s, patience_s), reading
-        self._interval = min(_BEAT_SECONDS, stall_s / 5)
+        self._silent_s = silent_s
+        self._interval = min(_BEAT_SECONDS, stall_s / 5, silent_s / 5)
         self._main = threading.get_ident()
         self._place = ("starting", 0, time.monotonic(), True)
+        self._longest: dict[str, float] = {}
         self._number = 0
+        self._heard = time.monotonic()
+        self._verdict = ""
         self._stop = threading.Event()
         self._store = _connect() if world.size > 1 else None
-        self._thread = threading.Thread(target=self._work, name="watchdog", daemon=True)
-        self._thread.start()
+        self._news = _News(world.size, self._heard)
+        works = [self._watch, self._exchange] if self._store is not None else [self._watch]
+        for work in works:
+            threading.Thread(target=work, name="watchdog", daemon=True).start()
 
     def at(self, place: str, patient: bool = False) -> None:
         """This rank goes on to ``place``, where it may stay longer if ``patient``. Every rank goes through the same places."""
-        self._place = (place, self._place[1] + 1, time.monotonic(), patient)
+        before, count, since, _ = self._place
+        now = time.monotonic()
+        self._longest[_kind(before)] = max(now - since, self._longest.get(_kind(before), 0.0))
+        self._place = (place, count + 1, now, patient)
 
     def close(self) -> None:
         """Watch no longer."""
         self._stop.set()
 
-    def _work(self) -> None:
+    def _watch(self) -> None:
+        """Asks nobody, so that nothing keeps it from ending this process."""
         while not self._stop.wait(self._interval):
             _, _, since, patient = self._place
+            now = time.monotonic()
             limit = self._patience_s if patient else self._stall_s
             limit += 0.0 if self._world.is_main else _GRACE_SECONDS
-            self._tell()
-            if time.monotonic() - since > limit:
-                self._end(time.monotonic() - since)
+            if self._verdict:
+                self._end(self._verdict)
+            elif self._store is not None and now - self._heard > self._silent_s + (0.0 if self._world.rank == 1 else 2.0):
+                self._end(f"nothing is heard of rank 0 for {now - self._heard:.0f} s, its process or its host is stopped or lost")
+            elif now - since > limit:
+                self._look(now - since)
+
+    def _exchange(self) -> None:
+        """Writes this rank's beats and reads what concerns it; every answer of the store is a sign of life of rank 0."""
+        assert self._store is not None
+        try:
+            while not self._stop.wait(self._interval):
+                self._tell()
+                if self._world.is_main:
+                    self._judge()
+                elif self._store.check([_VERDICT]):
+                    self._verdict = self._store.get(_VERDICT).decode()
+                self._heard = time.monotonic()
+        except (dist.DistError, RuntimeError):
+            # Rank 0 is gone, and with it the store: collectives say so, or else nothing is heard of it any more.
+            return
+
+    def _judge(self) -> None:
+        """On rank 0: is a rank silent, or do all wait in a collective that hangs?"""
+        assert self._store is not None
+        now = time.monotonic()
+        self._news.take(_read(self._store, self._world.size), now)
+        verdict = self._news.silent(now, self._silent_s)
+        place, count, since, patient = self._place
+        known = self._longest.get(_kind(place))
+        if not verdict and known is not None and not patient:
+            limit = _HANGS * max(known, self._silent_s)
+            verdict = self._news.hanging(count, now - since) if now - since > limit else ""
+        if verdict and not self._stop.is_set():
+            self._store.set(_VERDICT, verdict)
+            self._verdict = verdict
 
     def _tell(self) -> None:
-        if self._store is None:
-            return
-        try:
+        if self._store is not None:
             self._store.set(_key(self._world.rank), json.dumps(asdict(self._beat())))
-        except (dist.DistError, RuntimeError):
-            # Rank 0 is gone, and with it the store; the next collective says so.
-            self._store = None
 
     def _beat(self) -> Beat:
         place, count, _, _ = self._place
@@ -105,41 +160,71 @@ class Watchdog:
         self._number += 1
         return Beat(self._number, count, socket.gethostname(), place, inside, collective, self.reading())
 
-    def _end(self, seconds: float) -> None:
+    def _look(self, seconds: float) -> None:
+        """This rank has not moved for too long: compare what all ranks wrote, and end."""
         place, count, _, _ = self._place
         if self._store is None:
             found = f"rank {self._world.rank} is still {self._beat()}"
         else:
             first = self._beats()
             time.sleep(2.5 * self._interval)
-            self._tell()
             second = self._beats()
-            if self._place[1] != count or self._stop.is_set():
+            if self._place[1] != count:
                 return
             found = missing(first, second)
-        print(
-            f"error (rank {self._world.rank}): stalled, no progress for {seconds:.0f} s (train.stall_s) {place}: {found}. "
-            "The job ends; the same command goes on from the last checkpoint",
-            file=sys.stderr,
-            flush=True,
-        )
-        os._exit(STALLED_STATUS)
+        self._end(f"stalled, no progress for {seconds:.0f} s (train.stall_s) {place}: {found}")
+
+    def _end(self, verdict: str) -> None:
+        if self._stop.is_set():
+            return
+        # One process a host speaks, and shows where it and its threads are.
+        if self._world.local_rank == 0 or self._world.rank == 1:
+            said = f"error (rank {self._world.rank}): {verdict}. The job ends; the same command goes on from the last checkpoint"
+            print(said, file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(sys.stderr)
+        if self._verdict:
+            # All read it, and rank 0, with the store, is the first to end.
+            time.sleep((2 if self._world.is_main else 4) * self._interval)
+        end_silently(LostRankError.exit_status)
 
     def _beats(self) -> list[Beat | None] | None:
         """What every rank last wrote; None where the store does not answer, that is, rank 0."""
         found: list[Beat | None] = []
 
         def ask() -> None:
-            store = _connect()
-            for rank in range(self._world.size):
-                key = _key(rank)
-                found.append(Beat(**json.loads(store.get(key))) if store.check([key]) else None)
+            found.extend(_read(_connect(), self._world.size))
 
         # In a thread: a host that has vanished never answers.
         asking = threading.Thread(target=_quietly, args=(ask,), daemon=True)
         asking.start()
         asking.join(_STORE_SECONDS)
         return found if len(found) == self._world.size else None
+
+
+class _News:
+    """What rank 0 knows of all ranks: their last beats, and since when nothing new has come."""
+
+    def __init__(self, size: int, now: float) -> None:
+        self._beats: list[Beat | None] = [None] * size
+        self._since = [now] * size
+
+    def take(self, beats: Sequence[Beat | None], now: float) -> None:
+        for rank, beat in enumerate(beats):
+            if beat != self._beats[rank]:
+                self._beats[rank], self._since[rank] = beat, now
+
+    def silent(self, now: float, silent_s: float) -> str:
+        """Whom nothing is heard of, in words; empty if all speak."""
+        lost = {rank: self._beats[rank] for rank, since in enumerate(self._since) if now - since > silent_s}
+        longest = max(now - since for since in self._since)
+        return f"nothing is heard of {_named(lost)} for {longest:.0f} s (train.silent_s)" if lost else ""
+
+    def hanging(self, count: int, seconds: float) -> str:
+        """That all have arrived where rank 0 is and wait for one another, in words; empty if a rank is elsewhere."""
+        beats = {rank: beat for rank, beat in enumerate(self._beats) if beat is not None and beat.count == count}
+        if len(beats) < len(self._beats) or any(beat.place.startswith(_SLOW) for beat in beats.values()):
+            return ""
+        return f"stalled, a collective hangs: for {seconds:.0f} s all ranks have been at one place; {_named(beats)}"
 
 
 def missing(first: Sequence[Beat | None] | None, second: Sequence[Beat | None] | None) -> str:
@@ -177,6 +262,19 @@ def _inside(frame: FrameType | None) -> tuple[str, bool]:
         collective = above.f_code.co_filename.startswith(folder)
         above = above.f_back
     return line, collective
+
+
+def _kind(place: str) -> str:
+    """A place without the number of its step."""
+    return re.sub(r"\d+", "", place)
+
+
+def _read(store: dist.TCPStore, size: int) -> list[Beat | None]:
+    keys = [_key(rank) for rank in range(size)]
+    if store.check(keys):
+        # In one question, of which there may be a thousand.
+        return [Beat(**json.loads(value)) for value in store.multi_get(keys)]
+    return [Beat(**json.loads(store.get(key))) if store.check([key]) else None for key in keys]
 
 
 def _key(rank: int) -> str:

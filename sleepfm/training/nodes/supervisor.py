@@ -1,0 +1,182 @@
+"""One node's part of a job on several: starts its processes, and starts them again on what is left when something is lost.
+
+There is one supervisor on every node. After an attempt in which a process or a node was lost, each says that it is ready; the
+first of those that answer plans who takes part next, and the others read its plan. Nodes that it leaves out are spares, and
+wait for the next one.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from types import FrameType
+
+from sleepfm.config import digest
+from sleepfm.errors import LostRankError
+from sleepfm.training.nodes.attempt import run_processes
+from sleepfm.training.nodes.peers import Peers, Plan
+from sleepfm.training.nodes.plan import Demand, absent, decide, plan_for
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
+
+_LOOK_SECONDS = 1.0
+# How long the first start waits for nodes that are still being made ready, and a restart for one that does not answer.
+_FIRST_SECONDS = 600.0
+_AGAIN_SECONDS = 5.0
+# A node that comes later is taken in by a save and a start, which should be worth it.
+_REGROUP_SECONDS = 300.0
+# Between two looks at the other nodes while the processes run, and how long one may be absent.
+_PEERS_SECONDS = 5.0
+_ABSENT_SECONDS = 30.0
+# How long a supervisor that is done tells the others so.
+_FAREWELL_SECONDS = 30.0
+
+
+class Supervisor:
+    """This node's.
+
+    Args:
+        nodes: names or addresses of all nodes, spares among them, and ``node``, this one's place among them.
+        port: where rank 0 listens; the supervisors listen at the next one.
+        arguments: script, configuration and overrides of the job.
+    """
+
+    def __init__(self, nodes: Sequence[str], node: int, port: int, demand: Demand, arguments: Sequence[str]) -> None:
+        self._nodes, self._node, self._port, self._demand, self._arguments = nodes, node, port, demand, arguments
+        self._asked = False
+        self._peers = Peers(nodes, node, port + 1, digest([*nodes, *arguments]))
+        self._looked = 0.0
+        self._met: set[str] = set()
+        """Lives of nodes that this one has seen before they ended."""
+
+    def run(self) -> int:
+        """Until the job is done, has to stop, or was asked to leave by a signal; its exit status.
+
+        Raises:
+            LostRankError: see :func:`sleepfm.training.nodes.plan.decide`.
+        """
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+            signal.signal(number, self._ask)
+        status = LostRankError.exit_status
+        try:
+            status = self._run()
+        finally:
+            self._end(status)
+        return status
+
+    def _run(self) -> int:
+        while True:
+            plan = self._plan()
+            if isinstance(plan, int):
+                return plan
+            status = self._attempt(plan)
+            if status == PREEMPTED_STATUS and not self._asked and self._regroups(plan):
+                continue
+            if status != LostRankError.exit_status or self._asked:
+                return status
+            self._say(f"a process or a node is lost (start {plan.number}); going on with what is left")
+
+    def _plan(self) -> Plan | int:
+        """The next plan that this node is part of, or the status with which the job ended elsewhere."""
+        own = self._peers.state
+        last = own.plan.number if own.plan else 0
+        self._peers.state = own.model_copy(update={"phase": "ready", "regroup": False})
+        began = time.monotonic()
+        while not self._asked:
+            states = self._peers.look()
+            self._met |= {state.member.life for state in states.values() if state.phase != "ended"}
+            # What is left of a job before this one concerns nobody.
+            states = {node: state for node, state in states.items() if state.member.life in self._met}
+            ended = [state.status for state in states.values() if state.phase == "ended"]
+            if ended:
+                return max(ended)
+            waited = time.monotonic() - began
+            plan = plan_for(own.member, states, last)
+            # Nodes that start at the same time do not see one another at once.
+            settled = len(states) == len(self._nodes) or waited > _AGAIN_SECONDS
+            if plan is None and min(states) == self._node and settled:
+                # Only a start of the whole job waits for all.
+                patience = _AGAIN_SECONDS if any(state.plan for state in states.values()) else _FIRST_SECONDS
+                plan = decide(states, self._demand, waited, patience)
+            if plan is not None and own.member in plan.members:
+                self._peers.state = own.model_copy(update={"phase": "running", "plan": plan, "regroup": False})
+                return plan
+            time.sleep(_LOOK_SECONDS)
+        return PREEMPTED_STATUS
+
+    def _attempt(self, plan: Plan) -> int:
+        hosts = [self._nodes[member.node] for member in plan.members]
+        if plan.number > 1:
+            self._say(f"start {plan.number} on {len(hosts)} nodes: {' '.join(hosts)}, from step {plan.step}")
+        watch = _Watch(self._peers, plan)
+
+        def asked() -> bool:
+            if watch.age > _REGROUP_SECONDS and plan.members[0].node == self._node:
+                self._regroup_if_worth(plan)
+            return self._asked or self._peers.state.regroup
+
+        place = plan.members.index(self._peers.state.member)
+        return run_processes(self._arguments, hosts, place, self._demand.processes, self._port, asked, watch.lost)
+
+    def _regroup_if_worth(self, plan: Plan) -> None:
+        """On the first node: when more nodes are ready than train, and the job can use them, all save and start again."""
+        size = len(plan.members)
+        if size == self._demand.wanted or self._peers.state.regroup or time.monotonic() - self._looked < _PEERS_SECONDS:
+            return
+        self._looked = time.monotonic()
+        waiting = [state for state in self._peers.look().values() if state.phase == "ready"]
+        if self._demand.usable(size + len(waiting)) > size:
+            self._say(f"{len(waiting)} more nodes are ready; saving, to go on with them")
+            self._peers.state = self._peers.state.model_copy(update={"regroup": True})
+
+    def _regroups(self, plan: Plan) -> bool:
+        """Whether the processes were asked to leave by the first node, in order to go on with more."""
+        first = self._peers.look().get(plan.members[0].node)
+        return first is not None and (first.regroup or (first.phase == "ready" and first.plan == plan))
+
+    def _end(self, status: int) -> None:
+        """Tell the others before this node answers no longer, which would look like a loss."""
+        self._peers.state = self._peers.state.model_copy(update={"phase": "ended", "status": status})
+        until = time.monotonic() + _FAREWELL_SECONDS
+        while time.monotonic() < until:
+            states = self._peers.look()
+            if all(state.phase == "ended" or node in self._peers.told for node, state in states.items()):
+                break
+            time.sleep(_LOOK_SECONDS)
+        self._peers.close()
+
+    def _say(self, text: str) -> None:
+        print(f"node {self._node} ({self._nodes[self._node]}): {text}", file=sys.stderr, flush=True)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self._asked = True
+
+
+class _Watch:
+    """Whether the other nodes of ``plan`` still take part. The first looks at all of them, and each of them at the first.
+
+    The processes see by themselves that others are lost, once they have met; this is for those that never will.
+    """
+
+    def __init__(self, peers: Peers, plan: Plan) -> None:
+        self._peers, self._plan = peers, plan
+        self._began = self._looked = time.monotonic()
+        self._since: dict[int, float] = {}
+        first, *others = [member.node for member in plan.members]
+        self._nodes = others if first == peers.state.member.node else [first]
+
+    @property
+    def age(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+    def lost(self) -> bool:
+        """Whether one of them has been absent for too long; asks at most every few seconds."""
+        now = time.monotonic()
+        if now - self._looked < _PEERS_SECONDS:
+            return False
+        self._looked = now
+        missing = absent(self._plan, self._peers.look(self._nodes), self._nodes)
+        self._since = {node: self._since.get(node, now) for node in missing}
+        return any(now - since > _ABSENT_SECONDS for since in self._since.values())

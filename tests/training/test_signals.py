@@ -1,0 +1,138 @@
+"""A signal to any process of a job ends all of it, saved; the same command, started at once on the same port, goes on."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+from launching import CONFIG, command, environment, family, hear_signals, launch, trace
+
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
+
+pytestmark = pytest.mark.timeout(1200)
+
+LONG = ("train.steps=30", "toy.seconds=0.1")
+# DeepSpeed's own command and its launcher do not pass every signal on; 130 and 143 are what a shell says of them.
+DIED = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129, signal.SIGUSR1: 138, signal.SIGKILL: 137}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = launch(folder, 2, *LONG, node=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@contextmanager
+def running(folder: Path, line: list[str], name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """``line`` as a job of its own; whatever is left of it in the end is killed."""
+    (folder / "toy.yaml").write_text(CONFIG)
+    log = (folder / f"{name}.log").open("a")
+    job = subprocess.Popen(
+        line, cwd=folder, stdout=log, stderr=log, env=environment(), start_new_session=True, preexec_fn=hear_signals
+    )
+    try:
+        yield job
+    finally:
+        for process in within(folder):
+            process.kill()
+        job.wait()
+
+
+def within(folder: Path) -> list[psutil.Process]:
+    """The processes that work in ``folder``, orphans among them."""
+    return [found for found in psutil.process_iter(["cwd"]) if found.info["cwd"] == str(folder)]
+
+
+def reach(folder: Path, run: str, step: int, job: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The processes of ``job`` once it has done ``step`` steps: the command, DeepSpeed's launcher, rank 0 and rank 1."""
+    path, deadline = folder / run / "trace.jsonl", time.monotonic() + 300
+    while not path.exists() or path.read_text().count("\n") < step:
+        assert job.poll() is None and time.monotonic() < deadline, (folder / f"{run}.log").read_text()
+        time.sleep(0.02)
+    found = family(job)
+    ranks = [next(p for p in found if f"--local_rank={rank}" in p.cmdline()) for rank in range(2)]
+    launcher = ranks[0].parent()
+    assert launcher is not None
+    return [found[0], launcher, *ranks]
+
+
+def assert_saved_and_gone(folder: Path, run: str, processes: list[psutil.Process]) -> None:
+    left = psutil.wait_procs(processes, timeout=40)[1]
+    assert left == [], [process.cmdline() for process in left]
+    step = trace(folder, run)[-1]["step"]
+    assert step < 30
+    assert (folder / run / "checkpoints" / f"step-{step:08d}").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("who", "number"),
+    [
+        ("command", signal.SIGTERM),
+        *(
+            pytest.param(who, number, marks=pytest.mark.slow)
+            for who, numbers in {
+                "command": [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL],
+                "launcher": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL],
+                "rank 1": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1],
+                "all": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
+            }.items()
+            for number in numbers
+        ),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_signal_ends_all_of_the_job_saved(undisturbed: Path, who: str, number: signal.Signals) -> None:
+    run = f"{who.replace(' ', '')}-{number.name}"
+    line = command(2, *LONG, f"train.output={run}")
+    with running(undisturbed, line, run) as job:
+        processes = reach(undisturbed, run, 6, job)
+        aims = {"command": processes[:1], "launcher": processes[1:2], "rank 1": processes[3:], "all": processes}
+        for process in aims[who]:
+            process.send_signal(number)
+        status = job.wait(timeout=60)
+        if who == "command":
+            # At once, while the ranks of before still hold the port.
+            again = subprocess.run(line, cwd=undisturbed, env=environment(), capture_output=True, text=True, timeout=300)
+            assert again.returncode == 0, again.stderr
+            assert trace(undisturbed, run) == trace(undisturbed)
+            assert psutil.wait_procs(processes, timeout=1)[1] == []
+            assert status in (-number, DIED[number])
+        else:
+            assert_saved_and_gone(undisturbed, run, processes)
+            if who == "rank 1":
+                assert status == PREEMPTED_STATUS
+            finish = launch(undisturbed, 2, *LONG, f"train.output={run}", node=True)
+            assert finish.returncode == 0, finish.stderr
+            assert trace(undisturbed, run) == trace(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 4, 7])
+def test_a_command_that_is_ended_while_it_starts_leaves_nothing(tmp_path: Path, seconds: float) -> None:
+    with running(tmp_path, command(2, *LONG), str(tmp_path)) as job:
+        time.sleep(seconds)
+        started = family(job)
+        job.terminate()
+        job.wait(timeout=60)
+        deadline = time.monotonic() + 60
+        while own := within(tmp_path):
+            assert time.monotonic() < deadline, [process.cmdline() for process in own]
+            time.sleep(0.5)
+        assert psutil.wait_procs(started, timeout=1)[1] == []
+
+
+def test_what_a_shell_has_told_to_be_ignored_is_ignored() -> None:
+    script = "from sleepfm.training.ranks import preemption as p; import os, signal; p.leave_at_once()\n"
+    for number, status in ((signal.SIGHUP, 0), (signal.SIGTERM, PREEMPTED_STATUS), (signal.SIGUSR1, PREEMPTED_STATUS)):
+        code = f"trap '' HUP USR1; exec {sys.executable} -c '{script}os.kill(os.getpid(), {int(number)})'"
+        done = subprocess.run(["bash", "-c", code], capture_output=True, text=True, preexec_fn=hear_signals)
+        assert done.returncode == status, done.stderr
