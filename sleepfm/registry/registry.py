@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.errors import RegistryError
+from sleepfm.registry.artifacts import beside, upload
 from sleepfm.registry.package import build_module, read_config, verify
-from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, sqlite_file, store_uri, versions_of
+from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
+from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, store_uri, versions_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -74,6 +76,16 @@ def resolve(uri: str | Path, store: str | None = None) -> Resolved:
     return Resolved(f"models:/{version.name}/{version.version}", path, version.name, str(version.version), dict(version.tags))
 
 
+def find(address: str, store: str | None = None) -> ModelVersion:
+    """The version that a ``models:`` address names, without its files.
+
+    Raises:
+        RegistryError: as :func:`resolve`.
+    """
+    with answering(store):
+        return version_at(address, client(store))
+
+
 def version_at(address: str, mlflow_client: MlflowClient) -> ModelVersion:
     """The version that ``address`` names, without its files."""
     from mlflow.exceptions import MlflowException
@@ -120,12 +132,13 @@ def register(
     metrics: Mapping[str, float],
     parents: Sequence[str] = (),
     store: str | None = None,
+    automatic: bool = False,
 ) -> str:
     """Register the package in ``folder`` as a new version of ``name`` under ``run_id``; returns the
     version.
 
     The same package of the same run is registered once, however often this is called; figures and tags that it did not have are
-    added.
+    added. ``automatic`` says that no person asked for this version, so that :func:`sleepfm.registry.pruning.prune` may remove it.
 
     Raises:
         RegistryError: the store refuses or cannot be reached.
@@ -145,13 +158,19 @@ def register(
             if version.run_id == run_id and all(
                 version.tags.get(key) == every_tag.get(key) for key in ("sha256", "sha256.config")
             ):
-                for key in every_tag.keys() - version.tags.keys():
-                    mlflow_client.set_model_version_tag(name, str(version.version), key, every_tag[key])
+                new = {key: every_tag[key] for key in every_tag.keys() - version.tags.keys()}
+                if is_untouched(version.tags):
+                    new[AUTOMATIC] = mark(dict(version.tags) | new)[AUTOMATIC]
+                for key, value in new.items():
+                    mlflow_client.set_model_version_tag(name, str(version.version), key, value)
                 return str(version.version)
-        artifacts = f"package-{every_tag['sha256'][:12]}"
-        mlflow_client.log_artifacts(run_id, str(folder), artifacts)
+        # By both files: packages of the same weights that say different things of them are both whole.
+        artifacts = f"package-{every_tag['sha256'][:12]}-{every_tag['sha256.config'][:12]}"
+        upload(mlflow_client, run_id, Path(folder), artifacts)
         source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/{artifacts}"
         every_tag["artifacts"] = artifacts
+        if automatic:
+            every_tag = mark(every_tag)
         created = mlflow_client.create_model_version(name, source=source, run_id=run_id, tags=every_tag)
     return str(created.version)
 
@@ -238,13 +257,9 @@ def _unregistered(folder: str, mlflow_client: MlflowClient) -> dict[str, Any]:
 
 
 def _folder_of(mlflow_client: MlflowClient, version: ModelVersion, uri: str) -> Path:
-    file = sqlite_file(uri)
     artifacts = version.tags.get("artifacts")
-    if file is not None and artifacts and version.run_id:
-        # MLflow stores absolute paths; beside the database they are found even after the folder was moved.
-        beside = file.parent / "mlartifacts" / version.run_id / "artifacts" / artifacts
-        if beside.is_dir():
-            return beside
+    if artifacts and version.run_id and (found := beside(uri, version.run_id) / artifacts).is_dir():
+        return found
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 

@@ -117,6 +117,9 @@ class RegistryConfig(Config):
     every_best: bool = True
     """Whether every new best is exported and registered while training goes on, and the last weights under the alias ``last``;
     else only the best, at the end."""
+    keep: int = Field(default=3, ge=1)
+    """Bests of a run, the newest, that stay registered while it goes on. Older ones are removed with their files, but those that
+    have an alias, that another model was made from, or that a person has touched."""
 
 
 class TrackingConfig(Config):
@@ -151,7 +154,7 @@ class RunConfig(Config):
 # Where a run writes, how often it reports, and how its state is spread do not change what is learnt.
 _INCIDENTAL = {
     "train": ("output", "log_every", "checkpoint_every", "keep", "micro_batch", "recompute", "stall_s"),
-    "registry": ("every_best",),
+    "registry": ("every_best", "keep"),
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
     # The data set is known by its digest, wherever it lies.
