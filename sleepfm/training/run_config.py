@@ -137,6 +137,30 @@ class RunConfig(Config):
     registry: RegistryConfig
     tracking: TrackingConfig = TrackingConfig()
 
+    def parents(self) -> dict[str, str]:
+        """Addresses of the models that the job starts from, by the key that names each."""
+        return {}
+
+    def figures(self) -> tuple[str, ...]:
+        """Figures of a validation beside :meth:`losses`, by which ``registry.metric`` may select; none if unknown here."""
+        return ()
+
+    def losses(self) -> tuple[str, ...]:
+        """``val/loss`` and its parts, where the loss is validated on held-out items."""
+        return ()
+
+    def validated_items(self) -> int | None:
+        """On how many held-out items the loss is validated at most; None where it is not."""
+        return None
+
+    def rows_per_item(self) -> int:
+        """Rows that an item gives the batch norm that gets the fewest; 0 where none learns, or only the stage knows."""
+        return 0
+
+    def is_built_at_once(self) -> bool:
+        """Whether the stage is there in seconds; else it first embeds the data set."""
+        return True
+
     @model_validator(mode="after")
     def _stages_can_do_it(self) -> RunConfig:
         if self.train.compile and self.deepspeed.zero == 3:
