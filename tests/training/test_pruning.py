@@ -14,16 +14,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import launch
 from mlflow_server import Server
 from small_model import MODEL
 
+from sleepfm.config import validate
 from sleepfm.models.build import build_model, model_config
 from sleepfm.registry import artifacts, registry
-from sleepfm.registry.package import verify, write_package
+from sleepfm.registry.package import write_package
 from sleepfm.registry.promotion import promote, promote_by_hand
-from sleepfm.registry.pruning import is_untouched, prune
+from sleepfm.registry.pruning import prune
 from sleepfm.registry.store import client, experiment_id, sqlite_file, versions_of
+from sleepfm.training.export import register
+from sleepfm.training.folder import RunFolder
+from sleepfm.training.run_config import RunConfig
 
 METRIC = "val/kappa"
 NUMBERS = itertools.count()
@@ -238,7 +241,7 @@ def test_an_upload_is_waited_for_longer_than_any_other_answer(tmp_path: Path, mo
         Run(server.uri, tmp_path).best(0.1)
         # Not the same run: MLflow keeps the address that it once used for a run.
         run = Run(delay.uri, tmp_path)
-        for name, value in (("TIMEOUT", "5"), ("MAX_RETRIES", "0")):
+        for name, value in (("TIMEOUT", "5"), ("MAX_RETRIES", "1")):
             monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_{name}", value)
         # What MLflow itself does with these settings.
         (tmp_path / "file").write_text("x")
@@ -269,23 +272,28 @@ print(run, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@pytest.mark.slow
-def test_a_run_of_many_bests_leaves_as_many_versions_as_it_keeps(tmp_path: Path) -> None:
-    errors = "toy.errors=[0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.2]"
-    every = ("registry.every_best=true", "train.validate_every=1", "train.steps=10", "toy.seconds=1.5")
-    done = launch(tmp_path, 1, *every, errors, "registry.keep=2", node=True)
-    assert done.returncode == 0, done.stderr
-    store = f"sqlite:///{tmp_path}/runs/mlflow.db"
-    found = versions_of(client(store), "toy")
-    # Each number belonged to a version once; two bests on the way, the best of the end, and the last.
-    assert int(found[-1].version) > len(found)
-    by_itself = [version for version in found if is_untouched(version.tags)]
-    assert len(by_itself) <= 2
-    assert len(list(tmp_path.glob("runs/mlartifacts/*/artifacts/package-*"))) == len(found)
-    assert {int(version.tags["step"]) for version in found} >= {9, 10}
-    for version in found:
-        folder = registry.resolve(f"models:/toy/{version.version}", store).path
-        verify(folder, "it", dict(version.tags))
+def test_what_a_job_registers_on_its_way_is_bounded_and_what_it_leaves_at_its_end_stays(store: str, tmp_path: Path) -> None:
+    run = Run(store, tmp_path)
+    values = {
+        "train": {"output": str(tmp_path / "run"), "steps": 1, "lr": 0.1},
+        "registry": {"name": run.name, "metric": METRIC, "keep": 1},
+    }
+    config = validate(RunConfig, values, "test")
+    folder = RunFolder(tmp_path / "run")
+    for value, finished in ((0.1, False), (0.2, False), (0.3, False), (0.4, True)):
+        torch.manual_seed(int(10 * value))
+        shutil.rmtree(folder.package, ignore_errors=True)
+        module = build_model(MODEL)
+        tags = write_package(folder.package, module, {"model": model_config(module)}, "card")
+        result = {"tags": tags, "metrics": {METRIC: value}, "parents": [], "finished": finished, "last": None}
+        register(config, result, run.id, store)
+    assert run.versions() == ["3", "4"]
+    assert len(run.artifacts()) == 2
+    mlflow_client = client(store)
+    assert {alias: str(mlflow_client.get_model_version_by_alias(run.name, alias).version) for alias in ("champion", "last")} == {
+        "champion": "4",
+        "last": "4",
+    }
 
 
 @pytest.mark.slow
