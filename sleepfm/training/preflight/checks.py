@@ -118,7 +118,7 @@ class Preflight(Generic[ConfigT]):
             return [socket.gethostname()], []
         own = {"host": socket.gethostname(), "first": world.rank - world.local_rank}
         faults: list[Fault] = []
-        with closing(socket.create_server(("", 0))) as listener:
+        with closing(host.listener()) as listener:
             # Through the store, which all have reached: collectives would wait for what cannot be reached.
             everyone = _exchange(world, "host", own | {"address": host.address(), "port": listener.getsockname()[1]})
             names = {row["first"]: row["host"] for row in everyone}

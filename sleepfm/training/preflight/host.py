@@ -79,6 +79,13 @@ def unreachable(hosts: Mapping[str, tuple[str, int]]) -> list[Fault]:
         return [fault for fault in pool.map(attempt, sorted(hosts)) if fault is not None]
 
 
+def listener() -> socket.socket:
+    """A socket that listens on a free port of every address of this host."""
+    if socket.has_dualstack_ipv6():
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True)
+    return socket.create_server(("", 0))
+
+
 def address() -> str:
     """This host's address on the interface that its ranks use: the stated one, or the one that leads to rank 0."""
     addresses = psutil.net_if_addrs()
@@ -87,9 +94,10 @@ def address() -> str:
         for entry in addresses.get(name, ()):
             if entry.family == socket.AF_INET:
                 return str(entry.address)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+    family, kind, _, _, target = socket.getaddrinfo(os.environ["MASTER_ADDR"], 1, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as probe:
         # Sends nothing; the system chooses the interface.
-        probe.connect((os.environ["MASTER_ADDR"], 1))
+        probe.connect(target)
         return str(probe.getsockname()[0])
 
 
