@@ -11,56 +11,83 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sleepfm.config import load_config
+from sleepfm.paths import config_root
+from sleepfm.stages.downstream_config import FinetuneConfig
+from sleepfm.stages.pretrain import PretrainConfig
+from sleepfm.training.run_config import RunConfig
+from sleepfm.training.tracking.devices import NAMED, known_device
+from sleepfm.training.tracking.step_time import Work, sent_bytes, step_seconds
+
 RESULTS = Path(__file__).resolve().parent / "results"
 
-PARAMETERS = 71_587_392  # NeuroNet base, all of which train
-ITEM_FLOPS = 24.97e9  # forward and backward of an item, NeuroNet base, as `--dry-run` counts them
-PEAK = 989e12  # bf16 FLOP/s of an H100 SXM, nvidia.com/en-us/data-center/h100
-SHARE_OF_PEAK = 0.30  # assumed, not measured
-NVLINK = 450e9  # bytes/s and direction of a GPU's NVLink 4 (900 GB/s in both), same page
-NETWORK = 50e9  # bytes/s of one 400 Gb/s port a GPU, nvidia.com/en-us/networking/products/infiniband/quantum-2
-SHARE_OF_LINK = 0.7  # assumed of both links
-LATENCY = 10e-6  # assumed seconds a hop between nodes
-GPUS_A_NODE = 8
-OVERLAP = 0.5  # assumed share of the backward pass (two thirds of the arithmetic) that hides communication
 ITEMS_A_GPU = 256
 NUMBERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
-def sent_bytes(zero: int, parameters: float, processes: int, gradient_bytes: int = 4, parameter_bytes: int = 4) -> float:
-    """Bytes that a process sends in a step of one micro-step, by rings.
-
-    Without ZeRO an all-reduce of gradients: 2 (N - 1) / N of them. ZeRO 1 and 2: the same, and an all-gather of parameters; the
-    paper's reduce-scatter would send half of the gradients (Rajbhandari et al. 2020, section 7), but DeepSpeed by default reduces
-    buckets that hold parts of several ranks as a whole (``use_multi_rank_bucket_allreduce``).
+@dataclass(frozen=True)
+class Counted:
+    """Of one stage at base size, as ``--dry-run`` counts it: FLOP of an item, forward and backward, bytes that an item keeps for
+    the backward pass in bf16, and parameters that train.
     """
-    share = (processes - 1) / processes
-    gradients = parameters * gradient_bytes * share
-    gathered = parameters * parameter_bytes * share
-    return 2 * gradients + (gathered if zero else 0.0)
+
+    flops: float
+    kept: float
+    trained: int
 
 
-def step_seconds(zero: int, parameters: float, processes: int, gradient_bytes: int) -> dict[str, float]:
-    """Seconds of a step with :data:`ITEMS_A_GPU` items a GPU."""
-    arithmetic = ITEMS_A_GPU * ITEM_FLOPS / (PEAK * SHARE_OF_PEAK)
-    sent = sent_bytes(zero, parameters, processes, gradient_bytes)
-    nodes = math.ceil(processes / GPUS_A_NODE)
-    # As many rings as a node has ports, each with its part of the bytes, cross between nodes by a port of their own. A ring is as
-    # fast as its slowest link; hops between nodes count, in trees of their number.
-    link = (NVLINK if nodes == 1 else min(NVLINK, GPUS_A_NODE * NETWORK)) * SHARE_OF_LINK
-    hops = 2 * LATENCY * math.ceil(math.log2(nodes)) if nodes > 1 else 0.0
-    communication = sent / link + hops if processes > 1 else 0.0
-    hidden = min(communication, OVERLAP * arithmetic * 2 / 3)
-    return {
-        "arithmetic": arithmetic,
-        "communication": communication,
-        "step": arithmetic + communication - hidden,
-        "efficiency": arithmetic / (arithmetic + communication - hidden),
-        "efficiency_without_overlap": arithmetic / (arithmetic + communication),
-    }
+NEURONET = Counted(24.97e9, 38.3e6, 71_558_976)
+SYNTHSLEEPNET = Counted(42.87e9, 16.7e6, 28_291_840)
+CONTEXT = Counted(56.53e9, 179.7e6, 3_471_776)
+
+# A cohort of nearly the size of SHHS, for the times: 5,000 nights of 1,000 epochs.
+NIGHTS = 5_000
+RECIPES = {
+    "pretrain/eeg": (NEURONET, 1000 * NIGHTS),
+    "pretrain/multimodal": (SYNTHSLEEPNET, 1000 * NIGHTS),
+    "pretrain/context": (CONTEXT, NIGHTS),
+}
+SIZES = (8, 64, 512)
+
+
+def base_step(zero: int, processes: int, gradient_bytes: int) -> dict[str, float]:
+    """Seconds of a step of NeuroNet base with :data:`ITEMS_A_GPU` items a GPU, on H100."""
+    device = known_device("NVIDIA H100 80GB HBM3")
+    assert device is not None
+    work = Work(ITEMS_A_GPU * NEURONET.flops, ITEMS_A_GPU * NEURONET.kept, NEURONET.trained, zero, gradient_bytes)
+    return step_seconds(work, processes, device)
+
+
+def recipe(name: str, processes: int) -> RunConfig:
+    """The shipped configuration ``name`` for that many GPUs."""
+    schema: type[RunConfig] = PretrainConfig if name.startswith("pretrain") else FinetuneConfig
+    return load_config(schema, config_root() / f"{name}-{processes}gpu.yaml")
+
+
+def recipe_rows() -> list[str]:
+    """The table of docs/scaling.md: what each recipe states, and the minutes that the model gives."""
+    rows = []
+    for name, (counted, items) in RECIPES.items():
+        for processes in SIZES:
+            config = recipe(name, processes)
+            train = config.train
+            assert train.passes is not None
+            micro = train.global_batch // processes
+            steps = math.ceil(train.passes * items / train.global_batch)
+            bits = 2 if config.deepspeed.reduce_dtype == "bf16" else 4
+            work = Work(micro * counted.flops, micro * counted.kept, counted.trained, config.deepspeed.zero, bits)
+            times = [step_seconds(work, processes, device) for device in NAMED]
+            minutes = " | ".join(f"{steps * time['step'] / 60:.1f}" for time in times)
+            efficiency = next(time["efficiency"] for time, device in zip(times, NAMED, strict=True) if device.name == "H100")
+            rows.append(
+                f"| `{name}-{processes}gpu.yaml` | {train.global_batch:,} | {micro} | {train.lr:g} | {train.warmup:,} "
+                f"| {config.deepspeed.zero}, {config.deepspeed.reduce_dtype} | {steps:,} | {minutes} | {efficiency:.2f} |"
+            )
+    return rows
 
 
 def compare(cases: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -91,12 +118,13 @@ def main() -> None:
     modelled: dict[str, dict[int, dict[str, float]]] = {}
     for label, gradient_bytes in (("fp32 gradients", 4), ("bf16 gradients", 2)):
         for zero in (0, 1):
-            rows = {number: step_seconds(zero, PARAMETERS, number, gradient_bytes) for number in NUMBERS}
+            rows = {number: base_step(zero, number, gradient_bytes) for number in NUMBERS}
             modelled[f"zero{zero}, {label}"] = rows
     print(f"\n{'modelled efficiency':<24}" + "".join(f"{number:>7}" for number in NUMBERS))
     for name, rows in modelled.items():
         print(f"{name:<24}" + "".join(f"{row['efficiency']:>7.2f}" for row in rows.values()))
         print(f"{'  nothing hidden':<24}" + "".join(f"{row['efficiency_without_overlap']:>7.2f}" for row in rows.values()))
+    print("\n" + "\n".join(recipe_rows()))
     if arguments.json:
         content = {"modelled": modelled, "bytes": compared}
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -87,6 +87,14 @@ class DependencyError(SleepFMError):
     exit_status = 2
 
 
+class PreflightError(SleepFMError):
+    """Faults of a job that were found before its first step, in one list."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
 class UsageError(SleepFMError):
     """Command line arguments that make no sense together."""
 

@@ -17,13 +17,15 @@ from sleepfm.evaluation.predictions import Predictions
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import Task
 
+# Headline figures on `val`.
+VALIDATION_FIGURES = ("val/accuracy", "val/majority_accuracy", "val/kappa", "val/macro_f1", "val/auroc", "val/auprc")
+
 
 def validation_figures(task: Task, predictions: Predictions) -> dict[str, float]:
     """``val/<figure>`` of the headline figures, without intervals; binary ones at the threshold of max F1."""
     threshold = epoch_threshold(task, predictions)
     result = evaluate_predictions(task, predictions, threshold.value, resamples=0, seed=0)
-    names = ("accuracy", "majority_accuracy", "kappa", "macro_f1", "auroc", "auprc")
-    return {f"val/{name}": result.metrics[name].value for name in names}
+    return {name: result.metrics[name.removeprefix("val/")].value for name in VALIDATION_FIGURES}
 
 
 def evaluate_predictions(

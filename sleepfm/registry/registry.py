@@ -19,19 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from sleepfm.errors import RegistryError
 from sleepfm.files import sha256_file
+from sleepfm.registry.artifacts import beside, upload
 from sleepfm.registry.package import CONFIG, build_module, read_config, verify
 from sleepfm.registry.package_cache import cached_package
-from sleepfm.registry.store import (
-    NOT_THERE,
-    answering,
-    client,
-    pages,
-    reason_of,
-    set_defaults,
-    sqlite_file,
-    store_uri,
-    versions_of,
-)
+from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
+from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, set_defaults, store_uri, versions_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -151,6 +143,16 @@ def fetch(entry: Entry) -> Resolved:
     return Resolved(entry.uri, path, entry.name, entry.version, entry.tags)
 
 
+def find(address: str, store: str | None = None) -> ModelVersion:
+    """The version that a ``models:`` address names, without its files.
+
+    Raises:
+        RegistryError: as :func:`resolve`.
+    """
+    with answering(store):
+        return version_at(address, client(store))
+
+
 def version_at(address: str, mlflow_client: MlflowClient) -> ModelVersion:
     """The version that ``address`` names, without its files."""
     from mlflow.exceptions import MlflowException
@@ -197,12 +199,13 @@ def register(
     metrics: Mapping[str, float],
     parents: Sequence[str] = (),
     store: str | None = None,
+    automatic: bool = False,
 ) -> str:
     """Register the package in ``folder`` as a new version of ``name`` under ``run_id``; returns the
     version.
 
     The same package of the same run is registered once, however often this is called; figures and tags that it did not have are
-    added.
+    added. ``automatic`` says that no person asked for this version, so that :func:`sleepfm.registry.pruning.prune` may remove it.
 
     Raises:
         RegistryError: the store refuses or cannot be reached.
@@ -222,13 +225,19 @@ def register(
             if version.run_id == run_id and all(
                 version.tags.get(key) == every_tag.get(key) for key in ("sha256", "sha256.config")
             ):
-                for key in every_tag.keys() - version.tags.keys():
-                    mlflow_client.set_model_version_tag(name, str(version.version), key, every_tag[key])
+                new = {key: every_tag[key] for key in every_tag.keys() - version.tags.keys()}
+                if is_untouched(version.tags):
+                    new[AUTOMATIC] = mark(dict(version.tags) | new)[AUTOMATIC]
+                for key, value in new.items():
+                    mlflow_client.set_model_version_tag(name, str(version.version), key, value)
                 return str(version.version)
-        artifacts = f"package-{every_tag['sha256'][:12]}"
-        mlflow_client.log_artifacts(run_id, str(folder), artifacts)
+        # By both files: packages of the same weights that say different things of them are both whole.
+        artifacts = f"package-{every_tag['sha256'][:12]}-{every_tag['sha256.config'][:12]}"
+        upload(mlflow_client, run_id, Path(folder), artifacts)
         source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/{artifacts}"
         every_tag["artifacts"] = artifacts
+        if automatic:
+            every_tag = mark(every_tag)
         created = mlflow_client.create_model_version(name, source=source, run_id=run_id, tags=every_tag)
     return str(created.version)
 
@@ -316,13 +325,12 @@ def _unregistered(folder: str, mlflow_client: MlflowClient) -> dict[str, Any]:
 
 def _folder_in_sight(entry: Entry) -> Path | None:
     """The registered package where the store keeps it, if that is a folder that this node sees."""
-    file = sqlite_file(entry.store)
     artifacts = entry.tags.get("artifacts")
-    if file is not None and artifacts and entry.run_id:
+    if artifacts and entry.run_id:
         # MLflow stores absolute paths; beside the database they are found even after the folder was moved.
-        beside = file.parent / "mlartifacts" / entry.run_id / "artifacts" / artifacts
-        if beside.is_dir():
-            return beside
+        folder = beside(entry.store, entry.run_id) / artifacts
+        if folder.is_dir():
+            return folder
     if not entry.source.startswith(("/", "file:")):
         return None
     from mlflow.utils.file_utils import local_file_uri_to_path

@@ -28,6 +28,7 @@ from sleepfm.training.ranks.distributed import World
 from sleepfm.training.stage import Export
 
 VALIDATION_BATCH = 8
+FIGURE = "val/reconstruction_vs_mean"
 
 
 class NightStream:
@@ -129,7 +130,7 @@ class ContextStage:
             size = min(VALIDATION_BATCH, count - start)
             batch = self.validation.batch(start, size).to(device)
             total += self.loss(module, batch, self.config.train.seed).loss.item() * size
-        return {"val/reconstruction_vs_mean": total / count}
+        return {FIGURE: total / count}
 
     def measure(self, metric: str) -> dict[str, Any]:
         """Sequences and seed; and the encoder, whose embeddings are what is to be predicted."""

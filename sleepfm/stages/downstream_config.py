@@ -7,6 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from sleepfm.config import Config
+from sleepfm.evaluation.prediction_figures import VALIDATION_FIGURES
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
 from sleepfm.models.event_head import EventHeadConfig
@@ -61,6 +62,14 @@ class DownstreamJob(RunConfig):
             return values
         return values | {"registry": {"name": task.registered_name, "metric": f"val/{task.metric}"} | stated}
 
+    def parents(self) -> dict[str, str]:
+        """The encoder, beside those of every job."""
+        return super().parents() | {"encoder": self.encoder}
+
+    def figures(self) -> tuple[str, ...]:
+        """The headline figures of the task."""
+        return VALIDATION_FIGURES
+
     @model_validator(mode="after")
     def _registered_under_its_task(self) -> DownstreamJob:
         expected = TASKS[self.task].registered_name
@@ -76,6 +85,14 @@ class ProbeConfig(DownstreamJob):
 
     cache: LocalFolder = "runs/cache/embeddings"
 
+    def rows_per_item(self) -> int:
+        """An epoch in the hidden layers of the head."""
+        return 1 if self.head.kind == "mlp" else 0
+
+    def is_built_at_once(self) -> bool:
+        """Not before the data set is embedded."""
+        return False
+
 
 class FinetuneConfig(DownstreamJob):
     """Encoder, temporal context and head together; ``encoder`` may name a pretrained context, which is then started from.
@@ -87,6 +104,10 @@ class FinetuneConfig(DownstreamJob):
     context: ContextConfig = ContextConfig(kind="mamba")
     sequence: SequenceConfig = SequenceConfig()
     events: EventHeadConfig | None = None
+
+    def rows_per_item(self) -> int:
+        """Every epoch of a sequence, in the hidden layers of the head and in the context."""
+        return self.sequence.length if self.head.kind == "mlp" or self.context.kind != "none" else 0
 
     @model_validator(mode="after")
     def _events_have_seconds(self) -> FinetuneConfig:

@@ -21,6 +21,7 @@ from sleepfm.errors import DatasetError
 from sleepfm.tasks import TaskName
 
 SHARDS = 64
+FIGURES = ("val/probe_kappa", "val/probe_accuracy", "val/knn_kappa")
 
 
 class MonitorConfig(Config):
@@ -74,7 +75,7 @@ class Monitor:
         (train, truth), (held, held_truth) = self._embed(module, "label"), self._embed(module, "val")
         if not (np.isfinite(train).all() and np.isfinite(held).all()):
             # A model that has diverged is worth nothing, and no reason to stop: no comparison is won by what is not a number.
-            return dict.fromkeys(("val/probe_kappa", "val/probe_accuracy", "val/knn_kappa"), math.nan)
+            return dict.fromkeys(FIGURES, math.nan)
         # Two seconds of imports, which the ranks that do not probe need not take.
         from sklearn.linear_model import LogisticRegression
         from sklearn.neighbors import KNeighborsClassifier

@@ -13,10 +13,10 @@ from pydantic import Field, model_validator
 from sleepfm.data.stream import Reading
 from sleepfm.models.build import KINDS
 from sleepfm.registry.registry import load_package
-from sleepfm.stages.context import ContextStage
+from sleepfm.stages.context import FIGURE, ContextStage
 from sleepfm.stages.data_config import SourceConfig
-from sleepfm.stages.encoders import MultimodalStage, UnimodalStage
-from sleepfm.stages.monitor import MonitorConfig
+from sleepfm.stages.encoders import LOSSES, MultimodalStage, UnimodalStage
+from sleepfm.stages.monitor import FIGURES, MonitorConfig
 from sleepfm.training.job import Context
 from sleepfm.training.run_config import LocalFolder, RunConfig, present_names
 from sleepfm.training.stage import Stage
@@ -42,12 +42,16 @@ class StageKind:
     """How models of one kind are pretrained: what builds the stage, and which registered models it starts from.
 
     ``encoders`` gives the modalities that ``config.encoders`` must name an encoder of; ``encoder`` says that ``config.encoder``
-    must name one.
+    must name one, whose embeddings the stage learns from. ``losses`` are the figures of held-out items by which weights may be
+    selected, ``figures`` the other ones beside those of the monitor. ``rows`` are those that one item gives a batch norm.
     """
 
     build: Callable[[PretrainConfig, Context], Stage]
     encoders: Callable[[Any], tuple[str, ...]] = lambda model: ()
     encoder: bool = False
+    losses: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ()
+    rows: Callable[[Any], int] = lambda model: 1
 
 
 def _unimodal(config: PretrainConfig, context: Context) -> Stage:
@@ -64,9 +68,9 @@ def _context(config: PretrainConfig, context: Context) -> Stage:
 
 # By the kind of model, see `sleepfm.models.build.KINDS`.
 STAGES = {
-    "neuronet": StageKind(_unimodal),
-    "synthsleepnet": StageKind(_multimodal, encoders=lambda model: model.modalities),
-    "context": StageKind(_context, encoder=True),
+    "neuronet": StageKind(_unimodal, losses=LOSSES),
+    "synthsleepnet": StageKind(_multimodal, encoders=lambda model: model.modalities, losses=LOSSES),
+    "context": StageKind(_context, encoder=True, figures=(FIGURE,), rows=lambda model: model.length),
 }
 
 # The configuration of any of them.
@@ -124,6 +128,32 @@ class PretrainConfig(RunConfig):
                 "(train.global_batch / train.accumulation)"
             )
         return self
+
+    def parents(self) -> dict[str, str]:
+        """The encoders, beside those of every job."""
+        alone = {"encoder": self.encoder} if self.encoder else {}
+        return super().parents() | alone | {f"encoders.{name}": address for name, address in self.encoders.items()}
+
+    def figures(self) -> tuple[str, ...]:
+        """The monitor's, or what a stage without one validates."""
+        kind = STAGES[self.model.kind]
+        return kind.figures or (FIGURES if self.monitor != "none" else ())
+
+    def losses(self) -> tuple[str, ...]:
+        """Those of encoders."""
+        return STAGES[self.model.kind].losses
+
+    def validated_items(self) -> int | None:
+        """``data.validation_items``; a stage that does not validate its loss in steps takes any number of them."""
+        return self.data.validation_items if self.losses() else None
+
+    def rows_per_item(self) -> int:
+        """One in the projectors of encoders; every epoch of a sequence in a context."""
+        return STAGES[self.model.kind].rows(self.model)
+
+    def is_built_at_once(self) -> bool:
+        """All but a context's."""
+        return not STAGES[self.model.kind].encoder
 
     def reading(self) -> Reading:
         """For the streams of the stage."""

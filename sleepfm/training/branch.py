@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,26 +77,27 @@ class Loaded:
         return text
 
 
-def weights_of(found: Resolved) -> Path:
-    """The file of weights that an address of ``init_from`` leads to: of a package, whose digests are checked, or of a run.
+def weights_of(address: str, pull: Callable[[str], Resolved]) -> tuple[Path, str]:
+    """The file of weights that ``init_from`` leads to, and what it is for good: of a run's folder, else of what ``pull`` finds.
 
     Raises:
         RegistryError: bytes of a package that have changed, or no package.
         CheckpointError: a run that has not been validated yet.
     """
-    run = RunFolder(found.path)
-    if found.name or not run.is_run():
+    run = RunFolder(address)
+    if not run.is_run():
+        found = pull(address)
         verify(found.path, found.label, found.tags if found.name else None)
-        return found.path / WEIGHTS
+        return found.path / WEIGHTS, found.uri
     # Without it, or while it is written, the best weights so far are the same.
     if run.package.is_dir():
         verify(run.package, str(run.package))
-        return run.package / WEIGHTS
+        return run.package / WEIGHTS, str(run.root.resolve())
     if not run.best.exists():
         raise CheckpointError(
             f"{run.root}: holds no weights yet, since nothing has been validated; branch_from={run.root}@STEP takes a checkpoint"
         )
-    return run.best
+    return run.best, str(run.root.resolve())
 
 
 def initialise(module: nn.Module, path: Path) -> Loaded:

@@ -26,6 +26,7 @@ from sleepfm.registry import registry
 from sleepfm.registry.load_test import LoadTest
 from sleepfm.registry.package import WEIGHTS, link_or_copy, save_weights, write_package
 from sleepfm.registry.promotion import comparison, promote
+from sleepfm.registry.pruning import prune
 from sleepfm.training.folder import NOTE, RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.run_config import RunConfig
@@ -263,11 +264,13 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
     other and why.
 
     Where the result holds a ``last`` as well and every best is registered, it gets a version of its own, else the best one's; the
-    alias ``last`` names it.
+    alias ``last`` names it. Of the versions that the run registered on its way the newest ``registry.keep`` stay, and those that
+    are used, see :func:`sleepfm.registry.pruning.prune`.
     """
     name, settings, folder = config.registry.name, config.registry, RunFolder(config.train.output)
     add = (result["tags"], result["metrics"], result["parents"], store)
-    version = registry.register(name, folder.package, run_id, *add)
+    # What a run leaves at its end is meant to stay; what it registers on its way is kept as long as `keep` says.
+    version = registry.register(name, folder.package, run_id, *add, automatic=not result.get("finished"))
     promotion = promote(name, version, settings.metric, settings.mode, settings.alias, store)
     if settings.every_best and result.get("finished"):
         last = result.get("last")
@@ -275,6 +278,11 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
         if last is not None:
             newest = registry.register(name, folder.last, run_id, last["tags"], last["metrics"], result["parents"], store)
         registry.name_version(name, newest, LAST_ALIAS, store)
+    try:
+        prune(name, run_id, settings.keep, store)
+    except RegistryError as error:
+        # A server may allow additions alone; the version is registered all the same.
+        print(f"warning: {name}: older bests of this run stay registered ({error})", file=sys.stderr, flush=True)
     return {"version": version, "run_id": run_id} | asdict(promotion)
 
 

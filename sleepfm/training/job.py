@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from sleepfm.config import load_config, to_dict, to_yaml
+from sleepfm.config import load_config, to_dict
 from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
-from sleepfm.errors import ConfigError, RegistryError
+from sleepfm.errors import ConfigError, RegistryError, UsageError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.registry import registry
@@ -21,9 +21,10 @@ from sleepfm.registry.store import store_uri
 from sleepfm.training import branch
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
-from sleepfm.training.feed import Shares
 from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.observer import Observer, Observers
+from sleepfm.training.preflight.checks import Preflight
+from sleepfm.training.preflight.report import describe as describe_plan
 from sleepfm.training.ranks.distributed import World, exit_ranked, on_every_node, on_main, start
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, leave_at_once, leave_with_launcher
 from sleepfm.training.ranks.watchdog import Watchdog
@@ -33,7 +34,7 @@ from sleepfm.training.state import checkpoint
 from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.tracking.flops import item_flops
 from sleepfm.training.tracking.recorder import Recorder
-from sleepfm.training.tracking.sizing import Size
+from sleepfm.training.tracking.step_time import GPUS_A_NODE
 from sleepfm.training.tracking.tracker import Tracker, undelivered
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
@@ -97,51 +98,60 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     parser.add_argument("config", help="YAML file, such as configs/pretrain/eeg-tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
     parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
-    parser.add_argument("--dry-run", action="store_true", help="print the resolved configuration and sizes")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, print configuration, memory and expected time")
+    parser.add_argument("--processes", type=int, metavar="N", help="with --dry-run: as on N processes, whatever runs now")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
 
     def command() -> int:
         require("deepspeed")
         world = World.from_environment()
+        planned = world
+        if arguments.processes is not None:
+            if not arguments.dry_run or arguments.processes < 1:
+                raise UsageError(f"--processes {arguments.processes}: a number of processes to try on paper, with --dry-run")
+            planned = World(0, arguments.processes, 0, min(arguments.processes, GPUS_A_NODE))
         config = load_config(schema, arguments.config, arguments.overrides)
-        return _run(config, build, dataset_digest(config), world, arguments.resume, arguments.dry_run)
+        store, resume = store_uri(config.tracking.uri), None if arguments.dry_run else arguments.resume
+        preflight = Preflight(config, world, planned, store, resume, dataset_digest)
+        return _run(config, build, preflight, world, arguments.resume, store, planned if arguments.dry_run else None)
 
     exit_ranked(command)
 
 
-def _run(config: ConfigT, build: Build[ConfigT], dataset_digest: str, world: World, resume: Resume, dry_run: bool) -> int:
-    store = store_uri(config.tracking.uri)
-    Shares.of(config.train, world)
-    if not dry_run:
-        done = RunFolder(config.train.output).check(config, dataset_digest, resume)
-        if done is not None:
-            return _already_done(config, done, store) if world.is_main else 0
+def _run(
+    config: ConfigT,
+    build: Build[ConfigT],
+    preflight: Preflight[ConfigT],
+    world: World,
+    resume: Resume,
+    store: str,
+    on_paper: World | None,
+) -> int:
+    if preflight.done is not None:
+        return _already_done(config, preflight.done, store) if world.is_main else 0
+    preflight.before_start()
     start(world, _COLLECTIVE_TIMEOUT_SECONDS)
     context = Context(world, store, resume, config)
-    if dry_run:
-        stage = build(config, context)
-        flops = item_flops(stage, world)
+    if on_paper is not None:
+        text = describe_plan(config, preflight.stage(lambda: build(config, context)), world, on_paper)
         if world.is_main:
-            print(to_yaml(config))
-            print(f"steps: {total_steps(config, stage)}, items in a pass: {len(stage.stream)}")
-            print(f"arithmetic: {flops / 1e9:.2f} GFLOP an item, {flops * config.train.global_batch / 1e12:.3f} TFLOP a step")
-            print(Size.of(stage.module).describe(world.size, config.train.ema > 0))
+            print(text)
         return 0
     with ExitStack() as lock:
         on_main(world, lambda: lock.enter_context(only_writer(Path(config.train.output))))
-        return _train(config, build, dataset_digest, context)
+        return _train(config, build, preflight, context)
 
 
-def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context: Context) -> int:
+def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT], context: Context) -> int:
     """The job itself, whose folder no other job writes into."""
     world, resume, store = context.world, context.resume, context.store
     folder = RunFolder(config.train.output)
     watch = Watchdog(world, config.train.stall_s, _COLLECTIVE_TIMEOUT_SECONDS, config.train.silent_s)
+    stage = preflight.stage(lambda: build(config, context))
     if resume == "never":
         on_main(world, lambda: folder.clear())
-    stage = build(config, context)
-    saved = _starting_point(stage, config, dataset_digest, context)
+    saved = _starting_point(stage, config, preflight.dataset_digest, context)
     observers: list[Observer] = [_Watched(stage, watch)]
     flops = item_flops(stage, world)
     exporter: Exporter | None = None
@@ -171,7 +181,9 @@ def _train(config: ConfigT, build: Build[ConfigT], dataset_digest: str, context:
 def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, context: Context) -> Saved | None:
     """The checkpoint to go on from, this run's own or the one that it branches from, else None, with ``init_from`` loaded."""
     world, folder = context.world, RunFolder(config.train.output)
-    source = context.pull(config.init_from) if config.init_from else None
+    weights: Path | None = None
+    if config.init_from:
+        weights, context.started_from[config.init_from] = branch.weights_of(config.init_from, context.pull)
 
     def begin() -> None:
         branched = branch.origin(config.branch_from) if config.branch_from and not folder.is_run() else None
@@ -189,8 +201,8 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
     step = saved.step if saved else 0
     changed = on_main(world, lambda: folder.steer(config, step, total_steps(config, stage)))
     said = f"{folder.root}: goes on from step {step} with {changed}" if changed else ""
-    if source is not None and saved is None:
-        said = branch.initialise(stage.module, branch.weights_of(source)).describe(config.init_from)
+    if weights is not None and saved is None:
+        said = branch.initialise(stage.module, weights).describe(config.init_from)
     if said and world.is_main:
         print(said, flush=True)
     return saved

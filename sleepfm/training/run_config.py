@@ -138,6 +138,9 @@ class RegistryConfig(Config):
     every_best: bool = True
     """Whether every new best is exported and registered while training goes on, and the last weights under the alias ``last``;
     else only the best, at the end."""
+    keep: int = Field(default=3, ge=1)
+    """Bests of a run, the newest, that stay registered while it goes on. Older ones are removed with their files, but those that
+    have an alias, that another model was made from, or that a person has touched."""
 
 
 class TrackingConfig(Config):
@@ -158,6 +161,30 @@ class RunConfig(Config):
     deepspeed: DeepSpeedConfig = DeepSpeedConfig()
     registry: RegistryConfig
     tracking: TrackingConfig = TrackingConfig()
+
+    def parents(self) -> dict[str, str]:
+        """Addresses of the models that the job starts from, by the key that names each."""
+        return {"init_from": self.init_from} if self.init_from else {}
+
+    def figures(self) -> tuple[str, ...]:
+        """Figures of a validation beside :meth:`losses`, by which ``registry.metric`` may select; none if unknown here."""
+        return ()
+
+    def losses(self) -> tuple[str, ...]:
+        """``val/loss`` and its parts, where the loss is validated on held-out items."""
+        return ()
+
+    def validated_items(self) -> int | None:
+        """On how many held-out items the loss is validated at most; None where it is not."""
+        return None
+
+    def rows_per_item(self) -> int:
+        """Rows that an item gives the batch norm that gets the fewest; 0 where none learns, or only the stage knows."""
+        return 0
+
+    def is_built_at_once(self) -> bool:
+        """Whether the stage is there in seconds; else it first embeds the data set."""
+        return True
 
     @model_validator(mode="after")
     def _one_start(self) -> RunConfig:
@@ -187,7 +214,7 @@ _INCIDENTAL = {
         "stall_s",
         "silent_s",
     ),
-    "registry": ("every_best",),
+    "registry": ("every_best", "keep"),
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
     # The data set is known by its digest, wherever it lies.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_memory_without_sharding_is_what_a_step_holds() -> None:
     average = sum(p.nbytes for p in trained)
     assert Size.of(module).bytes_per_rank(0, 1) == bytes_held
     assert Size.of(module).bytes_per_rank(0, 1, ema=True) == bytes_held + average
+
+
+def test_on_paper_it_speaks_of_other_numbers_of_processes(tmp_path: Path) -> None:
+    done = alone(tmp_path, "--dry-run", "--processes", "64", "train.global_batch=1024", "deepspeed.dtype=bf16")
+    assert done.returncode == 0, done.stderr
+    assert "processes: 64, of 8 items in each of 2 micro-steps" in done.stdout
+    assert re.search(r"^64 x H200 \(131 GiB\): fits, 0\.00 h expected \(\d+\.\d ms a step, set by", done.stdout, re.MULTILINE)
 
 
 def test_each_stage_of_zero_shards_more() -> None:
@@ -51,4 +59,7 @@ def test_it_prints_configuration_sizes_and_arithmetic_and_writes_nothing(tmp_pat
     assert facts.count("GiB a rank without activations") == 3
     assert ("with the average of the weights" in facts) == (ema > 0)
     assert "GFLOP an item" in facts
+    assert "processes: 1, of 4 items in each of 2 micro-steps" in facts
+    assert "GiB activations of 4 items (counted)" in facts
+    assert re.search(r"^1 x H100 \(75 GiB\): fits$", facts, re.MULTILINE)
     assert not (tmp_path / "run").exists()

@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.ranks.precision import native_bf16
 from sleepfm.training.stage import Stage
-
-# Dense peak of one device in FLOP/s, without sparsity, as the makers' data sheets state it: (bf16, fp32 as torch computes it by
-# default, that is without TF32).
-_PEAKS = {
-    "H200": (989e12, 67e12),  # nvidia.com/en-us/data-center/h200
-    "H100 PCIe": (756e12, 51e12),  # nvidia.com/en-us/data-center/h100
-    "H100": (989e12, 67e12),
-    "A100": (312e12, 19.5e12),  # nvidia.com/en-us/data-center/a100
-    "L40S": (362e12, 91.6e12),  # nvidia.com/en-us/data-center/l40s
-    "A10": (125e12, 31.2e12),  # nvidia.com/en-us/data-center/products/a10-gpu
-    "V100": (0.0, 15.7e12),  # nvidia.com/en-us/data-center/v100; has no bf16
-}
+from sleepfm.training.tracking.devices import known_device
 
 
 class _Counter(TorchDispatchMode):
@@ -54,27 +46,35 @@ def item_flops(stage: Stage, world: World) -> float:
     a loss may compare items of all ranks. What a Triton kernel of a state-space layer does is not seen.
     """
     module = stage.module.to(world.device)
+    with undone(module, world), _Counter() as counter:  # type: ignore[no-untyped-call]
+        batch = stage.stream.batch(0, 2).to(world.device)
+        stage.loss(module, batch, 0).loss.backward()
+    return counter.total / 2
+
+
+@contextmanager
+def undone(module: nn.Module, world: World) -> Iterator[None]:
+    """Trains inside; afterwards batch statistics, random numbers, gradients and the mode are as before."""
     training = module.training
     module.train()
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    devices = [world.device] if world.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), _Counter() as counter:  # type: ignore[no-untyped-call]
-        batch = stage.stream.batch(0, 2).to(world.device)
-        stage.loss(module, batch, 0).loss.backward()
-    for name, buffer in module.named_buffers():
-        buffer.copy_(buffers[name])
-    module.zero_grad(set_to_none=True)
-    module.train(training)
-    return counter.total / 2
+    try:
+        with torch.random.fork_rng([world.device] if world.device.type == "cuda" else []):
+            yield
+    finally:
+        for name, buffer in module.named_buffers():
+            buffer.copy_(buffers[name])
+        module.zero_grad(set_to_none=True)
+        module.train(training)
 
 
 def peak_flops(device: torch.device, dtype: Literal["bf16", "fp32"]) -> tuple[float, str]:
     """FLOP/s that ``device`` can do at most, and where the figure is from: its data sheet, or a measured matrix product."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for known, (bf16, fp32) in _PEAKS.items():
-            if all(word in name for word in known.split()) and (bf16 if dtype == "bf16" else fp32):
-                return (bf16 if dtype == "bf16" else fp32), f"data sheet of {known}"
+        known = known_device(torch.cuda.get_device_name(device))
+        stated = 0.0 if known is None else known.bf16 if dtype == "bf16" else known.fp32
+        if known is not None and stated:
+            return stated, f"data sheet of {known.name}"
     # Where bf16 products go through the fp32 kernels, those set the limit.
     kind = torch.bfloat16 if dtype == "bf16" and native_bf16(device) else torch.float32
     return _measured(device, kind), f"measured {str(kind).removeprefix('torch.')} matrix product"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -112,6 +113,8 @@ def common_tags(stage: Stage, config: RunConfig) -> dict[str, str]:
         "dataset_digest": stage.dataset_digest,
         "config_digest": config_digest(config),
         "git_commit": git_commit(),
+        # On the run as well, from its beginning: a version that somebody trains from is not pruned.
+        "parents": json.dumps(list(stage.parents)),
         "versions": f"python {platform.python_version()}, torch {torch.__version__}",
         **RunFolder(config.train.output).lineage(),
     }

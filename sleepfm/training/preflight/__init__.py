@@ -1,0 +1,1 @@
+"""What is checked before the first step, so that a job that cannot end well does not begin."""

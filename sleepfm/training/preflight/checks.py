@@ -1,0 +1,161 @@
+"""All checks of a job in their order: what every process finds by itself, what needs the others, what needs the stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable
+from contextlib import closing
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch.distributed as dist
+
+from sleepfm.errors import SleepFMError
+from sleepfm.training.folder import Resume, RunFolder
+from sleepfm.training.preflight import host
+from sleepfm.training.preflight.faults import Fault, fault_of, of_all_ranks, refuse
+from sleepfm.training.preflight.parents import missing_parents
+from sleepfm.training.preflight.plan import faults_of_plan, split
+from sleepfm.training.ranks.distributed import World, gather_json
+from sleepfm.training.run_config import RunConfig
+from sleepfm.training.stage import Stage
+from sleepfm.training.tracking.sizing import Size
+
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+_STORE_SECONDS = 300.0
+
+
+class Preflight(Generic[ConfigT]):
+    """The checks of one process. Every process makes one and calls the same methods in the same order.
+
+    Args:
+        config: of the job.
+        world: this process.
+        planned: the processes that the job is planned for; others than ``world`` where it is only tried on paper.
+        store: the registry.
+        resume: whether a run in ``train.output`` goes on; None where nothing will be written there.
+        digest: gives the digest of the data set that this process sees.
+    """
+
+    def __init__(
+        self, config: ConfigT, world: World, planned: World, store: str, resume: Resume | None, digest: Callable[[ConfigT], str]
+    ) -> None:
+        self._config, self._world, self._planned, self._store, self._resume = config, world, planned, store, resume
+        self._faults: list[Fault] = []
+        self.dataset_digest = ""
+        self.done: dict[str, Any] | None = None
+        """The result of this very run, if it was done before: then nothing else was checked."""
+        self._faults += fault_of(lambda: self._see(digest))
+        self._faults += fault_of(self._look_into_folder)
+        self._sources: dict[str, str] = {}
+        if resume in ("auto", "must"):
+            self._faults += [] if self._faults else fault_of(self._read_sources)
+
+    def _see(self, digest: Callable[[ConfigT], str]) -> None:
+        self.dataset_digest = digest(self._config)
+
+    def _look_into_folder(self) -> None:
+        if self._resume is not None and self.dataset_digest:
+            self.done = RunFolder(self._config.train.output).check(self._config, self.dataset_digest, self._resume)
+
+    def _read_sources(self) -> None:
+        self._sources = RunFolder(self._config.train.output).sources()
+
+    def before_start(self) -> None:
+        """What must be right for the processes to find each other.
+
+        Raises:
+            PreflightError: it is not; with everything else that this process knows by then.
+        """
+        network = [*host.interfaces(os.environ), *host.port(self._world, os.environ)]
+        self._faults = [*faults_of_plan(self._config, self._planned), *self._faults]
+        if network:
+            refuse([*self._faults, *network])
+
+    def stage(self, build: Callable[[], Stage]) -> Stage:
+        """What ``build`` makes, if nothing is wrong with the job. The process group has started.
+
+        Where the stage is built in seconds and its parents and data are there, it is built also when there are faults, to find
+        those that only it can tell.
+
+        Raises:
+            PreflightError: the faults of all processes.
+            SleepFMError: what ``build`` raises, if that is the only fault.
+        """
+        hosts, faults = self._of_hosts()
+        missing = missing_parents(self._config.parents(), self._sources, self._store) if self._world.is_main else []
+        faults = [*self._gather([*self._faults, *missing], hosts), *faults]
+        incomplete = any(gather_json(self._world, bool(missing) or not self.dataset_digest))
+        if faults and (incomplete or not self._config.is_built_at_once()):
+            refuse(faults)
+        error: SleepFMError | None = None
+        stage: Stage | None = None
+        own: list[Fault] = []
+        try:
+            stage = build()
+            own = self._of_stage(stage)
+        except SleepFMError as raised:
+            error, own = raised, [Fault.of(raised)]
+        found = self._gather(own, hosts)
+        if error is not None and not faults:
+            raise error
+        refuse([*faults, *found])
+        assert stage is not None
+        return stage
+
+    def _gather(self, own: list[Fault], hosts: list[str]) -> list[Fault]:
+        everyone = gather_json(self._world, [[fault.text, fault.configured] for fault in own])
+        return of_all_ranks([[Fault(*fault) for fault in found] for found in everyone], hosts)
+
+    def _of_hosts(self) -> tuple[list[str], list[Fault]]:
+        """Name of every rank's host, and the faults that show between hosts."""
+        world = self._world
+        if world.size == 1:
+            return [socket.gethostname()], []
+        own = {"host": socket.gethostname(), "first": world.rank - world.local_rank}
+        faults: list[Fault] = []
+        with closing(host.listener()) as listener:
+            # Through the store, which all have reached: collectives would wait for what cannot be reached.
+            everyone = _exchange(world, "host", own | {"address": host.address(), "port": listener.getsockname()[1]})
+            names = {row["first"]: row["host"] for row in everyone}
+            if len(set(names.values())) < len(names):
+                names = {first: f"{name} (rank {first})" for first, name in names.items()}
+            hosts = [names[row["first"]] for row in everyone]
+            others = {
+                names[row["first"]]: (row["address"], row["port"])
+                for rank, row in enumerate(everyone)
+                if rank == row["first"] and row["first"] != own["first"]
+            }
+            found = host.unreachable(others) if world.local_rank == 0 else []
+            told = _exchange(world, "reached", [fault.text for fault in found])
+        unreached = [Fault(f"{hosts[rank]} {text}", False) for rank, texts in enumerate(told) for text in texts]
+        if unreached:
+            refuse([*self._faults, *unreached])
+        gather_json(world, None)
+        times = gather_json(world, [time.time(), self.dataset_digest])
+        faults += host.clocks([row[0] for row in times], hosts)
+        path = getattr(getattr(self._config, "data", None), "path", "")
+        faults += host.datasets([row[1] for row in times], hosts, path)
+        return hosts, faults
+
+    def _of_stage(self, stage: Stage) -> list[Fault]:
+        """What the stage tells: enough held-out items, and how many bytes the run writes."""
+        train = self._config.train
+        found = split(self._config, stage)
+        if self._world.local_rank == 0:
+            needed = Size.of(stage.module).bytes_written(self._config.deepspeed.zero, train.keep, train.ema > 0)
+            found += host.room(Path(train.output), needed)
+        return found
+
+
+def _exchange(world: World, key: str, value: Any) -> list[Any]:
+    """Every rank's ``value`` (plain JSON types), through the store of the process group."""
+    store = dist.distributed_c10d._get_default_store()
+    names = [f"preflight/{key}/{rank}" for rank in range(world.size)]
+    store.set(names[world.rank], json.dumps(value))
+    store.wait(names, timedelta(seconds=_STORE_SECONDS))
+    return [json.loads(store.get(name)) for name in names]

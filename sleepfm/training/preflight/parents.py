@@ -1,0 +1,33 @@
+"""Faults of the models that a job starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from sleepfm.errors import RegistryError
+from sleepfm.registry.package import read_config
+from sleepfm.registry.registry import find
+from sleepfm.training.folder import RunFolder
+from sleepfm.training.preflight.faults import Fault
+
+
+def missing_parents(parents: Mapping[str, str], started_from: Mapping[str, str], store: str) -> list[Fault]:
+    """Every model that is not there, without fetching any.
+
+    Args:
+        parents: addresses by the key of the configuration that names them.
+        started_from: the versions that a run which goes on started from, by address.
+        store: the registry.
+    """
+    keys: dict[str, list[str]] = {}
+    for key, stated in parents.items():
+        address = started_from.get(stated, stated)
+        try:
+            if address.startswith("models:"):
+                find(address, store)
+            elif key != "init_from" or not RunFolder(address).is_run():
+                read_config(Path(address))
+        except RegistryError as error:
+            keys.setdefault(str(error), []).append(key)
+    return [Fault(f"{', '.join(names)}: {reason}", False) for reason, names in keys.items()]

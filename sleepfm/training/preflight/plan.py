@@ -1,0 +1,78 @@
+"""Faults of a configuration at a number of processes: shares, selection, validation, batch norm."""
+
+from __future__ import annotations
+
+import difflib
+
+from sleepfm.training.feed import Shares
+from sleepfm.training.preflight.faults import Fault, fault_of
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.run_config import RunConfig
+from sleepfm.training.stage import Stage, ValidatesLoss
+
+
+def faults_of_plan(config: RunConfig, world: World) -> list[Fault]:
+    """What the configuration alone says."""
+    indivisible = fault_of(lambda: Shares.of(config.train, world))
+    return [
+        *indivisible,
+        *([] if indivisible else batch_norm(config, Shares.of(config.train, world), world)),
+        *selection(config),
+        *validation(config),
+    ]
+
+
+def selection(config: RunConfig) -> list[Fault]:
+    """``registry.metric`` is validated by this stage."""
+    metric, figures = config.registry.metric, [*config.figures(), *config.losses()]
+    if not figures or metric in figures:
+        return []
+    near = difflib.get_close_matches(metric, figures, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(figures))}"
+    return [Fault(f"registry.metric={metric}: this job does not validate it, so nothing could be selected; {hint}")]
+
+
+def validation(config: RunConfig) -> list[Fault]:
+    """``data.validation_items`` covers a global batch, of which the validation takes whole ones."""
+    items, batch = config.validated_items(), config.train.global_batch
+    if items is None or items >= batch or (items == 0 and config.registry.metric not in config.losses()):
+        return []
+    needed = f" and registry.metric={config.registry.metric}" if config.registry.metric in config.losses() else ""
+    return [
+        Fault(
+            f"data.validation_items={items}: the loss is validated in whole steps of train.global_batch={batch} items, so there "
+            f"would be no val/loss{needed}; set data.validation_items to {batch} or a multiple of it"
+        )
+    ]
+
+
+def batch_norm(config: RunConfig, shares: Shares, world: World) -> list[Fault]:
+    """Every batch norm gets two rows or more; with one, it would take its running statistics without a word."""
+    together = shares.micro_batch * (world.size if config.train.batch_norm == "sync" else 1)
+    rows = config.rows_per_item() * together
+    if rows == 0 or rows > 1:
+        return []
+    return [
+        Fault(
+            f"train.global_batch={config.train.global_batch}: a micro-step of one item a rank ({config.train.accumulation} "
+            f"accumulated, {world.size} processes) gives batch norms one row, which has no variance, so that they would learn "
+            f"nothing; raise train.global_batch to {2 * config.train.accumulation * world.size} or more, lower "
+            "train.accumulation, or set train.batch_norm=sync"
+        )
+    ]
+
+
+def split(config: RunConfig, stage: Stage) -> list[Fault]:
+    """The held-out items are enough for the loss that selects."""
+    if not isinstance(stage, ValidatesLoss) or config.registry.metric not in config.losses():
+        return []
+    found, batch = len(stage.validation), config.train.global_batch
+    if found >= batch:
+        return []
+    return [
+        Fault(
+            f"registry.metric={config.registry.metric}: the split val has {found} items, fewer than one step of "
+            f"train.global_batch={batch}, so that the loss cannot be validated; build from more subjects, lower "
+            "train.global_batch, or select by another metric"
+        )
+    ]

@@ -1,0 +1,103 @@
+"""What ``--dry-run`` says of a job: steps, arithmetic, memory of a rank, and the hours that it takes on named GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from sleepfm.config import to_yaml
+from sleepfm.models.recompute import recompute_activations
+from sleepfm.training.engine import total_steps
+from sleepfm.training.feed import Shares
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.run_config import RunConfig
+from sleepfm.training.stage import Stage
+from sleepfm.training.tracking.activations import Activations, count_activations, measure_activations
+from sleepfm.training.tracking.devices import NAMED
+from sleepfm.training.tracking.flops import item_flops
+from sleepfm.training.tracking.sizing import Size
+from sleepfm.training.tracking.step_time import SHARE_OF_PEAK, Work, step_seconds
+
+# Assumed for CUDA's own context, NCCL's buffers and what the allocator cannot use.
+_CUDA_BYTES = 2 * 2**30
+# DeepSpeed's default, in numbers.
+_BUCKET = 500_000_000
+_GIB = 2**30
+
+
+def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> str:
+    """Lines for a person; every rank calls this. Sizes are those of ``planned`` processes, whatever runs now."""
+    train, zero = config.train, config.deepspeed.zero
+    shares = Shares.of(train, planned)
+    flops = item_flops(stage, world)
+    if train.recompute:
+        recompute_activations(stage.module)
+    activations = _activations(config, stage, world, shares.micro_batch)
+    size, steps = Size.of(stage.module), total_steps(config, stage)
+    parts = {
+        "parameters, gradients and optimiser state": size.bytes_per_rank(zero, planned.size, train.ema > 0),
+        "DeepSpeed's buffers for gradients": bucket_bytes(config),
+        f"activations of {shares.micro_batch} items ({'measured' if activations.measured else 'counted'})": activations.bytes(
+            shares.micro_batch
+        ),
+        "assumed for CUDA and NCCL": _CUDA_BYTES,
+    }
+    needed = sum(parts.values())
+    work = Work(
+        flops * shares.micro_batch * shares.accumulation,
+        activations.bytes(shares.micro_batch) * shares.accumulation,
+        size.trainable,
+        zero,
+        2 if config.deepspeed.reduce_dtype == "bf16" else 4,
+    )
+    return "\n".join(
+        [
+            to_yaml(config),
+            f"steps: {steps}, items in a pass: {len(stage.stream)}",
+            f"processes: {planned.size}, of {shares.micro_batch} items in each of {shares.accumulation} micro-steps",
+            f"arithmetic: {flops / 1e9:.2f} GFLOP an item, {flops * train.global_batch / 1e12:.3f} TFLOP a step",
+            size.describe(planned.size, train.ema > 0),
+            f"disk: {size.bytes_written(zero, train.keep, train.ema > 0) / 1e9:.2f} GB in {train.output}",
+            f"memory of a rank on a GPU at ZeRO {zero}: {needed / _GIB:.2f} GiB",
+            *(f"  {count / _GIB:.2f} GiB {name}" for name, count in parts.items()),
+            *_on_devices(work, planned.size, steps, needed, config.deepspeed.dtype),
+        ]
+    )
+
+
+def bucket_bytes(config: RunConfig) -> int:
+    """What DeepSpeed 0.19 sets aside for gradients on their way between ranks, in fp32; nothing without ZeRO."""
+    if config.deepspeed.zero == 0:
+        return 0
+    stated: Mapping[str, Any] = config.deepspeed.extra.get("zero_optimization", {})
+    overlaps = stated.get("overlap_comm", False)
+    return int(stated.get("reduce_bucket_size", _BUCKET)) * 4 * (2 if overlaps else 1)
+
+
+def _activations(config: RunConfig, stage: Stage, world: World, micro_batch: int) -> Activations:
+    if world.device.type != "cuda":
+        return count_activations(stage, world, config.deepspeed.dtype)
+    try:
+        return measure_activations(stage, world, config.deepspeed.dtype, micro_batch)
+    except torch.OutOfMemoryError:
+        stage.module.zero_grad(set_to_none=True)
+        return count_activations(stage, world, config.deepspeed.dtype)
+
+
+def _on_devices(work: Work, processes: int, steps: int, needed: float, dtype: str) -> list[str]:
+    lines = []
+    for device in NAMED:
+        fits = "fits" if needed <= device.memory else "does not fit"
+        line = f"{processes} x {device.name} ({device.memory / _GIB:.0f} GiB): {fits}"
+        if dtype == "bf16":
+            step = step_seconds(work, processes, device)
+            slowest = "memory" if step["moving"] > step["computing"] else "arithmetic"
+            line += f", {steps * step['step'] / 3600:.2f} h expected ({1000 * step['step']:.1f} ms a step, set by {slowest})"
+        lines.append(line)
+    if dtype == "bf16":
+        lines.append(
+            f"  at {SHARE_OF_PEAK:.0%} of the data sheets' peak, assumed; without validations, saves, waiting for data and faults"
+        )
+    return lines

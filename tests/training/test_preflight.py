@@ -1,0 +1,273 @@
+"""A job that cannot end well does not begin, and says everything that is wrong with it at once."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from launching import CONFIG, TOY, environment, launch
+from made_nights import EVERY_CHANNEL, make_dataset, make_night
+from mlflow_server import free_port
+from test_agreement import start
+from test_cuda_types import dataset, stage_of  # noqa: F401
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from sleepfm.config import load_config
+from sleepfm.data.dataset import Dataset
+from sleepfm.errors import ConfigError, PreflightError
+from sleepfm.paths import config_root
+from sleepfm.stages.data_config import dataset_digest
+from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
+from sleepfm.stages.pretrain import PretrainConfig
+from sleepfm.training.preflight import host
+from sleepfm.training.preflight.checks import Preflight
+from sleepfm.training.preflight.faults import Fault, of_all_ranks, refuse
+from sleepfm.training.preflight.plan import faults_of_plan
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.run_config import RunConfig
+from sleepfm.training.stage import ValidatesLoss
+from sleepfm.training.tracking.sizing import Size
+
+ALONE = World(0, 1, 0, 1)
+KINDS = ["unimodal", "multimodal", "context", "probe", "fine-tune", "full fine-tune", "events"]
+LAUNCH = Path(__file__).parents[2] / "launch"
+
+
+def pretraining(name: str, *overrides: str) -> PretrainConfig:
+    return load_config(PretrainConfig, config_root() / "pretrain" / f"{name}.yaml", overrides)
+
+
+def plan(config: RunConfig, processes: int) -> list[str]:
+    return [fault.text for fault in faults_of_plan(config, World(0, processes, 0, min(processes, 8)))]
+
+
+def test_a_shipped_configuration_has_no_faults_at_one_node() -> None:
+    for name in ("eeg", "eog", "emg", "ecg", "multimodal", "context"):
+        assert plan(pretraining(f"{name}-base"), 8) == []
+
+
+def test_what_does_not_divide_and_what_is_too_small_is_said() -> None:
+    (indivisible,) = plan(pretraining("eeg-base"), 1024)
+    assert "train.global_batch=256 cannot be divided by train.accumulation=1 x 1024 processes" in indivisible
+    (single,) = plan(pretraining("eeg-base"), 256)
+    assert "gives batch norms one row" in single and "raise train.global_batch to 512" in single
+    assert plan(pretraining("eeg-base", "train.batch_norm=sync"), 256) == []
+    assert plan(pretraining("eeg-base"), 128) == []
+    # An epoch of 1,400 in a sequence is a row each.
+    assert plan(pretraining("context-base"), 32) == []
+
+
+def test_a_metric_that_is_not_validated_is_said_with_the_nearest_one() -> None:
+    (misspelt,) = plan(pretraining("eeg-base", "registry.metric=val/prob_kappa"), 8)
+    assert (
+        "registry.metric=val/prob_kappa: this job does not validate it" in misspelt
+        and "did you mean val/probe_kappa?" in misspelt
+    )
+    (other,) = plan(pretraining("context-base", "registry.metric=val/loss"), 8)
+    assert "there are val/reconstruction_vs_mean" in other
+    config = load_config(ProbeConfig, config_root() / "downstream/probe-stage-base.yaml", ["registry.metric=val/loss"])
+    assert "there are val/accuracy, " in plan(config, 8)[0]
+
+
+def test_validation_items_must_cover_a_step() -> None:
+    (few,) = plan(pretraining("eeg-base", "train.global_batch=1024"), 8)
+    assert "data.validation_items=512" in few and "train.global_batch=1024" in few and "registry.metric" not in few
+    selecting = ("registry.metric=val/loss", "registry.mode=min")
+    (none,) = plan(pretraining("eeg-base", "data.validation_items=0", *selecting), 8)
+    assert "no val/loss and registry.metric=val/loss" in none
+    assert plan(pretraining("eeg-base", "data.validation_items=0"), 8) == []
+    assert plan(pretraining("eeg-base", "data.validation_items=256", *selecting), 8) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_stage_says_what_it_validates_and_how_many_rows_its_norms_get(
+    dataset: Dataset,  # noqa: F811
+    packages: Path,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    stage = stage_of(kind, dataset, packages, tmp_path)
+    config: RunConfig = stage.config  # type: ignore[attr-defined]
+    rows: list[int] = []
+
+    def note(module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+        if module.training:
+            rows.append(arguments[0].numel() // arguments[0].shape[1])
+
+    hooks = [part.register_forward_pre_hook(note) for part in stage.module.modules() if isinstance(part, _BatchNorm)]
+    loss = stage.loss(stage.module.train(), stage.stream.batch(0, 4), 1)
+    for hook in hooks:
+        hook.remove()
+    # Absent channels and masked epochs make rows fewer, never more.
+    assert bool(rows) == (config.rows_per_item() > 0)
+    if rows:
+        assert min(rows) <= 4 * config.rows_per_item()
+        assert kind not in ("unimodal", "probe") or min(rows) == 4 * config.rows_per_item()
+    assert set(config.losses()) == (
+        {f"val/{name}" for name in ("loss", *loss.parts)} if isinstance(stage, ValidatesLoss) else set()
+    )
+    with torch.no_grad():
+        assert set(stage.validate(stage.module.eval())) == set(config.figures())
+    assert bool(config.parents()) == bool(stage.parents)
+
+
+def test_all_faults_come_in_one_list(tmp_path: Path) -> None:
+    nights = [make_night(f"night{n}", 12, EVERY_CHANNEL, seed=n) for n in range(8)]
+    make_dataset(tmp_path / "set", nights, per_shard=4)
+    with socket.create_server(("", 0)) as taken:
+        number = taken.getsockname()[1]
+        command = [sys.executable, str(LAUNCH / "pretrain.py"), str(config_root() / "pretrain/multimodal-base.yaml")]
+        overrides = ["data.path=set", "train.global_batch=1030", "registry.metric=val/kappa", "encoders.ECG=somewhere"]
+        place = {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_RANK": "0", "LOCAL_SIZE": "8", "MASTER_ADDR": "127.0.0.1"}
+        variables = environment() | place | {"MASTER_PORT": str(number), "GLOO_SOCKET_IFNAME": "nowhere0"}
+        done = subprocess.run([*command, *overrides], cwd=tmp_path, env=variables, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert "5 faults, found before the first step:" in done.stderr
+    numbered = re.findall(r"^  \d\. (.*)$", done.stderr, re.MULTILINE)
+    expected = ("train.global_batch=1030", "registry.metric=val/kappa", "data.validation_items=512", "nowhere0", f"port {number}")
+    for text, said in zip(expected, numbered, strict=True):
+        assert text in said
+    assert not (tmp_path / "runs").exists()
+    done = subprocess.run(
+        [*command, *overrides, "--dry-run", "--processes", "4"], cwd=tmp_path, env=environment(), capture_output=True, text=True
+    )
+    numbered = re.findall(r"^  \d\. (.*)$", done.stderr, re.MULTILINE)
+    expected = (
+        *expected[:3],
+        "encoders.EEG, encoders.EOG, encoders.EMG: no registry",
+        "encoders.ECG: somewhere: not a model package",
+    )
+    for text, said in zip(expected, numbered, strict=True):
+        assert text in said
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_disk_without_room_and_a_split_that_is_too_small_are_said_together(dataset: Dataset, tmp_path: Path) -> None:  # noqa: F811
+    selecting = ["registry.metric=val/loss", "registry.mode=min", "monitor=none", "train.keep=100000000"]
+    paths = [f"data.path={dataset.path}", f"train.output={tmp_path / 'run'}", "train.global_batch=128"]
+    config = pretraining("eeg-tiny", *selecting, *paths)
+    preflight = Preflight(config, ALONE, ALONE, f"sqlite:///{tmp_path}/none.db", "auto", dataset_digest)
+    preflight.before_start()
+    from sleepfm.stages.pretrain import build_stage
+    from sleepfm.training.job import Context
+
+    with pytest.raises(PreflightError, match=r"2 faults") as caught:
+        preflight.stage(lambda: build_stage(config, Context(ALONE, "", "auto", config)))
+    text = str(caught.value)
+    assert re.search(r"the split val has \d+ items, fewer than one step of train\.global_batch=128", text)
+    assert re.search(r"checkpoints and packages take \d+\.\d\d GB, \d+\.\d\d GB are free; make room", text)
+    assert caught.value.exit_status == ConfigError.exit_status
+
+
+@pytest.mark.slow
+def test_what_is_written_is_what_was_counted(tmp_path: Path) -> None:
+    """The most that a real run of two checkpoints, best and last weights leaves is within what room is asked for."""
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    # Large enough that weights count, and not what DeepSpeed writes beside them.
+    done = launch(tmp_path, 1, "toy.width=20000", "train.steps=12", "train.ema=0.9", node=True)
+    assert done.returncode == 0, done.stderr
+    from toy import ToyConfig, ToyModule
+
+    size = Size.of(ToyModule(ToyConfig(width=20000)))
+    kept = [file for file in (tmp_path / "run" / "checkpoints").rglob("*") if file.is_file() and file.stat().st_size > 10_000]
+    held = sum(file.stat().st_size for file in kept)
+    # Two of the three for which there must be room; buffers and DeepSpeed's own records come on top.
+    counted = size.bytes_written(1, keep=2, ema=True) - size.bytes_written(1, keep=0, ema=True)
+    assert 0.9 < held / counted < 1.2, (held, counted, kept)
+
+
+def test_each_fault_is_said_once_and_with_its_hosts() -> None:
+    everywhere, somewhere = Fault("wrong"), Fault("full", configured=False)
+    merged = of_all_ranks([[everywhere], [everywhere], [everywhere, somewhere], [everywhere, somewhere]], ["a", "a", "b", "b"])
+    assert [fault.text for fault in merged] == ["wrong", "on b: full"]
+    with pytest.raises(PreflightError) as one:
+        refuse([somewhere])
+    assert (str(one.value), one.value.exit_status) == ("full", 1)
+    with pytest.raises(PreflightError) as both:
+        refuse(merged)
+    assert both.value.exit_status == 2
+    refuse([])
+
+
+def test_interfaces_are_looked_for_as_their_libraries_read_them() -> None:
+    for text in ("lo", "=lo", "l", "^nothing", "nothing,lo"):
+        found = host.interfaces({"NCCL_SOCKET_IFNAME": text})
+        assert len(found) == ("nothing" in text and not text.startswith("^")), text
+    (fault,) = host.interfaces({"GLOO_SOCKET_IFNAME": "l"})
+    assert "GLOO_SOCKET_IFNAME=l: no interface l that is up; there are" in fault.text and "lo" in fault.text
+
+
+def test_a_host_that_does_not_answer_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as open_, socket.create_server(("127.0.0.1", 0)) as shut:
+        ports = [each.getsockname()[1] for each in (open_, shut)]
+        shut.close()
+        hosts = {"there": ("127.0.0.1", ports[0]), "gone": ("127.0.0.1", ports[1])}
+        (fault,) = host.unreachable(hosts)
+    assert fault.text.startswith(f"cannot reach gone at 127.0.0.1, port {ports[1]}")
+
+
+def both(folder: Path, second: dict[str, str], *arguments: str) -> Sequence[tuple[int, str]]:
+    """Two processes, each as on a host of its own, the second with more variables; status and what each said."""
+    (folder / "toy.yaml").write_text(CONFIG)
+    port = free_port()
+    jobs = [start(folder, 0, port, *arguments), start(folder, 1, port, *arguments, **second)]
+    said = [job.communicate(timeout=300)[1] for job in jobs]
+    return [(job.returncode, text) for job, text in zip(jobs, said, strict=True)]
+
+
+CLOCK = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <time.h>
+int clock_gettime(clockid_t id, struct timespec *t) {
+  static int (*real)(clockid_t, struct timespec *);
+  if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
+  int status = real(id, t);
+  if (id == CLOCK_REALTIME) t->tv_sec += 60;
+  return status;
+}
+"""
+
+
+def test_a_host_with_another_time_and_another_data_set_is_named_with_both(tmp_path: Path) -> None:
+    (tmp_path / "clock.c").write_text(CLOCK)
+    library = tmp_path / "clock.so"
+    compiler = os.environ.get("CC", "cc")
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, tmp_path / "clock.c", "-ldl"], check=True)
+    for status, said in both(tmp_path, {"LD_PRELOAD": str(library), "TOY_DATA": "another"}):
+        assert status == 1 and "2 faults" in said, said
+        assert re.search(r"clocks of the hosts differ by (59|60|61)\.\d s, more than 5: .*\(rank 1\) \+", said)
+        assert re.search(r"data set: \S+ \(rank 1\) sees [0-9a-f]{12}, the others [0-9a-f]{12}", said)
+    assert not (tmp_path / "run").exists() or not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.slow
+def test_a_run_that_would_be_started_over_is_kept_when_the_new_one_has_faults(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    assert launch(tmp_path, 1, node=True).returncode == 0
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    command = [sys.executable, str(TOY), "toy.yaml", "--resume", "never", "train.global_batch=9"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "cannot be divided" in done.stderr
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_processes_on_paper_are_for_trying(tmp_path: Path) -> None:
+    (tmp_path / "toy.yaml").write_text(CONFIG)
+    command = [sys.executable, str(TOY), "toy.yaml", "--processes", "4"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and "with --dry-run" in done.stderr
+
+
+def test_finetuning_counts_the_epochs_of_a_sequence() -> None:
+    config = load_config(FinetuneConfig, config_root() / "downstream/finetune-stage-base.yaml")
+    assert config.rows_per_item() == 20
+    assert plan(config, 32) == []
