@@ -215,7 +215,7 @@ def test_what_is_not_loaded_is_named_and_other_shapes_are_refused(tmp_path: Path
     kept = {name: value.clone() for name, value in module.state_dict().items()}
     wide = Toy.package(tmp_path / "wide", width=32)
     with pytest.raises(ModelError, match=r"other shapes.*hidden\.inner\.weight \(\[32, 8\] there, \[16, 8\] here\)"):
-        initialise(module, weights_of(registry.Resolved(str(wide), wide)))
+        initialise(module, weights_of(str(wide), registry.resolve)[0])
     save_file({"elsewhere": torch.zeros(2)}, tmp_path / "none.safetensors")
     with pytest.raises(ModelError, match=r"no tensor of this model, such as cls_token"):
         initialise(module, tmp_path / "none.safetensors")
@@ -231,12 +231,12 @@ def test_a_package_whose_bytes_have_changed_starts_nothing(tmp_path: Path) -> No
     content[-1] ^= 1
     (package / "model.safetensors").write_bytes(content)
     with pytest.raises(RegistryError, match="has changed"):
-        weights_of(registry.Resolved(str(package), package))
+        weights_of(str(package), registry.resolve)
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"settings": {}, "dataset_digest": "", "sources": {}}))
     with pytest.raises(CheckpointError, match="nothing has been validated; branch_from="):
-        weights_of(registry.Resolved(str(run), run))
+        weights_of(str(run), registry.resolve)
 
 
 def test_only_what_does_not_decide_the_order_of_items_may_change() -> None:
