@@ -135,7 +135,7 @@ def test_a_run_killed_at_twenty_random_moments_gives_the_trace_of_the_undisturbe
 
 
 # Files large enough for a write to take many times longer than a look at it.
-LARGE = ("train.steps=80", "train.checkpoint_every=3", "toy.seconds=0.05", "toy.width=60000")
+LARGE = ("train.steps=80", "train.checkpoint_every=3", "train.lr=0.0001", "toy.seconds=0.05", "toy.width=60000")
 
 
 def newest_unfinished(folder: Path, began: float) -> int:
