@@ -87,8 +87,8 @@ class Census:
                 lacking.append(f"{name} has no recording with {_and(missing)}")
         if lacking:
             raise DatasetError(
-                f"too few recordings for the demo: {'; '.join(lacking)}. Add recordings or scorings, or other people come into "
-                "these splits by split.salt=TEXT in the settings' `build` (--config)"
+                f"too few recordings for the demo: {'; '.join(lacking)}. Add recordings or scorings, or let other people come "
+                "into these splits: any other word in `make demo SALT=word`, or --salt word, draws them anew"
             )
 
 
@@ -105,16 +105,19 @@ def take_census(folder: Path, config: BuildConfig) -> Census:
     found = discover(folder, rules)
     check_identity(found, rules)
     census = Census()
-    for path, header in tqdm(found.items(), desc="census", unit="recording", disable=None):
-        try:
-            root = folder if is_folder(folder) else None
-            examination = examine(read_recording(path, header), rules, root=root, use=config.scoring)
-            require_channels(examination, config.require)
-        except SleepFMError:
-            # The doctor says why, and so does the build.
-            census.refused += 1
-            continue
-        census.add(examination, split_of(examination.identity.subject, config.split))
+    root = folder if is_folder(folder) else None
+    with tqdm(total=len(found), desc="census", unit="recording", disable=None) as progress:
+        # Not through the bar, which has no types: what it gives would be taken for anything.
+        for path, known in found.items():
+            progress.update()
+            try:
+                examination = examine(read_recording(path, known.header), rules, root, known.scoring, config.scoring)
+                require_channels(examination, config.require)
+            except SleepFMError:
+                # The doctor says why, and so does the build.
+                census.refused += 1
+                continue
+            census.add(examination, split_of(examination.identity.subject, config.split))
     return census
 
 
