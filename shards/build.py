@@ -16,7 +16,7 @@ from shards.names import shown
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import Progress
-from shards.scored_with import ScoredWith, found_scorings, kept_of
+from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
 from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
@@ -106,7 +106,7 @@ def build(
         remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         remove_temporaries(out / MANIFEST_FOLDER, rf"(?:{'|'.join(MANIFEST_TABLES)})\.parquet")
         done = _survey(out, before, stale)
-        late = _scored_since(done, files, known, root, config)
+        late = _scored_since(done, files, known, root, config, rebuild)
         rescored = _to_do_again(before, done, found, late)
         plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings, retry_refused, late.keys())
         _check_free(out, plan, before)
@@ -168,11 +168,12 @@ def _survey(out: Path, plan: Plan, stale: Container[str]) -> _Done:
 
 
 def _scored_since(
-    done: _Done, files: Mapping[str, str], known: Mapping[str, Discovered], root: Path, config: BuildConfig
+    done: _Done, files: Mapping[str, str], known: Mapping[str, Discovered], root: Path, config: BuildConfig, rebuild: bool
 ) -> dict[str, ScoredWith]:
     """Finished recordings that have another scoring now than the one they were converted or refused with.
 
-    ``files`` are their paths by what stands for them in the plan.
+    ``files`` are their paths by what stands for them in the plan. With ``rebuild`` one counts as another where an earlier
+    version did not keep by what to tell.
     """
     if config.scoring == "ignore":
         return {}
@@ -191,7 +192,7 @@ def _scored_since(
         root,
     )
     kept = {path: kept_scoring(found, config.privacy) for path, found in now.items()}
-    return {path: found for path, found in kept.items() if found not in (None, done.scored_with[path])}
+    return {path: found for path, found in kept.items() if is_another(found, done.scored_with[path], rebuild)}
 
 
 def _to_do_again(plan: Plan, done: _Done, found: dict[str, int], late: Mapping[str, ScoredWith]) -> set[str]:

@@ -97,7 +97,7 @@ def _place_and_reason(error: yaml.YAMLError, text: str) -> str:
     if mark is None or problem is None:
         # A character that YAML does not allow has no mark.
         return str(error).splitlines()[0]
-    line = (text.splitlines() or [""])[min(mark.line, len(text.splitlines()) - 1)]
+    line = "".join(text.splitlines()[mark.line : mark.line + 1])
     if "\t" in line[: len(line) - len(line.lstrip())]:
         problem = "a tab stands where the line is indented; indent with spaces"
     return f"line {mark.line + 1}: {problem}"

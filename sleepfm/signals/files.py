@@ -135,11 +135,16 @@ def read_start(path: Path, length: int) -> bytes:
 
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes. Raises :class:`OSError`."""
+    return size_and_sha256(path)[1]
+
+
+def size_and_sha256(path: Path) -> tuple[int, str]:
+    """Bytes in the file, and their hexadecimal SHA-256. Raises :class:`OSError`."""
     digest = hashlib.sha256()
     with random_file(path, spool=False) as file:
         for start in range(0, file.size, _RANGE_BYTES):
             digest.update(file.read(start, _RANGE_BYTES))
-    return digest.hexdigest()
+        return file.size, digest.hexdigest()
 
 
 def file_size(path: Path) -> int:

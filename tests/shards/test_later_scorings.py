@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from shards.task import _digest
 from sleepfm.data.dataset import Dataset
+from sleepfm.files import write_json
 
 SCORINGS = "polysomnography/annotations-events-nsrr/shhs1"
 EDFS = "polysomnography/edfs/shhs1"
@@ -26,6 +30,10 @@ def source(cohort: Path, tmp_path: Path) -> Path:
     half.write_text(half.read_text()[: half.stat().st_size // 2])
     (folder / SCORINGS / "shhs1-200003-nsrr.xml").unlink()
     return folder
+
+
+def sidecar(out: Path, number: int) -> dict:
+    return json.loads((out / "shards" / f"shard-00000{number}.json").read_text())
 
 
 def records(out: Path) -> dict[str, dict]:
@@ -63,6 +71,40 @@ def test_a_scoring_that_comes_or_is_mended_later_is_taken_at_the_next_build(coho
     assert run(["build", source, fresh, *arguments[3:]]).returncode == 0
     assert digests(fresh) == digests(out)
     assert run(arguments).returncode == 0 and digests(fresh) == digests(out)
+
+
+def test_a_stage_that_is_corrected_in_a_scoring_of_the_same_size_is_taken(source, tmp_path, run, digests):
+    """And one that was only copied anew, with another time of change, is not."""
+    out, xml = tmp_path / "out", source / SCORINGS / "shhs1-200001-nsrr.xml"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    run(arguments)
+    before, content = digests(out), xml.read_bytes()
+    kept = sidecar(out, 0)["scored_with"][f"{EDFS}/shhs1-200001.edf"]
+    assert kept == [xml.name, len(content), hashlib.sha256(content).hexdigest()]
+    os.utime(xml, ns=(1, 1))
+    assert "built again" not in run(arguments).stdout and digests(out) == before
+    assert records(out)["200001"]["epochs_N2"] > 0
+    xml.write_bytes(content.replace(b"Stage 2 sleep|2", b"Stage 3 sleep|3"))
+    os.utime(xml, ns=(1, 1))
+    assert "shhs1-200001.edf has a scoring that came or changed since" in run(arguments).stdout
+    assert records(out)["200001"]["epochs_N2"] == 0 and "whole" in run(["verify", out]).stdout
+    assert "built again" not in run(arguments).stdout
+
+
+def test_a_scoring_of_which_an_earlier_version_kept_the_size_alone_is_taken_with_rebuild(source, tmp_path, run):
+    out, xml = tmp_path / "out", source / SCORINGS / "shhs1-200001-nsrr.xml"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    run(arguments)
+    for number in (0, 1):
+        content = sidecar(out, number)
+        content["scored_with"] = {path: held and held[:2] for path, held in content["scored_with"].items()}
+        content["digest"] = _digest({key: value for key, value in content.items() if key != "digest"})
+        write_json(out / "shards" / f"shard-00000{number}.json", content, compact=True)
+    xml.write_text(xml.read_text().replace("Stage 2 sleep|2", "Stage 3 sleep|3"))
+    assert "built again" not in run(arguments).stdout and records(out)["200001"]["epochs_N2"] > 0
+    assert "shard-000000.tar is built again" in run([*arguments, "--rebuild"]).stdout
+    assert records(out)["200001"]["epochs_N2"] == 0
+    assert "built again" not in run([*arguments, "--rebuild"]).stdout
 
 
 def test_required_and_ignored(cohort, source, tmp_path, run):
