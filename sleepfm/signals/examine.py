@@ -236,7 +236,7 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
         labels = ", ".join([repr(signal.label) for signal in signals[:8]] + ["..."] * (len(signals) > 8))
         reasons = "; ".join(f"{name}: {why}" for name, why in montage.missing.items() if why != NO_LABEL)
         raise MontageError(
-            f"{path}: no canonical channel by the rules of cohort {examination.cohort.name!r} among "
+            f"{path}: no canonical channel by the rules of cohort {examination.cohort.name} among "
             f"{len(signals)} signals ({labels})"
             f"{'; ' + reasons if reasons else ''}; name them in a cohort file"
         )
