@@ -28,7 +28,7 @@ from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.examine import Discovered
-from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
+from sleepfm.signals.files import file_size, is_folder, is_remote, name_below, relative_name
 from sleepfm.signals.prepare import discover
 from sleepfm.signals.scorings.text_counts import TextCounts
 
@@ -50,6 +50,8 @@ class BuildResult:
     unread: int = 0
     """Converted recordings whose file name does not say whose it is, and the first of them."""
     first_unread: str = ""
+    unlisted: dict[str, str] = field(default_factory=dict)
+    """Folders of the source that cannot be listed, each with the reason."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,8 @@ def build(
     wanted = identity(config)
     read_plan(out, wanted)
     # What a task may need is told from how long its recordings are.
-    recordings = discover(source, chosen_cohort(config), extents=config.ray.task_memory_mb == "auto")
+    unlisted: dict[str, str] = {}
+    recordings = discover(source, chosen_cohort(config), extents=config.ray.task_memory_mb == "auto", unlisted=unlisted)
     check_identity(recordings, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
     files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
@@ -134,7 +137,8 @@ def build(
             if not provenance.get("subject_read", True):
                 unread.append(shown(record["source"]))
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
-    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "")
+    folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
+    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "", folders)
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

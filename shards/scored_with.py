@@ -21,7 +21,6 @@ from sleepfm.signals.recording import read_edf_header
 from sleepfm.signals.scorings.finder import find_scoring
 
 
-
 class ScoringFile(NamedTuple):
     """A scoring file: ``size`` in bytes, and hexadecimal ``sha256``, which is empty where it is not known."""
 

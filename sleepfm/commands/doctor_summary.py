@@ -39,6 +39,7 @@ class FolderSummary:
 
     def __init__(self, root: Path, signals: bool) -> None:
         self._root = root
+        self._folders = 0
         self.found = self.usable = self.troubled = 0
         self._signals = signals
         self._mapped: Counter[str] = Counter()
@@ -54,6 +55,16 @@ class FolderSummary:
         self._rules: Counter[str] = Counter()
         self._looked_for: dict[str, str] = {}
         self._without_scoring: list[str] = []
+
+    @property
+    def printed(self) -> int:
+        """Recordings and folders so far."""
+        return self.found + self._folders
+
+    def add_folder(self) -> None:
+        """Count a folder that cannot be listed."""
+        self._folders += 1
+        self.troubled += 1
 
     def add(self, finding: Finding) -> None:
         """Count one recording."""
@@ -109,6 +120,8 @@ class FolderSummary:
         yield from self._scoring_patterns()
         if self._unread:
             yield f"warning    {persons_not_read(self._unread, self._opened, self._first_unread)}"
+        if self._folders:
+            yield f"folders    {self._folders} cannot be listed; what is in them is not counted"
         yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be quarantined"
 
     def _channels(self) -> Iterable[str]:

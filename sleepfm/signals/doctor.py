@@ -114,6 +114,7 @@ def examine_recordings(
 def _look(path: Path, found: Discovered, root: Path | None, rules: Rules, signals: bool) -> Finding:
     finding = Finding(str(path))
     try:
+        found.check(str(path))
         with opened_recording(path, found.header) as recording:
             examination = examine(recording, rules, root, found.scoring)
             _fill(finding, examination)
