@@ -78,6 +78,8 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
     if result.unread:
         print(f"warning: {persons_not_read(result.unread, counts['records'], result.first_unread)}")
+    for line in result.shared:
+        print(f"warning: {line}")
     for folder, why in result.unlisted.items():
         print(f"warning: {folder}: {why}; what is in it is not in the data set: give the right to read it, and build again")
     if not result.quarantine:

@@ -30,6 +30,7 @@ from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.examine import Discovered
 from sleepfm.signals.files import file_size, is_folder, is_remote, name_below, relative_name
 from sleepfm.signals.prepare import discover
+from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
 
 _SHARD_FILES = r"shard-[0-9]{6,}\.(?:tar|json)"
@@ -52,6 +53,8 @@ class BuildResult:
     first_unread: str = ""
     unlisted: dict[str, str] = field(default_factory=dict)
     """Folders of the source that cannot be listed, each with the reason."""
+    shared: tuple[str, ...] = ()
+    """A line for each scoring that was taken for several recordings."""
 
 
 @dataclass(frozen=True)
@@ -128,17 +131,22 @@ def build(
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
-    refused, texts, unscored, unread = [], TextCounts(), 0, []
+    refused, texts, unscored, unread, scorings = [], TextCounts(), 0, [], SharedScorings()
     for sidecar in sidecars(out, plan, digest(wanted)):
+        used = kept_of(sidecar)
         refused += rows("quarantine", sidecar, plan)
         for record in sidecar["records"]:
             provenance = record["provenance"]
+            # One name in two folders is one scoring where the bytes are the same.
+            if provenance.get("scoring") and (file := used.get(record["source"])):
+                scorings.add(file, shown(record["source"]))
             texts.add(shown(record["source"]), provenance)
             if not provenance.get("subject_read", True):
                 unread.append(shown(record["source"]))
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
+    shared = tuple(scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "", folders)
+    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "", folders, shared)
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

@@ -141,3 +141,21 @@ def test_a_refused_recording_is_not_in_twice_when_its_first_shard_is_built_again
     assert "shard-000000.tar is built again" in run(arguments).stdout
     assert sorted(records(out)) == ["200001", "200002", "200003"] and records(out)["200003"]["scored_epochs"] > 0
     assert "whole" in run(["verify", out]).stdout
+
+
+def test_a_scoring_that_is_taken_for_two_recordings_is_named_with_both(cohort, tmp_path, run):
+    """By its name and its bytes: tables of one name in two folders are two scorings."""
+    source = tmp_path / "source"
+    edf, xml = cohort / EDFS / "shhs1-200001.edf", cohort / SCORINGS / "shhs1-200001-nsrr.xml"
+    for folder, name in (("a", "P1"), ("b", "P10"), ("c", "P3")):
+        (source / folder / "own").mkdir(parents=True)
+        shutil.copy(edf, source / folder / f"{name}.edf")
+    (source / "tables").mkdir()
+    shutil.copy(xml, source / "tables" / "P10_x.xml")
+    shutil.copy(xml, source / "c" / "own" / "night.xml")
+    rules = tmp_path / "lab.yaml"
+    rules.write_text("extends: shhs1.yaml\nname: lab\nscoring: {files: [own/night.xml, 'tables/{stem}*.xml']}\n")
+    result = run(["build", source, tmp_path / "out", "--cohort", rules])
+    assert result.returncode == 0, result.stderr
+    told = [line for line in result.stdout.splitlines() if line.startswith("warning: ") and "is taken for" in line]
+    assert len(told) == 1 and told[0].startswith("warning: P10_x.xml is taken for 2 recordings: a/P1.edf, b/P10.edf; ")
