@@ -83,6 +83,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_another_rate_as_a_new_segmen
     assert version.tags["segment.1"] == run.data.tags["segment.1"]
 
 
+@pytest.mark.slow
 def test_what_would_make_another_run_of_it_is_refused_with_what_to_do(folder: Path) -> None:
     before = (folder / "run" / "run.json").read_bytes()
     done = alone(folder, "train.lr=0.001", "train.steps=16", "train.seed=1", "toy.width=32")
