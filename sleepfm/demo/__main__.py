@@ -26,6 +26,12 @@ from sleepfm.tasks import TASKS
 def main() -> int:
     """Parse the arguments and run every step."""
     accept_every_character()
+    arguments = parser().parse_args()
+    return exit_with(lambda: run(arguments))
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m sleepfm.demo", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
     parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
@@ -35,8 +41,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
     parser.add_argument("--fresh", action="store_true", help="set an earlier demo in that folder aside and start over")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args()
-    return exit_with(lambda: run(arguments))
+    return parser
 
 
 def run(arguments: argparse.Namespace) -> int:

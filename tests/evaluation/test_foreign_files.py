@@ -23,6 +23,7 @@ from shards.export import export_parquet
 from sleepfm.cli import main
 from sleepfm.config import load_config
 from sleepfm.data.cache import FileCache
+from sleepfm.demo.__main__ import parser
 from sleepfm.demo.__main__ import run as demo
 from sleepfm.demo.runner import Journal, set_aside
 from sleepfm.errors import SleepFMError
@@ -93,10 +94,9 @@ def night(recordings: list[Path], tmp_path: Path) -> Path:
     return place
 
 
-def namespace(**values: object) -> argparse.Namespace:
-    return argparse.Namespace(
-        **{"seed": 1, "data": None, "config": "demo/miniature.yaml", "overrides": [], "fresh": False} | values
-    )
+def arguments_of(out: Path, fresh: bool, *others: str) -> argparse.Namespace:
+    words = ["--config", "demo/miniature.yaml", "--out", str(out), *(["--fresh"] if fresh else []), *others]
+    return parser().parse_args(words)
 
 
 def test_no_command_loses_a_byte(
@@ -118,7 +118,7 @@ def test_no_command_loses_a_byte(
         *((shards, ["build", cohort, place]) for place in (".", "night", "plan.json", "shards")),
         *((shards, [command, "."]) for command in ("verify", "info")),
         *((shards, ["export", str(dataset.path), place]) for place in (".", "night")),
-        *((lambda _, fresh=fresh: demo_status(namespace(out=Path("."), fresh=fresh)), []) for fresh in (False, True)),
+        *((lambda _, fresh=fresh: demo_status(arguments_of(Path("."), fresh)), []) for fresh in (False, True)),
     ]
     before = snapshot(work)
     for command, arguments in commands:
@@ -268,7 +268,7 @@ def test_starting_the_demo_over_removes_nothing(tmp_path: Path, monkeypatch: pyt
     Journal.open(folder, "a").save()
     (folder / "notes.txt").write_text("mine")
     before = snapshot(folder)
-    for attempt in (lambda: Journal.open(folder, "b"), lambda: demo(namespace(out=folder, data=tmp_path))):
+    for attempt in (lambda: Journal.open(folder, "b"), lambda: demo(arguments_of(folder, False, "--data", str(tmp_path)))):
         with pytest.raises(SleepFMError, match="holds a demo of other data or settings, which is kept; make demo FRESH=1"):
             attempt()
     assert snapshot(folder) == before
