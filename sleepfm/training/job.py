@@ -138,8 +138,14 @@ def _run(
         if world.is_main:
             print(text)
         return 0
+
+    def hold(lock: ExitStack) -> None:
+        # What will be refused leaves nothing behind.
+        if not preflight.has_faults:
+            lock.enter_context(only_writer(Path(config.train.output)))
+
     with ExitStack() as lock:
-        on_main(world, lambda: lock.enter_context(only_writer(Path(config.train.output))))
+        on_main(world, lambda: hold(lock))
         return _train(config, build, preflight, context)
 
 

@@ -65,6 +65,11 @@ class Preflight(Generic[ConfigT]):
     def _read_sources(self) -> None:
         self._sources = RunFolder(self._config.train.output).sources()
 
+    @property
+    def has_faults(self) -> bool:
+        """Whether :meth:`stage` will refuse the job, by what this process knows so far."""
+        return bool(self._faults)
+
     def before_start(self) -> None:
         """What must be right for the processes to find each other.
 
