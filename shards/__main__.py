@@ -54,7 +54,6 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.cluster import check_paths
     from shards.privacy import where_texts_are
     from sleepfm.extras import require
-    from sleepfm.signals.cohorts.identity import persons_not_read
     from sleepfm.signals.files import local_path, location
 
     require("ray", "webdataset")
@@ -76,8 +75,8 @@ def _build(arguments: argparse.Namespace) -> int:
         print(told)
     if result.unscored:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
-    if result.unread:
-        print(f"warning: {persons_not_read(result.unread, counts['records'], result.first_unread)}")
+    if result.unread.count:
+        print(f"warning: {result.unread.warning(counts['records'])}")
     for line in result.shared:
         print(f"warning: {line}")
     for folder, why in result.unlisted.items():

@@ -26,7 +26,7 @@ from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.cohorts.identity import check_identity
+from sleepfm.signals.cohorts.identity import UnreadNames, check_identity
 from sleepfm.signals.examine import Discovered
 from sleepfm.signals.files import file_size, is_folder, is_remote, name_below, relative_name
 from sleepfm.signals.prepare import discover
@@ -48,9 +48,8 @@ class BuildResult:
     texts: TextCounts
     unscored: int = 0
     """Converted recordings for which no scoring was found."""
-    unread: int = 0
-    """Converted recordings whose file name does not say whose it is, and the first of them."""
-    first_unread: str = ""
+    unread: UnreadNames = field(default_factory=UnreadNames)
+    """Converted recordings whose file name does not say whose it is."""
     unlisted: dict[str, str] = field(default_factory=dict)
     """Folders of the source that cannot be listed, each with the reason."""
     shared: tuple[str, ...] = ()
@@ -131,7 +130,7 @@ def build(
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
-    refused, texts, unscored, unread, scorings = [], TextCounts(), 0, [], SharedScorings()
+    refused, texts, unscored, unread, scorings = [], TextCounts(), 0, UnreadNames(), SharedScorings()
     for sidecar in sidecars(out, plan, digest(wanted)):
         used = kept_of(sidecar)
         refused += rows("quarantine", sidecar, plan)
@@ -142,11 +141,11 @@ def build(
                 scorings.add(file, shown(record["source"]))
             texts.add(shown(record["source"]), provenance)
             if not provenance.get("subject_read", True):
-                unread.append(shown(record["source"]))
+                unread.add(shown(record["source"]))
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
     shared = tuple(scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "", folders, shared)
+    return BuildResult(description, refused, printed, texts, unscored, unread, folders, shared)
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

@@ -6,12 +6,12 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from datetime import timedelta
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from sleepfm.constants import CHANNELS
-from sleepfm.signals.cohorts.identity import persons_not_read
-from sleepfm.signals.cohorts.proposals import scoring_patterns
+from sleepfm.signals.cohorts.identity import UnreadNames
+from sleepfm.signals.cohorts.proposals import merged, scoring_patterns
 from sleepfm.signals.files import is_folder, location
 from sleepfm.signals.polarity import POLAR, was_weighed
 from sleepfm.signals.scorings.finder import SharedScorings
@@ -47,8 +47,8 @@ class FolderSummary:
         self._polarity: Counter[tuple[str, str]] = Counter()
         self._cohorts: Counter[str] = Counter()
         self._subjects: set[str] = set()
-        self._unscored = self._not_used = self._opened = self._unread = 0
-        self._first_unread = ""
+        self._unscored = self._not_used = self._opened = 0
+        self._unread = UnreadNames()
         self._texts = TextCounts()
         self._strange: Counter[str] = Counter()
         self._stands: dict[str, str] = {}
@@ -72,10 +72,11 @@ class FolderSummary:
         """Count one recording."""
         self.found += 1
         self.troubled += bool(finding.refused or finding.scoring_refused)
-        for item in finding.unmapped:
-            _count(self._unmapped, (item["label"], item["rate"], item["unit"]))
-            if item["rule"]:
-                _count(self._rules, item["rule"])
+        # A recording may have several signals of one label.
+        for signal in {(item["label"], item["rate"], item["unit"]) for item in finding.unmapped}:
+            _count(self._unmapped, signal)
+        for rule in {item["rule"] for item in finding.unmapped} - {""}:
+            _count(self._rules, rule)
         if finding.looked_for:
             where = f"{', '.join(finding.looked_for)} in the folder of {finding.path} and in those above it"
             self._looked_for.setdefault(finding.cohort, where)
@@ -84,8 +85,7 @@ class FolderSummary:
         if finding.cohort:
             self._opened += 1
             if not finding.subject_read:
-                self._unread += 1
-                self._first_unread = self._first_unread or PurePath(finding.path).name
+                self._unread.add(finding.path)
         if not finding.refused:
             self._add_usable(finding)
 
@@ -123,8 +123,8 @@ class FolderSummary:
         yield from (f"scorings   {name}: looked for {where}" for name, where in sorted(self._looked_for.items()))
         yield from self._scoring_patterns()
         yield from (f"warning    {line}" for line in self._scorings.lines(str))
-        if self._unread:
-            yield f"warning    {persons_not_read(self._unread, self._opened, self._first_unread)}"
+        if self._unread.count:
+            yield f"warning    {self._unread.warning(self._opened)}"
         if self._folders:
             yield f"folders    {self._folders} cannot be listed; what is in them is not counted"
         yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be quarantined"
@@ -157,9 +157,13 @@ class FolderSummary:
             yield f"           and {len(self._unmapped) - _SHOWN} more; --json has all"
         if self._rules:
             yield "rules      that would map them, if they are what they seem; below `channels:` in a cohort file of yours:"
-        for rule, count in self._rules.most_common(_SHOWN):
+        for rule, counts in merged(self._rules)[:_SHOWN]:
             check = "; the header states no unit, check this one" if ", unit: " in rule else ""
-            yield f"           {rule}  # {count} recordings{check}"
+            first = ", in this order" if len(counts) > 1 else ""
+            channel = rule.partition(":")[0]
+            others = f"; {self._mapped[channel]} others have {channel} by rules that this takes the place of: write these too"
+            instead = others if self._mapped[channel] else ""
+            yield f"           {rule}  # {', '.join(map(str, counts))} recordings{first}{check}{instead}"
 
     def _scoring_patterns(self) -> Iterable[str]:
         """Patterns by which there would be scorings of recordings that have none."""

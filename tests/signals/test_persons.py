@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,17 @@ from made_edf import Made, noise, write_edf
 from sleepfm.cli import main
 from sleepfm.errors import ConfigError
 from sleepfm.signals.cohorts.catalogue import load_cohort, recognise_cohort
-from sleepfm.signals.cohorts.identity import check_identity, identify, persons_not_read
+from sleepfm.signals.cohorts.identity import _EXAMPLE, UnreadNames, check_identity, identify
 
 NIGHTS = ("P01_night1.edf", "P01_night2.edf", "P02 Night 1.edf", "plain.edf", "night1.edf")
+
+
+def warning(*paths: str) -> str:
+    """What is said of the names of these recordings."""
+    unread = UnreadNames()
+    for path in paths:
+        unread.add(path)
+    return unread.warning(len(paths))
 
 
 def test_a_name_that_says_no_person_is_told_from_one_that_does(tmp_path):
@@ -21,7 +30,7 @@ def test_a_name_that_says_no_person_is_told_from_one_that_does(tmp_path):
     assert identify(Path("sub-7_ses-1_task-sleep_eeg.edf"), load_cohort("generic")).read
     # As the warning proposes.
     rules = tmp_path / "lab.yaml"
-    proposed = persons_not_read(2, 5, "x").split("identity: ")[1]
+    proposed = warning("x", "y").split("identity: ")[1]
     rules.write_text(f"extends: generic.yaml\nname: lab\nsource: x\nidentity: {proposed}\n")
     first, again, other = (identify(Path(name), load_cohort(str(rules))) for name in (*NIGHTS[:2], "plain.edf"))
     assert first.read and first.subject == again.subject == "P01" and (first.visit, again.visit) == ("1", "2") and not other.read
@@ -79,11 +88,38 @@ def test_nchsdb_is_told_without_capnography():
 )
 def test_the_warning_proposes_a_pattern_that_fits_the_names(tmp_path, names, persons):
     rules = tmp_path / "lab.yaml"
-    proposed = persons_not_read(3, 3, f"nights/{names[0]}").split("identity: ")[1]
+    proposed = warning(*(f"nights/{name}" for name in names)).split("identity: ")[1]
     rules.write_text(f"extends: generic.yaml\nname: lab\nsource: x\nidentity: {proposed}\n")
     found = [identify(Path(name), load_cohort(str(rules))) for name in names]
     assert [identity.subject for identity in found] == persons and all(identity.read for identity in found)
     assert found[0].visit != found[1].visit
+
+
+MOST = tuple(f"Pat{number:03}_N1.edf" for number in range(1, 6))
+
+
+@pytest.mark.parametrize(
+    ("names", "pattern"),
+    [
+        # The first of them in the alphabet may be anything.
+        (("Mustermann, Erika 1961-04-12.edf", *MOST), r"^(?P<subject>Pat\d+)_N(?P<visit>\d+)"),
+        (("A1_1.edf", *MOST, "Z1_1.edf"), r"^(?P<subject>Pat\d+)_N(?P<visit>\d+)"),
+        # One person's names, alone or most of all, and shapes that few names have.
+        (("Mustermann, Erika 1961-04-12.edf",), ""),
+        (("P1 Mustermann 1.edf", "P1 Mustermann 2.edf"), ""),
+        (("Mustermann Erika 1 N1.edf", "Mustermann Erika 1 N2.edf", "x.edf"), ""),
+        (("Mustermann 1-1.edf", "Musterfrau 1-1.edf", "Muster 2-1.edf"), ""),
+        ((*MOST[:2], "a.edf", "b.edf"), ""),
+        # Letters that are no name, or those of several persons.
+        (("A7_n1.edf", "A7_n2.edf"), r"^(?P<subject>A\d+)_n(?P<visit>\d+)"),
+        (("proband 1 nacht 1.edf", "proband 2 nacht 1.edf"), r"^(?P<subject>proband\ \d+)\ nacht\ (?P<visit>\d+)"),
+    ],
+)
+def test_a_pattern_is_that_of_most_names_and_has_no_name_of_a_person_in_it(names, pattern):
+    said = warning(*names)
+    assert said.split("identity: ")[1] == f"{{pattern: '{pattern or _EXAMPLE}'}}"
+    example = said.split("such as ")[1].split(", do not")[0]
+    assert example in names and (not pattern or re.search(pattern, example))
 
 
 def test_the_doctor_proposes_it_of_a_folder_that_no_rule_reads(tmp_path, capsys):

@@ -60,6 +60,93 @@ def test_a_proposed_pattern_finds_the_table(tmp_path, capsys, night, scored, pat
     assert yaml.safe_load(channels["EEG_C4"])[0]["derivation"] == "C4-M1" and "unit" not in channels["AIRFLOW"]
 
 
+def nights(folder: Path, *montages: tuple[str, ...]) -> Path:
+    """A recording of each of ``montages``, all signals of 200 Hz in uV."""
+    folder.mkdir()
+    for number, labels in enumerate(montages):
+        write_edf(folder / f"P{number}.edf", [Made(label, noise(12_000, place), 200) for place, label in enumerate(labels)])
+    return folder
+
+
+def proposed(folder: Path, capsys) -> dict[str, str]:
+    """Lines that the doctor proposes below `channels:`, by their channels, as often as it does."""
+    main(["doctor", str(folder), "--headers"])
+    lines = re.findall(r"^ +([A-Z0-9_]+: \[\{.*\}\])  #(.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert len({line.partition(":")[0] for line, _ in lines}) == len(lines)
+    return dict(lines)
+
+
+def test_proposals_for_one_channel_are_one_line_that_maps_all_its_recordings(tmp_path, capsys):
+    """Pasted as two lines the last would be all that counts."""
+    folder = nights(
+        tmp_path / "nights",
+        *[("Kanal 1 C3/A2", "Kanal 2 C4/A1")] * 2,
+        ("Kanal 9 C3/A2", "Kanal 2 C4/A1"),
+        ("C4-M1", "Kanal 9 C3/A2", "Kanal 1 C3/A2"),
+    )
+    found = proposed(folder, capsys)
+    eeg = "EEG_C3: [{signal: [Kanal 1 C3/A2], derivation: C3-M2}, {signal: [Kanal 9 C3/A2], derivation: C3-M2}]"
+    assert found[eeg] == " 3, 2 recordings, in this order"
+    # One of the four has its C4 by the cohort's rules, which a line of one's own replaces.
+    (other,) = found.keys() - {eeg}
+    assert other == "EEG_C4: [{signal: [Kanal 2 C4/A1], derivation: C4-M1}]"
+    assert found[other].startswith(" 3 recordings; 1 others have EEG_C4 by rules that this takes the place of")
+    rules = tmp_path / "lab.yaml"
+    rules.write_text("\n".join(["extends: generic.yaml", "name: lab", "source: x", "channels:", f"  {eeg}", ""]))
+    main(["doctor", str(folder), "--headers", "--cohort", str(rules)])
+    assert re.search(r"^EEG_C3 +4 of 4$", capsys.readouterr().out, re.MULTILINE)
+
+
+def test_a_recording_counts_once_however_many_signals_of_one_label_it_has(tmp_path, capsys):
+    main(["doctor", str(nights(tmp_path / "nights", *[("C4-M1", "Rest", "Rest", "Rest")] * 2)), "--headers"])
+    assert "'Rest'                       200 Hz   uV            2 of 2" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        *("EMG RAT", "EMG LAT", "RAT EMG", "LTA EMG", "PLM EMG", "EMG Aux1", "EMG EKG", "Body movement", "Machine 2"),
+        *("ECG HR", "EKG Rate", "ECG-RR", "EKG Freq", "ECG Beats", "SpO2 status", "Thor Rate"),
+        *("CPAP Flow", "Flow Mask", "xPAP flow", "Leak flow", "Blood pressure", "Press", "Esoph Press", "Flow Lim"),
+        *("Ch 2 C4-O1", "Ch 2 C3-C4", "Kanal 3 E1-E2", "C4-Cz", "Kanal 7 A1"),
+    ],
+)
+def test_a_label_that_says_something_else_is_not_proposed(tmp_path, capsys, label):
+    assert proposed(nights(tmp_path / "nights", (label,)), capsys) == {}
+
+
+@pytest.mark.parametrize(
+    ("label", "channel"),
+    [
+        *(("Kanal 5 EMG", "EMG_CHIN"), ("EMG 7", "EMG_CHIN"), ("Ch 5 submental", "EMG_CHIN"), ("My chin 7", "EMG_CHIN")),
+        *(("ECG V5", "ECG"), ("Ch 6 EKG", "ECG"), ("Nas Press 2", "AIRFLOW"), ("Nasal flow X", "AIRFLOW")),
+        *(("Ch 3 C4", "EEG_C4"), ("Ch 3 C4/M1", "EEG_C4"), ("Ch 1 EOG left", "EOG_L"), ("Ch 8 Chest", "THORAX")),
+    ],
+)
+def test_a_label_that_says_it_with_words_of_its_own_is_proposed(tmp_path, capsys, label, channel):
+    (line,) = proposed(nights(tmp_path / "nights", (label,)), capsys)
+    assert line.startswith(f"{channel}: [{{signal: [{label}], derivation: ")
+
+
+def test_an_electrode_alone_is_proposed_against_the_mastoid_that_is_there(tmp_path, capsys):
+    labels = ("Kanal 1 C3", "Kanal 2 C4", "Kanal 7 A1", "Kanal 8 A2", "Kanal 9 E1", "Kanal 10 E2")
+    found = proposed(nights(tmp_path / "nights", labels), capsys)
+    assert found.keys() == {
+        "EEG_C3: [{signal: [Kanal 1 C3], reference: [[Kanal 8 A2]], derivation: C3-M2}]",
+        "EEG_C4: [{signal: [Kanal 2 C4], reference: [[Kanal 7 A1]], derivation: C4-M1}]",
+        "EOG_L: [{signal: [Kanal 9 E1], reference: [[Kanal 8 A2]], derivation: E1-M2}]",
+        "EOG_R: [{signal: [Kanal 10 E2], reference: [[Kanal 7 A1]], derivation: E2-M1}]",
+    }
+    rules = tmp_path / "lab.yaml"
+    rules.write_text(
+        "\n".join(["extends: generic.yaml", "name: lab", "source: x", "channels:", *(f"  {line}" for line in found), ""])
+    )
+    assert main(["doctor", str(tmp_path / "nights"), "--headers", "--cohort", str(rules)]) == 0
+    assert "EEG_C4    Kanal 2 C4 - Kanal 7 A1, 200 Hz, uV, C4-M1" in capsys.readouterr().out
+    # Of two of one label nobody knows which, and the message about the channel has the line that takes one of them.
+    assert proposed(nights(tmp_path / "two", ("C3", "C4", "M1", "M1", "M2", "E1", "E2")), capsys) == {}
+
+
 def test_thousands_of_names_take_a_moment(tmp_path):
     nights = [tmp_path / f"P{number:05d}_night1.edf" for number in range(3000)]
     (tmp_path / "t").mkdir()

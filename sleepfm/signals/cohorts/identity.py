@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -13,6 +13,10 @@ from sleepfm.signals.cohorts.cohort import Cohort
 
 # A number of the person, a word or a sign, a number of the night: P01_night1.edf, 7-2.edf, pat 12 psg 1.edf.
 _PERSON_AND_NIGHT = re.compile(r"(?P<subject>.*\d[A-Za-z]?)(?P<between>[\s_.-]+(?:[A-Za-z]+[\s_.-]*)?)\d+\.[A-Za-z]+")
+# What may be a person's name, where no second person has it.
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_EXAMPLE = r"^(?P<subject>P\d+)_night(?P<visit>\d)"
+_KEPT = 10_000
 _UNSAFE = re.compile(r"[^A-Za-z0-9_-]+")
 
 
@@ -58,22 +62,45 @@ def check_identity(paths: Iterable[Path], cohort: Rules) -> None:
         )
 
 
-def persons_not_read(count: int, total: int, example: str) -> str:
-    """What doctor and build say of file names that do not say whose they are; ``example`` is one of them."""
-    return (
-        f"{count} of {total} file names, such as {example}, do not say whose recording it is by the rules of their cohort: each "
-        "counts as a person of its own, and two nights of one person may come into different splits; say in a cohort file which "
-        f"part is the person, such as identity: {{pattern: '{proposed_pattern(PurePath(example).name)}'}}"
-    )
+class UnreadNames:
+    """File names that do not say whose they are, told one by one; of many the first are kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._names: list[str] = []
+
+    def add(self, path: str) -> None:
+        """The recording at ``path`` is one of them."""
+        self.count += 1
+        if len(self._names) < _KEPT:
+            self._names.append(PurePath(path).name)
+
+    def warning(self, total: int) -> str:
+        """What doctor and build say of them among ``total`` recordings."""
+        pattern, example = proposed_pattern(self._names)
+        return (
+            f"{self.count} of {total} file names, such as {example}, do not say whose recording it is by the rules of their "
+            "cohort: each counts as a person of its own, and two nights of one person may come into different splits; say in a "
+            f"cohort file which part is the person, such as identity: {{pattern: '{pattern}'}}"
+        )
 
 
-def proposed_pattern(name: str) -> str:
-    """An identity pattern for names like ``name``: the last of its numbers is the night, what stands before it the person."""
-    match = _PERSON_AND_NIGHT.fullmatch(name)
-    if match is None:
-        return r"^(?P<subject>P\d+)_night(?P<visit>\d)"
-    subject, between = (re.sub(r"\d+", r"\\d+", re.escape(match[group])) for group in ("subject", "between"))
-    return f"^(?P<subject>{subject}){between}(?P<visit>\\d+)".replace("'", "''")
+def proposed_pattern(names: Sequence[str]) -> tuple[str, str]:
+    """An identity pattern for most of ``names``, as YAML quotes it, with one of them that it fits.
+
+    The last number of a name is the night, and what stands before it the person. A pattern has the words of the names in it: it is
+    an example from nowhere where half of the names do not have them, or where they may be one person's name.
+    """
+    shapes: dict[str, list[re.Match[str]]] = {}
+    for name in names:
+        if match := _PERSON_AND_NIGHT.fullmatch(name):
+            subject, between = (re.sub(r"\d+", r"\\d+", re.escape(match[group])) for group in ("subject", "between"))
+            shapes.setdefault(f"^(?P<subject>{subject}){between}(?P<visit>\\d+)", []).append(match)
+    pattern, found = max(shapes.items(), key=lambda item: len(item[1]), default=("", []))
+    persons = {match["subject"] for match in found}
+    if 2 * len(found) <= len(names) or (len(persons) < 2 and _WORD.search(found[0]["subject"] + found[0]["between"])):
+        return _EXAMPLE, names[0]
+    return pattern.replace("'", "''"), found[0].string
 
 
 def _safe(text: str) -> str:

@@ -7,34 +7,45 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from sleepfm.constants import CHANNEL_UNIT
+from sleepfm.constants import CHANNEL_UNIT, CHANNELS
 from sleepfm.errors import MontageError
 from sleepfm.signals.cohorts.cohort import normalise_label
-from sleepfm.signals.cohorts.label_grammar import read_label
+from sleepfm.signals.cohorts.label_grammar import Label, read_label
 from sleepfm.signals.cohorts.montage import Montage
 from sleepfm.signals.cohorts.units import to_canonical
 from sleepfm.signals.files import list_files
 from sleepfm.signals.recording import Recording, SignalInfo
 
-# What an electrode is a signal of.
+# What an electrode is a signal of, and the mastoids against which it is one, the first of them rather than the other.
 _BY_ELECTRODE = {"C3": "EEG_C3", "C4": "EEG_C4", "E1": "EOG_L", "EOG L": "EOG_L", "E2": "EOG_R", "EOG R": "EOG_R"}
 _BY_KIND = {"EMG": "EMG_CHIN", "ECG": "ECG"}
+_MASTOIDS = {"C3": ("M2", "M1"), "C4": ("M1", "M2"), "E1": ("M2", "M1"), "E2": ("M1", "M2")}
+# Whole words, and words or parts of them, of labels that say something else than the channel whose word stands beside them: other
+# muscles (RAT and LAT are the anterior tibials), what is computed of an ECG, pressure and flow of a device.
+_OTHER_WORDS = frozenset(["rat", "lat", "ta", "hr", "hf", "rr", "bpm", "bp", "pes", "lim", "qrs", "sqi"])
+_OTHER = (
+    r"leg|tib|arm|masseter|intercost|snor|pul[sz]|pleth|light|pos|imp|co2|rate|freq|herz|trig|beat|status|qual|pap|mask|leak|titr|"
+    r"blood|(o|^)esoph|temp|machine"
+)
 # Words in a label, and the channel that they may mean, in order.
 _WORDS = (
-    ("", r"leg|tib|arm|masseter|intercost|snor|pulse|pleth|light|pos|imp|co2|puls"),
+    ("", _OTHER),
     ("EEG_C3", r"c3"),
     ("EEG_C4", r"c4"),
     ("EOG_L", r"loc|eogl|(^l|left)eog"),
     ("EOG_R", r"roc|eogr|(^r|right)eog"),
     ("SPO2", r"sp?a?o2|sat|oxi|oxy"),
-    ("EMG_CHIN", r"chin|emg|ment"),
+    # Which muscle it is has to be said, unless nothing is but that it is one.
+    ("EMG_CHIN", r"chin|submen|mental|^(ch|channel|kanal|canal|voie)?\d*emg\d*$"),
+    ("", r"emg"),
     ("ECG", r"e[ck]g|cardio"),
     ("THORAX", r"thor|chest|rib"),
     ("ABDOMEN", r"abd|belly|stomach"),
-    ("AIRFLOW", r"flow|therm|nasal|cannul|ptaf|press"),
+    ("AIRFLOW", r"flow|therm|nasal|naspres|cannul|ptaf"),
 )
 
 # Of files that scorings are exported as.
@@ -64,7 +75,7 @@ def unmapped(recording: Recording, montage: Montage, minimum_rate: Mapping[str, 
         # A rule by a label cannot tell two signals apart that share it.
         alone = named[normalise_label(signal.label)] == 1
         fits = alone and channel and channel not in montage.channels and signal.rate >= minimum_rate.get(channel, 0.0)
-        rule = _rule(channel, signal) if fits else ""
+        rule = _rule(channel, signal, recording) if fits else ""
         found.append(Unmapped(signal.label, signal.rate, signal.unit, channel if rule else "", rule))
     return found
 
@@ -125,29 +136,66 @@ def _written(name: str) -> str:
 
 def _channel(label: str) -> str:
     """The channel that ``label`` may mean, or empty."""
-    said = read_label(label)
+    said = read_label(label) or _electrodes(label)
+    if said is not None and said.kind in ("EEG", "EOG"):
+        # Against anything else it is another derivation.
+        return _BY_ELECTRODE.get(said.electrode, "") if said.reference in ("", "M1", "M2", "linked") else ""
     if said is not None:
-        return _BY_ELECTRODE.get(said.electrode) or _BY_KIND.get(said.kind, "")
+        return _BY_KIND[said.kind]
+    if _OTHER_WORDS.intersection(re.split(r"[\W_\d]+", label.casefold())):
+        return ""
     text = re.sub(r"[^a-z0-9]", "", label.casefold())
     return next((channel for channel, words in _WORDS if re.search(words, text)), "")
 
 
-def _derivation(label: str) -> str:
-    """The electrodes at the end of ``label`` ("Ch 3 C4/M1"), by which polarity is told, or else the label."""
+def _electrodes(label: str) -> Label | None:
+    """The EEG or EOG electrodes at the end of ``label`` ("Ch 3 C4/M1"), with those after which it has no more words."""
     words = re.split(r"(?<=\s)", label.strip())
     said = [read_label("".join(words[place:])) for place in range(len(words))]
-    return next((str(found) for found in said if found is not None and found.reference), label.strip())
+    return next((found for found in said if found is not None and found.electrode in (*_MASTOIDS, "M1", "M2")), None)
 
 
-def _rule(channel: str, signal: SignalInfo) -> str:
-    """The line of YAML below ``channels``; empty where the signal's unit is none of the channel's."""
-    rule = {"signal": [signal.label], "derivation": _derivation(signal.label)}
+def _rule(channel: str, signal: SignalInfo, recording: Recording) -> str:
+    """The line of YAML below ``channels``; empty where the signal's unit is none of the channel's, or where it is against a
+    reference that the recording has and that cannot be subtracted.
+    """
+    said = _electrodes(signal.label)
+    rule: dict[str, Any] = {"signal": [signal.label]}
+    derivation = str(said) if said is not None and said.reference else signal.label.strip()
+    if said is not None and not said.reference:
+        mastoids = [(str(_electrodes(other.label)), other) for other in recording.signals]
+        found = [(side, other) for wanted in _MASTOIDS[said.electrode] for side, other in mastoids if side == wanted]
+        if found:
+            side, reference = found[0]
+            alike = (reference.rate, reference.n_samples) == (signal.rate, signal.n_samples)
+            if not alike or sum(normalise_label(other.label) == normalise_label(reference.label) for _, other in mastoids) > 1:
+                return ""
+            rule["reference"] = [[reference.label]]
+            derivation = f"{said.electrode}-{side}"
+    rule["derivation"] = derivation
     if not signal.unit.strip() and CHANNEL_UNIT[channel]:
         rule["unit"] = CHANNEL_UNIT[channel]
     try:
         to_canonical(str(rule.get("unit", signal.unit)).strip(), CHANNEL_UNIT[channel])
     except MontageError:
         return ""
-    return (
-        f"{channel}: {yaml.safe_dump([rule], default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000).strip()}"
-    )
+    return _line(channel, [rule])
+
+
+def _line(channel: str, rules: list[dict[str, Any]]) -> str:
+    text = yaml.safe_dump(rules, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+    return f"{channel}: {text.strip()}"
+
+
+def merged(counts: Mapping[str, int]) -> list[tuple[str, list[int]]]:
+    """Proposed lines with one for each channel, since a key stands once in a file, and the counts of those that it is made of.
+
+    Those that propose one channel are its rules in order of their counts: of a recording that several fit the first is taken.
+    """
+    channels: dict[str, tuple[list[dict[str, Any]], list[int]]] = {}
+    for line, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])):
+        ((channel, rules),) = yaml.safe_load(line).items()
+        kept, numbers = channels.setdefault(channel, ([], []))
+        kept += rules
+        numbers.append(count)
+    return [(_line(name, channels[name][0]), channels[name][1]) for name in CHANNELS if name in channels]
