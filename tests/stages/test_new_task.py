@@ -31,11 +31,11 @@ from sleepfm.reports.night_files import agreement_with
 from sleepfm.reports.report import ReportData, Result, build_report
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.downstream_package import read_events, read_results
-from sleepfm.stages.embedding_cache import ALONE
 from sleepfm.stages.monitor import MonitorConfig
 from sleepfm.stages.probe import ProbeStage
 from sleepfm.tasks import TASKS, LabelRule, Task
 from sleepfm.training.folder import RunFolder
+from sleepfm.training.ranks.shared_work import ALONE
 
 ROOT = Path(__file__).parents[2]
 
