@@ -42,7 +42,7 @@ class FinetuneStage:
         ConfigError: the encoder is a downstream model.
     """
 
-    def __init__(self, config: FinetuneConfig, source: Resolved) -> None:
+    def __init__(self, config: FinetuneConfig, source: Resolved, work: SharedWork = ALONE) -> None:
         self.config, self.task = config, TASKS[config.task]
         self.name = f"finetune-{config.task}"
         self.epochs_per_item = config.sequence.length
@@ -71,7 +71,7 @@ class FinetuneStage:
         for split in ("val", "test"):
             self.dataset.select(split, self.module.channels)
         kept = training_labels(self.dataset, config.task, config.data)
-        labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task))
+        labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task, work.goes_on))
         self.n_labelled = int((labels >= 0).sum())
         self.weights = class_weights(labels, len(self.task.classes), config.weighting)
         self.seconds = SecondLabels(self.dataset, config.task)

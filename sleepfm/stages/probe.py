@@ -48,10 +48,18 @@ class EmbeddingStream:
     """Labelled epochs as items, embedding and label, in the order of a permutation of (seed, pass).
 
     ``nights`` are embeddings [E, D] by recording; epochs without a label in ``labels`` or without a channel
-    are left out.
+    are left out. ``goes_on`` is called with every recording whose labels were read.
     """
 
-    def __init__(self, dataset: Dataset, nights: Mapping[str, Tensor], labels: RecordLabels, task: str, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        nights: Mapping[str, Tensor],
+        labels: RecordLabels,
+        task: str,
+        seed: int,
+        goes_on: Callable[[], None],
+    ) -> None:
         self._task, self._seed = task, seed
         self._names = list(nights)
         embeddings, targets, epochs, night = [], [], [], []
@@ -62,6 +70,7 @@ class EmbeddingStream:
             targets.append(target[kept])
             epochs.append(kept)
             night.append(torch.full_like(kept, number))
+            goes_on()
         self._embedding, self.labels = torch.cat(embeddings), torch.cat(targets)
         self._epoch, self._night = torch.cat(epochs), torch.cat(night)
         if not len(self):
@@ -124,7 +133,7 @@ class ProbeStage:
         self.validation = self.cache.split("val")
         self.dataset.select("test", self.module.channels)
         labels = training_labels(self.dataset, config.task, config.data)
-        self.stream = EmbeddingStream(self.dataset, nights, labels, config.task, config.train.seed)
+        self.stream = EmbeddingStream(self.dataset, nights, labels, config.task, config.train.seed, work.goes_on)
         self._validated: Predictions | None = None
         self.weights = class_weights(self.stream.labels, len(self.task.classes), config.weighting)
 

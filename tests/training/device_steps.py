@@ -67,7 +67,7 @@ def build(kind: str, dataset: Path, packages: Path, folder: Path, work: SharedWo
     if schema is ProbeConfig:
         return ProbeStage(settings, context.pull(settings.encoder), work)
     if schema is FinetuneConfig:
-        return FinetuneStage(settings, context.pull(settings.encoder))
+        return FinetuneStage(settings, context.pull(settings.encoder), work)
     if kind.startswith("context"):
         return ContextStage(settings, load_package(context.pull(settings.encoder)), work)
     return build_stage(settings, context)

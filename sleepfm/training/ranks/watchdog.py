@@ -203,14 +203,14 @@ class Watchdog:
 
     def _look(self, seconds: float) -> None:
         """This rank has not moved for too long: compare what all ranks wrote, and end."""
-        place = self._place
+        place, moved = self._place, self._moved
         if self._store is None:
             found = f"rank {self._world.rank} is still {self._beat()}"
         else:
             first = self._beats()
             time.sleep(2.5 * self._interval)
             second = self._beats()
-            if self._place is not place:
+            if self._place is not place or self._moved != moved:
                 return
             found = missing(first, second)
         self._end(f"stalled, no progress for {seconds:.0f} s (train.stall_s) {place}: {found}")
