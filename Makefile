@@ -9,6 +9,8 @@ JOBS ?= 2
 DATA ?=
 # Rules for the recordings in DATA: a cohort's name, a YAML file, or a folder of them.
 COHORT ?=
+# Any word; another one lets other people come into each split.
+SALT ?=
 # Folder of the demo; FRESH=1 sets an earlier one aside and starts over.
 OUT ?= runs/demo
 FRESH ?=
@@ -29,7 +31,7 @@ $(STAMP): setup.cfg constraints.txt scripts/preflight.sh
 	@touch $@
 
 demo: $(STAMP)
-	$(BIN)/python -m sleepfm.demo --seed $(SEED) --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(COHORT),--cohort "$(COHORT)") $(if $(FRESH),--fresh)
+	$(BIN)/python -m sleepfm.demo --seed $(SEED) --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(COHORT),--cohort "$(COHORT)") $(if $(SALT),--salt "$(SALT)") $(if $(FRESH),--fresh)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"

@@ -78,8 +78,12 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
     if result.unread:
         print(f"warning: {persons_not_read(result.unread, counts['records'], result.first_unread)}")
+    for line in result.shared:
+        print(f"warning: {line}")
+    for folder, why in result.unlisted.items():
+        print(f"warning: {folder}: {why}; what is in it is not in the data set: give the right to read it, and build again")
     if not result.quarantine:
-        return 1 if result.texts.refusals else 0
+        return 1 if result.texts.refusals or result.unlisted else 0
     for row in result.quarantine:
         if row["source"] not in result.printed:
             print(f"refused {row['source']}: {row['error']}: {row['reason']}")

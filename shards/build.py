@@ -16,7 +16,7 @@ from shards.names import shown
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import Progress
-from shards.scored_with import ScoredWith, found_scorings, kept_of
+from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
 from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
@@ -28,8 +28,9 @@ from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.examine import Discovered
-from sleepfm.signals.files import file_size, is_folder, is_remote, relative_name
+from sleepfm.signals.files import file_size, is_folder, is_remote, name_below, relative_name
 from sleepfm.signals.prepare import discover
+from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
 
 _SHARD_FILES = r"shard-[0-9]{6,}\.(?:tar|json)"
@@ -50,6 +51,10 @@ class BuildResult:
     unread: int = 0
     """Converted recordings whose file name does not say whose it is, and the first of them."""
     first_unread: str = ""
+    unlisted: dict[str, str] = field(default_factory=dict)
+    """Folders of the source that cannot be listed, each with the reason."""
+    shared: tuple[str, ...] = ()
+    """A line for each scoring that was taken for several recordings."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +94,8 @@ def build(
     wanted = identity(config)
     read_plan(out, wanted)
     # What a task may need is told from how long its recordings are.
-    recordings = discover(source, chosen_cohort(config), extents=config.ray.task_memory_mb == "auto")
+    unlisted: dict[str, str] = {}
+    recordings = discover(source, chosen_cohort(config), extents=config.ray.task_memory_mb == "auto", unlisted=unlisted)
     check_identity(recordings, chosen_cohort(config))
     root = source if is_folder(source) else source.parent
     files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
@@ -106,7 +112,7 @@ def build(
         remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         remove_temporaries(out / MANIFEST_FOLDER, rf"(?:{'|'.join(MANIFEST_TABLES)})\.parquet")
         done = _survey(out, before, stale)
-        late = _scored_since(done, files, known, root, config)
+        late = _scored_since(done, files, known, root, config, rebuild)
         rescored = _to_do_again(before, done, found, late)
         plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings, retry_refused, late.keys())
         _check_free(out, plan, before)
@@ -125,16 +131,22 @@ def build(
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
-    refused, texts, unscored, unread = [], TextCounts(), 0, []
+    refused, texts, unscored, unread, scorings = [], TextCounts(), 0, [], SharedScorings()
     for sidecar in sidecars(out, plan, digest(wanted)):
+        used = kept_of(sidecar)
         refused += rows("quarantine", sidecar, plan)
         for record in sidecar["records"]:
             provenance = record["provenance"]
+            # One name in two folders is one scoring where the bytes are the same.
+            if provenance.get("scoring") and (file := used.get(record["source"])):
+                scorings.add(file, shown(record["source"]))
             texts.add(shown(record["source"]), provenance)
             if not provenance.get("subject_read", True):
                 unread.append(shown(record["source"]))
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
-    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "")
+    shared = tuple(scorings.lines(lambda file: shown(file.name)))
+    folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
+    return BuildResult(description, refused, printed, texts, unscored, len(unread), unread[0] if unread else "", folders, shared)
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:
@@ -168,11 +180,12 @@ def _survey(out: Path, plan: Plan, stale: Container[str]) -> _Done:
 
 
 def _scored_since(
-    done: _Done, files: Mapping[str, str], known: Mapping[str, Discovered], root: Path, config: BuildConfig
+    done: _Done, files: Mapping[str, str], known: Mapping[str, Discovered], root: Path, config: BuildConfig, rebuild: bool
 ) -> dict[str, ScoredWith]:
     """Finished recordings that have another scoring now than the one they were converted or refused with.
 
-    ``files`` are their paths by what stands for them in the plan.
+    ``files`` are their paths by what stands for them in the plan. With ``rebuild`` one counts as another where an earlier
+    version did not keep by what to tell.
     """
     if config.scoring == "ignore":
         return {}
@@ -191,7 +204,7 @@ def _scored_since(
         root,
     )
     kept = {path: kept_scoring(found, config.privacy) for path, found in now.items()}
-    return {path: found for path, found in kept.items() if found not in (None, done.scored_with[path])}
+    return {path: found for path, found in kept.items() if is_another(found, done.scored_with[path], rebuild)}
 
 
 def _to_do_again(plan: Plan, done: _Done, found: dict[str, int], late: Mapping[str, ScoredWith]) -> set[str]:

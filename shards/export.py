@@ -51,8 +51,8 @@ def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Ite
     """Write one folder a recording below ``folder``; yields each recording's name when it is written.
 
     Channels that a recording lacks are no column; epochs in which a channel is unusable are 0. A recording whose events were not
-    scored has -1 in their columns, and so have epochs with a respiratory event that was not understood or, in the columns of
-    apneas, with one of unknown kind.
+    scored has -1 in their columns, and so have epochs without a stage and those with a respiratory event that was not understood
+    or, in the columns of apneas, with one of unknown kind.
 
     Args:
         rule: how events become labels, ``overlap`` in its current version or ``reference`` (the reference's rounding).
@@ -97,6 +97,8 @@ def _labels(dataset: Dataset, reader: ShardReader, row: int, rule: EventRule) ->
     unclear = unclear_events(dataset, reader, row)
     scoring = Scoring((), events, "", has_events=scored, unclear=unclear, unreliable=unreliable)
     columns = {column: event_labels(scoring, epochs, (kind,), rule).astype(np.int32) for kind, column in EVENT_COLUMNS.items()}
+    # As the shards' own labels of breathing events are: where no stage was scored, nobody looked for events either.
+    columns = {column: np.where(staged, values, np.int32(-1)) for column, values in columns.items()}
     return {**columns, STAGE_COLUMN: labels["stage"].astype(np.int32)}
 
 

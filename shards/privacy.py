@@ -30,8 +30,8 @@ def token(path: str, privacy: PrivacyConfig) -> str:
 
 
 def kept_scoring(scoring: ScoredWith, privacy: PrivacyConfig) -> ScoredWith:
-    """Name and size of a scoring file as they may be written."""
-    return (token(scoring[0], privacy), scoring[1]) if scoring else None
+    """A scoring file as it may be written."""
+    return scoring._replace(name=token(scoring.name, privacy)) if scoring else None
 
 
 def kept_message(message: str, path: str, privacy: PrivacyConfig) -> str:

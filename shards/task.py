@@ -20,7 +20,7 @@ from typing import Any
 from shards.build_config import BuildConfig, chosen_cohort
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
-from shards.privacy import kept_description, kept_message, kept_scoring
+from shards.privacy import kept_description, kept_message, kept_scoring, token
 from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.scored_with import ScoredWith, found_scoring, scored_with
 from shards.writer import ShardWriter
@@ -29,6 +29,7 @@ from sleepfm.data.format import SHARD_FOLDER
 from sleepfm.errors import AnnotationError, RecordingError, SleepFMError
 from sleepfm.files import atomic_file, write_json
 from sleepfm.signals.examine import Discovered
+from sleepfm.signals.files import name_below
 from sleepfm.signals.prepare import prepare_in_turn
 from sleepfm.signals.recording import Recording, opened_recording
 
@@ -102,6 +103,7 @@ def build_shard(
         path = files.get(entry.path, entry.path)
         found = known.get(path, Discovered())
         try:
+            found.check(path, token(name_below(found.same_as, source), config.privacy) if found.same_as else "")
             with opened_recording(source / path, found.header, names_below=source) as recording:
                 _check_size(recording, entry)
                 night = quantise_recording(

@@ -22,9 +22,28 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root, find_config
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Characters of a wrong value that an error repeats.
 _LONGEST_VALUE = 60
+
+
+class _Loader(_LOADER):
+    """YAML in which a key stands once: of two that are the same, YAML's own loader takes the last without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            name, line = key.value, key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            if name in lines:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {name!r} stands in line {lines[name]} too, and the one would take the place of the other; "
+                    "put both into one",
+                    problem_mark=key.start_mark,
+                )
+            lines[name] = line
+        return super().construct_mapping(node, deep=deep)
 
 
 class Config(BaseModel):
@@ -52,11 +71,15 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     if path in seen:
         raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in seen)}")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), _LOADER)
+        text = path.read_text(encoding="utf-8")
+        content = yaml.load(text, _Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot read configuration ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: not valid YAML ({str(error).splitlines()[0]})") from error
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise ConfigError(f"{path}: line {line}: not written in UTF-8; save the file as UTF-8") from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML ({_place_and_reason(error, text)})") from error
     if content is None:
         content = {}
     if not isinstance(content, dict):
@@ -66,6 +89,18 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     for base in [bases] if isinstance(bases, str) else bases:
         merged = merge(merged, _read(_base(path, base), (*seen, path)))
     return {str(key): value for key, value in merge(merged, content).items()}
+
+
+def _place_and_reason(error: yaml.YAMLError, text: str) -> str:
+    """Where ``text`` is no YAML, and why."""
+    mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None)
+    if mark is None or problem is None:
+        # A character that YAML does not allow has no mark.
+        return str(error).splitlines()[0]
+    line = "".join(text.splitlines()[mark.line : mark.line + 1])
+    if "\t" in line[: len(line) - len(line.lstrip())]:
+        problem = "a tab stands where the line is indented; indent with spaces"
+    return f"line {mark.line + 1}: {problem}"
 
 
 def _base(path: Path, name: str) -> Path:

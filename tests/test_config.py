@@ -42,6 +42,48 @@ def test_a_file_wins_over_what_it_extends_and_an_override_over_both(tmp_path: Pa
     assert (job.name, job.optimiser.lr, job.optimiser.steps) == ("job", 1e-4, 7)
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: a\noptimiser: {lr: 1}\nname: b\n", "line 3: key 'name' stands in line 1 too"),
+        ("name: a\noptimiser:\n  lr: 1\n  steps: 2\n  lr: 2\n", "line 5: key 'lr' stands in line 3 too"),
+        ("name: a\noptimiser: {lr: 1, lr: 1}\n", "line 2: key 'lr' stands in line 2 too"),
+        ("name: a\noptimiser: {1: 1, '1': 1}\n", "line 2: key '1' stands in line 2 too"),
+        ("name: a\noptimiser:\n\tlr: 1\n", "line 3: .*a tab .*indent with spaces"),
+        ("name: a\noptimiser:\n  lr: 1\n\tsteps: 1\n", "line 4: .*a tab .*indent with spaces"),
+        ("name: a\noptimiser: [1\n", "line 3: .*expected"),
+    ],
+)
+def test_what_is_no_yaml_is_told_with_its_line(tmp_path: Path, text: str, told: str) -> None:
+    """Of a key that stands twice YAML would take the last, and what the first says would be lost."""
+    path = write(tmp_path, "job.yaml", text)
+    with pytest.raises(ConfigError, match=rf"job\.yaml: not valid YAML \({told}"):
+        load_config(Job, path)
+    below = write(tmp_path, "below.yaml", "extends: job.yaml\nname: x\n")
+    with pytest.raises(ConfigError, match=rf"job\.yaml: .*{told}"):
+        load_config(Job, below)
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+def test_a_file_in_another_encoding_is_to_be_saved_as_utf_8(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "job.yaml").write_bytes("name: a\n# für\n".encode(encoding))
+    line = 2 if encoding == "latin-1" else 1
+    with pytest.raises(ConfigError, match=rf"job\.yaml: line {line}: .*save the file as UTF-8"):
+        load_config(Job, tmp_path / "job.yaml")
+
+
+def test_a_mark_of_byte_order_and_merged_keys_are_read(tmp_path: Path) -> None:
+    (tmp_path / "job.yaml").write_text("name: a\noptimiser: {lr: 3}\n", encoding="utf-8-sig")
+    assert load_config(Job, tmp_path / "job.yaml").optimiser.lr == 3
+    path = write(tmp_path, "b.yaml", "name: &n {lr: 1, steps: 2}\noptimiser: {<<: *n, lr: 4}\n")
+    assert read_yaml(path)["optimiser"] == {"lr": 4, "steps": 2}
+
+
+def test_an_override_with_a_key_twice_is_refused() -> None:
+    with pytest.raises(ConfigError, match="lr"):
+        apply_overrides({}, ["optimiser={lr: 1, lr: 2}"])
+
+
 def test_later_bases_win(tmp_path: Path) -> None:
     write(tmp_path, "a.yaml", "name: a\n")
     write(tmp_path, "b.yaml", "name: b\n")

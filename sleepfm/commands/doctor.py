@@ -40,21 +40,26 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.commands.doctor_summary import FolderSummary
     from sleepfm.signals.cohorts.catalogue import load_rules
     from sleepfm.signals.cohorts.identity import check_identity
-    from sleepfm.signals.doctor import examine_recordings, sample_of
+    from sleepfm.signals.doctor import Finding, examine_recordings, sample_of
     from sleepfm.signals.examine import discover
     from sleepfm.signals.files import location
 
     rules, root = load_rules(arguments.cohort), location(arguments.folder)
-    found = discover(root, rules)
+    unlisted: dict[str, str] = {}
+    found = discover(root, rules, unlisted=unlisted)
     check_identity(found, rules)
     chosen = sample_of(found, arguments.sample)
     summary = FolderSummary(root, signals=not arguments.headers)
+    for folder, why in unlisted.items():
+        finding = Finding(folder, f"{why}; give the right to read it, since nothing is known of what is in it")
+        print(_element(finding, summary.printed) if arguments.json else "\n".join(_lines(finding)), flush=True)
+        summary.add_folder()
     workers = len(os.sched_getaffinity(0))
     # On a terminal alone; the lines of the recordings pass above it.
     with tqdm(total=len(chosen), desc="doctor", unit="recording", disable=None) as progress:
         for finding in examine_recordings(chosen, root, rules, workers, signals=not arguments.headers):
             with progress.external_write_mode(sys.stdout):
-                print(_element(finding, summary.found) if arguments.json else "\n".join(_lines(finding)), flush=True)
+                print(_element(finding, summary.printed) if arguments.json else "\n".join(_lines(finding)), flush=True)
             summary.add(finding)
             progress.update()
     if arguments.json:

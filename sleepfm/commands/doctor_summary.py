@@ -14,6 +14,7 @@ from sleepfm.signals.cohorts.identity import persons_not_read
 from sleepfm.signals.cohorts.proposals import scoring_patterns
 from sleepfm.signals.files import is_folder, location
 from sleepfm.signals.polarity import POLAR, was_weighed
+from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class FolderSummary:
 
     def __init__(self, root: Path, signals: bool) -> None:
         self._root = root
+        self._folders = 0
         self.found = self.usable = self.troubled = 0
         self._signals = signals
         self._mapped: Counter[str] = Counter()
@@ -52,8 +54,19 @@ class FolderSummary:
         self._stands: dict[str, str] = {}
         self._unmapped: Counter[tuple[str, float, str]] = Counter()
         self._rules: Counter[str] = Counter()
+        self._scorings = SharedScorings()
         self._looked_for: dict[str, str] = {}
         self._without_scoring: list[str] = []
+
+    @property
+    def printed(self) -> int:
+        """Recordings and folders so far."""
+        return self.found + self._folders
+
+    def add_folder(self) -> None:
+        """Count a folder that cannot be listed."""
+        self._folders += 1
+        self.troubled += 1
 
     def add(self, finding: Finding) -> None:
         """Count one recording."""
@@ -89,6 +102,8 @@ class FolderSummary:
         self._unscored += not finding.scoring
         self._not_used += bool(finding.scoring_refused)
         self._texts.merge(finding.texts)
+        if finding.scoring_file:
+            self._scorings.add(finding.scoring_file, finding.path)
         for text, onset in finding.places.items():
             _count(self._strange, text, finding.unclear.get(text, 0) + finding.ignored.get(text, 0))
             if text in self._strange:
@@ -107,8 +122,11 @@ class FolderSummary:
         yield from self._not_mapped()
         yield from (f"scorings   {name}: looked for {where}" for name, where in sorted(self._looked_for.items()))
         yield from self._scoring_patterns()
+        yield from (f"warning    {line}" for line in self._scorings.lines(str))
         if self._unread:
             yield f"warning    {persons_not_read(self._unread, self._opened, self._first_unread)}"
+        if self._folders:
+            yield f"folders    {self._folders} cannot be listed; what is in them is not counted"
         yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be quarantined"
 
     def _channels(self) -> Iterable[str]:

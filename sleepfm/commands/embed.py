@@ -169,8 +169,13 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
             except SleepFMError as error:
                 yield error
         return
-    for path, found in discover(source, load_rules(cohort)).items():
+    unlisted: dict[str, str] = {}
+    recordings = discover(source, load_rules(cohort), unlisted=unlisted)
+    for folder, why in unlisted.items():
+        yield RecordingError(f"{folder}: {why}")
+    for path, found in recordings.items():
         try:
+            found.check(str(path))
             with opened_recording(path, found.header) as recording:
                 night = prepare_night(recording, cohort, found.scoring)
             embedding = embed(encoder, prepared_epochs(night, encoder.channels, CHUNK))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -29,6 +30,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
     parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
     parser.add_argument("--cohort", help="rules for --data: a name, a YAML file, or a folder of them; default auto")
+    parser.add_argument("--salt", help="any word: another one lets other people come into each split")
     parser.add_argument("--config", default="demo/default.yaml", help="settings: a file, or a shipped one by its name")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
     parser.add_argument("--fresh", action="store_true", help="set an earlier demo in that folder aside and start over")
@@ -44,6 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--data {arguments.data}: no such folder")
     local_path(arguments.out, "--out")
     config = load_config(DemoConfig, arguments.config, arguments.overrides)
+    if arguments.salt is not None:
+        # Quoted, so that a number stays the text that it is to be.
+        config = config.model_copy(update={"build": [*config.build, f"split.salt={json.dumps(arguments.salt)}"]})
     data = arguments.data.resolve() if arguments.data else None
     cohort, rules = _cohort(arguments)
     seed = arguments.seed

@@ -37,6 +37,7 @@ class Census:
 
     splits: dict[str, SplitCount] = field(default_factory=lambda: {name: SplitCount() for name in SPLITS})
     refused: int = 0
+    unlisted: dict[str, str] = field(default_factory=dict)
 
     def add(self, examination: Examination, split: str) -> None:
         """Count a recording that can be used."""
@@ -64,6 +65,7 @@ class Census:
         lines.append(
             f"{usable} recordings can be used, {usable - scored} of them have no scoring; {self.refused} would be refused"
         )
+        lines += [f"{folder}: {why}; what is in it is not counted" for folder, why in self.unlisted.items()]
         lines.append(
             "needed at least: a person in pretrain, and a person with a scoring of stages and breathing events in each of "
             f"{_and(LABELLED)}"
@@ -87,8 +89,8 @@ class Census:
                 lacking.append(f"{name} has no recording with {_and(missing)}")
         if lacking:
             raise DatasetError(
-                f"too few recordings for the demo: {'; '.join(lacking)}. Add recordings or scorings, or other people come into "
-                "these splits by split.salt=TEXT in the settings' `build` (--config)"
+                f"too few recordings for the demo: {'; '.join(lacking)}. Add recordings or scorings, or let other people come "
+                "into these splits: any other word in `make demo SALT=word`, or --salt word, draws them anew"
             )
 
 
@@ -102,19 +104,23 @@ def take_census(folder: Path, config: BuildConfig) -> Census:
     from tqdm import tqdm
 
     rules = chosen_cohort(config)
-    found = discover(folder, rules)
-    check_identity(found, rules)
     census = Census()
-    for path, header in tqdm(found.items(), desc="census", unit="recording", disable=None):
-        try:
-            root = folder if is_folder(folder) else None
-            examination = examine(read_recording(path, header), rules, root=root, use=config.scoring)
-            require_channels(examination, config.require)
-        except SleepFMError:
-            # The doctor says why, and so does the build.
-            census.refused += 1
-            continue
-        census.add(examination, split_of(examination.identity.subject, config.split))
+    found = discover(folder, rules, unlisted=census.unlisted)
+    check_identity(found, rules)
+    root = folder if is_folder(folder) else None
+    with tqdm(total=len(found), desc="census", unit="recording", disable=None) as progress:
+        # Not through the bar, which has no types: what it gives would be taken for anything.
+        for path, known in found.items():
+            progress.update()
+            try:
+                known.check(str(path))
+                examination = examine(read_recording(path, known.header), rules, root, known.scoring, config.scoring)
+                require_channels(examination, config.require)
+            except SleepFMError:
+                # The doctor says why, and so does the build.
+                census.refused += 1
+                continue
+            census.add(examination, split_of(examination.identity.subject, config.split))
     return census
 
 

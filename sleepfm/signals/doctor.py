@@ -36,7 +36,8 @@ class Finding:
     """What the doctor says of one recording; ``refused`` is why it would be quarantined, or empty.
 
     ``unmapped`` are signals that are part of no channel, with the rule that would map each
-    (:mod:`sleepfm.signals.cohorts.proposals`). ``looked_for`` is where a scoring was looked for and not found,
+    (:mod:`sleepfm.signals.cohorts.proposals`). ``scoring_file`` is the file of the scoring that is used, empty where that is the
+    recording's own annotations; ``looked_for`` is where a scoring was looked for and not found,
     ``scoring_refused`` why one would not be used; ``unclear`` and ``ignored`` are texts of the scoring as in
     :class:`sleepfm.signals.scorings.text_counts.TextCounts`, and ``places`` the second at which those that are not understood
     stand first.
@@ -58,6 +59,7 @@ class Finding:
     ambiguous: dict[str, str] = field(default_factory=dict)
     gaps: int = 0
     scoring: str = ""
+    scoring_file: str = ""
     looked_for: list[str] = field(default_factory=list)
     scored_epochs: int = 0
     events: int = 0
@@ -114,6 +116,7 @@ def examine_recordings(
 def _look(path: Path, found: Discovered, root: Path | None, rules: Rules, signals: bool) -> Finding:
     finding = Finding(str(path))
     try:
+        found.check(str(path))
         with opened_recording(path, found.header) as recording:
             examination = examine(recording, rules, root, found.scoring)
             _fill(finding, examination)
@@ -146,6 +149,7 @@ def _fill(finding: Finding, examination: Examination) -> None:
         finding.looked_for = looked_for(recording.path, examination.cohort)
     if scoring is not None:
         finding.scoring = scoring.source
+        finding.scoring_file = str(examination.scoring_file or "")
         finding.scored_epochs = int((stage_labels(scoring, examination.n_epochs) >= 0).sum())
         finding.events = len(scoring.events)
         finding.unclear = dict(Counter(event.type for event in scoring.unclear))

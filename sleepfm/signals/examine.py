@@ -15,7 +15,7 @@ from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort
 from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.edf.header import EdfHeader
-from sleepfm.signals.files import file_size, is_file, is_folder, list_files, location, refresh
+from sleepfm.signals.files import file_size, is_file, is_folder, is_remote, list_files, location, refresh
 from sleepfm.signals.recording import Recording, read_edf_extent, read_edf_header, read_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
 from sleepfm.signals.scorings.finder import FoundScoring, find_scoring
@@ -62,17 +62,29 @@ class Discovered:
         header: None where it was not read.
         seconds: that the recording lasts with its pauses; None where that was not read.
         scoring: None where it was not looked for.
+        same_as: another recording that is the very same file; None where there is none.
     """
 
     header: EdfHeader | None = None
     seconds: float | None = None
     scoring: FoundScoring | None = None
+    same_as: Path | None = None
+
+    def check(self, name: str, other: str = "") -> None:
+        """Raises :class:`RecordingError` for a file that is another recording too; messages call these ``name`` and ``other``."""
+        if self.same_as is not None:
+            raise RecordingError(
+                f"{name}: is the same file as {other or self.same_as}, by a link, and would count as a second recording, maybe "
+                "of a second person; remove one of the two names"
+            )
 
 
 _NOTHING = Discovered()
 
 
-def discover(root: str | Path, cohort: Rules = None, extents: bool = False) -> dict[Path, Discovered]:
+def discover(
+    root: str | Path, cohort: Rules = None, extents: bool = False, unlisted: dict[str, str] | None = None
+) -> dict[Path, Discovered]:
     """Recordings (EDF and BDF) at or below ``root``, sorted, each with what was learnt of it on the way.
 
     A file of annotations alone is no recording; it is listed only if it scores none of those found, so that
@@ -80,22 +92,28 @@ def discover(root: str | Path, cohort: Rules = None, extents: bool = False) -> d
 
     Args:
         extents: where a header is read, read also how long the recording is, while it is open.
+        unlisted: takes the folders below ``root`` that cannot be listed, each with the reason, and the others are gone through;
+            without it the first is an error.
 
     Raises:
-        RecordingError: ``root`` does not exist or holds no EDF or BDF file.
+        RecordingError: ``root`` does not exist, holds no EDF or BDF file, or cannot be listed.
     """
     root = location(root)
+    failures: list[OSError] = []
     try:
         refresh(root)
         if is_file(root):
             return {root: _NOTHING}
         if not is_folder(root):
             raise RecordingError(f"{root}: no such file or folder of recordings")
-        files = list_files(root, _SUFFIXES)
+        files = list_files(root, _SUFFIXES, None if unlisted is None else failures.append)
+        if failures and not files:
+            raise failures[0]
     except OSError as error:
-        place = str(error.filename or root)
-        shown = place if len(place) <= _LONGEST_SHOWN else f"{place[:_LONGEST_SHOWN]}..."
-        raise RecordingError(f"{shown}: cannot be listed ({error.strerror or error})") from error
+        place, why = _not_listed(root, error)
+        raise RecordingError(f"{place}: {why}") from error
+    if unlisted is not None:
+        unlisted.update(_not_listed(root, error) for error in failures)
     if not files:
         raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
     known: dict[Path, Discovered] = {}
@@ -125,6 +143,8 @@ def discover(root: str | Path, cohort: Rules = None, extents: bool = False) -> d
                 keep(path, found)
                 scorings.add(found.scoring.file if found.scoring else None)
             recordings += [path for path in annotations if path not in scorings]
+    for path, other in _repeated(recordings).items():
+        known[path] = replace(known.get(path, _NOTHING), same_as=other)
     return {path: known.get(path, _NOTHING) for path in sorted(recordings)}
 
 
@@ -236,7 +256,7 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
         labels = ", ".join([repr(signal.label) for signal in signals[:8]] + ["..."] * (len(signals) > 8))
         reasons = "; ".join(f"{name}: {why}" for name, why in montage.missing.items() if why != NO_LABEL)
         raise MontageError(
-            f"{path}: no canonical channel by the rules of cohort {examination.cohort.name!r} among "
+            f"{path}: no canonical channel by the rules of cohort {examination.cohort.name} among "
             f"{len(signals)} signals ({labels})"
             f"{'; ' + reasons if reasons else ''}; name them in a cohort file"
         )
@@ -274,6 +294,40 @@ def _without_unreliable(scoring: Scoring, cohort: Cohort) -> Scoring:
     told = f"events that are documented to be unreliable (cohort {cohort.name}) count as not scored: {', '.join(unreliable)}"
     events = tuple(event for event in scoring.events if event.type not in unreliable)
     return replace(scoring, events=events, unreliable=unreliable, warnings=(*scoring.warnings, told))
+
+
+def _repeated(paths: Iterable[Path]) -> dict[Path, Path]:
+    """Those of ``paths`` on a disk that are a file which another of them is too, by a link, each with that other one.
+
+    The other one is the first that is no symbolic link.
+    """
+    found: dict[tuple[int, int], list[Path]] = {}
+    linked = set()
+    for path in paths:
+        if is_remote(path):
+            continue
+        try:
+            status = path.stat()
+        except OSError:
+            # Reading it says why.
+            continue
+        place = (status.st_dev, status.st_ino)
+        found.setdefault(place, []).append(path)
+        # Some file systems give several files one number.
+        if status.st_nlink > 1 or path.is_symlink():
+            linked.add(place)
+    repeated: dict[Path, Path] = {}
+    for place in linked:
+        first, *others = sorted(found[place], key=lambda path: (path.is_symlink(), path))
+        repeated |= dict.fromkeys(others, first)
+    return repeated
+
+
+def _not_listed(root: Path, error: OSError) -> tuple[str, str]:
+    """The folder that could not be listed, and the reason."""
+    place = str(error.filename or root)
+    shown = place if len(place) <= _LONGEST_SHOWN else f"{place[:_LONGEST_SHOWN]}..."
+    return shown, f"cannot be listed ({error.strerror or error})"
 
 
 def _look_at_small(path: Path, extents: bool) -> Discovered:

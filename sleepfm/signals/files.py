@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -135,11 +135,16 @@ def read_start(path: Path, length: int) -> bytes:
 
 def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of the file's bytes. Raises :class:`OSError`."""
+    return size_and_sha256(path)[1]
+
+
+def size_and_sha256(path: Path) -> tuple[int, str]:
+    """Bytes in the file, and their hexadecimal SHA-256. Raises :class:`OSError`."""
     digest = hashlib.sha256()
     with random_file(path, spool=False) as file:
         for start in range(0, file.size, _RANGE_BYTES):
             digest.update(file.read(start, _RANGE_BYTES))
-    return digest.hexdigest()
+        return file.size, digest.hexdigest()
 
 
 def file_size(path: Path) -> int:
@@ -162,21 +167,27 @@ def is_folder(path: Path) -> bool:
         return path.is_dir()
 
 
-def list_files(root: Path, suffixes: Iterable[str]) -> list[Path]:
-    """Files at any depth below ``root`` whose names end in ``suffixes`` (lower case), hidden ones left out, sorted.
+def list_files(root: Path, suffixes: Iterable[str], unlisted: Callable[[OSError], object] | None = None) -> list[Path]:
+    """Files at any depth below ``root`` whose names end in ``suffixes`` (lower case), sorted; hidden files and folders left out.
+
+    Args:
+        unlisted: gets the error of ``root``, or a folder in it, that cannot be listed, and the others are gone through.
 
     Raises:
-        OSError: ``root``, or a folder in it, cannot be listed.
+        OSError: this error, without ``unlisted``.
     """
     endings = tuple(suffixes)
     if not is_remote(root):
-        paths = [Path(folder) / name for folder, _, names in os.walk(root, onerror=_raise) for name in names]
+        paths = []
+        for folder, folders, names in os.walk(root, onerror=unlisted or _raise):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            paths += [Path(folder) / name for name in names]
     else:
         base = cast(Any, root)
         with _answering(root):
             prefix = base.path.rstrip("/") + "/"
-            keys = [key for key in base.fs.find(base.path) if key.startswith(prefix)]
-        paths = [root / key.removeprefix(prefix) for key in keys]
+            keys = [key.removeprefix(prefix) for key in base.fs.find(base.path) if key.startswith(prefix)]
+        paths = [root / key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
     return sorted(path for path in paths if path.name.lower().endswith(endings) and not path.name.startswith("."))
 
 

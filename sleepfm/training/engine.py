@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -181,7 +181,7 @@ class _Run:
         try:
             with Preemption() as preemption:
                 while self.step < self.steps:
-                    votes = self._step(feed, {"leave": preemption.requested, "save": self._due(), "written": self.writer.ready})
+                    votes = self._step(feed, lambda: self._votes(preemption.requested))
                     leave, last = votes["leave"] > 0, self.step == self.steps
                     if votes["written"] == 1:
                         self.writer.advance()
@@ -206,8 +206,14 @@ class _Run:
             share_state(self.module, self.world)
         return Trained(self.step, finished, self.module, self.best, time.perf_counter() - began)
 
-    def _step(self, feed: Feed, own: Mapping[str, bool]) -> dict[str, float]:
-        """One optimiser step; for each vote in ``own``, the share of ranks that gave it."""
+    def _votes(self, asked_to_leave: bool) -> dict[str, bool]:
+        """What this rank tells the others with the figures of a step."""
+        minutes = self.config.train.checkpoint_minutes
+        due = self.world.is_main and 0 < minutes <= (time.monotonic() - self.saved_at) / 60
+        return {"leave": asked_to_leave, "save": due, "written": self.writer.ready}
+
+    def _step(self, feed: Feed, vote: Callable[[], dict[str, bool]]) -> dict[str, float]:
+        """One optimiser step; for each vote that ranks have at its end, the share of them that gave it."""
         train, world = self.config.train, self.world
         began, waited = time.perf_counter(), feed.waited_seconds
         rate = learning_rate(train, self.step, self.steps)
@@ -234,9 +240,9 @@ class _Run:
             self.observer.at(f"in the update of step {self.step + 1}")
             self.engine.step()
         self.observer.at(f"adding up the figures of step {self.step + 1}")
-        ballots = {f"vote/{name}": torch.tensor(float(vote)).to(sums["loss"]) for name, vote in own.items()}
+        ballots = {f"vote/{name}": torch.tensor(float(given)).to(sums["loss"]) for name, given in vote().items()}
         figures = _means(sums | ballots, world)
-        votes = {name: figures.pop(f"vote/{name}") for name in own}
+        votes = {name.removeprefix("vote/"): figures.pop(name) for name in ballots}
         applied = self._applied()
         self.step += 1
         seconds = time.perf_counter() - began
@@ -352,11 +358,6 @@ class _Run:
                 self.observer.goes_on(f"its loss, {number} of {count} parts")
         self.engine.train()
         return {f"val/{name}": value for name, value in _means(sums, self.world).items()}
-
-    def _due(self) -> bool:
-        """Whether rank 0's clock asks for a checkpoint."""
-        minutes = self.config.train.checkpoint_minutes
-        return self.world.is_main and 0 < minutes <= (time.monotonic() - self.saved_at) / 60
 
     def _save(self) -> None:
         self.observer.at(f"saving step {self.step}", patient=True)

@@ -11,6 +11,7 @@ from own_laboratory import EVENT_WORDS, SIGNALS, TITLES, write_laboratory
 from shards.build_config import load_build_config
 from shards.split import split_of
 from sleepfm.config import load_config
+from sleepfm.constants import SPLITS
 from sleepfm.demo.__main__ import main
 from sleepfm.demo.census import LABELLED, Census, take_census
 from sleepfm.demo.runner import Journal, Runner, Step
@@ -116,6 +117,23 @@ def test_too_few_are_refused_in_a_line_before_anything_is_made(laboratory, tmp_p
     Journal.open(tmp_path / "runs" / "demo", "another").save()
     assert demo(monkeypatch, "--data", "few", "--cohort", str(cohort), "--fresh") == 1
     assert (tmp_path / "runs" / "demo" / "demo.json").exists()
+
+
+def test_another_salt_lets_other_people_come_into_the_splits(laboratory, tmp_path, monkeypatch, capfd):
+    """As the line about too few says; 0 would be a number, and is taken for the word that it is here."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ("--data", str(laboratory), "--cohort", str(rules(tmp_path)))
+    tables = []
+    for salt in ("0", "1"):
+        split = load_build_config(None, [f"split.salt='{salt}'"]).split
+        expected = [split_of(f"ls-P{number:02d}", split) for number in people_of("pretrain")[:2]]
+        assert demo(monkeypatch, *arguments, "--salt", salt) == 1
+        out, err = capfd.readouterr()
+        assert "make demo SALT=word" in err and "--salt word" in err
+        counts = {line.split()[0]: int(line.split()[2]) for line in out.splitlines() if line.split()[0] in SPLITS}
+        assert all(counts[name] >= expected.count(name) for name in expected) and sum(counts.values()) == 7
+        tables.append(counts)
+    assert tables[0] != tables[1]
 
 
 def test_a_cohort_that_is_wrong_or_of_nothing_is_an_error(laboratory, tmp_path, monkeypatch, capfd):

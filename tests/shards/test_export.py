@@ -46,8 +46,11 @@ def test_each_recording_is_a_folder_with_the_columns_of_the_reference(dataset, t
     for event in original.events:  # of 20 s each: an epoch counts that holds at least 10 of them
         for epoch in range(EPOCHS):
             hypopnea[epoch] |= min(event.onset + 20, 30 * epoch + 30) - max(event.onset, 30 * epoch) >= 10
-    assert 0 < hypopnea.sum() < EPOCHS and y["Hypopnea"].to_numpy().tolist() == hypopnea.tolist()
-    assert not any(y[name].to_numpy().any() for name in EVENTS if name != "Hypopnea")
+    # An epoch without a stage is unknown, in every column as in the labels that the shards hold.
+    hypopnea[original.stage < 0] = -1
+    assert {*hypopnea.tolist()} == {-1, 0, 1} and y["Hypopnea"].to_numpy().tolist() == hypopnea.tolist()
+    nothing = np.where(original.stage < 0, -1, 0).tolist()
+    assert all(y[name].to_numpy().tolist() == nothing for name in EVENTS if name != "Hypopnea")
 
 
 def test_what_a_recording_lacks_is_no_column_and_what_nobody_scored_is_unknown(dataset, tmp_path):
@@ -63,6 +66,7 @@ def test_the_rounding_of_the_reference_is_an_option(dataset, tmp_path):
     expected = np.zeros(EPOCHS, int)
     for event in make_night("a", EPOCHS).events:
         expected[round(event.onset / 30) : round((event.onset + event.duration) / 30)] = 1
+    expected[make_night("a", EPOCHS).stage < 0] = -1
     assert found.tolist() == expected.tolist()
 
 

@@ -16,6 +16,9 @@ from sleepfm.cli import main as sleepfm
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.scored_events import unclear_events
+from sleepfm.errors import MontageError
+from sleepfm.signals.cohorts.catalogue import load_cohort
+from sleepfm.signals.examine import examine, require_channels
 from sleepfm.signals.scorings.free_text import digest_of, without_texts
 from sleepfm.signals.scorings.text_counts import TextCounts
 
@@ -196,3 +199,31 @@ def test_a_message_loses_times_and_the_names_of_other_files():
     message = "Ms Smith 2.csv: its times from 22:30:05 may be of day; see SC4001EC-Hypnogram.edf, and a/b.edf"
     kept = kept_message(message, "a/b.edf", privacy)
     assert "Smith" not in kept and "SC4001" not in kept and "22:30" not in kept and "may be of day; see a file, and " in kept
+
+
+def test_scorings_that_are_not_used_for_one_reason_are_one_line():
+    """Which names no file twice; the reason may be a long sentence."""
+    why = "not a table with a title row that names onset and stage or event; convert it"
+    found = TextCounts()
+    for number in range(30):
+        found.add(f"A/P{number:02}.edf", {"scoring_refused": f"tables/P{number:02} x.csv: {why}"})
+    found.add("B/Q.edf", {"scoring_refused": "B/Q.edf: event table Q.csv is longer than the recording of 900.0 s"})
+    assert found.lines() == [
+        f"scoring not used: 30 recordings (A/P00.edf, A/P01.edf, A/P02.edf and 27 more): {why}",
+        "scoring not used: B/Q.edf: event table Q.csv is longer than the recording of 900.0 s",
+    ]
+    # A line each for what differs, up to a number, and no recording goes uncounted.
+    for number in range(40):
+        found.add(f"C/{number}.edf", {"scoring_refused": f"C/{number}.edf: {number} epochs too long"})
+    assert len(found.lines()) == 21 and found.lines()[-1] == "scoring not used: 22 recordings more"
+
+
+def test_a_cohorts_own_name_stays_in_a_refusal(tmp_path):
+    """It is the user's name for a file of rules; what the recording says are digests."""
+    path = write_edf(tmp_path / "P1.edf", [Made("Erika M.", noise(6000), 100)])
+    rules = tmp_path / "c.yaml"
+    rules.write_text("extends: generic.yaml\nname: schlaflabor nord\nsource: x\n")
+    with pytest.raises(MontageError) as caught:
+        require_channels(examine(path, load_cohort(str(rules))))
+    kept = kept_message(str(caught.value), "P1.edf", load_build_config().privacy)
+    assert "by the rules of cohort schlaflabor nord among 1 signals (text-" in kept and "Erika" not in kept

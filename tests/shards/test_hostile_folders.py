@@ -92,6 +92,35 @@ def test_every_name_is_taken_and_nothing_is_written_elsewhere(folder, tmp_path, 
     assert after == before
 
 
+def test_a_folder_that_cannot_be_listed_and_a_link_cost_themselves(cohort, tmp_path, run, monkeypatch):
+    """A path too long for the system stands for a folder without permission, which a superuser does not meet."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    first, second = sorted(cohort.rglob("*.edf"))[:2]
+    for path in (first, second):
+        shutil.copy(path, source / path.name)
+    (source / "another.edf").symlink_to(first.name)
+    monkeypatch.chdir(source)
+    for _ in range(20):
+        os.mkdir("d" * 250)
+        os.chdir("d" * 250)
+    monkeypatch.chdir(tmp_path)
+    result = run(["build", source, out, "--cohort", "shhs1"])
+    assert result.returncode == 1, result.stderr
+    assert "warning: ddd" in result.stdout and "cannot be listed (File name too long); what is in it is not in" in result.stdout
+    rows = Dataset.open(out).records
+    assert {row.source for row in rows} == {first.name, second.name}
+    (refused,) = pq.read_table(out / "manifest/quarantine.parquet").to_pylist()
+    assert refused["source"] == "another.edf"
+    assert refused["reason"].startswith(f"is the same file as {first.name}, by a link, and would count as a second recording")
+    # It is all that is amiss, and told as long as it is.
+    (source / "another.edf").unlink()
+    again = run(["build", source, tmp_path / "clean", "--cohort", "shhs1"])
+    assert again.returncode == 1 and "refused" not in again.stdout.replace("refused 0", "") and "warning: ddd" in again.stdout
+    private = run(["build", source, tmp_path / "private", "--cohort", "shhs1", "privacy.names=digest"])
+    assert private.returncode == 1 and "ddd" not in private.stdout and ": cannot be listed" in private.stdout
+
+
 def test_another_order_of_folders_moves_nobody(cohort, tmp_path, run):
     """The visits of a person stay together, and whoever is added or comes first changes nobody's split."""
     edf, other = sorted(cohort.rglob("*.edf"))[:2]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
+from shards.task import _digest
 from sleepfm.data.dataset import Dataset
+from sleepfm.files import write_json
 
 SCORINGS = "polysomnography/annotations-events-nsrr/shhs1"
 EDFS = "polysomnography/edfs/shhs1"
@@ -26,6 +30,10 @@ def source(cohort: Path, tmp_path: Path) -> Path:
     half.write_text(half.read_text()[: half.stat().st_size // 2])
     (folder / SCORINGS / "shhs1-200003-nsrr.xml").unlink()
     return folder
+
+
+def sidecar(out: Path, number: int) -> dict:
+    return json.loads((out / "shards" / f"shard-00000{number}.json").read_text())
 
 
 def records(out: Path) -> dict[str, dict]:
@@ -65,6 +73,40 @@ def test_a_scoring_that_comes_or_is_mended_later_is_taken_at_the_next_build(coho
     assert run(arguments).returncode == 0 and digests(fresh) == digests(out)
 
 
+def test_a_stage_that_is_corrected_in_a_scoring_of_the_same_size_is_taken(source, tmp_path, run, digests):
+    """And one that was only copied anew, with another time of change, is not."""
+    out, xml = tmp_path / "out", source / SCORINGS / "shhs1-200001-nsrr.xml"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    run(arguments)
+    before, content = digests(out), xml.read_bytes()
+    kept = sidecar(out, 0)["scored_with"][f"{EDFS}/shhs1-200001.edf"]
+    assert kept == [xml.name, len(content), hashlib.sha256(content).hexdigest()]
+    os.utime(xml, ns=(1, 1))
+    assert "built again" not in run(arguments).stdout and digests(out) == before
+    assert records(out)["200001"]["epochs_N2"] > 0
+    xml.write_bytes(content.replace(b"Stage 2 sleep|2", b"Stage 3 sleep|3"))
+    os.utime(xml, ns=(1, 1))
+    assert "shhs1-200001.edf has a scoring that came or changed since" in run(arguments).stdout
+    assert records(out)["200001"]["epochs_N2"] == 0 and "whole" in run(["verify", out]).stdout
+    assert "built again" not in run(arguments).stdout
+
+
+def test_a_scoring_of_which_an_earlier_version_kept_the_size_alone_is_taken_with_rebuild(source, tmp_path, run):
+    out, xml = tmp_path / "out", source / SCORINGS / "shhs1-200001-nsrr.xml"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    run(arguments)
+    for number in (0, 1):
+        content = sidecar(out, number)
+        content["scored_with"] = {path: held and held[:2] for path, held in content["scored_with"].items()}
+        content["digest"] = _digest({key: value for key, value in content.items() if key != "digest"})
+        write_json(out / "shards" / f"shard-00000{number}.json", content, compact=True)
+    xml.write_text(xml.read_text().replace("Stage 2 sleep|2", "Stage 3 sleep|3"))
+    assert "built again" not in run(arguments).stdout and records(out)["200001"]["epochs_N2"] > 0
+    assert "shard-000000.tar is built again" in run([*arguments, "--rebuild"]).stdout
+    assert records(out)["200001"]["epochs_N2"] == 0
+    assert "built again" not in run([*arguments, "--rebuild"]).stdout
+
+
 def test_required_and_ignored(cohort, source, tmp_path, run):
     out = tmp_path / "required"
     arguments = ["build", source, out, "--cohort", "shhs1", "scoring=require"]
@@ -99,3 +141,21 @@ def test_a_refused_recording_is_not_in_twice_when_its_first_shard_is_built_again
     assert "shard-000000.tar is built again" in run(arguments).stdout
     assert sorted(records(out)) == ["200001", "200002", "200003"] and records(out)["200003"]["scored_epochs"] > 0
     assert "whole" in run(["verify", out]).stdout
+
+
+def test_a_scoring_that_is_taken_for_two_recordings_is_named_with_both(cohort, tmp_path, run):
+    """By its name and its bytes: tables of one name in two folders are two scorings."""
+    source = tmp_path / "source"
+    edf, xml = cohort / EDFS / "shhs1-200001.edf", cohort / SCORINGS / "shhs1-200001-nsrr.xml"
+    for folder, name in (("a", "P1"), ("b", "P10"), ("c", "P3")):
+        (source / folder / "own").mkdir(parents=True)
+        shutil.copy(edf, source / folder / f"{name}.edf")
+    (source / "tables").mkdir()
+    shutil.copy(xml, source / "tables" / "P10_x.xml")
+    shutil.copy(xml, source / "c" / "own" / "night.xml")
+    rules = tmp_path / "lab.yaml"
+    rules.write_text("extends: shhs1.yaml\nname: lab\nscoring: {files: [own/night.xml, 'tables/{stem}*.xml']}\n")
+    result = run(["build", source, tmp_path / "out", "--cohort", rules])
+    assert result.returncode == 0, result.stderr
+    told = [line for line in result.stdout.splitlines() if line.startswith("warning: ") and "is taken for" in line]
+    assert len(told) == 1 and told[0].startswith("warning: P10_x.xml is taken for 2 recordings: a/P1.edf, b/P10.edf; ")

@@ -52,7 +52,7 @@ def build(start, source: object, out: Path) -> None:
     assert "no scoring" not in stdout
 
 
-def test_driver_and_worker_open_each_file_once_and_only_the_driver_searches(nights, tmp_path, start, monkeypatch):
+def test_driver_and_worker_open_each_recording_once_and_only_the_driver_searches(nights, tmp_path, start, monkeypatch):
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(_HOOK)
     log = tmp_path / "openings"
@@ -71,11 +71,13 @@ def test_driver_and_worker_open_each_file_once_and_only_the_driver_searches(nigh
 
     files = dict.fromkeys([*RECORDINGS, *HYPNOGRAMS], 1)
     driver, worker = sorted(built().values(), key=lambda counts: -counts["listed"])
-    assert worker == files
+    # A scoring, which is small, once more for its SHA-256.
+    hashed = files | dict.fromkeys(HYPNOGRAMS, 2)
+    assert worker == hashed
     assert driver.pop("listed") and driver == files
-    # A build that finds nothing to do looks whether another scoring has come, and asks nothing twice for it.
+    # A build that finds nothing to do looks whether a scoring has come or is another one, and asks nothing twice of a recording.
     (again,) = built().values()
-    assert again.pop("listed") and again == files
+    assert again.pop("listed") and again == hashed
 
 
 def test_a_store_is_asked_for_each_header_in_two_requests_and_for_each_file_once_by_the_worker(nights, tmp_path, s3, start):
@@ -90,8 +92,8 @@ def test_a_store_is_asked_for_each_header_in_two_requests_and_for_each_file_once
         assert asked[f"GET /sleep/opened-once/{name}"] == 2 + 2 * bool(variant) + 1
         assert asked[f"HEAD /sleep/opened-once/{name}"] == 1
     for name in HYPNOGRAMS:
-        assert asked[f"GET /sleep/opened-once/{name}"] == 2 + 1
-        # When it is read, and for its size, which the next build compares.
+        # When it is listed, when it is read, and for its SHA-256, which the next build compares.
+        assert asked[f"GET /sleep/opened-once/{name}"] == 2 + 1 + 1
         assert asked[f"HEAD /sleep/opened-once/{name}"] == 2
     # One search below the folder, by the driver.
     assert asked["GET /sleep"] == 3

@@ -53,4 +53,4 @@ def test_what_earlier_versions_say_of_their_scorings():
     refusals = [{"path": "d.edf", "size": 1, "error": "AnnotationError", "reason": "x"}]
     assert kept_of({"records": records, "quarantine": refusals}) == {"a.edf": None}
     now = {"records": records, "quarantine": [refusals[0] | {"scoring": ["d.xml", 7]}], "scored_with": {"b.edf": ["b.xml", 5]}}
-    assert kept_of(now) == {"a.edf": None, "b.edf": ("b.xml", 5), "c.edf": None, "d.edf": ("d.xml", 7)}
+    assert kept_of(now) == {"a.edf": None, "b.edf": ("b.xml", 5, ""), "c.edf": None, "d.edf": ("d.xml", 7, "")}

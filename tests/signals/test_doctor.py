@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import time
 from pathlib import Path
 
@@ -130,17 +131,59 @@ def test_a_folder_of_thousands_is_not_listed_for_each_recording(tmp_path):
     assert matching_files(tmp_path, "[!a]-hypno*.edf") == [tmp_path / "b-hypnogramm.edf"]
 
 
-def test_a_folder_that_cannot_be_listed_is_named_and_its_recordings_are_not_passed_over(tmp_path, monkeypatch):
-    """A path too long for the system stands for one without permission, which a superuser does not meet."""
-    deep = tmp_path / "cohort"
-    deep.mkdir()
-    monkeypatch.chdir(deep)
+def unlistable(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with one in it of a path too long for the system: one without permission is listed for a superuser."""
+    root.mkdir()
+    monkeypatch.chdir(root)
     for _ in range(20):
         os.mkdir("d" * 250)
         os.chdir("d" * 250)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(root.parent)
+    return root
+
+
+def test_a_folder_that_cannot_be_listed_is_named_and_its_recordings_are_not_passed_over(tmp_path, monkeypatch):
+    deep = unlistable(tmp_path / "cohort", monkeypatch)
     with pytest.raises(RecordingError, match=r"cannot be listed \(File name too long\)"):
         discover(deep)
+    # Alone it is an error too: nobody knows of a recording.
+    with pytest.raises(RecordingError, match=r"cannot be listed \(File name too long\)"):
+        discover(deep, unlisted={})
+
+
+def test_a_folder_that_cannot_be_listed_costs_itself(tmp_path, monkeypatch, capsys):
+    root = unlistable(tmp_path / "cohort", monkeypatch)
+    night(root, "a.edf")
+    night(root, "b.edf")
+    (root / "a.csv").write_text("N1\n" * 10)
+    unlisted: dict[str, str] = {}
+    assert [path.name for path in discover(root, unlisted=unlisted)] == ["a.edf", "b.edf"]
+    ((folder, why),) = unlisted.items()
+    assert folder.startswith(str(root / "ddd")) and why == "cannot be listed (File name too long)"
+    status, text = run_doctor(root, capsys)
+    assert status == 1 and "2 recordings: 2 usable, 0 would be quarantined" in text and "a.csv: 10 epochs scored" in text
+    assert f"{folder}\n  REFUSED   cannot be listed (File name too long); give the right to read it" in text
+    assert "folders    1 cannot be listed; what is in them is not counted" in text
+    status = main(["doctor", str(root), "--json"])
+    whole = json.loads(capsys.readouterr().out)
+    assert status == 1 and [item["path"] for item in whole] == [folder, str(root / "a.edf"), str(root / "b.edf")]
+
+
+def test_a_link_to_a_recording_is_no_second_one(tmp_path, capsys):
+    """Nor is a second name of its file; an annexed tree, whose names are links into a hidden folder, is what it shows."""
+    night(tmp_path, "b.edf")
+    (tmp_path / "a.edf").symlink_to("b.edf")
+    os.link(tmp_path / "b.edf", tmp_path / "c.edf")
+    status, text = run_doctor(tmp_path, capsys)
+    assert status == 1 and "3 recordings: 1 usable, 2 would be quarantined" in text
+    for name in "ac":
+        assert f"{tmp_path}/{name}.edf\n  REFUSED   is the same file as {tmp_path}/b.edf, by a link, and would count as" in text
+    annexed = tmp_path / "annexed"
+    (annexed / ".git" / "annex").mkdir(parents=True)
+    night(annexed / ".git" / "annex", "MD5E-1.edf")
+    (annexed / "sub-1_eeg.edf").symlink_to(".git/annex/MD5E-1.edf")
+    status, text = run_doctor(annexed, capsys)
+    assert status == 0 and "1 recordings: 1 usable" in text and f"{annexed}/sub-1_eeg.edf\n" in text
 
 
 def run_doctor(folder: Path, capsys, *options: str) -> tuple[int, str]:
@@ -173,7 +216,7 @@ def test_headers_alone_tell_all_but_what_is_in_the_signals(tmp_path, capsys, mon
 def test_processes_find_in_headers_what_one_finds(tmp_path):
     first = write_edf(tmp_path / "000.edf", [Made("C4-M1", noise(100 * 60), 100), Made("Leg 7", noise(100 * 60, 1), 100)])
     for number in range(1, 300):
-        os.link(first, tmp_path / f"{number:03}.edf")
+        shutil.copy(first, tmp_path / f"{number:03}.edf")
     found = discover(tmp_path)
     alone = list(examine_recordings(found, tmp_path, None, signals=False))
     assert list(examine_recordings(found, tmp_path, None, workers=2, signals=False)) == alone and len(alone) == 300

@@ -12,10 +12,15 @@ import pytest
 from launching import environment, launch, trace
 from safetensors.torch import load_file
 
+from sleepfm.training.state import checkpoint
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
-# One step after each of these items the run is elsewhere: killed in the steps 4, 7 and 10, resumed from 2, 6 and 8.
+# One step after each of these items the run is elsewhere: killed in the steps 4, 7 and 10, resumed from 2, 6 and 8, or from the
+# one before where the last save was still being written.
 KILLS = (28, 52, 76)
+# Long enough for a save to be published before the kill.
+SLOW = "toy.seconds=0.15"
 EVERY = "train.checkpoint_every=2"
 # Of what the toy has, dropout belongs to a rank's own share, and so do batch statistics unless told otherwise.
 SHARED = ("toy.dropout=0", "train.batch_norm=sync", "train.ema=0.8")
@@ -24,10 +29,11 @@ SHARED = ("toy.dropout=0", "train.batch_norm=sync", "train.ema=0.8")
 def move(folder: Path, run: str, legs: list[tuple[int, int]], *arguments: str) -> list[dict[str, Any]]:
     """The trace of a run that is killed at the end of every leg but the last; a leg is (processes, ZeRO stage)."""
     kills = KILLS[: len(legs) - 1]
-    moving = [EVERY, *arguments, f"train.output={run}", f"toy.kill_at={list(kills)}", f"toy.kill_flag={run}.flag"]
+    moving = [EVERY, SLOW, *arguments, f"train.output={run}", f"toy.kill_at={list(kills)}", f"toy.kill_flag={run}.flag"]
     for number, (processes, zero) in enumerate(legs):
         done = launch(folder, processes, *moving, f"deepspeed.zero={zero}", node=True)
         assert (done.returncode == 0) == (number == len(legs) - 1), said(done)
+        assert checkpoint.steps(folder / run / "checkpoints"), "nothing to go on from"
     return trace(folder, run)
 
 

@@ -79,6 +79,11 @@ def reached(folder: Path, run: str, step: int) -> Callable[[], bool]:
     return lambda: path.exists() and path.stat().st_mtime > began and path.read_text().count("\n") >= step
 
 
+def saved(run: Path) -> Callable[[], bool]:
+    """Whether the first checkpoint is published."""
+    return lambda: (run / "checkpoints" / checkpoint.LATEST).exists()
+
+
 def finish(folder: Path, run: str, arguments: tuple[str, ...] = (STEPS, SLOW)) -> None:
     done = launch(folder, 2, *arguments, f"train.output={run}")
     assert done.returncode == 0, done.stderr
@@ -135,7 +140,7 @@ def test_a_run_killed_at_twenty_random_moments_gives_the_trace_of_the_undisturbe
 
 
 # Files large enough for a write to take many times longer than a look at it.
-LARGE = ("train.steps=80", "train.checkpoint_every=3", "toy.seconds=0.05", "toy.width=60000")
+LARGE = ("train.steps=80", "train.checkpoint_every=3", "train.lr=0.0001", "toy.seconds=0.05", "toy.width=60000")
 
 
 def newest_unfinished(folder: Path, began: float) -> int:
@@ -231,7 +236,7 @@ def test_a_preempted_run_saves_where_it_is_and_asks_to_be_started_again(undistur
 def test_a_save_that_does_not_fit_on_the_disk_leaves_the_one_before(undisturbed: Path) -> None:
     (undisturbed / "toy.yaml").write_text(CONFIG)
     arguments = [STEPS, SLOW, "train.output=full"]
-    disturb(undisturbed, "full", reached(undisturbed, "full", 5), lambda found: [p.kill() for p in found] and None)
+    disturb(undisturbed, "full", saved(undisturbed / "full"), lambda found: [p.kill() for p in found] and None)
     before = (undisturbed / "full" / "checkpoints" / "latest").read_text()
 
     def no_file_above_six_kilobytes() -> None:
@@ -268,7 +273,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_keeps_the_checkpoint_before(undisturbed: Path, small_disk: Path) -> None:
     run = str(small_disk / "run")
-    disturb(undisturbed, run, reached(undisturbed, run, 5), lambda found: [p.kill() for p in found] and None)
+    disturb(undisturbed, run, saved(Path(run)), lambda found: [p.kill() for p in found] and None)
     latest = small_disk / "run" / "checkpoints" / "latest"
     before = latest.read_text()
     room = os.statvfs(small_disk)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from device_steps import build
 from launching import CONFIG, TOY, environment, launch
 from made_nights import EVERY_CHANNEL, make_dataset, make_night
 from mlflow_server import free_port
 from test_agreement import start
-from test_cuda_types import dataset, stage_of  # noqa: F401
+from test_cuda_types import dataset  # noqa: F401
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -37,7 +38,7 @@ from sleepfm.training.stage import ValidatesLoss
 from sleepfm.training.tracking.sizing import Size
 
 ALONE = World(0, 1, 0, 1)
-KINDS = ["unimodal", "multimodal", "context", "probe", "fine-tune", "full fine-tune", "events"]
+KINDS = ["unimodal", "multimodal", "context", "probe", "fine-tune", "fine-tune, full", "events"]
 LAUNCH = Path(__file__).parents[2] / "launch"
 
 
@@ -94,7 +95,7 @@ def test_every_stage_says_what_it_validates_and_how_many_rows_its_norms_get(
     tmp_path: Path,
     kind: str,
 ) -> None:
-    stage = stage_of(kind, dataset, packages, tmp_path)
+    stage = build(kind, dataset.path, packages, tmp_path)
     config: RunConfig = stage.config  # type: ignore[attr-defined]
     rows: list[int] = []
 

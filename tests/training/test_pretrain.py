@@ -153,7 +153,11 @@ def test_encoders_must_fit_the_channels(dataset: Dataset) -> None:
         config(dataset, "multimodal-tiny", "encoders.RESP=models:/x@champion")
 
 
-@pytest.mark.parametrize("path", sorted((config_root() / "pretrain").glob("*.yaml")), ids=lambda path: path.stem)
+# What recipes of one number of GPUs have in common is no configuration by itself.
+SHIPPED = [path for path in sorted((config_root() / "pretrain").glob("*.yaml")) if not path.stem.startswith("scale-")]
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid_and_registers_under_its_contract(path: Path) -> None:
     found = load_config(PretrainConfig, path)
     kind = path.stem.split("-")[0]

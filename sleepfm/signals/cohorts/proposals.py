@@ -78,12 +78,16 @@ def scoring_patterns(recordings: Sequence[Path], root: Path) -> Counter[str]:
     for path in recordings:
         by_stem[path.stem].append(path)
     found: dict[str, set[Path]] = defaultdict(set)
-    for file in list_files(root, _SCORING_ENDINGS):
+    for file in list_files(root, _SCORING_ENDINGS, unlisted=_already_told):
         stem = next((part for part in _parts(file.name) if part in by_stem), "")
         for path in by_stem[stem] if stem else ():
             if pattern := _pattern(path, file, stem):
                 found[pattern].add(path)
     return Counter({pattern: len(paths) for pattern, paths in found.items()})
+
+
+def _already_told(error: OSError) -> None:
+    """Of a folder that cannot be listed whoever lists its recordings says so."""
 
 
 def _parts(name: str) -> Iterator[str]:

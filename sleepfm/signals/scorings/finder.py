@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import MappingProxyType
+from typing import Any
 
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohorts.cohort import Cohort
@@ -16,6 +17,13 @@ from sleepfm.signals.recording import read_edf_header
 
 # Folders above a recording in which its scoring is looked for: NSRR keeps both two levels below the cohort.
 _LEVELS = 4
+# Characters that stand for themselves in a pattern, and those by which one may match the names of several recordings.
+_QUOTED = re.compile(r"\[[*?\[]\]")
+_WILD = re.compile(r"[*?]|\[[^\]]*[-!0-9]")
+_RECORDINGS = (".edf", ".bdf")
+# Scorings that are kept in mind, so that memory does not grow with the cohort, and what is shown of those that serve several.
+_KEPT = 100_000
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,8 @@ def find_scoring(
 
     Each pattern is tried in the recording's folder; one that names a folder of scorings also in those above it, up to
     ``root`` and at least where NSRR keeps its annotations. A file alone in a folder above may be of another recording of
-    this name.
+    this name. Of what a pattern with wild cards matches, a file that has the longer name of another recording beside ``edf`` in
+    its own belongs to that one: ``P10_stages.csv`` to ``P10.edf`` and not to ``P1.edf``.
 
     Args:
         header: of the recording, where it was read before.
@@ -55,11 +64,40 @@ def find_scoring(
     for name in _filled_in(edf, cohort, _literal):
         for place in above if "/" in name else above[:1]:
             found = [path for path in _matching(place, name, names_below) if path != edf]
+            if found and _WILD.search(_QUOTED.sub("", name.rpartition("/")[2])):
+                found = _without_others(edf, found, names_below)
             if found:
                 return _only(edf, found, called)
     if cohort.scoring.same_header:
         return _only(edf, _with_same_header(edf, cohort.scoring.same_header, header, names_below, others), called)
     return None
+
+
+class SharedScorings:
+    """Scorings that were taken for several recordings, told as recordings pass.
+
+    A night that is there in two formats under one name is one recording to this.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[Hashable, str] = {}
+        self._shared: dict[Hashable, list[str]] = {}
+
+    def add(self, scoring: Hashable, recording: str) -> None:
+        """``scoring``, by whatever tells one from another, is used for ``recording``."""
+        if scoring in self._first or len(self._first) < _KEPT:
+            first = self._first.setdefault(scoring, recording)
+            if PurePath(first).with_suffix("") != PurePath(recording).with_suffix(""):
+                self._shared.setdefault(scoring, [first]).append(recording)
+
+    def lines(self, name: Callable[[Any], str]) -> list[str]:
+        """One for each of them, which it calls by ``name`` of what was told of it."""
+        return [
+            f"{name(scoring)} is taken for {len(recordings)} recordings: {', '.join(recordings[:_SHOWN])}"
+            f"{', ...' if len(recordings) > _SHOWN else ''}; if it scores one of them alone, name files so that "
+            "`scoring.files` tells them apart"
+            for scoring, recordings in list(self._shared.items())[:_SHOWN]
+        ]
 
 
 def looked_for(edf: Path, cohort: Cohort) -> list[str]:
@@ -82,6 +120,19 @@ def _matching(folder: Path, pattern: str, names_below: Path | None) -> list[Path
     except OSError as error:
         name = name_below(folder, names_below)
         raise AnnotationError(f"{name}: cannot be searched for a scoring ({error.strerror or error})") from error
+
+
+def _without_others(edf: Path, found: list[Path], names_below: Path | None) -> list[Path]:
+    """Those of ``found`` whose name holds that of no other recording beside ``edf`` which is longer and has its name in it."""
+    # A scoring may be an EDF file; of these nobody knows yet which are recordings.
+    if all(path.suffix.lower() in _RECORDINGS for path in found):
+        return found
+    longer = [
+        path.stem
+        for path in _matching(edf.parent, f"*{_literal(edf.stem)}*", names_below)
+        if path.suffix.lower() in _RECORDINGS and path.stem != edf.stem
+    ]
+    return [path for path in found if path.suffix.lower() in _RECORDINGS or not any(stem in path.name for stem in longer)]
 
 
 def _literal(text: str) -> str:

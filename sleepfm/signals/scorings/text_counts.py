@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ from sleepfm.signals.scorings.vocabulary import is_beside_the_point
 # Distinct texts that are kept of a cohort, and shown of each sort.
 _KEPT = 10_000
 _SHOWN = 20
+# Recordings that are named of those with one reason.
+_NAMED = 3
+_FILE_NAME = re.compile(r".*\.[A-Za-z]{2,6}")
 
 
 @dataclass
@@ -49,10 +53,14 @@ class TextCounts:
             self.refused |= other.refused
 
     def lines(self) -> list[str]:
-        """A line for each sort of text that there is, and one for each refused scoring."""
-        lines = [f"scoring not used: {recording}: {reason}" for recording, reason in list(self.refused.items())[:_SHOWN]]
-        if self.refusals > _SHOWN:
-            lines.append(f"scoring not used: {self.refusals - _SHOWN} recordings more")
+        """A line for each sort of text that there is, and one for each reason why scorings were refused."""
+        reasons: dict[str, list[tuple[str, str]]] = {}
+        for recording, reason in self.refused.items():
+            reasons.setdefault(_without_file(recording, reason), []).append((recording, reason))
+        lines = [f"scoring not used: {_of_all(reason, found)}" for reason, found in list(reasons.items())[:_SHOWN]]
+        shown = sum(len(found) for found in list(reasons.values())[:_SHOWN])
+        if self.refusals > shown:
+            lines.append(f"scoring not used: {self.refusals - shown} recordings more")
         known = self.ignored - self._unknown()
         return lines + self.not_understood() + ([f"ignored: {_listed(known)}"] if known else [])
 
@@ -66,6 +74,22 @@ class TextCounts:
 
     def _unknown(self) -> Counter[str]:
         return Counter({text: count for text, count in self.ignored.items() if text != "..." and not is_beside_the_point(text)})
+
+
+def _without_file(recording: str, reason: str) -> str:
+    """``reason`` without the name of the file that it begins with, the recording's or its scoring's."""
+    name, separator, rest = reason.removeprefix(f"{recording}: ").partition(": ")
+    return rest if separator and _FILE_NAME.fullmatch(name) else name + separator + rest
+
+
+def _of_all(reason: str, found: list[tuple[str, str]]) -> str:
+    """``reason`` with the recordings that it is said of, and with the scoring's name where it is one."""
+    if len(found) == 1:
+        ((recording, whole),) = found
+        return f"{recording}: {whole.removeprefix(f'{recording}: ')}"
+    names = [recording for recording, _ in found]
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return f"{len(names)} recordings ({', '.join(names[:_NAMED])}{more}): {reason}"
 
 
 def _listed(counter: Counter[str]) -> str:

@@ -25,7 +25,7 @@ from sleepfm.errors import ConfigError, LostRankError, SleepFMError, TrainingErr
 from sleepfm.extras import require
 from sleepfm.models.device import accelerator
 from sleepfm.training.ranks.ending import end
-from sleepfm.training.ranks.preemption import ignore_signals
+from sleepfm.training.ranks.preemption import leave_with
 
 T = TypeVar("T")
 
@@ -350,8 +350,8 @@ def exit_ranked(command: Callable[[], int]) -> NoReturn:
     try:
         status = _with_lost_contact(command, rank)
     except SleepFMError as error:
-        ignore_signals()
         status = error.exit_status
+        leave_with(status)
         if rank == "0":
             print(f"error: {error}", file=sys.stderr, flush=True)
         else:

@@ -55,10 +55,14 @@ def leave_at_once() -> None:
         signal.signal(number, _leave)
 
 
-def ignore_signals() -> None:
-    """From here on no signal keeps this process from saying why it ends."""
+def leave_with(status: int) -> None:
+    """From here on a signal ends this process at once with ``status``: another rank has said what this one is about to say.
+
+    Not after an error inside of a :class:`Preemption`, of which this may be the only rank that knows.
+    """
     for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        if signal.getsignal(number) is _leave:
+            signal.signal(number, lambda *_: end_silently(status))
 
 
 def leave_with_launcher() -> None:
