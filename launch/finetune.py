@@ -10,7 +10,7 @@ from sleepfm.training.job import Context, run
 
 def build_stage(config: FinetuneConfig, context: Context) -> FinetuneStage:
     """The stage, from the encoder version that this run started with."""
-    return FinetuneStage(config, context.pull(config.encoder))
+    return FinetuneStage(config, context.pull(config.encoder), context.work)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from sleepfm.training.job import Context, run
 
 def build_stage(config: ProbeConfig, context: Context) -> ProbeStage:
     """The stage, from the encoder version that this run started with."""
-    return ProbeStage(config, context.pull(config.encoder), context.world)
+    return ProbeStage(config, context.pull(config.encoder), context.work)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Reading the next batch while the step runs."""
+"""Reading what comes next while what was read before is worked on."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Protocol
+from typing import Generic, Protocol, Self, TypeVar
 
 from sleepfm.data.batch import Batch
-from sleepfm.data.report import SLOW_SECONDS, report_of
+from sleepfm.data.report import SLOW_SECONDS, ReadReport, report_of
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Source(Protocol):
@@ -21,47 +22,54 @@ class Source(Protocol):
     def batch(self, start: int, count: int) -> Batch: ...
 
 
-class Prefetcher:
-    """Iterates over the batches of ``plan`` (start, count), read ahead by one thread; at most ``depth`` wait.
+class _End:
+    """The end of what is read, or the error there."""
 
-    An error of the stream is raised where its batch would have come. Use as a context manager, or close. A batch
-    that does not come is reported while it is waited for, with the shards that are being read: a read that hangs
+    def __init__(self, error: BaseException | None) -> None:
+        self.error = error
+
+
+class Ahead(Generic[T]):
+    """Iterates over ``items``, which one thread reads ahead; at most ``depth`` wait.
+
+    An error of ``items`` is raised where it would have come. Use as a context manager, or close. What does not come is
+    reported while it is waited for, with the shards that are being read as ``report`` knows them: a read that hangs
     would never report itself.
     """
 
-    def __init__(self, stream: Source, plan: Iterable[tuple[int, int]], depth: int = 2, pin: bool = False) -> None:
-        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(depth)
+    def __init__(self, items: Iterable[T], depth: int = 2, report: ReadReport | None = None) -> None:
+        self._queue: queue.Queue[T | _End] = queue.Queue(depth)
         self._stop = threading.Event()
-        self._report = report_of(stream)
-        self._thread = threading.Thread(target=self._work, args=(stream, plan, pin), daemon=True)
+        self._report = report
+        self._thread = threading.Thread(target=self._work, args=(items,), daemon=True)
         self._thread.start()
 
-    def __enter__(self) -> Prefetcher:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[T]:
         return self
 
-    def __next__(self) -> Batch:
+    def __next__(self) -> T:
         if self._stop.is_set():
             raise StopIteration
         found = self._get()
-        if isinstance(found, Batch):
+        if not isinstance(found, _End):
             return found
         self.close()
-        if found is None:
+        if found.error is None:
             raise StopIteration
-        raise found
+        raise found.error
 
     def close(self) -> None:
         """Stop reading ahead and end the thread."""
         self._stop.set()
         self._thread.join()
 
-    def _get(self) -> Batch | BaseException | None:
+    def _get(self) -> T | _End:
         began = time.perf_counter()
         patience = self._report.slow_seconds if self._report else SLOW_SECONDS
         while True:
@@ -71,18 +79,17 @@ class Prefetcher:
                 busy = self._report.reading() if self._report else ""
                 log.warning("no data for %.0f s; being read: %s", time.perf_counter() - began, busy or "nothing")
 
-    def _work(self, stream: Source, plan: Iterable[tuple[int, int]], pin: bool) -> None:
-        end: BaseException | None = None
+    def _work(self, items: Iterable[T]) -> None:
+        end = _End(None)
         try:
-            for start, count in plan:
-                batch = stream.batch(start, count)
-                if not self._put(batch.pin() if pin else batch):
+            for item in items:
+                if not self._put(item):
                     return
         except BaseException as error:  # handed to the consumer, who raises it
-            end = error
+            end = _End(error)
         self._put(end)
 
-    def _put(self, value: Batch | BaseException | None) -> bool:
+    def _put(self, value: T | _End) -> bool:
         while not self._stop.is_set():
             try:
                 self._queue.put(value, timeout=0.1)
@@ -90,3 +97,11 @@ class Prefetcher:
             except queue.Full:
                 continue
         return False
+
+
+class Prefetcher(Ahead[Batch]):
+    """The batches of ``plan`` (start, count) of ``stream``, in memory from which a GPU copies at full speed if ``pin``."""
+
+    def __init__(self, stream: Source, plan: Iterable[tuple[int, int]], depth: int = 2, pin: bool = False) -> None:
+        batches = (stream.batch(start, count) for start, count in plan)
+        super().__init__((batch.pin() for batch in batches) if pin else batches, depth, report_of(stream))

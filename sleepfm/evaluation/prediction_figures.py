@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,12 +75,17 @@ def compare_events(
     return total, np.concatenate(errors)
 
 
-def best_event_threshold(dataset: Dataset, kind: str, predictions: Predictions, step: float = 0.02) -> float:
+def best_event_threshold(
+    dataset: Dataset, kind: str, predictions: Predictions, step: float = 0.02, goes_on: Callable[[], None] | None = None
+) -> float:
     """The probability of a second, in steps of ``step``, from which events of ``predictions`` agree best (F1) with the scored
-    ones; 0.5 where none was scored.
+    ones; 0.5 where none was scored. ``goes_on`` is called after each of them.
     """
-    steps = np.arange(step, 1, step)
-    f1 = [compare_events(dataset, kind, predictions, threshold)[0].f1 for threshold in steps.tolist()]
+    steps, f1 = np.arange(step, 1, step), []
+    for threshold in steps.tolist():
+        f1.append(compare_events(dataset, kind, predictions, threshold)[0].f1)
+        if goes_on is not None:
+            goes_on()
     return 0.5 if np.isnan(f1).all() or not np.nanmax(f1) else float(steps[int(np.nanargmax(f1))])
 
 

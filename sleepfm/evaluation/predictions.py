@@ -26,6 +26,12 @@ class Predictions:
     probability: NDArray[np.float64]
     seconds: NDArray[np.float64] | None = None
 
+    @classmethod
+    def none(cls) -> Predictions:
+        """Of no epoch."""
+        number = np.empty(0, np.int64)
+        return cls(np.empty(0, object), np.empty(0, object), number, number, np.empty((0, 0)))
+
     @property
     def scored(self) -> NDArray[np.bool_]:
         """[N], whether the model gave a probability."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -10,8 +12,10 @@ import torch
 from torch import Tensor
 
 from sleepfm.constants import EPOCH_SAMPLES
+from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.in_order import iter_record
+from sleepfm.data.prefetch import Ahead
 from sleepfm.data.quantisation import dequantise, quantise
 from sleepfm.models.device import full_precision
 from sleepfm.signals.prepare import PreparedRecording
@@ -20,11 +24,41 @@ from sleepfm.signals.quality import unusable
 # Signals [B, C, 3000] and presence [B, C] of consecutive epochs.
 Epochs = tuple[Tensor, Tensor]
 
+CHUNKS_AHEAD = 4
+
 
 def stored_epochs(dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
     """The epochs of a recording of ``dataset`` in order, at most ``chunk`` at a time."""
     for batch in iter_record(dataset, record, channels, length=1, windows=chunk, labels=()):
         yield batch.signals[:, 0], batch.present[:, 0]
+
+
+def recordings_ahead(
+    dataset: Dataset, rows: Sequence[int], channels: Sequence[str], chunk: int, at_chunk: Callable[[], None] | None = None
+) -> Iterator[tuple[int, Iterator[Epochs]]]:
+    """Each of ``rows``, recordings of ``dataset`` in shard order, with its epochs as :func:`stored_epochs`; a thread reads ahead.
+
+    The epochs of a recording are taken before the next one is asked for. ``at_chunk`` is called with every chunk of them.
+    """
+
+    def chunks() -> Iterator[tuple[int, Epochs | None]]:
+        for row in fetching_ahead(dataset, rows):
+            # Also of a recording without an epoch.
+            yield row, None
+            for epochs in stored_epochs(dataset, dataset.names[row], channels, chunk):
+                yield row, epochs
+
+    with Ahead(chunks(), depth=CHUNKS_AHEAD) as ahead:
+        for row, group in groupby(ahead, itemgetter(0)):
+            yield row, _given(group, at_chunk)
+
+
+def _given(chunks: Iterable[tuple[int, Epochs | None]], at_chunk: Callable[[], None] | None) -> Iterator[Epochs]:
+    for _, epochs in chunks:
+        if epochs is not None:
+            yield epochs
+            if at_chunk is not None:
+                at_chunk()
 
 
 def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SECONDS
@@ -14,9 +15,20 @@ from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import RecordLabels
 from sleepfm.errors import ModelError
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.inference.embed import stored_epochs
+from sleepfm.inference.embed import recordings_ahead
 from sleepfm.inference.night_output import NightOutput, apply_to_embedding, apply_to_epochs
 from sleepfm.models.downstream import Downstream
+
+
+class NightPrediction(NamedTuple):
+    """What a model says of the epochs of one recording, beside the truth."""
+
+    truth: NDArray[np.int64]
+    """[E], -1 unscored."""
+    epochs: NDArray[np.float64]
+    """[E, K]"""
+    seconds: NDArray[np.float64]
+    """[E, 30]; [0, 30] without an event head."""
 
 
 def predict(
@@ -43,40 +55,65 @@ def predict(
     keep = [modalities is None or CHANNEL_MODALITY[name] in modalities for name in model.channels]
     if not any(keep):
         raise ModelError(f"the model has no channel of {modalities}; its channels: {', '.join(model.channels)}")
-    rows = dataset.select(split, [name for name, kept in zip(model.channels, keep, strict=True) if kept])
+    rows = dataset.select(split, [name for name, kept in zip(model.channels, keep, strict=True) if kept]).tolist()
+    found = []
+    for number, night in enumerate(predict_nights(model, dataset, rows, window, chunk, keep), 1):
+        found.append(night)
+        if progress is not None:
+            progress(number, len(rows))
+    return join_nights(dataset, rows, found)
 
-    def nights() -> Iterable[tuple[str, NightOutput]]:
-        for number, row in enumerate(rows, 1):
-            record = dataset.names[row]
-            yield record, apply_to_epochs(model, stored_epochs(dataset, record, model.channels, chunk), window, keep)
-            if progress is not None:
-                progress(number, len(rows))
 
-    return _predictions(model, dataset, nights())
+def predict_nights(
+    model: Downstream,
+    dataset: Dataset,
+    rows: Sequence[int],
+    window: int,
+    chunk: int,
+    keep: Sequence[bool] | None = None,
+    at_chunk: Callable[[], None] | None = None,
+) -> Iterator[NightPrediction]:
+    """What ``model`` says of each of ``rows``, recordings in shard order, which are read ahead; ``keep`` as in
+    :func:`sleepfm.inference.embed.embed`, ``at_chunk`` is called with every chunk of epochs.
+    """
+    outputs = (
+        (row, apply_to_epochs(model, epochs, window, keep))
+        for row, epochs in recordings_ahead(dataset, rows, model.channels, chunk, at_chunk)
+    )
+    return _beside_the_truth(model, dataset, outputs)
+
+
+def predict_embedded_nights(
+    model: Downstream, dataset: Dataset, rows: Sequence[int], nights: Mapping[str, Tensor], window: int
+) -> Iterator[NightPrediction]:
+    """The same from ``nights``, the embeddings [E, D] of each recording by name."""
+    outputs = ((row, apply_to_embedding(model, nights[dataset.names[row]], window)) for row in rows)
+    return _beside_the_truth(model, dataset, outputs)
 
 
 def predict_embedded(model: Downstream, dataset: Dataset, nights: Mapping[str, Tensor], window: int) -> Predictions:
     """Predictions for every epoch from the embeddings [E, D] of each recording, by name."""
-    found = ((record, apply_to_embedding(model, embedding, window)) for record, embedding in nights.items())
-    return _predictions(model, dataset, found)
+    rows = [dataset.index_of(name) for name in nights]
+    return join_nights(dataset, rows, list(predict_embedded_nights(model, dataset, rows, nights, window)))
 
 
-def _predictions(model: Downstream, dataset: Dataset, nights: Iterable[tuple[str, NightOutput]]) -> Predictions:
-    labels = RecordLabels(dataset, ShardReader(dataset), (model.config.task,), model.config.task)
+def join_nights(dataset: Dataset, rows: Sequence[int], nights: Sequence[NightPrediction]) -> Predictions:
+    """The predictions ``nights`` of the recordings ``rows`` as one."""
     columns: list[tuple[Any, ...]] = []
-    seconds = []
-    for name, night in nights:
-        n_epochs, row = len(night.epochs), dataset.index_of(name)
-        columns.append(
-            (
-                np.full(n_epochs, name, dtype=object),
-                np.full(n_epochs, dataset.subjects[row], dtype=object),
-                np.arange(n_epochs),
-                labels.of(row)[model.config.task].astype(np.int64),
-                night.epochs,
-            )
-        )
-        if night.seconds is not None:
-            seconds.append(night.seconds.reshape(-1, EPOCH_SECONDS))
-    record, subject, epoch, truth, probability = (np.concatenate(column) for column in zip(*columns, strict=True))
-    return Predictions(record, subject, epoch, truth, probability, np.concatenate(seconds) if seconds else None)
+    for row, night in zip(rows, nights, strict=True):
+        n_epochs = len(night.epochs)
+        name, subject = (np.full(n_epochs, text[row], dtype=object) for text in (dataset.names, dataset.subjects))
+        columns.append((name, subject, np.arange(n_epochs), *night))
+    *joined, seconds = (np.concatenate(column) for column in zip(*columns, strict=True))
+    record, subject, epoch, truth, probability = joined
+    return Predictions(record, subject, epoch, truth, probability, seconds if len(seconds) else None)
+
+
+def _beside_the_truth(
+    model: Downstream, dataset: Dataset, nights: Iterable[tuple[int, NightOutput]]
+) -> Iterator[NightPrediction]:
+    task = model.config.task
+    labels = RecordLabels(dataset, ShardReader(dataset), (task,), task)
+    for row, night in nights:
+        seconds = np.empty(0) if night.seconds is None else night.seconds
+        yield NightPrediction(labels.of(row)[task].astype(np.int64), night.epochs, seconds.reshape(-1, EPOCH_SECONDS))

@@ -19,6 +19,11 @@ _LEAST_SECONDS = 60.0
 _SLOWEST_BYTES_PER_SECOND = 4e6
 
 
+def seconds_for(size: float) -> float:
+    """How long ``size`` bytes may take over a slow network, or to a slow disk."""
+    return _LEAST_SECONDS + size / _SLOWEST_BYTES_PER_SECOND
+
+
 def upload(mlflow_client: MlflowClient, run_id: str, folder: Path, name: str) -> None:
     """Put the files of ``folder`` under ``name`` among the artifacts of a run.
 
@@ -30,7 +35,7 @@ def upload(mlflow_client: MlflowClient, run_id: str, folder: Path, name: str) ->
         MlflowException, OSError: it could not be put there.
     """
     largest = max((file.stat().st_size for file in folder.iterdir()), default=0)
-    with _patience(_LEAST_SECONDS + largest / _SLOWEST_BYTES_PER_SECOND):
+    with _patience(seconds_for(largest)):
         mlflow_client.log_artifacts(run_id, str(folder), name)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.order import permutation
+from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.windows import window_starts
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.models.build import model_config
@@ -24,7 +25,7 @@ from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet
 from sleepfm.registry.registry import Package
 from sleepfm.stages.embedding_cache import EmbeddingCache
-from sleepfm.training.ranks.distributed import World
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export
 
 VALIDATION_BATCH = 8
@@ -90,7 +91,7 @@ class NightStream:
 class ContextStage:
     """The training job of a masked context on the embeddings of a registered encoder.
 
-    Construct it on every rank after the process group has started: the ranks share the work of embedding.
+    Construct it on every rank after the process group has started: the ranks share the ``work`` of embedding.
 
     Raises:
         DatasetError: an empty split.
@@ -99,7 +100,7 @@ class ContextStage:
 
     name = "pretrain-context"
 
-    def __init__(self, config: Any, package: Package, world: World) -> None:
+    def __init__(self, config: Any, package: Package, work: SharedWork) -> None:
         assert isinstance(config.model, MaskedContextConfig)
         encoder = package.module
         if not isinstance(encoder, (NeuroNet, SynthSleepNet)):
@@ -110,9 +111,9 @@ class ContextStage:
         self.dataset = Dataset.open(config.data.path)
         self.dataset_digest = self.dataset.digest
         sha256 = package.config["weights"]["sha256"]
-        cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256)
-        self.stream = NightStream(cache.split(config.data.split, world), config.model.length, config.train.seed)
-        self.validation = NightStream(cache.split("val", world), config.model.length, config.train.seed)
+        cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256, work=work)
+        self.stream = NightStream(cache.split(config.data.split), config.model.length, config.train.seed)
+        self.validation = NightStream(cache.split("val"), config.model.length, config.train.seed)
         torch.manual_seed(config.train.seed)
         self.module = MaskedContext(config.model, encoder)
         self.module.standardise(*self.stream.statistics())
@@ -121,22 +122,26 @@ class ContextStage:
         """The error of masked epochs; masks belong to the items."""
         return model(batch.signals, batch.valid, noise_for(batch.item, self.module.noise_shape, seed))
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """The loss on nights of ``val``, every sequence once (at most ``data.validation_items``), always with the same masks."""
         count = min(len(self.validation), self.config.data.validation_items) or len(self.validation)
         device = next(module.parameters()).device
-        total = 0.0
-        for start in range(0, count, VALIDATION_BATCH):
-            size = min(VALIDATION_BATCH, count - start)
-            batch = self.validation.batch(start, size).to(device)
-            total += self.loss(module, batch, self.config.train.seed).loss.item() * size
-        return {FIGURE: total / count}
+        parts = [(start, min(VALIDATION_BATCH, count - start)) for start in range(0, count, VALIDATION_BATCH)]
+
+        def losses(share: range) -> Iterator[tuple[Tensor, ...]]:
+            with Prefetcher(self.validation, [parts[number] for number in share]) as batches:
+                for batch in batches:
+                    yield (self.loss(module, batch.to(device), self.config.train.seed).loss.float().cpu(),)
+
+        found = work.each("sequences of val", [size for _, size in parts], losses)
+        total = sum(loss.item() * size for (loss,), (_, size) in zip(found, parts, strict=work.world.is_main))
+        return {FIGURE: work.on_main(lambda: total / count)}
 
     def measure(self, metric: str) -> dict[str, Any]:
         """Sequences and seed; and the encoder, whose embeddings are what is to be predicted."""
         return {"items": self.config.data.validation_items, "seed": self.config.train.seed, "parents": self.parents}
 
-    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+    def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export:
         """Encoder, context and what predicts, so that a fine-tune can start from it and pretraining be taken up again."""
         config, model = self.config, self.config.model
         card = "\n".join(

@@ -5,6 +5,7 @@ share.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -41,19 +42,22 @@ def package_contents(
     test: Predictions | None,
     facts: dict[str, Any],
     window: int,
+    goes_on: Callable[[], None],
 ) -> Export:
     """Choose the threshold on ``validation``, read ``test`` once, and write predictions and figures into
     ``folder``. Without ``test`` (None) figures come without intervals and the threshold of seconds in coarser steps, since the
     training waits.
 
     ``facts`` go into the model card and, as they are, into ``config.yaml``; ``window`` is how many epochs the
-    context sees at once.
+    context sees at once; ``goes_on`` is called whenever this has come further.
     """
     task = TASKS[job.task]
     threshold = epoch_threshold(task, validation)
     options = {"resamples": job.evaluate.resamples if test is not None else 0, "seed": job.evaluate.seed}
     on_val = evaluate_predictions(task, validation, threshold.value, **options)
+    goes_on()
     on_test = evaluate_predictions(task, test, threshold.value, **options) if test is not None else None
+    goes_on()
     validation.write(RunFolder(folder).predictions("val"))
     results = {"val": on_val.to_dict()}
     if test is not None and on_test is not None:
@@ -63,7 +67,7 @@ def package_contents(
     splits = {"val": validation} | ({"test": test} if test is not None else {})
     located = bool(task.event) and validation.seconds is not None
     step = 0.02 if test is not None else 0.1
-    event_threshold = best_event_threshold(dataset, task.event, validation, step) if located else threshold.value
+    event_threshold = best_event_threshold(dataset, task.event, validation, step, goes_on) if located else threshold.value
     found = {
         split: compare_events(dataset, task.event, predictions, event_threshold)
         for split, predictions in splits.items()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -68,7 +70,12 @@ def training_labels(dataset: Dataset, task: str, data: LabelledData) -> RecordLa
     return RecordLabels(dataset, reader, (task,), task, data.label_fraction, data.label_seed)
 
 
-def labels_of_split(dataset: Dataset, labels: RecordLabels, split: str, task: str) -> NDArray[np.int64]:
-    """All labels of ``task`` in ``split``, joined."""
-    rows = fetching_ahead(dataset, dataset.select(split).tolist())
-    return np.concatenate([labels.of(row)[task] for row in rows]).astype(np.int64)
+def labels_of_split(
+    dataset: Dataset, labels: RecordLabels, split: str, task: str, goes_on: Callable[[], None]
+) -> NDArray[np.int64]:
+    """All labels of ``task`` in ``split``, joined; ``goes_on`` is called with every recording."""
+    found = []
+    for row in fetching_ahead(dataset, dataset.select(split).tolist()):
+        found.append(labels.of(row)[task])
+        goes_on()
+    return np.concatenate(found).astype(np.int64)

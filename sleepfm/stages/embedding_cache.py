@@ -8,86 +8,151 @@ from __future__ import annotations
 
 import hashlib
 import sys
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sleepfm.config import digest
-from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
-from sleepfm.inference.embed import embed, stored_epochs
+from sleepfm.errors import SleepFMError
+from sleepfm.inference.embed import embed, recordings_ahead
 from sleepfm.models.build import model_config
 from sleepfm.registry.package import save_tensors, sha256_file
-from sleepfm.training.ranks.distributed import World
-
-ALONE = World(0, 1, 0, 1)
+from sleepfm.training.ranks.distributed import agree, gather_json
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 
 
 @lru_cache(maxsize=1)
 def code_digest() -> str:
-    """SHA-256 of the source files that decide what an embedding is: models, reading of shards, encoding, and this module."""
+    """SHA-256 of the source files that decide what an embedding is: models, reading of shards, encoding, arithmetic, and this
+    module.
+    """
     package = Path(__file__).resolve().parents[1]
-    own = [package / "inference" / "embed.py", Path(__file__).resolve()]
+    own = [package / "inference" / "embed.py", package / "training" / "ranks" / "precision.py", Path(__file__).resolve()]
     files = sorted([*package.glob("models/*.py"), *package.glob("data/*.py"), *own])
     return digest([[path.relative_to(package).as_posix(), sha256_file(path)] for path in files])
 
 
 class EmbeddingCache:
-    """Embeddings of ``dataset`` by ``encoder``, whose weights have the digest ``encoder_sha256``.
+    """Embeddings of ``dataset`` by ``encoder``, whose weights have the digest ``encoder_sha256``, by the ranks of ``work``.
 
     Kept under all that decides them: weights, the model's configuration (the number of heads, say, is in no weight), type and
     device of the computation, code, and data set.
     """
 
-    def __init__(self, folder: Path, dataset: Dataset, encoder: Any, encoder_sha256: str, chunk: int = 64) -> None:
-        self._dataset, self._encoder, self._chunk = dataset, encoder, chunk
-        parameter = next(encoder.parameters())
+    def __init__(
+        self, folder: Path, dataset: Dataset, encoder: Any, encoder_sha256: str, chunk: int = 64, work: SharedWork = ALONE
+    ) -> None:
+        self._dataset, self._encoder, self._chunk, self._work = dataset, encoder, chunk, work
+        dtype = "autocast bf16" if work.dtype == "bf16" else str(next(encoder.parameters()).dtype)
         self._origin = {
             "encoder": encoder_sha256,
             "model": digest(model_config(encoder)),
-            "compute": f"{parameter.dtype} {parameter.device.type}",
+            "compute": f"{dtype} {work.device.type}",
             "code": code_digest(),
             "dataset": dataset.digest,
         }
         self.folder = folder / f"{encoder_sha256[:16]}-{dataset.digest[:16]}-{digest(self._origin)[:16]}"
 
-    def split(self, split: str, world: World = ALONE) -> dict[str, Tensor]:
-        """Embeddings [E, D] of every recording of ``split`` by name, on every rank; they stay in their files and are
-        mapped into memory.
+    def split(self, split: str) -> dict[str, Tensor]:
+        """Embeddings [E, D] of every recording of ``split`` by name, the same numbers on every rank; they stay in their files and
+        are mapped into memory. Every rank calls this.
 
-        Each rank computes its share of those that are missing; where nodes do not share the folder, the ranks of a node then
-        compute what it still lacks. An epoch without a channel is nan.
+        The ranks divide the recordings that no node has. What a node then lacks, or has with other bytes, it gets from the first
+        that has it, so that nodes with different processors learn from the same numbers. An epoch without a channel is nan.
 
         Raises:
             DatasetError: the split is empty.
             ShardError: an epoch is corrupt.
+            StorageError: a file cannot be written.
         """
         rows = self._dataset.select(split, self._encoder.channels).tolist()
-        names = [self._dataset.names[row] for row in rows]
-        self._embed(split, rows[world.rank :: world.size], world)
-        if world.size > world.local_size:
-            self._embed(split, rows[world.local_rank :: world.local_size], world)
-        return {name: self.get(name) for name in names}
-
-    def _embed(self, split: str, share: list[int], world: World) -> None:
-        """Those of ``share`` that are missing, on every rank its own; ends when all have."""
-        # Divided before looking: what is missing changes as soon as another rank writes.
-        mine = [row for row in share if self._stored(self._dataset.names[row]) is None]
-        for number, row in enumerate(fetching_ahead(self._dataset, mine), 1):
-            self._store(self._dataset.names[row])
-            if world.is_main and (number == len(mine) or number % 20 == 0):
-                print(f"embedded {number} of {len(mine)} recordings of {split}", file=sys.stderr, flush=True)
-        if world.size > 1:
-            dist.barrier()
+        world = self._work.world
+        nodes = sorted(set(gather_json(world, world.rank - world.local_rank)))
+        missing = [row for row, digests in zip(rows, self._held(rows, nodes), strict=True) if not any(digests)]
+        if missing:
+            costs = self._dataset.n_epochs[missing].tolist()
+            self._work.each(f"embedding {split}", costs, lambda share: self._embed(split, [missing[n] for n in share]))
+        if len(nodes) > 1:
+            self._exchange(rows, nodes)
+        nights = {}
+        for row in rows:
+            nights[self._dataset.names[row]] = self.get(self._dataset.names[row])
+            self._work.goes_on()
+        return nights
 
     def get(self, record: str) -> Tensor:
         """Embeddings [E, D] of one recording, computed if they are not stored."""
         found = self._stored(record)
-        return self._store(record) if found is None else found
+        if found is not None:
+            return found
+        with torch.no_grad(), self._work.precision():
+            return next(self._computed([self._dataset.index_of(record)]))
+
+    def _embed(self, split: str, rows: Sequence[int]) -> Iterator[tuple[Tensor, ...]]:
+        """Store the embeddings of ``rows``; nothing of them is to be gathered."""
+        for number, _ in enumerate(self._computed(rows), 1):
+            if self._work.world.is_main and (number == len(rows) or number % 20 == 0):
+                print(f"embedded {number} of {len(rows)} recordings of {split}", file=sys.stderr, flush=True)
+            yield ()
+
+    def _computed(self, rows: Sequence[int]) -> Iterator[Tensor]:
+        """The embeddings of ``rows``, which are then stored."""
+        encoder = self._encoder
+        before = next(encoder.parameters()).device
+        encoder.to(self._work.device)
+        try:
+            for row, epochs in recordings_ahead(self._dataset, rows, encoder.channels, self._chunk, self._work.goes_on):
+                embedding = embed(encoder, epochs)
+                self._store(self._dataset.names[row], embedding)
+                yield embedding
+        finally:
+            encoder.to(before)
+
+    def _held(self, rows: Sequence[int], nodes: Sequence[int]) -> list[list[int]]:
+        """The beginning of the digest of each of ``rows`` as each node has it, [N, nodes]; 0 where it has none.
+
+        ``nodes`` are the first ranks of all nodes. The ranks of a node divide the work of looking.
+        """
+        world = self._work.world
+        held = torch.zeros(len(rows), len(nodes), dtype=torch.int64)
+        for number in range(world.local_rank, len(rows), world.local_size):
+            embedding = self._stored(self._dataset.names[rows[number]])
+            if embedding is not None:
+                held[number, nodes.index(world.rank - world.local_rank)] = 1 + int(_digest(embedding)[:15], 16)
+            self._work.goes_on()
+        if world.size > 1:
+            held = held.to(world.device)
+            dist.all_reduce(held)
+        return held.tolist()
+
+    def _exchange(self, rows: Sequence[int], nodes: Sequence[int]) -> None:
+        """Give every node those of ``rows`` that it lacks or has otherwise than the first node that has them."""
+        world, failure = self._work.world, None
+        own = nodes.index(world.rank - world.local_rank)
+        for row, digests in zip(rows, self._held(rows, nodes), strict=True):
+            source = next(number for number, found in enumerate(digests) if found)
+            if len(set(digests)) == 1:
+                continue
+            embedding = torch.empty(int(self._dataset.n_epochs[row]), self._encoder.dim)
+            if world.rank == nodes[source]:
+                embedding.copy_(self.get(self._dataset.names[row]))
+            embedding = embedding.to(world.device)
+            dist.broadcast(embedding, src=nodes[source])
+            if world.local_rank == 0 and digests[own] != digests[source]:
+                try:
+                    self._store(self._dataset.names[row], embedding.cpu())
+                except SleepFMError as error:
+                    failure = error
+            self._work.goes_on()
+        # Only then the other ranks of a node find the files.
+        agree(world, failure)
 
     def _path(self, record: str) -> Path:
         return self.folder / f"{record}.safetensors"
@@ -100,11 +165,8 @@ class EmbeddingCache:
             return None
         return embedding if metadata == self._origin | {"sha256": _digest(embedding)} else None
 
-    def _store(self, record: str) -> Tensor:
-        epochs = stored_epochs(self._dataset, record, self._encoder.channels, self._chunk)
-        embedding = embed(self._encoder, epochs)
+    def _store(self, record: str, embedding: Tensor) -> None:
         save_tensors(self._path(record), {"embedding": embedding}, self._origin | {"sha256": _digest(embedding)})
-        return embedding
 
 
 def _digest(embedding: Tensor) -> str:

@@ -22,6 +22,7 @@ from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.monitor import Monitor
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.run_config import differing_keys
 from sleepfm.training.stage import Export, Stream
 
@@ -56,9 +57,9 @@ class PretrainStage:
     def name(self) -> str:
         raise NotImplementedError
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Probes of the frozen encoder from ``label`` to ``val``, none without a monitor."""
-        return self._monitor(module) if self._monitor else {}
+        return self._monitor(module, work) if self._monitor else {}
 
     def measure(self, metric: str) -> dict[str, Any]:
         """Epochs and seed of the probes; of the loss also the items that are contrasted at once, and what is to be predicted."""
@@ -68,7 +69,7 @@ class PretrainStage:
         contrasted = train.global_batch // train.accumulation
         return {"items": self.validation_items, "seed": train.seed, "contrasted": contrasted, "parents": list(self.parents)}
 
-    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+    def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export:
         """The whole model, decoders included, so that pretraining can be taken up again elsewhere."""
         config = self.config
         size = sum(parameter.numel() for parameter in module.parameters())

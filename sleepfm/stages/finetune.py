@@ -16,7 +16,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.stream import SequenceStream
 from sleepfm.evaluation.prediction_figures import validation_figures
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.inference.predict import predict
+from sleepfm.inference.predict import predict_nights
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
@@ -24,7 +24,9 @@ from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.downstream_package import package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point, training_labels
 from sleepfm.stages.second_labels import SecondLabels
+from sleepfm.stages.shared_predictions import shared_predictions
 from sleepfm.tasks import TASKS
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export, StepLoss
 from sleepfm.training.state.weights import state_digest
 
@@ -40,7 +42,7 @@ class FinetuneStage:
         ConfigError: the encoder is a downstream model.
     """
 
-    def __init__(self, config: FinetuneConfig, source: Resolved) -> None:
+    def __init__(self, config: FinetuneConfig, source: Resolved, work: SharedWork = ALONE) -> None:
         self.config, self.task = config, TASKS[config.task]
         self.name = f"finetune-{config.task}"
         self.epochs_per_item = config.sequence.length
@@ -69,11 +71,11 @@ class FinetuneStage:
         for split in ("val", "test"):
             self.dataset.select(split, self.module.channels)
         kept = training_labels(self.dataset, config.task, config.data)
-        labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task))
+        labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task, work.goes_on))
         self.n_labelled = int((labels >= 0).sum())
         self.weights = class_weights(labels, len(self.task.classes), config.weighting)
         self.seconds = SecondLabels(self.dataset, config.task)
-        self._predicted: tuple[tuple[str, str], Predictions] | None = None
+        self._validated: tuple[str, Predictions] | None = None
         if config.events is not None:
             every = torch.cat([self.seconds.of(row, kept.of(row)) for row in self.dataset.select("label").tolist()])
             self.second_weights = class_weights(every, 2, config.weighting)
@@ -91,11 +93,12 @@ class FinetuneStage:
         parts = whole.parts | {"seconds": located.loss.detach(), "seconds_accuracy": located.parts["accuracy"]}
         return StepLoss(whole.loss + events.weight * located.loss, parts)
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Headline figures on ``val``, every epoch once."""
-        return validation_figures(self.task, self._predict(module, "val"))
+        found = self._validation(module, work)
+        return work.on_main(lambda: validation_figures(self.task, found))
 
-    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+    def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export | None:
         """The package of encoder, context and head; reads ``test``, for the first and only time, if ``final``."""
         assert isinstance(module, Downstream)
         tune, context = self.config.tune, self.config.context
@@ -107,17 +110,30 @@ class FinetuneStage:
             "label fraction": self.config.data.label_fraction,
             "class weighting": self.config.weighting,
         } | ({"events": "per-second head"} if self.config.events is not None else {})
-        validation = self._predict(module, "val")
-        test = self._predict(module, "test") if final else None
-        return package_contents(
-            self.config, module, self.dataset, folder, validation, test, facts, window=self.config.sequence.length
+        validation = self._validation(module, work)
+        test = self._predict(module, "test", work) if final else None
+        window = self.config.sequence.length
+        return work.only_on_main(
+            lambda: package_contents(self.config, module, self.dataset, folder, validation, test, facts, window, work.goes_on)
         )
 
-    def _predict(self, module: nn.Module, split: str) -> Predictions:
-        """Predictions on ``split``; the last ones are kept, as a best model is often the one just validated."""
+    def _validation(self, module: nn.Module, work: SharedWork) -> Predictions:
+        """Predictions on ``val``; the last ones are kept, as a best model is often the one just validated."""
+        of = state_digest(module) if work.world.is_main else ""
+        known = self._validated if work.on_main(lambda: self._validated is not None and self._validated[0] == of) else None
+        if known is None:
+            self._validated = known = (of, self._predict(module, "val", work))
+        return known[1]
+
+    def _predict(self, module: nn.Module, split: str, work: SharedWork) -> Predictions:
+        """Predictions on ``split``; on rank 0."""
         assert isinstance(module, Downstream)
-        of = (split, state_digest(module))
-        if self._predicted is None or self._predicted[0] != of:
-            window, chunk = self.config.sequence.length, self.config.evaluate.chunk
-            self._predicted = (of, predict(module, self.dataset, split, window=window, chunk=chunk))
-        return self._predicted[1]
+        model, window, chunk = module, self.config.sequence.length, self.config.evaluate.chunk
+        rows = self.dataset.select(split, model.channels).tolist()
+        return shared_predictions(
+            work,
+            f"recordings of {split}",
+            self.dataset,
+            rows,
+            lambda own: predict_nights(model, self.dataset, own, window, chunk, at_chunk=work.goes_on),
+        )

@@ -1,24 +1,31 @@
 """What a frozen encoder is worth while it is being pretrained: probes from ``label`` to ``val`` subjects.
 
 Cheap and bounded: a fixed, seeded draw of single epochs (``label_epochs`` and ``val_epochs`` at most), embedded once a
-validation by rank 0 while the other ranks wait. ``test`` is never read.
+validation by all ranks together; the probes themselves are rank 0's. ``test`` is never read.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
+from torch import Tensor
 
 from sleepfm.config import Config
+from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import Reading, SequenceStream
 from sleepfm.errors import DatasetError
 from sleepfm.tasks import TaskName
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
+
+Embedded = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 SHARDS = 64
 FIGURES = ("val/probe_kappa", "val/probe_accuracy", "val/knn_kappa")
@@ -69,10 +76,13 @@ class Monitor:
                 "train without: monitor=none registry.metric=val/loss registry.mode=min"
             ) from error
 
-    @torch.inference_mode()
-    def __call__(self, module: Any) -> dict[str, float]:
-        """``val/probe_kappa``, ``val/probe_accuracy`` and ``val/knn_kappa`` of ``module.encode``."""
-        (train, truth), (held, held_truth) = self._embed(module, "label"), self._embed(module, "val")
+    def __call__(self, module: Any, work: SharedWork = ALONE) -> dict[str, float]:
+        """``val/probe_kappa``, ``val/probe_accuracy`` and ``val/knn_kappa`` of ``module.encode``, on every rank of ``work``."""
+        label, val = (self._embed(module, split, work) for split in ("label", "val"))
+        return work.on_main(lambda: self._probe(self._joined("label", label), self._joined("val", val)))
+
+    def _probe(self, label: Embedded, val: Embedded) -> dict[str, float]:
+        (train, truth), (held, held_truth) = label, val
         if not (np.isfinite(train).all() and np.isfinite(held).all()):
             # A model that has diverged is worth nothing, and no reason to stop: no comparison is won by what is not a number.
             return dict.fromkeys(FIGURES, math.nan)
@@ -92,23 +102,34 @@ class Monitor:
             "val/knn_kappa": _kappa(held_truth, nearest),
         }
 
-    def _embed(self, module: Any, split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    def _embed(self, module: Any, split: str, work: SharedWork) -> list[tuple[Tensor, ...]]:
+        """Embeddings [B, D] and labels [B] of the epochs of ``split``, chunk by chunk, on rank 0."""
         stream, wanted = self._splits[split]
-        count = min(wanted, len(stream))
+        count, size = min(wanted, len(stream)), self._config.chunk
+        chunks = [(start, min(size, count - start)) for start in range(0, count, size)]
         device = next(module.parameters()).device
-        rows, labels = [], []
-        for start in range(0, count, self._config.chunk):
-            batch = stream.batch(start, min(self._config.chunk, count - start))
+
+        @torch.inference_mode()
+        def embed(batch: Batch) -> Tensor:
             signals, present = batch.signals[:, 0].to(device), batch.present[:, 0].to(device)
-            rows.append(module.encode(signals, present).float().cpu())
-            labels.append(batch.labels[self._config.task][:, 0])
-        truth = torch.cat(labels).numpy()
+            return module.encode(signals, present).float().cpu()
+
+        def own(share: range) -> Iterator[tuple[Tensor, ...]]:
+            with Prefetcher(stream, [chunks[number] for number in share]) as batches:
+                for batch in batches:
+                    yield embed(batch), batch.labels[self._config.task][:, 0]
+
+        return work.each(f"epochs of {split}", [length for _, length in chunks], own)
+
+    def _joined(self, split: str, chunks: list[tuple[Tensor, ...]]) -> Embedded:
+        """Embeddings [N, D] and labels [N]."""
+        rows, truth = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
         if len(np.unique(truth)) < 2:
             raise DatasetError(
                 f"{self._origin}: {len(truth)} epochs of split {split!r} hold fewer than two classes of "
                 f"{self._config.task!r}, so the encoder cannot be probed; build from more subjects"
             )
-        return torch.cat(rows).numpy(), truth
+        return rows, truth
 
 
 def _kappa(truth: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:

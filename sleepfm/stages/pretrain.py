@@ -63,7 +63,7 @@ def _multimodal(config: PretrainConfig, context: Context) -> Stage:
 
 
 def _context(config: PretrainConfig, context: Context) -> Stage:
-    return ContextStage(config, load_package(context.pull(config.encoder)), context.world)
+    return ContextStage(config, load_package(context.pull(config.encoder)), context.work)
 
 
 # By the kind of model, see `sleepfm.models.build.KINDS`.

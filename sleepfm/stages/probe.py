@@ -22,7 +22,7 @@ from sleepfm.data.record_labels import RecordLabels
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.prediction_figures import validation_figures
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.inference.predict import predict_embedded
+from sleepfm.inference.predict import predict_embedded_nights
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
@@ -30,8 +30,9 @@ from sleepfm.stages.downstream_config import ProbeConfig
 from sleepfm.stages.downstream_package import package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, starting_point, training_labels
 from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.shared_predictions import shared_predictions
 from sleepfm.tasks import TASKS
-from sleepfm.training.ranks.distributed import World
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export, StepLoss
 
 
@@ -47,10 +48,18 @@ class EmbeddingStream:
     """Labelled epochs as items, embedding and label, in the order of a permutation of (seed, pass).
 
     ``nights`` are embeddings [E, D] by recording; epochs without a label in ``labels`` or without a channel
-    are left out.
+    are left out. ``goes_on`` is called with every recording whose labels were read.
     """
 
-    def __init__(self, dataset: Dataset, nights: Mapping[str, Tensor], labels: RecordLabels, task: str, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        nights: Mapping[str, Tensor],
+        labels: RecordLabels,
+        task: str,
+        seed: int,
+        goes_on: Callable[[], None],
+    ) -> None:
         self._task, self._seed = task, seed
         self._names = list(nights)
         embeddings, targets, epochs, night = [], [], [], []
@@ -61,6 +70,7 @@ class EmbeddingStream:
             targets.append(target[kept])
             epochs.append(kept)
             night.append(torch.full_like(kept, number))
+            goes_on()
         self._embedding, self.labels = torch.cat(embeddings), torch.cat(targets)
         self._epoch, self._night = torch.cat(epochs), torch.cat(night)
         if not len(self):
@@ -92,7 +102,7 @@ class EmbeddingStream:
 class ProbeStage:
     """The training job of one probe, for :func:`sleepfm.training.engine.train`.
 
-    Construct it on every rank after the process group has started: the ranks share the work of embedding.
+    Construct it on every rank after the process group has started: the ranks share the ``work`` of embedding.
     ``source`` is the package of the encoder.
 
     Raises:
@@ -103,7 +113,7 @@ class ProbeStage:
 
     epochs_per_item = 1
 
-    def __init__(self, config: ProbeConfig, source: Resolved, world: World) -> None:
+    def __init__(self, config: ProbeConfig, source: Resolved, work: SharedWork) -> None:
         self.config, self.task = config, TASKS[config.task]
         self.name = f"probe-{config.task}"
         self.dataset = Dataset.open(config.data.path)
@@ -117,25 +127,26 @@ class ProbeStage:
             self.module.encoder,
             package.config["weights"]["sha256"],
             config.evaluate.chunk,
+            work,
         )
-        nights = self.cache.split("label", world)
-        self.validation = self.cache.split("val", world)
+        nights = self.cache.split("label")
+        self.validation = self.cache.split("val")
         self.dataset.select("test", self.module.channels)
         labels = training_labels(self.dataset, config.task, config.data)
-        self.stream = EmbeddingStream(self.dataset, nights, labels, config.task, config.train.seed)
-        self.validated: Predictions | None = None
+        self.stream = EmbeddingStream(self.dataset, nights, labels, config.task, config.train.seed, work.goes_on)
+        self._validated: Predictions | None = None
         self.weights = class_weights(self.stream.labels, len(self.task.classes), config.weighting)
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         """Cross-entropy of the batch's embeddings; ``seed`` is not used, dropout has its own."""
         return classification_loss(model(batch.signals), batch.labels[self.config.task], self.weights)
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Headline figures on ``val``."""
-        self.validated = self._predict(module, self.validation)
-        return validation_figures(self.task, self.validated)
+        self._validated = found = self._predict(module, "val", self.validation, work)
+        return work.on_main(lambda: validation_figures(self.task, found))
 
-    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+    def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export | None:
         """The package of encoder and head; reads ``test``, for the first and only time, if ``final``."""
         assert isinstance(module, Downstream)
         facts = {
@@ -146,13 +157,19 @@ class ProbeStage:
             "label fraction": self.config.data.label_fraction,
             "class weighting": self.config.weighting,
         }
-        validation = self._predict(module, self.validation) if final or self.validated is None else self.validated
-        test = self._predict(module, self.cache.split("test")) if final else None
-        return package_contents(self.config, module, self.dataset, folder, validation, test, facts, window=1)
+        validation = self._predict(module, "val", self.validation, work) if final or not self._validated else self._validated
+        test = self._predict(module, "test", self.cache.split("test"), work) if final else None
+        return work.only_on_main(
+            lambda: package_contents(self.config, module, self.dataset, folder, validation, test, facts, 1, work.goes_on)
+        )
 
-    def _predict(self, module: nn.Module, nights: Mapping[str, Tensor]) -> Predictions:
-        assert isinstance(module, Downstream)
-        return predict_embedded(module, self.dataset, nights, window=1)
+    def _predict(self, module: nn.Module, split: str, nights: Mapping[str, Tensor], work: SharedWork) -> Predictions:
+        """Predictions on ``split``, whose embeddings are ``nights``; on rank 0."""
+        rows, model = [self.dataset.index_of(name) for name in nights], module
+        assert isinstance(model, Downstream)
+        return shared_predictions(
+            work, split, self.dataset, rows, lambda own: predict_embedded_nights(model, self.dataset, own, nights, window=1)
+        )
 
 
 def _build(config: ProbeConfig, encoder: nn.Module, source: Resolved) -> Probe:

@@ -18,9 +18,11 @@ import torch.distributed as dist
 from torch import nn
 
 from sleepfm.config import merge
+from sleepfm.data.prefetch import Prefetcher
 from sleepfm.errors import CheckpointError, TrainingError
 from sleepfm.models import guards
 from sleepfm.models.recompute import recompute_activations
+from sleepfm.registry.artifacts import seconds_for
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
@@ -28,6 +30,7 @@ from sleepfm.training.ranks.batch_norm import synchronise
 from sleepfm.training.ranks.distributed import World, assert_agreement, gather_json, import_deepspeed, on_main
 from sleepfm.training.ranks.precision import bf16_products
 from sleepfm.training.ranks.preemption import Preemption
+from sleepfm.training.ranks.shared_work import SharedWork
 from sleepfm.training.run_config import RunConfig, config_digest
 from sleepfm.training.schedule import learning_rate, parameter_groups
 from sleepfm.training.stage import Loss, Stage, ValidatesLoss
@@ -36,7 +39,7 @@ from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.state.ema import FILE as EMA_FILE
 from sleepfm.training.state.ema import Ema
 from sleepfm.training.state.selection import Best
-from sleepfm.training.state.weights import StatisticsGuard, average_statistics, state_digest, whole_state
+from sleepfm.training.state.weights import StatisticsGuard, average_statistics, share_state, state_digest, whole_state
 from sleepfm.training.state.writer import Writer
 
 
@@ -47,7 +50,7 @@ class Trained:
     step: int
     finished: bool
     module: nn.Module
-    """On rank 0, with the best weights if finished."""
+    """On every rank, with the best weights if finished."""
     best: Best
     seconds: float
 
@@ -122,6 +125,11 @@ class _Run:
             },
         )
         self.module = module
+        self.work = SharedWork(world, config.deepspeed.dtype, observer)
+        # What is written or read at once: weights, master copy, two moments, average.
+        self.bytes = 5 * 4 * sum(parameter.numel() for parameter in module.parameters())
+        observer.at("loading the checkpoint", patient=True)
+        observer.goes_on(still_s=seconds_for(self.bytes))
         model = checkpoint.model_digest(module)
         if saved is not None and saved.model not in ("", model):
             raise CheckpointError(
@@ -192,8 +200,10 @@ class _Run:
             raise
         finally:
             feed.close()
-        if finished and self.world.is_main:
-            self.best.load_into(self.module)
+        if finished:
+            self.observer.at("loading the best weights", patient=True)
+            on_main(self.world, lambda: self.best.load_into(self.module))
+            share_state(self.module, self.world)
         return Trained(self.step, finished, self.module, self.best, time.perf_counter() - began)
 
     def _votes(self, asked_to_leave: bool) -> dict[str, bool]:
@@ -301,7 +311,7 @@ class _Run:
         return text
 
     def _validate(self) -> None:
-        """Figures of the validation split from rank 0; keeps the weights if they are the best so far.
+        """Figures of the validation split by all ranks; keeps the weights if they are the best so far.
 
         With an average of the weights, all of it is about the average.
         """
@@ -314,18 +324,20 @@ class _Run:
 
     def _validation_figures(self) -> dict[str, float]:
         losses = self._validation_loss()
-        state = whole_state(self.module, self.world)
+        self.module.eval()
+        with torch.no_grad():
+            figures = losses | self.stage.validate(self.module, self.work)
+            state = whole_state(self.module, self.world)
 
-        def work() -> dict[str, float]:
-            self.module.eval()
-            with torch.no_grad():
-                figures = losses | self.stage.validate(self.module)
+            def conclude() -> dict[str, float]:
+                self.observer.goes_on("keeping the weights", seconds_for(self.bytes))
                 best = self.best.keep_if_better(self.step, figures, state)
                 self.observer.validated(self.step, figures, self.module, state, best)
-            self.module.train()
-            return figures
+                return figures
 
-        return on_main(self.world, work)
+            figures = on_main(self.world, conclude)
+        self.module.train()
+        return figures
 
     def _validation_loss(self) -> dict[str, float]:
         """``val/loss`` and its parts over held-out items, with the items of a step shared as in training."""
@@ -334,26 +346,29 @@ class _Run:
             return {}
         steps = min(stage.validation_items, len(stage.validation)) // shares.global_batch
         sums: dict[str, torch.Tensor] = {}
+        count = steps * shares.accumulation
+        places = (divmod(number, shares.accumulation) for number in range(count))
+        plan = ((shares.start(step, part, self.world.rank), shares.micro_batch) for step, part in places)
         self.engine.eval()
-        with torch.no_grad():
-            for number in range(steps * shares.accumulation):
-                step, part = divmod(number, shares.accumulation)
-                start = shares.start(step, part, self.world.rank)
-                batch = stage.validation.batch(start, shares.micro_batch).to(self.world.device)
+        with torch.no_grad(), Prefetcher(stage.validation, plan, pin=self.world.device.type == "cuda") as batches:
+            for number, batch in enumerate(batches, 1):
                 with self._precision():
-                    loss = stage.loss(self.engine, batch, self.config.train.seed)
-                _accumulate(sums, loss, 1 / (steps * shares.accumulation))
+                    loss = stage.loss(self.engine, batch.to(self.world.device), self.config.train.seed)
+                _accumulate(sums, loss, 1 / count)
+                self.observer.goes_on(f"its loss, {number} of {count} parts")
         self.engine.train()
         return {f"val/{name}": value for name, value in _means(sums, self.world).items()}
 
     def _save(self) -> None:
         self.observer.at(f"saving step {self.step}", patient=True)
+        self.observer.goes_on(still_s=seconds_for(self.bytes))
         average_statistics(self.engine.module, self.world)
         self.writer.save(self.step, {} if self.ema is None else {EMA_FILE: self.ema.state()})
         self.saved_at = time.monotonic()
 
     def _finish_saving(self) -> None:
         self.observer.at("waiting for the last checkpoint to be on the disk", patient=True)
+        self.observer.goes_on(still_s=seconds_for(self.bytes))
         self.writer.finish()
 
 

@@ -23,6 +23,7 @@ from sleepfm.errors import RegistryError, SleepFMError
 from sleepfm.files import read_json, write_json
 from sleepfm.output import MARKER, Origin, whole_folder
 from sleepfm.registry import registry
+from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.load_test import LoadTest
 from sleepfm.registry.package import WEIGHTS, link_or_copy, save_weights, write_package
 from sleepfm.registry.promotion import comparison, promote
@@ -62,6 +63,8 @@ class Exporter(Observer):
         self._tags = common_tags(stage, config) | {"selected_by": config.registry.metric}
         # Now, while every rank still holds them whole.
         self._parameters = sum(parameter.numel() for parameter in stage.module.parameters())
+        # Written, read, loaded and uploaded.
+        self._patience = seconds_for(4 * 4 * self._parameters)
         self._load_test: LoadTest | None = None
         self._wake = threading.Condition()
         self._pending: Path | None = None
@@ -82,6 +85,7 @@ class Exporter(Observer):
             return
         with tempfile.TemporaryDirectory() as scratch:
             export = self._stage.export(module, Path(scratch), final=False)
+        assert export is not None
         note = {"step": step, "figures": dict(figures), "export": asdict(export)}
         try:
             folder = self._folder.last_waiting if last else self._folder.waiting(step)
@@ -107,9 +111,9 @@ class Exporter(Observer):
         if self._load_test is None:
             self._load_test = LoadTest()
 
-    def conclude(self, best: Best, module: nn.Module, seconds: float, observer: Observer) -> dict[str, Any]:
-        """After the last step: write and load-test ``package`` (``module`` has the best weights) and ``last``, then the result.
-        ``observer`` is told of the final figures.
+    def conclude(self, best: Best, export: Export, seconds: float, observer: Observer) -> dict[str, Any]:
+        """After the last step: write and load-test ``package`` (``export`` is what the stage says of the best weights) and
+        ``last``, then the result. ``observer`` is told of the final figures, and of how far this has come.
 
         Raises:
             RegistryError: a package that does not load in a fresh process.
@@ -117,9 +121,10 @@ class Exporter(Observer):
         self._prepare()
         assert self._load_test is not None
         folder = self._folder
-        export = self._stage.export(module, folder.root)
         observer.exported(self._steps, export.metrics)
+        observer.goes_on("waiting for the export before", self._patience)
         self._stop(wait=True)
+        observer.goes_on("writing the package and loading it", self._patience)
         chosen = Weights(folder.best, best.step, best.figures, export)
         tags, training = self._write(chosen, folder.package)
         result = {
@@ -140,6 +145,7 @@ class Exporter(Observer):
                     if file.name != MARKER:
                         link_or_copy(file, copy / file.name)
         elif (folder.last_waiting / NOTE).exists():
+            observer.goes_on("writing the last package and loading it", self._patience)
             last = _read(folder.last_waiting)
             tags, training = self._write(last, folder.last)
             result["last"] = {"step": last.step, "metrics": training["metrics"], "tags": tags}
@@ -150,8 +156,9 @@ class Exporter(Observer):
             folder.end_waiting(waiting)
         return result
 
-    def register(self, result: Mapping[str, Any]) -> dict[str, Any]:
+    def register(self, result: Mapping[str, Any], observer: Observer) -> dict[str, Any]:
         """Register what :meth:`conclude` packaged; see :func:`register`."""
+        observer.goes_on("registering", self._patience)
         return register(self._config, result, self._tracker.wait_for_run(), self._store)
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from sleepfm.errors import ConfigError, RegistryError, UsageError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.registry import registry
+from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.store import store_uri
 from sleepfm.training import branch
 from sleepfm.training.engine import Trained, total_steps, train
@@ -27,9 +28,10 @@ from sleepfm.training.preflight.checks import Preflight
 from sleepfm.training.preflight.report import describe as describe_plan
 from sleepfm.training.ranks.distributed import World, exit_ranked, on_every_node, on_main, start
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, leave_at_once, leave_with_launcher
+from sleepfm.training.ranks.shared_work import SharedWork
 from sleepfm.training.ranks.watchdog import Watchdog
 from sleepfm.training.run_config import RunConfig
-from sleepfm.training.stage import Stage
+from sleepfm.training.stage import Export, Stage
 from sleepfm.training.state import checkpoint
 from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.tracking.flops import item_flops
@@ -39,8 +41,8 @@ from sleepfm.training.tracking.tracker import Tracker, undelivered
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-# Longer than the longest validation: ranks wait for rank 0 in a collective meanwhile.
-_COLLECTIVE_TIMEOUT_SECONDS = 1800.0
+# The watchdog ends a job in which nothing moves, and knows what moves: no collective is to give up before.
+_COLLECTIVE_TIMEOUT_SECONDS = 30 * 86400.0
 
 
 @dataclass
@@ -52,6 +54,12 @@ class Context:
     resume: Resume
     config: RunConfig
     started_from: dict[str, str] = dataclasses.field(default_factory=dict)
+    observer: Observer = dataclasses.field(default_factory=Observer)
+
+    @property
+    def work(self) -> SharedWork:
+        """What all ranks divide while the stage is built, and to evaluate what it exports."""
+        return SharedWork(self.world, self.config.deepspeed.dtype, self.observer)
 
     def pull(self, address: str) -> registry.Resolved:
         """The package at ``address``, on this node. Rank 0 asks the registry what it is, every node fetches it once.
@@ -66,12 +74,15 @@ class Context:
             known = {} if self.resume == "never" else RunFolder(self.config.train.output).sources()
             return dataclasses.asdict(registry.look_up(known.get(address, address), self.store))
 
+        self.observer.at(f"fetching {address}", patient=True)
         entry = registry.Entry(**on_main(self.world, ask))
+        size = entry.tags.get("parameters", "")
+        self.observer.goes_on(still_s=seconds_for(4.0 * int(size) if size.isdigit() else 0.0))
         found = on_every_node(self.world, lambda: registry.fetch(entry))
         found = dataclasses.replace(found, path=found.path.resolve())
         self.started_from[address] = found.uri
         if self.world.is_main and found.name:
-            size, digest = found.tags.get("parameters", ""), found.tags.get("dataset_digest", "unknown")
+            digest = found.tags.get("dataset_digest", "unknown")
             count = f"{int(size):,}" if size.isdigit() else "an unknown number of"
             print(f"{address}: version {found.version}, {count} parameters, trained on data set {digest[:12]}", flush=True)
         return found
@@ -132,7 +143,8 @@ def _run(
         return _already_done(config, preflight.done, store) if world.is_main else 0
     preflight.before_start()
     start(world, _COLLECTIVE_TIMEOUT_SECONDS)
-    context = Context(world, store, resume, config)
+    watched = _Watched(Watchdog(world, config.train.stall_s, config.train.silent_s))
+    context = Context(world, store, resume, config, observer=watched)
     if on_paper is not None:
         text = describe_plan(config, preflight.stage(lambda: build(config, context)), world, on_paper)
         if world.is_main:
@@ -146,19 +158,20 @@ def _run(
 
     with ExitStack() as lock:
         on_main(world, lambda: hold(lock))
-        return _train(config, build, preflight, context)
+        return _train(config, build, preflight, context, watched)
 
 
-def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT], context: Context) -> int:
+def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT], context: Context, watched: _Watched) -> int:
     """The job itself, whose folder no other job writes into."""
     world, resume, store = context.world, context.resume, context.store
     folder = RunFolder(config.train.output)
-    watch = Watchdog(world, config.train.stall_s, _COLLECTIVE_TIMEOUT_SECONDS, config.train.silent_s)
     stage = preflight.stage(lambda: build(config, context))
     if resume == "never":
         on_main(world, lambda: folder.clear())
+    watched.reads(stage)
+    watched.at("choosing the checkpoint", patient=True)
     saved = _starting_point(stage, config, preflight.dataset_digest, context)
-    observers: list[Observer] = [_Watched(stage, watch)]
+    observers: list[Observer] = [watched]
     flops = item_flops(stage, world)
     exporter: Exporter | None = None
     if world.is_main:
@@ -167,18 +180,21 @@ def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
         observers = [recorder, exporter, *(tracker(stage, config) for tracker in TRACKERS), *observers]
     observer = Observers(observers)
 
-    def conclude(trained: Trained) -> dict[str, Any]:
+    def conclude(trained: Trained, export: Export | None) -> dict[str, Any]:
         assert exporter is not None
         try:
-            return _conclude(stage, config, trained, exporter, observer)
+            return _conclude(stage, config, trained, export, exporter, observer)
         finally:
             # Here, while the others wait: one that hears of an error ends, and the launcher with it this process.
             observer.close()
 
     try:
         trained = train(stage, config, world, saved, observer)
-        watch.at("exporting", patient=True)
-        outcome = on_main(world, lambda: conclude(trained))
+        watched.at("exporting", patient=True)
+        export: Export | None = None
+        if trained.finished:
+            export = stage.export(trained.module.eval(), folder.root, context.work)
+        outcome = on_main(world, lambda: conclude(trained, export))
     finally:
         observer.close()
     return 0 if outcome["finished"] else PREEMPTED_STATUS
@@ -214,17 +230,20 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
     return saved
 
 
-def _conclude(stage: Stage, config: RunConfig, trained: Trained, exporter: Exporter, observer: Observer) -> dict[str, Any]:
+def _conclude(
+    stage: Stage, config: RunConfig, trained: Trained, export: Export | None, exporter: Exporter, observer: Observer
+) -> dict[str, Any]:
     """On rank 0: package the best weights, register them, and mark the run as done."""
     if not trained.finished:
         observer.ended("KILLED")
         print(f"{stage.name}: asked to leave; saved at step {trained.step}, the same command continues", flush=True)
         return {"finished": False}
-    result = exporter.conclude(trained.best, trained.module.eval(), trained.seconds, observer)
+    assert export is not None
+    result = exporter.conclude(trained.best, export, trained.seconds, observer)
     observer.ended("FINISHED")
     folder = RunFolder(config.train.output)
     try:
-        result |= exporter.register(result)
+        result |= exporter.register(result, observer)
     except RegistryError as error:
         raise RegistryError(
             f"{error}; trained, and the package is in {folder.package}: start the same command again when the store "
@@ -242,14 +261,20 @@ def _conclude(stage: Stage, config: RunConfig, trained: Trained, exporter: Expor
 class _Watched(Observer):
     """Lets the watchdog of this rank know where it is."""
 
-    def __init__(self, stage: Stage, watch: Watchdog) -> None:
+    def __init__(self, watch: Watchdog) -> None:
         self._watch = watch
+
+    def reads(self, stage: Stage) -> None:
+        """From now on the shards that ``stage`` is reading are told, too."""
         report = report_of(stage.stream)
         if report is not None:
-            watch.reading = report.reading
+            self._watch.reading = report.reading
 
     def at(self, place: str, patient: bool = False) -> None:
         self._watch.at(place, patient)
+
+    def goes_on(self, how_far: str = "", still_s: float = 0.0) -> None:
+        self._watch.goes_on(how_far, still_s)
 
     def close(self) -> None:
         self._watch.close()

@@ -16,7 +16,10 @@ class Observer:
     """
 
     def at(self, place: str, patient: bool = False) -> None:
-        """On every rank, whenever it goes on to something else; ``patient`` where that may take long."""
+        """On every rank, whenever it goes on to something else; ``patient`` where ranks may wait for the work of one."""
+
+    def goes_on(self, how_far: str = "", still_s: float = 0.0) -> None:
+        """On any rank, whenever it has come further where it is, as ``how_far`` tells; next it may be still for ``still_s``."""
 
     def report(self, step: int, row: dict[str, Any]) -> None:
         """On rank 0, after every step (``loss``, ``parts``, ``lr`` …) and every validation (keys with a slash)."""
@@ -47,6 +50,10 @@ class Observers(Observer):
     def at(self, place: str, patient: bool = False) -> None:
         for observer in self._observers:
             observer.at(place, patient)
+
+    def goes_on(self, how_far: str = "", still_s: float = 0.0) -> None:
+        for observer in self._observers:
+            observer.goes_on(how_far, still_s)
 
     def report(self, step: int, row: dict[str, Any]) -> None:
         for observer in self._observers:

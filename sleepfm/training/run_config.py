@@ -74,8 +74,8 @@ class TrainConfig(Config):
     max_skipped: int = Field(default=5, ge=1)
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
     stall_s: float = Field(default=900.0, gt=0)
-    """Seconds without progress, outside of validations and saves, after which the run ends and names the ranks that did not
-    arrive. Longer than the slowest step, the first with its compilation included."""
+    """Seconds in which no rank comes further, in a step or in a long phase, after which the run ends and names the ranks that did
+    not arrive. Longer than the slowest step, the first with its compilation included."""
     silent_s: float = Field(default=20.0, gt=0)
     """Seconds without a sign of life from a rank (a stopped process, a lost host) after which the run ends and names it. Threads
     give the signs, so that a slow step does not matter."""

@@ -5,8 +5,12 @@ and knows nothing of channels, sleep stages or events. Life of a stage, on every
 
     stage = ...                 # same arguments on every rank; the module must come out identical
     loss(model, batch, seed)    # once a micro-step
-    validate(module)            # every train.validate_every steps and after the last; rank 0 only
-    export(module, folder)      # with the best weights at the end, and final=False where others are exported; rank 0 only
+    validate(module, work)      # every train.validate_every steps and after the last
+    export(module, folder, work)               # with the best weights at the end
+    export(module, folder, final=False)        # where others are exported; rank 0 alone, while the others wait
+
+What is long in them, and before them the embedding of a cohort, is divided among the ranks: see
+:class:`sleepfm.training.ranks.shared_work.SharedWork`.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from torch import Tensor, nn
 
 from sleepfm.data.batch import Batch
 from sleepfm.registry.load_test import BUILD_MODEL
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 
 
 class Loss(Protocol):
@@ -103,17 +108,19 @@ class Stage(Protocol):
         the run's seed, for :func:`sleepfm.models.noise_for`.
         """
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
-        """Figures on the validation split, at bounded cost, such as ``{"val/kappa": 0.6}``.
+    def validate(self, module: nn.Module, work: SharedWork) -> dict[str, float]:
+        """Figures on the validation split, at bounded cost, such as ``{"val/kappa": 0.6}``; those of rank 0 count.
 
-        Runs on rank 0 alone while the others wait, with whole fp32 weights and the module in eval mode.
+        Every rank calls this, with the same whole fp32 weights and the module in eval mode, and takes its share of ``work``,
+        which brings the device's arithmetic, the results to rank 0, and progress to the watchdog.
         """
 
-    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
-        """The package's contents for the weights of ``module``; may write predictions and figures into ``folder``.
+    def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export | None:
+        """The package's contents for the weights of ``module`` on rank 0, which alone may write predictions and figures into
+        ``folder``; on other ranks anything.
 
-        ``final`` is for the best weights when training is over: only then may ``test`` be read. Else the call follows a
-        validation of the same weights, other ranks wait, and it must be cheap.
+        ``final`` is for the best weights when training is over, and every rank calls it: only then may ``test`` be read. Else the
+        call follows a validation of the same weights, on rank 0 alone while the others wait, and it must be cheap.
         """
 
 

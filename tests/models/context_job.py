@@ -14,6 +14,7 @@ from sleepfm.data.batch import Batch
 from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.mamba import Mamba2
 from sleepfm.training.job import Context, run
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Export, StepLoss
 
@@ -56,11 +57,11 @@ class ContextStage:
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         return StepLoss(self._error(model(batch.signals), batch.signals))
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    def validate(self, module: nn.Module, work: SharedWork) -> dict[str, float]:
         signals = self.stream.batch(1000, 16).signals
         return {"val/error": self._error(module(signals), signals).item()}
 
-    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+    def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export:
         state = module.state_dict()
         facts = {
             "used": {key: sorted(kinds) for key, kinds in self.used.items()},

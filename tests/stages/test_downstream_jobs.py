@@ -30,11 +30,11 @@ from sleepfm.registry.registry import Resolved, load, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.downstream_package import read_events, read_results, tells_seconds
-from sleepfm.stages.embedding_cache import ALONE, EmbeddingCache
+from sleepfm.stages.embedding_cache import EmbeddingCache
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.probe import ProbeStage
 from sleepfm.tasks import TASKS
-from sleepfm.training.ranks.distributed import World
+from sleepfm.training.ranks.shared_work import ALONE
 
 
 def job(schema, name, dataset, tmp_path, *overrides):
@@ -205,34 +205,6 @@ def test_models_of_equal_weights_and_other_configuration_do_not_share_embeddings
     alone = Scorer([replace(apnea, model=changed)]).score(night).probability["apnea"]
     assert np.array_equal(Scorer([stage, replace(apnea, model=changed)]).score(night).probability["apnea"], alone)
     assert not np.array_equal(Scorer([apnea]).score(night).probability["apnea"], alone)
-
-
-def test_ranks_that_look_at_different_times_embed_every_recording_once(dataset, encoder_package, tmp_path, monkeypatch):
-    package = load_package(encoder_package)
-    split = max(("pretrain", "label", "val", "test"), key=lambda name: len(dataset.select(name)))
-    names = {dataset.names[row] for row in dataset.select(split)}
-    assert len(names) > 2
-
-    def embedded(rank, barrier):
-        """Runs ``barrier`` where the rank waits for the other."""
-        with monkeypatch.context() as patch:
-            patch.setattr("torch.distributed.barrier", barrier)
-            cache = EmbeddingCache(tmp_path, dataset, package.module, "0" * 64)
-            return set(cache.split(split, World(rank, 2, rank, 2)))
-
-    def files():
-        return {file.stem: file.stat().st_mtime_ns for file in tmp_path.glob("*/*.safetensors")}
-
-    def all_are_there():
-        assert files().keys() == names
-
-    def second_rank():
-        """Looks for the first time when the first has done its part."""
-        first = files()
-        assert embedded(1, all_are_there) == names
-        assert first and first.items() <= files().items()
-
-    assert embedded(0, second_rank) == names
 
 
 def test_finetune_learns_and_its_package_repeats_its_test_predictions(dataset, source, tmp_path):

@@ -31,11 +31,11 @@ from sleepfm.reports.night_files import agreement_with
 from sleepfm.reports.report import ReportData, Result, build_report
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.downstream_package import read_events, read_results
-from sleepfm.stages.embedding_cache import ALONE
 from sleepfm.stages.monitor import MonitorConfig
 from sleepfm.stages.probe import ProbeStage
 from sleepfm.tasks import TASKS, LabelRule, Task
 from sleepfm.training.folder import RunFolder
+from sleepfm.training.ranks.shared_work import ALONE
 
 ROOT = Path(__file__).parents[2]
 
@@ -79,7 +79,9 @@ def test_a_task_added_to_the_table_is_trained_registered_reported_and_scored(
 ):
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    config = configuration(tmp_path, "arousal", dataset, encoder=str(encoder_package))
+    # In fp32, as scoring computes: what is scored is then what was evaluated.
+    exact = {"deepspeed": {"dtype": "fp32"}}
+    config = configuration(tmp_path, "arousal", dataset, encoder=str(encoder_package), **exact)
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     done = subprocess.run(
         [sys.executable, str(tmp_path / "launcher.py"), str(config)],

@@ -11,17 +11,18 @@ from torch import nn
 from sleepfm.config import load_config
 from sleepfm.data.batch import Batch
 from sleepfm.paths import config_root
+from sleepfm.registry.registry import load_package
+from sleepfm.stages.context import ContextStage
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.pretrain import PretrainConfig, build_stage
 from sleepfm.stages.probe import ProbeStage
 from sleepfm.training.job import Context
-from sleepfm.training.ranks.distributed import World
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.schedule import parameter_groups
 from sleepfm.training.stage import Stage, ValidatesLoss
 from sleepfm.training.state.weights import state_digest, whole_state
 
-ALONE = World(0, 1, 0, 1)
 MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 ITEMS = 4
 _TINY = ["model.length=10", "model.span=2"]
@@ -44,8 +45,8 @@ STAGES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def build(kind: str, dataset: Path, packages: Path, folder: Path) -> Stage:
-    """The stage ``kind`` of :data:`STAGES` on the data set at ``dataset``, from ``packages``."""
+def build(kind: str, dataset: Path, packages: Path, folder: Path, work: SharedWork = ALONE) -> Stage:
+    """The stage ``kind`` of :data:`STAGES` on the data set at ``dataset``, from ``packages``, by the ranks of ``work``."""
     name, overrides = STAGES[kind]
     encoder = f"encoder={packages / ('EEG' if kind.endswith('NeuroNet') else 'synthsleepnet')}"
     shared = [f"data.path={dataset}", f"train.output={folder / 'run'}", f"train.global_batch={ITEMS}", *overrides]
@@ -60,13 +61,15 @@ def build(kind: str, dataset: Path, packages: Path, folder: Path) -> Stage:
         schema = ProbeConfig if kind.startswith("probe") else FinetuneConfig
         shared += ["evaluate.resamples=0"]
     elif not kind.startswith("context"):
-        shared += ["data.validation_items=8", "monitor.label_epochs=40", "monitor.val_epochs=40"]
+        shared += ["data.validation_items=8", "monitor.label_epochs=40", "monitor.val_epochs=40", "monitor.chunk=16"]
     settings = load_config(schema, config_root() / f"{name}.yaml", shared)
-    context = Context(ALONE, f"sqlite:///{folder}/mlflow.db", "never", settings)
+    context = Context(work.world, f"sqlite:///{folder}/mlflow.db", "never", settings)
     if schema is ProbeConfig:
-        return ProbeStage(settings, context.pull(settings.encoder), ALONE)
+        return ProbeStage(settings, context.pull(settings.encoder), work)
     if schema is FinetuneConfig:
-        return FinetuneStage(settings, context.pull(settings.encoder))
+        return FinetuneStage(settings, context.pull(settings.encoder), work)
+    if kind.startswith("context"):
+        return ContextStage(settings, load_package(context.pull(settings.encoder)), work)
     return build_stage(settings, context)
 
 
@@ -77,7 +80,8 @@ def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, fo
         AssertionError: types that the engine relies on are not what they should be.
     """
     torch.manual_seed(0)
-    stage = build(kind, dataset, packages, folder)
+    work = SharedWork(ALONE.world, "bf16", device=device)
+    stage = build(kind, dataset, packages, folder, work)
     module = stage.module.to(device).train()
     config: Any = getattr(stage, "config")  # noqa: B009 (no part of what the engine knows)
     if config.train.recompute:
@@ -93,11 +97,11 @@ def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, fo
             held_out = stage.validation.batch(0, ITEMS).to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 figures |= {f"val/{name}": value for name, value in _figures(stage.loss(module, held_out, 1)).items()}
-        figures |= stage.validate(module)
+        figures |= stage.validate(module, work)
         assert state_digest(module)
-        assert all(value.device.type == "cpu" for value in whole_state(module, ALONE).values())
+        assert all(value.device.type == "cpu" for value in whole_state(module, ALONE.world).values())
         (folder / "run").mkdir(exist_ok=True)
-        stage.export(module, folder / "run")
+        stage.export(module, folder / "run", work)
     return figures
 
 

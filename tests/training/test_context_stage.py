@@ -18,8 +18,8 @@ from sleepfm.registry import registry
 from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.context import ContextStage, NightStream
-from sleepfm.stages.embedding_cache import ALONE
 from sleepfm.stages.pretrain import PretrainConfig
+from sleepfm.training.ranks.shared_work import ALONE
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,9 @@ class Tracker(Observer):
     def at(self, place: str, patient: bool = False) -> None:
         self._note("at", place, patient)
 
+    def goes_on(self, how_far: str = "", still_s: float = 0.0) -> None:
+        self._note("goes_on", how_far, still_s)
+
     def report(self, step: int, row: dict[str, Any]) -> None:
         self._note("report", step, row)
 
@@ -44,12 +47,14 @@ def test_each_observer_is_told_everything_in_order_and_closed_in_reverse() -> No
     told: list[tuple[Any, ...]] = []
     observers = Observers([Tracker("a", told), Tracker("b", told)])
     observers.at("waiting", patient=True)
+    observers.goes_on("3 of 4", 60.0)
     observers.report(1, {"loss": 2.0})
     observers.validated(1, {"val/loss": 1.0}, nn.Identity(), {}, True)
     observers.exported(1, {"test/kappa": 0.5})
     observers.ended("FINISHED")
     calls = [
         ("at", "waiting", True),
+        ("goes_on", "3 of 4", 60.0),
         ("report", 1, {"loss": 2.0}),
         ("validated", 1, {"val/loss": 1.0}, True),
         ("exported", 1, {"test/kappa": 0.5}),

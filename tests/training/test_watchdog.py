@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(1800)
 
 
 def beat(number: int, count: int, collective: bool = True) -> Beat:
-    return Beat(number, count, "host", f"at place {count}", "code.py:1 work", collective, "")
+    return Beat(number, count, count, "host", f"at place {count}", "code.py:1 work", collective, "")
 
 
 def test_who_is_missing_is_told_from_two_looks_at_all_ranks() -> None:
@@ -111,6 +111,36 @@ def test_an_error_of_nccl_is_a_lost_rank(tmp_path: Path) -> None:
     assert done.returncode == LostRankError.exit_status
     assert "lost contact with another rank" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+# Rank 0 takes 36 s for its half of the items, rank 1 none: it waits in a collective for longer than its limit and 15 s.
+LONG_VALIDATION = ("toy.validate_s=[3,3,3,3,3,3,3,3,3,3,3,3,0,0,0,0,0,0,0,0,0,0,0,0]", "train.stall_s=8", "train.steps=5")
+
+
+@pytest.mark.slow
+def test_a_long_phase_that_goes_on_is_left_alone_also_by_those_who_wait(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = launch(tmp_path, 2, *LONG_VALIDATION, node=True)
+    assert done.returncode == 0, done.stderr
+    assert "stalled" not in done.stderr and time.monotonic() - began > 36
+
+
+@pytest.mark.slow
+def test_a_phase_that_hangs_ends_after_the_stated_time(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = launch(tmp_path, 2, "toy.hang_in_validation=true", "train.stall_s=8", node=True)
+    assert done.returncode == LostRankError.exit_status
+    assert "stalled, no progress for " in done.stderr and " validating step 5" in done.stderr
+    assert "the others wait for rank 0 (" in done.stderr and ", in toy.py:" in done.stderr
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.parametrize("hangs", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_alone_too_what_goes_on_is_left_and_what_hangs_is_ended(tmp_path: Path, hangs: bool) -> None:
+    tail = f"toy.hang_in_validation={str(hangs).lower()}"
+    done = alone(tmp_path, "toy.validate_s=[1,1,1,1,1,1]", "train.stall_s=4", "train.steps=5", tail)
+    assert done.returncode == (LostRankError.exit_status if hangs else 0), done.stderr
+    assert ("s (train.stall_s) validating step 5 (items, 6 of 6)" in done.stderr) == hangs
 
 
 @pytest.mark.slow

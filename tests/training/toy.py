@@ -10,7 +10,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from sleepfm.config import Config, to_dict
 from sleepfm.data.batch import Batch
 from sleepfm.models.recompute import recomputable
 from sleepfm.training.job import Context, run
+from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Export, StepLoss
 
@@ -51,6 +52,10 @@ class ToyConfig(Config):
     """Item at which the process stops moving."""
     hang_at: int = -1
     """Item of the step at which every rank waits for a message that no rank sends."""
+    validate_s: tuple[float, ...] = ()
+    """Seconds that the items of a validation take, which the ranks share."""
+    hang_in_validation: bool = False
+    """Whether rank 0 stops moving in a validation."""
     fail_at: int = -1
     """Item at which NCCL's error is raised, once if there is a ``fail_flag``, a file's name."""
     fail_flag: str = ""
@@ -149,13 +154,23 @@ class ToyStage:
         items = batch.item.double()
         return StepLoss(error.mean(), {"largest": error.max(), "items": items.mean(), "squares": items.square().mean()})
 
-    def validate(self, module: nn.Module) -> dict[str, float]:
+    def validate(self, module: nn.Module, work: SharedWork) -> dict[str, float]:
+        seconds = self.toy.validate_s
+
+        def take(share: range) -> Iterator[tuple[Tensor, ...]]:
+            for item in share:
+                time.sleep(seconds[item])
+                yield ()
+
+        work.each("items", [1] * len(seconds), take)
+        if self.toy.hang_in_validation and work.world.is_main:
+            time.sleep(3600)
         signals = ToyStream().batch(10_000, 40).signals
         error = (module(signals) - signals).pow(2).mean().item()
         self.validations += 1
         return {"val/error": self.toy.errors[self.validations - 1] if self.toy.errors else error}
 
-    def export(self, module: nn.Module, folder: Path, final: bool = True) -> Export:
+    def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export:
         metrics = {"test/one": 1.0} if final else {}
         return Export({"model": to_dict(self.toy)}, "# toy\n", metrics, builder=f"toy:{self.toy.builder}")
 

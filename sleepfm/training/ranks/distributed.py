@@ -5,19 +5,21 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import math
 import os
 import re
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from sleepfm.errors import ConfigError, LostRankError, SleepFMError, TrainingError
 from sleepfm.extras import require
@@ -224,6 +226,31 @@ def gather_json(world: World, value: Any) -> list[Any]:
     return [json.loads(bytes(row[: int(length)].cpu().tolist())) for row, length in zip(everyone, lengths, strict=True)]
 
 
+def gather_tensors(world: World, own: Sequence[tuple[Tensor, ...]]) -> list[tuple[Tensor, ...]]:
+    """The tensors of all ranks on the CPU of rank 0, in the order of ranks and bit for bit; on the others nothing."""
+    if world.size == 1:
+        return list(own)
+    shapes = gather_json(world, [[(str(t.dtype).removeprefix("torch."), list(t.shape)) for t in item] for item in own])
+    sizes = [
+        [[math.prod(shape) * getattr(torch, dtype).itemsize for dtype, shape in item] for item in of_rank] for of_rank in shapes
+    ]
+    longest = max(sum(map(sum, of_rank)) for of_rank in sizes)
+    parts = [t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for item in own for t in item]
+    joined = torch.cat([torch.empty(0, dtype=torch.uint8), *parts])
+    # Collectives take the same length from every rank.
+    payload = torch.nn.functional.pad(joined, (0, longest - len(joined))).to(world.device)
+    rows = [torch.empty_like(payload) for _ in range(world.size)] if world.is_main else None
+    if longest:
+        dist.gather(payload, rows, dst=0)
+    found = []
+    for row, of_rank, lengths in zip(rows or [], shapes, sizes, strict=rows is not None):
+        pieces = iter(row.cpu()[: sum(map(sum, lengths))].split([length for item in lengths for length in item]))
+        for item in of_rank:
+            # A piece of its own memory begins where any type may.
+            found.append(tuple(next(pieces).clone().view(getattr(torch, dtype)).reshape(shape) for dtype, shape in item))
+    return found
+
+
 def on_main(world: World, work: Callable[[], T]) -> T:
     """Run ``work`` on rank 0 while the others wait; its result (plain JSON types), or its error, on
     every rank.
@@ -266,15 +293,26 @@ def on_every_node(world: World, work: Callable[[], T]) -> T:
                 result = [work()]
             except SleepFMError as error:
                 failure = error
-        if world.size == 1 and failure is not None:
-            raise failure
-        own = f"host {socket.gethostname()} (rank {world.rank}): {failure}" if failure is not None else ""
-        said = [text for text in gather_json(world, own) if text]
-        if said:
-            more = f"; and {len(said) - _NAMED_FAILURES} other ranks" if len(said) > _NAMED_FAILURES else ""
-            message = "; ".join(said[:_NAMED_FAILURES]) + more
-            raise (TrainingError(message) if failure is None else type(failure)(message)) from failure
+        agree(world, failure)
     return result[0]
+
+
+def agree(world: World, failure: SleepFMError | None) -> None:
+    """Every rank says whether it has failed; where one has, all end with its error.
+
+    Raises:
+        SleepFMError: ``failure``, or :class:`TrainingError` where another rank has failed, naming hosts.
+    """
+    if world.size == 1:
+        if failure is not None:
+            raise failure
+        return
+    own = f"host {socket.gethostname()} (rank {world.rank}): {failure}" if failure is not None else ""
+    said = [text for text in gather_json(world, own) if text]
+    if said:
+        more = f"; and {len(said) - _NAMED_FAILURES} other ranks" if len(said) > _NAMED_FAILURES else ""
+        message = "; ".join(said[:_NAMED_FAILURES]) + more
+        raise (TrainingError(message) if failure is None else type(failure)(message)) from failure
 
 
 def assert_agreement(world: World, facts: dict[str, str]) -> None:

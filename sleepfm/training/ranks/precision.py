@@ -7,8 +7,8 @@ fp32 kernel, and the result is rounded to bf16: what hardware with bf16 does, up
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -39,6 +39,16 @@ def native_bf16(device: torch.device | str) -> bool:
 def bf16_products(device: torch.device | str) -> AbstractContextManager[Any]:
     """What to run an autocast forward pass under on ``device``: nothing where it has bf16, else :class:`RoundedProducts`."""
     return nullcontext() if native_bf16(device) else RoundedProducts()
+
+
+@contextmanager
+def autocast(device: torch.device, dtype: str) -> Iterator[None]:
+    """The arithmetic of a forward pass in ``dtype`` (``fp32`` or ``bf16``) outside of DeepSpeed's engine, as inside of it."""
+    if dtype != "bf16":
+        yield
+        return
+    with torch.autocast(device.type, torch.bfloat16), bf16_products(device):
+        yield
 
 
 class RoundedProducts(TorchFunctionMode):

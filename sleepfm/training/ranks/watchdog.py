@@ -1,14 +1,16 @@
 """Ends a job in which a rank is silent or nothing moves any more, and says which rank the others waited for.
 
-Every rank counts what it goes on to (:meth:`Watchdog.at`). A thread of its own writes a beat to the store of the process group
-every few seconds: a number, the count, and where the rank is. Rank 0, which holds the store, reads all beats. It ends the job
+Every rank counts what it goes on to (:meth:`Watchdog.at`) and, where that is long, how it comes further there
+(:meth:`Watchdog.goes_on`). A thread of its own writes a beat to the store of the process group every few seconds: a number, the
+counts, and where the rank is. Rank 0, which holds the store, reads all beats. It ends the job
 
 * when nothing new has come from a rank for ``silent_s``: its process is stopped, or its host is lost;
 * when all ranks have arrived at one place and stay there much longer than ever before: their collective hangs.
 
-The others read its verdict, and end by themselves when the store does not answer. Besides, a rank that has not moved for
-``stall_s`` ends the job, and names those that are behind. Each ends its process with the status of a lost rank, wherever its
-main thread is.
+The others read its verdict, and end by themselves when the store does not answer. Besides, the job ends when no rank has come
+further for ``stall_s``, and those that are behind are named: however long a phase takes, one that goes on is left alone, also by
+the ranks that wait for others. No collective has a time-out that comes before. Each rank ends its process with the status of a
+lost rank, wherever its main thread is.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType
@@ -44,6 +46,8 @@ _NAMED = 8
 # Where ranks wait for storage, not for one another.
 _SLOW = "waiting for data"
 _VERDICT = "sleepfm/verdict"
+# How far all ranks together have come.
+_MOVES = "sleepfm/moves"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class Beat:
 
     number: int
     count: int
+    moves: int
+    """How often it came further, at a place or to the next."""
     host: str
     place: str
     inside: str
@@ -66,27 +72,42 @@ class Beat:
         return f"on {self.host}, {self.place}, in {self.inside}{reading}"
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a rank is: what it does, how many places and moves came before, since when, and how far it has come there."""
+
+    name: str
+    count: int
+    moves: int
+    since: float
+    patient: bool
+    how_far: str = ""
+    still_until: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.how_far})" if self.how_far else self.name
+
+
 class Watchdog:
     """Watches this rank, and on rank 0 all of them, from threads until closed.
 
     Args:
-        stall_s: seconds without progress after which the job ends.
-        patience_s: the same at places that may take long.
+        stall_s: seconds in which no rank comes further, after which the job ends.
         silent_s: seconds without a sign of life from a rank after which the job ends.
         reading: names the shards that are being read.
     """
 
-    def __init__(
-        self, world: World, stall_s: float, patience_s: float, silent_s: float, reading: Callable[[], str] = str
-    ) -> None:
-        self._world, self._stall_s, self._patience_s, self.reading = world, stall_s, max(stall_s, patience_s), reading
+    def __init__(self, world: World, stall_s: float, silent_s: float, reading: Callable[[], str] = str) -> None:
+        self._world, self._stall_s, self.reading = world, stall_s, reading
         self._silent_s = silent_s
         self._interval = min(_BEAT_SECONDS, stall_s / 5, silent_s / 5)
         self._main = threading.get_ident()
-        self._place = ("starting", 0, time.monotonic(), True)
+        self._place = _Place("starting", 0, 0, time.monotonic(), patient=True)
         self._longest: dict[str, float] = {}
         self._number = 0
         self._heard = time.monotonic()
+        # What rank 0 says of all ranks, and when it last said something else.
+        self._moves, self._moved = "", self._heard
         self._verdict = ""
         self._stop = threading.Event()
         self._store = _connect() if world.size > 1 else None
@@ -96,11 +117,21 @@ class Watchdog:
             threading.Thread(target=work, name="watchdog", daemon=True).start()
 
     def at(self, place: str, patient: bool = False) -> None:
-        """This rank goes on to ``place``, where it may stay longer if ``patient``. Every rank goes through the same places."""
-        before, count, since, _ = self._place
+        """This rank goes on to ``place``; ``patient`` where ranks may wait for the work of one. Every rank goes through the same
+        places.
+        """
+        before, now = self._place, time.monotonic()
+        self._longest[_kind(before.name)] = max(now - before.since, self._longest.get(_kind(before.name), 0.0))
+        self._place = _Place(place, before.count + 1, before.moves + 1, now, patient)
+
+    def goes_on(self, how_far: str = "", still_s: float = 0.0) -> None:
+        """This rank has come further at its place, as ``how_far`` tells. Next it may be still for ``still_s``, which it knows
+        from the size of what it does, before ``stall_s`` begins to count. Ranks may differ in how often they say so.
+        """
         now = time.monotonic()
-        self._longest[_kind(before)] = max(now - since, self._longest.get(_kind(before), 0.0))
-        self._place = (place, count + 1, now, patient)
+        place, still_until = self._place, now + still_s if still_s else 0.0
+        how_far = how_far or place.how_far
+        self._place = replace(place, moves=place.moves + 1, since=now, how_far=how_far, still_until=still_until)
 
     def close(self) -> None:
         """Watch no longer."""
@@ -109,16 +140,15 @@ class Watchdog:
     def _watch(self) -> None:
         """Asks nobody, so that nothing keeps it from ending this process."""
         while not self._stop.wait(self._interval):
-            _, _, since, patient = self._place
-            now = time.monotonic()
-            limit = self._patience_s if patient else self._stall_s
-            limit += 0.0 if self._world.is_main else _GRACE_SECONDS
+            place, now = self._place, time.monotonic()
+            moved = max(place.since, place.still_until, self._moved)
+            limit = self._stall_s + (0.0 if self._world.is_main else _GRACE_SECONDS)
             if self._verdict:
                 self._end(self._verdict)
             elif self._store is not None and now - self._heard > self._silent_s + (0.0 if self._world.rank == 1 else 2.0):
                 self._end(f"nothing is heard of rank 0 for {now - self._heard:.0f} s, its process or its host is stopped or lost")
-            elif now - since > limit:
-                self._look(now - since)
+            elif now - moved > limit:
+                self._look(now - moved)
 
     def _exchange(self) -> None:
         """Writes this rank's beats and reads what concerns it; every answer of the store is a sign of life of rank 0."""
@@ -130,22 +160,31 @@ class Watchdog:
                     self._judge()
                 elif self._store.check([_VERDICT]):
                     self._verdict = self._store.get(_VERDICT).decode()
-                self._heard = time.monotonic()
+                self._hear()
         except (dist.DistError, RuntimeError):
             # Rank 0 is gone, and with it the store: collectives say so, or else nothing is heard of it any more.
             return
+
+    def _hear(self) -> None:
+        """Rank 0 answers; has any rank come further?"""
+        assert self._store is not None
+        moves = self._store.get(_MOVES).decode() if self._store.check([_MOVES]) else ""
+        self._heard = time.monotonic()
+        if moves != self._moves:
+            self._moves, self._moved = moves, self._heard
 
     def _judge(self) -> None:
         """On rank 0: is a rank silent, or do all wait in a collective that hangs?"""
         assert self._store is not None
         now = time.monotonic()
         self._news.take(_read(self._store, self._world.size), now)
+        self._store.set(_MOVES, str(self._news.moves()))
         verdict = self._news.silent(now, self._silent_s)
-        place, count, since, patient = self._place
-        known = self._longest.get(_kind(place))
-        if not verdict and known is not None and not patient:
+        place = self._place
+        known = self._longest.get(_kind(place.name))
+        if not verdict and known is not None and not place.patient:
             limit = _HANGS * max(known, self._silent_s)
-            verdict = self._news.hanging(count, now - since) if now - since > limit else ""
+            verdict = self._news.hanging(place.count, now - place.since) if now - place.since > limit else ""
         if verdict and not self._stop.is_set():
             self._store.set(_VERDICT, verdict)
             self._verdict = verdict
@@ -155,21 +194,23 @@ class Watchdog:
             self._store.set(_key(self._world.rank), json.dumps(asdict(self._beat())))
 
     def _beat(self) -> Beat:
-        place, count, _, _ = self._place
+        place = self._place
         inside, collective = _inside(sys._current_frames().get(self._main))
         self._number += 1
-        return Beat(self._number, count, socket.gethostname(), place, inside, collective, self.reading())
+        # While it may be still it counts as moving, so that the others wait for it.
+        moves = place.moves + (self._number if time.monotonic() < place.still_until else 0)
+        return Beat(self._number, place.count, moves, socket.gethostname(), str(place), inside, collective, self.reading())
 
     def _look(self, seconds: float) -> None:
         """This rank has not moved for too long: compare what all ranks wrote, and end."""
-        place, count, _, _ = self._place
+        place, moved = self._place, self._moved
         if self._store is None:
             found = f"rank {self._world.rank} is still {self._beat()}"
         else:
             first = self._beats()
             time.sleep(2.5 * self._interval)
             second = self._beats()
-            if self._place[1] != count:
+            if self._place is not place or self._moved != moved:
                 return
             found = missing(first, second)
         self._end(f"stalled, no progress for {seconds:.0f} s (train.stall_s) {place}: {found}")
@@ -212,6 +253,10 @@ class _News:
         for rank, beat in enumerate(beats):
             if beat != self._beats[rank]:
                 self._beats[rank], self._since[rank] = beat, now
+
+    def moves(self) -> int:
+        """How often they have come further, all together."""
+        return sum(beat.moves for beat in self._beats if beat is not None)
 
     def silent(self, now: float, silent_s: float) -> str:
         """Whom nothing is heard of, in words; empty if all speak."""

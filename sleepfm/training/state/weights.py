@@ -27,6 +27,14 @@ def whole_state(module: nn.Module, world: World) -> dict[str, Tensor]:
     return {name: value.detach().cpu() for name, value in module.state_dict().items()} if world.is_main else {}
 
 
+@torch.no_grad()
+def share_state(module: nn.Module, world: World) -> None:
+    """Give every rank the parameters and buffers of rank 0."""
+    if world.size > 1:
+        for value in module.state_dict().values():
+            dist.broadcast(value, src=0)
+
+
 def named_running_statistics(module: nn.Module) -> dict[str, Tensor]:
     """Running means and variances of the batch norms that are being trained."""
     return {
