@@ -170,7 +170,7 @@ def examine(
                 found = scoring.file
             elif found is None:
                 found = find_scoring(recording.path, root, cohort, recording.header, recording.names_below)
-            scored = _read_scoring(recording, cohort, found, root)
+            scored = _read_scoring(recording, cohort, found, root, looked_for=scoring is None)
             if scored is None and use == "require":
                 raise AnnotationError(f"{name}: {_none_found(cohort)}, and a scoring is required")
         except (AnnotationError, RecordingError) as error:
@@ -195,7 +195,9 @@ def _none_found(cohort: Cohort) -> str:
     return f"no scoring was found (cohort {cohort.name} looks for {', '.join(patterns) or 'none beside the recording'})"
 
 
-def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None, root: Path | None) -> Scoring | None:
+def _read_scoring(
+    recording: Recording, cohort: Cohort, found: Path | None, root: Path | None, looked_for: bool
+) -> Scoring | None:
     """The scoring in ``found`` or in the recording itself, brought to its length, with what the cohort knows of it.
 
     Raises:
@@ -203,7 +205,7 @@ def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None, root
     """
     name, own = recording.name, OwnWords.of(cohort.scoring)
     if found is not None:
-        scored: Scoring | None = _read_file(recording, cohort, found, root, own)
+        scored: Scoring | None = _read_file(recording, cohort, found, root, own, looked_for)
     else:
         texts = own.in_annotations(recording.annotations)
         scored = from_annotations(texts, "annotations of the recording", words=own.events)
@@ -222,10 +224,12 @@ def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None, root
     return reconcile(scored, recording.duration, cohort.scoring.longer, name, cohort.scoring.shorter)
 
 
-def _read_file(recording: Recording, cohort: Cohort, found: Path, root: Path | None, own: OwnWords) -> Scoring:
+def _read_file(recording: Recording, cohort: Cohort, found: Path, root: Path | None, own: OwnWords, looked_for: bool) -> Scoring:
     """The scoring in ``found``; where that lacks stages or events, it is told which other file is there and not read."""
 
     def beside() -> str:
+        if not looked_for:  # a file that was handed on is not searched for again
+            return ""
         others = passed_over(recording.path, root, cohort, found, recording.names_below)
         names = ", ".join(repr(path.name) for path in others)
         return (
