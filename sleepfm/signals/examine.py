@@ -11,19 +11,18 @@ from pathlib import Path
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError, MontageError, RecordingError
 from sleepfm.signals.cohorts.catalogue import Rules, recognise_cohort
-from sleepfm.signals.cohorts.cohort import UNCLEAR, Cohort
+from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.edf.header import EdfHeader
 from sleepfm.signals.files import file_size, is_file, is_folder, is_remote, list_files, location, refresh
 from sleepfm.signals.recording import Recording, read_edf_extent, read_edf_header, read_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
-from sleepfm.signals.scorings.finder import FoundScoring, find_scoring
+from sleepfm.signals.scorings.finder import FoundScoring, find_scoring, passed_over
 from sleepfm.signals.scorings.own_words import OwnWords
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
 from sleepfm.signals.scorings.scoring import Scoring, ScoringUse
-from sleepfm.signals.scorings.vocabulary import fold
 
 _SUFFIXES = (".edf", ".bdf")
 # Annotations without a signal are smaller. Larger files are recordings, whose headers need not be fetched to list a folder.
@@ -191,7 +190,7 @@ def examine(
                 found = scoring.file
             elif found is None:
                 found = find_scoring(recording.path, root, cohort, recording.header, recording.names_below)
-            scored = _read_scoring(recording, cohort, found)
+            scored = _read_scoring(recording, cohort, found, root, looked_for=scoring is None)
             if scored is None and use == "require":
                 raise AnnotationError(f"{name}: {_none_found(cohort)}, and a scoring is required")
         except (AnnotationError, RecordingError) as error:
@@ -216,7 +215,9 @@ def _none_found(cohort: Cohort) -> str:
     return f"no scoring was found (cohort {cohort.name} looks for {', '.join(patterns) or 'none beside the recording'})"
 
 
-def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None) -> Scoring | None:
+def _read_scoring(
+    recording: Recording, cohort: Cohort, found: Path | None, root: Path | None, looked_for: bool
+) -> Scoring | None:
     """The scoring in ``found`` or in the recording itself, brought to its length, with what the cohort knows of it.
 
     Raises:
@@ -224,9 +225,10 @@ def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None) -> S
     """
     name, own = recording.name, OwnWords.of(cohort.scoring)
     if found is not None:
-        scored: Scoring | None = read_scoring(found, recording.start, recording.duration, recording.names_below, own)
+        scored: Scoring | None = _read_file(recording, cohort, found, root, own, looked_for)
     else:
-        scored = from_annotations(own.in_annotations(recording.annotations), "annotations of the recording")
+        texts = own.in_annotations(recording.annotations)
+        scored = from_annotations(texts, "annotations of the recording", words=own.events)
     if scored is None:
         return None
     names = [recording.path.name, *([found.name] if found is not None else [])]
@@ -238,8 +240,30 @@ def _read_scoring(recording: Recording, cohort: Cohort, found: Path | None) -> S
         lost = f"the events of this scoring are documented to be lost (cohort {cohort.name}); they count as not scored"
         scored = replace(scored, events=(), unclear=(), untimed=(), has_events=False, warnings=(*scored.warnings, lost))
     else:
-        scored = _without_unreliable(_with_own_events(scored, cohort.scoring.events), cohort)
+        scored = _without_unreliable(scored, cohort)
     return reconcile(scored, recording.duration, cohort.scoring.longer, name, cohort.scoring.shorter)
+
+
+def _read_file(recording: Recording, cohort: Cohort, found: Path, root: Path | None, own: OwnWords, looked_for: bool) -> Scoring:
+    """The scoring in ``found``; where that lacks stages or events, it is told which other file is there and not read."""
+
+    def beside() -> str:
+        if not looked_for:  # a file that was handed on is not searched for again
+            return ""
+        others = passed_over(recording.path, root, cohort, found, recording.names_below)
+        names = ", ".join(repr(path.name) for path in others)
+        return (
+            names and f"{names} beside it is not read, since of several patterns one counts; put stages and events into one file"
+        )
+
+    try:
+        scored = read_scoring(found, recording.start, recording.duration, recording.names_below, own)
+    except AnnotationError as error:
+        told = beside()
+        raise (type(error)(f"{error}; {told}") if told else error) from error
+    if not scored.has_events and (told := beside()):
+        return replace(scored, warnings=(*scored.warnings, f"{found.name!r} has no events; {told}"))
+    return scored
 
 
 def require_channels(examination: Examination, require: Sequence[str] = ()) -> None:
@@ -267,23 +291,6 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
 
 def _any_named(names: Iterable[str], expression: str) -> bool:
     return bool(expression) and any(re.search(expression, name) for name in names)
-
-
-def _with_own_events(scoring: Scoring, own: Mapping[str, str]) -> Scoring:
-    """``scoring`` with the events that only the cohort knows the meaning of, or knows to have none that is certain."""
-    meaning = {fold(text): kind for text, kind in own.items()}
-    timed = [*scoring.unclear, *(event for event in scoring.others if event.duration > 0)]
-    known = [replace(event, type=meaning[fold(event.type)]) for event in timed if fold(event.type) in meaning]
-    known = [event for event in known if event.type != UNCLEAR]
-    doubtful = [event for event in timed if meaning.get(fold(event.type)) == UNCLEAR]
-    unclear = [event for event in scoring.unclear if fold(event.type) not in meaning]
-    return replace(
-        scoring,
-        events=tuple(sorted((*scoring.events, *known), key=lambda event: (event.onset, event.type))),
-        has_events=scoring.has_events or bool(known) or bool(doubtful),
-        unclear=tuple(sorted((*unclear, *doubtful), key=lambda event: (event.onset, event.type))),
-        ignored={text: count for text, count in scoring.ignored.items() if fold(text) not in meaning},
-    )
 
 
 def _without_unreliable(scoring: Scoring, cohort: Cohort) -> Scoring:

@@ -29,7 +29,7 @@ from sleepfm.signals.scorings.scoring import Event, ScoringUse
 __all__ = ["PROCESSING_VERSION", "PreparedRecording", "RecordingDescription", "discover", "prepare", "prepare_in_turn"]
 
 # Raised with every change of filters, quality, polarity, scaling or reading by which a recording becomes other samples or labels.
-PROCESSING_VERSION = 2
+PROCESSING_VERSION = 3
 # Kept in their own unit: a percentage means the same in every recording.
 _UNSCALED = ("SPO2",)
 

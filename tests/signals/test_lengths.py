@@ -111,3 +111,55 @@ def test_nothing_is_moved_to_make_a_scoring_fit(tmp_path):
     assert "belongs to another night" in prepare(path, load_config(Cohort, own)).provenance["scoring_refused"]
     with pytest.raises(AnnotationError, match="belongs to another night"):
         prepare(path, load_config(Cohort, own), use="require")
+
+
+CUT = {"longer": "cut"}
+
+
+def own_table(folder: Path, text: str, rules: dict[str, str] | None = None, seconds: int = 1200) -> PreparedRecording:
+    path = write_edf(folder / "b.edf", [Made("C4-M1", noise(200 * seconds), 200)])
+    (folder / "b.csv").write_text(text)
+    own = folder / "own.yaml"
+    own.write_text(yaml.safe_dump({"extends": "generic.yaml", "name": "own", "source": "test", "scoring": rules or {}}))
+    return prepare(path, load_config(Cohort, own))
+
+
+STRANGE = {
+    "20-s epochs": ("".join(f"{n % 4}\n" for n in range(60)), "its epochs seem to have 20 s, not 30"),
+    "10-s epochs": ("epoch,stage\n" + "".join(f"{n},{n % 4}\n" for n in range(120)), "its epochs seem to have 10 s, not 30"),
+    "milliseconds": (
+        "onset,duration,event\n" + "".join(f"{30000 * n},30000,N{1 + n % 3}\n" for n in range(40)),
+        "it is 1000 times as long, as if its times were milliseconds",
+    ),
+    "samples": (
+        "onset,duration,event\n" + "".join(f"{30 * 256 * n},{30 * 256},N{1 + n % 3}\n" for n in range(40)),
+        "it is 256 times as long, as if its times were samples",
+    ),
+    "several nights": ("".join(f"{n % 4}\n" for n in range(95)), "one of them belongs to another night"),
+}
+
+
+@pytest.mark.parametrize("form", STRANGE)
+@pytest.mark.parametrize("rules", [None, CUT])
+def test_a_scoring_that_counts_something_else_is_not_cut(tmp_path, form, rules):
+    text, why = STRANGE[form]
+    refused = own_table(tmp_path, text, rules)
+    reason = refused.provenance["scoring_refused"]
+    assert why in reason and "longer: cut" not in reason and (refused.stage == -1).all()
+
+
+def test_the_line_that_cuts_is_named_up_to_ten_minutes(tmp_path):
+    lines = "".join(f"{n % 4}\n" for n in range(100))
+    for seconds, named in ((2400, True), (2370, False)):
+        reason = own_table(tmp_path, lines, seconds=seconds).provenance["scoring_refused"]
+        assert f"{3000 - seconds}.0 s" in reason and ("{longer: cut}" in reason) == named
+    # Whoever asks for it gets it where less than half is cut off.
+    assert own_table(tmp_path, lines, CUT, 1530).stage.tolist() == [n % 4 for n in range(51)]
+    assert "(49.0 epochs) longer" not in own_table(tmp_path, lines, CUT, 1530).provenance["scoring_refused"]
+
+
+def test_a_night_all_of_whose_events_lie_after_it_has_none_that_were_scored(tmp_path):
+    rows = "".join(f"{30 * n},30,N{1 + n % 3}\n" for n in range(50))
+    night = own_table(tmp_path, f"onset,duration,event\n{rows}1300,20,Hypopnea\n1400,20,Hypopnea\n", CUT)
+    assert (night.labels["hypopnea"] == -1).all() and (night.labels["apnea"] == -1).all() and (night.stage >= 0).all()
+    assert "none of its events lies in the recording" in " ".join(night.provenance["scoring"]["warnings"])

@@ -100,3 +100,33 @@ def test_a_wrong_word_is_an_error_and_rules_without_words_keep_their_digest(tmp_
     assert rules_digest(load_config(Cohort, tmp_path / "lab.yaml")) != rules_digest(
         load_config(Cohort, tmp_path / "lab.yaml").model_copy(update={"scoring": generic.scoring})
     )
+
+
+def test_a_title_that_no_table_has_is_named_with_those_that_are_there(tmp_path):
+    told = r"no title 'Foo', which `columns` of the cohort file names; its titles are 'onset', 'duration', 'event'"
+    write_edf(tmp_path / "night.edf", [Made("C4-M1", noise(200 * 120), 200)])
+    (tmp_path / "lab.yaml").write_text(f"{HEAD}scoring:\n  columns: {{Foo: onset}}\n")
+    (tmp_path / "night.csv").write_text(rows(",", ("onset", "duration", "event")).replace("lamp on", "N2").replace("awake", "W"))
+    # In the reason where the scoring cannot be used, else in its warnings.
+    with pytest.raises(StageTextError, match=told):
+        examine(tmp_path / "night.edf", load_config(Cohort, tmp_path / "lab.yaml"), use="require")
+    (tmp_path / "night.csv").write_text("onset,duration,event\n0,120,N2\n")
+    found = examine(tmp_path / "night.edf", load_config(Cohort, tmp_path / "lab.yaml"), use="require").scoring
+    assert found is not None and found.warnings == ("the table has " + told,)
+    (tmp_path / "night.csv").write_text("Beginn;Dauer;Befund\n0;120;N2\n")
+    with pytest.raises(AnnotationError, match=r"no title 'Foo'.*its titles are 'Beginn', 'Dauer', 'Befund'"):
+        examine(tmp_path / "night.edf", load_config(Cohort, tmp_path / "lab.yaml"), use="require")
+
+
+@pytest.mark.parametrize("order", [("stages", "events"), ("events", "stages")])
+def test_of_stages_and_events_in_two_files_the_one_that_is_not_read_is_named(tmp_path, order):
+    write_edf(tmp_path / "night.edf", [Made("C4-M1", noise(200 * 120), 200)])
+    (tmp_path / "night_stages.csv").write_text("epoch,stage\n1,N2\n2,N2\n3,N2\n4,R\n")
+    (tmp_path / "night_events.csv").write_text("onset,duration,event\n65,20,Hypopnea\n")
+    (tmp_path / "lab.yaml").write_text(f"{HEAD}scoring:\n  files: ['{{stem}}_{order[0]}.csv', '{{stem}}_{order[1]}.csv']\n")
+    found = examine(tmp_path / "night.edf", load_config(Cohort, tmp_path / "lab.yaml"))
+    told = " ".join(found.scoring.warnings) if found.scoring else found.scoring_refused
+    assert f"'night_{order[1]}.csv' beside it is not read" in told
+    (tmp_path / f"night_{order[1]}.csv").unlink()
+    found = examine(tmp_path / "night.edf", load_config(Cohort, tmp_path / "lab.yaml"))
+    assert "not read" not in " ".join(found.scoring.warnings if found.scoring else found.scoring_refused)

@@ -221,3 +221,42 @@ def test_sessions_of_bids_are_one_person(tmp_path):
     assert (first.visit, again.visit, run.visit) == ("1", "B", "1") and len({first.record, again.record, run.record}) == 3
     # Any other name is a person of its own, as before.
     assert identify(tmp_path / "P01_night1.edf", cohort).subject == "P01_night1"
+
+
+@pytest.mark.parametrize("title", ["", "Stage\n"])
+@pytest.mark.parametrize("blank", ["", '""', " "])
+def test_a_blank_line_among_the_stages_of_a_list_is_an_epoch_without_a_stage(tmp_path, title, blank):
+    names = ["W", "N1", "N2", "N3", "R"] * 8
+    for place in (12, 13, 30):
+        names[place] = blank
+    found = read(tmp_path, "\n\n" * (not title) + title + "\n".join([*names, "", "", ""]))
+    assert stage_labels(found, 40).tolist() == [-1 if n in (12, 13, 30) else n % 5 for n in range(40)]
+    assert found.warnings == ("3 blank lines among the stages are epochs that are not scored",)
+
+
+def test_lines_with_as_many_blank_ones_between_all_of_them_are_epoch_after_epoch(tmp_path):
+    found = read(tmp_path, "\n\n".join(["W", "N1", "N2", "N3", "R"] * 8))
+    assert stage_labels(found, 40).tolist() == [n % 5 for n in range(40)] and not found.warnings
+
+
+def test_a_comment_among_the_stages_of_a_list_is_refused_and_one_before_or_after_is_not(tmp_path):
+    names = ["W", "N1", "N2", "N3", "R"] * 8
+    assert stage_labels(read(tmp_path, "\n".join(["# ours", *names, "# end"])), 40).tolist() == [n % 5 for n in range(40)]
+    with pytest.raises(AnnotationError, match="line 13: '# lost' stands among the stages"):
+        read(tmp_path, "\n".join([*names[:12], "# lost", *names[12:]]))
+
+
+def test_stages_without_durations_that_are_runs_are_refused(tmp_path):
+    """Each lasts until the next one or for an epoch; nothing says which."""
+    runs = [(0, "W"), (90, "N1"), (120, "N2"), (600, "N3"), (900, "R")]
+    with pytest.raises(
+        AnnotationError, match=r"no durations, and 3 of 4 are followed by the next after more than 30 s \(up to 480 s\)"
+    ):
+        read(tmp_path, "onset,event\n" + "".join(f"{onset},{name}\n" for onset, name in runs))
+    short = [(0, "W"), (30, "N1"), (60, "N2"), (600, "N3"), (630, "R")]
+    with pytest.raises(AnnotationError, match="1 of 4 are followed"):
+        read(tmp_path, "onset,event\n" + "".join(f"{onset},{name}\n" for onset, name in short))
+    # Epochs, of which some were lost, tell.
+    found = read(tmp_path, "onset,event\n" + "".join(f"{30 * n},N2\n" for n in range(40) if n not in (5, 6, 20)))
+    assert np.flatnonzero(stage_labels(found, 40) == -1).tolist() == [5, 6, 20]
+    assert found.warnings == ("2 stages without durations are followed by none for more than 30 s; not scored there",)

@@ -354,10 +354,12 @@ class Cohort(Config):
 # Rules list a few hundred, and files repeat theirs.
 @lru_cache(maxsize=4096)
 def normalise_label(label: str) -> str:
-    """A label without case, spaces and punctuation; a sign at its end stays, since ``ECG+`` is not ``ECG-``."""
+    """A label without case, spaces and punctuation; a sign at its end stays, since ``ECG+`` is not ``ECG-``, and so does a minus
+    right before it, since ``-C3-M2`` may be upside down."""
     text = unicodedata.normalize("NFKC", label).casefold().strip()
     sign = text[-1:] if text[-1:] in ("+", "-") else ""
-    return "".join(character for character in text if character.isalnum()) + sign
+    minus = "-" if text[:1] == "-" and text[1:2].isalnum() else ""
+    return minus + "".join(character for character in text if character.isalnum()) + sign
 
 
 def rules_digest(cohort: Cohort) -> str:

@@ -86,6 +86,8 @@ _SIDES = {"EOG L": "E1", "EOG R": "E2"}
 _NUMBERED_PAIR = re.compile(rf"(chin|emg|e[ck]g)({_BETWEEN})([1-3])([\s\-:/_.#]+)([1-3])(?=\W*$)")
 # What MNE puts behind signals of one label: "EMG-0", "EMG-1".
 _RUNNING_NUMBER = re.compile(r"(?P<label>.+)-(?P<number>\d{1,2})")
+# A minus before the electrode ("-C3-M2", "EEG -C3") may say that the signal is upside down; whether it is is not known.
+_TURNED_OVER = re.compile(rf"[\s(\[]*(?:(?:{'|'.join(_KINDS)})[\s:(\[]+)?-(?=\w)")
 _LONGEST = 80
 
 
@@ -147,6 +149,8 @@ def read_label(label: str) -> Label | None:
     if len(text) > _LONGEST:
         return None
     text = re.sub("[\u2010-\u2015\u2212]", "-", text)
+    if _TURNED_OVER.match(text):
+        return None
     match = _LABEL.fullmatch(_NUMBERED_PAIR.sub(r"\1\3-\1\5", text))
     if match is None:
         return None

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from pathlib import PurePath
 
 from sleepfm.signals.edf.annotations import Annotation
+from sleepfm.signals.scorings.event_words import KNOWN, EventWords
 from sleepfm.signals.scorings.rows import Row, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Scoring
 from sleepfm.signals.scorings.stage_texts import number_reader
 from sleepfm.signals.scorings.vocabulary import fold, names_a_stage, stage_of
 
 
-def from_annotations(annotations: Sequence[Annotation], source: str, shift: float = 0.0) -> Scoring | None:
+def from_annotations(
+    annotations: Sequence[Annotation], source: str, shift: float = 0.0, words: EventWords = KNOWN
+) -> Scoring | None:
     """Scoring of EDF+ texts ("Sleep stage 2", "Sleep stage N2", "Obstructive apnea"), or None without a stage.
 
     ``shift`` is added to every onset. A stage without a duration lasts until the next one, at most an epoch.
@@ -26,7 +29,7 @@ def from_annotations(annotations: Sequence[Annotation], source: str, shift: floa
     if not any(names_a_stage(text) or (len(fold(text)) > 1 and stage_of(text) is not None) for text in texts):
         return None
     rows = [Row(item.onset + shift, item.duration, text) for item, text in zip(ordered, texts, strict=True)]
-    return scoring_of_rows(rows, source, source, stage=number_reader(texts, stage_of, {}, PurePath(source)))
+    return scoring_of_rows(rows, source, source, stage=number_reader(texts, stage_of, {}, PurePath(source)), words=words)
 
 
 def _text(item: Annotation) -> str:

@@ -14,6 +14,7 @@ from pathlib import PurePath
 
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.scorings.clock import Clock, is_clock
+from sleepfm.signals.scorings.event_words import EventWords
 from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Scoring
 from sleepfm.signals.scorings.vocabulary import stage_of
@@ -33,7 +34,7 @@ def is_event_log(text: str) -> bool:
     return first is not None and any(line is not None and _STAGE.match(line[2]) for line in chain([first], lines))
 
 
-def read_event_log(text: str, path: PurePath, start: datetime | None, duration: float | None) -> Scoring:
+def read_event_log(text: str, path: PurePath, start: datetime | None, duration: float | None, words: EventWords) -> Scoring:
     """The scoring of a log; ``start`` and ``duration`` are those of the recording.
 
     Raises:
@@ -75,7 +76,7 @@ def read_event_log(text: str, path: PurePath, start: datetime | None, duration: 
     if staged is not None:
         rest = None if duration is None or duration <= staged[0] else duration - staged[0]
         rows.append(Row(staged[0], rest, staged[1]))
-    return scoring_of_rows(rows, f"event log {path.name}", str(path))
+    return scoring_of_rows(rows, f"event log {path.name}", str(path), words=words)
 
 
 def _event(found: re.Match[str], onset: float) -> Row:

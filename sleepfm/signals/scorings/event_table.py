@@ -14,14 +14,16 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import datetime
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import PurePath
 
 import numpy as np
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
-from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows, stands_as_stage, tells_an_event
+from sleepfm.signals.scorings.clock import is_clock
+from sleepfm.signals.scorings.event_words import EventWords
+from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Scoring
 from sleepfm.signals.scorings.stage_texts import NUMBER, number_reader, refuse_unknown
 from sleepfm.signals.scorings.table_columns import Columns, delimiter_of, find_titles
@@ -45,7 +47,7 @@ def is_event_table(text: str) -> bool:
         return False
 
 
-def read_event_table(text: str, path: PurePath, start: datetime | None, duration: float | None) -> Scoring:
+def read_event_table(text: str, path: PurePath, start: datetime | None, duration: float | None, words: EventWords) -> Scoring:
     """The scoring of a table or list; ``start`` and ``duration`` are those of the recording.
 
     Raises:
@@ -69,23 +71,28 @@ def read_event_table(text: str, path: PurePath, start: datetime | None, duration
         )
     table = [(number, row) for number, row in table if len(row) >= columns.least]
     if columns.begin is None:
-        return _epochs(table, columns, text, path)
-    return _timed(table, columns, path, start, duration)
+        return _epochs(table, columns, text, path, words)
+    return _timed(table, columns, path, start, duration, words)
 
 
 def _timed(
-    table: Sequence[tuple[int, list[str]]], columns: Columns, path: PurePath, start: datetime | None, duration: float | None
+    table: Sequence[tuple[int, list[str]]],
+    columns: Columns,
+    path: PurePath,
+    start: datetime | None,
+    duration: float | None,
+    words: EventWords,
 ) -> Scoring:
     """Rows with onsets: stages and events in one column, stages alone, or stages in one and events in another."""
     assert columns.begin is not None
-    cells = [(number, row) for number, row in table if not _is_filler(row, columns)]
+    cells = [(number, row) for number, row in table if not _is_filler(row, columns, words)]
     times = TableTimes([row[columns.begin].strip() for _, row in cells], columns, path, start, duration)
     rows: list[Row] = []
     doubtful: list[tuple[int, Row]] = []
     for number, row in cells:
         text, is_stage = _text_of(row, columns, f"{path}: row {number}")
         where = f"{path}: row {number} ({text[:40]!r})"
-        staged = is_stage or stands_as_stage(text)
+        staged = is_stage or words.stands_as_stage(text)
         onset, lasts = _times_of(row, columns, times, where, staged)
         if lasts is not None and not lasts >= 0 and staged:
             raise AnnotationError(f"{where}: duration is {lasts:g} s")
@@ -102,7 +109,15 @@ def _timed(
     _refuse_events_in_place_of_epochs(doubtful, stages, path)
     in_time = [row.text for row in sorted((row for row in rows if not np.isnan(row.onset)), key=lambda row: row.onset)]
     stage = number_reader(in_time, epoch_stage_of if columns.name is None else stage_of, {}, path)
-    return scoring_of_rows(rows, f"event table {path.name}", str(path), stage=stage, warnings=times.warnings)
+    return scoring_of_rows(
+        rows,
+        f"event table {path.name}",
+        str(path),
+        stage=stage,
+        warnings=times.warnings,
+        words=words,
+        seconds_assumed=not any(is_clock(row[columns.begin].strip()) for _, row in cells),
+    )
 
 
 def _times_of(row: Sequence[str], columns: Columns, times: TableTimes, where: str, staged: bool) -> tuple[float, float | None]:
@@ -173,7 +188,7 @@ def _refuse_events_in_place_of_epochs(doubtful: Sequence[tuple[int, Row]], stage
             )
 
 
-def _epochs(table: Sequence[tuple[int, list[str]]], columns: Columns, text: str, path: PurePath) -> Scoring:
+def _epochs(table: Sequence[tuple[int, list[str]]], columns: Columns, text: str, path: PurePath, words: EventWords) -> Scoring:
     """A stage a row, epoch after epoch; where epochs are numbered, from 0 or 1."""
     place_of_stage = columns.stage if columns.stage is not None else 0
     cells = list(table)
@@ -183,12 +198,14 @@ def _epochs(table: Sequence[tuple[int, list[str]]], columns: Columns, text: str,
     if unknown:
         number, name = unknown[0]
         refuse_unknown(Counter(name for _, name in unknown), f"{path}: line {number}: {name[:40]!r} is no stage")
+    places = _places(cells, text, path) if columns.epoch is None else []
     first: int | None = None
     met: set[int] = set()
     rows = []
     for count, ((number, row), name) in enumerate(zip(cells, names, strict=True)):
-        place = count
-        if columns.epoch is not None:
+        if columns.epoch is None:
+            place = places[count]
+        else:
             given = row[columns.epoch].strip()
             if not re.fullmatch(r"\d{1,6}(\.0+)?", given):
                 raise AnnotationError(f"{path}: line {number}: {given[:40]!r} is no epoch number")
@@ -200,7 +217,35 @@ def _epochs(table: Sequence[tuple[int, list[str]]], columns: Columns, text: str,
                 )
             met.add(place)
         rows.append(Row(place * float(EPOCH_SECONDS), float(EPOCH_SECONDS), name))
-    return scoring_of_rows(rows, f"stages by epoch {path.name}", str(path), stage=stage, whole_night=columns.epoch is None)
+    left_out = places[-1] + 1 - len(places) if places else 0
+    return scoring_of_rows(
+        rows,
+        f"stages by epoch {path.name}",
+        str(path),
+        stage=stage,
+        whole_night=columns.epoch is None,
+        warnings=(f"{left_out} blank lines among the stages are epochs that are not scored",) if left_out else (),
+        words=words,
+        seconds_assumed=True,
+    )
+
+
+def _places(table: Sequence[tuple[int, list[str]]], text: str, path: PurePath) -> list[int]:
+    """The epoch of each row of a list: a blank line among the stages is one without a stage, unless there are as many everywhere.
+
+    Raises:
+        AnnotationError: a comment among the stages, in the place of an epoch or not.
+    """
+    numbers = [number for number, _ in table]
+    for number, line in islice(iter_lines(text), numbers[0], numbers[-1]):
+        if line.startswith("#"):
+            raise AnnotationError(
+                f"{path}: line {number}: {line[:40]!r} stands among the stages; whether in the place of an epoch is not known. "
+                "Write ? where no stage was scored, and comments before the stages"
+            )
+    spacing = {after - before for before, after in pairwise(numbers)}
+    step = spacing.pop() if len(spacing) == 1 else 1
+    return [(number - numbers[0]) // step for number in numbers]
 
 
 def _legend(text: str) -> dict[int, Stage]:
@@ -248,14 +293,14 @@ def _is_stage(text: str) -> bool:
     return bool(text) and (NUMBER.fullmatch(text) is not None or epoch_stage_of(text) is not None)
 
 
-def _is_filler(row: Sequence[str], columns: Columns) -> bool:
+def _is_filler(row: Sequence[str], columns: Columns, words: EventWords) -> bool:
     """Whether a row is one of units or sums, without an onset and without a stage or an event."""
     assert columns.begin is not None
     onset = row[columns.begin].strip()
     if onset.startswith("[") and onset.endswith("]"):
         return True
     said = [row[place].strip() for place in (columns.name, columns.stage) if place is not None]
-    return not onset and not any(stands_as_stage(text) or tells_an_event(text) for text in said)
+    return not onset and not any(words.stands_as_stage(text) or words.tells_an_event(text) for text in said)
 
 
 def _missing(row: Sequence[str], column: int) -> bool:

@@ -100,6 +100,20 @@ class SharedScorings:
         ]
 
 
+def passed_over(edf: Path, root: Path | None, cohort: Cohort, found: Path, names_below: Path | None = None) -> list[Path]:
+    """Scoring files that other patterns of the cohort find for the recording ``edf`` beside the one that is read, ``found``."""
+    others: list[Path] = []
+    for pattern in cohort.scoring.files:
+        alone = cohort.model_copy(update={"scoring": cohort.scoring.model_copy(update={"files": (pattern,), "same_header": ""})})
+        try:
+            other = find_scoring(edf, root, alone, names_below=names_below)
+        except AnnotationError:
+            continue  # several fit it, of which none is read
+        if other is not None and other not in (found, *others):
+            others.append(other)
+    return others
+
+
 def looked_for(edf: Path, cohort: Cohort) -> list[str]:
     """What :func:`find_scoring` looks for, in order, relative to the recording's folder and those above it."""
     beside = [f"{cohort.scoring.same_header} of the same patient and start"] if cohort.scoring.same_header else []

@@ -20,7 +20,7 @@ from sleepfm.signals.cohorts.catalogue import cohort_names, load_cohort
 from sleepfm.signals.cohorts.cohort import Cohort, normalise_label
 from sleepfm.signals.cohorts.label_grammar import read_label
 from sleepfm.signals.scorings.scoring import Event
-from sleepfm.signals.scorings.vocabulary import is_beside_the_point, is_standard_text
+from sleepfm.signals.scorings.vocabulary import is_beside_the_point, is_respiratory, is_standard_text
 
 # Of who sets none of their own. A digest by a salt that is known can be compared with that of a guess.
 SALT = "sleepfm"
@@ -87,7 +87,7 @@ def counts_without_texts(counts: Mapping[str, int], kind: str, salt: str = SALT)
     """``counts`` of texts by their digests, standard texts and the count of the rest as they are.
 
     Args:
-        kind: what the texts are, or empty for ``note`` or ``unknown`` as each is.
+        kind: what the texts are, or empty for ``respiratory``, ``note`` or ``unknown`` as each is.
     """
     found: Counter[str] = Counter()
     for text, count in counts.items():
@@ -97,13 +97,16 @@ def counts_without_texts(counts: Mapping[str, int], kind: str, salt: str = SALT)
 
 
 def _kind(text: str) -> str:
+    if is_respiratory(text):
+        return "respiratory"
     return "note" if is_beside_the_point(text) else "unknown"
 
 
 def events_without_texts(events: Iterable[Event], salt: str = SALT) -> tuple[Event, ...]:
-    """Respiratory events that are not understood, of which the type is the text, with its digest instead."""
+    """Events that are not understood, of which the type is the text, with its digest instead."""
     return tuple(
-        event if is_standard(event.type) else replace(event, type=digest_of(event.type, "respiratory", salt)) for event in events
+        event if is_standard(event.type) else replace(event, type=digest_of(event.type, _kind(event.type), salt))
+        for event in events
     )
 
 
@@ -116,7 +119,7 @@ def provenance_without_texts(provenance: Mapping[str, Any], salt: str = SALT) ->
     if scoring := provenance.get("scoring"):
         kept["scoring"] = {
             **scoring,
-            "unclear": counts_without_texts(scoring.get("unclear", {}), "respiratory", salt),
+            "unclear": counts_without_texts(scoring.get("unclear", {}), "", salt),
             "ignored": counts_without_texts(scoring.get("ignored", {}), "", salt),
             "warnings": [without_texts(text, salt) for text in scoring.get("warnings", ())],
         }

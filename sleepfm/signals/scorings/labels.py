@@ -70,8 +70,8 @@ def event_labels(scoring: Scoring | None, n_epochs: int, types: Iterable[str], r
     epochs counts for neither.
 
     Of apneas and hypopneas an epoch that holds none is -1 where a respiratory event that was not understood touches it, and, if
-    only some kinds of apnea are asked for, where an apnea of unknown kind does; of arousals and desaturations where one with
-    damaged times may.
+    only some kinds of apnea are asked for, where an apnea of unknown kind does; of arousals and desaturations where a text
+    that is not understood or damaged times may mean one.
     """
     wanted = frozenset(types)
     if scoring is None or not scoring.has_events or not wanted.isdisjoint(scoring.unreliable):

@@ -15,10 +15,11 @@ from pathlib import PurePath
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.scorings.clock import Clock, is_clock
-from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows, stands_as_stage
+from sleepfm.signals.scorings.event_words import EventWords
+from sleepfm.signals.scorings.rows import MAX_ROWS, Row, iter_lines, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Group, Scoring
 from sleepfm.signals.scorings.stage_texts import NUMBER, number_reader
-from sleepfm.signals.scorings.vocabulary import event_of, is_beside_the_point, is_respiratory, names_a_stage, stage_of
+from sleepfm.signals.scorings.vocabulary import is_beside_the_point, is_respiratory, names_a_stage, stage_of
 
 # Column titles, which also say how many columns a file without titles has.
 _LAYOUTS: tuple[tuple[str, ...], ...] = (
@@ -45,7 +46,7 @@ def is_luna_annot(text: str) -> bool:
     return _is_time(start) and (_is_time(stop) or stop in (*_NONE, "...") or stop.startswith("+"))
 
 
-def read_luna_annot(text: str, path: PurePath, start: datetime | None, duration: float | None) -> Scoring:
+def read_luna_annot(text: str, path: PurePath, start: datetime | None, duration: float | None, words: EventWords) -> Scoring:
     """The scoring of a ``.annot`` file; ``start`` and ``duration`` are those of the recording.
 
     Raises:
@@ -75,13 +76,14 @@ def read_luna_annot(text: str, path: PurePath, start: datetime | None, duration:
         last = place + 1 == len(table)
         lasts = times.lasts(row[layout.index("start")], stop, onsets[place], following, number, last)
         instance = row[layout.index("instance")] if "instance" in layout else "."
-        text, group = _text(row[0], instance)
-        if lasts is not None and lasts < 0 and stands_as_stage(text, group):
+        text, group = _text(row[0], instance, words)
+        if lasts is not None and lasts < 0 and words.stands_as_stage(text, group):
             end, begin = onsets[place] + lasts, onsets[place]
             raise AnnotationError(f"{path}: row {number} ends at {end:g} s, before it starts ({begin:g} s)")
         rows.append(Row(onsets[place], lasts, text, group))
     in_time = [row.text for row in sorted(rows, key=lambda row: row.onset)]
-    return scoring_of_rows(rows, f"Luna annot {path.name}", str(path), stage=number_reader(in_time, stage_of, {}, path))
+    stage = number_reader(in_time, stage_of, {}, path)
+    return scoring_of_rows(rows, f"Luna annot {path.name}", str(path), stage=stage, words=words)
 
 
 class _Times:
@@ -160,17 +162,21 @@ def _is_time(text: str) -> bool:
     return is_clock(text) or any(form.fullmatch(text) for form in (_SECONDS, _ELAPSED, _EPOCH))
 
 
-def _text(name: str, instance: str) -> tuple[str, Group]:
+def _text(name: str, instance: str, words: EventWords) -> tuple[str, Group]:
     """The class, or the instance where the class is only a collection (``edf_annot``, ``SleepStage``), and what that holds."""
     if instance in _NONE:
         return name, ""
-    if event_of(name) == "apnea" and event_of(f"{name} {instance}"):
+    if words.is_own(f"{name} {instance}"):
         return f"{name} {instance}", ""
-    if stage_of(name) is not None or event_of(name) is not None or NUMBER.fullmatch(name):
+    if words.is_own(name) or words.is_own(instance):
+        return (name if words.is_own(name) else instance), ""
+    if words.event_of(name) == "apnea" and words.event_of(f"{name} {instance}"):
+        return f"{name} {instance}", ""
+    if stage_of(name) is not None or words.event_of(name) is not None or NUMBER.fullmatch(name):
         return name, ""
     if names_a_stage(name):
         return instance, "stage"
     respiratory = is_respiratory(name) and not is_beside_the_point(name)
     return (
-        f"{name} {instance}" if respiratory and event_of(instance) is None else instance
+        f"{name} {instance}" if respiratory and words.event_of(instance) is None else instance
     ), "respiratory" if respiratory else ""

@@ -19,10 +19,11 @@ from defusedxml.ElementTree import fromstring
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
+from sleepfm.signals.scorings.event_words import EventWords
 from sleepfm.signals.scorings.rows import Row, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Group, Scoring, StageInterval
 from sleepfm.signals.scorings.stage_texts import refuse_unknown
-from sleepfm.signals.scorings.vocabulary import event_of, fold, is_beside_the_point, is_respiratory, names_a_stage, stage_of
+from sleepfm.signals.scorings.vocabulary import fold, is_beside_the_point, names_a_stage, stage_of
 
 # A night's file is below 2 MiB and has some thousand elements; a larger one is no scoring.
 MAX_BYTES = 16 << 20
@@ -67,7 +68,7 @@ def parse_xml(data: bytes, name: str) -> Element:
     return root
 
 
-def read_nsrr(root: Element, path: PurePath) -> Scoring:
+def read_nsrr(root: Element, path: PurePath, words: EventWords) -> Scoring:
     """The scoring under a ``PSGAnnotation`` element.
 
     Raises:
@@ -92,14 +93,7 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
         respiratory = kind == "respiratory" and not is_beside_the_point(head)
         if stage is None and not head and not respiratory:
             continue
-        text = concept if event_of(head) is None and event_of(concept) else head
-        if stage is None and event_of(text) is None and not is_respiratory(text) and not respiratory:
-            # The recording's own row and technicians' notes need no times; a cohort's own events have them.
-            try:
-                rows.append(Row(element_seconds(element, start, where), element_seconds(element, "Duration", where), head))
-            except AnnotationError:
-                rows.append(Row(0.0, 0.0, head))
-            continue
+        text = concept if words.event_of(head) is None and words.event_of(concept) else head
         group: Group = "respiratory" if respiratory else ""
         if stage is None:
             rows.append(Row(event_seconds(element, start), event_seconds(element, "Duration"), text, group))
@@ -121,6 +115,7 @@ def read_nsrr(root: Element, path: PurePath) -> Scoring:
         has_events=True,
         whole_night=True,
         warnings=warnings,
+        words=words,
     )
 
 

@@ -1,4 +1,4 @@
-"""A laboratory's own words for columns and stages, put into the words that the readers of every format know."""
+"""A laboratory's own words: columns and stages put into words that the readers of every format know, events told to them."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from xml.etree.ElementTree import Element
 
 from sleepfm.signals.cohorts.cohort import ScoringRules
 from sleepfm.signals.edf.annotations import Annotation
+from sleepfm.signals.scorings.event_words import KNOWN, EventWords
 from sleepfm.signals.scorings.rows import iter_lines
 from sleepfm.signals.scorings.table_columns import delimiter_of, find_titles, split
 from sleepfm.signals.scorings.vocabulary import fold
@@ -21,6 +23,9 @@ _BEHIND = re.compile(r"\s*[\[(][^\])]*[\])]\s*$")
 _PREAMBLE = 100
 # Cells of a list without titles: the number of an epoch and a stage.
 _LIST = 2
+# Of the titles in a message: characters of each, and how many.
+_SHOWN = 40
+_MOST_SHOWN = 20
 
 
 @dataclass(frozen=True)
@@ -29,10 +34,14 @@ class OwnWords:
 
     Attributes:
         columns: folded title without its unit -> what the column holds; stages: folded text -> stage, as a table names it.
+        events: which event a text names.
+        titles: those of ``columns`` as they are written.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     stages: Mapping[str, str] = field(default_factory=dict)
+    events: EventWords = KNOWN
+    titles: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, rules: ScoringRules) -> OwnWords:
@@ -40,6 +49,8 @@ class OwnWords:
         return cls(
             {_bare(title): column for title, column in rules.columns.items()},
             {fold(text): stage for text, stage in rules.stages.items()},
+            EventWords.of(rules),
+            tuple(rules.columns),
         )
 
     def in_text(self, text: str) -> str:
@@ -47,6 +58,24 @@ class OwnWords:
         if self.columns:
             text = self._with_titles(text)
         return self._with_stages(text) if self.stages else text
+
+    def missing_titles(self, text: str) -> str:
+        """What to tell of titles under ``columns`` that the table ``text``, as its file has it, has not; empty without any."""
+        rows = [_cells(line)[0] for _, line in islice(iter_lines(text), _PREAMBLE) if line.strip() and not line.startswith("#")]
+        if not self.titles or not rows:
+            return ""
+        # Titles are those that an own word is among, else the first row with most cells.
+        found = next((row for row in rows if any(_bare(cell) in self.columns for cell in row)), max(rows, key=len))
+        there = {_bare(cell) for cell in found}
+        missing = [title for title in self.titles if _bare(title) not in there]
+        if not missing:
+            return ""
+        shown = [repr(cell.strip()[:_SHOWN]) for cell in found[:_MOST_SHOWN] if cell.strip()]
+        more = [f"{len(found) - _MOST_SHOWN} more"] if len(found) > _MOST_SHOWN else []
+        return (
+            f"the table has no title {', '.join(map(repr, missing))}, which `columns` of the cohort file names; its titles are "
+            f"{', '.join([*shown, *more])}"
+        )
 
     def in_xml(self, root: Element) -> Element:
         """NSRR's XML in known words, in place."""

@@ -10,6 +10,7 @@ from pathlib import PurePath
 from xml.etree.ElementTree import Element
 
 from sleepfm.errors import AnnotationError
+from sleepfm.signals.scorings.event_words import EventWords
 from sleepfm.signals.scorings.nsrr_xml import STAGE_CODES, element_seconds, element_text, event_seconds
 from sleepfm.signals.scorings.rows import Row, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Scoring, StageInterval
@@ -18,7 +19,7 @@ from sleepfm.signals.scorings.stage_texts import refuse_unknown
 ROOT = "CMPStudyConfig"
 
 
-def read_profusion(root: Element, path: PurePath) -> Scoring:
+def read_profusion(root: Element, path: PurePath, words: EventWords) -> Scoring:
     """The scoring under a ``CMPStudyConfig`` element.
 
     Raises:
@@ -46,4 +47,6 @@ def read_profusion(root: Element, path: PurePath) -> Scoring:
     rows = []
     for element in root.iter("ScoredEvent"):
         rows.append(Row(event_seconds(element, "Start"), event_seconds(element, "Duration"), element_text(element, "Name")))
-    return scoring_of_rows(rows, f"Profusion XML {path.name}", str(path), stages=stages, has_events=True, whole_night=True)
+    return scoring_of_rows(
+        rows, f"Profusion XML {path.name}", str(path), stages=stages, has_events=True, whole_night=True, words=words
+    )

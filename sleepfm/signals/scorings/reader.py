@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePath
 
@@ -13,16 +14,18 @@ from sleepfm.signals.recording import Recording, open_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
 from sleepfm.signals.scorings.event_log import is_event_log, read_event_log
 from sleepfm.signals.scorings.event_table import is_event_table, read_event_table
+from sleepfm.signals.scorings.event_words import EventWords
 from sleepfm.signals.scorings.luna_annot import is_luna_annot, read_luna_annot
 from sleepfm.signals.scorings.nsrr_xml import MAX_BYTES, parse_xml, read_nsrr
 from sleepfm.signals.scorings.own_words import OwnWords
 from sleepfm.signals.scorings.profusion_xml import ROOT as PROFUSION_ROOT
 from sleepfm.signals.scorings.profusion_xml import read_profusion
 from sleepfm.signals.scorings.scoring import Scoring
+from sleepfm.signals.scorings.table_columns import find_titles
 
 # Formats of plain text, in the order in which they are tried: which text is one, and its reader, which gets the text, the name of
-# the file, and start and duration of the recording as far as they are known.
-TextFormat = tuple[Callable[[str], bool], Callable[[str, PurePath, datetime | None, float | None], Scoring]]
+# the file, start and duration of the recording as far as they are known, and the words for events.
+TextFormat = tuple[Callable[[str], bool], Callable[[str, PurePath, datetime | None, float | None, EventWords], Scoring]]
 TEXT_FORMATS: list[TextFormat] = [
     (is_luna_annot, read_luna_annot),
     (is_event_log, read_event_log),
@@ -45,7 +48,7 @@ def read_scoring(
             hypnogram that starts at another time is shifted by the difference.
         duration: of the recording in s, until when a last stage without an end lasts.
         names_below: the folder that messages name the file relative to; None for its whole path.
-        own: words of the laboratory's own for columns and stages.
+        own: words of the laboratory's own for columns, stages and events.
 
     Raises:
         StageTextError: it has texts where stages stand that are not understood; the recording can be used without it.
@@ -69,26 +72,34 @@ def read_scoring(
     if text.lstrip().startswith("<"):
         root = parse_xml(data, str(name))
         if root.tag == "PSGAnnotation":
-            return read_nsrr(own.in_xml(root), name)
+            return read_nsrr(own.in_xml(root), name, own.events)
         if root.tag == PROFUSION_ROOT:
-            return read_profusion(root, name)
+            return read_profusion(root, name, own.events)
         raise AnnotationError(
             f"{name}: XML with the root {root.tag[:40]!r}; NSRR's is PSGAnnotation, Profusion's {PROFUSION_ROOT}"
         )
+    told = own.missing_titles(text)
     text = own.in_text(text)
     for is_one, read in TEXT_FORMATS:
         if is_one(text):
-            return read(text, name, start, duration)
+            if not told or find_titles(text) is None:
+                return read(text, name, start, duration, own.events)
+            try:
+                scoring = read(text, name, start, duration, own.events)
+            except AnnotationError as error:
+                raise type(error)(f"{error}; {told}") from error
+            return replace(scoring, warnings=(*scoring.warnings, told))
     raise AnnotationError(
         f"{name}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
         "that names onset and stage or event; convert it to one, or say in a cohort file what its columns hold "
-        "(scoring: {columns: {TITLE: onset}})"
+        "(scoring: {columns: {TITLE: onset}})" + (f"; {told}" if told else "")
     )
 
 
 def _of_edf(recording: Recording, start: datetime | None, own: OwnWords) -> Scoring:
     shift = (recording.start - start).total_seconds() if recording.start and start else 0.0
-    scoring = from_annotations(own.in_annotations(recording.annotations), f"EDF+ annotations {recording.path.name}", shift)
+    texts = own.in_annotations(recording.annotations)
+    scoring = from_annotations(texts, f"EDF+ annotations {recording.path.name}", shift, own.events)
     if scoring is None:
         raise AnnotationError(f"{recording.name}: none of its {len(recording.annotations)} annotations is a sleep stage")
     return scoring

@@ -10,6 +10,18 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.scorings.scoring import Event, Scoring
 
+# Of a scoring whose seconds are assumed, at most this share is cut off; what is several times longer is no scoring of the night.
+_MOST_CUT = 0.5
+# Seconds up to which a message names the key that cuts: a recorder that is switched off before the scoring's last minutes.
+_MOST_ADVISED = 600.0
+# Lengths of epochs beside 30 s that laboratories score.
+_OTHER_EPOCHS = (20, 10)
+# Below, a few epochs more or less look like another length of epochs.
+_A_WHILE = 600.0
+# No recorder of a night takes fewer samples a second.
+_LEAST_RATE = 10
+_CLOSE = 0.01
+
 
 def reconcile(
     scoring: Scoring,
@@ -29,7 +41,8 @@ def reconcile(
             kept (``keep``) or that is an ``error``.
 
     Raises:
-        AnnotationError: it overlaps the recording nowhere; its length is an ``error``; stages overlap.
+        AnnotationError: it overlaps the recording nowhere; its length is an ``error``; stages overlap; or it is longer, seconds
+            are assumed, and more than half of it lies after the recording or it seems to count something else.
     """
     _check_overlap(scoring, name)
     if scoring.begin >= duration or scoring.end <= 0:
@@ -38,11 +51,17 @@ def reconcile(
             f"{duration:.0f} s; it belongs to another night"
         )
     excess = scoring.end - duration
-    if excess > EPOCH_SECONDS and longer == "error":
+    unit = _other_unit(scoring, duration) if excess > EPOCH_SECONDS and scoring.seconds_assumed else ""
+    strange = unit or (scoring.seconds_assumed and excess > _MOST_CUT * scoring.end)
+    if excess > EPOCH_SECONDS and (longer == "error" or strange):
         raise AnnotationError(
             f"{name}: {scoring.source} is {excess:.1f} s ({excess / EPOCH_SECONDS:.1f} epochs) longer than the "
-            f"recording of {duration:.1f} s; one of them belongs to another night or is cut. If both begin together, "
-            "`scoring: {longer: cut}` in a cohort file takes it as far as the recording goes"
+            f"recording of {duration:.1f} s; {unit or 'one of them belongs to another night or is cut'}"
+            + (
+                ". If both begin together, `scoring: {longer: cut}` in a cohort file takes it as far as the recording goes"
+                if excess <= _MOST_ADVISED and not strange
+                else ""
+            )
         )
     if scoring.whole_night and -excess > EPOCH_SECONDS and shorter == "error":
         raise AnnotationError(
@@ -61,9 +80,37 @@ def reconcile(
     if scoring.begin < 0:
         warnings.append(f"scoring begins {-scoring.begin:.1f} s before the recording; cut")
     outside = len(scoring.events) + len(scoring.unclear) - len(events) - len(unclear)
+    has_events = scoring.has_events
     if outside:
         warnings.append(f"{outside} events outside the recording are left out")
-    return replace(scoring, events=events, unclear=unclear, untimed=untimed, warnings=scoring.warnings + tuple(warnings))
+        if has_events and not events and not unclear:
+            has_events = False
+            warnings.append("none of its events lies in the recording, whose events count as not scored")
+    return replace(
+        scoring,
+        events=events,
+        unclear=unclear,
+        untimed=untimed,
+        has_events=has_events,
+        warnings=scoring.warnings + tuple(warnings),
+    )
+
+
+def _other_unit(scoring: Scoring, duration: float) -> str:
+    """What a scoring whose seconds are assumed seems to count in, by how much longer it is; empty where nothing seems so."""
+    ratio = scoring.end / duration
+    for length in _OTHER_EPOCHS:
+        if duration >= _A_WHILE and abs(scoring.end / EPOCH_SECONDS * length - duration) <= length:
+            return (
+                f"its epochs seem to have {length} s, not {EPOCH_SECONDS}; export it with an onset and a duration in seconds for "
+                "each"
+            )
+    if ratio >= _LEAST_RATE and abs(ratio / round(ratio) - 1) <= _CLOSE:
+        return (
+            f"it is {round(ratio)} times as long, as if its times were {'milliseconds' if round(ratio) == 1000 else 'samples'}; "
+            "export them in seconds, or say the unit in the title (`onset (ms)`)"
+        )
+    return ""
 
 
 def _inside(events: Iterable[Event], duration: float) -> tuple[Event, ...]:

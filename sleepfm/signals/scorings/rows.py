@@ -8,25 +8,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
+from sleepfm.signals.scorings.doubt import LONGEST, TEXT, Doubts
+from sleepfm.signals.scorings.event_words import KNOWN, EventWords
 from sleepfm.signals.scorings.scoring import Event, Row, Scoring, StageInterval
-from sleepfm.signals.scorings.stage_texts import refuse_unknown, standing_as_stages
-from sleepfm.signals.scorings.vocabulary import (
-    event_of,
-    is_beside_the_point,
-    is_respiratory,
-    mentions_a_stage,
-    names_a_stage,
-    stage_of,
-)
+from sleepfm.signals.scorings.stage_texts import check_runs, refuse_unknown, standing_as_stages
+from sleepfm.signals.scorings.vocabulary import is_beside_the_point, mentions_a_stage, names_a_stage, stage_of
 
 __all__ = ["MAX_ROWS", "Row", "iter_lines", "scoring_of_rows"]
 
 # No scoring of a night has more; a file that does is none, and is not held in memory.
 MAX_ROWS = 100_000
-_LONGEST = 1e9
-_TEXT = 80
-# How far an event without a length may reach; few breathe less for longer.
-_REACH = 60.0
 # Distinct texts that are reported of a night; technicians' remarks can be hundreds.
 _REPORTED = 50
 
@@ -52,48 +43,60 @@ def scoring_of_rows(
     has_events: bool = False,
     whole_night: bool = False,
     warnings: tuple[str, ...] = (),
+    words: EventWords = KNOWN,
+    seconds_assumed: bool = False,
 ) -> Scoring:
     """Stages and events among ``rows``; a stage without an end lasts until the next one, at most an epoch.
+
+    An event whose time is none is left out, with a warning, and nothing is said of what it may touch: of one without an onset, of
+    the whole night. One without a duration counts where it begins, and nothing is said of the minute after.
 
     Args:
         stage: which stage a text names.
         stages: stages that the format keeps apart from its events; ``rows`` then are events alone.
         has_events: the format always says whether there were events.
+        words: which event a text names.
+        seconds_assumed: nothing in the file says that its epochs have 30 s, or its times are seconds.
 
     Raises:
-        StageTextError: a text where stages stand that is not understood.
-        AnnotationError: no stage among them, or a stage whose time is none. An event whose time is none is left out, with a
-            warning, and nothing is said of what it may touch: of one without an onset, of the whole night.
+        StageTextError: a text where stages stand that is not understood, or stages without durations that may be runs of epochs.
+        AnnotationError: no stage among them, or a stage whose time is none.
     """
     found: list[tuple[Row, Stage]] = []
-    events: list[Event] = []
-    unclear: list[Event] = []
+    events: list[tuple[Row, str]] = []
+    unclear: list[Row] = []
     others: list[Row] = []
     unknown_stages: Counter[str] = Counter()
     sound: list[Row] = []
     damaged: list[Row] = []
+
+    def stage_in(row: Row) -> Stage | None:
+        return None if stages or (row.group != "stage" and words.is_own(row.text)) else stage(row.text)
+
+    def may_be_a_stage(row: Row) -> bool:
+        return row.group == "stage" or (not stages and not words.is_own(row.text) and names_a_stage(row.text))
+
     for row in rows:
-        (sound if abs(row.onset) <= _LONGEST and 0 <= (row.duration or 0.0) <= _LONGEST else damaged).append(row)
+        (sound if abs(row.onset) <= LONGEST and 0 <= (row.duration or 0.0) <= LONGEST else damaged).append(row)
     for row in damaged:
-        if row.group == "stage" or (not stages and (stage(row.text) is not None or names_a_stage(row.text))):
-            raise AnnotationError(f"{name}: {row.text[:_TEXT]!r} is at {row.onset:g} s for {row.duration or 0.0:g} s; damaged")
-    lost = [row for row in damaged if tells_an_event(row.text, row.group)]
-    others += [Row(0.0, 0.0, row.text) for row in damaged if not tells_an_event(row.text, row.group)]
-    untimed, doubtful, told = _without_times(lost)
-    unclear += doubtful
+        if stage_in(row) is not None or may_be_a_stage(row):
+            raise AnnotationError(f"{name}: {row.text[:TEXT]!r} is at {row.onset:g} s for {row.duration or 0.0:g} s; damaged")
+    lost = [row for row in damaged if words.tells_an_event(row.text, row.group)]
+    notes = [row for row in damaged if not words.tells_an_event(row.text, row.group)]
+    placeless = [Row(0.0, 0.0, row.text) for row in notes]
     ordered = sorted(sound, key=lambda item: item.onset)
     for row in ordered:
-        if not stages and (value := stage(row.text)) is not None:
+        if (value := stage_in(row)) is not None:
             found.append((row, value))
         elif row.group == "stage" and mentions_a_stage(row.text):
             # An event beside a stage in one text, where a stage alone has its place.
-            unknown_stages[row.text[:_TEXT]] += 1
-        elif event := event_of(row.text):
-            events.append(Event(row.onset, row.duration or 0.0, event))
-        elif is_respiratory(row.text) or (row.group == "respiratory" and not is_beside_the_point(row.text)):
-            unclear.append(_named(row))
-        elif row.group == "stage" or (not stages and names_a_stage(row.text)):
-            unknown_stages[row.text[:_TEXT]] += 1
+            unknown_stages[row.text[:TEXT]] += 1
+        elif event := words.event_of(row.text):
+            events.append((row, event))
+        elif words.is_unclear(row.text, row.group):
+            unclear.append(row)
+        elif may_be_a_stage(row):
+            unknown_stages[row.text[:TEXT]] += 1
         else:
             others.append(row)
     ends = [*(row.onset for row, _ in found[1:]), math.inf][: len(found)]
@@ -102,71 +105,45 @@ def scoring_of_rows(
         for (row, value), end in zip(found, ends, strict=True)
     ] or list(stages)
     if found and not unknown_stages:
-        strange = [row for row in others if not is_beside_the_point(row.text)]
+        strange = [row for row in (*placeless, *others) if not is_beside_the_point(row.text)]
         for text, count in standing_as_stages(ordered, strange, own).items():
-            unknown_stages[text[:_TEXT]] += count
+            unknown_stages[text[:TEXT]] += count
     if unknown_stages:
         # Of a row whose times are damaged there is no telling.
-        first = next((row.onset for row in ordered if row.text[:_TEXT] in unknown_stages), None)
+        first = next((row.onset for row in ordered if row.text[:TEXT] in unknown_stages), None)
         refuse_unknown(unknown_stages, name, first)
     if not own:
         raise AnnotationError(f"{name}: {source} without a single stage; export the sleep stages too")
+    warnings += check_runs(found, name)
+    # A remark on breathing that is a moment is no sign that events were scored.
+    has_events = has_events or bool(events or lost) or any(row.duration or row.group == "respiratory" for row in unclear)
+    doubts, doubtful = Doubts(), set[Row]()
+    if has_events:
+        strange = [row for row in notes if abs(row.onset) <= LONGEST and not is_beside_the_point(row.text)]
+        doubts.add_without_times([*lost, *strange], words)
+        doubts.add_without_lengths(events)
+        timed = [*(row for row, _ in events), *unclear]
+        doubtful = {*strange, *doubts.add_not_understood(others, not timed or any(row.duration for row in timed))}
+    doubts.add_unclear(unclear)
+    ignored = [row for row in others if row not in doubtful]
+    ignored += [zero for row, zero in zip(notes, placeless, strict=True) if row not in doubtful]
     return Scoring(
         stages=tuple(sorted(own, key=lambda item: item.onset)),
-        events=tuple(sorted(events, key=lambda item: (item.onset, item.type))),
+        events=tuple(
+            sorted(
+                (Event(row.onset, row.duration or 0.0, kind) for row, kind in events), key=lambda item: (item.onset, item.type)
+            )
+        ),
         source=source,
-        has_events=has_events or bool(events) or bool(unclear) or bool(untimed),
+        has_events=has_events,
         whole_night=whole_night,
-        unclear=tuple(sorted(unclear, key=lambda item: item.onset)),
-        untimed=tuple(untimed),
-        ignored=_most_frequent(Counter(row.text[:_TEXT] for row in others)),
-        others=tuple(_named(row) for row in others),
-        warnings=(*warnings, *told),
+        unclear=tuple(sorted(doubts.unclear, key=lambda item: item.onset)),
+        untimed=tuple(doubts.untimed),
+        ignored=_most_frequent(Counter(row.text[:TEXT] for row in ignored)),
+        others=tuple(Event(row.onset, row.duration or 0.0, row.text[:TEXT]) for row in ignored),
+        warnings=(*warnings, *doubts.warnings),
+        seconds_assumed=seconds_assumed,
     )
-
-
-def tells_an_event(text: str, group: str = "") -> bool:
-    """Whether a row is an event, or a respiratory text that may be one."""
-    if event_of(text) is not None:
-        return True
-    return not is_beside_the_point(text) and (is_respiratory(text) or group == "respiratory")
-
-
-def _without_times(damaged: Sequence[Row]) -> tuple[list[Event], list[Event], tuple[str, ...]]:
-    """Events whose times are none: other ones and respiratory ones over what they may touch, and a warning."""
-    untimed: list[Event] = []
-    doubtful: list[Event] = []
-    lost: list[str] = []
-    for row in damaged:
-        kind = event_of(row.text)
-        if abs(row.onset) <= _LONGEST:
-            lost.append(f"{row.text[:_TEXT]!r} at {row.onset:g} s for {row.duration or 0.0:g} s")
-            # An end before the start may be a wrong sign or both in turn.
-            wrong = row.duration is not None and -_LONGEST <= row.duration < 0
-            back = min(-(row.duration or 0.0), _REACH) if wrong else 0.0
-            begin, lasts = row.onset - back, back + (back or _REACH)
-        else:
-            lost.append(f"{row.text[:_TEXT]!r} at a time that cannot be read, so that it may be anywhere in the night")
-            begin, lasts = 0.0, _LONGEST
-        if kind in ("arousal", "desaturation"):
-            untimed.append(Event(begin, lasts, kind))
-        else:
-            doubtful.append(Event(begin, lasts, row.text[:_TEXT]))
-    if not lost:
-        return [], [], ()
-    more = f" and {len(lost) - 3} more" if len(lost) > 3 else ""
-    told = f"{len(lost)} events whose times cannot be are left out, what they may touch has no label: {', '.join(lost[:3])}{more}"
-    return untimed, doubtful, (told,)
-
-
-def stands_as_stage(text: str, group: str = "") -> bool:
-    """Whether a row is one of those that a scoring cannot do without."""
-    return group == "stage" or stage_of(text) is not None or names_a_stage(text)
-
-
-def _named(row: Row) -> Event:
-    """The row as an event whose type is its text."""
-    return Event(row.onset, row.duration or 0.0, row.text[:_TEXT])
 
 
 def _most_frequent(texts: Counter[str]) -> dict[str, int]:

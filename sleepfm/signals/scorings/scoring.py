@@ -51,12 +51,13 @@ class Scoring:
         source: format and file name.
         has_events: whether events were scored at all; without it, no event means nothing.
         whole_night: the format gives every epoch a code, so a scoring shorter than the recording is an error.
-        unclear: respiratory events whose text, kept as their type, is not understood; nobody may call what they cover
-            free of apneas and hypopneas.
-        untimed: arousals and desaturations whose times are damaged, over what they may touch; nobody may call that free of them.
+        unclear: what may be apneas and hypopneas, with the text as type: its text is not understood, or its times are not
+            known; nobody may call what they cover free of these.
+        untimed: the same of arousals and desaturations, with their types, over what they may touch.
         ignored: texts without any effect, with how often they occur; "..." stands for all but the most frequent.
         others: these, as events whose type is their text; a cohort's rules may know more of them.
         warnings: what was repaired or cut.
+        seconds_assumed: nothing in the file says that its epochs have 30 s, or its times are seconds.
         unreliable: types of events of which this scoring is documented to say nothing that holds; none of them is in ``events``.
     """
 
@@ -71,6 +72,7 @@ class Scoring:
     others: tuple[Event, ...] = ()
     warnings: tuple[str, ...] = ()
     unreliable: tuple[str, ...] = ()
+    seconds_assumed: bool = False
 
     @property
     def begin(self) -> float:

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import PurePath
 
 import numpy as np
@@ -77,6 +78,30 @@ def refuse_unknown(texts: Mapping[str, int], name: str, first: float | None = No
         f"{name}: not understood where stages stand: {shown}{more}{place}; the scoring is not used. Write W, N1, N2, N3, R, or ? "
         "for what is not scored, or say in a cohort file what they mean (scoring: {stages: {TEXT: N2}})"
     )
+
+
+def check_runs(stages: Sequence[tuple[Row, Stage]], name: str) -> tuple[str, ...]:
+    """A warning where stages without durations leave a part of the night between them open, nothing where they do not.
+
+    Args:
+        stages: rows in order of time, with their stages.
+
+    Raises:
+        StageTextError: most of them do, or no two that follow each other are alike: each may stand for a run of epochs.
+    """
+    steps = [
+        (after.onset - row.onset, value == following) for (row, value), (after, following) in pairwise(stages) if not row.duration
+    ]
+    wide = [step for step, _ in steps if step > EPOCH_SECONDS + _CLOSE]
+    if not wide:
+        return ()
+    if 2 * len(wide) > len(steps) or not any(alike for _, alike in steps):
+        raise StageTextError(
+            f"{name}: its stages have no durations, and {len(wide)} of {len(steps)} are followed by the next after more than "
+            f"{EPOCH_SECONDS} s (up to {max(wide):g} s): whether a stage lasts until the next one is not known; add a column of "
+            "durations or ends, or write a row for each epoch"
+        )
+    return (f"{len(wide)} stages without durations are followed by none for more than {EPOCH_SECONDS} s; not scored there",)
 
 
 def standing_as_stages(rows: Sequence[Row], others: Sequence[Row], stages: Sequence[StageInterval]) -> Counter[str]:

@@ -7,7 +7,8 @@ and APPLES at sleepdata.org; Noxturnal. Respiratory events in English, German, F
 Dutch and Swedish.
 
 A text is one of: a stage; an event; respiratory but not understood, so that nobody may call its epochs free of events
-(:func:`is_respiratory`); known to say nothing of stages, apneas and hypopneas (:func:`is_beside_the_point`); unknown.
+(:func:`is_respiratory`); known to say nothing of stages, apneas and hypopneas (:func:`is_beside_the_point`); unknown, which may
+be an event where it lasts as events do (:mod:`sleepfm.signals.scorings.doubt`).
 """
 
 from __future__ import annotations
@@ -98,15 +99,38 @@ _STAGE_WORDS = re.compile(
 _SLEEP = re.compile(r"sleep|sommeil|schlaf|slaap|sonno|sueno|\bsono\b|\b(stade|stadi|estadio|eveil (calme|actif))")
 
 # Apneas and hypopneas by their nouns (not capnography) and abbreviations; "Unsure" is the free tag of Profusion's scorers.
-_BREATHS_MISSED = re.compile(r"(?<!c)apn|capne|ypop|ipopn|hipop|atempaus|atemstill|^unsure|^([ocm][ah]|[ocm]sa|hyp|ah)$")
+_BREATHS_MISSED = re.compile(
+    r"(?<!c)apn|capne|ypop|ipopn|hipop|atempaus|atemstill|atemaus|atemereig|bezdech|апно|呼吸|通气|換気|"
+    r"^unsure|^([ocm][ah]|[ocm]sa|hyp|ah)$"
+)
 _EVENT_WORD = re.compile(r"[\W_]events?\W*$", re.IGNORECASE)
-_ABBREVIATIONS = {"osa", "csa", "msa"}
+# Words that say it in any text.
+_BREATHLESS_WORD = re.compile(
+    r"apn[eo]?\w*|[ocm]hyp|[ocm]sa|sdb|sah?os|osas|obstr\w*|ostrut\w*|centra(l|le|al|ls|lly)|zentral\w*|mixed|mixte|mi[sx]ta|"
+    r"gemischt\w*|gemengd\w*"
+)
+# Words that say it where nothing else stands beside them but remarks, numbers and these.
+_ABBREVIATIONS = frozenset(
+    {
+        *("oa", "ca", "ma", "oh", "ch", "mh", "ah", "sa", "a", "h", "ap", "ha", "hyp", "hyps", "hypo"),
+        *("ob", "obs", "obst", "cen", "cent", "centr", "mix", "mx"),
+    }
+)
+_ALONE_ONE_OF_MANY = frozenset({"a", "h", "ap", "ha", "sa"})
+# What stands beside an abbreviation and leaves it one.
+_BESIDE_AN_EVENT = re.compile(r"events?|sleep|s|sec|and|with|arousal|desat\w*|supine|prone|left|right|side|position|start|end")
 # What misspelt words are compared with.
 _SPELLINGS = ("apnea", "apnoea", "hypopnea", "hypopnoea")
 _NEAR = 0.78
 # Of a text, so many characters are read; those that mean something are shorter.
 _READ = 200
-_RESPIRATORY = re.compile(r"respir|^resp|obstru|ostrut|breath|atmung|ademhal")
+_RESPIRATORY = re.compile(r"respir|^resp|breath|atmung|^atem|ademhal|flow|oddech|дыхан")
+# What a text that is no event of theirs has to do with events beside breathing.
+_MENTIONED = {
+    "arousal": re.compile(r"arous|eveil|weckreakt|risvegl|wybudz|despert"),
+    "desaturation": re.compile(r"desat|entsatt|satura"),
+}
+
 # What scorers and recorders write beside stages, apneas and hypopneas: beginnings of words, then whole words.
 _BESIDE_THE_POINT = re.compile(
     r"\b(arousal|microarousal|eveil|microeveil|desat|art[ei]fa[ck]t|snor|schnarch|ronfl|ronqu|russa|snurk|light|licht|lumiere|"
@@ -115,7 +139,7 @@ _BESIDE_THE_POINT = re.compile(
     r"ecg|ekg|tachy|brady|asystol|arrhythm|fibrillat|heart|pulse|narrow|wide|"
     r"cpap|bipap|pressure|oxygen|spo2|sao2|o2|co2|etco2|tcco2|capno|"
     r"record|analys|start|stop|begin|calib|biocal|impedance|montage|video|audio|camera|marker|battery|sensor|electrode|"
-    r"channel|filter|gain|signal|noise|cheyne|periodic|hypoventil|flow|effort|paradox|"
+    r"channel|filter|gain|signal|noise|cheyne|periodic|hypoventil|flow ?limitation|effort|paradox|"
     r"dos|debout|gauche|droite|ventre|rapide|avertissement|notification|"
     r"tech|comment|note|toilet|bathroom|patient|subject|cough|swallow|activity|"
     r"(lm|mj|cap|rmi|rswa|tib|end|on|off|rate|body)\b)"
@@ -230,7 +254,7 @@ def _event_of(text: str) -> str | None:
     key = _key(text)
     if kind := _EVENT_OF.get(key):
         return kind
-    return "arousal" if "arousal" in key and not _NO_AROUSAL.search(key) else None
+    return "arousal" if "arousal" in key and not _NO_AROUSAL.search(key) and not _has_breaths_missed(text) else None
 
 
 def _names_missed_breaths(text: str) -> bool:
@@ -245,8 +269,13 @@ def _has_breaths_missed(text: str) -> bool:
     key = _key(_EVENT_WORD.sub("", text[:200]))
     if _BREATHS_MISSED.search(key.replace("slaap", "")):
         return True
-    words = re.findall(r"[^\W\d_]+", text.casefold())
-    if not _ABBREVIATIONS.isdisjoint(words):
+    words = _words(text)
+    if any(_BREATHLESS_WORD.fullmatch(word) for word in words):
+        return True
+    rest = [word for word in words if not _BESIDE_AN_EVENT.fullmatch(word)]
+    if "micro" in key:
+        rest = [word for word in rest if word != "ma"]  # a microarousal
+    if rest and _ABBREVIATIONS.issuperset(rest) and not (len(rest) == 1 and rest[0] in _ALONE_ONE_OF_MANY):
         return True
     return any(difflib.get_close_matches(word, _SPELLINGS, n=1, cutoff=_NEAR) for word in words)
 
@@ -263,9 +292,25 @@ def is_beside_the_point(text: str) -> bool:
     """Whether ``text`` is known to say nothing of stages, apneas and hypopneas: leg movements, lights, artifacts, remarks."""
     if _names_missed_breaths(text):
         return False
-    spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text[:_READ])).casefold()
-    words = re.sub(r"[\W_]+", " ", "".join(character for character in spaced if not unicodedata.combining(character)))
+    words = _spaced(text[:_READ])
     return not _SLEEP.search(words) and _BESIDE_THE_POINT.search(words.replace("k complex", "kcomplex")) is not None
+
+
+def mentioned_events(text: str) -> list[str]:
+    """The types of events beside breathing that a text has to do with, which is not understood ("Apnea, arousal?")."""
+    key = _key(text)
+    return [] if re.search(r"art[ei]fa", key) else [kind for kind, form in _MENTIONED.items() if form.search(key)]
+
+
+def _spaced(text: str) -> str:
+    """``text`` in words with blanks between them, without case, accents and punctuation ("LegMovement" is two)."""
+    spaced = unicodedata.normalize("NFKD", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text)).casefold()
+    return re.sub(r"[\W_]+", " ", "".join(character for character in spaced if not unicodedata.combining(character)))
+
+
+def _words(text: str) -> list[str]:
+    """The words of ``text`` without numbers."""
+    return re.findall(r"[^\W\d_]+", _spaced(text))
 
 
 def stages_of_numbers(numbers: Sequence[int]) -> dict[int, Stage]:
