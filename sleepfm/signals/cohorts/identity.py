@@ -88,8 +88,8 @@ class UnreadNames:
 def proposed_pattern(names: Sequence[str]) -> tuple[str, str]:
     """An identity pattern for most of ``names``, as YAML quotes it, with one of them that it fits.
 
-    The last number of a name is the night, and what stands before it the person. A pattern has the words of the names in it: it is
-    an example from nowhere where half of the names do not have them, or where they may be one person's name.
+    The last number of a name is the night, and what stands before it the person. A pattern has the words of the names in it: it
+    is an example from nowhere where half of the names do not have them, or where they may be one person's name.
     """
     shapes: dict[str, list[re.Match[str]]] = {}
     for name in names:
