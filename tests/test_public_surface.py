@@ -18,8 +18,8 @@ ROOT = Path(__file__).resolve().parents[1]
 SURFACE = {
     "sleepfm synth": {"OUT", "--subjects", "--hours", "--seed", "--cohort", "--clean", "--workers"},
     "sleepfm doctor": {"DIR", "--cohort", "--json", "--sample", "--headers"},
-    "sleepfm score": {"EDF", "--model", "--out", "--cohort", "--scoring"},
-    "sleepfm embed": {"SRC", "--model", "--out", "--cohort"},
+    "sleepfm score": {"EDF", "--model", "--out", "--cohort", "--scoring", "--device"},
+    "sleepfm embed": {"SRC", "--model", "--out", "--cohort", "--device"},
     "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},
     "sleepfm models": {"--store", "--name", "--json", "--promote"},
     "python -m shards build": {"SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused", "--rebuild"},
