@@ -1,6 +1,6 @@
 """Measures what a training step of a shipped configuration takes in a process of its own, and prints it beside what was counted.
 
-Run by ``test_memory.py``: ``step_memory_job.py CONFIG DATA MICRO_BATCH [key=value ...]``. Peaks are the
+Run by ``test_step_memory.py``: ``step_memory_job.py CONFIG DATA MICRO_BATCH [key=value ...]``. Peaks are the
 system's own (VmHWM), of a step after one that has filled the caches of libraries.
 """
 
