@@ -134,7 +134,7 @@ def test_the_whole_chain_runs_on_hosts_that_share_no_models(trained: Cluster) ->
         versions.append(f"{result['name']}:{result['version']}")
     assert versions[-3:] == ["sleepfm-context:1", "sleepfm-stage:1", "sleepfm-stage:2"]
     assert result["parents"] == ["sleepfm-context:1"]
-    fetched = re.findall(r"(10\.77\.0\.\d):\d+ - \"GET \S*/(package-\w+)/model\.safetensors", trained.server.log)
+    fetched = re.findall(r"(10\.77\.0\.\d):\d+ - \"GET \S*/(package-[\w-]+)/model\.safetensors", trained.server.log)
     # Four NeuroNets, SynthSleepNet for context and probe, and the context: once a host.
     assert len(set(fetched)) == len(fetched) == 12
 
