@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterable
 from functools import lru_cache
 from string import Formatter
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
@@ -54,8 +54,24 @@ def _expression(value: str) -> str:
     return value
 
 
-class ChannelRule(Config):
+class GrowingSection(Config):
+    """A section to which keys are added while data sets of before must keep their digest."""
+
+    _LATER: ClassVar[tuple[str, ...]] = ()
+    """Keys that came later. They are left out where a rule does not use them."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        fields = type(self).model_fields
+        unused = {key for key in self._LATER if getattr(self, key) == fields[key].get_default(call_default_factory=True)}
+        return {key: value for key, value in values.items() if key not in unused}
+
+
+class ChannelRule(GrowingSection):
     """One way to make a canonical channel out of signals of a recording."""
+
+    _LATER = ("electrodes", "reference_occurrence")
 
     signal: tuple[str, ...] = Field(
         default=(),
@@ -112,12 +128,6 @@ class ChannelRule(Config):
                 if read_label(text) is None:
                     raise ValueError(f"{text!r} names no electrode or derivation that is known; list the labels as `signal`")
         return self
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Keys that came later are left out where a rule does not use them: the digest of its cohort stays what it was."""
-        values: dict[str, Any] = handler(self)
-        return {key: value for key, value in values.items() if value or key not in ("electrodes", "reference_occurrence")}
 
 
 class NameAndLabels(Config):
@@ -179,8 +189,10 @@ class IdentityRule(Config):
         return value
 
 
-class ScoringRules(Config):
+class ScoringRules(GrowingSection):
     """Where the scoring of a recording is, what its own words mean, and how its length is reconciled."""
+
+    _LATER = ("columns", "stages", "shorter")
 
     files: tuple[str, ...] = Field(
         default=(),
@@ -248,13 +260,6 @@ class ScoringRules(Config):
         "scored.",
         examples=[["desaturation"]],
     )
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As in a rule of a channel: without the keys that came later where they are not used."""
-        values: dict[str, Any] = handler(self)
-        later = {"columns": {}, "stages": {}, "shorter": "error"}
-        return {key: value for key, value in values.items() if key not in later or value != later[key]}
 
     @field_validator("files")
     @classmethod
