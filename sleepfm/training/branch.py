@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 
 from sleepfm.errors import CheckpointError, ModelError, RegistryError
@@ -109,9 +110,8 @@ def initialise(module: nn.Module, path: Path) -> Loaded:
     """
     own = module.state_dict()
     try:
-        with safe_open(path, framework="pt") as file:
-            theirs = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except Exception as error:
+        theirs = load_file(path)
+    except (OSError, SafetensorError) as error:
         raise RegistryError(f"{path}: cannot be read as weights ({error})") from error
     common = [name for name in own if name in theirs]
     other = [

@@ -23,6 +23,7 @@ from sleepfm.training.branch import initialise, weights_of
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.run_config import RegistryConfig
 from sleepfm.training.segments import Segment, counts, split
+from sleepfm.training.state import checkpoint
 from sleepfm.training.state.selection import Best
 from sleepfm.training.tracking.journal import Journal
 
@@ -125,7 +126,7 @@ def test_a_branch_may_change_all_but_the_parameters(folder: Path) -> None:
     assert rows[:4] == first[:4] and rows[4]["loss"] != first[4]["loss"]
     # The optimiser's settings are the branch's, not those in the checkpoint.
     states = next((folder / "other" / "checkpoints" / "step-00000012").glob("*optim_states.pt"))
-    state = torch.load(states, weights_only=False)["optimizer_state_dict"]
+    state = checkpoint.read_file(states)["optimizer_state_dict"]
     assert {group["weight_decay"] for group in state["base_optimizer_state"]["param_groups"]} == {0.5, 0.0}
     assert state["clip_grad"] == 0.1
     wide = alone(folder, "branch_from=run@4", "train.output=wide", "toy.width=32")

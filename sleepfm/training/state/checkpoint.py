@@ -306,16 +306,18 @@ def load(engine: Any, saved: Saved) -> None:
 
 
 def read_as_data(engine: Any) -> None:
-    """Have ``engine`` read checkpoints without running what a file may ask for; DeepSpeed itself unpickles them."""
+    """Have ``engine`` read checkpoints by :func:`read_file`; DeepSpeed itself unpickles them."""
+    engine.checkpoint_engine.load = read_file
+
+
+def read_file(path: str | Path, map_location: Any = None) -> Any:
+    """A file of a checkpoint, without running what it may ask for."""
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
-    def read(path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            return torch.load(path, map_location=map_location, weights_only=True)
-
-    engine.checkpoint_engine.load = read
+    with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+        return torch.load(path, map_location=map_location, weights_only=True)
 
 
 def check_step(folder: Path, path: str | None, state: dict[str, Any] | None, saved: Saved) -> None:
