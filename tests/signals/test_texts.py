@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Iterable
 from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,6 +48,13 @@ def table(names: dict[int, str], row="{onset},30,{text}", title="onset,duration,
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------------
+
+
+def write_rows(folder: Path, titles: str, rows: Iterable[str]) -> Path:
+    """A table of ``rows`` below its titles."""
+    path = folder / "x.csv"
+    path.write_text("\n".join([titles, *rows, ""]))
+    return path
 
 
 def test_a_table_of_clock_times_in_which_wake_is_wk(tmp_path):
@@ -345,8 +354,7 @@ def test_stages_of_other_languages_are_read(stage, text):
 def test_a_stage_of_another_language_that_may_be_two_refuses_the_scoring(tmp_path, text):
     """Light sleep is N1 or N2; to leave it out would lose all of it."""
     rows = [f"{30 * epoch},30,{text if 3 <= epoch < 7 else 'N2'}" for epoch in range(10)]
-    path = tmp_path / "x.csv"
-    path.write_text("\n".join(["onset,duration,event", *rows, ""]))
+    path = write_rows(tmp_path, "onset,duration,event", rows)
     with pytest.raises(StageTextError, match="not understood where stages stand"):
         read_scoring(path)
     assert not is_respiratory(text)
@@ -365,24 +373,21 @@ def test_numbers_that_may_count_from_one_refuse_the_scoring(tmp_path, codes):
 
 def test_a_stage_of_many_words_that_is_not_understood_is_named_by_its_beginning(tmp_path):
     rows = [f"{30 * epoch},30,{'Qx ' * 60 if 3 <= epoch < 7 else 'N2'}" for epoch in range(10)]
-    path = tmp_path / "x.csv"
-    path.write_text("\n".join(["onset,duration,event", *rows, ""]))
+    path = write_rows(tmp_path, "onset,duration,event", rows)
     with pytest.raises(StageTextError, match=r"'(Qx ){26}Qx' \(4\), first at 0:01:30"):
         read_scoring(path)
 
 
 def test_an_event_beside_a_stage_in_one_text_refuses_the_scoring(tmp_path):
     rows = [f"{30 * epoch},30,{'Wach nach Arousal' if epoch == 4 else 'N2'}" for epoch in range(10)]
-    path = tmp_path / "x.csv"
-    path.write_text("\n".join(["onset,duration,stage", *rows, ""]))
+    path = write_rows(tmp_path, "onset,duration,stage", rows)
     with pytest.raises(StageTextError, match=r"'Wach nach Arousal' \(1\)"):
         read_scoring(path)
 
 
 def test_an_unknown_text_whose_times_are_damaged_is_refused_without_a_time(tmp_path):
-    path = tmp_path / "x.csv"
     rows = ["1e12,30,Qx", "1e12,30,Qx", *(f"{30 * epoch},30,N2" for epoch in range(1, 10))]
-    path.write_text("\n".join(["onset,duration,event", *rows, ""]))
+    path = write_rows(tmp_path, "onset,duration,event", rows)
     with pytest.raises(StageTextError, match=r"'Qx' \(2\); the scoring is not used"):
         read_scoring(path)
 
