@@ -30,7 +30,16 @@ _BETWEEN = (_TORCH, __file__, str(ROOT / "tests" / "simulated_cuda.py"), context
 # Operations of ``aten`` whose result's shape or value is known to the host once they return.
 READING = frozenset(
     {
-        *("_local_scalar_dense", "item", "is_nonzero", "equal", "_linalg_check_errors", "_linalg_eigh", "_linalg_svd"),
+        *(
+            "_local_scalar_dense",
+            "item",
+            "is_nonzero",
+            "equal",
+            "allclose",
+            "_linalg_check_errors",
+            "_linalg_eigh",
+            "_linalg_svd",
+        ),
         *("nonzero", "nonzero_numpy", "argwhere", "masked_select", "bincount", "histc", "_pack_padded_sequence"),
         *("unique_dim", "unique_consecutive", "unique_dim_consecutive", "_unique", "_unique2"),
     }
@@ -44,6 +53,8 @@ _METHODS: dict[Callable[..., Any], str] = {
     torch.Tensor.__array__: "numpy",
     torch.Tensor.cpu: "cpu",
 }
+# Functions that make a tensor of numbers, which no operation shows either.
+_MAKERS = (torch.tensor, torch.as_tensor, torch.asarray, torch.Tensor.new_tensor)
 
 
 @dataclass(frozen=True, order=True)
@@ -121,8 +132,6 @@ class _Operations(TorchDispatchMode):
         return None
 
     def _copy(self, name: str, args: Any, kwargs: dict[str, Any], out: Any) -> str | None:
-        if name == "lift_fresh" and out.device.type == self._kind:
-            return "tensor of numbers of the host"
         if name not in _COPIES:
             return None
         if name == "_to_copy":
@@ -142,7 +151,10 @@ class _Methods(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if self._kind == "cpu" and func in _METHODS:
             self._found.append(Read(_METHODS[func], _place()))
-        return func(*args, **(kwargs or {}))
+        out = func(*args, **(kwargs or {}))
+        if self._kind != "cpu" and func in _MAKERS and out.device.type == self._kind:
+            self._found.append(Read("tensor of numbers of the host", _place()))
+        return out
 
 
 def _place() -> str:
