@@ -40,7 +40,7 @@ class RowStatistics(NamedTuple):
     from it ``[D]``.
     """
 
-    count: Tensor
+    number: Tensor
     mean: Tensor
     squares: Tensor
 

@@ -203,7 +203,7 @@ class SynthSleepNet(nn.Module):
             on_valid(self.adapters[self.channels[place]], part, there[:, column])
             for column, (place, part) in enumerate(zip(places, tokens, strict=True))
         ]
-        own = self.modality_token
+        own: Tensor = self.modality_token
         if tuple(places) != tuple(range(len(self.channels))):
             own = torch.stack([own[place] for place in places])
         x = torch.stack(parts, dim=1) + own + self.position

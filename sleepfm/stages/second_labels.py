@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -69,8 +69,10 @@ class LocatedStream(SequenceStream):
     :data:`SECONDS`: they are read where batches are, so that a training step need not wait for them.
     """
 
-    def __init__(self, seconds: SecondLabels, dataset: Dataset, *arguments: Any, target: str, **options: Any) -> None:
-        super().__init__(dataset, *arguments, target=target, **options)
+    def __init__(
+        self, seconds: SecondLabels, dataset: Dataset, split: str, channels: Sequence[str], *, target: str, **options: Any
+    ) -> None:
+        super().__init__(dataset, split, channels, target=target, **options)
         self._seconds, self._target = seconds, target
 
     def batch(self, start: int, count: int) -> Batch:

@@ -52,7 +52,7 @@ def _of_all_ranks(own: RowStatistics) -> RowStatistics:
     Each rank's sums are about its own mean, so that nothing cancels (Chan, Golub & LeVeque 1983); they are gathered, and joined
     in the order of ranks, so that every rank gets the same numbers.
     """
-    flat = torch.cat([own.count[None], own.mean, own.squares])
+    flat = torch.cat([own.number[None], own.mean, own.squares])
     everyone = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, flat)
     size = len(own.mean)
