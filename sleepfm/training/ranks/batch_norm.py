@@ -50,13 +50,14 @@ def _of_all_ranks(own: RowStatistics) -> RowStatistics:
     """The statistics of the rows of all ranks.
 
     Each rank's sums are about its own mean, so that nothing cancels (Chan, Golub & LeVeque 1983); they are gathered, and joined
-    in the order of ranks, so that every rank gets the same numbers.
+    in fp64 in the order of ranks, so that every rank gets the same numbers.
     """
-    flat = torch.cat([own.number[None], own.mean, own.squares])
+    flat = torch.cat([own.number[None], own.mean, own.squares]).double()
     everyone = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, flat)
     size = len(own.mean)
     counts, means, squares = torch.stack(everyone).split([1, size, size], dim=1)  # [W, 1], [W, D], [W, D]
     count = counts.sum()
     mean = (counts * means).sum(0) / count.clamp(min=1)
-    return RowStatistics(count, mean, (squares + counts * (means - mean).square()).sum(0))
+    joined = RowStatistics(count, mean, (squares + counts * (means - mean).square()).sum(0))
+    return RowStatistics(*(part.to(own.mean.dtype) for part in joined))
