@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
+from host_reads import HostReads
 from torch import Tensor, nn
 
 from sleepfm.models.normalisation import RowBatchNorm, mlp, only
@@ -151,3 +152,11 @@ def test_replacing_keeps_the_state_and_its_names(alone: None) -> None:
     dist_free = module.eval()[2]
     x = torch.randn(2, 3, 4)
     torch.testing.assert_close(dist_free(x), nn.BatchNorm1d(3).eval()(x))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_synchronised_norm_does_not_wait_for_the_device(alone: None, masked: bool) -> None:
+    norm, x = SynchronisedBatchNorm(plain(None)), torch.randn(6, WIDTH, requires_grad=True)
+    with HostReads() as reads, only(norm, torch.tensor([True, False] * 3)) if masked else nullcontext():
+        norm(x).square().sum().backward()
+    assert reads.found == []
