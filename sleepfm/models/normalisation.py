@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class RowBatchNorm(nn.BatchNorm1d):
@@ -25,6 +26,15 @@ class RowBatchNorm(nn.BatchNorm1d):
 
     valid: Tensor | None = None
     """``[N]``, False for rows that do not exist; None where all do. Set by :func:`only`."""
+
+    @classmethod
+    def of(cls, part: _BatchNorm) -> Self:
+        """What stands for ``part``, with its parameters, buffers and mode."""
+        norm = cls(part.num_features, part.eps, part.momentum)
+        norm.weight, norm.bias = part.weight, part.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(norm, name, getattr(part, name))
+        return norm.train(part.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """Same shape and type as ``input``; what rows that do not exist become means nothing."""
@@ -182,11 +192,13 @@ def on_valid(module: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def by_rows(module: nn.Module) -> None:
-    """Replace, in place, every fresh ``nn.BatchNorm1d`` of ``module`` by a :class:`RowBatchNorm`; names stay."""
+    """Replace, in place, every ``nn.BatchNorm1d`` of ``module`` by a :class:`RowBatchNorm`; parameters, buffers and their names
+    stay.
+    """
     for parent in list(module.modules()):
         for name, part in list(parent.named_children()):
             if type(part) is nn.BatchNorm1d:
-                setattr(parent, name, RowBatchNorm(part.num_features, part.eps, part.momentum))
+                setattr(parent, name, RowBatchNorm.of(part))
 
 
 def mlp(sizes: Sequence[int]) -> nn.Sequential:

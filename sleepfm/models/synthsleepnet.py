@@ -324,7 +324,7 @@ class SynthSleepNet(nn.Module):
 
 
 def _by(module: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
-    """``module`` on all of ``x`` ``[N, D]``, its batch statistics those of ``rows`` ``[N]``; the others give what weighs nothing."""
+    """``module`` on all of ``x`` ``[N, D]``, its batch statistics those of ``rows`` ``[N]``; the others are not used after it."""
     with only(module, rows):
         return module(x)
 

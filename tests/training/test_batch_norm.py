@@ -95,7 +95,7 @@ def rank_of_three(rank: int, folder: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for case, (counts, length) in enumerate(CASES):
             part = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
-            found = steps(SynchronisedBatchNorm(plain(length)), case, part, dtype)
+            found = steps(SynchronisedBatchNorm.of(plain(length)), case, part, dtype)
             torch.save(found, f"{folder}/{case}-{dtype}-{rank}.pt")
     dist.destroy_process_group()
 
@@ -134,7 +134,7 @@ def alone(tmp_path: Path) -> Iterator[None]:
 @pytest.mark.parametrize("case", [0, 1, 3, 5, 7, 8, 10])
 def test_one_rank_alone_is_torchs_own(alone: None, case: int) -> None:
     length = CASES[case][1]
-    mine = steps(SynchronisedBatchNorm(plain(length)), case, slice(None), torch.float32)
+    mine = steps(SynchronisedBatchNorm.of(plain(length)), case, slice(None), torch.float32)
     theirs = steps(plain(length).double(), case, slice(None), torch.float32)
     for name, value in theirs.items():
         torch.testing.assert_close(mine[name], value, rtol=1e-5, atol=1e-4, check_dtype=False)
@@ -156,7 +156,7 @@ def test_replacing_keeps_the_state_and_its_names(alone: None) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_synchronised_norm_does_not_wait_for_the_device(alone: None, masked: bool) -> None:
-    norm, x = SynchronisedBatchNorm(plain(None)), torch.randn(6, WIDTH, requires_grad=True)
+    norm, x = SynchronisedBatchNorm.of(plain(None)), torch.randn(6, WIDTH, requires_grad=True)
     with HostReads() as reads, only(norm, torch.tensor([True, False] * 3)) if masked else nullcontext():
         norm(x).square().sum().backward()
     assert reads.found == []
