@@ -231,8 +231,9 @@ class _Run:
         """What became of the last step that was queued: tell it, act on what the ranks voted for, and on a skipped update."""
         if self.taken is None:
             return
-        self.observer.at(f"waiting for the figures of step {self.taken.step}")
         taken, self.taken = self.taken, None
+        # Where the device is while the host waits.
+        self.observer.at(f"in the update of step {taken.step}")
         outcome = taken.outcome
         if outcome.skipped:
             self._skip(taken)

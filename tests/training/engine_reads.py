@@ -75,7 +75,7 @@ class Waits:
 
 class _Dispatched(TorchDispatchMode):
     def __init__(self, waits: Waits) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._waits = waits
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -106,7 +106,8 @@ def counted(waits: Waits) -> Iterator[None]:
     from deepspeed.accelerator import get_accelerator
 
     with ExitStack() as stack:
-        for owner in (get_accelerator(), torch.cuda):
+        owners: list[Any] = [get_accelerator(), torch.cuda]
+        for owner in owners:
             inner = owner.synchronize
 
             def synchronize(*args: Any, inner: Callable[..., Any] = inner) -> Any:
@@ -117,5 +118,5 @@ def counted(waits: Waits) -> Iterator[None]:
             owner.synchronize = synchronize
             stack.callback(setattr if own is not None else delattr, owner, "synchronize", *([own] if own is not None else []))
         stack.enter_context(_Called(waits))
-        stack.enter_context(_Dispatched(waits))  # type: ignore[no-untyped-call]
+        stack.enter_context(_Dispatched(waits))
         yield

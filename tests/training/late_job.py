@@ -20,7 +20,9 @@ from sleepfm.training.ranks.distributed import World
 
 def main() -> None:
     order: list[tuple[str, int]] = []
-    step, outcome = _Run._step, Taken.outcome.func
+    step: Any = _Run._step
+    outcome = vars(Taken)["outcome"]
+    inner = outcome.func
 
     def note(what: str, number: int) -> None:
         order.append((what, number))
@@ -32,11 +34,11 @@ def main() -> None:
 
     def learnt(taken: Taken) -> Any:
         note("learnt", taken.step)
-        return outcome(taken)
+        return inner(taken)
 
     Flight.arrived = property(lambda flight: False)  # type: ignore[method-assign, assignment]
-    Taken.outcome.func = learnt
-    _Run._step = queued  # type: ignore[method-assign]
+    outcome.func = learnt
+    _Run._step = queued  # type: ignore[assignment, method-assign]
     job.run(ToyRunConfig, ToyStage, lambda config: ToyStage.dataset_digest, "late")
 
 

@@ -67,7 +67,8 @@ def refused_by_cuda() -> Iterator[None]:
 
 def watch(waits: Waits, options: set[str]) -> None:
     """Every step of the engine in this process is watched."""
-    step, decide = _Run._step, Update.decide
+    step: Any = _Run._step
+    decide, outcome = Update.decide, vars(Taken)["outcome"]
 
     def watched(run: _Run, *arguments: Any) -> Any:
         if not waits.paused and not getattr(run.stage, "watched", False):
@@ -81,17 +82,15 @@ def watch(waits: Waits, options: set[str]) -> None:
             raise AssertionError
         return decide(update, loss, squares)
 
-    _Run._step = watched  # type: ignore[method-assign]
+    _Run._step = watched  # type: ignore[assignment, method-assign]
     if "--plant" in options:
-        Update.decide = planted  # type: ignore[method-assign]
+        Update.decide = planted  # type: ignore[assignment, method-assign]
     if "--host-waits" in options:
         update.wait_on_the_stream = lambda zero: None
     if "--norms" in options:
         update.leave_norm_and_clipping = lambda zero, clip: setattr(zero, "check_grad_overflow", True)
     Feed.next = waits.pausing(Feed.next)  # type: ignore[method-assign]
-    flight = Taken.outcome
-    inner = flight.func
-    flight.func = waits.pausing(inner)
+    outcome.func = waits.pausing(outcome.func)
     # What rank 0 does with figures of the host, and the stages of a save.
     for owner, name in ((_Run, "_tell"), (_Run, "_skip")):
         setattr(owner, name, waits.pausing(getattr(owner, name)))

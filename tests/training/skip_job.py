@@ -37,7 +37,7 @@ class _NoGradient(torch.autograd.Function):
 def held(run: _Run) -> dict[str, str]:
     """Digests of what a step changes."""
     base = run.engine.basic_optimizer
-    parts = {
+    parts: dict[str, dict[str, torch.Tensor]] = {
         "weights": dict(run.module.named_parameters()),
         "statistics": named_running_statistics(run.module),
         "average": run.ema._average if run.ema else {},
@@ -66,14 +66,14 @@ class Stage(ToyStage):
 
 def main() -> None:
     rows: list[dict[str, str]] = []
-    step = _Run._step
+    step: Any = _Run._step
 
-    def noted(run: _Run, *arguments: Any) -> Any:
+    def noted(run: _Run, *arguments: Any) -> None:
         step(run, *arguments)
         rows.append(held(run))
         Path(f"held-{run.world.rank}.json").write_text(json.dumps(rows))
 
-    _Run._step = noted  # type: ignore[method-assign]
+    _Run._step = noted  # type: ignore[assignment, method-assign]
     job.run(ToyRunConfig, Stage, lambda config: ToyStage.dataset_digest, "skips")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import CONFIG, alone, environment, launch, trace
+from launching import CONFIG, alone, environment, family, launch, trace
 
 from sleepfm.training.figures import Sums
 from sleepfm.training.in_flight import Taken
@@ -69,14 +69,16 @@ def test_rows_that_come_later_are_those_that_come_at_once(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 1, 2])
+@pytest.mark.parametrize("zero", [0, 1])
 def test_a_late_run_that_is_killed_or_asked_to_leave_goes_on_as_the_undisturbed_one(tmp_path: Path, zero: int) -> None:
     stage = f"deepspeed.zero={zero}"
     done = launch(tmp_path, 2, stage, "train.steps=24", node=True)
     assert done.returncode == 0, done.stderr
-    # Item 50 is of the seventh step; item 130 of the seventeenth.
+    # Item 50 is of the seventh step.
     arguments = (stage, "train.steps=24", "train.output=late", "toy.seconds=0.1", "toy.kill_at=[50]", "toy.kill_flag=flag")
-    finish(late(tmp_path, 2, *arguments), 69)
+    job = late(tmp_path, 2, *arguments)
+    said = job.communicate(timeout=600)[1]
+    assert job.returncode != 0 and "lost contact with another rank" in said
     # What is known of a step is on the disk before the next but one begins.
     assert trace(tmp_path, "late")[-1]["step"] in (5, 6)
     job = late(tmp_path, 2, *arguments)
@@ -86,7 +88,7 @@ def test_a_late_run_that_is_killed_or_asked_to_leave_goes_on_as_the_undisturbed_
         assert job.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
     seen = trace(tmp_path, "late")[-1]["step"]
-    job.send_signal(signal.SIGUSR1)
+    next(process for process in family(job) if "--local_rank=1" in process.cmdline()).send_signal(signal.SIGUSR1)
     finish(job, PREEMPTED_STATUS)
     left = trace(tmp_path, "late")[-1]["step"]
     # One step is queued beyond what is known, the vote goes with the next, and is learnt of in the one after that.

@@ -165,7 +165,7 @@ class ToyStage:
         work.each("items", [1] * len(seconds), take)
         if self.toy.hang_in_validation and work.world.is_main:
             time.sleep(3600)
-        signals = ToyStream().batch(10_000, 40).signals.to(module.cls_token.device)
+        signals = ToyStream().batch(10_000, 40).signals.to(next(module.parameters()).device)
         error = (module(signals) - signals).pow(2).mean().item()
         self.validations += 1
         return {"val/error": self.toy.errors[self.validations - 1] if self.toy.errors else error}
