@@ -28,7 +28,8 @@ def test_a_checkpoint_of_before_goes_on(tmp_path: Path, written: str, zero: int)
     own = tmp_path / "run" / "checkpoints" / "step-00000004"
     shutil.rmtree(own)
     shutil.copytree(STORED / written / own.name, own)
-    done = launch(tmp_path, 2, *options, node=True)
+    # Another store: what the first run told of itself may have been under way when it was killed.
+    done = launch(tmp_path, 2, *options, f"tracking.uri=sqlite:///{tmp_path}/other.db", node=True)
     assert done.returncode == 0, done.stderr
     rows = trace(tmp_path)
     then = json.loads((STORED / "losses.json").read_text())[written]

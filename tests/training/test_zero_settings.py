@@ -56,12 +56,8 @@ def test_what_the_engine_does_itself_is_not_done_by_deepspeed() -> None:
 @pytest.mark.parametrize("zero", [1, 2])
 def test_losses_are_the_same_whether_reductions_overlap_and_in_whatever_buckets(tmp_path: Path, zero: int) -> None:
     """A sum over two ranks does not depend on what it is sent with."""
-    variants = {
-        "run": {},
-        "alone": {"overlap_comm": False},
-        "small": {"reduce_bucket_size": 256},
-        "tiny": {"reduce_bucket_size": 20},
-    }
+    # Of the second, some parameters fit and some are reduced by themselves.
+    variants: dict[str, dict[str, int]] = {"run": {}, "small": {"reduce_bucket_size": 20}, "alone": {"overlap_comm": False}}
     for run, settings in variants.items():
         extra = "deepspeed.extra=" + json.dumps({"zero_optimization": settings})
         done = launch(tmp_path, 2, f"deepspeed.zero={zero}", extra, f"train.output={run}", node=True)
