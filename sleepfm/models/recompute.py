@@ -2,7 +2,8 @@
 
 Only the inputs of units (classes marked with :func:`recomputable`: transformer blocks, residual blocks of the frame encoder,
 context layers) are kept for the backward pass (arXiv 1604.06174). The second forward pass sees the same dropout, the same
-precision, the same adapters and leaves running statistics alone, so losses and gradients are those without, to the bit.
+precision, the same adapters, the same rows as existing, and leaves running statistics alone, so losses and gradients are those
+without, to the bit.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from sleepfm.models.lora import LoRALinear
+from sleepfm.models.normalisation import RowBatchNorm
 
 ModuleT = TypeVar("ModuleT", bound=type[nn.Module])
 
@@ -61,22 +63,21 @@ class _Forgetful:
 
     def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
         """For the first and the second forward pass."""
-        chosen = [(part, part._index) for part in self._unit.modules() if isinstance(part, LoRALinear)]
-        return nullcontext(), _second_pass(self._unit, chosen, _get_current_function_mode_stack())
+        chosen = [(part, "_index", part._index) for part in self._unit.modules() if isinstance(part, LoRALinear)]
+        existing = [(part, "valid", part.valid) for part in self._unit.modules() if isinstance(part, RowBatchNorm)]
+        return nullcontext(), _second_pass(self._unit, [*chosen, *existing], _get_current_function_mode_stack())
 
 
 @contextmanager
-def _second_pass(
-    unit: nn.Module, chosen: list[tuple[LoRALinear, torch.Tensor | None]], modes: list[TorchFunctionMode]
-) -> Iterator[None]:
-    """The adapters and function modes of the first pass, and running statistics that nobody sees."""
+def _second_pass(unit: nn.Module, chosen: list[tuple[nn.Module, str, Any]], modes: list[TorchFunctionMode]) -> Iterator[None]:
+    """What was ``chosen`` and the function modes of the first pass, and running statistics that nobody sees."""
     with ExitStack() as undo:
         # torch leaves its function modes, of which bf16 rounding is one, while it handles ``backward``.
         for mode in modes:
             undo.enter_context(mode)
-        for layer, index in chosen:
-            undo.callback(setattr, layer, "_index", layer._index)
-            layer._index = index
+        for part, name, value in chosen:
+            undo.callback(setattr, part, name, getattr(part, name))
+            setattr(part, name, value)
         for norm in unit.modules():
             if isinstance(norm, _BatchNorm) and norm.training:
                 for name, buffer in norm.named_buffers(recurse=False):
