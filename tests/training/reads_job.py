@@ -1,7 +1,7 @@
 """A job whose steps are watched for what waits for the device; writes ``reads-RANK.json``. For ``test_reads.py``.
 
-``reads_job.py [OPTION ...] toy CONFIG key=value ...`` or with ``launch.pretrain`` and its arguments. Left out are the loss of a
-stage, which is watched by the tests of stages, the next batch, and the reading of figures that have arrived. Options:
+``reads_job.py [OPTION ...] toy CONFIG key=value ...`` or with ``launch.pretrain`` and its arguments. Left out are the toy's loss,
+which looks at its items, the next batch, and the reading of figures that have arrived. Options:
 
 * ``--streams``: ZeRO's reductions run as on a device with streams, which stand for them and note what waits for what;
 * ``--cuda``: on a CUDA device, which refuses what waits for it;
@@ -13,7 +13,6 @@ stage, which is watched by the tests of stages, the next batch, and the reading 
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import sys
 from collections.abc import Iterator
@@ -22,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from engine_reads import Waits, counted
+from engine_reads import Waits
+from toy import ToyRunConfig, ToyStage
 
 from sleepfm.training import job, update
 from sleepfm.training.engine import _Run
@@ -71,10 +71,7 @@ def watch(waits: Waits, options: set[str]) -> None:
     decide, outcome = Update.decide, vars(Taken)["outcome"]
 
     def watched(run: _Run, *arguments: Any) -> Any:
-        if not waits.paused and not getattr(run.stage, "watched", False):
-            run.stage.loss = waits.pausing(run.stage.loss)  # type: ignore[method-assign]
-            run.stage.watched = True  # type: ignore[attr-defined]
-        with counted(waits), refused_by_cuda() if "--cuda" in options else nullcontext():
+        with waits, refused_by_cuda() if "--cuda" in options else nullcontext():
             return step(run, *arguments)
 
     def planted(update: Update, loss: torch.Tensor, squares: torch.Tensor) -> Any:
@@ -89,11 +86,12 @@ def watch(waits: Waits, options: set[str]) -> None:
         update.wait_on_the_stream = lambda zero: None
     if "--norms" in options:
         update.leave_norm_and_clipping = lambda zero, clip: setattr(zero, "check_grad_overflow", True)
-    Feed.next = waits.pausing(Feed.next)  # type: ignore[method-assign]
-    outcome.func = waits.pausing(outcome.func)
+    ToyStage.loss = waits.passing(ToyStage.loss)  # type: ignore[method-assign]
+    Feed.next = waits.passing(Feed.next)  # type: ignore[method-assign]
+    outcome.func = waits.passing(outcome.func)
     # What rank 0 does with figures of the host, and the stages of a save.
     for owner, name in ((_Run, "_tell"), (_Run, "_skip")):
-        setattr(owner, name, waits.pausing(getattr(owner, name)))
+        setattr(owner, name, waits.passing(getattr(owner, name)))
 
 
 def main(*arguments: str) -> None:
@@ -110,14 +108,15 @@ def main(*arguments: str) -> None:
     def write_and_end(command: Any) -> Any:
         def wrapped() -> int:
             status: int = command()
-            Path(f"reads-{rank}.json").write_text(json.dumps({"found": waits.found, "streams": Stream.notes}))
+            Path(f"reads-{rank}.json").write_text(json.dumps({"found": [*map(str, waits.found)], "streams": Stream.notes}))
             return status
 
         return ended(wrapped)
 
     job.exit_ranked = write_and_end
     sys.argv = [module, *rest]
-    sys.path.insert(0, os.getcwd())
+    if module == "toy":
+        job.run(ToyRunConfig, ToyStage, lambda config: ToyStage.dataset_digest, "reads")
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 

@@ -1,4 +1,4 @@
-"""No operation of a training step, from the backward pass to the figures, waits for the device."""
+"""No operation of a job's training step waits for the device; the losses of all stages are watched in ``test_host_reads.py``."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from engine_reads import Waits, counted
 from launching import CONFIG, environment
 from made_nights import make_dataset, make_night
 
@@ -27,7 +25,7 @@ def watched(folder: Path, processes: int, *arguments: str) -> list[dict[str, Any
     (folder / "toy.yaml").write_text(CONFIG)
     line = [sys.executable, "-m", "sleepfm.training.launcher", str(processes), str(JOB), *arguments]
     variables = environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    paths = f"{Path(__file__).parent}:{ROOT}"
+    paths = f"{Path(__file__).parent}:{ROOT / 'tests'}:{ROOT}"
     if "--cuda" in arguments:
         variables["DS_ACCELERATOR"] = "cuda"
     variables["PYTHONPATH"] = f"{paths}:{variables.get('PYTHONPATH', '')}"
@@ -48,14 +46,12 @@ def test_no_step_waits_for_the_device(tmp_path: Path, zero: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("option", "found"),
-    [("--plant", ["__bool__", "_local_scalar_dense"]), ("--host-waits", ["synchronize"]), ("--norms", ["_local_scalar_dense"])],
+    ("option", "found"), [("--plant", "_local_scalar_dense"), ("--host-waits", "synchronize"), ("--norms", "_local_scalar_dense")]
 )
-def test_what_waits_is_found(tmp_path: Path, option: str, found: list[str]) -> None:
+def test_what_waits_is_found(tmp_path: Path, option: str, found: str) -> None:
     """A number in an ``if``, DeepSpeed's own end of a backward pass, its own norm."""
     rank = watched(tmp_path, 1, "--streams", option, "toy", "toy.yaml", *STEPS)[0]
-    assert {line.split(":")[0] for line in rank["found"]} >= {*found}, rank["found"]
-    assert len(rank["found"]) >= 5
+    assert sum(line.startswith(f"{found} at ") for line in rank["found"]) >= 5, rank["found"]
 
 
 @pytest.fixture(scope="module")
@@ -72,35 +68,6 @@ def test_no_step_of_a_real_model_waits(tmp_path: Path, dataset: Dataset, options
     config = str(ROOT / "configs" / "pretrain" / "eeg-tiny.yaml")
     for rank in watched(tmp_path, 2, "--streams", "launch.pretrain", config, *settings, f"train.output={tmp_path}/run", *options):
         assert rank["found"] == []
-
-
-def test_the_counter_finds_what_reads() -> None:
-    """Each of these, wherever Python or torch asks for a number; nothing that only computes."""
-    x, waits = torch.randn(4, 4), Waits()
-    readers = [
-        lambda: x.sum().item(),
-        lambda: x.tolist(),
-        lambda: float(x.sum()),
-        lambda: bool(x.isfinite().all()),
-        lambda: x[x > 0],
-        lambda: x.nonzero(),
-        lambda: x.to("cpu"),
-        lambda: torch.equal(x, x),
-        lambda: torch.repeat_interleave(torch.tensor([1, 2])),
-        lambda: x.masked_select(x > 0),
-        lambda: x.unique(),
-        lambda: x.clone().index_put_((x > 0,), torch.zeros(())),
-    ]
-    for number, read in enumerate(readers):
-        with counted(waits):
-            read()
-        assert waits.found, number
-        waits.found.clear()
-    with counted(waits):
-        y = torch.where(x > 0, x, 0.0).softmax(-1) @ x
-        y[:, 1:].add_(torch.ones(3)).masked_fill_(y[:, 1:] > 0, 1.0)
-        torch.cat([y, x]).to(y.device, torch.float64).double().square().sum().sqrt()
-    assert waits.found == []
 
 
 @pytest.mark.gpu
