@@ -16,6 +16,7 @@ from sleepfm.data.report import report_of
 from sleepfm.errors import ConfigError, RegistryError, UsageError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
+from sleepfm.models.device import set_tf32
 from sleepfm.registry import registry
 from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.store import store_uri
@@ -143,6 +144,9 @@ def _run(
         return _already_done(config, preflight.done, store) if world.is_main else 0
     preflight.before_start()
     start(world, _COLLECTIVE_TIMEOUT_SECONDS)
+    if world.device.type == "cuda":
+        # A run in fp32 is exact; what one in bf16 keeps in fp32 need not be.
+        set_tf32(config.deepspeed.dtype == "bf16")
     watched = _Watched(Watchdog(world, config.train.stall_s, config.train.silent_s))
     context = Context(world, store, resume, config, observer=watched)
     if on_paper is not None:

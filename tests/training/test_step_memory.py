@@ -15,7 +15,6 @@ from toy import ToyRunConfig, ToyStage
 
 from sleepfm.config import validate
 from sleepfm.training.job import Context
-from sleepfm.training.preflight.report import bucket_bytes
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.tracking.activations import count_activations, measure_activations
 from sleepfm.training.tracking.devices import DEVICES, NAMED, known_device
@@ -96,12 +95,6 @@ def test_devices_are_known_by_the_names_that_torch_gives() -> None:
     assert known_device("NVIDIA T4") is None
     assert [device.name for device in NAMED] == ["H200", "H100", "A100"]
     assert all(device.source for device in DEVICES)
-
-
-def test_what_deepspeed_sets_aside_follows_its_settings() -> None:
-    assert bucket_bytes(toy_config(zero=0)) == 0
-    assert bucket_bytes(toy_config(zero=1)) == 4 * 500_000_000
-    assert bucket_bytes(toy_config(zero=2, extra={"zero_optimization": {"reduce_bucket_size": 10, "overlap_comm": True}})) == 80
 
 
 def test_a_step_is_as_long_as_the_slower_of_arithmetic_and_memory() -> None:

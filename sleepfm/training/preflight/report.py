@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from sleepfm.config import to_yaml
@@ -19,11 +16,10 @@ from sleepfm.training.tracking.devices import NAMED
 from sleepfm.training.tracking.flops import item_flops
 from sleepfm.training.tracking.sizing import Size
 from sleepfm.training.tracking.step_time import SHARE_OF_PEAK, Work, step_seconds
+from sleepfm.training.zero import bucket_bytes, trained_sizes
 
 # Assumed for CUDA's own context, NCCL's buffers and what the allocator cannot use.
 _CUDA_BYTES = 2 * 2**30
-# DeepSpeed's default, in numbers.
-_BUCKET = 500_000_000
 _GIB = 2**30
 
 
@@ -38,7 +34,7 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
     size, steps = Size.of(stage.module), total_steps(config, stage)
     parts = {
         "parameters, gradients and optimiser state": size.bytes_per_rank(zero, planned.size, train.ema > 0),
-        "DeepSpeed's buffers for gradients": bucket_bytes(config),
+        "DeepSpeed's buffers for gradients": bucket_bytes(config.deepspeed, trained_sizes(stage.module)),
         f"activations of {shares.micro_batch} items ({'measured' if activations.measured else 'counted'})": activations.bytes(
             shares.micro_batch
         ),
@@ -65,15 +61,6 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
             *_on_devices(work, planned.size, steps, needed, config.deepspeed.dtype),
         ]
     )
-
-
-def bucket_bytes(config: RunConfig) -> int:
-    """What DeepSpeed 0.19 sets aside for gradients on their way between ranks, in fp32; nothing without ZeRO."""
-    if config.deepspeed.zero == 0:
-        return 0
-    stated: Mapping[str, Any] = config.deepspeed.extra.get("zero_optimization", {})
-    overlaps = stated.get("overlap_comm", False)
-    return int(stated.get("reduce_bucket_size", _BUCKET)) * 4 * (2 if overlaps else 1)
 
 
 def _activations(config: RunConfig, stage: Stage, world: World, micro_batch: int) -> Activations:
