@@ -103,20 +103,19 @@ class Downstream(nn.Module):
         return self
 
     def encode_frames(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to frame tokens ``[B, L, F, D]``."""
-        batch, length = signals.shape[:2]
-        flat, there = signals.flatten(0, 1), present.flatten(0, 1)
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to frame tokens ``[B, L, F, D]``, zeros for epochs that
+        are not ``valid`` ``[B, L]``.
+        """
         if valid is not None:
-            flat, there = flat[valid.flatten()], there[valid.flatten()]
+            present = present & valid[..., None]
+        flat, there = signals.flatten(0, 1), present.flatten(0, 1)
         if self.config.tune.mode == "frozen":
             with torch.no_grad():
                 pieces = zip(flat.split(FROZEN_CHUNK), there.split(FROZEN_CHUNK), strict=True)
                 frames = torch.cat([self.encoder.encode_frames(*piece) for piece in pieces])
         else:
             frames = self.encoder.encode_frames(flat, there)
-        if valid is not None:
-            frames = frames.new_zeros(batch * length, *frames.shape[1:]).index_put((valid.flatten(),), frames)
-        return frames.unflatten(0, (batch, length))
+        return frames.unflatten(0, signals.shape[:2])
 
     def encode(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
         """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to embeddings ``[B, L, D]``."""

@@ -5,6 +5,7 @@ One network per modality; its channels (C3 and C4, left and right EOG) are sampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -20,7 +21,7 @@ from sleepfm.models.frames import frame_count, frames, samples
 from sleepfm.models.inputs import check_signals, stack_channels
 from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
-from sleepfm.models.normalisation import mlp
+from sleepfm.models.normalisation import by_rows, mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
 
@@ -87,6 +88,8 @@ class NeuroNetEncoder(nn.Module):
         self.frames = config.frames
         self.dim = dim = config.encoder.dim
         self.frame_backbone = FrameEncoder(config.frame_encoder, samples(config.window_s))
+        # For fine-tuning, where some epochs lack a channel and batch statistics must not see them.
+        by_rows(self.frame_backbone)
         self.patch_embed = nn.Linear(self.frame_backbone.feature, dim)
         self.blocks = nn.ModuleList(Block(dim, config.encoder.heads) for _ in range(config.encoder.depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -183,7 +186,7 @@ class NeuroNet(nn.Module):
         parts = {"reconstruction": error.sum().detach(), "contrastive": contrast.detach()}
         if guards.wanted():
             parts |= {
-                "reconstruction_vs_mean": guards.relative_reconstruction(error.mean().detach(), features),
+                "reconstruction_vs_mean": guards.relative_reconstruction(error, features),
                 "alignment": guards.alignment(first, second),
                 "uniformity": guards.uniformity(first),
                 "embedding_std": guards.embedding_std(views[:, 0]),
@@ -221,20 +224,22 @@ class NeuroNet(nn.Module):
         """Start and end ``[F, 2]`` of every frame in seconds of the epoch."""
         return self.config.frame_times
 
-    def encode_frames(self, signals: Tensor, present: Tensor) -> Tensor:
+    def encode_frames(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """``[B, C, T]`` with presence ``[B, C]`` to ``[B, F, D]`` in fp32: of every frame, the mean of its tokens over the
         present channels.
 
-        An epoch without any present channel gives zeros.
+        The signals are those of ``channels``, all of the model's by default. An epoch without any present channel gives zeros.
         """
-        check_signals(signals, present, self.channels)
-        tokens = self.encoder(signals[present])[:, 1:].float()
-        rows = tokens.new_zeros(*present.shape, *tokens.shape[1:]).index_put((present,), tokens)
+        check_signals(signals, present, self.channels if channels is None else channels)
+        absent = ~present[..., None]
+        with only(self.encoder, present.flatten().repeat_interleave(self.encoder.frames)):
+            tokens = self.encoder(signals.masked_fill(absent, 0).flatten(0, 1))[:, 1:].float()
+        rows = tokens.unflatten(0, present.shape).masked_fill(absent[..., None], 0)
         return rows.sum(1) / present.sum(1)[:, None, None].clamp(min=1)
 
-    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
+    def encode(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """The mean ``[B, D]`` over the frames of :meth:`encode_frames`."""
-        return self.encode_frames(signals, present).mean(1)
+        return self.encode_frames(signals, present, channels).mean(1)
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:
         """One embedding ``[B, D]`` per epoch from any subset of the channels, each ``[B, T]``.

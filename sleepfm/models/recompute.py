@@ -4,8 +4,8 @@ Units are the classes marked with :func:`recomputable`: transformer blocks, stem
 layers. Both settings hold where gradients are wanted, change no parameter and no name in a state dict, and go together.
 
 *Recomputing* keeps only the inputs of units for the backward pass (arXiv 1604.06174): less memory for more arithmetic. The second
-forward pass sees the same dropout, the same precision, the same adapters and leaves running statistics alone, so losses and
-gradients are those without, to the bit.
+forward pass sees the same dropout, the same precision, the same adapters, the same rows as existing, and leaves running statistics
+alone, so losses and gradients are those without, to the bit.
 
 *Compiling* a unit at a time takes seconds, since equal blocks share what is compiled, and fuses what stands between products.
 Losses and gradients are those without up to rounding.
@@ -25,6 +25,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from sleepfm.models.lora import LoRALinear
+from sleepfm.models.normalisation import RowBatchNorm
 
 ModuleT = TypeVar("ModuleT", bound=type[nn.Module])
 Forward = Callable[..., Any]
@@ -105,22 +106,21 @@ def _compiled(kind: type[nn.Module]) -> Forward:
 
 def _contexts(unit: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     """For the first and the second forward pass."""
-    chosen = [(part, part._index) for part in unit.modules() if isinstance(part, LoRALinear)]
-    return nullcontext(), _second_pass(unit, chosen, _get_current_function_mode_stack())
+    chosen = [(part, "_index", part._index) for part in unit.modules() if isinstance(part, LoRALinear)]
+    existing = [(part, "valid", part.valid) for part in unit.modules() if isinstance(part, RowBatchNorm)]
+    return nullcontext(), _second_pass(unit, [*chosen, *existing], _get_current_function_mode_stack())
 
 
 @contextmanager
-def _second_pass(
-    unit: nn.Module, chosen: list[tuple[LoRALinear, torch.Tensor | None]], modes: list[TorchFunctionMode]
-) -> Iterator[None]:
-    """The adapters and function modes of the first pass, and running statistics that nobody sees."""
+def _second_pass(unit: nn.Module, chosen: list[tuple[nn.Module, str, Any]], modes: list[TorchFunctionMode]) -> Iterator[None]:
+    """What was ``chosen`` and the function modes of the first pass, and running statistics that nobody sees."""
     with ExitStack() as undo:
         # torch leaves its function modes, of which bf16 rounding is one, while it handles ``backward``.
         for mode in modes:
             undo.enter_context(mode)
-        for layer, index in chosen:
-            undo.callback(setattr, layer, "_index", layer._index)
-            layer._index = index
+        for part, name, value in chosen:
+            undo.callback(setattr, part, name, getattr(part, name))
+            setattr(part, name, value)
         for norm in unit.modules():
             if isinstance(norm, _BatchNorm) and norm.training:
                 for name, buffer in norm.named_buffers(recurse=False):

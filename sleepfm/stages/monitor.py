@@ -22,6 +22,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import Reading, SequenceStream
 from sleepfm.errors import DatasetError
+from sleepfm.models.inputs import held_channels
 from sleepfm.tasks import TaskName
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 
@@ -49,7 +50,7 @@ class Monitor:
     """
 
     def __init__(self, dataset: Dataset, channels: tuple[str, ...], config: MonitorConfig, seed: int) -> None:
-        self._config = config
+        self._config, self._channels = config, channels
         self._splits = {
             split: (self._stream(dataset, split, channels, seed), count)
             for split, count in (("label", config.label_epochs), ("val", config.val_epochs))
@@ -111,8 +112,8 @@ class Monitor:
 
         @torch.inference_mode()
         def embed(batch: Batch) -> Tensor:
-            signals, present = batch.signals[:, 0].to(device), batch.present[:, 0].to(device)
-            return module.encode(signals, present).float().cpu()
+            signals, present, channels = held_channels(batch.signals[:, 0], batch.present[:, 0], self._channels)
+            return module.encode(signals.to(device), present.to(device), channels).float().cpu()
 
         def own(share: range) -> Iterator[tuple[Tensor, ...]]:
             with Prefetcher(stream, [chunks[number] for number in share]) as batches:

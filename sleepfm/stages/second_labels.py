@@ -1,8 +1,10 @@
-"""Labels of every second, which an event head learns from."""
+"""Labels of every second, which an event head learns from, and the stream that brings them with its batches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +16,14 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.scored_events import scored_events, unclear_events
+from sleepfm.data.stream import SequenceStream
 from sleepfm.evaluation.events import event_family
 from sleepfm.signals.scorings.labels import touched
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
 
 KEPT_RECORDS = 4096
+SECONDS = "seconds"
 
 
 class SecondLabels:
@@ -38,7 +42,7 @@ class SecondLabels:
         return torch.from_numpy(np.where(scored, self._of_record(row), -1))
 
     def batch(self, batch: Batch, epochs: Tensor) -> Tensor:
-        """Labels [B, 30 L] of a batch of sequences whose epochs' labels are ``epochs`` [B, L]."""
+        """Labels [B, 30 L] of a batch of sequences whose epochs' labels are ``epochs`` [B, L], all on the host."""
         length = epochs.shape[1] * EPOCH_SECONDS
         found = torch.zeros(len(batch), length, dtype=torch.int64)
         for row, (record, first) in enumerate(zip(batch.record, batch.first_epoch.tolist(), strict=True)):
@@ -46,7 +50,7 @@ class SecondLabels:
             part = night[first * EPOCH_SECONDS : first * EPOCH_SECONDS + length]
             found[row, : len(part)] = torch.from_numpy(part)
         scored = epochs.repeat_interleave(EPOCH_SECONDS, dim=1) >= 0
-        return torch.where(scored, found.to(epochs.device), -1)
+        return torch.where(scored, found, -1)
 
     def _of_record(self, row: int) -> NDArray[np.int64]:
         if row not in self._covered:
@@ -58,6 +62,21 @@ class SecondLabels:
             doubtful = touched(unclear_events(self._dataset, self._reader, row), size, 1.0) & ~covered
             self._covered[row] = np.where(doubtful, -1, covered.astype(np.int64))
         return self._covered[row]
+
+
+class LocatedStream(SequenceStream):
+    """A :class:`SequenceStream` whose batches also hold labels [B, 30 L] of the ``seconds`` of its ``target``, under
+    :data:`SECONDS`: they are read where batches are, so that a training step need not wait for them.
+    """
+
+    def __init__(self, seconds: SecondLabels, dataset: Dataset, *arguments: Any, target: str, **options: Any) -> None:
+        super().__init__(dataset, *arguments, target=target, **options)
+        self._seconds, self._target = seconds, target
+
+    def batch(self, start: int, count: int) -> Batch:
+        """As of the other stream, with the labels of seconds."""
+        batch = super().batch(start, count)
+        return replace(batch, labels=batch.labels | {SECONDS: self._seconds.batch(batch, batch.labels[self._target])})
 
 
 def covered_seconds(events: list[Event], size: int) -> NDArray[np.bool_]:
