@@ -31,7 +31,7 @@ ModuleT = TypeVar("ModuleT", bound=type[nn.Module])
 Forward = Callable[..., Any]
 
 # Attributes of a unit, set by `recompute_activations` and `compile_units`.
-_FORGETS, _COMPILED = "_forgets_activations", "_is_compiled"
+_FORGETS, _COMPILED = UNIT_SETTINGS = ("_forgets_activations", "_is_compiled")
 
 # Classes of units, with their own forward pass.
 _FORWARDS: dict[type[nn.Module], Forward] = {}
@@ -87,10 +87,15 @@ def compile_units(module: nn.Module) -> int:
     return _mark(module, _COMPILED)
 
 
+def is_unit(module: nn.Module) -> bool:
+    """Whether ``module`` is of a class marked with :func:`recomputable`."""
+    return type(module) in _FORWARDS
+
+
 def _mark(module: nn.Module, name: str) -> int:
     count = 0
     for part in module.children():
-        if type(part) in _FORWARDS:
+        if is_unit(part):
             setattr(part, name, True)
             count += 1
         else:
