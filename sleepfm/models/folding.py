@@ -20,8 +20,8 @@ from sleepfm.models.recompute import UNIT_SETTINGS, is_unit
 
 
 class Folded:
-    """Gives the twin of ``encoder`` for the precision around the call. It shares with the encoder all that trains (low-rank updates)
-    and all that stays the same.
+    """Gives the twin of ``encoder`` for the precision around the call. It shares with the encoder all that trains (low-rank
+    updates) and all that stays the same.
     """
 
     def __init__(self, encoder: nn.Module) -> None:

@@ -1,9 +1,9 @@
 """Batch normalisation and what follows it, in a form that a compiler turns into few passes over memory.
 
 A batch norm of ``x`` ``[N, C, T]`` is ``x * scale + shift`` once its statistics are known. Here statistics are taken along ``T``
-first and then over the rows, by the law of total variance; so are the sums of the backward pass, which is written out and computes
-from ``x`` again what it needs. Each tensor is then read once for its sums and once for its result, and every sum shares its pass
-with whatever else reads the tensor: squeeze-and-excitation takes its mean from the statistics.
+first and then over the rows, by the law of total variance; so are the sums of the backward pass, which is written out and
+computes from ``x`` again what it needs. Each tensor is then read once for its sums and once for its result, and every sum shares
+its pass with whatever else reads the tensor: squeeze-and-excitation takes its mean from the statistics.
 
 Called without a compiler, each of these operations would be a pass of its own; torch's batch norm is faster there.
 """
@@ -40,7 +40,7 @@ def applies(norm: nn.Module) -> bool:
 
 
 def batch_affine(norm: nn.BatchNorm1d, x: Tensor) -> Affine:
-    """What ``norm`` does to ``x`` ``[N, C, T]`` in training, by the statistics of the batch; the running ones move as in torch."""
+    """What ``norm`` does to ``x`` ``[N, C, T]`` in training by the batch's statistics; the running ones move as in torch."""
     rows = x.float()
     variance_in_row, mean_of_row = torch.var_mean(rows, dim=-1, correction=0)  # [N, C]
     variance_of_means, mean = torch.var_mean(mean_of_row, dim=0, correction=0)  # [C]
@@ -63,7 +63,7 @@ def normalised_elu(x: Tensor, affine: Affine) -> Tensor:
 
 
 def normalised_sum_elu(x: Tensor, affine: Affine, other: Tensor, other_affine: Affine | None) -> Tensor:
-    """ELU of the sum of ``x`` and ``other`` ``[N, C, T]``, each normalised (``other`` as it is, if without), in the type of ``x``."""
+    """ELU of ``x`` normalised plus ``other``, both ``[N, C, T]``, normalised if there is an affine for it; the type is that of ``x``."""
     if other_affine is None:
         one = affine.scale.new_ones(())
         return _SumElu.apply(x, affine.scale, affine.shift, other, one, one - 1)  # type: ignore[no-untyped-call]

@@ -4,8 +4,8 @@ Units are the classes marked with :func:`recomputable`: transformer blocks, stem
 layers. Both settings hold where gradients are wanted, change no parameter and no name in a state dict, and go together.
 
 *Recomputing* keeps only the inputs of units for the backward pass (arXiv 1604.06174): less memory for more arithmetic. The second
-forward pass sees the same dropout, the same precision, the same adapters, the same rows as existing, and leaves running statistics
-alone, so losses and gradients are those without, to the bit.
+forward pass sees the same dropout, the same precision, the same adapters, the same rows as existing, and leaves running
+statistics alone, so losses and gradients are those without, to the bit.
 
 *Compiling* a unit at a time takes seconds, since equal blocks share what is compiled, and fuses what stands between products.
 Losses and gradients are those without up to rounding.
@@ -49,8 +49,8 @@ _SHAPES = 64
 
 
 def recomputable(kind: ModuleT) -> ModuleT:
-    """Class decorator: an instance may forget its activations, and may be compiled. Its ``forward`` is a function of its arguments,
-    its state and what the module docstring names.
+    """Class decorator: an instance may forget its activations, and may be compiled. Its ``forward`` is a function of its
+    arguments, its state and what the module docstring names.
     """
     plain = kind.forward
     _FORWARDS[kind] = plain
@@ -73,18 +73,19 @@ def recompute_activations(module: nn.Module) -> int:
 
     A unit inside another one is not treated again.
     """
-    return _mark(module, _FORGETS)
+    return _mark(module, _FORGETS, lambda unit: True)
 
 
-def compile_units(module: nn.Module) -> int:
-    """Have every unit of ``module`` compiled at its first use where gradients are wanted, in place; returns how many there are.
+def compile_units(module: nn.Module, chosen: Callable[[nn.Module], bool] = lambda unit: True) -> int:
+    """Have every ``chosen`` unit of ``module`` compiled at its first use where gradients are wanted, in place; returns how many
+    there are.
 
     What runs without gradients (validation, embedding, scoring), in batches of any size, stays as it is.
     """
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
-    return _mark(module, _COMPILED)
+    return _mark(module, _COMPILED, chosen)
 
 
 def is_unit(module: nn.Module) -> bool:
@@ -92,20 +93,20 @@ def is_unit(module: nn.Module) -> bool:
     return type(module) in _FORWARDS
 
 
-def _mark(module: nn.Module, name: str) -> int:
+def _mark(module: nn.Module, setting: str, chosen: Callable[[nn.Module], bool]) -> int:
     count = 0
     for part in module.children():
-        if is_unit(part):
-            setattr(part, name, True)
+        if not is_unit(part):
+            count += _mark(part, setting, chosen)
+        elif chosen(part):
+            setattr(part, setting, True)
             count += 1
-        else:
-            count += _mark(part, name)
     return count
 
 
 @lru_cache
 def _compiled(kind: type[nn.Module]) -> Forward:
-    """The forward pass of every unit of a class. Shapes are fixed, as those of training steps are: kernels for any shape are slower."""
+    """The forward pass of every unit of a class, for fixed shapes, as training steps have: kernels for any shape are slower."""
     return torch.compile(_FORWARDS[kind], dynamic=False, options=COMPILER_OPTIONS)
 
 
