@@ -101,7 +101,7 @@ class Counting(TorchDispatchMode):
         out = func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::").removeprefix("prim::")
         product = is_product(name)
-        if func.is_view or name in FREE or (self._only_products and not product):
+        if func.is_view or name in FREE or name.startswith("profiler::") or (self._only_products and not product):
             return out
         tensors = [leaf for leaf in (*tree_leaves((args, kwargs)), *tree_leaves(out)) if isinstance(leaf, Tensor)]
         formula = flop_registry.get(func.overloadpacket)
@@ -112,7 +112,7 @@ class Counting(TorchDispatchMode):
 
 def is_product(name: str) -> bool:
     """Whether the operation ``name`` is bound by arithmetic, if it is large."""
-    return name in PRODUCTS or name.startswith(ATTENTION)
+    return name.rstrip("_") in PRODUCTS or name.startswith(ATTENTION)
 
 
 def _bytes(tensors: list[Tensor]) -> float:

@@ -2,14 +2,14 @@
 
     python benchmarks/roofline.py [--json FILE] [--items N]
 
-The step (forward, backward, fused AdamW) of NeuroNet and SynthSleepNet at base size is counted on tensors without numbers, eager and
-compiled (benchmarks/counted.py, benchmarks/scheduled.py): nothing of a step's size is allocated. A kernel takes the longer of its
-arithmetic at the data sheet's bf16 peak and its bytes at the data sheet's bandwidth; between kernels the device rests for
+The step (forward, backward, fused AdamW) of NeuroNet and SynthSleepNet at base size is counted on tensors without numbers, eager
+and compiled (benchmarks/counted.py, benchmarks/scheduled.py): nothing of a step's size is allocated. A kernel takes the longer of
+its arithmetic at the data sheet's bf16 peak and its bytes at the data sheet's bandwidth; between kernels the device rests for
 :data:`GAP`, and the host needs :data:`LAUNCH` for each, which hides behind the device unless it is longer. So the share of the
-peak (MFU) is an upper bound that no step passes: real products reach some 80 % of the peak, real copies some 90 % of the bandwidth.
+peak (MFU) is an upper bound: real products reach some 80 % of the peak, real copies some 90 % of the bandwidth.
 
-Types are those of the CPU's autocast, which unlike CUDA's leaves layer norms in bf16; exchanges between ranks, DeepSpeed's own copies
-and input are not in it.
+Types are those of the CPU's autocast, which unlike CUDA's leaves layer norms in bf16; exchanges between ranks, DeepSpeed's own
+copies and input are not in it.
 """
 
 from __future__ import annotations
@@ -107,7 +107,8 @@ def describe(step: Step, items: int) -> dict[str, Any]:
         "other_bytes": step.other_bytes,
         "largest": step.largest(8),
         "gpus": {
-            name: (times := seconds(step, rates)) | {"mfu": step.flops / rates.flops / times["step"]} for name, rates in GPUS.items()
+            name: (times := seconds(step, rates)) | {"mfu": step.flops / rates.flops / times["step"]}
+            for name, rates in GPUS.items()
         },
     }
 
@@ -148,7 +149,9 @@ def missed(results: dict[str, dict[str, dict[str, Any]]], items: int) -> list[st
                     for gpu in GPUS
                     if row["gpus"][gpu]["mfu"] < target
                 ]
-            elif (found := row["kernels" if key == "launches" else key] * (ITEMS / items if key == "other_bytes" else 1)) > target:
+            elif (
+                found := row["kernels" if key == "launches" else key] * (ITEMS / items if key == "other_bytes" else 1)
+            ) > target:
                 lines.append(f"{model}: {key} {found:.3g}, aimed at {target:.3g}")
     return lines
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
@@ -61,11 +61,18 @@ def units_as_scheduled(counting: Counting) -> Iterator[None]:
     def scheduled(kind: type[nn.Module]) -> Callable[..., Any]:
         def run(unit: nn.Module, *args: Any) -> Any:
             state = {**dict(unit.named_parameters()), **dict(unit.named_buffers())}
-            key = (kind, str(unit), _signature((state, args)), _settings(unit))
+            # A mask of rows is an attribute of the norms.
+            lent = {
+                (name, key): value
+                for name, part in unit.named_modules()
+                for key, value in vars(part).items()
+                if isinstance(value, Tensor)
+            }
+            key = (kind, str(unit), _signature((state, lent, args)), _settings(unit))
             if key not in compiled:
                 with counting.paused():
-                    compiled[key] = _trace(kind, unit, state, args, counting)
-            return compiled[key](state, *args)
+                    compiled[key] = _trace(kind, unit, counting)
+            return compiled[key](state, lent, *args)
 
         return run
 
@@ -83,12 +90,17 @@ def _settings(unit: nn.Module) -> tuple[Any, ...]:
     return tuple((part.training, str(getattr(part, "_index", None))) for part in unit.modules())
 
 
-def _trace(kind: type[nn.Module], unit: nn.Module, state: dict[str, Tensor], args: Any, counting: Counting) -> Callable[..., Any]:
-    """A function of state and arguments that counts itself, forward and backward."""
+def _trace(kind: type[nn.Module], unit: nn.Module, counting: Counting) -> Callable[..., Any]:
+    """A function of parameters and buffers, of tensors lent to parts of ``unit``, and of arguments, that counts itself, forward
+    and backward.
+    """
     whole = _Whole(unit, recompute._FORWARDS[kind])
 
-    def forward(state: dict[str, Tensor], *args: Any) -> Any:
-        return functional_call(whole, {f"unit.{name}": tensor for name, tensor in state.items()}, args)
+    def forward(state: dict[str, Tensor], lent: dict[tuple[str, str], Tensor], *args: Any) -> Any:
+        with ExitStack() as undo:
+            for (name, key), value in lent.items():
+                undo.enter_context(patch.object(unit.get_submodule(name), key, value))
+            return functional_call(whole, {f"unit.{name}": tensor for name, tensor in state.items()}, args)
 
     function = aot_function(
         forward,
@@ -99,12 +111,11 @@ def _trace(kind: type[nn.Module], unit: nn.Module, state: dict[str, Tensor], arg
         keep_inference_input_mutations=True,
     )
 
-    def run(state: dict[str, Tensor], *args: Any) -> Any:
+    def run(*values: Any) -> Any:
         with patch.object(torch.compiler, "is_compiling", lambda: True):
-            return function(state, *args)
+            return function(*values)
 
-    with torch._inductor.config.patch(recompute.COMPILER_OPTIONS):
-        return run
+    return run
 
 
 class _Whole(nn.Module):

@@ -63,7 +63,7 @@ def normalised_elu(x: Tensor, affine: Affine) -> Tensor:
 
 
 def normalised_sum_elu(x: Tensor, affine: Affine, other: Tensor, other_affine: Affine | None) -> Tensor:
-    """ELU of ``x`` normalised plus ``other``, both ``[N, C, T]``, normalised if there is an affine for it; the type is that of ``x``."""
+    """ELU of ``x`` normalised plus ``other`` (normalised, if there is an affine for it), ``[N, C, T]``, in the type of ``x``."""
     if other_affine is None:
         one = affine.scale.new_ones(())
         return _SumElu.apply(x, affine.scale, affine.shift, other, one, one - 1)  # type: ignore[no-untyped-call]

@@ -1,7 +1,8 @@
 """What a training step does with the units of a model: compute their inside again, compile it, or neither.
 
 Units are the classes marked with :func:`recomputable`: transformer blocks, stem and residual blocks of the frame encoder, context
-layers. Both settings hold where gradients are wanted, change no parameter and no name in a state dict, and go together.
+layers; and the small networks on rows (adapters, projectors), which are only compiled. Both settings hold where gradients are
+wanted, change no parameter and no name in a state dict, and go together.
 
 *Recomputing* keeps only the inputs of units for the backward pass (arXiv 1604.06174): less memory for more arithmetic. The second
 forward pass sees the same dropout, the same precision, the same adapters, the same rows as existing, and leaves running
@@ -25,7 +26,7 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from sleepfm.models.lora import LoRALinear
-from sleepfm.models.normalisation import RowBatchNorm
+from sleepfm.models.normalisation import RowBatchNorm, RowMlp
 
 ModuleT = TypeVar("ModuleT", bound=type[nn.Module])
 Forward = Callable[..., Any]
@@ -36,12 +37,15 @@ _FORGETS, _COMPILED = UNIT_SETTINGS = ("_forgets_activations", "_is_compiled")
 # Classes of units, with their own forward pass.
 _FORWARDS: dict[type[nn.Module], Forward] = {}
 
-# How much of a chain of elementwise operations the compiler may compute again where its result is used, instead of writing it to
-# memory: the gradient of a normalisation is used five times and costs less to compute than to read (benchmarks/roofline.py).
+# Options of Inductor. How much of a chain of elementwise operations may be computed again where its result is used, instead of
+# being written to memory: the gradient of a normalisation is used five times, and costs less to compute than to read
+# (benchmarks/roofline.py).
 COMPILER_OPTIONS: dict[str, Any] = {
     "realize_reads_threshold": 32,
     "realize_opcount_threshold": 300,
     "realize_acc_reads_threshold": 32,
+    # Casts of weights and sums of their gradients, which do not depend on one another, share a launch.
+    "combo_kernels": True,
 }
 # Shapes of one class of unit that are compiled each for itself: the twelve residual blocks of a frame encoder, in bf16 and fp32,
 # with gradients of their input or without.
@@ -73,7 +77,7 @@ def recompute_activations(module: nn.Module) -> int:
 
     A unit inside another one is not treated again.
     """
-    return _mark(module, _FORGETS, lambda unit: True)
+    return _mark(module, _FORGETS, lambda unit: type(unit) is not RowMlp)
 
 
 def compile_units(module: nn.Module, chosen: Callable[[nn.Module], bool] = lambda unit: True) -> int:
@@ -115,6 +119,9 @@ def _contexts(unit: nn.Module) -> tuple[AbstractContextManager[Any], AbstractCon
     chosen = [(part, "_index", part._index) for part in unit.modules() if isinstance(part, LoRALinear)]
     existing = [(part, "valid", part.valid) for part in unit.modules() if isinstance(part, RowBatchNorm)]
     return nullcontext(), _second_pass(unit, [*chosen, *existing], _get_current_function_mode_stack())
+
+
+recomputable(RowMlp)
 
 
 @contextmanager
