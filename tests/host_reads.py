@@ -78,7 +78,7 @@ class HostReads:
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.found: list[Read] = []
         kind = torch.device(device).type
-        self._modes = (_Operations(self.found, kind), _Methods(self.found, kind))
+        self._modes: tuple[Any, ...] = (_Operations(self.found, kind), _Methods(self.found, kind))
 
     def __enter__(self) -> HostReads:
         for mode in self._modes:
@@ -92,7 +92,7 @@ class HostReads:
 
 class _Operations(TorchDispatchMode):
     def __init__(self, found: list[Read], kind: str) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._found, self._kind = found, kind
 
     @classmethod

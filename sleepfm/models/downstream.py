@@ -14,6 +14,8 @@ from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.event_head import EventHead, EventHeadConfig
 from sleepfm.models.heads import Head, HeadConfig
 from sleepfm.models.lora import LoRALinear, add_lora
+from sleepfm.models.neuronet import NeuroNet
+from sleepfm.models.normalisation import by_rows
 
 if TYPE_CHECKING:
     from sleepfm.models.usage import Usage
@@ -87,6 +89,9 @@ class Downstream(nn.Module):
         """Freeze what does not train; returns the low-rank layers that do (those of pretraining stay frozen)."""
         tune = self.config.tune
         self.encoder.requires_grad_(tune.mode == "full")
+        if tune.mode == "full" and isinstance(self.encoder, NeuroNet):
+            # Its batch statistics train, of which epochs that lack a channel are no part.
+            by_rows(self.encoder)
         if tune.mode != "lora":
             return []
         last = self.encoder.config.encoder.depth - 1

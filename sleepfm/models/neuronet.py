@@ -21,7 +21,7 @@ from sleepfm.models.frames import frame_count, frames, samples
 from sleepfm.models.inputs import check_signals, stack_channels
 from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
-from sleepfm.models.normalisation import by_rows, mlp, only
+from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
 
@@ -88,8 +88,6 @@ class NeuroNetEncoder(nn.Module):
         self.frames = config.frames
         self.dim = dim = config.encoder.dim
         self.frame_backbone = FrameEncoder(config.frame_encoder, samples(config.window_s))
-        # For fine-tuning, where some epochs lack a channel and batch statistics must not see them.
-        by_rows(self.frame_backbone)
         self.patch_embed = nn.Linear(self.frame_backbone.feature, dim)
         self.blocks = nn.ModuleList(Block(dim, config.encoder.heads) for _ in range(config.encoder.depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
@@ -232,6 +230,7 @@ class NeuroNet(nn.Module):
         """
         check_signals(signals, present, self.channels if channels is None else channels)
         absent = ~present[..., None]
+        # In training, batch statistics leave absent rows out if `normalisation.by_rows` has been here.
         with only(self.encoder, present.flatten().repeat_interleave(self.encoder.frames)):
             tokens = self.encoder(signals.masked_fill(absent, 0).flatten(0, 1))[:, 1:].float()
         rows = tokens.unflatten(0, present.shape).masked_fill(absent[..., None], 0)

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class RowBatchNorm(nn.BatchNorm1d):
@@ -26,6 +27,15 @@ class RowBatchNorm(nn.BatchNorm1d):
     valid: Tensor | None = None
     """``[N]``, False for rows that do not exist; None where all do. Set by :func:`only`."""
 
+    @classmethod
+    def of(cls, part: _BatchNorm) -> Self:
+        """What stands for ``part``, with its parameters, buffers and mode."""
+        norm = cls(part.num_features, part.eps, part.momentum)
+        norm.weight, norm.bias = part.weight, part.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            setattr(norm, name, getattr(part, name))
+        return norm.train(part.training)
+
     def forward(self, input: Tensor) -> Tensor:
         """Same shape and type as ``input``; what rows that do not exist become means nothing."""
         if not self.training or (self.valid is None and input.numel() < 2 * input.shape[1]):
@@ -36,32 +46,34 @@ class RowBatchNorm(nn.BatchNorm1d):
 
 
 class RowStatistics(NamedTuple):
-    """Of the existing rows, in fp64: how many there are (``[]``), their mean ``[D]``, and the sum of their squared distances
-    from it ``[D]``.
+    """Of the existing rows: how many there are (``[]``), their mean ``[D]``, and the sum of their squared distances from it
+    ``[D]``.
     """
 
-    count: Tensor
+    number: Tensor
     mean: Tensor
     squares: Tensor
 
 
 def row_statistics(x: Tensor, valid: Tensor | None) -> RowStatistics:
-    """Statistics of ``x`` ``[N, D]`` or ``[N, D, L]`` over the rows where ``valid`` ``[N]``; each of the ``L`` is a row."""
-    x, over = x.float(), _rows(x)
+    """Statistics, in fp32 or wider, of ``x`` ``[N, D]`` or ``[N, D, L]`` over the rows where ``valid`` ``[N]``; each of the ``L``
+    is a row.
+    """
+    x, over = _wide(x), _rows(x)
     if valid is None:
         rows = x.numel() // x.shape[1]
-        count = x.new_full((), rows, dtype=torch.float64)
+        number = x.new_full((), rows)
         if not rows:
-            empty = x.new_zeros(x.shape[1], dtype=torch.float64)
-            return RowStatistics(count, empty, empty)
+            return RowStatistics(number, x.new_zeros(x.shape[1]), x.new_zeros(x.shape[1]))
         variance, mean = torch.var_mean(x, over, correction=0)
-        return RowStatistics(count, mean.double(), variance.double() * rows)
+        return RowStatistics(number, mean, variance * rows)
     weight = _weight(valid, x)
-    count = valid.sum() * x.shape[2:].numel()
+    number = weight.sum()
+    if x.ndim > 2:
+        number = number * x.shape[2]
     # About the mean, in two passes, so that nothing cancels.
-    mean = (x * weight).sum(over) / count.clamp(min=1)
-    squares = ((x - _columns(mean, x)) * weight).square().sum(over)
-    return RowStatistics(count.double(), mean.double(), squares.double())
+    mean = (x * weight).sum(over) / number.clamp(min=1)
+    return RowStatistics(number, mean, ((x - _columns(mean, x)) * weight).square().sum(over))
 
 
 def normalised(
@@ -75,54 +87,65 @@ def normalised(
             the rows here.
     """
     assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
-    count, mean, squares = statistics
-    several = count > 1
-    variance = torch.where(several, squares / count, norm.running_var.double())
-    mean = torch.where(several, mean, norm.running_mean.double())
+    number, mean, squares = statistics
+    several = number > 1
     with torch.no_grad():
-        rate = several * (norm.momentum if norm.momentum is not None else 1 / (norm.num_batches_tracked + 1))
-        norm.running_mean.copy_(torch.lerp(norm.running_mean.double(), mean, rate))
-        unbiased = torch.where(several, squares / (count - 1).clamp(min=1), variance)
-        norm.running_var.copy_(torch.lerp(norm.running_var.double(), unbiased, rate))
+        # 0 unless there are several rows: running statistics then stay as they are.
+        rate = several.to(mean.dtype) * (norm.momentum if norm.momentum is not None else 1 / (norm.num_batches_tracked + 1))
+        norm.running_mean.lerp_(mean, rate)
+        norm.running_var.lerp_(squares / (number - 1).clamp(min=1), rate)
         norm.num_batches_tracked += several
-    scale = (variance + norm.eps).rsqrt()
+    mean = torch.where(several, mean, norm.running_mean)
+    scale = (torch.where(several, squares / number, norm.running_var) + norm.eps).rsqrt()
     # 0 for one row, whose statistics did not come from itself.
-    share = several / count.clamp(min=1)
-    out = _Normalise.apply(x, mean.float(), scale.float(), share.float(), norm.valid, add_up)  # type: ignore[no-untyped-call]
-    if norm.affine:
-        out = out * _columns(norm.weight, out) + _columns(norm.bias, out)
-    return out.to(x.dtype)
+    share = several / number.clamp(min=1)
+    return _Normalise.apply(  # type: ignore[no-untyped-call]
+        x, norm.weight, norm.bias, mean, scale, share, norm.valid, add_up
+    )
 
 
 class _Normalise(torch.autograd.Function):
-    """``(x - mean) * scale`` in fp32, where mean and scale depend on the existing rows, a ``share`` of one for each."""
+    """``(x - mean) * scale * weight + bias``, computed in fp32 or wider, where mean and scale depend on the existing rows, a
+    ``share`` of one for each.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
         mean: Tensor,
         scale: Tensor,
         share: Tensor,
         valid: Tensor | None,
         add_up: Callable[[Tensor], object] | None,
     ) -> Tensor:
-        out = (x.float() - _columns(mean, x)) * _columns(scale, x)
-        ctx.save_for_backward(out, scale, share, valid)
+        unit = (_wide(x) - _columns(mean, x)) * _columns(scale, x)
+        ctx.save_for_backward(unit, weight, scale, share, valid)
         ctx.dtype, ctx.add_up = x.dtype, add_up
-        return out
+        return torch.addcmul(_columns(bias, x), unit, _columns(weight, x)).to(x.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None, None]:
-        out, scale, share, valid = ctx.saved_tensors
-        sums = torch.stack([grad.sum(_rows(grad)), (grad * out).sum(_rows(grad))]).double()  # [2, D]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        unit, weight, scale, share, valid = ctx.saved_tensors
+        grad, over = _wide(grad), _rows(grad)
+        sums = torch.stack([grad.sum(over), (grad * unit).sum(over)])  # [2, D]
+        everyone = sums
         if ctx.add_up is not None:
-            ctx.add_up(sums)
-        along, against = (sums * share).float()
-        through = _columns(along, out) + out * _columns(against, out)
+            everyone = sums.double()
+            ctx.add_up(everyone)
+        along, against = (everyone * share).to(sums.dtype)
+        through = torch.addcmul(_columns(along, unit), unit, _columns(against, unit))
         if valid is not None:
-            through = through * _weight(valid, out)
-        return ((grad - through) * _columns(scale, out)).to(ctx.dtype), None, None, None, None, None
+            through = through * _weight(valid, unit)
+        inner = (grad - through) * _columns(scale * weight, unit)
+        return inner.to(ctx.dtype), sums[1], sums[0], None, None, None, None, None
+
+
+def _wide(x: Tensor) -> Tensor:
+    """``x`` in fp32, unless it is wider."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _columns(vector: Tensor, like: Tensor) -> Tensor:
@@ -169,11 +192,13 @@ def on_valid(module: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def by_rows(module: nn.Module) -> None:
-    """Replace, in place, every fresh ``nn.BatchNorm1d`` of ``module`` by a :class:`RowBatchNorm`; names stay."""
+    """Replace, in place, every ``nn.BatchNorm1d`` of ``module`` by a :class:`RowBatchNorm`; parameters, buffers and their names
+    stay.
+    """
     for parent in list(module.modules()):
         for name, part in list(parent.named_children()):
             if type(part) is nn.BatchNorm1d:
-                setattr(parent, name, RowBatchNorm(part.num_features, part.eps, part.momentum))
+                setattr(parent, name, RowBatchNorm.of(part))
 
 
 class RowMlp(nn.Sequential):

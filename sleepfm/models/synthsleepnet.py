@@ -25,7 +25,7 @@ from sleepfm.models.inputs import check_signals, stack_channels
 from sleepfm.models.losses import LossOutput, any_rank, masked_reconstruction, nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.neuronet import NeuroNetConfig, NeuroNetEncoder, TransformerConfig
-from sleepfm.models.normalisation import mlp, on_valid
+from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
 
@@ -198,12 +198,12 @@ class SynthSleepNet(nn.Module):
         """Fused tokens ``[B, C, K, D]`` of the channels at ``places``, whose own are ``tokens``; all ``F`` of a channel without
         ``keep`` ``[B, C, K]``. Those of absent channels mean nothing: nobody attends to them.
         """
-        there = present[..., None].expand(-1, -1, self.frames)
+        rows = present.repeat_interleave(self.frames, dim=0)  # [B F, C]
         parts = [
-            on_valid(self.adapters[self.channels[place]], part, there[:, column])
+            _by(self.adapters[self.channels[place]], part.flatten(0, 1), rows[:, column]).unflatten(0, part.shape[:2])
             for column, (place, part) in enumerate(zip(places, tokens, strict=True))
         ]
-        own = self.modality_token
+        own: Tensor = self.modality_token
         if tuple(places) != tuple(range(len(self.channels))):
             own = torch.stack([own[place] for place in places])
         x = torch.stack(parts, dim=1) + own + self.position
@@ -245,11 +245,11 @@ class SynthSleepNet(nn.Module):
         """Means over the channels present anywhere in the batch of NT-Xent between fused and unimodal embeddings, and
         as a guard of their alignment.
         """
-        fused = on_valid(self.fusion_projector, mean, present.any(1))
+        fused = _by(self.fusion_projector, mean, present.any(1))
         losses, alignments = [], []
         for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True)):
             rows = present[:, place]
-            unimodal = on_valid(self.projectors[name], part.mean(1), rows)
+            unimodal = _by(self.projectors[name], part.mean(1), rows)
             losses.append(nt_xent(fused, unimodal, self.config.temperature, rows))
             if guards.wanted():
                 alignments.append(guards.alignment(fused, unimodal, rows))
@@ -321,6 +321,12 @@ class SynthSleepNet(nn.Module):
             ModelError: an unknown channel, another length, or values that are not finite.
         """
         return self.encode(*stack_channels(signals, self.channels))
+
+
+def _by(module: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
+    """``module`` on all of ``x`` ``[N, D]``, its batch statistics those of ``rows`` ``[N]``; the others are not used after it."""
+    with only(module, rows):
+        return module(x)
 
 
 def _mean_of(name: str, figures: list[Tensor], present: Tensor) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""Labels of every second, which an event head learns from, and the stream that brings them with its batches."""
+"""Labels of every second, which an event head learns from."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,7 @@ from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
 
 KEPT_RECORDS = 4096
+# The name of these labels in a batch.
 SECONDS = "seconds"
 
 
@@ -42,7 +43,7 @@ class SecondLabels:
         return torch.from_numpy(np.where(scored, self._of_record(row), -1))
 
     def batch(self, batch: Batch, epochs: Tensor) -> Tensor:
-        """Labels [B, 30 L] of a batch of sequences whose epochs' labels are ``epochs`` [B, L], all on the host."""
+        """Labels [B, 30 L] of a batch of sequences whose epochs' labels are ``epochs`` [B, L]."""
         length = epochs.shape[1] * EPOCH_SECONDS
         found = torch.zeros(len(batch), length, dtype=torch.int64)
         for row, (record, first) in enumerate(zip(batch.record, batch.first_epoch.tolist(), strict=True)):
@@ -64,17 +65,18 @@ class SecondLabels:
         return self._covered[row]
 
 
-class LocatedStream(SequenceStream):
-    """A :class:`SequenceStream` whose batches also hold labels [B, 30 L] of the ``seconds`` of its ``target``, under
-    :data:`SECONDS`: they are read where batches are, so that a training step need not wait for them.
-    """
+class SecondsStream(SequenceStream):
+    """Sequences whose ``labels`` hold, beside those of ``target``, ``seconds`` [B, 30 L] of a batch, made where it is read."""
 
-    def __init__(self, seconds: SecondLabels, dataset: Dataset, *arguments: Any, target: str, **options: Any) -> None:
-        super().__init__(dataset, *arguments, target=target, **options)
-        self._seconds, self._target = seconds, target
+    def __init__(
+        self, dataset: Dataset, split: str, channels: Sequence[str], *, target: str, seconds: SecondLabels, **settings: Any
+    ) -> None:
+        """``settings`` are those of a :class:`SequenceStream`, whose ``labels`` name ``target``."""
+        super().__init__(dataset, split, channels, target=target, **settings)
+        self._target, self._seconds = target, seconds
 
     def batch(self, start: int, count: int) -> Batch:
-        """As of the other stream, with the labels of seconds."""
+        """As of any stream."""
         batch = super().batch(start, count)
         return replace(batch, labels=batch.labels | {SECONDS: self._seconds.batch(batch, batch.labels[self._target])})
 

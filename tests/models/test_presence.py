@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,15 @@ CHANNELS = ("EEG_C3", "EEG_C4", "EMG_CHIN", "ECG")
 ROWS = 4
 
 
+@contextmanager
+def in_fp64() -> Iterator[None]:
+    """What the models compute in fp32 whatever their type stays in fp64 where it is: rounding then hides nothing."""
+    narrow = Tensor.float
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tensor, "float", lambda x: x if x.dtype == torch.float64 else narrow(x))
+        yield
+
+
 def prepared(module: nn.Module) -> nn.Module:
     """Low-rank updates that differ, statistics as of a run that is under way, and no dropout, whose draws depend on the rows."""
     for name, parameter in module.named_parameters():
@@ -49,10 +59,15 @@ def prepared(module: nn.Module) -> nn.Module:
 def encoder(name: str = "synthsleepnet", channels: tuple[str, ...] = CHANNELS) -> Any:
     torch.manual_seed(0)
     values = read_yaml(CONFIGS / f"{name}-tiny.yaml")["model"] | {"channels": list(channels)}
-    return prepared(build_model(values | ({"modality_dropout": 0.0} if name == "synthsleepnet" else {})))
+    small = {"encoder": {"dim": 16, "depth": 1, "heads": 2}, "decoder": {"dim": 16, "depth": 1, "heads": 2}, "projector": [16, 8]}
+    frames = {"stem": 2, "channels": [4, 4], "reduction": 2, "feature": 16}
+    if name == "neuronet":
+        return prepared(build_model(values | small | {"frame_encoder": values["frame_encoder"] | frames}))
+    backbone = values["backbone"] | small | {"frame_encoder": values["backbone"]["frame_encoder"] | frames}
+    return prepared(build_model(values | small | {"backbone": backbone, "modality_dropout": 0.0}))
 
 
-def assert_same(dense: nn.Module, rows: nn.Module, tolerance: float = 1e-4) -> None:
+def assert_same(dense: nn.Module, rows: nn.Module, tolerance: float = 1e-8) -> None:
     """Gradients, of which none at all is as good as zeros, and buffers."""
     for (name, one), (_, other) in zip(dense.named_parameters(), rows.named_parameters(), strict=True):
         found, wanted = (torch.zeros_like(p) if p.grad is None else p.grad for p in (one, other))
@@ -77,34 +92,33 @@ patterns = st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_siz
 @example([[1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 0]])  # channels with one row
 @example([[0, 1, 0, 0], *[[0, 0, 0, 0]] * 3])  # one row altogether
 @example(everywhere([0, 0, 0, 0]))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=12, deadline=None, derandomize=True)
 def test_a_synthsleepnet_trains_as_on_the_rows_that_exist(pattern: list[list[int]]) -> None:
-    dense = encoder().train()
-    rows = copy.deepcopy(dense)
-    present = torch.tensor(pattern).bool()
-    signals = torch.randn(ROWS, 4, 3000, generator=torch.Generator().manual_seed(1))
-    noise = torch.rand(ROWS, 4, 27, generator=torch.Generator().manual_seed(2))
-    # What stands in absent rows is nobody's business.
-    found = dense(torch.where(present[..., None], signals, torch.nan), present, noise)
-    wanted = row_selection.synthsleepnet_loss(rows, signals, present, noise)
-    torch.testing.assert_close(found.loss, wanted.loss, atol=1e-5, rtol=1e-5)
-    assert found.parts.keys() == wanted.parts.keys()
-    for name, value in wanted.parts.items():
-        torch.testing.assert_close(found.parts[name], value, atol=1e-4, rtol=1e-4, equal_nan=True)
-    found.loss.backward()
-    if present.any():
-        wanted.loss.backward()
-    assert_same(dense, rows)
+    assert_trained_alike(torch.tensor(pattern).bool())
 
 
 def test_a_batch_of_one_epoch_trains_as_on_the_rows_that_exist() -> None:
-    dense = encoder().train()
+    assert_trained_alike(torch.tensor([[True, False, True, True]]))
+
+
+def assert_trained_alike(present: Tensor) -> None:
+    """A step with ``present`` ``[B, C]``."""
+    dense = encoder().double().train()
     rows = copy.deepcopy(dense)
-    signals, present, noise = torch.randn(1, 4, 3000), torch.tensor([[True, False, True, True]]), torch.rand(1, 4, 27)
-    found, wanted = dense(signals, present, noise), row_selection.synthsleepnet_loss(rows, signals, present, noise)
-    torch.testing.assert_close(found.loss, wanted.loss, atol=1e-5, rtol=1e-5)
-    found.loss.backward()
-    wanted.loss.backward()
+    generator = torch.Generator().manual_seed(1)
+    signals = torch.randn(*present.shape, 3000, generator=generator, dtype=torch.float64)
+    noise = torch.rand(*present.shape, 27, generator=generator)
+    with in_fp64():
+        # What stands in absent rows is nobody's business.
+        found = dense(torch.where(present[..., None], signals, torch.nan), present, noise)
+        wanted = row_selection.synthsleepnet_loss(rows, signals, present, noise)
+        found.loss.backward()
+        if present.any():
+            wanted.loss.backward()
+    torch.testing.assert_close(found.loss, wanted.loss, atol=1e-9, rtol=1e-9)
+    assert found.parts.keys() == wanted.parts.keys()
+    for name, value in wanted.parts.items():
+        torch.testing.assert_close(found.parts[name], value, atol=1e-6, rtol=1e-6, equal_nan=True, check_dtype=False)
     assert_same(dense, rows)
 
 
@@ -191,7 +205,7 @@ def test_a_context_sees_the_epochs_that_exist(kind: str, bidirectional: bool, mo
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
     found.square().sum().backward()
     wanted.square().sum().backward()
-    assert_same(dense, rows)
+    assert_same(dense, rows, 1e-4)
 
 
 def test_a_bidirectional_lstm_reads_every_sequence_from_its_own_end() -> None:
@@ -223,7 +237,7 @@ def test_a_masked_context_trains_as_on_the_epochs_that_exist(monkeypatch: pytest
     torch.testing.assert_close(found.parts["context_rank"], context_rank(there), atol=1e-4, rtol=1e-4)
     found.loss.backward()
     wanted.loss.backward()
-    assert_same(dense, rows)
+    assert_same(dense, rows, 1e-4)
 
 
 def context_std(rows: Tensor) -> Tensor:
@@ -239,9 +253,7 @@ def context_rank(rows: Tensor) -> Tensor:
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
 @pytest.mark.parametrize("kind", ["synthsleepnet", "neuronet"])
-def test_a_fine_tune_trains_as_on_the_epochs_that_exist(
-    kind: str, mode: str, recomputed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_fine_tune_trains_as_on_the_epochs_that_exist(kind: str, mode: str, recomputed: bool) -> None:
     """Epochs without a channel, channels that some epochs lack, and padding."""
     channels = CHANNELS if kind == "synthsleepnet" else ("EEG_C3", "EEG_C4")
     source = encoder(kind, channels)
@@ -254,25 +266,25 @@ def test_a_fine_tune_trains_as_on_the_epochs_that_exist(
     )
     dense = Downstream(config, source)
     # As after some steps: updates that do something.
-    dense = prepared(dense).train()
+    dense = prepared(dense).double().train()
     rows = copy.deepcopy(dense)
     if recomputed:
         assert recompute_activations(dense)
-    signals = torch.randn(2, 4, len(channels), 3000)
+    signals = torch.randn(2, 4, len(channels), 3000, dtype=torch.float64)
     present = torch.ones(2, 4, len(channels), dtype=torch.bool)
     present[0, 1], present[0, 3, 0], present[1, :, 1] = False, False, False
     valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]).bool()
     seen = present.any(2) & valid
-    found = dense(signals, present, valid)[seen]
-    monkeypatch.setattr(context, "on_valid", row_selection.on_valid)
-    monkeypatch.setattr(heads, "on_valid", row_selection.on_valid)
-    monkeypatch.setattr(Downstream, "encode_frames", row_selection.downstream_frames)
-    wanted = rows(signals, present, valid)[seen]
-    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-5)
-    found.square().sum().backward()
-    wanted.square().sum().backward()
-    # Through a dozen batch norms of few rows.
-    assert_same(dense, rows, 3e-4)
+    with in_fp64(), pytest.MonkeyPatch.context() as patch:
+        found = dense(signals, present, valid)[seen]
+        found.square().sum().backward()
+        patch.setattr(context, "on_valid", row_selection.on_valid)
+        patch.setattr(heads, "on_valid", row_selection.on_valid)
+        patch.setattr(Downstream, "encode_frames", row_selection.downstream_frames)
+        wanted = rows(signals, present, valid)[seen]
+        wanted.square().sum().backward()
+    torch.testing.assert_close(found, wanted, atol=1e-7, rtol=1e-7)
+    assert_same(dense, rows, 1e-6)
 
 
 def test_a_model_is_told_which_channels_it_gets() -> None:

@@ -20,23 +20,16 @@ def synchronise(module: nn.Module) -> None:
     for parent in list(module.modules()):
         for name, part in list(parent.named_children()):
             if isinstance(part, _BatchNorm):
-                setattr(parent, name, SynchronisedBatchNorm(part))
+                setattr(parent, name, SynchronisedBatchNorm.of(part))
 
 
 class SynchronisedBatchNorm(RowBatchNorm):
-    """Takes over ``part``: rows ``[N, D]`` or ``[N, D, L]``, normalised in training by the statistics of all ranks.
+    """Rows ``[N, D]`` or ``[N, D, L]``, normalised in training by the statistics of all ranks.
 
     Every rank must call it equally often, in the same order, and pass its output on to the loss, also where it holds no rows: a
     training step gathers in the forward pass and in the backward pass. Where there is but one row altogether, it is normalised
     by the running statistics.
     """
-
-    def __init__(self, part: _BatchNorm) -> None:
-        super().__init__(part.num_features, part.eps, part.momentum, part.affine, part.track_running_stats)
-        self.weight, self.bias = part.weight, part.bias
-        for name in ("running_mean", "running_var", "num_batches_tracked"):
-            setattr(self, name, getattr(part, name))
-        self.train(part.training)
 
     def forward(self, input: Tensor) -> Tensor:
         """Same shape and type as ``input``."""
@@ -50,13 +43,14 @@ def _of_all_ranks(own: RowStatistics) -> RowStatistics:
     """The statistics of the rows of all ranks.
 
     Each rank's sums are about its own mean, so that nothing cancels (Chan, Golub & LeVeque 1983); they are gathered, and joined
-    in the order of ranks, so that every rank gets the same numbers.
+    in fp64 in the order of ranks, so that every rank gets the same numbers.
     """
-    flat = torch.cat([own.count[None], own.mean, own.squares])
+    flat = torch.cat([own.number[None], own.mean, own.squares]).double()
     everyone = [torch.empty_like(flat) for _ in range(dist.get_world_size())]
     dist.all_gather(everyone, flat)
     size = len(own.mean)
     counts, means, squares = torch.stack(everyone).split([1, size, size], dim=1)  # [W, 1], [W, D], [W, D]
     count = counts.sum()
     mean = (counts * means).sum(0) / count.clamp(min=1)
-    return RowStatistics(count, mean, (squares + counts * (means - mean).square()).sum(0))
+    joined = RowStatistics(count, mean, (squares + counts * (means - mean).square()).sum(0))
+    return RowStatistics(*(part.to(own.mean.dtype) for part in joined))
