@@ -20,6 +20,7 @@ from sleepfm.errors import CheckpointError, TrainingError
 from sleepfm.models import guards
 from sleepfm.models.recompute import recompute_activations
 from sleepfm.registry.artifacts import seconds_for
+from sleepfm.training.compilation import compile_module
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.figures import Sums, mean_over_ranks, on_device
 from sleepfm.training.folder import RunFolder
@@ -118,8 +119,7 @@ class _Run:
             synchronise(module)
         if config.train.recompute:
             recompute_activations(module)
-        if config.train.compile:
-            module.compile()
+        compile_module(module, config.train.compile, world.device)
         self.engine, *_ = import_deepspeed().initialize(
             model=module,
             model_parameters=groups,

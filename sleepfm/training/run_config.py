@@ -58,8 +58,8 @@ class TrainConfig(Config):
     independent of the number of processes and costs two small collectives a norm."""
     recompute: bool = False
     """Forget the activations inside of blocks and compute them again in the backward pass: same numbers, less memory."""
-    compile: bool = False
-    """Compile the model's forward and backward pass (``torch.compile``)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the blocks of the model (``torch.compile``): ``auto`` does on CUDA, not on CPUs."""
     seed: int = 777
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 validates once, after the last step."""
@@ -79,6 +79,12 @@ class TrainConfig(Config):
     silent_s: float = Field(default=20.0, gt=0)
     """Seconds without a sign of life from a rank (a stopped process, a lost host) after which the run ends and names it. Threads
     give the signs, so that a slow step does not matter."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, value: Any) -> Any:
+        # YAML takes on and off, as well as yes and no, for true and false.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -194,12 +200,6 @@ class RunConfig(Config):
             raise ValueError(f"branch_from={self.branch_from!r}: expected RUN@STEP, such as runs/pretrain-eeg@4000")
         return self
 
-    @model_validator(mode="after")
-    def _stages_can_do_it(self) -> RunConfig:
-        if self.train.compile and self.train.recompute:
-            raise ValueError("train.compile: not with train.recompute; the compiler chooses what to compute again")
-        return self
-
 
 # Where a run writes, how often it reports, and how its state is spread do not change what is learnt.
 _INCIDENTAL = {
@@ -248,6 +248,8 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
     for section in _INCIDENTAL.keys() & plain.keys():
         keys = _INCIDENTAL[section]
         plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
+    # As in the records of runs that began when it was a truth value. What `auto` does is the device's, which is not in it either.
+    plain["train"]["compile"] = plain["train"]["compile"] == "on"
     # Absent where they say nothing, as in the records of runs that began before there were any.
     return {key: value for key, value in plain.items() if key not in ("init_from", "branch_from") or value}
 
