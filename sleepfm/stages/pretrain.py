@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from sleepfm.data.stream import Reading
 from sleepfm.models.build import KINDS
+from sleepfm.models.negatives import Negatives
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.context import FIGURE, ContextStage
 from sleepfm.stages.data_config import SourceConfig
@@ -150,6 +151,11 @@ class PretrainConfig(RunConfig):
     def rows_per_item(self) -> int:
         """One in the projectors of encoders; every epoch of a sequence in a context."""
         return STAGES[self.model.kind].rows(self.model)
+
+    def negatives(self) -> Negatives:
+        """Those of the model's contrastive loss, if it has one."""
+        chosen: Negatives = getattr(self.model, "negatives", "global")
+        return chosen
 
     def is_built_at_once(self) -> bool:
         """All but a context's."""

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sleepfm.config import Config, digest, to_dict
 from sleepfm.errors import UsageError
+from sleepfm.models.negatives import Negatives
 from sleepfm.signals.files import local_path
 
 
@@ -181,6 +182,10 @@ class RunConfig(Config):
     def rows_per_item(self) -> int:
         """Rows that an item gives the batch norm that gets the fewest; 0 where none learns, or only the stage knows."""
         return 0
+
+    def negatives(self) -> Negatives:
+        """Which ranks a contrastive loss compares."""
+        return "global"
 
     def is_built_at_once(self) -> bool:
         """Whether the stage is there in seconds; else it first embeds the data set."""
