@@ -215,6 +215,7 @@ class _Run:
     def _step(self, feed: Feed, vote: Callable[[], dict[str, bool]]) -> dict[str, float]:
         """One optimiser step; for each vote that ranks have at its end, the share of them that gave it."""
         train, world = self.config.train, self.world
+        self.observer.begins(self.step + 1)
         began, waited = time.perf_counter(), feed.waited_seconds
         rate = learning_rate(train, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:

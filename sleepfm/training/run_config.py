@@ -72,6 +72,8 @@ class TrainConfig(Config):
     """Checkpoints kept."""
     log_every: int = Field(default=10, ge=1)
     """Steps between figures sent to the tracking server; the local trace holds every step."""
+    profile: str = Field(default="", pattern=r"^([1-9][0-9]*(-[1-9][0-9]*)?)?$")
+    """Steps of which rank 0 writes a trace by torch's profiler into the run's folder, such as ``20-25``; none by default."""
     max_skipped: int = Field(default=5, ge=1)
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
     stall_s: float = Field(default=900.0, gt=0)
@@ -80,6 +82,26 @@ class TrainConfig(Config):
     silent_s: float = Field(default=20.0, gt=0)
     """Seconds without a sign of life from a rank (a stopped process, a lost host) after which the run ends and names it. Threads
     give the signs, so that a slow step does not matter."""
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _one_step(cls, steps: Any) -> Any:
+        # YAML reads the number of a single step as a number.
+        return str(steps) if type(steps) is int else steps
+
+    @property
+    def profiled(self) -> range:
+        """The steps of ``profile``."""
+        if not self.profile:
+            return range(0)
+        first, _, last = self.profile.partition("-")
+        return range(int(first), int(last or first) + 1)
+
+    @model_validator(mode="after")
+    def _profiled_in_order(self) -> TrainConfig:
+        if self.profile and not self.profiled:
+            raise ValueError(f"train.profile={self.profile!r}: the last step comes before the first")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -211,6 +233,7 @@ _INCIDENTAL = {
     "train": (
         "output",
         "log_every",
+        "profile",
         "checkpoint_every",
         "checkpoint_minutes",
         "keep",
