@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sleepfm.models import negatives
 from sleepfm.training.tracking.devices import Device
 
 SHARE_OF_PEAK = 0.30  # assumed share of a GPU's peak that arithmetic reaches (MFU)
@@ -16,7 +17,50 @@ NETWORK = 50e9  # bytes/s of one 400 Gb/s port a GPU, nvidia.com/en-us/networkin
 SHARE_OF_LINK = 0.7  # assumed of NVLink and of the network
 LATENCY = 10e-6  # assumed seconds a hop between nodes
 GPUS_A_NODE = 8
-OVERLAP = 0.5  # assumed share of the backward pass (two thirds of the arithmetic) that hides communication
+OVERLAP = 0.5  # assumed share of the backward pass (two thirds of the arithmetic) that hides gradients on their way
+KERNELS = 1_200  # assumed of a micro-step of a compiled model
+LAUNCH = 5e-6  # assumed seconds to launch one
+# Bytes that the contrastive loss moves for a similarity, counted in sleepfm/models/losses.py: every pass over the fp32 tile, reading and
+# writing, for the value (11 passes) and for the gradient (13), and what forming the similarities again takes where there are several tiles.
+PASSES_BYTES, AGAIN_BYTES = 4 * 24, 20
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The contrastive losses of a step on one rank.
+
+    Attributes:
+        pairs: items of a micro-step.
+        width: of an embedding.
+        losses: of a micro-step, one a channel.
+        micro_steps: of a step.
+        ranks: that are compared with each other; None for all.
+        tile: similarities that are held at a time.
+    """
+
+    pairs: int
+    width: int
+    losses: int = 1
+    micro_steps: int = 1
+    ranks: int | None = None
+    tile: int = 2**26
+
+    def compared(self, processes: int) -> int:
+        return processes if self.ranks is None else min(self.ranks, processes)
+
+    def sent_bytes(self, processes: int) -> float:
+        """Bytes that a rank sends in a step, see :func:`sleepfm.models.negatives.sent_bytes`."""
+        once = negatives.sent_bytes(self.pairs, self.width, self.compared(processes), bf16=True)
+        return self.micro_steps * self.losses * once
+
+    def seconds(self, processes: int, device: Device) -> float:
+        """Of the arithmetic: two or three products and the passes over the similarities."""
+        similarities = 2 * self.pairs * 2 * self.pairs * self.compared(processes)
+        again = similarities > self.tile
+        products = (3 if again else 2) * 2 * similarities * self.width
+        moved = similarities * (PASSES_BYTES + AGAIN_BYTES * again)
+        once = products / (device.bf16 * SHARE_OF_PEAK) + moved / (device.bandwidth * SHARE_OF_BANDWIDTH)
+        return self.micro_steps * self.losses * once
 
 
 @dataclass(frozen=True)
@@ -29,6 +73,8 @@ class Work:
         trained: parameters that train, of the whole model.
         zero: stage of ZeRO.
         gradient_bytes: of a gradient on its way between ranks.
+        contrast: its contrastive losses, if it has any.
+        kernels: that it launches, in all its micro-steps.
     """
 
     flops: float
@@ -36,6 +82,8 @@ class Work:
     trained: float
     zero: int
     gradient_bytes: int = 4
+    contrast: Contrast | None = None
+    kernels: int = KERNELS
 
 
 def sent_bytes(zero: int, parameters: float, processes: int, gradient_bytes: int = 4, parameter_bytes: int = 4) -> float:
@@ -45,21 +93,27 @@ def sent_bytes(zero: int, parameters: float, processes: int, gradient_bytes: int
     paper's reduce-scatter would send half of the gradients (Rajbhandari et al. 2020, section 7), but DeepSpeed by default reduces
     buckets that hold parts of several ranks as a whole (``use_multi_rank_bucket_allreduce``).
     """
-    share = (processes - 1) / processes
-    gradients = parameters * gradient_bytes * share
-    gathered = parameters * parameter_bytes * share
-    return 2 * gradients + (gathered if zero else 0.0)
+    return _gradient_bytes(parameters, processes, gradient_bytes) + (
+        _parameter_bytes(parameters, processes, parameter_bytes) if zero else 0.0
+    )
 
 
-def communication_seconds(work: Work, processes: int, device: Device) -> float:
-    """Seconds of a step's gradients and parameters between ranks.
+def _gradient_bytes(parameters: float, processes: int, of_one: int) -> float:
+    return 2 * parameters * of_one * (processes - 1) / processes
+
+
+def _parameter_bytes(parameters: float, processes: int, of_one: int = 4) -> float:
+    return parameters * of_one * (processes - 1) / processes
+
+
+def transfer_seconds(sent: float, processes: int, device: Device) -> float:
+    """Seconds of a collective in which each of ``processes`` sends ``sent`` bytes.
 
     As many rings as a node has ports, each with its part of the bytes, cross between nodes by a port of their own. A ring is as
     fast as its slowest link; hops between nodes count, in trees of their number.
     """
     if processes == 1:
         return 0.0
-    sent = sent_bytes(work.zero, work.trained, processes, work.gradient_bytes)
     nodes = math.ceil(processes / GPUS_A_NODE)
     link = (device.nvlink if nodes == 1 else min(device.nvlink, GPUS_A_NODE * NETWORK)) * SHARE_OF_LINK
     hops = 2 * LATENCY * math.ceil(math.log2(nodes)) if nodes > 1 else 0.0
@@ -67,23 +121,37 @@ def communication_seconds(work: Work, processes: int, device: Device) -> float:
 
 
 def step_seconds(work: Work, processes: int, device: Device) -> dict[str, float]:
-    """Seconds of a step in bf16, by part; ``step`` is their sum, less what the backward pass hides.
+    """Seconds of a step in bf16, by part; ``step`` is the sum of ``arithmetic``, ``loss``, ``exchange`` and what the backward pass
+    does not hide of ``communication``.
 
-    ``arithmetic`` is the longer of computing and moving: a kept activation is written once and read once, and the optimiser reads
-    and writes 28 bytes a parameter (weight, gradient and two moments in, weight and two moments out), shared by ZeRO.
+    ``arithmetic`` is the longest of computing, moving (a kept activation is written once and read once) and launching, and then the
+    ``optimiser``, which reads and writes 28 bytes a parameter (weight, gradient and two moments in, weight and two moments out),
+    shared by ZeRO. ``loss`` and ``exchange`` are the contrastive loss's arithmetic and its embeddings on their way, ``communication``
+    gradients and then, with ZeRO, parameters on theirs; parameters come after the optimiser, so that nothing hides them.
     """
     computing = work.flops / (device.bf16 * SHARE_OF_PEAK)
-    optimiser = 28 * work.trained / (processes if work.zero else 1)
-    moving = (2 * work.activations + optimiser) / (device.bandwidth * SHARE_OF_BANDWIDTH)
-    arithmetic = max(computing, moving)
-    communication = communication_seconds(work, processes, device)
-    hidden = min(communication, OVERLAP * arithmetic * 2 / 3)
+    moving = 2 * work.activations / (device.bandwidth * SHARE_OF_BANDWIDTH)
+    launching = work.kernels * LAUNCH
+    optimiser = 28 * work.trained / (processes if work.zero else 1) / (device.bandwidth * SHARE_OF_BANDWIDTH)
+    longest = max(computing, moving, launching)
+    arithmetic = longest + optimiser
+    loss = exchange = 0.0
+    if work.contrast is not None:
+        loss = work.contrast.seconds(processes, device)
+        exchange = transfer_seconds(work.contrast.sent_bytes(processes), work.contrast.compared(processes), device)
+    gradients = transfer_seconds(_gradient_bytes(work.trained, processes, work.gradient_bytes), processes, device)
+    parameters = transfer_seconds(_parameter_bytes(work.trained, processes), processes, device) if work.zero else 0.0
+    hidden = min(gradients, OVERLAP * longest * 2 / 3)
+    whole = arithmetic + loss + exchange
     return {
         "computing": computing,
         "moving": moving,
+        "launching": launching,
+        "optimiser": optimiser,
         "arithmetic": arithmetic,
-        "communication": communication,
-        "step": arithmetic + communication - hidden,
-        "efficiency": arithmetic / (arithmetic + communication - hidden),
-        "efficiency_without_overlap": arithmetic / (arithmetic + communication),
+        "loss": loss,
+        "exchange": exchange,
+        "communication": gradients + parameters,
+        "step": whole + gradients + parameters - hidden,
+        "step_without_overlap": whole + gradients + parameters,
     }
