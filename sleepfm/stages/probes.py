@@ -43,10 +43,10 @@ def logistic_regression(train: Tensor, truth: Tensor, held: Tensor, penalty: flo
         optimiser.zero_grad()
         fit = F.cross_entropy(F.linear(train, weights, intercepts), target)
         value = fit + weights.square().sum() * (penalty / 2 / len(train))
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
-    optimiser.step(loss)  # type: ignore[no-untyped-call]
+    optimiser.step(loss)
     return classes[F.linear(held, weights.detach(), intercepts.detach()).argmax(1)]
 
 

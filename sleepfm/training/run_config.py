@@ -209,6 +209,10 @@ class RunConfig(Config):
         """Which ranks a contrastive loss compares."""
         return "global"
 
+    def contrasts(self) -> tuple[int, int]:
+        """Contrastive losses of a micro-step, and the width of the embeddings that they compare."""
+        return 0, 0
+
     def is_built_at_once(self) -> bool:
         """Whether the stage is there in seconds; else it first embeds the data set."""
         return True

@@ -1,7 +1,7 @@
 """A model of the time of a whole run: steps with stragglers and waits for data, validations, saves, faults.
 
-:func:`sleepfm.training.tracking.step_time.step_seconds` gives the step. What a run meets is stated in :class:`Conditions`, some of it
-assumed and some measured, as docs/scaling.md says.
+:func:`sleepfm.training.tracking.step_time.step_seconds` gives the step. What a run meets is stated in :class:`Conditions`, some
+of it assumed and some measured, as docs/scaling.md says.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def expected_maximum(count: int) -> float:
 def run_seconds(step_s: float, steps: int, processes: int, conditions: Conditions) -> dict[str, float]:
     """Seconds of a run of ``steps`` steps of ``step_s``, by cause, their sum ``all``, and ``goodput``, the share in steps.
 
-    A step ends with its slowest rank. A fault costs the restart and half of the steps between two checkpoints, with what is between
-    them; faults come at a constant rate, also while the run makes up for others.
+    A step ends with its slowest rank. A fault costs the restart and half of the steps between two checkpoints, with what is
+    between them; faults come at a constant rate, also while the run makes up for others.
     """
     slowed = step_s * (1 + conditions.spread * expected_maximum(processes))
     seconds = {

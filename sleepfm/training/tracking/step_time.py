@@ -9,6 +9,11 @@ import math
 from dataclasses import dataclass
 
 from sleepfm.models import negatives
+from sleepfm.models.losses import TILE_ON_GPU
+from sleepfm.models.negatives import group_size
+from sleepfm.training.feed import Shares
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.run_config import RunConfig
 from sleepfm.training.tracking.devices import Device
 
 SHARE_OF_PEAK = 0.30  # assumed share of a GPU's peak that arithmetic reaches (MFU)
@@ -20,8 +25,8 @@ GPUS_A_NODE = 8
 OVERLAP = 0.5  # assumed share of the backward pass (two thirds of the arithmetic) that hides gradients on their way
 KERNELS = 1_200  # assumed of a micro-step of a compiled model
 LAUNCH = 5e-6  # assumed seconds to launch one
-# Bytes that the contrastive loss moves for a similarity, counted in sleepfm/models/losses.py: every pass over the fp32 tile, reading and
-# writing, for the value (11 passes) and for the gradient (13), and what forming the similarities again takes where there are several tiles.
+# Bytes that a contrastive loss moves for a similarity, counted in sleepfm/models/losses.py: reads and writes of an fp32 tile, 11
+# for the value and 13 for the gradient; and what it takes to form the similarities again where there are several tiles.
 PASSES_BYTES, AGAIN_BYTES = 4 * 24, 20
 
 
@@ -32,35 +37,28 @@ class Contrast:
     Attributes:
         pairs: items of a micro-step.
         width: of an embedding.
-        losses: of a micro-step, one a channel.
-        micro_steps: of a step.
-        ranks: that are compared with each other; None for all.
-        tile: similarities that are held at a time.
+        losses: of a step, one a channel and micro-step.
+        ranks: that are compared with each other.
     """
 
     pairs: int
     width: int
-    losses: int = 1
-    micro_steps: int = 1
-    ranks: int | None = None
-    tile: int = 2**26
+    losses: int
+    ranks: int
 
-    def compared(self, processes: int) -> int:
-        return processes if self.ranks is None else min(self.ranks, processes)
-
-    def sent_bytes(self, processes: int) -> float:
+    @property
+    def sent_bytes(self) -> float:
         """Bytes that a rank sends in a step, see :func:`sleepfm.models.negatives.sent_bytes`."""
-        once = negatives.sent_bytes(self.pairs, self.width, self.compared(processes), bf16=True)
-        return self.micro_steps * self.losses * once
+        return self.losses * negatives.sent_bytes(self.pairs, self.width, self.ranks, bf16=True)
 
-    def seconds(self, processes: int, device: Device) -> float:
+    def seconds(self, device: Device) -> float:
         """Of the arithmetic: two or three products and the passes over the similarities."""
-        similarities = 2 * self.pairs * 2 * self.pairs * self.compared(processes)
-        again = similarities > self.tile
+        similarities = 2 * self.pairs * 2 * self.pairs * self.ranks
+        again = similarities > TILE_ON_GPU
         products = (3 if again else 2) * 2 * similarities * self.width
         moved = similarities * (PASSES_BYTES + AGAIN_BYTES * again)
         once = products / (device.bf16 * SHARE_OF_PEAK) + moved / (device.bandwidth * SHARE_OF_BANDWIDTH)
-        return self.micro_steps * self.losses * once
+        return self.losses * once
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,29 @@ class Work:
     gradient_bytes: int = 4
     contrast: Contrast | None = None
     kernels: int = KERNELS
+
+
+def work_of(config: RunConfig, processes: int, flops: float, activations: float, trained: float) -> Work:
+    """The work of ``config`` on ``processes``: ``flops`` are of an item, ``activations`` of a micro-step of one rank.
+
+    Raises:
+        ConfigError: the configuration does not fit so many processes.
+    """
+    shares = Shares.of(config.train, World(0, processes, 0, min(processes, GPUS_A_NODE)))
+    losses, width = config.contrasts()
+    contrast = None
+    if losses:
+        ranks = group_size(config.negatives(), processes, min(processes, GPUS_A_NODE))
+        contrast = Contrast(shares.micro_batch, width, losses * shares.accumulation, ranks)
+    return Work(
+        flops * shares.micro_batch * shares.accumulation,
+        activations * shares.accumulation,
+        trained,
+        config.deepspeed.zero,
+        2 if config.deepspeed.reduce_dtype == "bf16" else 4,
+        contrast,
+        KERNELS * shares.accumulation,
+    )
 
 
 def sent_bytes(zero: int, parameters: float, processes: int, gradient_bytes: int = 4, parameter_bytes: int = 4) -> float:
@@ -121,13 +142,14 @@ def transfer_seconds(sent: float, processes: int, device: Device) -> float:
 
 
 def step_seconds(work: Work, processes: int, device: Device) -> dict[str, float]:
-    """Seconds of a step in bf16, by part; ``step`` is the sum of ``arithmetic``, ``loss``, ``exchange`` and what the backward pass
-    does not hide of ``communication``.
+    """Seconds of a step in bf16, by part; ``step`` is the sum of ``arithmetic``, ``loss``, ``exchange`` and what the backward
+    pass does not hide of ``communication``.
 
-    ``arithmetic`` is the longest of computing, moving (a kept activation is written once and read once) and launching, and then the
-    ``optimiser``, which reads and writes 28 bytes a parameter (weight, gradient and two moments in, weight and two moments out),
-    shared by ZeRO. ``loss`` and ``exchange`` are the contrastive loss's arithmetic and its embeddings on their way, ``communication``
-    gradients and then, with ZeRO, parameters on theirs; parameters come after the optimiser, so that nothing hides them.
+    ``arithmetic`` is the longest of computing, moving (a kept activation is written once and read once) and launching, and then
+    the ``optimiser``, which reads and writes 28 bytes a parameter (weight, gradient and two moments in, weight and two moments
+    out), shared by ZeRO. ``loss`` and ``exchange`` are the arithmetic of the contrastive loss and its embeddings on their way,
+    ``communication`` gradients and then, with ZeRO, parameters on theirs; these come after the optimiser, so that nothing hides
+    them.
     """
     computing = work.flops / (device.bf16 * SHARE_OF_PEAK)
     moving = 2 * work.activations / (device.bandwidth * SHARE_OF_BANDWIDTH)
@@ -137,8 +159,8 @@ def step_seconds(work: Work, processes: int, device: Device) -> dict[str, float]
     arithmetic = longest + optimiser
     loss = exchange = 0.0
     if work.contrast is not None:
-        loss = work.contrast.seconds(processes, device)
-        exchange = transfer_seconds(work.contrast.sent_bytes(processes), work.contrast.compared(processes), device)
+        loss = work.contrast.seconds(device)
+        exchange = transfer_seconds(work.contrast.sent_bytes, work.contrast.ranks, device)
     gradients = transfer_seconds(_gradient_bytes(work.trained, processes, work.gradient_bytes), processes, device)
     parameters = transfer_seconds(_parameter_bytes(work.trained, processes), processes, device) if work.zero else 0.0
     hidden = min(gradients, OVERLAP * longest * 2 / 3)
