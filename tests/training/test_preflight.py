@@ -30,8 +30,8 @@ from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.pretrain import PretrainConfig
 from sleepfm.training.preflight import host
 from sleepfm.training.preflight.checks import Preflight
+from sleepfm.training.preflight.configuration import faults_of_plan
 from sleepfm.training.preflight.faults import Fault, of_all_ranks, refuse
-from sleepfm.training.preflight.plan import faults_of_plan
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import RunConfig, decisive_settings
 from sleepfm.training.stage import ValidatesLoss

@@ -14,7 +14,7 @@ from sleepfm.paths import config_root
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.pretrain import PretrainConfig
 from sleepfm.training.feed import Shares
-from sleepfm.training.preflight.plan import faults_of_plan
+from sleepfm.training.preflight.configuration import faults_of_plan
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import RunConfig
 
