@@ -14,7 +14,8 @@ import argparse
 import json
 import math
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,8 @@ SAVED_BYTES_A_S = 1.145e9 / 0.377
 WRITE_BYTES_A_S = 1e9  # assumed, of the best weights while the others wait
 PROBES_S = 0.5  # assumed, on a GPU
 START_S, END_S = 60.0, 30.0  # assumed
+# What else runs meet is as `Conditions` assumes it.
+ASSUMED: Mapping[str, float] = {}
 
 
 def h100() -> Device:
@@ -161,7 +164,9 @@ def steps_of(config: RunConfig, nights: int, items_a_night: int) -> int:
     return math.ceil(config.train.passes * items_a_night * nights / config.train.global_batch)
 
 
-def modelled(name: str, size: str, processes: int, device: Device, nights: int) -> dict[str, float]:
+def modelled(
+    name: str, size: str, processes: int, device: Device, nights: int, assumed: Mapping[str, float] = ASSUMED
+) -> dict[str, float]:
     """A run of the recipe: its steps, seconds by cause, goodput, and ``efficiency``: what a GPU does in it beside one that is
     busy and alone, with everything counted but start and end.
     """
@@ -170,18 +175,19 @@ def modelled(name: str, size: str, processes: int, device: Device, nights: int) 
     work = work_of(config, processes, counted.flops, counted.kept * config.train.global_batch / processes, counted.trained)
     step = step_seconds(work, processes, device)
     steps = steps_of(config, nights, items)
-    run = run_seconds(step["step"], steps, processes, conditions(config, counted, processes, device, step["step"]))
+    met = replace(conditions(config, counted, processes, device, step["step"]), **assumed)
+    run = run_seconds(step["step"], steps, processes, met)
     ideal = filled_step(counted, device) * config.train.global_batch / processes
     return step | run | {"steps": steps, "efficiency": ideal / step["step"] * run["steady"]}
 
 
-def recipe_rows() -> list[str]:
+def recipe_rows(assumed: Mapping[str, float] = ASSUMED) -> list[str]:
     """The table of docs/scaling.md: what each recipe states, and what the model gives."""
     rows = []
     for name, size, processes, nights in PLACES:
         config = recipe(name, f"{size}gpu")
         train, negatives, batch = config.train, config.negatives(), config.train.global_batch
-        runs = {device.name: modelled(name, f"{size}gpu", processes, device, nights) for device in NAMED}
+        runs = {device.name: modelled(name, f"{size}gpu", processes, device, nights, assumed) for device in NAMED}
         minutes = " | ".join(f"{runs[device.name]['all'] / 60:.1f}" for device in NAMED)
         compared = negatives if isinstance(negatives, str) else f"{negatives.group} ranks"
         of_h100 = runs["H100"]
@@ -253,7 +259,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measured", type=Path, default=RESULTS / "training-2026-11-28.json")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
+    parser.add_argument("--mtbf-hours", type=float, default=50_000.0, help="between failures of a GPU with its share of a node")
+    parser.add_argument("--restart-s", type=float, default=180.0, help="from a failure to the first new step")
+    parser.add_argument("--spread", type=float, default=0.01, help="standard deviation of a rank's steps, as a share of a step")
     arguments = parser.parse_args()
+    assumed = {"gpu_mtbf_h": arguments.mtbf_hours, "restart_s": arguments.restart_s, "spread": arguments.spread}
     compared = {}
     if arguments.measured.exists():
         compared = compare(json.loads(arguments.measured.read_text())["cases"])
@@ -275,7 +285,7 @@ def main() -> None:
     print("\nthe contrastive loss at 1,024 ranks of 256 items")
     for name, figures in exchanged.items():
         print(f"{name:<14}" + "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
-    print("\n" + "\n".join(recipe_rows()))
+    print("\n" + "\n".join(recipe_rows(assumed)))
     simulated = {}
     for name in RECIPES:
         with tempfile.TemporaryDirectory() as folder:
@@ -283,7 +293,7 @@ def main() -> None:
         print(f"{name}-base on one H100: goodput {simulated[name]['share']:.3f} {simulated[name]}")
     if arguments.json:
         runs = {
-            f"{name}-{size}gpu on {processes}": modelled(name, f"{size}gpu", processes, h100(), nights)
+            f"{name}-{size}gpu on {processes}": modelled(name, f"{size}gpu", processes, h100(), nights, assumed)
             for name, size, processes, nights in PLACES
         }
         content = {"modelled": weak, "bytes": compared, "contrast": exchanged, "recipes": runs, "simulated": simulated}

@@ -192,6 +192,13 @@ def test_groups_are_those_that_divide_the_ranks() -> None:
             read.validate_python(bad)
 
 
+def test_the_loss_is_compiled_in_one_graph() -> None:
+    a, b, valid = pairs_of("rank", 2)
+    a.requires_grad_()
+    explained = torch._dynamo.explain(nt_xent)(a, b, TEMPERATURE, valid)
+    assert explained.graph_count == 1, explained.break_reasons
+
+
 def test_in_one_process_every_setting_is_the_whole_batch() -> None:
     a, b, valid = pairs_of("all", 1)
     for value in SETTINGS.values():

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import psutil
 
+from sleepfm.errors import StorageError
 from sleepfm.files import read_json, write_json
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
@@ -35,7 +37,6 @@ _PLACES = (
     ("loading the best", "end"),
     ("exporting", "end"),
 )
-_SECONDS_BETWEEN_WRITES = 10.0
 # More than the checkpoints that a run may go on from.
 _SAVES_REMEMBERED = 16
 
@@ -111,7 +112,7 @@ class Goodput(Observer):
         self._saved = {0: dict(self._seconds)}
         if world.is_main and (known := read_json(self._path)) is not None:
             self._take_up(known)
-        self._place, self._written = "", clock()
+        self._place = ""
         self._own, self._current = StepTimes(), StepTimes()
         self._ranks: dict[str, float] = {}
 
@@ -129,8 +130,10 @@ class Goodput(Observer):
     def begins(self, step: int) -> None:
         self._account()
         self._end_step()
-        self._step, self._place, self._cause, self._stepping = step, "", "step", True
-        if self._clock() - self._written > _SECONDS_BETWEEN_WRITES:
+        before, self._cause = self._cause, "step"
+        self._step, self._place, self._stepping = step, "", True
+        if before not in ("step", "data"):
+            # Not after every step: what is done from here on is lost in a kill, unless a checkpoint is written, and with it this.
             self._write()
 
     def at(self, place: str, patient: bool = False) -> None:
@@ -152,7 +155,9 @@ class Goodput(Observer):
 
     def close(self) -> None:
         self._account()
-        self._write()
+        # Where there is no room, what ended the run has said so.
+        with suppress(StorageError):
+            self._write()
 
     def share(self) -> float:
         """The share of the job's wall time until now that went into steps."""
@@ -198,7 +203,6 @@ class Goodput(Observer):
     def _write(self) -> None:
         if not self._world.is_main:
             return
-        self._written = self._clock()
         newest = sorted(self._saved)[-_SAVES_REMEMBERED:]
         saved = {step: self._saved[step] for step in sorted({0, *newest})}
         write_json(self._path, {"seconds": self._seconds, "at": self._since, "ended": self._status, "saved": saved})
