@@ -187,6 +187,7 @@ class _Run:
     def _step(self, preemption: Preemption) -> None:
         """Queue one optimiser step, and learn meanwhile what became of the one before."""
         train, world, feed = self.config.train, self.world, self.feed
+        self.observer.begins(self.step + 1)
         if self.taken is None or self.taken.told:
             self.clock = (time.perf_counter(), feed.waited_seconds)
         rate = learning_rate(train, self.step, self.steps)

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sleepfm.config import Config, digest, to_dict
 from sleepfm.errors import UsageError
+from sleepfm.models.negatives import Negatives
 from sleepfm.signals.files import local_path
 
 
@@ -71,6 +72,8 @@ class TrainConfig(Config):
     """Checkpoints kept."""
     log_every: int = Field(default=10, ge=1)
     """Steps between figures sent to the tracking server; the local trace holds every step."""
+    profile: str = Field(default="", pattern=r"^([1-9][0-9]*(-[1-9][0-9]*)?)?$")
+    """Steps of which rank 0 writes a trace by torch's profiler into the run's folder, such as ``20-25``; none by default."""
     max_skipped: int = Field(default=5, ge=1)
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
     stall_s: float = Field(default=900.0, gt=0)
@@ -85,6 +88,26 @@ class TrainConfig(Config):
     def _as_yaml_reads_it(cls, value: Any) -> Any:
         # YAML takes on and off, as well as yes and no, for true and false.
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _one_step(cls, steps: Any) -> Any:
+        # YAML reads the number of a single step as a number.
+        return str(steps) if type(steps) is int else steps
+
+    @property
+    def profiled(self) -> range:
+        """The steps of ``profile``."""
+        if not self.profile:
+            return range(0)
+        first, _, last = self.profile.partition("-")
+        return range(int(first), int(last or first) + 1)
+
+    @model_validator(mode="after")
+    def _profiled_in_order(self) -> TrainConfig:
+        if self.profile and not self.profiled:
+            raise ValueError(f"train.profile={self.profile!r}: the last step comes before the first")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -188,6 +211,14 @@ class RunConfig(Config):
         """Rows that an item gives the batch norm that gets the fewest; 0 where none learns, or only the stage knows."""
         return 0
 
+    def negatives(self) -> Negatives:
+        """Which ranks a contrastive loss compares."""
+        return "global"
+
+    def contrasts(self) -> tuple[int, int]:
+        """Contrastive losses of a micro-step, and the width of the embeddings that they compare."""
+        return 0, 0
+
     def is_built_at_once(self) -> bool:
         """Whether the stage is there in seconds; else it first embeds the data set."""
         return True
@@ -206,6 +237,7 @@ _INCIDENTAL = {
     "train": (
         "output",
         "log_every",
+        "profile",
         "checkpoint_every",
         "checkpoint_minutes",
         "keep",

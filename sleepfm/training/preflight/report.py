@@ -15,12 +15,14 @@ from sleepfm.training.tracking.activations import Activations, count_activations
 from sleepfm.training.tracking.devices import NAMED
 from sleepfm.training.tracking.flops import item_flops
 from sleepfm.training.tracking.sizing import Size
-from sleepfm.training.tracking.step_time import SHARE_OF_PEAK, Work, step_seconds
+from sleepfm.training.tracking.step_time import SHARE_OF_PEAK, Work, step_seconds, work_of
 from sleepfm.training.zero import bucket_bytes, trained_sizes
 
 # Assumed for CUDA's own context, NCCL's buffers and what the allocator cannot use.
 _CUDA_BYTES = 2 * 2**30
 _GIB = 2**30
+# Parts of a modelled step, in words.
+_LIMITS = {"computing": "arithmetic", "moving": "memory", "launching": "launches"}
 
 
 def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> str:
@@ -41,13 +43,7 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
         "assumed for CUDA and NCCL": _CUDA_BYTES,
     }
     needed = sum(parts.values())
-    work = Work(
-        flops * shares.micro_batch * shares.accumulation,
-        activations.bytes(shares.micro_batch) * shares.accumulation,
-        size.trainable,
-        zero,
-        2 if config.deepspeed.reduce_dtype == "bf16" else 4,
-    )
+    work = work_of(config, planned.size, flops, activations.bytes(shares.micro_batch), size.trainable)
     return "\n".join(
         [
             to_yaml(config),
@@ -80,7 +76,7 @@ def _on_devices(work: Work, processes: int, steps: int, needed: float, dtype: st
         line = f"{processes} x {device.name} ({device.memory / _GIB:.0f} GiB): {fits}"
         if dtype == "bf16":
             step = step_seconds(work, processes, device)
-            slowest = "memory" if step["moving"] > step["computing"] else "arithmetic"
+            slowest = _LIMITS[max(_LIMITS, key=step.__getitem__)]
             line += f", {steps * step['step'] / 3600:.2f} h expected ({1000 * step['step']:.1f} ms a step, set by {slowest})"
         lines.append(line)
     if dtype == "bf16":
