@@ -9,7 +9,8 @@ from pydantic import Field
 from sleepfm.config import Config
 from sleepfm.data.dataset import read_description
 from sleepfm.data.report import SLOW_SECONDS
-from sleepfm.data.stream import MAX_CORRUPT, Reading
+from sleepfm.data.stream import Reading
+from sleepfm.data.tolerance import MAX_CORRUPT
 
 
 class SourceConfig(Config):
