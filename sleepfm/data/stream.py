@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.ahead import ReadAhead, fetching_ahead
@@ -31,6 +32,9 @@ from sleepfm.data.tolerance import MAX_CORRUPT, Tolerance, TooManyCorruptError
 from sleepfm.data.windows import Items, load_windows, window_starts
 from sleepfm.errors import DatasetError, ShardError
 from sleepfm.tasks import TASKS
+
+# Masking noise [B, ...] for items [B], the same for an item in every batch and process.
+Noise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -60,14 +64,16 @@ class Stream(ABC):
     """What both streams share: order, reading ahead, replacement of corrupt items. For one thread at a time; a pickled copy reads
     in another process.
 
-    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard.
+    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard. ``noise`` draws that of the
+    items, where it is given.
     """
 
-    def __init__(self, dataset: Dataset, reading: Reading) -> None:
+    def __init__(self, dataset: Dataset, reading: Reading, noise: Noise | None) -> None:
         self.dataset = dataset
         self.report = ReadReport(reading.slow_seconds)
         self._reader = ShardReader(dataset, self.report)
         self._reading = reading
+        self._noise = noise
         self._tolerance = Tolerance(reading.max_corrupt)
         self._windows: OrderedDict[tuple[int, int], Items] = OrderedDict()
         self._ahead = ReadAhead(dataset, self.report, 2 * reading.partitions)
@@ -123,6 +129,7 @@ class Stream(ABC):
             positions,
             [self.dataset.names[row] for row in items.record.tolist()],
             torch.from_numpy(items.first),
+            self._noise(positions) if self._noise else None,
         )
 
     def _load_known(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
@@ -211,13 +218,14 @@ class EpochStream(Stream):
         channels: Sequence[str],
         reading: Reading = Reading(),
         require_good_quality: bool = True,
+        noise: Noise | None = None,
     ) -> None:
         """``require_good_quality`` leaves out epochs with a flag that the data set excludes.
 
         Raises:
             DatasetError: the split holds no such epoch.
         """
-        super().__init__(dataset, reading)
+        super().__init__(dataset, reading, noise)
         self.split = split
         self.channels = tuple(channels)
         self._good = require_good_quality
@@ -309,6 +317,7 @@ class SequenceStream(Stream):
         labels: Sequence[str] | None = None,
         target: str = "stage",
         labelled_only: bool = False,
+        noise: Noise | None = None,
     ) -> None:
         """``labels`` are those of every task by default, ``()`` none.
 
@@ -317,7 +326,7 @@ class SequenceStream(Stream):
             ShardError: with ``labelled_only``, labels cannot be read: which windows there are must not depend on
                 what this process can read now.
         """
-        super().__init__(dataset, reading)
+        super().__init__(dataset, reading, noise)
         self.split = split
         self.channels = tuple(channels)
         self.length = length
