@@ -9,11 +9,15 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, Self, TypeVar
 
+import torch
+
 from sleepfm.data.batch import Batch
 from sleepfm.data.report import SLOW_SECONDS, ReadReport, report_of
+from sleepfm.data.transfer import Transfer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 class Source(Protocol):
@@ -100,8 +104,23 @@ class Ahead(Generic[T]):
 
 
 class Prefetcher(Ahead[Batch]):
-    """The batches of ``plan`` (start, count) of ``stream``, in memory from which a GPU copies at full speed if ``pin``."""
+    """The batches of ``plan`` (start, count) of ``stream`` on ``device``, at most ``depth`` of them ahead.
 
-    def __init__(self, stream: Source, plan: Iterable[tuple[int, int]], depth: int = 2, pin: bool = False) -> None:
-        batches = (stream.batch(start, count) for start, count in plan)
-        super().__init__((batch.pin() for batch in batches) if pin else batches, depth, report_of(stream))
+    Copies to a GPU run while it computes.
+    """
+
+    def __init__(
+        self,
+        stream: Source,
+        plan: Iterable[tuple[int, int]],
+        depth: int = 2,
+        device: torch.device = CPU,
+    ) -> None:
+        self._transfer = Transfer(device) if device.type != "cpu" else None
+        take = self._transfer.begin if self._transfer else None
+        read = (stream.batch(start, count) for start, count in plan)
+        super().__init__(map(take, read) if take else read, depth, report_of(stream))
+
+    def __next__(self) -> Batch:
+        batch = super().__next__()
+        return self._transfer.arrived(batch) if self._transfer else batch
