@@ -335,10 +335,10 @@ class _Run:
         places = (divmod(number, shares.accumulation) for number in range(count))
         plan = ((shares.start(step, part, self.world.rank), shares.micro_batch) for step, part in places)
         self.engine.eval()
-        with torch.no_grad(), Prefetcher(stage.validation, plan, pin=self.world.device.type == "cuda") as batches:
+        with torch.no_grad(), Prefetcher(stage.validation, plan, device=self.world.device) as batches:
             for number, batch in enumerate(batches, 1):
                 with self._precision():
-                    loss = stage.loss(self.engine, batch.to(self.world.device), self.config.train.seed)
+                    loss = stage.loss(self.engine, batch, self.config.train.seed)
                 sums.add(loss, 1 / count)
                 self.observer.goes_on(f"its loss, {number} of {count} parts")
         self.engine.train()
