@@ -84,7 +84,7 @@ def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) ->
             "params": {"lr": train.lr, "betas": list(train.betas), "torch_adam": True},
         },
     }
-    if options.dtype == "bf16":
+    if options.compute_dtype == "bf16":
         # Autocast keeps parameters, buffers and norms in fp32 and computes in bf16. The listed module classes
         # are those whose gradients travel in bf16.
         settings["torch_autocast"] = {
@@ -125,7 +125,7 @@ class _Run:
             },
         )
         self.module = module
-        self.work = SharedWork(world, config.deepspeed.dtype, observer)
+        self.work = SharedWork(world, config.deepspeed.compute_dtype, observer)
         # What is written or read at once: weights, master copy, two moments, average.
         self.bytes = 5 * 4 * sum(parameter.numel() for parameter in module.parameters())
         observer.at("loading the checkpoint", patient=True)
@@ -267,7 +267,7 @@ class _Run:
         return votes
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return bf16_products(self.world.device) if self.config.deepspeed.dtype == "bf16" else nullcontext()
+        return bf16_products(self.world.device) if self.config.deepspeed.compute_dtype == "bf16" else nullcontext()
 
     def _finish_plain_gradients(self) -> None:
         """Without ZeRO a plain optimiser applies whatever gradients there are: clip them, or drop bad ones."""

@@ -19,7 +19,7 @@ from sleepfm.lock import only_writer
 from sleepfm.registry import registry
 from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.store import store_uri
-from sleepfm.training import branch
+from sleepfm.training import branch, compute_dtype
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.folder import Resume, RunFolder
@@ -59,7 +59,7 @@ class Context:
     @property
     def work(self) -> SharedWork:
         """What all ranks divide while the stage is built, and to evaluate what it exports."""
-        return SharedWork(self.world, self.config.deepspeed.dtype, self.observer)
+        return SharedWork(self.world, self.config.deepspeed.compute_dtype, self.observer)
 
     def pull(self, address: str) -> registry.Resolved:
         """The package at ``address``, on this node. Rank 0 asks the registry what it is, every node fetches it once.
@@ -124,6 +124,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
             planned = World(0, arguments.processes, 0, min(arguments.processes, GPUS_A_NODE))
         config = load_config(schema, arguments.config, arguments.overrides)
         store, resume = store_uri(config.tracking.uri), None if arguments.dry_run else arguments.resume
+        config = compute_dtype.as_begun(config, resume)
         preflight = Preflight(config, world, planned, store, resume, dataset_digest)
         return _run(config, build, preflight, world, arguments.resume, store, planned if arguments.dry_run else None)
 
@@ -146,7 +147,8 @@ def _run(
     watched = _Watched(Watchdog(world, config.train.stall_s, config.train.silent_s))
     context = Context(world, store, resume, config, observer=watched)
     if on_paper is not None:
-        text = describe_plan(config, preflight.stage(lambda: build(config, context)), world, on_paper)
+        stage, config = _stage(config, build, preflight, context)
+        text = describe_plan(config, stage, world, on_paper)
         if world.is_main:
             print(text)
         return 0
@@ -165,7 +167,7 @@ def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
     """The job itself, whose folder no other job writes into."""
     world, resume, store = context.world, context.resume, context.store
     folder = RunFolder(config.train.output)
-    stage = preflight.stage(lambda: build(config, context))
+    stage, config = _stage(config, build, preflight, context)
     if resume == "never":
         on_main(world, lambda: folder.clear())
     watched.reads(stage)
@@ -198,6 +200,19 @@ def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
     finally:
         observer.close()
     return 0 if outcome["finished"] else PREEMPTED_STATUS
+
+
+def _stage(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT], context: Context) -> tuple[Stage, ConfigT]:
+    """The stage, and the configuration with its compute type decided, which ``context`` has from then on too."""
+
+    def build_decided() -> Stage:
+        nonlocal config
+        # Not before: by now hosts are known to reach one another.
+        context.config = config = compute_dtype.settle(config, context.world)
+        return build(config, context)
+
+    stage = preflight.stage(build_decided)
+    return stage, config
 
 
 def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, context: Context) -> Saved | None:
