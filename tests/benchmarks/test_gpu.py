@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import sys
 import zipfile
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -176,18 +178,42 @@ def test_wheels_are_put_into_an_empty_folder_only(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
-def test_a_slim_wheel_has_what_parquet_needs(tmp_path: Path) -> None:
-    wheel = tmp_path / "pyarrow-1-py3-none-any.whl"
-    kept = ["pyarrow/parquet/core.py", "pyarrow/libarrow.so.2500", "pyarrow/_parquet_encryption.so", "pyarrow/_fs.so"]
-    left = ["pyarrow/tests/test_x.py", "pyarrow/libarrow_flight.so.2500", "pyarrow/_s3fs.cpython-312.so", "pyarrow/lib.pyx"]
-    record = "pyarrow-1.dist-info/RECORD"
+@pytest.fixture(scope="module")
+def slim() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("slim_pyarrow", ROOT / "scripts" / "slim_pyarrow.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_slim_wheel_lists_what_it_has(tmp_path: Path, slim: ModuleType) -> None:
+    wheel, record = tmp_path / "pyarrow-1-py3-none-any.whl", "pyarrow-1.dist-info/RECORD"
+    kept, left = ["pyarrow/parquet/core.py", "pyarrow/libarrow_python.so.25"], ["pyarrow/tests/test_x.py", "pyarrow/lib.pyx"]
     with zipfile.ZipFile(wheel, "w") as archive:
         for name in [*kept, *left]:
             archive.writestr(name, name)
         archive.writestr(record, "".join(f"{name},sha256=x,1\n" for name in [*kept, *left, record]))
-    subprocess.run([sys.executable, str(ROOT / "scripts" / "slim_pyarrow.py"), str(wheel)], check=True)
+    slim.main(wheel)
     with zipfile.ZipFile(wheel) as archive:
         assert set(archive.namelist()) == {*kept, record}
         assert [line.split(",")[0] for line in archive.read(record).decode().splitlines()] == [*kept, record]
         assert archive.read(kept[0]).decode() == kept[0]
     assert [path.name for path in tmp_path.iterdir()] == [wheel.name]
+
+
+def test_what_is_left_of_arrow_writes_and_reads_parquet(tmp_path: Path, slim: ModuleType) -> None:
+    files = [file for file in metadata.files("pyarrow") or [] if file.parts[0] == "pyarrow"]
+    kept = [file for file in files if not slim.LEFT_OUT.match(file.as_posix()) and "__pycache__" not in file.parts]
+    sizes = [sum(os.path.getsize(file.locate()) for file in chosen) for chosen in (files, kept)]
+    assert sizes[1] < 0.75 * sizes[0]
+    for file in kept:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file.locate(), tmp_path / file)
+    code = (
+        "import pyarrow as pa, pyarrow.parquet as pq, pyarrow.compute as pc; print(pa.__file__);"
+        "pq.write_table(pa.table({'a': [1, 2, 3]}), 'a.parquet'); print(pc.sum(pq.read_table('a.parquet')['a']).as_py())"
+    )
+    variables = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=variables, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [str(tmp_path / "pyarrow" / "__init__.py"), "6"], done.stderr
