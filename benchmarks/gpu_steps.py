@@ -76,7 +76,7 @@ class Steps:
         self.items = Shares.of(self.config.train, ALONE.world).micro_batch
         self.module = stage.module.to(options.device).train()
         groups = parameter_groups(self.module, self.config.train.weight_decay)
-        self._optimiser = torch.optim.AdamW(groups, lr=0.0, fused=options.device.type == "cuda")
+        self._optimiser = torch.optim.AdamW(groups, lr=0.0, fused=True)
         self.batch = stage.stream.batch(0, self.items).to(options.device)
 
     def take(self, dtype: str) -> Tensor:

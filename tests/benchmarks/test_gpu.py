@@ -98,7 +98,7 @@ def check_steps(part: dict[str, Any], kind: str) -> None:
         if name != f"{kind} tiny":
             assert row["epochs_per_s"] == pytest.approx(found[f"{kind} tiny"]["epochs"] / row["seconds"])
             assert 0 < row["mfu"] < 1.5 and row["operations"] > 100
-            assert row["loss"] == pytest.approx(exact["loss"], rel=0.03)
+            assert row["loss"] == pytest.approx(exact["loss"], rel=0.1)
     # The same weights, the same dropout, another order of sums at most.
     assert found[f"{kind} tiny, bf16 compiled"]["loss"] == pytest.approx(found[f"{kind} tiny, bf16"]["loss"], rel=2e-3)
 
