@@ -98,7 +98,7 @@ class _Run:
             },
         )
         self.module = module
-        self.work = SharedWork(world, config.deepspeed.dtype, observer)
+        self.work = SharedWork(world, config.deepspeed.compute_dtype, observer)
         # What is written or read at once: weights, master copy, two moments, average.
         self.bytes = 5 * 4 * sum(parameter.numel() for parameter in module.parameters())
         observer.at("loading the checkpoint", patient=True)
@@ -269,7 +269,7 @@ class _Run:
             self.observer.report(taken.step, row)
 
     def _precision(self) -> AbstractContextManager[Any]:
-        return bf16_products(self.world.device) if self.config.deepspeed.dtype == "bf16" else nullcontext()
+        return bf16_products(self.world.device) if self.config.deepspeed.compute_dtype == "bf16" else nullcontext()
 
     def _skip(self, taken: Taken) -> None:
         """Name and tell a step whose update was left out; stop after too many in a row."""

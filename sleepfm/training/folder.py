@@ -146,6 +146,15 @@ class RunFolder:
         """Whether a run has begun here. Raises :class:`StorageError` for somebody else's record."""
         return self._known() is not None
 
+    def settings(self) -> dict[str, Any]:
+        """The decisive settings of the run that has begun here, as of its present segment; empty where none has.
+
+        Raises:
+            StorageError: somebody else's record.
+        """
+        known = self._known()
+        return _present(known) if known else {}
+
     def segments(self) -> list[Segment]:
         """The stretches of steps with the same settings so far, the present one last."""
         known = self._known()

@@ -20,7 +20,7 @@ from sleepfm.models.device import set_tf32
 from sleepfm.registry import registry
 from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.store import store_uri
-from sleepfm.training import branch
+from sleepfm.training import branch, compute_dtype
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.folder import Resume, RunFolder
@@ -62,7 +62,7 @@ class Context:
     @property
     def work(self) -> SharedWork:
         """What all ranks divide while the stage is built, and to evaluate what it exports."""
-        return SharedWork(self.world, self.config.deepspeed.dtype, self.observer)
+        return SharedWork(self.world, self.config.deepspeed.compute_dtype, self.observer)
 
     def pull(self, address: str) -> registry.Resolved:
         """The package at ``address``, on this node. Rank 0 asks the registry what it is, every node fetches it once.
@@ -127,6 +127,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
             planned = World(0, arguments.processes, 0, min(arguments.processes, GPUS_A_NODE))
         config = load_config(schema, arguments.config, arguments.overrides)
         store, resume = store_uri(config.tracking.uri), None if arguments.dry_run else arguments.resume
+        config = compute_dtype.as_begun(config, resume)
         preflight = Preflight(config, world, planned, store, resume, dataset_digest)
         return _run(config, build, preflight, world, arguments.resume, store, planned if arguments.dry_run else None)
 
@@ -146,13 +147,11 @@ def _run(
         return _already_done(config, preflight.done, store) if world.is_main else 0
     preflight.before_start()
     start(world, _COLLECTIVE_TIMEOUT_SECONDS)
-    if world.device.type == "cuda":
-        # A run in fp32 is exact; what one in bf16 keeps in fp32 need not be.
-        set_tf32(config.deepspeed.dtype == "bf16")
     watched = _Watched(Watchdog(world, config.train.stall_s, config.train.silent_s))
     context = Context(world, store, resume, config, observer=watched)
     if on_paper is not None:
-        text = describe_plan(config, preflight.stage(lambda: build(config, context)), world, on_paper)
+        stage, config = _stage(config, build, preflight, context)
+        text = describe_plan(config, stage, world, on_paper)
         if world.is_main:
             print(text)
         return 0
@@ -171,7 +170,7 @@ def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
     """The job itself, whose folder no other job writes into."""
     world, resume, store = context.world, context.resume, context.store
     folder = RunFolder(config.train.output)
-    stage = preflight.stage(lambda: build(config, context))
+    stage, config = _stage(config, build, preflight, context)
     if resume == "never":
         on_main(world, lambda: folder.clear())
     watched.reads(stage)
@@ -208,6 +207,22 @@ def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
     finally:
         observer.close()
     return 0 if outcome["finished"] else PREEMPTED_STATUS
+
+
+def _stage(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT], context: Context) -> tuple[Stage, ConfigT]:
+    """The stage, and the configuration with its compute type decided, which ``context`` has from then on too."""
+
+    def build_decided() -> Stage:
+        nonlocal config
+        # Not before: by now hosts are known to reach one another.
+        context.config = config = compute_dtype.settle(config, context.world)
+        if context.world.device.type == "cuda":
+            # A run in fp32 is exact; what one in bf16 keeps in fp32 need not be.
+            set_tf32(config.deepspeed.compute_dtype == "bf16")
+        return build(config, context)
+
+    stage = preflight.stage(build_decided)
+    return stage, config
 
 
 def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, context: Context) -> Saved | None:

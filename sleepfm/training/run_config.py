@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sleepfm.config import Config, digest, to_dict
-from sleepfm.errors import UsageError
+from sleepfm.errors import ConfigError, UsageError
 from sleepfm.models.negatives import Negatives
 from sleepfm.signals.files import local_path
 
@@ -133,11 +133,19 @@ class DeepSpeedConfig(Config):
     """What is left to DeepSpeed; ``extra`` is merged into its configuration last (sizes of buckets and such)."""
 
     zero: Literal[0, 1, 2] = 1
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Compute type; parameters, buffers and optimiser states are fp32 either way."""
+    dtype: Literal["auto", "bf16", "fp32"] = "bf16"
+    """Compute type; parameters, buffers and optimiser states are fp32 either way. ``auto`` is ``bf16`` where the devices of all
+    ranks multiply in it, else ``fp32``; a job decides it once, see :mod:`sleepfm.training.compute_dtype`."""
     reduce_dtype: Literal["bf16", "fp32"] = "fp32"
     """Type in which gradients of matrix and convolution weights travel; bf16 halves the traffic."""
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def compute_dtype(self) -> Literal["bf16", "fp32"]:
+        """``dtype``, once it is decided. Raises :class:`ConfigError` while it is ``auto``."""
+        if self.dtype == "auto":
+            raise ConfigError("deepspeed.dtype: auto is not decided yet; state bf16 or fp32, or start it as a job, which decides")
+        return self.dtype
 
     @field_validator("zero", mode="before")
     @classmethod
@@ -275,8 +283,13 @@ def _renamed(values: dict[str, Any], names: dict[str, dict[str, str]]) -> dict[s
 
 
 def decisive_settings(config: RunConfig) -> dict[str, Any]:
-    """What of ``config`` decides the result: two runs in which this is equal must give the same loss trace."""
+    """What of ``config`` decides the result: two runs in which this is equal must give the same loss trace.
+
+    Raises:
+        ConfigError: the compute type is not decided yet.
+    """
     plain = to_dict(config)
+    plain["deepspeed"]["dtype"] = config.deepspeed.compute_dtype
     for section in _INCIDENTAL.keys() & plain.keys():
         keys = _INCIDENTAL[section]
         plain[section] = {key: value for key, value in plain[section].items() if key not in keys}

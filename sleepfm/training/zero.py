@@ -44,7 +44,7 @@ def bucket_bytes(options: DeepSpeedConfig, trained: Sequence[int]) -> int:
     settings = zero_settings(options, trained)
     if not options.zero or not settings.get("contiguous_gradients", True):
         return 0
-    kinds = 2 if options.dtype == "bf16" and options.reduce_dtype == "bf16" else 1
+    kinds = 2 if options.compute_dtype == "bf16" and options.reduce_dtype == "bf16" else 1
     return 4 * int(settings["reduce_bucket_size"]) * kinds * (2 if settings["overlap_comm"] else 1)
 
 
@@ -69,7 +69,7 @@ def deepspeed_config(config: RunConfig, shares: Shares, trained: Sequence[int], 
             "params": {"lr": train.lr, "betas": list(train.betas), "torch_adam": True, "fused": True},
         },
     }
-    if options.dtype == "bf16":
+    if options.compute_dtype == "bf16":
         # Autocast keeps parameters, buffers and norms in fp32 and computes in bf16. The listed module classes
         # are those whose gradients travel in bf16.
         settings["torch_autocast"] = {

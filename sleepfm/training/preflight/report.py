@@ -54,19 +54,19 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
             f"disk: {size.bytes_written(zero, train.keep, train.ema > 0) / 1e9:.2f} GB in {train.output}",
             f"memory of a rank on a GPU at ZeRO {zero}: {needed / _GIB:.2f} GiB",
             *(f"  {count / _GIB:.2f} GiB {name}" for name, count in parts.items()),
-            *_on_devices(work, planned.size, steps, needed, config.deepspeed.dtype),
+            *_on_devices(work, planned.size, steps, needed, config.deepspeed.compute_dtype),
         ]
     )
 
 
 def _activations(config: RunConfig, stage: Stage, world: World, micro_batch: int) -> Activations:
     if world.device.type != "cuda":
-        return count_activations(stage, world, config.deepspeed.dtype)
+        return count_activations(stage, world, config.deepspeed.compute_dtype)
     try:
-        return measure_activations(stage, world, config.deepspeed.dtype, micro_batch)
+        return measure_activations(stage, world, config.deepspeed.compute_dtype, micro_batch)
     except torch.OutOfMemoryError:
         stage.module.zero_grad(set_to_none=True)
-        return count_activations(stage, world, config.deepspeed.dtype)
+        return count_activations(stage, world, config.deepspeed.compute_dtype)
 
 
 def _on_devices(work: Work, processes: int, steps: int, needed: float, dtype: str) -> list[str]:

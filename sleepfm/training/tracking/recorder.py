@@ -43,7 +43,7 @@ class Recorder(Observer):
         self._step = 0
         self._reported = time.monotonic()
         self._reading = report_of(stage.stream)
-        peak, peak_source = peak_flops(world.device, config.deepspeed.dtype)
+        peak, peak_source = peak_flops(world.device, config.deepspeed.compute_dtype)
         # Share of the peak of all devices at one 30-s epoch a second.
         self._mfu_per_epoch = flops / stage.epochs_per_item / (peak * world.size)
         facts = {
