@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from sleepfm.errors import ModelError
+from sleepfm.models.backbones import LoRAConfig
 from sleepfm.models.lora import LoRALinear, adapters, add_lora
 
 
@@ -61,3 +63,9 @@ def test_one_adapter_needs_no_index_and_takes_any_shape() -> None:
 def test_targets_that_match_nothing_are_refused() -> None:
     with pytest.raises(ModelError, match="match no linear layer"):
         add_lora(nn.Sequential(nn.Linear(2, 2)), ("proj",), 1, 2, 4, 0.0)
+
+
+@pytest.mark.parametrize("dropout", [-0.1, 1.0])
+def test_a_dropout_that_is_no_share_is_refused(dropout: float) -> None:
+    with pytest.raises(ValidationError, match="dropout"):
+        LoRAConfig(dropout=dropout)

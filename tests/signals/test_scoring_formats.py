@@ -370,3 +370,9 @@ def test_counts_of_texts_stay_bounded_and_lose_the_rarest():
     assert len(counts.ignored) == 20_000
     counts.merge(TextCounts(ignored=Counter({"and another": 1})))
     assert len(counts.ignored) == 10_000 and counts.ignored["text 1"] == 2
+
+
+def test_texts_are_told_with_the_most_frequent_first():
+    counts = TextCounts(ignored=Counter({"Qwa": 1, "Qwb": 5, "Qwc": 5}))
+    (told,) = counts.not_understood()
+    assert told.endswith("'Qwb' 5, 'Qwc' 5, 'Qwa' 1")
