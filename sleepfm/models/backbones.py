@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sleepfm.config import Config
 from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.errors import ModelError
+from sleepfm.models.folding import Folded
 from sleepfm.models.lora import LoRALinear, adapters, add_lora
 from sleepfm.models.neuronet import NeuroNetEncoder
 
@@ -65,6 +66,7 @@ class Backbones(nn.Module):
             add_lora(encoder, lora.targets, len(places), lora.rank, lora.alpha, lora.dropout)
             self.encoders[name] = encoder
             self._groups.append((name, places))
+        self._folded = {name: Folded(encoder) for name, encoder in self.encoders.items()}
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbones:
@@ -90,7 +92,7 @@ class Backbones(nn.Module):
             columns = [column for column, place in enumerate(places) if place in members]
             if not columns:
                 continue
-            encoder = self.encoders[name]
+            encoder = self._folded[name]()
             with adapters(encoder, [members.index(places[column]) for column in columns]):
                 out = encoder(torch.cat([signals[:, column] for column in columns]))[:, 1:]
             for column, part in zip(columns, out.chunk(len(columns)), strict=True):

@@ -201,11 +201,15 @@ def by_rows(module: nn.Module) -> None:
                 setattr(parent, name, RowBatchNorm.of(part))
 
 
-def mlp(sizes: Sequence[int]) -> nn.Sequential:
+class RowMlp(nn.Sequential):
+    """What :func:`mlp` makes."""
+
+
+def mlp(sizes: Sequence[int]) -> RowMlp:
     """Linear layers ``sizes[0] -> sizes[1] -> ...`` on rows, batch normalisation and ELU after all but the
     last.
     """
     layers: list[nn.Module] = []
     for size_in, size_out in pairwise(sizes[:-1]):
         layers += [nn.Linear(size_in, size_out), RowBatchNorm(size_out), nn.ELU()]
-    return nn.Sequential(*layers, nn.Linear(sizes[-2], sizes[-1]))
+    return RowMlp(*layers, nn.Linear(sizes[-2], sizes[-1]))
