@@ -133,7 +133,7 @@ class _Normalise(torch.autograd.Function):
         sums = torch.stack([grad.sum(over), (grad * unit).sum(over)])  # [2, D]
         everyone = sums
         if ctx.add_up is not None:
-            everyone = sums.double()
+            everyone = sums.to(torch.float64, copy=True)
             ctx.add_up(everyone)
         along, against = (everyone * share).to(sums.dtype)
         through = torch.addcmul(_columns(along, unit), unit, _columns(against, unit))

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import row_selection
 import torch
+import torch.distributed as dist
+import torch.multiprocessing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -22,10 +24,12 @@ from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
 from sleepfm.models.inputs import held_channels
+from sleepfm.models.losses import LossOutput
 from sleepfm.models.masked_context import MaskedContext, MaskedContextConfig
 from sleepfm.models.normalisation import RowBatchNorm, mlp, on_valid
 from sleepfm.models.recompute import recompute_activations
 from sleepfm.models.synthsleepnet import SynthSleepNet
+from sleepfm.training.ranks.batch_norm import synchronise
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "models"
 # Two channels share a backbone, so that their adapters are told apart.
@@ -120,6 +124,47 @@ def assert_trained_alike(present: Tensor) -> None:
     for name, value in wanted.parts.items():
         torch.testing.assert_close(found.parts[name], value, atol=1e-6, rtol=1e-6, equal_nan=True, check_dtype=False)
     assert_same(dense, rows)
+
+
+# Of two ranks with two epochs each: the first has no ECG, and an epoch without any channel.
+SHARED = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 1, 1], [0, 1, 1, 1]]).bool()
+
+
+def shared_step(model: nn.Module, part: slice) -> LossOutput:
+    generator = torch.Generator().manual_seed(1)
+    signals = torch.randn(4, 4, 3000, generator=generator, dtype=torch.float64)
+    noise = torch.rand(4, 4, 27, generator=generator)
+    with in_fp64():
+        output = model(signals[part], SHARED[part], noise[part])
+        output.loss.backward()
+    return output
+
+
+def rank_of_two(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    model = encoder().double().train()
+    synchronise(model)
+    output = shared_step(model, slice(2 * rank, 2 * rank + 2))
+    gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    torch.save((output.loss.detach(), gradients, dict(model.named_buffers())), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_ranks_that_hold_other_channels_are_one_process(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    model = encoder().double().train()
+    whole = shared_step(model, slice(None)).loss
+    torch.testing.assert_close((ranks[0][0] + ranks[1][0]) / 2, whole.detach(), atol=1e-9, rtol=1e-9)
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None:
+            mean = sum(rank[1].get(name, torch.zeros(())) for rank in ranks) / 2
+            torch.testing.assert_close(mean, parameter.grad, atol=1e-8, rtol=1e-6, msg=name)
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(ranks[0][2][name], buffer, atol=1e-9, rtol=1e-9, msg=name)
+        assert torch.equal(ranks[0][2][name], ranks[1][2][name]), name
 
 
 @pytest.mark.parametrize("channels", [CHANNELS, ("ECG",), ("ECG", "EEG_C4"), ("EEG_C3",)])

@@ -29,8 +29,6 @@ MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 ITEMS = 4
 _TINY = ["model.length=10", "model.span=2"]
 _SHORT = ["sequence.length=3", "sequence.stride=3"]
-# Masking noise is drawn on the host, from positions in the stream.
-ON_THE_HOST = "sleepfm/models/noise.py"
 # Stages by name: their configuration, and what of it is changed.
 STAGES: dict[str, tuple[str, list[str]]] = {
     "unimodal": ("pretrain/eeg-tiny", []),
@@ -123,7 +121,7 @@ def _training_step(
         loss = stage.loss(module, batch, 1)
         # As the engine does, inside: recomputed parts of the forward pass run under autocast too.
         loss.loss.backward()
-    waits = [str(read) for read in reads.found if not read.place.startswith(ON_THE_HOST)]
+    waits = [str(read) for read in reads.found]
     if step == 0:
         # What stays on the device, such as the weights of classes, comes there once.
         waits = [wait for wait in waits if "_linalg_eigh at sleepfm/models/guards.py" not in wait and "copy from cpu" not in wait]
