@@ -86,7 +86,7 @@ def watch(waits: Waits, options: set[str]) -> None:
         update.wait_on_the_stream = lambda zero: None
     if "--norms" in options:
         update.leave_norm_and_clipping = lambda zero, clip: setattr(zero, "check_grad_overflow", True)
-    ToyStage.loss = waits.passing(ToyStage.loss)  # type: ignore[method-assign]
+    ToyStage.loss = waits.passing(ToyStage.loss)
     Feed.next = waits.passing(Feed.next)  # type: ignore[method-assign]
     outcome.func = waits.passing(outcome.func)
     # What rank 0 does with figures of the host, and the stages of a save.
