@@ -100,7 +100,7 @@ def _rank(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_over_ranks_it_is_the_mean_over_groups_of_the_loss_in_one_process(tmp_path: Path, world: int) -> None:
     mp.spawn(_rank, args=(world, str(tmp_path)), nprocs=world)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(world)]

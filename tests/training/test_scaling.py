@@ -102,7 +102,9 @@ def test_recipes_for_many_gpus_keep_them_busy(scaling: dict[str, Any]) -> None:
     assert exchanged["before"]["gigabytes"] > 3 and exchanged["node"]["gigabytes"] < exchanged["{group: 512}"]["gigabytes"] < 0.3
 
 
-@pytest.mark.parametrize(("name", "nights"), [("pretrain/eeg", 5000), ("pretrain/multimodal", 500)])
+@pytest.mark.parametrize(
+    ("name", "nights"), [("pretrain/eeg", 5000), pytest.param("pretrain/multimodal", 500, marks=pytest.mark.slow)]
+)
 def test_at_the_shipped_cadence_a_base_run_is_in_its_steps(
     scaling: dict[str, Any], tmp_path: Path, name: str, nights: int
 ) -> None:
