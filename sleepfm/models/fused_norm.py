@@ -39,8 +39,9 @@ def applies(norm: nn.Module) -> bool:
     return torch.compiler.is_compiling() and type(norm) is nn.BatchNorm1d and norm.training
 
 
-def batch_affine(norm: nn.BatchNorm1d, x: Tensor) -> Affine:
+def batch_affine(norm: nn.Module, x: Tensor) -> Affine:
     """What ``norm`` does to ``x`` ``[N, C, T]`` in training by the batch's statistics; the running ones move as in torch."""
+    assert isinstance(norm, nn.BatchNorm1d)
     rows = x.float()
     variance_in_row, mean_of_row = torch.var_mean(rows, dim=-1, correction=0)  # [N, C]
     variance_of_means, mean = torch.var_mean(mean_of_row, dim=0, correction=0)  # [C]
