@@ -1,4 +1,4 @@
-# Public targets: demo, test, check, bench, mutants. Everything runs in .venv, which is made on first use.
+# Public targets: demo, test, check, bench, gpu-check, mutants. All but gpu-check run in .venv, which is made on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ TORCH_INDEX ?=
 
 export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 
-.PHONY: demo test test-slow check bench mutants install clean
+.PHONY: demo test test-slow check bench gpu-check mutants install clean
 install: $(STAMP)
 
 $(STAMP): setup.cfg constraints.txt scripts/preflight.sh
@@ -46,6 +46,13 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# All that needs a CUDA device, in ten minutes, by the PyTorch that PYTHON has there; docs/gpu.md. WHEELS is a folder that
+# scripts/wheels.sh has filled, REFERENCE a checkout of the released code.
+WHEELS ?=
+REFERENCE ?=
+gpu-check:
+	$(PYTHON) benchmarks/gpu.py --json gpu-check.json $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(REFERENCE),--reference "$(REFERENCE)")
 
 # Do the tests notice? N places of each module, drawn by SEED; about half an hour for N=1 on two cores.
 N ?= 1

@@ -1,6 +1,7 @@
 """Training steps of the models, and of the released code beside them where a checkout of it is at hand.
 
-    python benchmarks/models.py [--reference CHECKOUT] [--only CASE,...] [--threads N] [--steps N] [--device cpu|cuda] [--json F]
+    python benchmarks/models.py [--reference CHECKOUT] [--only CASE,...] [--threads N] [--steps N] [--batch N]
+        [--device cpu|cuda] [--json F]
 
 Every figure comes from a process of its own: the median time of a training step (forward, backward, AdamW) after a first one
 that does not count, its processor time over all threads (which a busy machine disturbs less), and the peak resident memory (on
@@ -45,20 +46,20 @@ class Variant:
     recompute: bool = False
 
 
-def cases() -> dict[str, dict[str, Variant]]:
-    """Every case with its variants; later ones are compared with the first."""
+def cases(batch: int = 16) -> dict[str, dict[str, Variant]]:
+    """Every case with its variants; later ones are compared with the first. ``batch`` is of the base sizes."""
     return {
         "neuronet-base": {
-            "released": Variant(released_neuronet(16), 16),
-            "ours fp32": Variant(neuronet("base", 16), 16),
-            "ours bf16": Variant(neuronet("base", 16), 16, "bf16"),
-            "ours recomputed": Variant(neuronet("base", 16), 16, recompute=True),
+            "released": Variant(released_neuronet(batch), batch),
+            "ours fp32": Variant(neuronet("base", batch), batch),
+            "ours bf16": Variant(neuronet("base", batch), batch, "bf16"),
+            "ours recomputed": Variant(neuronet("base", batch), batch, recompute=True),
         },
         "synthsleepnet-base": {
-            "released": Variant(released_synthsleepnet(16), 16),
-            "ours fp32": Variant(synthsleepnet("base", 16), 16),
-            "ours bf16": Variant(synthsleepnet("base", 16), 16, "bf16"),
-            "ours recomputed": Variant(synthsleepnet("base", 16), 16, recompute=True),
+            "released": Variant(released_synthsleepnet(batch), batch),
+            "ours fp32": Variant(synthsleepnet("base", batch), batch),
+            "ours bf16": Variant(synthsleepnet("base", batch), batch, "bf16"),
+            "ours recomputed": Variant(synthsleepnet("base", batch), batch, recompute=True),
         },
         "context-20": {
             "released": Variant(released_downstream(2, 20), 40),
@@ -277,7 +278,7 @@ def _resident() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
-def measure(case: str, name: str, device: str, threads: int, steps: int, reference: str) -> dict[str, float]:
+def measure(case: str, name: str, device: str, threads: int, steps: int, reference: str, batch: int) -> dict[str, float]:
     """Median seconds of a step, wall and processor, and peak memory in GB, in this process."""
     import torch
 
@@ -285,7 +286,7 @@ def measure(case: str, name: str, device: str, threads: int, steps: int, referen
     torch.manual_seed(0)
     if reference:
         sys.path.insert(0, reference)
-    variant = cases()[case][name]
+    variant = cases(batch)[case][name]
     model, losses = variant.prepare(device)
     model.train()
     if variant.recompute:
@@ -326,13 +327,14 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="CASE,...", help=", ".join(cases()))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=16, help="epochs a step of the base sizes (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there, beside those of other cases")
     parser.add_argument("--one", nargs=2, metavar=("CASE", "VARIANT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
         case, name = arguments.one
-        result = measure(case, name, arguments.device, arguments.threads, arguments.steps, arguments.reference)
+        result = measure(case, name, arguments.device, arguments.threads, arguments.steps, arguments.reference, arguments.batch)
         print(json.dumps(result))
         return
     table: dict[str, dict[str, dict[str, float]]] = {}
@@ -341,11 +343,11 @@ def main() -> None:
     print(f"{'case':<20}{'variant':<18}" + "".join(f"{word:>10}" for word in heading), flush=True)
     for case in chosen:
         first: dict[str, float] | None = None
-        for name, variant in cases()[case].items():
+        for name, variant in cases(arguments.batch)[case].items():
             if name == "released" and not arguments.reference:
                 continue
             own = ["--one", case, name, "--reference", arguments.reference, "--device", arguments.device]
-            own += ["--threads", str(arguments.threads), "--steps", str(arguments.steps)]
+            own += ["--threads", str(arguments.threads), "--steps", str(arguments.steps), "--batch", str(arguments.batch)]
             done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=False)
             if done.returncode:
                 raise SystemExit(f"{case}, {name}:\n{done.stderr[-2000:]}")
@@ -370,7 +372,8 @@ def main() -> None:
                 print(f"{'':<20}{NEURONET_GFLOP * found['epochs_per_second'] / 1e3:.1f} TFLOP/s")
     if arguments.json:
         known = json.loads(arguments.json.read_text())["cases"] if arguments.json.exists() else {}
-        content = {"machine": describe(), "threads": arguments.threads, "steps": arguments.steps, "cases": known | table}
+        how = {"threads": arguments.threads, "steps": arguments.steps, "batch": arguments.batch}
+        content = {"machine": describe(), **how, "cases": known | table}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

@@ -132,6 +132,7 @@ def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
     from sleepfm.config import load_config
     from sleepfm.stages.encoders import UnimodalStage
     from sleepfm.stages.pretrain import PretrainConfig
+    from sleepfm.training.compute_dtype import settle
     from sleepfm.training.feed import Feed, Shares
     from sleepfm.training.ranks.distributed import World, start
     from sleepfm.training.ranks.precision import bf16_products
@@ -140,6 +141,7 @@ def run_ddp(own: argparse.Namespace, rest: list[str]) -> None:
     world = World.from_environment()
     config = load_config(PretrainConfig, rest[0], rest[1:])
     start(world, 600)
+    config = settle(config, world)
     stage, train = UnimodalStage(config), config.train
     steps = 100_000
     module = DistributedDataParallel(stage.module.train().to(world.device), broadcast_buffers=False)

@@ -14,7 +14,6 @@ from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.usage import Usage
 from sleepfm.registry.package import write_package
-from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.tasks import TASKS
 
 MODELS = Path(__file__).parents[1] / "configs" / "models"
@@ -29,6 +28,8 @@ def one_thread() -> None:
 @pytest.fixture(scope="session")
 def recordings(tmp_path_factory: pytest.TempPathFactory, one_thread: None) -> list[Path]:
     """Eight nights of 30 epochs: every split of the default salt has a subject."""
+    from sleepfm.synthetic.cohort import write_cohort
+
     return write_cohort(tmp_path_factory.mktemp("cohort"), subjects=8, hours=0.25, seed=3)
 
 

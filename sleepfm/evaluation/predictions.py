@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 
 from sleepfm.files import atomic_path
@@ -39,6 +38,8 @@ class Predictions:
 
     def write(self, path: Path) -> None:
         """Write one Parquet row an epoch, with columns ``p0`` to ``p<K-1>``."""
+        import pandas as pd
+
         table: dict[str, Any] = {
             "record": self.record,
             "subject": self.subject,

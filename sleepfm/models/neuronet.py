@@ -21,6 +21,7 @@ from sleepfm.models.frames import frame_count, frames, samples
 from sleepfm.models.inputs import check_signals, stack_channels
 from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
+from sleepfm.models.negatives import Contrastive
 from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
@@ -34,7 +35,7 @@ class TransformerConfig(Config):
     heads: int = Field(default=8, ge=1)
 
 
-class NeuroNetConfig(Config):
+class NeuroNetConfig(Contrastive):
     """Defaults are those of SynthSleepNet's unimodal networks."""
 
     kind: Literal["neuronet"] = "neuronet"
@@ -179,7 +180,7 @@ class NeuroNet(nn.Module):
         # Each view through the projector by itself: batch statistics are those of one view.
         views = latent[:, 0].unflatten(0, keep.shape[:2])
         first, second = self.projector(views[:, 0]), self.projector(views[:, 1])
-        contrast = nt_xent(first, second, config.temperature)
+        contrast = nt_xent(first, second, config.temperature, negatives=config.negatives)
         loss = error.sum() + config.alpha * contrast
         parts = {"reconstruction": error.sum().detach(), "contrastive": contrast.detach()}
         if guards.wanted():

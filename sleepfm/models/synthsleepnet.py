@@ -16,7 +16,6 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from sleepfm.config import Config
 from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
@@ -24,13 +23,14 @@ from sleepfm.models.backbones import Backbones, Layout, LoRAConfig
 from sleepfm.models.inputs import check_signals, stack_channels
 from sleepfm.models.losses import LossOutput, any_rank, masked_reconstruction, nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
+from sleepfm.models.negatives import Contrastive
 from sleepfm.models.neuronet import NeuroNetConfig, NeuroNetEncoder, TransformerConfig
 from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
 
 
-class SynthSleepNetConfig(Config):
+class SynthSleepNetConfig(Contrastive):
     """Defaults are the paper's.
 
     ``encoders`` holds the configuration of each modality's encoder; ``backbone`` stands for modalities it
@@ -250,7 +250,7 @@ class SynthSleepNet(nn.Module):
         for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True)):
             rows = present[:, place]
             unimodal = _by(self.projectors[name], part.mean(1), rows)
-            losses.append(nt_xent(fused, unimodal, self.config.temperature, rows))
+            losses.append(nt_xent(fused, unimodal, self.config.temperature, rows, self.config.negatives))
             if guards.wanted():
                 alignments.append(guards.alignment(fused, unimodal, rows))
         loss = torch.stack(losses).sum() / any_rank(present.any(0)).sum().clamp(min=1)

@@ -16,7 +16,6 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft
 
 from sleepfm.constants import RATE_HZ
 from sleepfm.errors import SignalError
@@ -203,6 +202,8 @@ def _taps(low: float | None, high: float, fill: int = 1) -> NDArray[np.float64]:
 @lru_cache(maxsize=64)
 def _response(low: float | None, high: float, length: int, fill: int = 1) -> NDArray[np.float32]:
     """What the filter without its delay does to each bin of a spectrum of ``length`` samples at 100 Hz; real."""
+    from scipy import fft
+
     taps = _taps(low, high, fill)
     centred = np.zeros(length)
     centred[: len(taps)] = taps
@@ -217,6 +218,8 @@ def _resample_and_filter(
     A unit is the shortest stretch that holds whole samples at both rates: ``ratio.denominator`` of them before and
     ``ratio.numerator`` after. Blocks of units overlap by the filter's length, and only their middles are kept.
     """
+    from scipy import fft
+
     before, after = ratio.denominator, ratio.numerator
     half = len(design(low, high)) // 2
     margin = half // after + 1
@@ -248,6 +251,8 @@ def _resample_and_filter(
 
 def _fill_and_filter(signal: NDArray[np.float32], fill: int, low: float | None, high: float) -> NDArray[np.float32]:
     """``signal`` [T] at 100 / ``fill`` Hz, zeros between its samples, filtered to [T * fill] at 100 Hz in one pass."""
+    from scipy import fft
+
     half = len(_taps(low, high, fill)) // 2
     block = fft.next_fast_len(max(4 * half, _BLOCK_SAMPLES), real=True)
     step = block - 2 * half

@@ -37,7 +37,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import log_ndtr
 
 from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.signals.cohorts.cohort import Cohort, KnownPolarity
@@ -229,6 +228,8 @@ def _agreement(
 
 def _log_ratio(values: NDArray[np.floating[Any]], margin: float) -> float:
     """How much likelier the mean of ``values`` (one an epoch) is positive than negative, beyond ``margin``."""
+    from scipy.special import log_ndtr
+
     mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(len(values))
     beyond = max(0.0, abs(mean) - margin) / max(error, 1e-6)
     ratio = min(_MOST, float(log_ndtr(beyond) - log_ndtr(-beyond)))

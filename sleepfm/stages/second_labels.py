@@ -75,9 +75,9 @@ class SecondsStream(SequenceStream):
         super().__init__(dataset, split, channels, target=target, **settings)
         self._target, self._seconds = target, seconds
 
-    def batch(self, start: int, count: int) -> Batch:
+    def batch(self, start: int, count: int, tolerated: float | None = None) -> Batch:
         """As of any stream."""
-        batch = super().batch(start, count)
+        batch = super().batch(start, count, tolerated)
         return replace(batch, labels=batch.labels | {SECONDS: self._seconds.batch(batch, batch.labels[self._target])})
 
 

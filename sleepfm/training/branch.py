@@ -30,7 +30,7 @@ def origin(branch_from: str) -> dict[str, Any]:
         CheckpointError: no run, or no whole list of files of a checkpoint of that step.
         StorageError: ``run.json`` there is not a run's.
     """
-    run, step = _parse(branch_from)
+    run, step = parse(branch_from)
     if not run.is_run():
         raise CheckpointError(f"{branch_from}: {run.root} holds no run; branch_from= takes the train.output of one")
     there = checkpoint.steps(run.checkpoints)
@@ -48,14 +48,15 @@ def take(branch_from: str, folder: RunFolder) -> None:
     Raises:
         CheckpointError: the checkpoint is not there, or not any more.
     """
-    run, step = _parse(branch_from)
+    run, step = parse(branch_from)
     origin(branch_from)
     rows = [row for row in read_trace(run.trace) if row["step"] <= step]
     write_atomic(folder.trace, "".join(json.dumps(row) + "\n" for row in rows))
     checkpoint.take_over(run.checkpoints, folder.checkpoints, step)
 
 
-def _parse(branch_from: str) -> tuple[RunFolder, int]:
+def parse(branch_from: str) -> tuple[RunFolder, int]:
+    """The folder and the step of ``RUN@STEP``."""
     run, _, step = branch_from.rpartition("@")
     return RunFolder(run), int(step)
 

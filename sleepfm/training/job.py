@@ -16,10 +16,11 @@ from sleepfm.data.report import report_of
 from sleepfm.errors import ConfigError, RegistryError, UsageError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
+from sleepfm.models.device import set_tf32
 from sleepfm.registry import registry
 from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.store import store_uri
-from sleepfm.training import branch
+from sleepfm.training import branch, compute_dtype
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.folder import Resume, RunFolder
@@ -35,6 +36,8 @@ from sleepfm.training.stage import Export, Stage
 from sleepfm.training.state import checkpoint
 from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.tracking.flops import item_flops
+from sleepfm.training.tracking.goodput import Goodput
+from sleepfm.training.tracking.profile import Profiler
 from sleepfm.training.tracking.recorder import Recorder
 from sleepfm.training.tracking.step_time import GPUS_A_NODE
 from sleepfm.training.tracking.tracker import Tracker, undelivered
@@ -59,7 +62,7 @@ class Context:
     @property
     def work(self) -> SharedWork:
         """What all ranks divide while the stage is built, and to evaluate what it exports."""
-        return SharedWork(self.world, self.config.deepspeed.dtype, self.observer)
+        return SharedWork(self.world, self.config.deepspeed.compute_dtype, self.observer)
 
     def pull(self, address: str) -> registry.Resolved:
         """The package at ``address``, on this node. Rank 0 asks the registry what it is, every node fetches it once.
@@ -124,6 +127,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
             planned = World(0, arguments.processes, 0, min(arguments.processes, GPUS_A_NODE))
         config = load_config(schema, arguments.config, arguments.overrides)
         store, resume = store_uri(config.tracking.uri), None if arguments.dry_run else arguments.resume
+        config = compute_dtype.as_begun(config, resume)
         preflight = Preflight(config, world, planned, store, resume, dataset_digest)
         return _run(config, build, preflight, world, arguments.resume, store, planned if arguments.dry_run else None)
 
@@ -146,7 +150,8 @@ def _run(
     watched = _Watched(Watchdog(world, config.train.stall_s, config.train.silent_s))
     context = Context(world, store, resume, config, observer=watched)
     if on_paper is not None:
-        text = describe_plan(config, preflight.stage(lambda: build(config, context)), world, on_paper)
+        stage, config = _stage(config, build, preflight, context)
+        text = describe_plan(config, stage, world, on_paper)
         if world.is_main:
             print(text)
         return 0
@@ -165,25 +170,29 @@ def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
     """The job itself, whose folder no other job writes into."""
     world, resume, store = context.world, context.resume, context.store
     folder = RunFolder(config.train.output)
-    stage = preflight.stage(lambda: build(config, context))
+    stage, config = _stage(config, build, preflight, context)
     if resume == "never":
         on_main(world, lambda: folder.clear())
     watched.reads(stage)
     watched.at("choosing the checkpoint", patient=True)
     saved = _starting_point(stage, config, preflight.dataset_digest, context)
     observers: list[Observer] = [watched]
+    goodput = Goodput(world, folder, saved.step if saved else 0)
+    observers.append(goodput)
     flops = item_flops(stage, world)
     exporter: Exporter | None = None
     if world.is_main:
-        recorder = Recorder(stage, config, store, world, flops)
+        recorder = Recorder(stage, config, store, world, flops, goodput)
         exporter = Exporter(stage, config, store, recorder.tracker, total_steps(config, stage))
         observers = [recorder, exporter, *(tracker(stage, config) for tracker in TRACKERS), *observers]
+        if config.train.profile:
+            observers.append(Profiler(config.train.profiled, folder.profile))
     observer = Observers(observers)
 
     def conclude(trained: Trained, export: Export | None) -> dict[str, Any]:
         assert exporter is not None
         try:
-            return _conclude(stage, config, trained, export, exporter, observer)
+            return _conclude(stage, config, trained, export, exporter, goodput, observer)
         finally:
             # Here, while the others wait: one that hears of an error ends, and the launcher with it this process.
             observer.close()
@@ -198,6 +207,22 @@ def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
     finally:
         observer.close()
     return 0 if outcome["finished"] else PREEMPTED_STATUS
+
+
+def _stage(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT], context: Context) -> tuple[Stage, ConfigT]:
+    """The stage, and the configuration with its compute type decided, which ``context`` has from then on too."""
+
+    def build_decided() -> Stage:
+        nonlocal config
+        # Not before: by now hosts are known to reach one another.
+        context.config = config = compute_dtype.settle(config, context.world)
+        if context.world.device.type == "cuda":
+            # A run in fp32 is exact; what one in bf16 keeps in fp32 need not be.
+            set_tf32(config.deepspeed.compute_dtype == "bf16")
+        return build(config, context)
+
+    stage = preflight.stage(build_decided)
+    return stage, config
 
 
 def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, context: Context) -> Saved | None:
@@ -231,7 +256,13 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
 
 
 def _conclude(
-    stage: Stage, config: RunConfig, trained: Trained, export: Export | None, exporter: Exporter, observer: Observer
+    stage: Stage,
+    config: RunConfig,
+    trained: Trained,
+    export: Export | None,
+    exporter: Exporter,
+    goodput: Goodput,
+    observer: Observer,
 ) -> dict[str, Any]:
     """On rank 0: package the best weights, register them, and mark the run as done."""
     if not trained.finished:
@@ -249,10 +280,11 @@ def _conclude(
             f"{error}; trained, and the package is in {folder.package}: start the same command again when the store "
             "answers, and it is registered without training"
         ) from error
-    folder.write_result(result)
+    folder.write_result(result | {"goodput": goodput.summary()})
+    metric = config.registry.metric
     print(
-        f"{stage.name}: {result['steps']} steps in {result['seconds']:.0f} s, best {config.registry.metric} "
-        f"{result['metrics'][config.registry.metric]:.4f} at step {result['best_step']}; {describe(config, result)}",
+        f"{stage.name}: {result['steps']} steps in {result['seconds']:.0f} s, {goodput.describe()}, best {metric} "
+        f"{result['metrics'][metric]:.4f} at step {result['best_step']}; {describe(config, result)}",
         flush=True,
     )
     return result

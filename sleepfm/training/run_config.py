@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sleepfm.config import Config, digest, to_dict
-from sleepfm.errors import UsageError
+from sleepfm.errors import ConfigError, UsageError
+from sleepfm.models.negatives import Negatives
 from sleepfm.signals.files import local_path
 
 
@@ -71,6 +72,8 @@ class TrainConfig(Config):
     """Checkpoints kept."""
     log_every: int = Field(default=10, ge=1)
     """Steps between figures sent to the tracking server; the local trace holds every step."""
+    profile: str = Field(default="", pattern=r"^([1-9][0-9]*(-[1-9][0-9]*)?)?$")
+    """Steps of which rank 0 writes a trace by torch's profiler into the run's folder, such as ``20-25``; none by default."""
     max_skipped: int = Field(default=5, ge=1)
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
     stall_s: float = Field(default=900.0, gt=0)
@@ -85,6 +88,26 @@ class TrainConfig(Config):
     def _as_yaml_reads_it(cls, value: Any) -> Any:
         # YAML takes on and off, as well as yes and no, for true and false.
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _one_step(cls, steps: Any) -> Any:
+        # YAML reads the number of a single step as a number.
+        return str(steps) if type(steps) is int else steps
+
+    @property
+    def profiled(self) -> range:
+        """The steps of ``profile``."""
+        if not self.profile:
+            return range(0)
+        first, _, last = self.profile.partition("-")
+        return range(int(first), int(last or first) + 1)
+
+    @model_validator(mode="after")
+    def _profiled_in_order(self) -> TrainConfig:
+        if self.profile and not self.profiled:
+            raise ValueError(f"train.profile={self.profile!r}: the last step comes before the first")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -110,11 +133,19 @@ class DeepSpeedConfig(Config):
     """What is left to DeepSpeed; ``extra`` is merged into its configuration last (sizes of buckets and such)."""
 
     zero: Literal[0, 1, 2] = 1
-    dtype: Literal["bf16", "fp32"] = "bf16"
-    """Compute type; parameters, buffers and optimiser states are fp32 either way."""
+    dtype: Literal["auto", "bf16", "fp32"] = "bf16"
+    """Compute type; parameters, buffers and optimiser states are fp32 either way. ``auto`` is ``bf16`` where the devices of all
+    ranks multiply in it, else ``fp32``; a job decides it once, see :mod:`sleepfm.training.compute_dtype`."""
     reduce_dtype: Literal["bf16", "fp32"] = "fp32"
     """Type in which gradients of matrix and convolution weights travel; bf16 halves the traffic."""
     extra: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def compute_dtype(self) -> Literal["bf16", "fp32"]:
+        """``dtype``, once it is decided. Raises :class:`ConfigError` while it is ``auto``."""
+        if self.dtype == "auto":
+            raise ConfigError("deepspeed.dtype: auto is not decided yet; state bf16 or fp32, or start it as a job, which decides")
+        return self.dtype
 
     @field_validator("zero", mode="before")
     @classmethod
@@ -188,6 +219,14 @@ class RunConfig(Config):
         """Rows that an item gives the batch norm that gets the fewest; 0 where none learns, or only the stage knows."""
         return 0
 
+    def negatives(self) -> Negatives:
+        """Which ranks a contrastive loss compares."""
+        return "global"
+
+    def contrasts(self) -> tuple[int, int]:
+        """Contrastive losses of a micro-step, and the width of the embeddings that they compare."""
+        return 0, 0
+
     def is_built_at_once(self) -> bool:
         """Whether the stage is there in seconds; else it first embeds the data set."""
         return True
@@ -206,6 +245,7 @@ _INCIDENTAL = {
     "train": (
         "output",
         "log_every",
+        "profile",
         "checkpoint_every",
         "checkpoint_minutes",
         "keep",
@@ -218,7 +258,7 @@ _INCIDENTAL = {
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
     # The data set is known by its digest, wherever it lies.
-    "data": ("path", "max_corrupt", "slow_read"),
+    "data": ("path", "max_corrupt", "slow_read", "workers"),
 }
 
 
@@ -243,8 +283,13 @@ def _renamed(values: dict[str, Any], names: dict[str, dict[str, str]]) -> dict[s
 
 
 def decisive_settings(config: RunConfig) -> dict[str, Any]:
-    """What of ``config`` decides the result: two runs in which this is equal must give the same loss trace."""
+    """What of ``config`` decides the result: two runs in which this is equal must give the same loss trace.
+
+    Raises:
+        ConfigError: the compute type is not decided yet.
+    """
     plain = to_dict(config)
+    plain["deepspeed"]["dtype"] = config.deepspeed.compute_dtype
     for section in _INCIDENTAL.keys() & plain.keys():
         keys = _INCIDENTAL[section]
         plain[section] = {key: value for key, value in plain[section].items() if key not in keys}

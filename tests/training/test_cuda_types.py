@@ -56,6 +56,19 @@ def test_a_stage_runs_where_only_cudas_kernels_are(
     assert figures and all(math.isfinite(value) for value in figures.values()), figures
 
 
+def toy_there() -> float:
+    from simulated_cuda import DEVICE
+    from test_step_memory import WORLD, Context, ToyStage, toy_config
+
+    config = toy_config()
+    stage = ToyStage(config, Context(WORLD, "", "never", config))
+    return stage.loss(stage.module.to(DEVICE), stage.stream.batch(0, 8).to(DEVICE), 0).loss.item()
+
+
+def test_the_toy_of_other_tests_runs_there_too(there: Run) -> None:
+    assert math.isfinite(there(toy_there))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", STAGES)
 def test_a_stage_runs_on_the_device(dataset: Dataset, packages: Path, tmp_path: Path, kind: str) -> None:

@@ -1,12 +1,13 @@
-"""bf16 arithmetic on processors without bf16 instructions.
+"""Which devices multiply in bf16, and bf16 arithmetic on processors without bf16 instructions.
 
-There the native bf16 kernels of the CPU are five to fifteen times slower than fp32 ones. A product of bf16 operands
+On these the native bf16 kernels of the CPU are five to fifteen times slower than fp32 ones. A product of bf16 operands
 accumulated in fp32 is the same number whichever unit forms it, so the operands are rounded to bf16, multiplied by the
 fp32 kernel, and the result is rounded to bf16: what hardware with bf16 does, up to the order of the sums.
 """
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -31,14 +32,25 @@ PRODUCTS = frozenset(
 )
 
 
+_X86 = ("x86_64", "AMD64")
+
+
 def native_bf16(device: torch.device | str) -> bool:
-    """Whether ``device`` multiplies in bf16 itself: CUDA, or a CPU with AVX512-BF16, AMX or ARM's BF16."""
-    return torch.device(device).type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    """Whether ``device`` multiplies in bf16 itself: a GPU of Ampere or later, or a CPU with AVX512-BF16, AMX or ARM's BF16."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
+        return True
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    # oneDNN says so of every x86 processor with AVX-512, and emulates the products of those without the instructions.
+    return platform.machine() not in _X86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def bf16_products(device: torch.device | str) -> AbstractContextManager[Any]:
-    """What to run an autocast forward pass under on ``device``: nothing where it has bf16, else :class:`RoundedProducts`."""
-    return nullcontext() if native_bf16(device) else RoundedProducts()
+    """What to run an autocast forward pass under on ``device``: :class:`RoundedProducts` on a CPU without bf16, else nothing."""
+    return RoundedProducts() if torch.device(device).type == "cpu" and not native_bf16(device) else nullcontext()
 
 
 @contextmanager
