@@ -18,9 +18,7 @@ from torch.nn import functional as F
 
 
 class Affine(NamedTuple):
-    """``x * scale + shift``, each ``[1, C]`` or ``[N, C]`` in fp32, is ``x`` normalised; ``mean`` ``[N, C]`` is that of ``x`` over
-    time.
-    """
+    """``x * scale + shift``, each ``[1, C]`` or ``[N, C]`` in fp32, is ``x`` normalised; ``mean`` ``[N, C]`` is over time."""
 
     scale: Tensor
     shift: Tensor
