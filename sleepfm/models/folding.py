@@ -135,6 +135,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
 
 def _fused(convolution: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     assert isinstance(convolution, nn.Conv1d) and isinstance(norm, nn.BatchNorm1d)
+    assert norm.running_mean is not None and norm.running_var is not None
     return fuse_conv_bn_weights(
         convolution.weight, convolution.bias, norm.running_mean, norm.running_var, norm.eps, norm.weight, norm.bias
     )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
-from sleepfm.models.fused_norm import applies, batch_affine, normalised_elu, normalised_sum_elu
+from sleepfm.models.fused_norm import Affine, applies, batch_affine, normalised_elu, normalised_sum_elu
 from sleepfm.models.recompute import recomputable
 
 
@@ -108,7 +108,8 @@ class ResidualBlock(nn.Module):
         affine = batch_affine(self.bn2, y)
         if isinstance(self.se, SqueezeExcite):
             affine = affine.gated(self.se.fc(affine.normalised_mean).float())
-        residual, of_residual = x, None
+        residual: Tensor = x
+        of_residual: Affine | None = None
         if isinstance(self.downsample, nn.Sequential):
             residual = self.downsample[0](x)
             of_residual = batch_affine(self.downsample[1], residual)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 
 class Affine(NamedTuple):
-    """``x * scale + shift``, each ``[N, C]`` in fp32, is ``x`` normalised; ``mean`` ``[N, C]`` is that of ``x`` over time."""
+    """``x * scale + shift``, each ``[1, C]`` or ``[N, C]`` in fp32, is ``x`` normalised; ``mean`` ``[N, C]`` is over time."""
 
     scale: Tensor
     shift: Tensor
@@ -39,12 +39,10 @@ def applies(norm: nn.Module) -> bool:
     return torch.compiler.is_compiling() and type(norm) is nn.BatchNorm1d and norm.training
 
 
-def batch_affine(norm: nn.BatchNorm1d, x: Tensor) -> Affine:
+def batch_affine(norm: nn.Module, x: Tensor) -> Affine:
     """What ``norm`` does to ``x`` ``[N, C, T]`` in training by the batch's statistics; the running ones move as in torch."""
-    rows = x.float()
-    variance_in_row, mean_of_row = torch.var_mean(rows, dim=-1, correction=0)  # [N, C]
-    variance_of_means, mean = torch.var_mean(mean_of_row, dim=0, correction=0)  # [C]
-    variance = variance_in_row.mean(0) + variance_of_means
+    assert isinstance(norm, nn.BatchNorm1d)
+    mean, variance, mean_of_row = _Statistics.apply(x)  # type: ignore[no-untyped-call]
     count = x.shape[0] * x.shape[2]
     with torch.no_grad():
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
@@ -53,8 +51,7 @@ def batch_affine(norm: nn.BatchNorm1d, x: Tensor) -> Affine:
         norm.running_mean.lerp_(mean, norm.momentum)
         norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
     scale = norm.weight * torch.rsqrt(variance + norm.eps)
-    # Of every row, so that the gradient is summed along time before it is summed over rows.
-    return Affine(scale.expand_as(mean_of_row), (norm.bias - mean * scale).expand_as(mean_of_row), mean_of_row)
+    return Affine(scale[None], (norm.bias - mean * scale)[None], mean_of_row)
 
 
 def normalised_elu(x: Tensor, affine: Affine) -> Tensor:
@@ -65,7 +62,7 @@ def normalised_elu(x: Tensor, affine: Affine) -> Tensor:
 def normalised_sum_elu(x: Tensor, affine: Affine, other: Tensor, other_affine: Affine | None) -> Tensor:
     """ELU of ``x`` normalised plus ``other`` (normalised, if there is an affine for it), ``[N, C, T]``, in the type of ``x``."""
     if other_affine is None:
-        one = affine.scale.new_ones(())
+        one = affine.scale.new_ones(1, 1)
         return _SumElu.apply(x, affine.scale, affine.shift, other, one, one - 1)  # type: ignore[no-untyped-call]
     return _SumElu.apply(x, affine.scale, affine.shift, other, other_affine.scale, other_affine.shift)  # type: ignore[no-untyped-call]
 
@@ -73,6 +70,30 @@ def normalised_sum_elu(x: Tensor, affine: Affine, other: Tensor, other_affine: A
 def _slope(before: Tensor) -> Tensor:
     """Of ELU at ``before``."""
     return before.clamp(max=0).exp()
+
+
+def _summed(values: Tensor, like: Tensor) -> Tensor:
+    """Sums along time of ``values`` ``[N, C, T]``, over the rows as well where ``like`` is of all of them ``[1, C]``."""
+    along = values.sum(-1)
+    return along if like.shape[0] == along.shape[0] else along.sum(0, keepdim=True)
+
+
+class _Statistics(torch.autograd.Function):
+    """Mean and variance ``[C]`` of ``x`` ``[N, C, T]``, and the mean ``[N, C]`` of every row."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        variance_in_row, mean_of_row = torch.var_mean(x.float(), dim=-1, correction=0)
+        variance_of_means, mean = torch.var_mean(mean_of_row, dim=0, correction=0)
+        ctx.save_for_backward(x, mean)
+        return mean, variance_in_row.mean(0) + variance_of_means, mean_of_row
+
+    @staticmethod
+    def backward(ctx: Any, to_mean: Tensor, to_variance: Tensor, to_row: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.shape[0] * x.shape[2]
+        spread = (x.float() - mean[:, None]) * (2 / count * to_variance)[:, None]
+        return (spread + (to_mean / count)[:, None] + (to_row / x.shape[2])[..., None]).to(x.dtype)
 
 
 class _Elu(torch.autograd.Function):
@@ -88,7 +109,7 @@ class _Elu(torch.autograd.Function):
         # The operands the other way round than in the forward pass, or the compiler finds what is equal and writes it to memory
         # rather than to compute it again.
         inner = grad.float() * _slope(shift[..., None] + scale[..., None] * wide)
-        return (inner * scale[..., None]).to(x.dtype), (inner * wide).sum(-1), inner.sum(-1)
+        return (inner * scale[..., None]).to(x.dtype), _summed(inner * wide, scale), _summed(inner, shift)
 
 
 class _SumElu(torch.autograd.Function):
@@ -104,13 +125,12 @@ class _SumElu(torch.autograd.Function):
         wide, beside = x.float(), other.float()
         before = shift[..., None] + scale[..., None] * wide + (plus[..., None] + by[..., None] * beside)
         inner = grad.float() * _slope(before)
-        along = inner.sum(-1)
-        normalised = by.ndim > 0
+        normalised = ctx.needs_input_grad[4]
         return (
             (inner * scale[..., None]).to(x.dtype),
-            (inner * wide).sum(-1),
-            along,
+            _summed(inner * wide, scale),
+            _summed(inner, shift),
             (inner * by[..., None]).to(other.dtype),
-            (inner * beside).sum(-1) if normalised else None,
-            along if normalised else None,
+            _summed(inner * beside, by) if normalised else None,
+            _summed(inner, plus) if normalised else None,
         )

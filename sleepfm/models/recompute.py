@@ -63,7 +63,8 @@ def recomputable(kind: ModuleT) -> ModuleT:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return plain(self, *args, **kwargs)
-        run = _compiled(kind) if getattr(self, _COMPILED, False) else plain
+        # mypy takes the class for one of its instances, in whose stub __hash__ differs.
+        run: Forward = _compiled(kind) if getattr(self, _COMPILED, False) else plain  # type: ignore[arg-type]
         if not getattr(self, _FORGETS, False):
             return run(self, *args, **kwargs)
         return checkpoint(partial(run, self), *args, use_reentrant=False, context_fn=partial(_contexts, self), **kwargs)
