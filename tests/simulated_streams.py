@@ -107,5 +107,5 @@ def install() -> Streams:
 
     Tensor.to = to  # type: ignore[assignment]
     Tensor.pin_memory = pinned  # type: ignore[assignment]
-    DeviceTensor.record_stream = lambda self, stream: streams.record(self, stream)  # type: ignore[assignment]
+    DeviceTensor.record_stream = lambda self, stream: streams.record(self, stream)  # type: ignore[assignment, arg-type]
     return streams

@@ -49,6 +49,7 @@ class Reading:
         max_corrupt: share of corrupt items above which reading stops.
         slow_seconds: accesses to a shard that take longer are reported.
         read_ahead: read the shards of this and the next window into the page cache, or the cache of a URL's shards.
+        workers: processes that read a training plan, see :mod:`sleepfm.data.worker_pool`; 0 for a thread.
     """
 
     seed: int = 0
@@ -58,6 +59,7 @@ class Reading:
     max_corrupt: float = MAX_CORRUPT
     slow_seconds: float = SLOW_SECONDS
     read_ahead: bool = True
+    workers: int = 0
 
 
 class Stream(ABC):
@@ -71,6 +73,7 @@ class Stream(ABC):
     def __init__(self, dataset: Dataset, reading: Reading, noise: Noise | None) -> None:
         self.dataset = dataset
         self.report = ReadReport(reading.slow_seconds)
+        self.workers = reading.workers
         self._reader = ShardReader(dataset, self.report)
         self._reading = reading
         self._noise = noise

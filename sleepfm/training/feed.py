@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sleepfm.data.batch import Batch
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.report import report_of
+from sleepfm.data.worker_pool import workers_of
 from sleepfm.errors import ConfigError
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import TrainConfig
@@ -62,7 +63,7 @@ class Feed:
         )
         self._rank = world.rank
         self._report = report_of(stream)
-        self._batches = Prefetcher(stream, plan, device=world.device)
+        self._batches = Prefetcher(stream, plan, device=world.device, workers=workers_of(stream))
         self.waited_seconds = 0.0
 
     def next(self) -> Batch:

@@ -218,7 +218,7 @@ _INCIDENTAL = {
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
     # The data set is known by its digest, wherever it lies.
-    "data": ("path", "max_corrupt", "slow_read"),
+    "data": ("path", "max_corrupt", "slow_read", "workers"),
 }
 
 
