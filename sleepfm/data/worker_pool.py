@@ -184,13 +184,14 @@ class _Worker:
         self._asked = False
         self._silent = "starting"
         handles = [theirs.fileno(), control.fileno(), *(slot.handle for slot in self.slots)]
+        # What this process imports, and nothing that lies in the folder that it works in.
         paths = os.pathsep.join(path or os.getcwd() for path in sys.path)
         environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
         # From its first instruction on: a process inherits which signals are kept from it.
         kept = signal.pthread_sigmask(signal.SIG_BLOCK, _LEFT_TO_OTHERS)
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sleepfm.data.worker", *map(str, handles)],
+                [sys.executable, "-P", "-m", "sleepfm.data.worker", *map(str, handles)],
                 stdin=subprocess.DEVNULL,
                 env=environment,
                 pass_fds=handles,
