@@ -40,9 +40,9 @@ class ReadReport:
     """Figures of one stream, filled by the threads that read and with what other processes read, taken by whoever logs.
 
     ``items`` were given, and on the way to them ``skipped`` corrupt ones were left out; ``last_fault`` is the last reason.
-    ``shards`` holds those in trouble, by name, and so does not grow with the data set but with what is wrong with it. The first
-    trouble of a kind in a shard is logged at once, as a warning, unless ``silent``; further ones are counted. ``elsewhere`` names
-    what other processes are reading.
+    ``shards`` holds those in trouble, by name, and so does not grow with the data set but with what is wrong with it. The
+    first trouble of a kind in a shard is logged at once, as a warning, unless ``silent``; further ones are counted.
+    ``elsewhere`` names what other processes are reading.
     """
 
     slow_seconds: float = SLOW_SECONDS

@@ -63,11 +63,11 @@ class Reading:
 
 
 class Stream(ABC):
-    """What both streams share: order, reading ahead, replacement of corrupt items. For one thread at a time; a pickled copy reads
-    in another process.
+    """What both streams share: order, reading ahead, replacement of corrupt items. For one thread at a time; a pickled copy
+    reads in another process.
 
-    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard. ``noise`` draws that of the
-    items, where it is given.
+    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard. ``noise`` draws that
+    of the items, where it is given.
     """
 
     def __init__(self, dataset: Dataset, reading: Reading, noise: Noise | None) -> None:

@@ -31,7 +31,7 @@ class Tolerance:
         self._reached = 0
 
     def asked(self, start: int, count: int, in_a_pass: int) -> float:
-        """Note that items ``start .. start + count`` are read, of ``in_a_pass``; how many corrupt ones are tolerated by then."""
+        """Note that items ``start .. start + count`` are read, of ``in_a_pass``; how many corrupt ones are borne by then."""
         self._begun = start if self._begun is None else self._begun
         self._reached = max(self._reached, start + count)
         self._read += count
