@@ -8,6 +8,10 @@ They cost time, and the effective rank on a GPU a wait for it. So models compute
 unless :func:`only_if` says otherwise, as it does for training steps that are not logged.
 
 ``rows`` ``[N]`` of a figure says which rows exist; all by default. Of none at all it is nan, and the effective rank 1.
+
+Figures are of the rows of all ranks together, so that they are those of one process with the whole batch: the rank of few rows is
+small whatever the model does. Of more than :data:`ROWS` rows as many are taken at even distances. Every rank must call with the
+same ``N``.
 """
 
 from __future__ import annotations
@@ -18,10 +22,16 @@ from functools import wraps
 from typing import Concatenate, ParamSpec
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from sleepfm.models.negatives import compared
+
 P = ParamSpec("P")
+
+# At least as many are looked at, and fewer than twice as many; pairs of them are formed.
+ROWS = 1024
 
 _wanted = True
 
@@ -42,7 +52,7 @@ def only_if(condition: bool) -> Iterator[None]:
         _wanted = before
 
 
-def _figure(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
+def _detached(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Concatenate[Tensor, P], Tensor]:
     """``function`` without gradient and outside autocast."""
 
     @wraps(function)
@@ -51,6 +61,37 @@ def _figure(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Conc
             return function(x, *args, **kwargs)
 
     return outside
+
+
+def _figure(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """``function`` of rows of all ranks, without gradient and outside autocast."""
+
+    @wraps(function)
+    def of_all(*rows: Tensor | None) -> Tensor:
+        return function(*(part if part is None else _of_all_ranks(part) for part in rows))
+
+    return _detached(of_all)
+
+
+def _of_all_ranks(rows: Tensor) -> Tensor:
+    """Rows ``[N, ...]`` of every rank in order, at even distances if they are many."""
+    ranks, count = compared("global"), rows.shape[0]
+    step = max(1, count * ranks.size // ROWS)
+    first = [-rank * count % step for rank in range(ranks.size)]
+    counts = [len(range(start, count, step)) for start in first]
+    own = rows[first[ranks.rank] :: step]
+    if min(counts) == max(counts):
+        return ranks.gather(own)
+    padded = own.new_zeros(max(counts), *own.shape[1:])
+    padded[: len(own)] = own
+    everyone = ranks.gather(padded).unflatten(0, (ranks.size, -1))
+    return torch.cat([part[:held] for part, held in zip(everyone, counts, strict=True)])
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    if compared("global").size > 1:
+        dist.all_reduce(values)
+    return values
 
 
 def _mean(x: Tensor, rows: Tensor | None) -> Tensor:
@@ -114,11 +155,20 @@ def uniformity(x: Tensor) -> Tensor:
     return torch.pdist(F.normalize(x.float(), dim=1)).square().mul(-2).exp().mean().log()
 
 
-@_figure
+@_detached
 def relative_reconstruction(error: Tensor, target: Tensor, rows: Tensor | None = None) -> Tensor:
     """Mean of the reconstruction errors ``[N]`` relative to predicting the mean token of ``target`` ``[N, ..., D]``: below 1 when
     something is learned.
+
+    Of all rows of all ranks, by their sums in fp64.
     """
-    tokens = target.float().flatten(0, -2)
-    each = None if rows is None else rows.repeat_interleave(tokens.shape[0] // rows.shape[0])
-    return _mean(error.float(), rows) / _variance(tokens, each).mean().clamp(min=torch.finfo(tokens.dtype).tiny)
+    weight = torch.ones_like(error, dtype=torch.float64) if rows is None else rows.double()
+    tokens = target.double().reshape(target.shape[0], -1, target.shape[-1])  # [N, T, D]
+    share = weight[:, None, None]
+    sums = torch.where(share > 0, tokens, 0.0).sum((0, 1))
+    errors = torch.where(weight > 0, error.double(), 0.0).sum()
+    held, wrong, total = _sum_over_ranks(torch.cat([weight.sum()[None], errors[None], sums])).split([1, 1, len(sums)])
+    number = held * tokens.shape[1]
+    squares = torch.where(share > 0, (tokens - total / number).square(), 0.0).sum((0, 1))
+    variance = (_sum_over_ranks(squares) / number).mean()
+    return (wrong[0] / held[0] / variance.clamp(min=torch.finfo(torch.float32).tiny)).float()

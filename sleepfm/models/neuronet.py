@@ -176,16 +176,17 @@ class NeuroNet(nn.Module):
         latent = self.encoder(features, keep)
         prediction = self.decode(latent[:, 1:], keep.flatten(0, 1)).unflatten(0, keep.shape[:2])
         mask = hidden(keep, config.frames)
-        error = masked_reconstruction(prediction, features[:, None].expand_as(prediction), mask).mean(0)
+        errors = masked_reconstruction(prediction, features[:, None].expand_as(prediction), mask)  # [B, 2]
+        reconstruction = errors.mean(0).sum()
         # Each view through the projector by itself: batch statistics are those of one view.
         views = latent[:, 0].unflatten(0, keep.shape[:2])
         first, second = self.projector(views[:, 0]), self.projector(views[:, 1])
         contrast = nt_xent(first, second, config.temperature, negatives=config.negatives)
-        loss = error.sum() + config.alpha * contrast
-        parts = {"reconstruction": error.sum().detach(), "contrastive": contrast.detach()}
+        loss = reconstruction + config.alpha * contrast
+        parts = {"reconstruction": reconstruction.detach(), "contrastive": contrast.detach()}
         if guards.wanted():
             parts |= {
-                "reconstruction_vs_mean": guards.relative_reconstruction(error, features),
+                "reconstruction_vs_mean": guards.relative_reconstruction(errors.mean(1), features),
                 "alignment": guards.alignment(first, second),
                 "uniformity": guards.uniformity(first),
                 "embedding_std": guards.embedding_std(views[:, 0]),

@@ -330,12 +330,12 @@ def _by(module: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
 
 
 def _mean_of(name: str, figures: list[Tensor], present: Tensor) -> dict[str, Tensor]:
-    """The mean of a guard's ``figures``, one a channel, over the channels ``present`` ``[B, C]`` in any epoch, under its
-    ``name``; nan where there is none, and nothing where guards are not wanted.
+    """The mean of a guard's ``figures``, one a channel, over the channels ``present`` ``[B, C]`` in any epoch of any rank, under
+    its ``name``; nan where there is none, and nothing where guards are not wanted.
     """
     if not figures:
         return {}
-    held = present.any(0)
+    held = any_rank(present.any(0))
     return {name: torch.stack(figures).masked_fill(~held, 0).sum() / held.sum()}
 
 
