@@ -188,7 +188,7 @@ class _Run:
         """Queue one optimiser step, and learn meanwhile what became of the one before."""
         train, world, feed = self.config.train, self.world, self.feed
         self.observer.begins(self.step + 1)
-        if self.taken is None or self.taken.told:
+        if self.taken is None:
             self.clock = (time.perf_counter(), feed.waited_seconds)
         rate = learning_rate(train, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:
@@ -225,8 +225,8 @@ class _Run:
         if self.ema is not None:
             self.ema.update(self.step, skip)
         self.taken = Taken(self.step, rate, sums.names, [*votes], records, means, skip, finite)
-        if self.taken.arrived and not self.taken.outcome.skipped:
-            self._tell(self.taken)
+        if self.taken.at_once:
+            self._learn()
 
     def _learn(self) -> None:
         """What became of the last step that was queued: tell it, act on what the ranks voted for, and on a skipped update."""
@@ -247,10 +247,8 @@ class _Run:
             self.writer.advance()
 
     def _tell(self, taken: Taken, recordings: list[str] | None = None) -> None:
-        """Report a step whose figures are here, once; ``recordings`` are those of a skipped one."""
-        if taken.told:
-            return
-        taken.told, outcome = True, taken.outcome
+        """Report a step; ``recordings`` are those of a skipped one."""
+        outcome = taken.outcome
         before, self.clock = self.clock, (time.perf_counter(), self.feed.waited_seconds)
         seconds, waited = (now - then for now, then in zip(self.clock, before, strict=True))
         figures = dict(outcome.figures)

@@ -23,9 +23,9 @@ class Flight:
             self._event.record()
 
     @property
-    def arrived(self) -> bool:
-        """Whether :meth:`read` does not wait."""
-        return self._event is None or self._event.query()
+    def at_once(self) -> bool:
+        """Whether they are there already, as on the CPU always and on all ranks alike."""
+        return self._event is None
 
     def read(self) -> list[float]:
         """The numbers, once they have arrived."""
@@ -78,14 +78,14 @@ class Taken:
         skip: Tensor,
         finite: Sequence[Tensor],
     ) -> None:
-        self.step, self.rate, self.records, self.told = step, rate, records, False
+        self.step, self.rate, self.records = step, rate, records
         self._figures, self._votes = figures, votes
         self._flight = Flight(torch.cat([means, torch.stack([skip, *finite]).double()]))
 
     @property
-    def arrived(self) -> bool:
-        """Whether :attr:`outcome` does not wait for the device."""
-        return self._flight.arrived
+    def at_once(self) -> bool:
+        """Whether :attr:`outcome` never waits for the device, on no rank."""
+        return self._flight.at_once
 
     @cached_property
     def outcome(self) -> Outcome:

@@ -36,7 +36,7 @@ def main() -> None:
         note("learnt", taken.step)
         return inner(taken)
 
-    Flight.arrived = property(lambda flight: False)  # type: ignore[method-assign, assignment]
+    Flight.at_once = property(lambda flight: False)  # type: ignore[method-assign, assignment]
     outcome.func = learnt
     _Run._step = queued  # type: ignore[assignment, method-assign]
     job.run(ToyRunConfig, ToyStage, lambda config: ToyStage.dataset_digest, "late")

@@ -1,7 +1,7 @@
 """A job whose steps are watched for what waits for the device; writes ``reads-RANK.json``. For ``test_reads.py``.
 
-``reads_job.py [OPTION ...] toy CONFIG key=value ...`` or with ``launch.pretrain`` and its arguments. Left out are the toy's loss,
-which looks at its items, the next batch, and the reading of figures that have arrived. Options:
+``reads_job.py [OPTION ...] toy CONFIG key=value ...`` or with ``launch.pretrain`` and its arguments. Figures come a step later,
+as on a GPU. Left out are the toy's loss, which looks at its items, the next batch, and the reading of figures. Options:
 
 * ``--streams``: ZeRO's reductions run as on a device with streams, which stand for them and note what waits for what;
 * ``--cuda``: on a CUDA device, which refuses what waits for it;
@@ -27,8 +27,9 @@ from toy import ToyRunConfig, ToyStage
 from sleepfm.training import job, update
 from sleepfm.training.engine import _Run
 from sleepfm.training.feed import Feed
-from sleepfm.training.in_flight import Taken
+from sleepfm.training.in_flight import Flight, Taken
 from sleepfm.training.ranks.distributed import World, import_deepspeed
+from sleepfm.training.state.writer import Writer
 from sleepfm.training.update import Update
 
 
@@ -89,8 +90,10 @@ def watch(waits: Waits, options: set[str]) -> None:
     ToyStage.loss = waits.passing(ToyStage.loss)
     Feed.next = waits.passing(Feed.next)  # type: ignore[method-assign]
     outcome.func = waits.passing(outcome.func)
+    Flight.at_once = property(lambda flight: False)  # type: ignore[method-assign, assignment]
     # What rank 0 does with figures of the host, and the stages of a save.
-    for owner, name in ((_Run, "_tell"), (_Run, "_skip")):
+    owners: list[tuple[Any, str]] = [(_Run, "_tell"), (_Run, "_skip"), (Writer, "advance")]
+    for owner, name in owners:
         setattr(owner, name, waits.passing(getattr(owner, name)))
 
 

@@ -44,7 +44,7 @@ def test_what_is_learnt_of_a_step_is_what_was_sent() -> None:
     means = torch.cat([sums.values, torch.tensor([16.0, 0.25, 1.0], dtype=torch.float64)])
     finite = [torch.tensor(True), torch.tensor(False)]
     taken = Taken(7, 0.1, sums.names, ("leave", "save"), [["x"], ["y", "z"]], means, torch.tensor(True), finite)
-    assert taken.arrived
+    assert taken.at_once
     found = taken.outcome
     assert found.figures == {"a": 3.0, "b": 1.5, "loss": 1.5} and found.gradient_norm == 4.0
     assert found.votes == {"leave": 0.25, "save": 1.0} and found.skipped and found.not_finite == ["y", "z"]
