@@ -140,6 +140,7 @@ def test_a_part_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_everything_rehearsed(tmp_path: Path, bare: dict[str, str]) -> None:
     parts, done = rehearse(tmp_path, bare, "--minutes", "30")
     assert done.returncode == 0, done.stdout + done.stderr
