@@ -15,6 +15,12 @@ count, from the page cache unless the case says otherwise. An epoch is 30 s of o
 * `disk`: epochs per second after the files were dropped from the page cache, with and without reading ahead.
 * `order`: shards touched by 10,000 consecutive items, of all.
 * `step`: share of a training step (NeuroNet tiny) that waits for data which one thread reads ahead meanwhile.
+* `beside`: a main thread launches operations as for a GPU (9,000 a step, forward and backward through a transformer too small for
+  anything but the launching to count), then takes a batch of 256 items of four channels, which a thread or N processes read
+  meanwhile: the time to launch a step, the wait for its batch, the share of the wait, and the processor time of a step in this
+  process, which other work on the machine disturbs less. `beside, a batch alone` is a batch read with nothing beside, `beside,
+  fixed` a step without a batch.
+* `processes`: epochs per second from a thread or N processes, where nothing else is done; memory of a process alone.
 """
 
 from __future__ import annotations
@@ -28,6 +34,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +47,9 @@ BATCH = 256
 SIZES = (10, 1000)
 COUNTED = 40_000
 PARQUET_EPOCHS = 2_000
+WORKERS = (0, 1, 2, 4)
+# Of 3,022 operations.
+PASSES = 3
 
 
 def make_dataset(out: Path, recordings: int) -> None:
@@ -239,6 +249,64 @@ def step(path: Path, threads: int, prefetched: bool) -> dict[str, float]:
     return {"seconds": statistics.median(seconds[10:]), "waiting_share": sum(waits[10:]) / sum(seconds[10:])}
 
 
+def alone(path: Path) -> dict[str, float]:
+    """Milliseconds of a batch of four channels, read by a thread that nothing is beside."""
+    stream = sequence_stream(path, 1)
+    taken = []
+    for number in range(150):
+        begin = time.perf_counter()
+        stream.batch(number * BATCH, BATCH)
+        taken.append(1000 * (time.perf_counter() - begin))
+    return {"batch_milliseconds": statistics.median(taken[50:])}
+
+
+def beside(path: Path, workers: int | None) -> dict[str, float]:
+    """What a step that only launches waits for its batch."""
+    import torch
+    from torch import nn
+
+    layer = nn.TransformerEncoderLayer(8, 1, 8, dropout=0.0, batch_first=True)
+    model, value = nn.TransformerEncoder(layer, 24, enable_nested_tensor=False), torch.zeros(1, 2, 8)
+    launched, waited, processor = [], [], 0.0
+    with read_ahead(path, workers or 0) as batches:
+        if workers is None:
+            batches.close()
+        for number in range(150):
+            processor = time.process_time() if number == 50 else processor
+            begin = time.perf_counter()
+            for _ in range(PASSES):
+                model(value).sum().backward()
+            middle = time.perf_counter()
+            if workers is not None:
+                next(batches)
+            launched.append(middle - begin)
+            waited.append(time.perf_counter() - middle)
+        processor = time.process_time() - processor
+    launched, waited = launched[50:], waited[50:]
+    return {
+        "launch_milliseconds": 1000 * statistics.mean(launched),
+        "wait_milliseconds": 1000 * statistics.mean(waited),
+        "waiting_share": sum(waited) / (sum(launched) + sum(waited)),
+        "processor_milliseconds": 1000 * processor / len(launched),
+    }
+
+
+def processes(path: Path, workers: int) -> dict[str, float]:
+    import psutil
+
+    with read_ahead(path, workers) as batches:
+        found = rate(len(batch) * len(CHANNELS) for batch in batches)
+        sizes = [child.memory_full_info().uss / 1e6 for child in psutil.Process().children()]
+    return {"epochs_per_second": found["epochs_per_second"]} | ({"megabytes_a_process": max(sizes)} if sizes else {})
+
+
+def read_ahead(path: Path, workers: int) -> Any:
+    """Batches of four channels, without end."""
+    from sleepfm.data.prefetch import Prefetcher
+
+    return Prefetcher(sequence_stream(path, 1), ((number * BATCH, BATCH) for number in range(10**9)), workers=workers)
+
+
 def cases(scratch: Path) -> dict[str, Callable[[], dict[str, float]]]:
     """Every figure, by its name."""
     small, large = (scratch / str(size) for size in SIZES)
@@ -261,7 +329,15 @@ def cases(scratch: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "step, 1 thread, read ahead": lambda: step(large, 1, True),
         "step, 2 threads, a batch at hand": lambda: step(large, 2, False),
         "step, 2 threads, read ahead": lambda: step(large, 2, True),
+        "beside, a batch alone": lambda: alone(large),
+        "beside, fixed": lambda: beside(large, None),
+        **{f"beside, {readers(n)}": partial(beside, large, n) for n in WORKERS},
+        **{f"processes, {readers(n)}": partial(processes, large, n) for n in WORKERS},
     }
+
+
+def readers(workers: int) -> str:
+    return f"{workers} processes" if workers else "a thread"
 
 
 def write(path: Path, figures: dict[str, dict[str, float]]) -> None:

@@ -4,7 +4,7 @@
 
 Every figure is of rank 0 of a real job: ``launch/pretrain.py``'s configuration under DeepSpeed's node launcher, with clocks
 around the calls of forward (with the loss), backward and optimiser. What is outside of these is the engine's: data, dropout
-seeds, clipping without ZeRO, means over ranks, trace, tracking, progress. The first steps, until the tracking run is open, do
+seeds, the norm of the gradients, means over ranks, trace, tracking, progress. The first steps, until the tracking run is open, do
 not count. ``ddp`` is the same stage, data, optimiser and precision in a plain loop with DistributedDataParallel. Each process has
 one thread and, in a job of one process, one core. Bytes are those of the loopback device in a network namespace of the job's
 own (needs root). With ``--json``, cases are merged into the file, so that they may be measured one by one.

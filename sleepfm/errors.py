@@ -71,6 +71,10 @@ class LostRankError(TrainingError):
     exit_status = 69
 
 
+class LostWorkerError(LostRankError):
+    """A process that reads data for this one is gone."""
+
+
 class RegistryError(SleepFMError):
     """A model, version or alias that the registry does not hold, or whose bytes have changed."""
 

@@ -60,7 +60,7 @@ class DeviceTensor(Tensor):
 
     def tolist(self) -> Any:
         """Copies, as for a tensor on CUDA."""
-        return self.held.tolist()
+        return self.cpu().tolist()
 
     def numpy(self, **options: Any) -> Any:
         """Refused, as for a tensor on CUDA."""

@@ -32,6 +32,10 @@ class ReadAhead:
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """A copy elsewhere reads ahead by itself."""
+        return ReadAhead, (self._reader.dataset, self._reader.report, self._asked.maxlen)
+
     def ask(self, ranges: Callable[[], Ranges]) -> None:
         """Read what ``ranges()`` gives, soon."""
         with self._lock:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +27,7 @@ class Batch:
             index of the window in the recording.
         record: [B] names of the recordings.
         first_epoch: [B] int64, index in its recording of the item's first epoch.
+        noise: [B, ...] uniform masking noise of the items, drawn where they are read; None for a stage without masks.
     """
 
     signals: Tensor
@@ -34,34 +37,32 @@ class Batch:
     item: Tensor
     record: list[str]
     first_epoch: Tensor
+    noise: Tensor | None = None
 
     def __len__(self) -> int:
         return self.signals.shape[0]
 
+    def apply(self, change: Callable[[Any], Any]) -> Batch:
+        """The batch with what ``change`` makes of each of its tensors, always in the same order."""
+        return replace(
+            self,
+            signals=change(self.signals),
+            present=change(self.present),
+            valid=change(self.valid),
+            labels={name: change(label) for name, label in self.labels.items()},
+            item=change(self.item),
+            first_epoch=change(self.first_epoch),
+            noise=None if self.noise is None else change(self.noise),
+        )
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The batch with its tensors on ``device``."""
+        return self.apply(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
-        def move(tensor: Tensor) -> Tensor:
-            return tensor.to(device, non_blocking=non_blocking)
-
-        return Batch(
-            move(self.signals),
-            move(self.present),
-            move(self.valid),
-            {name: move(label) for name, label in self.labels.items()},
-            move(self.item),
-            self.record,
-            move(self.first_epoch),
-        )
+    def clone(self) -> Batch:
+        """The batch in memory of its own."""
+        return self.apply(lambda tensor: tensor.clone())
 
     def pin(self) -> Batch:
         """The batch in page-locked memory, from which copies to a GPU overlap with computation."""
-        return Batch(
-            self.signals.pin_memory(),
-            self.present.pin_memory(),
-            self.valid.pin_memory(),
-            {name: label.pin_memory() for name, label in self.labels.items()},
-            self.item.pin_memory(),
-            self.record,
-            self.first_epoch.pin_memory(),
-        )
+        return self.apply(lambda tensor: tensor.pin_memory())

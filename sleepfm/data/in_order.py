@@ -49,7 +49,7 @@ def iter_record(
         items = Items(np.full(len(first), row), np.zeros(len(first), np.int64), first)
         batch, intact = load_windows(dataset, reader, presence, store, labels, numbers, items, length)
         if not intact.all():
-            raise ShardError(f"{record}: {reader.last_fault}; restore the shard or build again")
+            raise ShardError(f"{record}: {reader.report.last_fault}; restore the shard or build again")
         epoch = first[:, None] + np.arange(length)
         fresh = torch.from_numpy(epoch >= counted_to[begin : begin + windows, None])
         yield Batch(

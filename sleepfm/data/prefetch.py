@@ -9,11 +9,16 @@ import time
 from collections.abc import Iterable, Iterator
 from typing import Generic, Protocol, Self, TypeVar
 
+import torch
+
 from sleepfm.data.batch import Batch
 from sleepfm.data.report import SLOW_SECONDS, ReadReport, report_of
+from sleepfm.data.transfer import Transfer
+from sleepfm.data.worker_pool import ShardSource, WorkerPool
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+CPU = torch.device("cpu")
 
 
 class Source(Protocol):
@@ -72,12 +77,13 @@ class Ahead(Generic[T]):
     def _get(self) -> T | _End:
         began = time.perf_counter()
         patience = self._report.slow_seconds if self._report else SLOW_SECONDS
-        while True:
+        while not self._stop.is_set():
             try:
                 return self._queue.get(timeout=patience)
             except queue.Empty:
                 busy = self._report.reading() if self._report else ""
                 log.warning("no data for %.0f s; being read: %s", time.perf_counter() - began, busy or "nothing")
+        return _End(None)
 
     def _work(self, items: Iterable[T]) -> None:
         end = _End(None)
@@ -100,8 +106,36 @@ class Ahead(Generic[T]):
 
 
 class Prefetcher(Ahead[Batch]):
-    """The batches of ``plan`` (start, count) of ``stream``, in memory from which a GPU copies at full speed if ``pin``."""
+    """The batches of ``plan`` (start, count) of ``stream`` on ``device``, at most ``depth`` of them ahead.
 
-    def __init__(self, stream: Source, plan: Iterable[tuple[int, int]], depth: int = 2, pin: bool = False) -> None:
-        batches = (stream.batch(start, count) for start, count in plan)
-        super().__init__((batch.pin() for batch in batches) if pin else batches, depth, report_of(stream))
+    ``workers`` processes read them, or the thread, where it is 0 and for a source that reads nothing from shards. Copies to a
+    GPU run while it computes.
+    """
+
+    def __init__(
+        self,
+        stream: Source,
+        plan: Iterable[tuple[int, int]],
+        depth: int = 2,
+        device: torch.device = CPU,
+        workers: int = 0,
+    ) -> None:
+        self._transfer = Transfer(device) if device.type != "cpu" else None
+        take = self._transfer.begin if self._transfer else None
+        self._pool: WorkerPool[Batch] | None = None
+        if workers and isinstance(stream, ShardSource):
+            self._pool = WorkerPool(stream, plan, workers, take or Batch.clone)
+        read = (stream.batch(start, count) for start, count in plan)
+        batches: Iterable[Batch] = self._pool or (map(take, read) if take else read)
+        super().__init__(batches, depth, report_of(stream))
+
+    def __next__(self) -> Batch:
+        batch = super().__next__()
+        return self._transfer.arrived(batch) if self._transfer else batch
+
+    def close(self) -> None:
+        """Stop reading ahead and end the thread and the processes."""
+        self._stop.set()
+        if self._pool is not None:
+            self._pool.close()
+        super().close()

@@ -103,16 +103,19 @@ def plan_runs(dataset: Dataset, record: Index, channel: Index, first: Index, cou
 class ShardReader:
     """Reads from the shards of a data set, keeping at most ``max_open`` files open. For one thread at a time.
 
-    What is not as it was written, or slow, goes into ``report``; ``last_fault`` says what was wrong last.
+    What is not as it was written, or slow, goes into ``report``.
     """
 
     def __init__(self, dataset: Dataset, report: ReadReport | None = None, max_open: int | None = None) -> None:
-        self._dataset = dataset
+        self.dataset = dataset
         # A shard that the cache has removed keeps its place on the disk as long as it is open.
         self._max_open = max_open or (64 if dataset.remote is None else 16)
         self._open: OrderedDict[int, int] = OrderedDict()
         self.report = report or ReadReport()
-        self.last_fault = ""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """A copy elsewhere opens its own files."""
+        return ShardReader, (self.dataset, self.report, self._max_open)
 
     def read_epochs(self, runs: Runs, out: NDArray[np.int16]) -> NDArray[np.bool_]:
         """Fill rows of ``out`` [rows, 3000] with the epochs of ``runs``; returns which runs are intact, [N]."""
@@ -121,7 +124,7 @@ class ShardReader:
         order = np.lexsort((runs.offset, runs.shard))
         shards, starts = np.unique(runs.shard[order], return_index=True)
         for shard, chosen in zip(shards.tolist(), np.split(order, starts[1:]), strict=True):
-            with self.report.timed(self._dataset.shard_name(shard)):
+            with self.report.timed(self.dataset.shard_name(shard)):
                 try:
                     handle = self._handle(shard)
                 except ShardError as error:
@@ -164,7 +167,7 @@ class ShardReader:
 
     def read_bytes(self, shard: int, offset: int, size: int) -> bytes:
         """``size`` bytes of a shard. Raises :class:`ShardError` when it cannot give them."""
-        name = self._dataset.shard_name(shard)
+        name = self.dataset.shard_name(shard)
         with self.report.timed(name):
             try:
                 content = os.pread(self._handle(shard), size, offset)
@@ -187,12 +190,12 @@ class ShardReader:
         for number, first, last in zip(
             shard[starts].tolist(), begin[starts].tolist(), np.maximum.reduceat(end, starts).tolist(), strict=True
         ):
-            with suppress(ShardError, OSError), self.report.timed(self._dataset.shard_name(number), "read ahead"):
+            with suppress(ShardError, OSError), self.report.timed(self.dataset.shard_name(number), "read ahead"):
                 os.posix_fadvise(self._handle(number), first, last - first, os.POSIX_FADV_WILLNEED)
 
     def fault(self, record: int, reason: str) -> None:
         """Report that something of the recording in row ``record`` cannot be used."""
-        self._fault(int(self._dataset.shard_of[record]), reason)
+        self._fault(int(self.dataset.shard_of[record]), reason)
 
     def close(self) -> None:
         """Close all files."""
@@ -210,25 +213,24 @@ class ShardReader:
         while len(self._open) >= self._max_open:
             os.close(self._open.popitem(last=False)[1])
         for last in (False, True):
-            path = self._dataset.shard_file(shard)
+            path = self.dataset.shard_file(shard)
             try:
                 self._open[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 break
             except OSError as error:
                 # Another process may have removed it from the cache just now: then it is fetched again.
-                if last or self._dataset.remote is None:
+                if last or self.dataset.remote is None:
                     raise ShardError(f"{path}: cannot read shard ({error.strerror}); restore it or build again") from error
         return self._open[shard]
 
     def _bad(self, shard: int, runs: Runs, run: int, number: int, reason: str) -> bool:
         """Report epoch ``number`` of a run by the names that tell a person where to look; returns False."""
         epoch = int(runs.first[run]) + number
-        record, channel = self._dataset.names[int(runs.record[run])], CHANNELS[int(runs.channel[run])]
-        sample = f"{record}_{epoch // self._dataset.segment_epochs:04d}"
-        name = self._dataset.shard_name(shard)
+        record, channel = self.dataset.names[int(runs.record[run])], CHANNELS[int(runs.channel[run])]
+        sample = f"{record}_{epoch // self.dataset.segment_epochs:04d}"
+        name = self.dataset.shard_name(shard)
         self._fault(shard, f"{name}: sample {sample}, {channel}, epoch {epoch} of {record}: {reason}")
         return False
 
     def _fault(self, shard: int, reason: str) -> None:
-        self.last_fault = reason
-        self.report.fault(self._dataset.shard_name(shard), reason)
+        self.report.fault(self.dataset.shard_name(shard), reason)

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.ahead import ReadAhead, fetching_ahead
@@ -27,13 +28,13 @@ from sleepfm.data.quantisation import dequantise_rows
 from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs
 from sleepfm.data.record_labels import RecordLabels, RecordPresence, usable_epochs
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
+from sleepfm.data.tolerance import MAX_CORRUPT, Tolerance, TooManyCorruptError
 from sleepfm.data.windows import Items, load_windows, window_starts
 from sleepfm.errors import DatasetError, ShardError
 from sleepfm.tasks import TASKS
 
-# Too few items say nothing about a share; this many corrupt ones are always tolerated.
-CORRUPT_FLOOR = 10
-MAX_CORRUPT = 0.01
+# Masking noise [B, ...] for items [B], the same for an item in every batch and process.
+Noise = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Reading:
         max_corrupt: share of corrupt items above which reading stops.
         slow_seconds: accesses to a shard that take longer are reported.
         read_ahead: read the shards of this and the next window into the page cache, or the cache of a URL's shards.
+        workers: processes that read a training plan, see :mod:`sleepfm.data.worker_pool`; 0 for a thread.
     """
 
     seed: int = 0
@@ -57,24 +59,28 @@ class Reading:
     max_corrupt: float = MAX_CORRUPT
     slow_seconds: float = SLOW_SECONDS
     read_ahead: bool = True
+    workers: int = 0
 
 
 class Stream(ABC):
-    """What both streams share: order, reading ahead, replacement of corrupt items. For one thread at a time.
+    """What both streams share: order, reading ahead, replacement of corrupt items. For one thread at a time; a pickled copy
+    reads in another process.
 
-    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard.
+    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard. ``noise`` draws that
+    of the items, where it is given.
     """
 
-    def __init__(self, dataset: Dataset, reading: Reading) -> None:
+    def __init__(self, dataset: Dataset, reading: Reading, noise: Noise | None) -> None:
         self.dataset = dataset
         self.report = ReadReport(reading.slow_seconds)
+        self.workers = reading.workers
         self._reader = ShardReader(dataset, self.report)
         self._reading = reading
+        self._noise = noise
+        self._tolerance = Tolerance(reading.max_corrupt)
         self._windows: OrderedDict[tuple[int, int], Items] = OrderedDict()
         self._ahead = ReadAhead(dataset, self.report, 2 * reading.partitions)
         self._asked_ahead: deque[tuple[int, int]] = deque(maxlen=4 * reading.partitions)
-        self._begun: int | None = None
-        self._reached = 0
 
     def _set_units(self, shard: Index, items: Index) -> None:
         """The units that items come from, sorted by shard: the shard and the item count of each, [U]."""
@@ -91,34 +97,42 @@ class Stream(ABC):
         """Items in one pass."""
         return self._order.total
 
-    def batch(self, start: int, count: int) -> Batch:
+    def tolerated(self, start: int, count: int) -> float:
+        """Note that the items ``start .. start + count`` are read; how many corrupt ones are tolerated by then."""
+        return self._tolerance.asked(start, count, len(self))
+
+    def batch(self, start: int, count: int, tolerated: float | None = None) -> Batch:
         """The items at positions ``start .. start + count`` of the infinite stream.
 
         A corrupt item is replaced by the next intact one of its window, counted and reported. Its substitute
         depends on the seed and the position alone, and every call gives ``count`` items, so that ranks stay in step.
 
+        Args:
+            tolerated: corrupt items met by then above which reading stops, where :meth:`tolerated` was asked elsewhere.
+
         Raises:
             ShardError: the corrupt items met are more than ``max_corrupt`` of the items that were read, or of
                 what this process reads in a pass if that is more (a missing shard is met all at once).
         """
+        tolerated = self.tolerated(start, count) if tolerated is None else tolerated
         parts = []
         for window, chosen, asked in self._order.pieces(start, count):
             parts.append(self._window_items(window, start + asked.start)[chosen])
         items = Items.concatenate(parts)
-        self._begun = start if self._begun is None else self._begun
-        self._reached = max(self._reached, start + count)
         self.report.items += count
         batch, intact = self._load_known(items)
         for slot in np.flatnonzero(~intact).tolist():
-            self._replace(batch, slot, start + slot, items)
+            self._replace(batch, slot, start + slot, items, tolerated)
+        positions = torch.arange(start, start + count)
         return Batch(
             batch.signals,
             batch.present,
             batch.valid,
             batch.labels,
-            torch.arange(start, start + count),
+            positions,
             [self.dataset.names[row] for row in items.record.tolist()],
             torch.from_numpy(items.first),
+            self._noise(positions) if self._noise else None,
         )
 
     def _load_known(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
@@ -126,13 +140,13 @@ class Stream(ABC):
         batch, intact = self._load(Items(items.record, items.channel, np.maximum(items.first, 0)))
         return batch, intact & known
 
-    def _replace(self, batch: Batch, slot: int, position: int, items: Items) -> None:
+    def _replace(self, batch: Batch, slot: int, position: int, items: Items, tolerated: float) -> None:
         window, chosen, _ = next(iter(self._order.pieces(position, 1)))
         candidates = self._window_items(window, position)
         for step in range(1, window.size):
             self.report.skipped += 1
-            if self.report.skipped > self._tolerated():
-                raise self._too_many(f"more than the share of {self._reading.max_corrupt:g} that is tolerated")
+            if self.report.skipped > tolerated:
+                raise self.too_many()
             place = (chosen.start + step) % window.size
             substitute = candidates[slice(place, place + 1)]
             loaded, intact = self._load_known(substitute)
@@ -144,23 +158,18 @@ class Stream(ABC):
                     batch.labels[name][slot] = values[0]
                 items.record[slot], items.first[slot] = substitute.record[0], substitute.first[0]
                 return
-        raise self._too_many("and no other item of their shards is intact")
+        raise self.too_many("and no other item of their shards is intact")
 
-    def _tolerated(self) -> float:
-        """How many corrupt items are tolerated by now."""
-        assert self._begun is not None
-        read = self.report.items
-        # Of the positions passed since the first one, this process has read its part, and will in a whole pass.
-        in_a_pass = len(self) * min(1.0, read / (self._reached - self._begun))
-        return max(CORRUPT_FLOOR, self._reading.max_corrupt * max(read, in_a_pass))
-
-    def _too_many(self, why: str) -> ShardError:
+    def too_many(self, why: str = "") -> TooManyCorruptError:
+        """The error that ends reading, of what :attr:`report` holds; ``why``, unless it is the share that is tolerated."""
+        why = why or f"more than the share of {self._tolerance.share:g} that is tolerated"
         names = ", ".join(sorted(name for name, trouble in self.report.shards.items() if trouble.faults)[:5])
-        return ShardError(
+        message = (
             f"{self.dataset.origin}: {self.report.skipped} corrupt items in {self.report.items} read, {why} "
-            f"(max_corrupt); shards: {names}; last: {self._reader.last_fault}; "
+            f"(max_corrupt); shards: {names}; last: {self.report.last_fault}; "
             f"restore them, see `python -m shards verify {self.dataset.origin}`"
         )
+        return TooManyCorruptError(message, why)
 
     def _window_items(self, window: Window, position: int) -> Items:
         key = (window.pass_number, window.index)
@@ -212,13 +221,14 @@ class EpochStream(Stream):
         channels: Sequence[str],
         reading: Reading = Reading(),
         require_good_quality: bool = True,
+        noise: Noise | None = None,
     ) -> None:
         """``require_good_quality`` leaves out epochs with a flag that the data set excludes.
 
         Raises:
             DatasetError: the split holds no such epoch.
         """
-        super().__init__(dataset, reading)
+        super().__init__(dataset, reading, noise)
         self.split = split
         self.channels = tuple(channels)
         self._good = require_good_quality
@@ -310,6 +320,7 @@ class SequenceStream(Stream):
         labels: Sequence[str] | None = None,
         target: str = "stage",
         labelled_only: bool = False,
+        noise: Noise | None = None,
     ) -> None:
         """``labels`` are those of every task by default, ``()`` none.
 
@@ -318,7 +329,7 @@ class SequenceStream(Stream):
             ShardError: with ``labelled_only``, labels cannot be read: which windows there are must not depend on
                 what this process can read now.
         """
-        super().__init__(dataset, reading)
+        super().__init__(dataset, reading, noise)
         self.split = split
         self.channels = tuple(channels)
         self.length = length

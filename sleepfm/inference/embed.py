@@ -18,6 +18,7 @@ from sleepfm.data.in_order import iter_record
 from sleepfm.data.prefetch import Ahead
 from sleepfm.data.quantisation import dequantise, quantise
 from sleepfm.models.device import full_precision
+from sleepfm.models.inputs import held_channels
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import unusable
 
@@ -84,7 +85,7 @@ def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = 
     """Embeddings [E, D] of all ``epochs``; an epoch without any channel gives nan.
 
     Args:
-        encoder: a module with ``encode(signals [B, C, T], present [B, C]) -> [B, D]``.
+        encoder: a module with ``encode(signals [B, C, T], present [B, C], channels) -> [B, D]`` and the names ``channels``.
         keep: [C], channels the encoder may use; all by default.
     """
     return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep)
@@ -96,16 +97,18 @@ def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | 
     return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
 
 
-def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Tensor) -> Tensor:
+def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Sequence[Sequence[bool]]) -> Tensor:
     """Embeddings [S, E, D] of all ``epochs`` from each of ``subsets`` [S, C] of the channels, as :func:`embed`.
 
     Args:
-        encoder: a module with ``encode_subsets(signals [B, C, T], present [B, C], subsets [S, C]) -> [S, B, D]``.
+        encoder: a module with ``encode_subsets(signals [B, C, T], present [B, C], subsets [S, C], channels) -> [S, B, D]``
+            and the names ``channels``.
     """
 
-    def encode(signals: Tensor, present: Tensor) -> Tensor:
-        found = encoder.encode_subsets(signals, present, subsets)
-        usable = (present[None] & subsets[:, None].to(present.device)).any(-1)
+    def encode(signals: Tensor, present: Tensor, channels: Sequence[str]) -> Tensor:
+        own = [[kept for name, kept in zip(encoder.channels, subset, strict=True) if name in channels] for subset in subsets]
+        found = encoder.encode_subsets(signals, present, own, channels)
+        usable = (present[None] & torch.tensor(own)[:, None].to(present.device)).any(-1)
         return found.masked_fill(~usable[..., None], torch.nan).transpose(0, 1)
 
     return _encoded(encoder, encode, (len(subsets), encoder.dim), epochs, None).transpose(0, 1)
@@ -121,7 +124,7 @@ def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable
         usable = there.any(dim=1)
         whole = torch.full((len(signals), *shape), torch.nan)
         if usable.any():
-            found = encode(signals[usable].to(device), there[usable].to(device))
-            whole[usable] = found.float().cpu()
+            given, held, channels = held_channels(signals[usable], there[usable], encoder.channels)
+            whole[usable] = encode(given.to(device), held.to(device), channels).float().cpu()
         rows.append(whole)
     return torch.cat(rows)

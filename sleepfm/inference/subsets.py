@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from sleepfm.constants import CHANNEL_MODALITY, MODALITIES
@@ -66,7 +65,7 @@ def modality_subsets(
     rows = dataset.select(split, channels).tolist()
     for number, row in enumerate(rows, 1):
         record = dataset.names[row]
-        embeddings = embed_subsets(model.encoder, stored_epochs(dataset, record, channels, chunk), torch.tensor(masks))
+        embeddings = embed_subsets(model.encoder, stored_epochs(dataset, record, channels, chunk), masks)
         for place, held in enumerate(holding):
             if row in held:
                 nights[place][record] = embeddings[place]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sleepfm.config import Config
 from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.errors import ModelError
+from sleepfm.models.folding import Folded
 from sleepfm.models.lora import LoRALinear, adapters, add_lora
 from sleepfm.models.neuronet import NeuroNetEncoder
 
@@ -65,6 +66,7 @@ class Backbones(nn.Module):
             add_lora(encoder, lora.targets, len(places), lora.rank, lora.alpha, lora.dropout)
             self.encoders[name] = encoder
             self._groups.append((name, places))
+        self._folded = {name: Folded(encoder) for name, encoder in self.encoders.items()}
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Backbones:
@@ -78,22 +80,23 @@ class Backbones(nn.Module):
                 layer.dropout.train(mode)
         return self
 
-    def forward(self, signals: Tensor, present: Tensor) -> list[Tensor]:
-        """Frame tokens of every channel from ``[B, C, T]`` and ``[B, C]``: for channel ``c``, ``[present[:,
-        c].sum(), F, E]``.
+    def forward(self, signals: Tensor, present: Tensor, places: Sequence[int]) -> list[Tensor]:
+        """Frame tokens ``[B, F, E]`` of every channel from ``[B, C, T]`` and ``[B, C]``, the channels at ``places`` among those
+        of the model. Tokens of absent channels are finite and mean nothing.
 
-        The channels of a group run stacked in one batch, without rows for absent channels.
+        The channels of a group run stacked in one batch.
         """
-        tokens: list[Tensor] = [signals] * present.shape[1]
-        for name, places in self._groups:
-            encoder = self.encoders[name]
-            rows = torch.cat([signals[present[:, place], place] for place in places])
-            counts = present[:, list(places)].sum(0)
-            index = torch.arange(len(places), device=counts.device).repeat_interleave(counts)
-            with adapters(encoder, index):
-                out = encoder(rows)[:, 1:]
-            for place, part in zip(places, out.split(counts.tolist()), strict=True):
-                tokens[place] = part
+        signals = signals.masked_fill(~present[..., None], 0)
+        tokens: list[Tensor] = [signals] * len(places)
+        for name, members in self._groups:
+            columns = [column for column, place in enumerate(places) if place in members]
+            if not columns:
+                continue
+            encoder = self._folded[name]()
+            with adapters(encoder, [members.index(places[column]) for column in columns]):
+                out = encoder(torch.cat([signals[:, column] for column in columns]))[:, 1:]
+            for column, part in zip(columns, out.chunk(len(columns)), strict=True):
+                tokens[column] = part
         return tokens
 
 

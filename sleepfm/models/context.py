@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from sleepfm.config import Config
 from sleepfm.models.mamba import Mamba2
@@ -97,6 +96,14 @@ def _reversed(x: Tensor, valid: Tensor | None) -> Tensor:
     return x.gather(1, index[..., None].expand_as(x))
 
 
+def _rolled(x: Tensor, by: Tensor) -> Tensor:
+    """Sequences ``[B, L, D]``, each moved by its number of ``by`` ``[B]`` towards the end; what leaves there comes in at the
+    beginning.
+    """
+    place = torch.arange(x.shape[1], device=x.device)[None]
+    return x.gather(1, ((place - by[:, None]) % x.shape[1])[..., None].expand_as(x))
+
+
 class _Mamba(nn.Module):
     def __init__(self, dim: int, config: ContextConfig) -> None:
         super().__init__()
@@ -116,12 +123,14 @@ class _Lstm(nn.Module):
         self.out = nn.Linear(dim * (2 if config.bidirectional else 1), dim)
 
     def forward(self, x: Tensor, valid: Tensor | None) -> Tensor:
-        if valid is None:
-            return self.out(self.lstm(x)[0])
-        # An empty sequence cannot be packed; what comes out for it means nothing.
-        lengths = valid.sum(1).clamp(min=1).cpu()
-        packed = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
-        return self.out(pad_packed_sequence(self.lstm(packed)[0], batch_first=True, total_length=x.shape[1])[0])
+        states = self.lstm(x)[0]
+        if valid is not None and self.lstm.bidirectional:
+            # Backwards in time padding comes first, unless it stands at the beginning. (Packed sequences need no second pass, but
+            # their lengths on the host.)
+            padding = (~valid).sum(1)
+            behind = _rolled(self.lstm(_rolled(x, padding))[0], -padding)
+            states = torch.cat([states[..., : x.shape[2]], behind[..., x.shape[2] :]], dim=2)
+        return self.out(states)
 
 
 class _Attention(nn.Module):

@@ -38,11 +38,24 @@ def choose_device(asked: str) -> torch.device:
     return torch.device(accelerator() if asked == "auto" else asked)
 
 
+def set_tf32(allowed: bool) -> None:
+    """Whether CUDA may compute products and convolutions of fp32 tensors in TF32, with its 10 bits, from now on in this process.
+
+    By default torch does so in convolutions alone.
+    """
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Within it convolutions of cuDNN are computed in fp32, as products are, and not in TF32 with its 10 bits: a model then gives
-    on a GPU what it gives on a CPU.
+    """Within it products and convolutions of fp32 tensors are computed in fp32, and not in TF32: a model then gives on a GPU what
+    it gives on a CPU.
     """
-    cudnn = torch.backends.cudnn
-    with cudnn.flags(cudnn.enabled, cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False):
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    set_tf32(False)
+    try:
         yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions

@@ -14,6 +14,8 @@ from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.event_head import EventHead, EventHeadConfig
 from sleepfm.models.heads import Head, HeadConfig
 from sleepfm.models.lora import LoRALinear, add_lora
+from sleepfm.models.neuronet import NeuroNet
+from sleepfm.models.normalisation import by_rows
 
 if TYPE_CHECKING:
     from sleepfm.models.usage import Usage
@@ -87,6 +89,9 @@ class Downstream(nn.Module):
         """Freeze what does not train; returns the low-rank layers that do (those of pretraining stay frozen)."""
         tune = self.config.tune
         self.encoder.requires_grad_(tune.mode == "full")
+        if tune.mode == "full" and isinstance(self.encoder, NeuroNet):
+            # Its batch statistics train, of which epochs that lack a channel are no part.
+            by_rows(self.encoder)
         if tune.mode != "lora":
             return []
         last = self.encoder.config.encoder.depth - 1
@@ -103,20 +108,19 @@ class Downstream(nn.Module):
         return self
 
     def encode_frames(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to frame tokens ``[B, L, F, D]``."""
-        batch, length = signals.shape[:2]
-        flat, there = signals.flatten(0, 1), present.flatten(0, 1)
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to frame tokens ``[B, L, F, D]``, zeros for epochs that
+        are not ``valid`` ``[B, L]``.
+        """
         if valid is not None:
-            flat, there = flat[valid.flatten()], there[valid.flatten()]
+            present = present & valid[..., None]
+        flat, there = signals.flatten(0, 1), present.flatten(0, 1)
         if self.config.tune.mode == "frozen":
             with torch.no_grad():
                 pieces = zip(flat.split(FROZEN_CHUNK), there.split(FROZEN_CHUNK), strict=True)
                 frames = torch.cat([self.encoder.encode_frames(*piece) for piece in pieces])
         else:
             frames = self.encoder.encode_frames(flat, there)
-        if valid is not None:
-            frames = frames.new_zeros(batch * length, *frames.shape[1:]).index_put((valid.flatten(),), frames)
-        return frames.unflatten(0, (batch, length))
+        return frames.unflatten(0, signals.shape[:2])
 
     def encode(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
         """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to embeddings ``[B, L, D]``."""

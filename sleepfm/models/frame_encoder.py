@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
+from sleepfm.models.fused_norm import applies, batch_affine, normalised_elu, normalised_sum_elu
 from sleepfm.models.recompute import recomputable
 
 
@@ -52,6 +53,27 @@ class SqueezeExcite(nn.Module):
 
 
 @recomputable
+class Stem(nn.Sequential):
+    """Convolution, batch normalisation, ELU and max pooling, which halve the frame twice by default."""
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__(
+            nn.Conv1d(1, channels, 7, stride, padding=3, bias=False),
+            nn.BatchNorm1d(channels),
+            nn.ELU(inplace=True),
+            nn.MaxPool1d(3, 2, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, 1, window]`` to ``[N, channels, T]``."""
+        convolution, norm, activation, pool = self
+        if applies(norm):
+            y = convolution(x)
+            return pool(normalised_elu(y, batch_affine(norm, y)))
+        return pool(activation(norm(convolution(x))))
+
+
+@recomputable
 class ResidualBlock(nn.Module):
     """Two convolutions with padding 1 whatever the kernel; the residual loses its right end where they shrink
     the signal.
@@ -72,9 +94,25 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
+        """``[N, size_in, T]`` to ``[N, size_out, T']``."""
+        if applies(self.bn1):
+            return self._fused(x)
         y = self.act(self.bn1(self.conv1(x)))
         y = self.se(self.bn2(self.conv2(y)))
         return self.act(y + self.downsample(x)[..., : y.shape[-1]])
+
+    def _fused(self, x: Tensor) -> Tensor:
+        """The same, as :mod:`.fused_norm` computes it."""
+        y = self.conv1(x)
+        y = self.conv2(normalised_elu(y, batch_affine(self.bn1, y)))
+        affine = batch_affine(self.bn2, y)
+        if isinstance(self.se, SqueezeExcite):
+            affine = affine.gated(self.se.fc(affine.normalised_mean).float())
+        residual, of_residual = x, None
+        if isinstance(self.downsample, nn.Sequential):
+            residual = self.downsample[0](x)
+            of_residual = batch_affine(self.downsample[1], residual)
+        return normalised_sum_elu(y, affine, residual[..., : y.shape[-1]], of_residual)
 
 
 class FrameEncoder(nn.Module):
@@ -92,12 +130,7 @@ class FrameEncoder(nn.Module):
                 f"{len(config.kernels)} kernels for {len(config.pools)} pools; give one per block and one per branch"
             )
         self.window = window
-        self.stem = nn.Sequential(
-            nn.Conv1d(1, config.stem, 7, config.stem_stride, padding=3, bias=False),
-            nn.BatchNorm1d(config.stem),
-            nn.ELU(inplace=True),
-            nn.MaxPool1d(3, 2, padding=1),
-        )
+        self.stem = Stem(config.stem, config.stem_stride)
         self.branches = nn.ModuleList(
             _branch(config, kernel, pool) for kernel, pool in zip(config.kernels, config.pools, strict=True)
         )

@@ -4,8 +4,10 @@ All are detached scalars computed in fp32 or wider outside autocast: bf16 cannot
 one, and CUDA has no eigenvalues in bf16. None raises: of input that is not finite, and where eigenvalues are not found, the
 figure is nan, and the step is skipped for its loss.
 
-They cost time and, on a GPU, a wait for it. So models compute them only while :func:`wanted`, which is always unless
-:func:`only_if` says otherwise, as it does for training steps that are not logged.
+They cost time, and the effective rank on a GPU a wait for it. So models compute them only while :func:`wanted`, which is always
+unless :func:`only_if` says otherwise, as it does for training steps that are not logged.
+
+``rows`` ``[N]`` of a figure says which rows exist; all by default. Of none at all it is nan, and the effective rank 1.
 """
 
 from __future__ import annotations
@@ -51,27 +53,41 @@ def _figure(function: Callable[Concatenate[Tensor, P], Tensor]) -> Callable[Conc
     return outside
 
 
+def _mean(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Mean of ``x`` ``[N, ...]`` over existing ``rows``: ``[...]``."""
+    if rows is None:
+        return x.mean(0)
+    weight = rows.view(-1, *[1] * (x.ndim - 1))
+    return torch.where(weight, x, 0).sum(0) / weight.sum()
+
+
+def _variance(x: Tensor, rows: Tensor | None) -> Tensor:
+    """Variance of ``x`` ``[N, D]`` over existing ``rows``: ``[D]``."""
+    return _mean((x - _mean(x, rows)).square(), rows)
+
+
 @_figure
-def embedding_std(x: Tensor) -> Tensor:
+def embedding_std(x: Tensor, rows: Tensor | None = None) -> Tensor:
     """Mean over features of the standard deviation over rows ``[N, D]`` of unit length, times ``sqrt(D)``:
     about 1 when spread.
     """
-    unit = F.normalize(x.float(), dim=1)
-    return unit.std(dim=0, correction=0).mean() * x.shape[1] ** 0.5
+    return _variance(F.normalize(x.float(), dim=1), rows).sqrt().mean() * x.shape[1] ** 0.5
 
 
 @_figure
-def effective_rank(x: Tensor) -> Tensor:
+def effective_rank(x: Tensor, rows: Tensor | None = None) -> Tensor:
     """Exponential of the entropy of the normalised singular values of the centred ``[N, D]`` (Roy & Vetterli,
     EUSIPCO 2007).
 
     The Gram matrix squares the singular values, hence fp64: in fp32 the rounding of a collapsed one would count as directions.
     """
-    x = x.double()
+    x = x.double() if rows is None else torch.where(rows[:, None], x.double(), 0)
     finite = x.isfinite().all()
     # Eigenvalues of what is not finite are an error in LAPACK and cuSOLVER.
     x = torch.where(finite, x, 0.0)
-    x = x - x.mean(0)
+    x = x - _mean(x, rows)
+    if rows is not None:
+        x = torch.where(rows[:, None], x, 0)
     gram = x @ x.T if x.shape[0] <= x.shape[1] else x.T @ x
     try:
         singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
@@ -83,9 +99,9 @@ def effective_rank(x: Tensor) -> Tensor:
 
 
 @_figure
-def alignment(a: Tensor, b: Tensor) -> Tensor:
+def alignment(a: Tensor, b: Tensor, rows: Tensor | None = None) -> Tensor:
     """Mean squared distance of positive pairs ``[N, D]`` on the sphere (Wang & Isola, arXiv 2005.10242)."""
-    return (F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1).mean()
+    return _mean((F.normalize(a.float(), dim=1) - F.normalize(b.float(), dim=1)).square().sum(1), rows)
 
 
 @_figure
@@ -99,9 +115,10 @@ def uniformity(x: Tensor) -> Tensor:
 
 
 @_figure
-def relative_reconstruction(error: Tensor, target: Tensor) -> Tensor:
-    """Reconstruction error relative to predicting the mean token of ``target`` ``[..., D]``: below 1 when
+def relative_reconstruction(error: Tensor, target: Tensor, rows: Tensor | None = None) -> Tensor:
+    """Mean of the reconstruction errors ``[N]`` relative to predicting the mean token of ``target`` ``[N, ..., D]``: below 1 when
     something is learned.
     """
     tokens = target.float().flatten(0, -2)
-    return error.float() / tokens.var(dim=0, correction=0).mean().clamp(min=torch.finfo(tokens.dtype).tiny)
+    each = None if rows is None else rows.repeat_interleave(tokens.shape[0] // rows.shape[0])
+    return _mean(error.float(), rows) / _variance(tokens, each).mean().clamp(min=torch.finfo(tokens.dtype).tiny)

@@ -11,10 +11,9 @@ from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.errors import ModelError
 
 
-def stack_channels(signals: Mapping[str, Tensor], channels: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """``{channel: [B, T]}`` of any subset of ``channels`` to signals ``[B, C, T]`` and presence ``[B, C]``.
-
-    Absent channels are rows of zeros with presence False.
+def stack_channels(signals: Mapping[str, Tensor], channels: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
+    """``{channel: [B, T]}`` of any subset of ``channels`` to signals ``[B, P, T]``, presence ``[B, P]`` and the names of these
+    ``P``, in the order of ``channels``.
 
     Raises:
         ModelError: no channel, one that the model does not know, another shape than ``[B, 3000]``, or
@@ -31,10 +30,22 @@ def stack_channels(signals: Mapping[str, Tensor], channels: Sequence[str]) -> tu
             raise ModelError(f"channel {name}: expected {expected}, found {list(signal.shape)}")
         if not signal.isfinite().all():
             raise ModelError(f"channel {name}: values that are not finite; give such epochs as absent")
-    absent = torch.zeros_like(next(iter(signals.values())))
-    stacked = torch.stack([signals.get(name, absent) for name in channels], dim=1)
-    known = torch.tensor([name in signals for name in channels], device=stacked.device)
-    return stacked, known.expand(batch, -1)
+    given = [name for name in channels if name in signals]
+    stacked = torch.stack([signals[name] for name in given], dim=1)
+    return stacked, torch.ones(stacked.shape[:2], dtype=torch.bool, device=stacked.device), given
+
+
+def held_channels(signals: Tensor, present: Tensor, channels: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
+    """Of signals ``[B, C, T]`` and presence ``[B, C]`` on the host, those of the channels that some row holds, and their names;
+    the first channel where no row holds any.
+
+    A model computes every channel that it is given for every row, so one that a recording lacks is left out before.
+    """
+    held = present.any(0).tolist()
+    places = [place for place, there in enumerate(held) if there] or [0]
+    if len(places) == len(channels):
+        return signals, present, list(channels)
+    return signals[:, places], present[:, places], [channels[place] for place in places]
 
 
 def check_signals(signals: Tensor, present: Tensor, channels: Sequence[str]) -> None:

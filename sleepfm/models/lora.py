@@ -2,7 +2,7 @@
 
 LoRA (arXiv 2106.09685) adds ``scale * B A x`` to a frozen ``W x``; rank-stabilised scaling (arXiv 2312.03732) is
 ``scale = alpha / sqrt(rank)``. The channels of a modality (left and right EOG, C3 and C4) share one frozen backbone and differ
-only in their adapters, so they run stacked in one batch: every row of the batch carries the index of its adapter.
+only in their adapters, so they run stacked in one batch, as many rows for each adapter.
 """
 
 from __future__ import annotations
@@ -41,25 +41,34 @@ class LoRALinear(nn.Module):
         self.lora_a = nn.Parameter(torch.empty(adapters, rank, base.in_features))
         self.lora_b = nn.Parameter(torch.zeros(adapters, base.out_features, rank))
         nn.init.normal_(self.lora_a, std=1 / rank)
-        self._index: Tensor | None = None
+        self._index: tuple[int, ...] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, S, in] -> [N, S, out]``; row ``n`` uses adapter ``index[n]`` of :func:`adapters`.
+        """``[N, S, in] -> [N, S, out]``; the rows are those of the adapters that :func:`adapters` names, one after the other.
 
-        A layer with one adapter needs no index and takes any shape ``[..., in]``.
+        A layer with one adapter needs no names and takes any shape ``[..., in]``.
 
         Raises:
-            ModelError: several adapters and no index for every row.
+            ModelError: several adapters and none named, or a number of rows that they cannot share equally.
         """
         low_in = self.dropout(x)
         if self.lora_a.shape[0] == 1:
             return self.base(x) + self.scale * F.linear(F.linear(low_in, self.lora_a[0]), self.lora_b[0])
         index = self._index
-        if index is None or index.shape[0] != x.shape[0]:
-            found = "none" if index is None else str(index.shape[0])
-            raise ModelError(f"{x.shape[0]} rows need as many adapter indices, found {found}; use adapters(...)")
-        low = torch.einsum("nsi,nri->nsr", low_in, self.lora_a[index].to(low_in.dtype))
-        return self.base(x) + self.scale * torch.einsum("nsr,nor->nso", low, self.lora_b[index].to(low.dtype))
+        if index is None or x.shape[0] % len(index):
+            found = "none named" if index is None else f"{len(index)} of them"
+            raise ModelError(f"{x.shape[0]} rows need adapters that share them equally, found {found}; use adapters(...)")
+        low_in = low_in.unflatten(0, (len(index), x.shape[0] // len(index))).flatten(1, 2)  # [A, n S, in]
+        low = torch.bmm(low_in, self._chosen(self.lora_a, index).transpose(1, 2).to(low_in.dtype))
+        update = torch.bmm(low, self._chosen(self.lora_b, index).transpose(1, 2).to(low.dtype))
+        return self.base(x) + self.scale * update.view(*x.shape[:2], self.lora_b.shape[1])
+
+    @staticmethod
+    def _chosen(updates: Tensor, index: tuple[int, ...]) -> Tensor:
+        """Those at ``index`` of ``updates`` ``[A, ...]``."""
+        if index == tuple(range(updates.shape[0])):
+            return updates
+        return torch.stack([updates[number] for number in index])
 
 
 def add_lora(
@@ -86,11 +95,13 @@ def add_lora(
 
 
 @contextmanager
-def adapters(module: nn.Module, index: Tensor) -> Iterator[None]:
-    """Within the block every :class:`LoRALinear` of ``module`` uses adapter ``index[n]`` (``[N]`` integers) for row ``n``."""
+def adapters(module: nn.Module, index: Sequence[int]) -> Iterator[None]:
+    """Within the block every :class:`LoRALinear` of ``module`` uses the adapters ``index``, each for an equal share of the rows,
+    in this order.
+    """
     layers = [layer for layer in module.modules() if isinstance(layer, LoRALinear)]
     for layer in layers:
-        layer._index = index
+        layer._index = tuple(index)
     try:
         yield
     finally:

@@ -10,8 +10,17 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-# Similarities that exist at a time: 16 MB in fp32.
+from sleepfm.models.negatives import Compared, Negatives, compared, padding
+
+# Similarities that exist at a time, in two buffers of fp32: of 16 MB each, which processors' caches nearly hold, and of 256 MB,
+# with which a GPU works for longer than it takes to launch.
 TILE = 2**22
+TILE_ON_GPU = 2**26
+
+
+def tile_size(device: torch.device) -> int:
+    """Similarities that a loss on ``device`` holds at a time."""
+    return TILE_ON_GPU if device.type == "cuda" else TILE
 
 
 class LossOutput(NamedTuple):
@@ -34,7 +43,7 @@ def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> T
     return (error * weight).sum(-1) / weight.sum(-1).clamp(min=1)
 
 
-def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, gather: bool = True) -> Tensor:
+def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, negatives: Negatives = "global") -> Tensor:
     """Normalised temperature-scaled cross entropy (SimCLR, arXiv 2002.05709) of positive pairs ``a[n],
     b[n]``.
 
@@ -45,99 +54,113 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
         a, b: embeddings ``[N, D]``, normalised here.
         temperature: divides cosine similarities.
         valid: ``[N]``, False for pairs that are neither anchors nor negatives.
-        gather: take negatives from all ranks, with gradient; every rank must call with the same ``N``. The
-            mean over ranks of the result is then the loss of the concatenated batch.
+        negatives: of which ranks, with gradient; every rank must call with the same ``N`` and weigh the result alike. The mean
+            over ranks of the result is then the loss of the concatenated batch, or the mean over groups of the loss of
+            each group's.
 
-    Memory grows with ``N D``: where there are more than ``TILE`` similarities, so many anchors at a time are compared with
-    everyone that these do not exceed it.
+    Under autocast to bf16, embeddings are rounded to it, travel in it, and are multiplied in it with sums in fp32; all else is
+    fp32. Memory grows with ``N D``: where there are more than :func:`tile_size` similarities, so many anchors at a time are
+    compared with everyone that these do not exceed it.
     """
-    with torch.autocast(a.device.type, enabled=False):
-        count, device = a.shape[0], a.device
-        keep = torch.ones(count, dtype=torch.bool, device=device) if valid is None else valid
+    kind = a.device.type
+    half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
+    with torch.autocast(kind, enabled=False):
+        keep = torch.ones(a.shape[0], dtype=torch.bool, device=a.device) if valid is None else valid
         anchors = F.normalize(torch.cat([a.float(), b.float()]), dim=1)
-        world = dist.get_world_size() if gather and dist.is_available() and dist.is_initialized() else 1
-        if world > 1:
-            everyone = _AllGather.apply(anchors).flatten(0, 1)  # type: ignore[no-untyped-call]
-            valid_all = _all_gather(keep.to(torch.uint8)).bool().repeat(1, 2).flatten()
-            offset = dist.get_rank() * 2 * count
-        else:
-            everyone, valid_all, offset = anchors, keep.repeat(2), 0
-        rows = torch.arange(2 * count, device=device)
-        itself, positive = offset + rows, offset + (rows + count) % (2 * count)
-        total = _AnchorLosses.apply(  # type: ignore[no-untyped-call]
-            anchors, everyone, keep.repeat(2), valid_all, itself, positive, temperature
+        ranks = compared(negatives)
+        total, rows = _CrossEntropies.apply(  # type: ignore[no-untyped-call]
+            anchors, keep.repeat(2), temperature, half, ranks
         )
-        return total * world / valid_all.sum().clamp(min=1)
+        return total * ranks.size / rows.clamp(min=1)
 
 
-class _AnchorLosses(torch.autograd.Function):
-    """Sum of the cross entropies of ``anchors`` ``[A, D]`` against ``everyone`` ``[M, D]``, over the anchors that are kept.
+class _CrossEntropies(torch.autograd.Function):
+    """Sum of the cross entropies of this rank's ``anchors`` ``[A, D]`` against everyone, over the rows that are kept, and the
+    number of rows that everyone keeps.
 
-    The gradient is formed beside the value, tile by tile in one buffer: similarities exist only there, and only once. (With
-    ``torch.utils.checkpoint`` they would be computed again, and the buffers of many tiles would tear up the heap.)
+    The gradient is formed beside the value, in one buffer: similarities exist only there. (With ``torch.utils.checkpoint`` the
+    buffers of many tiles would tear up the heap.) It is that of the sum over all ranks, and none is sent: a similarity belongs
+    to two anchors, so that this rank knows what another rank's cross entropies owe to it as soon as it knows their
+    normalisations, one number a row.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        anchors: Tensor,
-        everyone: Tensor,
-        keep: Tensor,
-        valid: Tensor,
-        itself: Tensor,
-        positive: Tensor,
-        temperature: float,
-    ) -> Tensor:
-        wanted = any(ctx.needs_input_grad)
-        total = anchors.new_zeros(())
-        to_anchors, to_everyone = torch.zeros_like(anchors), torch.zeros_like(everyone)
-        shut = torch.zeros_like(valid, dtype=anchors.dtype).masked_fill_(~valid, float("-inf"))
-        chunk = max(1, TILE // everyone.shape[0])
-        buffer = anchors.new_empty(min(chunk, anchors.shape[0]), everyone.shape[0])
-        for start in range(0, anchors.shape[0], chunk):
-            part = slice(start, start + chunk)
-            own, pair, weight = anchors[part], positive[part, None], keep[part].to(anchors.dtype)
-            tile = torch.mm(own, everyone.T, out=buffer[: len(own)]).div_(temperature)
-            paired = tile.gather(1, pair)
-            # An invalid anchor keeps its positive, so that its row stays finite; its weight is 0.
-            tile.add_(shut).scatter_(1, pair, paired).scatter_(1, itself[part, None], float("-inf"))
+        ctx: Any, anchors: Tensor, keep: Tensor, temperature: float, half: bool, ranks: Compared
+    ) -> tuple[Tensor, Tensor]:
+        count = anchors.shape[0]
+        everyone, valid = _exchange(anchors, keep, half, ranks)
+        offset = ranks.rank * count
+        own = everyone[offset : offset + count]
+        places = torch.arange(count, device=anchors.device)
+        itself = (offset + places)[:, None]
+        positive = (offset + (places + count // 2) % count)[:, None]
+        shut = torch.zeros_like(valid, dtype=torch.float32).masked_fill_(~valid, float("-inf"))
+        chunk = max(1, tile_size(anchors.device) // everyone.shape[0])
+        similar, odds = anchors.new_empty(2, min(chunk, count), everyone.shape[0])
+        tiles = [slice(start, start + chunk) for start in range(0, count, chunk)]
+
+        def similarities(part: slice) -> tuple[Tensor, Tensor]:
+            """Of some anchors with everyone, ``-inf`` where they do not count, and those of the positive pairs."""
+            tile = _product(own[part], everyone.T, similar[: len(own[part])]).div_(temperature)
+            paired = tile.gather(1, positive[part])
+            # An invalid anchor keeps its positive, so that its row stays finite; it counts for nothing.
+            tile.add_(shut).scatter_(1, positive[part], paired).scatter_(1, itself[part], float("-inf"))
+            return tile, paired
+
+        sums, total = anchors.new_empty(count), anchors.new_zeros(())
+        for part in tiles:
+            tile, paired = similarities(part)
             highest = tile.amax(1, keepdim=True)
-            odds = tile.sub_(highest).exp_().sum(1, keepdim=True)
-            total += ((odds.log() + highest - paired)[:, 0] * weight).sum()
-            if not wanted:
-                continue
-            # Softmax less the truth: the gradient of the similarities.
-            tile.div_(odds).scatter_add_(1, pair, -torch.ones_like(paired)).mul_(weight[:, None] / temperature)
-            torch.mm(tile, everyone, out=to_anchors[part])
-            to_everyone.addmm_(tile.T, own)
-        ctx.save_for_backward(to_anchors, to_everyone)
-        return total
+            spread = torch.sub(tile, highest, out=odds[: len(tile)]).exp_().sum(1, keepdim=True)
+            sums[part] = (spread.log() + highest)[:, 0]
+            total += ((sums[part] - paired[:, 0]) * keep[part]).sum()
+        rows = valid.sum()
+        ctx.mark_non_differentiable(rows)
+        if not ctx.needs_input_grad[0]:
+            return total, rows
+        sums.masked_fill_(~keep, float("inf"))
+        others = ranks.gather(sums)
+        gradient = torch.empty_like(anchors)
+        for part in tiles:
+            # One tile is still there from before.
+            tile = similarities(part)[0] if len(tiles) > 1 else similar[:count]
+            # What an anchor's own cross entropy owes to a similarity, and what that of the other row does.
+            back = torch.sub(tile, others, out=odds[: len(tile)]).exp_()
+            tile.sub_(sums[part, None]).exp_().add_(back)
+            tile.scatter_add_(1, positive[part], tile.new_full((1, 1), -2.0).expand(len(tile), 1))
+            _product(tile, everyone, gradient[part])
+        ctx.save_for_backward(gradient.mul_(keep[:, None] / temperature))
+        return total, rows
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        to_anchors, to_everyone = ctx.saved_tensors
-        return to_anchors * grad, to_everyone * grad, None, None, None, None, None
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None, None, None, None
 
 
-def _all_gather(x: Tensor) -> Tensor:
-    parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(parts, x.contiguous())
-    return torch.stack(parts)
+def _exchange(anchors: Tensor, keep: Tensor, half: bool, ranks: Compared) -> tuple[Tensor, Tensor]:
+    """Everyone's embeddings ``[M, D]`` and validity ``[M]``, in one message; rounded to bf16 if ``half``, and in it on CUDA."""
+    rounded = anchors.bfloat16() if half else anchors
+    width = anchors.shape[1]
+    valid = keep
+    if ranks.size > 1:
+        message = rounded.new_zeros(len(rounded), width + padding(half))
+        message[:, :width], message[:, width] = rounded, keep
+        everyone = ranks.gather(message)
+        rounded, valid = everyone[:, :width], everyone[:, width] > 0
+    return (rounded if rounded.is_cuda else rounded.float()), valid
 
 
-class _AllGather(torch.autograd.Function):
-    """``[n, ...] -> [world, n, ...]``; the gradient is summed over ranks."""
+def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
+    """``left @ right`` into fp32 ``out``, by the type of ``right``: in fp32, or in bf16 with sums in fp32.
 
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return _all_gather(x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[dist.get_rank()]
+    CPUs have no such product. There ``right`` has been rounded to bf16 before, and what fp32 kernels make of it is the same.
+    """
+    if right.dtype == torch.bfloat16:
+        return torch.mm(left.bfloat16(), right, out_dtype=torch.float32, out=out)
+    return torch.mm(left, right, out=out)
 
 
 def any_rank(flags: Tensor) -> Tensor:

@@ -127,8 +127,8 @@ class MaskedContext(nn.Module):
         error = masked_reconstruction(self.predict(out), target, masked)
         parts = {"reconstruction_vs_mean": error.mean().detach()}
         if guards.wanted():
-            rows = out.detach()[valid]
-            parts |= {"context_std": guards.embedding_std(rows), "context_rank": guards.effective_rank(rows)}
+            rows, there = out.flatten(0, 1), valid.flatten()
+            parts |= {"context_std": guards.embedding_std(rows, there), "context_rank": guards.effective_rank(rows, there)}
         return LossOutput(error.mean(), parts)
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:

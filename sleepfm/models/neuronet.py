@@ -5,6 +5,7 @@ One network per modality; its channels (C3 and C4, left and right EOG) are sampl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -20,7 +21,8 @@ from sleepfm.models.frames import frame_count, frames, samples
 from sleepfm.models.inputs import check_signals, stack_channels
 from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
-from sleepfm.models.normalisation import mlp
+from sleepfm.models.negatives import Contrastive
+from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
 
@@ -33,7 +35,7 @@ class TransformerConfig(Config):
     heads: int = Field(default=8, ge=1)
 
 
-class NeuroNetConfig(Config):
+class NeuroNetConfig(Contrastive):
     """Defaults are those of SynthSleepNet's unimodal networks."""
 
     kind: Literal["neuronet"] = "neuronet"
@@ -178,12 +180,12 @@ class NeuroNet(nn.Module):
         # Each view through the projector by itself: batch statistics are those of one view.
         views = latent[:, 0].unflatten(0, keep.shape[:2])
         first, second = self.projector(views[:, 0]), self.projector(views[:, 1])
-        contrast = nt_xent(first, second, config.temperature)
+        contrast = nt_xent(first, second, config.temperature, negatives=config.negatives)
         loss = error.sum() + config.alpha * contrast
         parts = {"reconstruction": error.sum().detach(), "contrastive": contrast.detach()}
         if guards.wanted():
             parts |= {
-                "reconstruction_vs_mean": guards.relative_reconstruction(error.mean().detach(), features),
+                "reconstruction_vs_mean": guards.relative_reconstruction(error, features),
                 "alignment": guards.alignment(first, second),
                 "uniformity": guards.uniformity(first),
                 "embedding_std": guards.embedding_std(views[:, 0]),
@@ -221,20 +223,23 @@ class NeuroNet(nn.Module):
         """Start and end ``[F, 2]`` of every frame in seconds of the epoch."""
         return self.config.frame_times
 
-    def encode_frames(self, signals: Tensor, present: Tensor) -> Tensor:
+    def encode_frames(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """``[B, C, T]`` with presence ``[B, C]`` to ``[B, F, D]`` in fp32: of every frame, the mean of its tokens over the
         present channels.
 
-        An epoch without any present channel gives zeros.
+        The signals are those of ``channels``, all of the model's by default. An epoch without any present channel gives zeros.
         """
-        check_signals(signals, present, self.channels)
-        tokens = self.encoder(signals[present])[:, 1:].float()
-        rows = tokens.new_zeros(*present.shape, *tokens.shape[1:]).index_put((present,), tokens)
+        check_signals(signals, present, self.channels if channels is None else channels)
+        absent = ~present[..., None]
+        # In training, batch statistics leave absent rows out if `normalisation.by_rows` has been here.
+        with only(self.encoder, present.flatten().repeat_interleave(self.encoder.frames)):
+            tokens = self.encoder(signals.masked_fill(absent, 0).flatten(0, 1))[:, 1:].float()
+        rows = tokens.unflatten(0, present.shape).masked_fill(absent[..., None], 0)
         return rows.sum(1) / present.sum(1)[:, None, None].clamp(min=1)
 
-    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
+    def encode(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """The mean ``[B, D]`` over the frames of :meth:`encode_frames`."""
-        return self.encode_frames(signals, present).mean(1)
+        return self.encode_frames(signals, present, channels).mean(1)
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:
         """One embedding ``[B, D]`` per epoch from any subset of the channels, each ``[B, T]``.

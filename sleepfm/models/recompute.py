@@ -1,14 +1,22 @@
-"""Less memory for more arithmetic: what happens inside a unit of a model is computed again in the backward pass.
+"""What a training step does with the units of a model: compute their inside again, compile it, or neither.
 
-Only the inputs of units (classes marked with :func:`recomputable`: transformer blocks, residual blocks of the frame encoder,
-context layers) are kept for the backward pass (arXiv 1604.06174). The second forward pass sees the same dropout, the same
-precision, the same adapters and leaves running statistics alone, so losses and gradients are those without, to the bit.
+Units are the classes marked with :func:`recomputable`: transformer blocks, stem and residual blocks of the frame encoder, context
+layers; and the small networks on rows (adapters, projectors), which are only compiled. Both settings hold where gradients are
+wanted, change no parameter and no name in a state dict, and go together.
+
+*Recomputing* keeps only the inputs of units for the backward pass (arXiv 1604.06174): less memory for more arithmetic. The second
+forward pass sees the same dropout, the same precision, the same adapters, the same rows as existing, and leaves running
+statistics alone, so losses and gradients are those without, to the bit.
+
+*Compiling* a unit at a time takes seconds, since equal blocks share what is compiled, and fuses what stands between products.
+Losses and gradients are those without up to rounding.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import lru_cache, partial, wraps
 from typing import Any, TypeVar
 
 import torch
@@ -18,17 +26,49 @@ from torch.overrides import TorchFunctionMode, _get_current_function_mode_stack
 from torch.utils.checkpoint import checkpoint
 
 from sleepfm.models.lora import LoRALinear
+from sleepfm.models.normalisation import RowBatchNorm, RowMlp
 
 ModuleT = TypeVar("ModuleT", bound=type[nn.Module])
+Forward = Callable[..., Any]
 
-_RECOMPUTABLE: set[type[nn.Module]] = set()
+# Attributes of a unit, set by `recompute_activations` and `compile_units`.
+_FORGETS, _COMPILED = UNIT_SETTINGS = ("_forgets_activations", "_is_compiled")
+
+# Classes of units, with their own forward pass.
+_FORWARDS: dict[type[nn.Module], Forward] = {}
+
+# Options of Inductor. How much of a chain of elementwise operations may be computed again where its result is used, instead of
+# being written to memory: the gradient of a normalisation is used five times, and costs less to compute than to read
+# (benchmarks/roofline.py).
+COMPILER_OPTIONS: dict[str, Any] = {
+    "realize_reads_threshold": 32,
+    "realize_opcount_threshold": 300,
+    "realize_acc_reads_threshold": 32,
+    # Casts of weights and sums of their gradients, which do not depend on one another, share a launch.
+    "combo_kernels": True,
+}
+# Shapes of one class of unit that are compiled each for itself: the twelve residual blocks of a frame encoder, in bf16 and fp32,
+# with gradients of their input or without.
+_SHAPES = 64
 
 
 def recomputable(kind: ModuleT) -> ModuleT:
-    """Class decorator: an instance may forget its activations. Its ``forward`` is a function of its arguments, its state and what
-    the module docstring names.
+    """Class decorator: an instance may forget its activations, and may be compiled. Its ``forward`` is a function of its
+    arguments, its state and what the module docstring names.
     """
-    _RECOMPUTABLE.add(kind)
+    plain = kind.forward
+    _FORWARDS[kind] = plain
+
+    @wraps(plain)
+    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(self, *args, **kwargs)
+        run = _compiled(kind) if getattr(self, _COMPILED, False) else plain
+        if not getattr(self, _FORGETS, False):
+            return run(self, *args, **kwargs)
+        return checkpoint(partial(run, self), *args, use_reentrant=False, context_fn=partial(_contexts, self), **kwargs)
+
+    setattr(kind, "forward", forward)  # noqa: B010  (mypy refuses an assignment to a method)
     return kind
 
 
@@ -37,46 +77,63 @@ def recompute_activations(module: nn.Module) -> int:
 
     A unit inside another one is not treated again.
     """
+    return _mark(module, _FORGETS, lambda unit: type(unit) is not RowMlp)
+
+
+def compile_units(module: nn.Module, chosen: Callable[[nn.Module], bool] = lambda unit: True) -> int:
+    """Have every ``chosen`` unit of ``module`` compiled at its first use where gradients are wanted, in place; returns how many
+    there are.
+
+    What runs without gradients (validation, embedding, scoring), in batches of any size, stays as it is.
+    """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _SHAPES)
+    return _mark(module, _COMPILED, chosen)
+
+
+def is_unit(module: nn.Module) -> bool:
+    """Whether ``module`` is of a class marked with :func:`recomputable`."""
+    return type(module) in _FORWARDS
+
+
+def _mark(module: nn.Module, setting: str, chosen: Callable[[nn.Module], bool]) -> int:
     count = 0
     for part in module.children():
-        if type(part) in _RECOMPUTABLE:
-            part.forward = _Forgetful(part)
+        if not is_unit(part):
+            count += _mark(part, setting, chosen)
+        elif chosen(part):
+            setattr(part, setting, True)
             count += 1
-        else:
-            count += recompute_activations(part)
     return count
 
 
-class _Forgetful:
-    """The forward pass of ``unit``, which it replaces."""
+@lru_cache
+def _compiled(kind: type[nn.Module]) -> Forward:
+    """The forward pass of every unit of a class, for fixed shapes, as training steps have: kernels for any shape are slower."""
+    return torch.compile(_FORWARDS[kind], dynamic=False, options=COMPILER_OPTIONS)
 
-    def __init__(self, unit: nn.Module) -> None:
-        self._unit = unit
-        self._forward: Callable[..., Any] = unit.forward
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled():
-            return self._forward(*args, **kwargs)
-        return checkpoint(self._forward, *args, use_reentrant=False, context_fn=self._contexts, **kwargs)
+def _contexts(unit: nn.Module) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    """For the first and the second forward pass."""
+    chosen = [(part, "_index", part._index) for part in unit.modules() if isinstance(part, LoRALinear)]
+    existing = [(part, "valid", part.valid) for part in unit.modules() if isinstance(part, RowBatchNorm)]
+    return nullcontext(), _second_pass(unit, [*chosen, *existing], _get_current_function_mode_stack())
 
-    def _contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """For the first and the second forward pass."""
-        chosen = [(part, part._index) for part in self._unit.modules() if isinstance(part, LoRALinear)]
-        return nullcontext(), _second_pass(self._unit, chosen, _get_current_function_mode_stack())
+
+recomputable(RowMlp)
 
 
 @contextmanager
-def _second_pass(
-    unit: nn.Module, chosen: list[tuple[LoRALinear, torch.Tensor | None]], modes: list[TorchFunctionMode]
-) -> Iterator[None]:
-    """The adapters and function modes of the first pass, and running statistics that nobody sees."""
+def _second_pass(unit: nn.Module, chosen: list[tuple[nn.Module, str, Any]], modes: list[TorchFunctionMode]) -> Iterator[None]:
+    """What was ``chosen`` and the function modes of the first pass, and running statistics that nobody sees."""
     with ExitStack() as undo:
         # torch leaves its function modes, of which bf16 rounding is one, while it handles ``backward``.
         for mode in modes:
             undo.enter_context(mode)
-        for layer, index in chosen:
-            undo.callback(setattr, layer, "_index", layer._index)
-            layer._index = index
+        for part, name, value in chosen:
+            undo.callback(setattr, part, name, getattr(part, name))
+            setattr(part, name, value)
         for norm in unit.modules():
             if isinstance(norm, _BatchNorm) and norm.training:
                 for name, buffer in norm.named_buffers(recurse=False):

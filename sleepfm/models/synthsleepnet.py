@@ -2,7 +2,9 @@
 unimodal encoders.
 
 Every channel carries its own tokens; an absent one takes no part in attention, decoding, normalisation or
-loss, so any subset of channels works, per sample, in training and at inference.
+loss, so any subset of channels works, per sample, in training and at inference. Presence is a weight: a batch has a row for
+every channel of every epoch, and one that is absent is computed from zeros and weighs nothing, so that no shape depends on
+what a device would have to tell first.
 """
 
 from __future__ import annotations
@@ -14,7 +16,6 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from sleepfm.config import Config
 from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
@@ -22,13 +23,14 @@ from sleepfm.models.backbones import Backbones, Layout, LoRAConfig
 from sleepfm.models.inputs import check_signals, stack_channels
 from sleepfm.models.losses import LossOutput, any_rank, masked_reconstruction, nt_xent
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
+from sleepfm.models.negatives import Contrastive
 from sleepfm.models.neuronet import NeuroNetConfig, NeuroNetEncoder, TransformerConfig
-from sleepfm.models.normalisation import mlp
+from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
 
 
-class SynthSleepNetConfig(Config):
+class SynthSleepNetConfig(Contrastive):
     """Defaults are the paper's.
 
     ``encoders`` holds the configuration of each modality's encoder; ``backbone`` stands for modalities it
@@ -168,9 +170,9 @@ class SynthSleepNet(nn.Module):
             raise ModelError(f"expected noise {[signals.shape[0], *self.noise_shape]}, found {list(noise.shape)}")
         if self.training and self.config.modality_dropout:
             present = self._drop_modalities(present, noise[..., self.frames])
-        tokens = self.backbones(signals, present)
+        tokens = self.backbones(signals, present, range(len(self.channels)))
         keep = keep_indices(noise[..., : self.frames], kept_count(self.frames, self.config.mask_ratio))
-        fused = self._fuse(tokens, present, keep)
+        fused = self._fuse(tokens, present, keep, range(len(self.channels)))
         reconstruction, guarded = self._reconstruction(fused, tokens, present, keep)
         mean = _mean_tokens(fused, present)
         contrast, aligned = self._contrast(mean, tokens, present)
@@ -188,29 +190,29 @@ class SynthSleepNet(nn.Module):
         channel) is below the chance; the present one with the highest draw stays.
         """
         modalities = [CHANNEL_MODALITY[name] for name in self.channels]
-        draws = noise[:, [modalities.index(modality) for modality in modalities]]
+        draws = torch.stack([noise[:, modalities.index(modality)] for modality in modalities], dim=1)
         highest = draws.masked_fill(~present, -1).amax(1, keepdim=True)
         return present & ((draws >= self.config.modality_dropout) | (draws == highest))
 
-    def _fuse(self, tokens: list[Tensor], present: Tensor, keep: Tensor | None, places: Sequence[int] | None = None) -> Tensor:
-        """Fused tokens ``[B, C, K, D]``; all ``F`` of a channel without ``keep`` ``[B, C, K]``; absent
-        channels hold nothing. With ``places`` everything is of the channels at these only.
+    def _fuse(self, tokens: list[Tensor], present: Tensor, keep: Tensor | None, places: Sequence[int]) -> Tensor:
+        """Fused tokens ``[B, C, K, D]`` of the channels at ``places``, whose own are ``tokens``; all ``F`` of a channel without
+        ``keep`` ``[B, C, K]``. Those of absent channels mean nothing: nobody attends to them.
         """
-        names = [self.channels[place] for place in places] if places is not None else self.channels
+        rows = present.repeat_interleave(self.frames, dim=0)  # [B F, C]
         parts = [
-            _spread(self.adapters[name](part.flatten(0, 1)).unflatten(0, part.shape[:2]), present[:, column])
-            for column, (name, part) in enumerate(zip(names, tokens, strict=True))
+            _by(self.adapters[self.channels[place]], part.flatten(0, 1), rows[:, column]).unflatten(0, part.shape[:2])
+            for column, (place, part) in enumerate(zip(places, tokens, strict=True))
         ]
-        own = self.modality_token if places is None else self.modality_token[list(places)]
+        own: Tensor = self.modality_token
+        if tuple(places) != tuple(range(len(self.channels))):
+            own = torch.stack([own[place] for place in places])
         x = torch.stack(parts, dim=1) + own + self.position
         if keep is not None:
             x = take(x, keep)
         shape = x.shape[1:3]
-        keys = None
-        if not present.all():
-            # An epoch without any channel attends to its empty tokens rather than to nothing, which is undefined.
-            attended = present | ~present.any(1, keepdim=True)
-            keys = attended[..., None].expand(-1, -1, shape[1]).flatten(1)
+        # An epoch without any channel attends to its empty tokens rather than to nothing, which is undefined.
+        attended = present | ~present.any(1, keepdim=True)
+        keys = attended[..., None].expand(-1, -1, shape[1]).flatten(1)
         x = x.flatten(1, 2)
         for block in self.blocks:
             x = block(x, keys)
@@ -229,32 +231,30 @@ class SynthSleepNet(nn.Module):
         """Mean over samples of the mean over present channels, and as a guard the same relative to predicting each channel's
         mean token.
         """
+        masks = hidden(keep, self.frames)
         errors, relative = [], []
         for place, target in enumerate(tokens):
-            rows = present[:, place]
-            prediction = self.decode(place, fused[rows, place], keep[rows, place])
-            error = masked_reconstruction(prediction, target, hidden(keep[rows, place], self.frames))
-            errors.append(_spread(error, rows))
-            if len(error) and guards.wanted():
-                relative.append(guards.relative_reconstruction(error.mean().detach(), target.detach()))
-        per_sample = torch.stack(errors, dim=1).sum(1) / present.sum(1).clamp(min=1)
-        return per_sample.mean(), _mean_of("reconstruction_vs_mean", relative, per_sample)
+            prediction = self.decode(place, fused[:, place], keep[:, place])
+            errors.append(masked_reconstruction(prediction, target, masks[:, place]))
+            if guards.wanted():
+                relative.append(guards.relative_reconstruction(errors[-1], target, present[:, place]))
+        per_sample = torch.stack(errors, dim=1).masked_fill(~present, 0).sum(1) / present.sum(1).clamp(min=1)
+        return per_sample.mean(), _mean_of("reconstruction_vs_mean", relative, present)
 
     def _contrast(self, mean: Tensor, tokens: list[Tensor], present: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Means over the channels present anywhere in the batch of NT-Xent between fused and unimodal embeddings, and
         as a guard of their alignment.
         """
-        some = present.any(1)
-        fused = _spread(self.fusion_projector(mean[some]), some)
+        fused = _by(self.fusion_projector, mean, present.any(1))
         losses, alignments = [], []
         for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True)):
             rows = present[:, place]
-            unimodal = _spread(self.projectors[name](part.mean(1)), rows)
-            losses.append(nt_xent(fused, unimodal, self.config.temperature, rows))
-            if len(part) and guards.wanted():
-                alignments.append(guards.alignment(fused[rows], unimodal[rows]))
+            unimodal = _by(self.projectors[name], part.mean(1), rows)
+            losses.append(nt_xent(fused, unimodal, self.config.temperature, rows, self.config.negatives))
+            if guards.wanted():
+                alignments.append(guards.alignment(fused, unimodal, rows))
         loss = torch.stack(losses).sum() / any_rank(present.any(0)).sum().clamp(min=1)
-        return loss, _mean_of("alignment", alignments, loss)
+        return loss, _mean_of("alignment", alignments, present)
 
     def drop_pretraining(self) -> None:
         """Remove what only :meth:`forward` needs: decoders, projectors and the mask token. ``encode`` and ``embed`` stay."""
@@ -268,36 +268,51 @@ class SynthSleepNet(nn.Module):
         """Start and end ``[F, 2]`` of every frame in seconds of the epoch."""
         return self.config.encoder_config(self.config.modalities[0]).frame_times
 
-    def encode_frames(self, signals: Tensor, present: Tensor) -> Tensor:
+    def encode_frames(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """``[B, C, T]`` with presence ``[B, C]`` to ``[B, F, D]`` in fp32: of every frame, the mean of the fused tokens of
         the present channels, unmasked.
 
-        An epoch without any present channel gives zeros.
+        The signals are those of ``channels``, all of the model's by default; each of them is computed for every epoch. An epoch
+        without any present channel gives zeros.
         """
-        check_signals(signals, present, self.channels)
-        return self._mean_of_channels(self.backbones(signals, present), present)
+        places = self._places(signals, present, channels)
+        return self._mean_of_channels(self.backbones(signals, present, places), present, places)
 
-    def encode_subsets(self, signals: Tensor, present: Tensor, subsets: Tensor) -> Tensor:
-        """:meth:`encode` for each of ``subsets`` ``[S, C]`` of the channels: ``[S, B, D]``.
+    def encode_subsets(
+        self, signals: Tensor, present: Tensor, subsets: Sequence[Sequence[bool]], channels: Sequence[str] | None = None
+    ) -> Tensor:
+        """:meth:`encode` for each of ``subsets``, which say of every channel whether it takes part: ``[S, B, D]``.
 
         The backbones see every channel once, whatever the number of subsets: only the fusion is repeated.
         """
-        check_signals(signals, present, self.channels)
-        tokens = self.backbones(signals, present)
+        places = self._places(signals, present, channels)
+        tokens, there = self.backbones(signals, present, places), present.unbind(1)
         rows = []
-        for subset in subsets.tolist():
-            places = [place for place, kept in enumerate(subset) if kept]
-            rows.append(self._mean_of_channels([tokens[p] for p in places], present[:, places], places).mean(1))
+        for subset in subsets:
+            own = [column for column, kept in enumerate(subset) if kept]
+            if not own:
+                rows.append(torch.zeros(len(signals), self.dim, device=signals.device))
+                continue
+            held = torch.stack([there[column] for column in own], dim=1)
+            rows.append(self._mean_of_channels([tokens[c] for c in own], held, [places[c] for c in own]).mean(1))
         return torch.stack(rows)
 
-    def _mean_of_channels(self, tokens: list[Tensor], present: Tensor, places: Sequence[int] | None = None) -> Tensor:
+    def _places(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None) -> list[int]:
+        """Where ``channels``, whose signals these are, stand among the model's."""
+        channels = self.channels if channels is None else channels
+        if unknown := [name for name in channels if name not in self.channels]:
+            raise ModelError(f"unknown channels {', '.join(unknown)}; this model takes any of {', '.join(self.channels)}")
+        check_signals(signals, present, channels)
+        return [self.channels.index(name) for name in channels]
+
+    def _mean_of_channels(self, tokens: list[Tensor], present: Tensor, places: Sequence[int]) -> Tensor:
         fused = self._fuse(tokens, present, None, places).float()
         weight = present.float()[..., None, None]
         return (fused * weight).sum(1) / weight.sum(1).clamp(min=1)
 
-    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
+    def encode(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """The mean ``[B, D]`` over the frames of :meth:`encode_frames`."""
-        return self.encode_frames(signals, present).mean(1)
+        return self.encode_frames(signals, present, channels).mean(1)
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:
         """One embedding ``[B, D]`` per epoch from any subset of the channels, each ``[B, T]``.
@@ -308,18 +323,20 @@ class SynthSleepNet(nn.Module):
         return self.encode(*stack_channels(signals, self.channels))
 
 
-def _spread(rows: Tensor, mask: Tensor) -> Tensor:
-    """``rows`` ``[N, ...]`` at the ``N`` True places of ``mask`` ``[B]``, zeros elsewhere: ``[B, ...]``."""
-    if rows.shape[0] == mask.shape[0]:
-        return rows
-    return rows.new_zeros(mask.shape[0], *rows.shape[1:]).index_put((mask,), rows)
+def _by(module: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
+    """``module`` on all of ``x`` ``[N, D]``, its batch statistics those of ``rows`` ``[N]``; the others are not used after it."""
+    with only(module, rows):
+        return module(x)
 
 
-def _mean_of(name: str, figures: list[Tensor], like: Tensor) -> dict[str, Tensor]:
-    """The mean of a guard's ``figures`` under its ``name``, nan if there are none; nothing where guards are not wanted."""
-    if not guards.wanted():
+def _mean_of(name: str, figures: list[Tensor], present: Tensor) -> dict[str, Tensor]:
+    """The mean of a guard's ``figures``, one a channel, over the channels ``present`` ``[B, C]`` in any epoch, under its
+    ``name``; nan where there is none, and nothing where guards are not wanted.
+    """
+    if not figures:
         return {}
-    return {name: torch.stack(figures).mean() if figures else like.new_full((), torch.nan)}
+    held = present.any(0)
+    return {name: torch.stack(figures).masked_fill(~held, 0).sum() / held.sum()}
 
 
 def _mean_tokens(fused: Tensor, present: Tensor) -> Tensor:

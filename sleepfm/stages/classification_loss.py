@@ -24,14 +24,14 @@ def class_weights(labels: Tensor, n_classes: int, weighting: str) -> Tensor:
 
 
 def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> StepLoss:
-    """Weighted cross-entropy of ``logits`` [B, L, K] against ``labels`` [B, L], -1 left out.
+    """Weighted cross-entropy of ``logits`` [B, L, K] against ``labels`` [B, L], -1 left out; ``weights`` [K] on their device.
 
     The sum is divided by B * L whatever was scored, so that the mean over ranks is the mean over the whole
     batch.
     """
     flat, target = logits.float().flatten(0, -2), labels.flatten()
     scored = target >= 0
-    each = F.cross_entropy(flat, target.clamp(min=0), reduction="none") * weights.to(flat)[target.clamp(min=0)]
+    each = F.cross_entropy(flat, target.clamp(min=0), reduction="none") * weights[target.clamp(min=0)]
     loss = (each * scored).mean()
     correct = ((flat.argmax(dim=-1) == target) & scored).float().mean()
     return StepLoss(loss, {"accuracy": correct})

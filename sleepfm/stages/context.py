@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.order import permutation
 from sleepfm.data.prefetch import Prefetcher
+from sleepfm.data.stream import Noise
 from sleepfm.data.windows import window_starts
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.models.build import model_config
@@ -39,8 +40,9 @@ class NightStream:
     one ends with the night, and a shorter night is padded at its end.
     """
 
-    def __init__(self, nights: Mapping[str, Tensor], length: int, seed: int) -> None:
-        """``nights`` are embeddings [E, D] by recording, nan where there is no channel."""
+    def __init__(self, nights: Mapping[str, Tensor], length: int, seed: int, noise: Noise | None = None) -> None:
+        """``nights`` are embeddings [E, D] by recording, nan where there is no channel; ``noise`` draws that of items."""
+        self._noise = noise
         self._length = length
         self._nights = list(nights.items())
         self._usable = [torch.nonzero(night.isfinite().all(1))[:, 0] for _, night in self._nights]
@@ -71,6 +73,7 @@ class NightStream:
         """Items ``start`` to ``start + count`` of the infinite sequence; ``signals`` are embeddings [B, L, D]."""
         position = np.arange(start, start + count)
         chosen = [self._items[self._order(p // len(self))[p % len(self)]] for p in position.tolist()]
+        item = torch.from_numpy(position)
         signals = torch.zeros(count, self._length, self._nights[0][1].shape[1])
         valid = torch.zeros(count, self._length, dtype=torch.bool)
         for row, (number, first) in enumerate(chosen):
@@ -82,9 +85,10 @@ class NightStream:
             present=torch.ones(count, 1, dtype=torch.bool),
             valid=valid,
             labels={},
-            item=torch.from_numpy(position),
+            item=item,
             record=[self._nights[number][0] for number, _ in chosen],
             first_epoch=torch.tensor([int(self._usable[number][first]) for number, first in chosen]),
+            noise=self._noise(item) if self._noise else None,
         )
 
 
@@ -112,15 +116,16 @@ class ContextStage:
         self.dataset_digest = self.dataset.digest
         sha256 = package.config["weights"]["sha256"]
         cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256, work=work)
-        self.stream = NightStream(cache.split(config.data.split), config.model.length, config.train.seed)
-        self.validation = NightStream(cache.split("val"), config.model.length, config.train.seed)
         torch.manual_seed(config.train.seed)
         self.module = MaskedContext(config.model, encoder)
+        noise = partial(noise_for, shape=self.module.noise_shape, seed=config.train.seed)
+        self.stream = NightStream(cache.split(config.data.split), config.model.length, config.train.seed, noise)
+        self.validation = NightStream(cache.split("val"), config.model.length, config.train.seed, noise)
         self.module.standardise(*self.stream.statistics())
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
-        """The error of masked epochs; masks belong to the items."""
-        return model(batch.signals, batch.valid, noise_for(batch.item, self.module.noise_shape, seed))
+        """The error of masked epochs; masks belong to the items, and come with them."""
+        return model(batch.signals, batch.valid, batch.noise)
 
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """The loss on nights of ``val``, every sequence once (at most ``data.validation_items``), always with the same masks."""

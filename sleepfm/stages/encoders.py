@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from sleepfm.config import to_dict
 from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.stream import EpochStream, SequenceStream
+from sleepfm.data.stream import EpochStream, Noise, SequenceStream
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.losses import LossOutput
@@ -60,6 +61,10 @@ class PretrainStage:
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Probes of the frozen encoder from ``label`` to ``val``, none without a monitor."""
         return self._monitor(module, work) if self._monitor else {}
+
+    def _noise(self) -> Noise:
+        """Draws the masking noise of items."""
+        return partial(noise_for, shape=self.module.noise_shape, seed=self.config.train.seed)
 
     def measure(self, metric: str) -> dict[str, Any]:
         """Epochs and seed of the probes; of the loss also the items that are contrasted at once, and what is to be predicted."""
@@ -111,12 +116,11 @@ class UnimodalStage(PretrainStage):
         return f"pretrain-{self.config.model.modality.lower()}"
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
-        """NeuroNet's loss; masks belong to the items."""
-        assert isinstance(self.module, NeuroNet)
-        return model(batch.signals, noise_for(batch.item, self.module.noise_shape, seed))
+        """NeuroNet's loss; masks belong to the items, and come with them."""
+        return model(batch.signals, batch.noise)
 
     def _stream(self, split: str) -> EpochStream:
-        return EpochStream(self.dataset, split, self.module.channels, self.config.reading())
+        return EpochStream(self.dataset, split, self.module.channels, self.config.reading(), noise=self._noise())
 
 
 class MultimodalStage(PretrainStage):
@@ -151,11 +155,11 @@ class MultimodalStage(PretrainStage):
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
         """SynthSleepNet's loss on sequences of one epoch."""
-        assert isinstance(self.module, SynthSleepNet)
-        return model(batch.signals[:, 0], batch.present[:, 0], noise_for(batch.item, self.module.noise_shape, seed))
+        return model(batch.signals[:, 0], batch.present[:, 0], batch.noise)
 
     def _stream(self, split: str) -> SequenceStream:
-        return SequenceStream(self.dataset, split, self.module.channels, reading=self.config.reading(), labels=())
+        reading = self.config.reading()
+        return SequenceStream(self.dataset, split, self.module.channels, reading=reading, labels=(), noise=self._noise())
 
 
 def check_encoder(modality: str, asked: NeuroNetConfig, held: NeuroNetConfig, address: str) -> None:

@@ -5,6 +5,7 @@ head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from sleepfm.stages.classification_loss import class_weights, classification_los
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.downstream_package import package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point, training_labels
-from sleepfm.stages.second_labels import SecondLabels
+from sleepfm.stages.second_labels import SECONDS, SecondLabels, SecondsStream
 from sleepfm.stages.shared_predictions import shared_predictions
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
@@ -55,7 +56,9 @@ class FinetuneStage:
         self.module = Downstream(plan, encoder)
         if context is not None:
             self.module.context.load_state_dict(context)
-        self.stream = SequenceStream(
+        self.seconds = SecondLabels(self.dataset, config.task)
+        stream = SequenceStream if config.events is None else partial(SecondsStream, seconds=self.seconds)
+        self.stream = stream(
             self.dataset,
             "label",
             self.module.channels,
@@ -74,7 +77,6 @@ class FinetuneStage:
         labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task, work.goes_on))
         self.n_labelled = int((labels >= 0).sum())
         self.weights = class_weights(labels, len(self.task.classes), config.weighting)
-        self.seconds = SecondLabels(self.dataset, config.task)
         self._validated: tuple[str, Predictions] | None = None
         if config.events is not None:
             every = torch.cat([self.seconds.of(row, kept.of(row)) for row in self.dataset.select("label").tolist()])
@@ -85,13 +87,20 @@ class FinetuneStage:
         ``seed`` is not used, dropout has its own.
         """
         epochs, events = batch.labels[self.config.task], self.config.events
+        self._move_weights(epochs.device)
         if events is None:
             return classification_loss(model(batch.signals, batch.present, batch.valid), epochs, self.weights)
         logits, seconds = model(batch.signals, batch.present, batch.valid)
         whole = classification_loss(logits, epochs, self.weights)
-        located = classification_loss(seconds.flatten(1, 2), self.seconds.batch(batch, epochs), self.second_weights)
+        located = classification_loss(seconds.flatten(1, 2), batch.labels[SECONDS], self.second_weights)
         parts = whole.parts | {"seconds": located.loss.detach(), "seconds_accuracy": located.parts["accuracy"]}
         return StepLoss(whole.loss + events.weight * located.loss, parts)
+
+    def _move_weights(self, device: torch.device) -> None:
+        """Weights of classes, once, to where the loss is computed."""
+        self.weights = self.weights.to(device)
+        if self.config.events is not None:
+            self.second_weights = self.second_weights.to(device)
 
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Headline figures on ``val``, every epoch once."""

@@ -22,10 +22,12 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import Reading, SequenceStream
 from sleepfm.errors import DatasetError
+from sleepfm.models.inputs import held_channels
+from sleepfm.stages.probes import logistic_regression, nearest_neighbours, standardise
 from sleepfm.tasks import TaskName
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 
-Embedded = tuple[NDArray[np.float32], NDArray[np.int64]]
+Embedded = tuple[Tensor, Tensor]
 
 SHARDS = 64
 FIGURES = ("val/probe_kappa", "val/probe_accuracy", "val/knn_kappa")
@@ -49,7 +51,7 @@ class Monitor:
     """
 
     def __init__(self, dataset: Dataset, channels: tuple[str, ...], config: MonitorConfig, seed: int) -> None:
-        self._config = config
+        self._config, self._channels = config, channels
         self._splits = {
             split: (self._stream(dataset, split, channels, seed), count)
             for split, count in (("label", config.label_epochs), ("val", config.val_epochs))
@@ -79,27 +81,21 @@ class Monitor:
     def __call__(self, module: Any, work: SharedWork = ALONE) -> dict[str, float]:
         """``val/probe_kappa``, ``val/probe_accuracy`` and ``val/knn_kappa`` of ``module.encode``, on every rank of ``work``."""
         label, val = (self._embed(module, split, work) for split in ("label", "val"))
-        return work.on_main(lambda: self._probe(self._joined("label", label), self._joined("val", val)))
+        return work.on_main(lambda: self._probe(self._joined("label", label), self._joined("val", val), work.device))
 
-    def _probe(self, label: Embedded, val: Embedded) -> dict[str, float]:
+    def _probe(self, label: Embedded, val: Embedded, device: torch.device) -> dict[str, float]:
         (train, truth), (held, held_truth) = label, val
-        if not (np.isfinite(train).all() and np.isfinite(held).all()):
+        if not (train.isfinite().all() and held.isfinite().all()):
             # A model that has diverged is worth nothing, and no reason to stop: no comparison is won by what is not a number.
             return dict.fromkeys(FIGURES, math.nan)
-        # Two seconds of imports, which the ranks that do not probe need not take.
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.neighbors import KNeighborsClassifier
-        from sklearn.preprocessing import StandardScaler
-
-        scaler = StandardScaler().fit(train)
-        train, held = scaler.transform(train), scaler.transform(held)
-        probe = LogisticRegression(C=0.1, max_iter=300).fit(train, truth).predict(held)
-        neighbours = min(self._config.neighbours, len(truth))
-        nearest = KNeighborsClassifier(neighbours, metric="cosine").fit(train, truth).predict(held)
+        train, held = standardise(train.to(device), held.to(device))
+        classes = truth.to(device)
+        probe = logistic_regression(train, classes, held).cpu().numpy()
+        nearest = nearest_neighbours(train, classes, held, self._config.neighbours).cpu().numpy()
         return {
-            "val/probe_kappa": _kappa(held_truth, probe),
-            "val/probe_accuracy": float(np.mean(held_truth == probe)),
-            "val/knn_kappa": _kappa(held_truth, nearest),
+            "val/probe_kappa": _kappa(held_truth.numpy(), probe),
+            "val/probe_accuracy": float(np.mean(held_truth.numpy() == probe)),
+            "val/knn_kappa": _kappa(held_truth.numpy(), nearest),
         }
 
     def _embed(self, module: Any, split: str, work: SharedWork) -> list[tuple[Tensor, ...]]:
@@ -111,8 +107,8 @@ class Monitor:
 
         @torch.inference_mode()
         def embed(batch: Batch) -> Tensor:
-            signals, present = batch.signals[:, 0].to(device), batch.present[:, 0].to(device)
-            return module.encode(signals, present).float().cpu()
+            signals, present, channels = held_channels(batch.signals[:, 0], batch.present[:, 0], self._channels)
+            return module.encode(signals.to(device), present.to(device), channels).float().cpu()
 
         def own(share: range) -> Iterator[tuple[Tensor, ...]]:
             with Prefetcher(stream, [chunks[number] for number in share]) as batches:
@@ -122,9 +118,9 @@ class Monitor:
         return work.each(f"epochs of {split}", [length for _, length in chunks], own)
 
     def _joined(self, split: str, chunks: list[tuple[Tensor, ...]]) -> Embedded:
-        """Embeddings [N, D] and labels [N]."""
-        rows, truth = (torch.cat(column).numpy() for column in zip(*chunks, strict=True))
-        if len(np.unique(truth)) < 2:
+        """Embeddings [N, D] and labels [N] on the CPU."""
+        rows, truth = (torch.cat(column) for column in zip(*chunks, strict=True))
+        if len(truth.unique()) < 2:
             raise DatasetError(
                 f"{self._origin}: {len(truth)} epochs of split {split!r} hold fewer than two classes of "
                 f"{self._config.task!r}, so the encoder cannot be probed; build from more subjects"

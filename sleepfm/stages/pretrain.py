@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from sleepfm.data.stream import Reading
 from sleepfm.models.build import KINDS
+from sleepfm.models.negatives import Negatives
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.context import FIGURE, ContextStage
 from sleepfm.stages.data_config import SourceConfig
@@ -43,7 +44,8 @@ class StageKind:
 
     ``encoders`` gives the modalities that ``config.encoders`` must name an encoder of; ``encoder`` says that ``config.encoder``
     must name one, whose embeddings the stage learns from. ``losses`` are the figures of held-out items by which weights may be
-    selected, ``figures`` the other ones beside those of the monitor. ``rows`` are those that one item gives a batch norm.
+    selected, ``figures`` the other ones beside those of the monitor. ``rows`` are those that one item gives a batch norm,
+    ``contrasts`` the contrastive losses of a micro-step and the width of their embeddings.
     """
 
     build: Callable[[PretrainConfig, Context], Stage]
@@ -52,6 +54,7 @@ class StageKind:
     losses: tuple[str, ...] = ()
     figures: tuple[str, ...] = ()
     rows: Callable[[Any], int] = lambda model: 1
+    contrasts: Callable[[Any], tuple[int, int]] = lambda model: (0, 0)
 
 
 def _unimodal(config: PretrainConfig, context: Context) -> Stage:
@@ -68,8 +71,13 @@ def _context(config: PretrainConfig, context: Context) -> Stage:
 
 # By the kind of model, see `sleepfm.models.build.KINDS`.
 STAGES = {
-    "neuronet": StageKind(_unimodal, losses=LOSSES),
-    "synthsleepnet": StageKind(_multimodal, encoders=lambda model: model.modalities, losses=LOSSES),
+    "neuronet": StageKind(_unimodal, losses=LOSSES, contrasts=lambda model: (1, model.projector[-1])),
+    "synthsleepnet": StageKind(
+        _multimodal,
+        encoders=lambda model: model.modalities,
+        losses=LOSSES,
+        contrasts=lambda model: (len(model.channels), model.projector[-1]),
+    ),
     "context": StageKind(_context, encoder=True, figures=(FIGURE,), rows=lambda model: model.length),
 }
 
@@ -150,6 +158,15 @@ class PretrainConfig(RunConfig):
     def rows_per_item(self) -> int:
         """One in the projectors of encoders; every epoch of a sequence in a context."""
         return STAGES[self.model.kind].rows(self.model)
+
+    def negatives(self) -> Negatives:
+        """Those of the model's contrastive loss, if it has one."""
+        chosen: Negatives = getattr(self.model, "negatives", "global")
+        return chosen
+
+    def contrasts(self) -> tuple[int, int]:
+        """One for NeuroNet's two views, one for each channel of SynthSleepNet."""
+        return STAGES[self.model.kind].contrasts(self.model)
 
     def is_built_at_once(self) -> bool:
         """All but a context's."""

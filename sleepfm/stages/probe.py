@@ -139,6 +139,7 @@ class ProbeStage:
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         """Cross-entropy of the batch's embeddings; ``seed`` is not used, dropout has its own."""
+        self.weights = self.weights.to(batch.signals.device)
         return classification_loss(model(batch.signals), batch.labels[self.config.task], self.weights)
 
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:

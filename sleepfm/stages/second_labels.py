@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +16,15 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.scored_events import scored_events, unclear_events
+from sleepfm.data.stream import SequenceStream
 from sleepfm.evaluation.events import event_family
 from sleepfm.signals.scorings.labels import touched
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
 
 KEPT_RECORDS = 4096
+# The name of these labels in a batch.
+SECONDS = "seconds"
 
 
 class SecondLabels:
@@ -46,7 +51,7 @@ class SecondLabels:
             part = night[first * EPOCH_SECONDS : first * EPOCH_SECONDS + length]
             found[row, : len(part)] = torch.from_numpy(part)
         scored = epochs.repeat_interleave(EPOCH_SECONDS, dim=1) >= 0
-        return torch.where(scored, found.to(epochs.device), -1)
+        return torch.where(scored, found, -1)
 
     def _of_record(self, row: int) -> NDArray[np.int64]:
         if row not in self._covered:
@@ -58,6 +63,22 @@ class SecondLabels:
             doubtful = touched(unclear_events(self._dataset, self._reader, row), size, 1.0) & ~covered
             self._covered[row] = np.where(doubtful, -1, covered.astype(np.int64))
         return self._covered[row]
+
+
+class SecondsStream(SequenceStream):
+    """Sequences whose ``labels`` hold, beside those of ``target``, ``seconds`` [B, 30 L] of a batch, made where it is read."""
+
+    def __init__(
+        self, dataset: Dataset, split: str, channels: Sequence[str], *, target: str, seconds: SecondLabels, **settings: Any
+    ) -> None:
+        """``settings`` are those of a :class:`SequenceStream`, whose ``labels`` name ``target``."""
+        super().__init__(dataset, split, channels, target=target, **settings)
+        self._target, self._seconds = target, seconds
+
+    def batch(self, start: int, count: int, tolerated: float | None = None) -> Batch:
+        """As of any stream."""
+        batch = super().batch(start, count, tolerated)
+        return replace(batch, labels=batch.labels | {SECONDS: self._seconds.batch(batch, batch.labels[self._target])})
 
 
 def covered_seconds(events: list[Event], size: int) -> NDArray[np.bool_]:

@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
-from sleepfm.config import merge
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.errors import CheckpointError, TrainingError
 from sleepfm.models import guards
 from sleepfm.models.recompute import recompute_activations
 from sleepfm.registry.artifacts import seconds_for
+from sleepfm.training.compilation import compile_module
 from sleepfm.training.feed import Feed, Shares
+from sleepfm.training.figures import Sums, mean_over_ranks, on_device
 from sleepfm.training.folder import RunFolder
+from sleepfm.training.in_flight import Taken
 from sleepfm.training.observer import Observer
 from sleepfm.training.ranks.batch_norm import synchronise
 from sleepfm.training.ranks.distributed import World, assert_agreement, gather_json, import_deepspeed, on_main
@@ -33,7 +33,7 @@ from sleepfm.training.ranks.preemption import Preemption
 from sleepfm.training.ranks.shared_work import SharedWork
 from sleepfm.training.run_config import RunConfig, config_digest
 from sleepfm.training.schedule import learning_rate, parameter_groups
-from sleepfm.training.stage import Loss, Stage, ValidatesLoss
+from sleepfm.training.stage import Stage, ValidatesLoss
 from sleepfm.training.state import checkpoint, universal
 from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.state.ema import FILE as EMA_FILE
@@ -41,6 +41,8 @@ from sleepfm.training.state.ema import Ema
 from sleepfm.training.state.selection import Best
 from sleepfm.training.state.weights import StatisticsGuard, average_statistics, share_state, state_digest, whole_state
 from sleepfm.training.state.writer import Writer
+from sleepfm.training.update import Update
+from sleepfm.training.zero import deepspeed_config, trained_sizes
 
 
 @dataclass(frozen=True)
@@ -66,35 +68,6 @@ def total_steps(config: RunConfig, stage: Stage) -> int:
 def is_logged(config: RunConfig, step: int, steps: int) -> bool:
     """Whether the figures of ``step`` (from 1) of a run of ``steps`` go to the tracking server, guards among them."""
     return step % config.train.log_every == 0 or step == steps
-
-
-def deepspeed_config(config: RunConfig, shares: Shares, from_universal: bool) -> dict[str, Any]:
-    """DeepSpeed's own configuration. Learning rate and schedule stay with the engine."""
-    train, options = config.train, config.deepspeed
-    settings: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": shares.micro_batch,
-        "gradient_accumulation_steps": shares.accumulation,
-        # Without ZeRO the engine clips, see _Run._finish_plain_gradients.
-        "gradient_clipping": train.clip if options.zero else 0.0,
-        "steps_per_print": None,
-        "zero_optimization": {"stage": options.zero},
-        "zero_allow_untested_optimizer": True,
-        "optimizer": {
-            "type": "AdamW",
-            "params": {"lr": train.lr, "betas": list(train.betas), "torch_adam": True},
-        },
-    }
-    if options.compute_dtype == "bf16":
-        # Autocast keeps parameters, buffers and norms in fp32 and computes in bf16. The listed module classes
-        # are those whose gradients travel in bf16.
-        settings["torch_autocast"] = {
-            "enabled": True,
-            "dtype": "bfloat16",
-            **({"lower_precision_safe_modules": []} if options.reduce_dtype == "fp32" else {}),
-        }
-    if from_universal:
-        settings["checkpoint"] = {"load_universal": True}
-    return merge(settings, options.extra)
 
 
 def train(stage: Stage, config: RunConfig, world: World, saved: Saved | None, observer: Observer) -> Trained:
@@ -146,24 +119,18 @@ class _Run:
             synchronise(module)
         if config.train.recompute:
             recompute_activations(module)
-        if config.train.compile:
-            module.compile()
+        compile_module(module, config.train.compile, world.device)
         self.engine, *_ = import_deepspeed().initialize(
             model=module,
             model_parameters=groups,
-            config=deepspeed_config(config, self.shares, universal_folder is not None),
+            config=deepspeed_config(config, self.shares, trained_sizes(module), universal_folder is not None),
             dist_init_required=False,
         )
-        if hasattr(self.engine.optimizer, "check_grad_overflow"):
-            # DeepSpeed looks for non-finite gradients only under its own bf16 and fp16 modes; so do we.
-            self.engine.optimizer.check_grad_overflow = True
         if saved is not None and universal_folder is not None:
             universal.load(self.engine, saved, universal_folder, self.zero)
         elif saved is not None:
             checkpoint.load(self.engine, saved)
-        if self.zero:
-            # A checkpoint brings that of the run that wrote it.
-            self.engine.optimizer.clip_grad = config.train.clip
+        self.update = Update(self.engine, self.zero, config.train.clip, world)
         self.writer = Writer(self.engine, world, self.folder.checkpoints, self.zero, config.train.keep, model)
         self.saved_at = time.monotonic()
         self.guard = StatisticsGuard(self.engine.module)
@@ -171,27 +138,32 @@ class _Run:
         if saved is not None and self.ema is not None:
             self.ema.load(saved.folder)
         self.skipped_in_row = 0
-        self.norm = math.nan
+        self.taken: Taken | None = None
+        # Since when a step takes its time, and how long data had been waited for by then.
+        self.clock = (0.0, 0.0)
+        self.leaves = self.saves = False
 
     def run(self) -> Trained:
         train = self.config.train
         began = time.perf_counter()
-        feed = Feed(self.stage.stream, self.shares, self.world, self.step, self.steps)
+        self.feed = Feed(self.stage.stream, self.shares, self.world, self.step, self.steps)
         finished = True
         try:
             with Preemption() as preemption:
                 while self.step < self.steps:
-                    votes = self._step(feed, lambda: self._votes(preemption.requested))
-                    leave, last = votes["leave"] > 0, self.step == self.steps
-                    if votes["written"] == 1:
-                        self.writer.advance()
-                    if last or (train.validate_every and self.step % train.validate_every == 0):
+                    self._step(preemption)
+                    last = self.step == self.steps
+                    validates = last or (train.validate_every > 0 and self.step % train.validate_every == 0)
+                    # Nothing is judged or kept before it is known whether the last update was made.
+                    if validates or self.leaves or self.saves or self.step % train.checkpoint_every == 0:
+                        self._learn()
+                    if validates:
                         self._validate()
                     # Weights do not change while steps are skipped, and the checkpoints before may be what is needed.
-                    due = not self.skipped_in_row and (votes["save"] > 0 or self.step % train.checkpoint_every == 0)
-                    if last or leave or due:
+                    due = not self.skipped_in_row and (self.saves or self.step % train.checkpoint_every == 0)
+                    if last or self.leaves or due:
                         self._save()
-                    if leave and not last:
+                    if self.leaves and not last:
                         finished = False
                         break
                 self._finish_saving()
@@ -199,7 +171,7 @@ class _Run:
             self.writer.rescue()
             raise
         finally:
-            feed.close()
+            self.feed.close()
         if finished:
             self.observer.at("loading the best weights", patient=True)
             on_main(self.world, lambda: self.best.load_into(self.module))
@@ -212,95 +184,108 @@ class _Run:
         due = self.world.is_main and 0 < minutes <= (time.monotonic() - self.saved_at) / 60
         return {"leave": asked_to_leave, "save": due, "written": self.writer.ready}
 
-    def _step(self, feed: Feed, vote: Callable[[], dict[str, bool]]) -> dict[str, float]:
-        """One optimiser step; for each vote that ranks have at its end, the share of them that gave it."""
-        train, world = self.config.train, self.world
-        began, waited = time.perf_counter(), feed.waited_seconds
+    def _step(self, preemption: Preemption) -> None:
+        """Queue one optimiser step, and learn meanwhile what became of the one before."""
+        train, world, feed = self.config.train, self.world, self.feed
+        self.observer.begins(self.step + 1)
+        if self.taken is None or self.taken.told:
+            self.clock = (time.perf_counter(), feed.waited_seconds)
         rate = learning_rate(train, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self.guard.keep()
-        sums: dict[str, torch.Tensor] = {}
-        records: list[str] = []
+        sums = Sums()
+        records: list[list[str]] = []
+        finite: list[torch.Tensor] = []
         for part in range(self.shares.accumulation):
             self.observer.at(f"waiting for data of step {self.step + 1}")
             batch = feed.next()
             self.observer.at(f"in the forward pass of step {self.step + 1}")
             torch.manual_seed(_seed(train.seed, self.step, part, world.rank))
             with self._precision(), guards.only_if(is_logged(self.config, self.step + 1, self.steps)):
-                loss: Loss = self.stage.loss(self.engine, batch, train.seed)
-                _accumulate(sums, loss, 1 / self.shares.accumulation)
-                if not torch.isfinite(loss.loss):
-                    records.extend(batch.record)
+                loss = self.stage.loss(self.engine, batch, train.seed)
+                sums.add(loss, 1 / self.shares.accumulation)
+                finite.append(loss.loss.detach().isfinite())
+                records.append([*batch.record])
                 self.observer.at(f"in the backward pass of step {self.step + 1}")
                 # Inside, because activation checkpointing runs parts of the forward pass again.
                 self.engine.backward(loss.loss)
-            if part == self.shares.accumulation - 1 and self.zero == 0:
-                self._finish_plain_gradients()
-            self.observer.at(f"in the update of step {self.step + 1}")
-            self.engine.step()
+            if part < self.shares.accumulation - 1:
+                self.engine.step()
+        self._learn()
         self.observer.at(f"adding up the figures of step {self.step + 1}")
-        ballots = {f"vote/{name}": torch.tensor(float(given)).to(sums["loss"]) for name, given in vote().items()}
-        figures = _means(sums | ballots, world)
-        votes = {name.removeprefix("vote/"): figures.pop(name) for name in ballots}
-        applied = self._applied()
+        votes = self._votes(preemption.requested)
+        ballots = on_device([float(given) for given in votes.values()], sums.values.device)
+        means = mean_over_ranks(torch.cat([sums.values, self.update.squares()[None], ballots]), world)
+        skip = self.update.decide(means[sums.names.index("loss")], means[len(sums.names)])
+        self.observer.at(f"in the update of step {self.step + 1}")
+        self.engine.step()
+        self.guard.restore(skip)
         self.step += 1
-        seconds = time.perf_counter() - began
-        row: dict[str, Any] = {
-            "step": self.step,
-            "loss": figures.pop("loss"),
-            "parts": figures,
-            "lr": rate,
-            "grad_norm": self._gradient_norm(),
-            "epochs_per_s": train.global_batch * self.stage.epochs_per_item / seconds,
-            "data_wait": (feed.waited_seconds - waited) / seconds,
-        }
-        if not applied:
-            row["skipped"] = True
-            self._skip(row, records, [*batch.record])
+        if self.ema is not None:
+            self.ema.update(self.step, skip)
+        self.taken = Taken(self.step, rate, sums.names, [*votes], records, means, skip, finite)
+        if self.taken.arrived and not self.taken.outcome.skipped:
+            self._tell(self.taken)
+
+    def _learn(self) -> None:
+        """What became of the last step that was queued: tell it, act on what the ranks voted for, and on a skipped update."""
+        if self.taken is None:
+            return
+        taken, self.taken = self.taken, None
+        # Where the device is while the host waits.
+        self.observer.at(f"in the update of step {taken.step}")
+        outcome = taken.outcome
+        if outcome.skipped:
+            self._skip(taken)
         else:
             self.skipped_in_row = 0
-            if self.ema is not None:
-                self.ema.update(self.step)
-        if world.is_main:
-            self.observer.report(self.step, row)
-        return votes
+            self._tell(taken)
+        self.leaves |= outcome.votes["leave"] > 0
+        self.saves |= outcome.votes["save"] > 0
+        if outcome.votes["written"] == 1:
+            self.writer.advance()
+
+    def _tell(self, taken: Taken, recordings: list[str] | None = None) -> None:
+        """Report a step whose figures are here, once; ``recordings`` are those of a skipped one."""
+        if taken.told:
+            return
+        taken.told, outcome = True, taken.outcome
+        before, self.clock = self.clock, (time.perf_counter(), self.feed.waited_seconds)
+        seconds, waited = (now - then for now, then in zip(self.clock, before, strict=True))
+        figures = dict(outcome.figures)
+        row: dict[str, Any] = {
+            "step": taken.step,
+            "loss": figures.pop("loss"),
+            "parts": figures,
+            "lr": taken.rate,
+            "grad_norm": outcome.gradient_norm,
+            "epochs_per_s": self.config.train.global_batch * self.stage.epochs_per_item / seconds,
+            "data_wait": waited / seconds,
+        }
+        if recordings is not None:
+            row |= {"skipped": True, "recordings": recordings}
+        if self.world.is_main:
+            self.observer.report(taken.step, row)
 
     def _precision(self) -> AbstractContextManager[Any]:
         return bf16_products(self.world.device) if self.config.deepspeed.compute_dtype == "bf16" else nullcontext()
 
-    def _finish_plain_gradients(self) -> None:
-        """Without ZeRO a plain optimiser applies whatever gradients there are: clip them, or drop bad ones."""
-        parameters = [p for p in self.engine.module.parameters() if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        self.norm = norm.item()
-        if not math.isfinite(self.norm):
-            for parameter in parameters:
-                parameter.grad = None
-        elif self.config.train.clip:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.train.clip, norm)
-
-    def _applied(self) -> bool:
-        return math.isfinite(self.norm) if self.zero == 0 else bool(self.engine.was_step_applied())
-
-    def _gradient_norm(self) -> float:
-        norm = self.norm if self.zero == 0 else self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else math.nan
-
-    def _skip(self, row: dict[str, Any], bad: list[str], seen: list[str]) -> None:
-        """Undo what a skipped step did to batch statistics; stop after too many in a row."""
-        self.guard.restore()
+    def _skip(self, taken: Taken) -> None:
+        """Name and tell a step whose update was left out; stop after too many in a row."""
         self.skipped_in_row += 1
-        by_rank = gather_json(self.world, {"bad": bad, "seen": seen})
+        seen = [name for record in taken.records for name in record]
+        by_rank = gather_json(self.world, {"bad": taken.outcome.not_finite, "seen": seen})
         named = sorted({name for rank in by_rank for name in rank["bad"]})
-        row["recordings"] = named or sorted({name for rank in by_rank for name in rank["seen"]})
+        recordings = named or sorted({name for rank in by_rank for name in rank["seen"]})
         if self.skipped_in_row >= self.config.train.max_skipped:
             self._finish_saving()
             raise TrainingError(
-                f"step {self.step}: {self.skipped_in_row} steps in a row had a non-finite "
+                f"step {taken.step}: {self.skipped_in_row} steps in a row had a non-finite "
                 f"{'loss' if named else 'gradient'} (train.max_skipped); recordings of the last one: "
-                f"{', '.join(row['recordings'])}; look at these recordings, or lower the rate: {self._advice()}"
+                f"{', '.join(recordings)}; look at these recordings, or lower the rate: {self._advice()}"
             )
+        self._tell(taken, recordings)
 
     def _advice(self) -> str:
         """How to go on with a smaller learning rate, in words that can be typed."""
@@ -345,46 +330,31 @@ class _Run:
         if not isinstance(stage, ValidatesLoss):
             return {}
         steps = min(stage.validation_items, len(stage.validation)) // shares.global_batch
-        sums: dict[str, torch.Tensor] = {}
+        sums = Sums()
         count = steps * shares.accumulation
         places = (divmod(number, shares.accumulation) for number in range(count))
         plan = ((shares.start(step, part, self.world.rank), shares.micro_batch) for step, part in places)
         self.engine.eval()
-        with torch.no_grad(), Prefetcher(stage.validation, plan, pin=self.world.device.type == "cuda") as batches:
+        with torch.no_grad(), Prefetcher(stage.validation, plan, device=self.world.device) as batches:
             for number, batch in enumerate(batches, 1):
                 with self._precision():
-                    loss = stage.loss(self.engine, batch.to(self.world.device), self.config.train.seed)
-                _accumulate(sums, loss, 1 / count)
+                    loss = stage.loss(self.engine, batch, self.config.train.seed)
+                sums.add(loss, 1 / count)
                 self.observer.goes_on(f"its loss, {number} of {count} parts")
         self.engine.train()
-        return {f"val/{name}": value for name, value in _means(sums, self.world).items()}
+        return {f"val/{name}": value for name, value in sums.means(self.world).items()}
 
     def _save(self) -> None:
         self.observer.at(f"saving step {self.step}", patient=True)
         self.observer.goes_on(still_s=seconds_for(self.bytes))
         average_statistics(self.engine.module, self.world)
         self.writer.save(self.step, {} if self.ema is None else {EMA_FILE: self.ema.state()})
-        self.saved_at = time.monotonic()
+        self.saved_at, self.saves = time.monotonic(), False
 
     def _finish_saving(self) -> None:
         self.observer.at("waiting for the last checkpoint to be on the disk", patient=True)
         self.observer.goes_on(still_s=seconds_for(self.bytes))
         self.writer.finish()
-
-
-def _accumulate(sums: dict[str, torch.Tensor], loss: Loss, weight: float) -> None:
-    for name, value in {"loss": loss.loss, **loss.parts}.items():
-        sums[name] = sums.get(name, 0) + value.detach().double() * weight
-
-
-def _means(sums: dict[str, torch.Tensor], world: World) -> dict[str, float]:
-    """Means over ranks, in one collective."""
-    if not sums:
-        return {}
-    flat = torch.stack([sums[name] for name in sorted(sums)])
-    if world.size > 1:
-        dist.all_reduce(flat)
-    return dict(zip(sorted(sums), (flat / world.size).tolist(), strict=True))
 
 
 def _seed(seed: int, step: int, part: int, rank: int) -> int:

@@ -1,4 +1,4 @@
-"""Batches of one rank, read ahead by a thread while the step before them runs."""
+"""Batches of one rank, read ahead and copied to its device while the step before them runs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from sleepfm.data.batch import Batch
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.report import report_of
+from sleepfm.data.worker_pool import workers_of
 from sleepfm.errors import ConfigError
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import TrainConfig
@@ -60,10 +61,9 @@ class Feed:
             for number in range(step, steps)
             for part in range(shares.accumulation)
         )
-        self._device = world.device
         self._rank = world.rank
         self._report = report_of(stream)
-        self._batches = Prefetcher(stream, plan, pin=world.device.type == "cuda")
+        self._batches = Prefetcher(stream, plan, device=world.device, workers=workers_of(stream))
         self.waited_seconds = 0.0
 
     def next(self) -> Batch:
@@ -71,7 +71,7 @@ class Feed:
         began = time.perf_counter()
         batch = next(self._batches)
         self.waited_seconds += time.perf_counter() - began
-        return batch.to(self._device)
+        return batch
 
     def close(self) -> None:
         """Stop reading ahead, and sum up by shard what was corrupt or slow on this rank."""

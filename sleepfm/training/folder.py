@@ -49,6 +49,8 @@ class RunFolder:
         trace: loss, learning rate and the like of every step.
         environment: of rank 0.
         figures, tracking: what goes to the tracking server, and how far it has got.
+        goodput: where the wall time of the run went, see :mod:`sleepfm.training.tracking.goodput`.
+        profile: the trace of the steps of ``train.profile``.
         evaluation: what a stage says of its best weights at the end; its predictions are :meth:`predictions`.
         checkpoints: folder of :mod:`sleepfm.training.state.checkpoint`.
         best: the best weights so far.
@@ -65,6 +67,8 @@ class RunFolder:
         self.environment = self.root / "environment.json"
         self.figures = self.root / "figures.jsonl"
         self.tracking = self.root / "tracking.json"
+        self.goodput = self.root / "goodput.json"
+        self.profile = self.root / "profile.json"
         self.evaluation = self.root / "evaluation.json"
         self.checkpoints = self.root / "checkpoints"
         self.best = self.root / "best" / WEIGHTS
@@ -74,6 +78,7 @@ class RunFolder:
         # Without the record, which is removed last.
         self._files = (
             *(self.result, self.config, self.trace, self.environment, self.tracking, self.figures),
+            *(self.goodput, self.profile),
             *(self.evaluation, self.predictions("val"), self.predictions("test")),
         )
         self._packages = (self.package, self.last)

@@ -16,6 +16,7 @@ from sleepfm.data.report import report_of
 from sleepfm.errors import ConfigError, RegistryError, UsageError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
+from sleepfm.models.device import set_tf32
 from sleepfm.registry import registry
 from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.store import store_uri
@@ -35,6 +36,8 @@ from sleepfm.training.stage import Export, Stage
 from sleepfm.training.state import checkpoint
 from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.tracking.flops import item_flops
+from sleepfm.training.tracking.goodput import Goodput
+from sleepfm.training.tracking.profile import Profiler
 from sleepfm.training.tracking.recorder import Recorder
 from sleepfm.training.tracking.step_time import GPUS_A_NODE
 from sleepfm.training.tracking.tracker import Tracker, undelivered
@@ -174,18 +177,22 @@ def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
     watched.at("choosing the checkpoint", patient=True)
     saved = _starting_point(stage, config, preflight.dataset_digest, context)
     observers: list[Observer] = [watched]
+    goodput = Goodput(world, folder, saved.step if saved else 0)
+    observers.append(goodput)
     flops = item_flops(stage, world)
     exporter: Exporter | None = None
     if world.is_main:
-        recorder = Recorder(stage, config, store, world, flops)
+        recorder = Recorder(stage, config, store, world, flops, goodput)
         exporter = Exporter(stage, config, store, recorder.tracker, total_steps(config, stage))
         observers = [recorder, exporter, *(tracker(stage, config) for tracker in TRACKERS), *observers]
+        if config.train.profile:
+            observers.append(Profiler(config.train.profiled, folder.profile))
     observer = Observers(observers)
 
     def conclude(trained: Trained, export: Export | None) -> dict[str, Any]:
         assert exporter is not None
         try:
-            return _conclude(stage, config, trained, export, exporter, observer)
+            return _conclude(stage, config, trained, export, exporter, goodput, observer)
         finally:
             # Here, while the others wait: one that hears of an error ends, and the launcher with it this process.
             observer.close()
@@ -209,6 +216,9 @@ def _stage(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT]
         nonlocal config
         # Not before: by now hosts are known to reach one another.
         context.config = config = compute_dtype.settle(config, context.world)
+        if context.world.device.type == "cuda":
+            # A run in fp32 is exact; what one in bf16 keeps in fp32 need not be.
+            set_tf32(config.deepspeed.compute_dtype == "bf16")
         return build(config, context)
 
     stage = preflight.stage(build_decided)
@@ -246,7 +256,13 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
 
 
 def _conclude(
-    stage: Stage, config: RunConfig, trained: Trained, export: Export | None, exporter: Exporter, observer: Observer
+    stage: Stage,
+    config: RunConfig,
+    trained: Trained,
+    export: Export | None,
+    exporter: Exporter,
+    goodput: Goodput,
+    observer: Observer,
 ) -> dict[str, Any]:
     """On rank 0: package the best weights, register them, and mark the run as done."""
     if not trained.finished:
@@ -264,10 +280,11 @@ def _conclude(
             f"{error}; trained, and the package is in {folder.package}: start the same command again when the store "
             "answers, and it is registered without training"
         ) from error
-    folder.write_result(result)
+    folder.write_result(result | {"goodput": goodput.summary()})
+    metric = config.registry.metric
     print(
-        f"{stage.name}: {result['steps']} steps in {result['seconds']:.0f} s, best {config.registry.metric} "
-        f"{result['metrics'][config.registry.metric]:.4f} at step {result['best_step']}; {describe(config, result)}",
+        f"{stage.name}: {result['steps']} steps in {result['seconds']:.0f} s, {goodput.describe()}, best {metric} "
+        f"{result['metrics'][metric]:.4f} at step {result['best_step']}; {describe(config, result)}",
         flush=True,
     )
     return result

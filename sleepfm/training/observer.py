@@ -15,6 +15,9 @@ class Observer:
     An error that it raises ends the run.
     """
 
+    def begins(self, step: int) -> None:
+        """On every rank, when the work on ``step`` (from 1) begins."""
+
     def at(self, place: str, patient: bool = False) -> None:
         """On every rank, whenever it goes on to something else; ``patient`` where ranks may wait for the work of one."""
 
@@ -46,6 +49,10 @@ class Observers(Observer):
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = tuple(observers)
+
+    def begins(self, step: int) -> None:
+        for observer in self._observers:
+            observer.begins(step)
 
     def at(self, place: str, patient: bool = False) -> None:
         for observer in self._observers:

@@ -10,6 +10,7 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sleepfm.config import Config, digest, to_dict
 from sleepfm.errors import ConfigError, UsageError
+from sleepfm.models.negatives import Negatives
 from sleepfm.signals.files import local_path
 
 
@@ -58,8 +59,8 @@ class TrainConfig(Config):
     independent of the number of processes and costs two small collectives a norm."""
     recompute: bool = False
     """Forget the activations inside of blocks and compute them again in the backward pass: same numbers, less memory."""
-    compile: bool = False
-    """Compile the model's forward and backward pass (``torch.compile``)."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile the blocks of the model (``torch.compile``): ``auto`` does on CUDA, not on CPUs."""
     seed: int = 777
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 validates once, after the last step."""
@@ -71,6 +72,8 @@ class TrainConfig(Config):
     """Checkpoints kept."""
     log_every: int = Field(default=10, ge=1)
     """Steps between figures sent to the tracking server; the local trace holds every step."""
+    profile: str = Field(default="", pattern=r"^([1-9][0-9]*(-[1-9][0-9]*)?)?$")
+    """Steps of which rank 0 writes a trace by torch's profiler into the run's folder, such as ``20-25``; none by default."""
     max_skipped: int = Field(default=5, ge=1)
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
     stall_s: float = Field(default=900.0, gt=0)
@@ -79,6 +82,32 @@ class TrainConfig(Config):
     silent_s: float = Field(default=20.0, gt=0)
     """Seconds without a sign of life from a rank (a stopped process, a lost host) after which the run ends and names it. Threads
     give the signs, so that a slow step does not matter."""
+
+    @field_validator("compile", mode="before")
+    @classmethod
+    def _as_yaml_reads_it(cls, value: Any) -> Any:
+        # YAML takes on and off, as well as yes and no, for true and false.
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @field_validator("profile", mode="before")
+    @classmethod
+    def _one_step(cls, steps: Any) -> Any:
+        # YAML reads the number of a single step as a number.
+        return str(steps) if type(steps) is int else steps
+
+    @property
+    def profiled(self) -> range:
+        """The steps of ``profile``."""
+        if not self.profile:
+            return range(0)
+        first, _, last = self.profile.partition("-")
+        return range(int(first), int(last or first) + 1)
+
+    @model_validator(mode="after")
+    def _profiled_in_order(self) -> TrainConfig:
+        if self.profile and not self.profiled:
+            raise ValueError(f"train.profile={self.profile!r}: the last step comes before the first")
+        return self
 
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
@@ -190,6 +219,14 @@ class RunConfig(Config):
         """Rows that an item gives the batch norm that gets the fewest; 0 where none learns, or only the stage knows."""
         return 0
 
+    def negatives(self) -> Negatives:
+        """Which ranks a contrastive loss compares."""
+        return "global"
+
+    def contrasts(self) -> tuple[int, int]:
+        """Contrastive losses of a micro-step, and the width of the embeddings that they compare."""
+        return 0, 0
+
     def is_built_at_once(self) -> bool:
         """Whether the stage is there in seconds; else it first embeds the data set."""
         return True
@@ -202,18 +239,13 @@ class RunConfig(Config):
             raise ValueError(f"branch_from={self.branch_from!r}: expected RUN@STEP, such as runs/pretrain-eeg@4000")
         return self
 
-    @model_validator(mode="after")
-    def _stages_can_do_it(self) -> RunConfig:
-        if self.train.compile and self.train.recompute:
-            raise ValueError("train.compile: not with train.recompute; the compiler chooses what to compute again")
-        return self
-
 
 # Where a run writes, how often it reports, and how its state is spread do not change what is learnt.
 _INCIDENTAL = {
     "train": (
         "output",
         "log_every",
+        "profile",
         "checkpoint_every",
         "checkpoint_minutes",
         "keep",
@@ -226,7 +258,7 @@ _INCIDENTAL = {
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
     # The data set is known by its digest, wherever it lies.
-    "data": ("path", "max_corrupt", "slow_read"),
+    "data": ("path", "max_corrupt", "slow_read", "workers"),
 }
 
 
@@ -261,6 +293,8 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
     for section in _INCIDENTAL.keys() & plain.keys():
         keys = _INCIDENTAL[section]
         plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
+    # As in the records of runs that began when it was a truth value. What `auto` does is the device's, which is not in it either.
+    plain["train"]["compile"] = plain["train"]["compile"] == "on"
     # Absent where they say nothing, as in the records of runs that began before there were any.
     return {key: value for key, value in plain.items() if key not in ("init_from", "branch_from") or value}
 

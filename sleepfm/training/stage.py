@@ -105,7 +105,8 @@ class Stage(Protocol):
 
         ``model`` is the module wrapped by DeepSpeed: call it once, with keyword or positional tensors. It
         computes under autocast; what the stage computes from its output afterwards is in fp32. ``seed`` is
-        the run's seed, for :func:`sleepfm.models.noise_for`.
+        the run's seed. Masking noise comes with the batch, see ``Batch.noise``. All micro-steps of a step, on all ranks, give the
+        same parts.
         """
 
     def validate(self, module: nn.Module, work: SharedWork) -> dict[str, float]:

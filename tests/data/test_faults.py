@@ -198,6 +198,14 @@ def test_labels_that_go_missing_during_a_run_are_replaced(dataset):
     assert (batch.labels["stage"] >= 0).any(dim=1).all()
 
 
+def test_a_shard_that_cannot_be_opened_is_named_with_the_reason(dataset):
+    reader = ShardReader(dataset)
+    shard = shard_of(dataset, "n08")
+    shard.unlink()
+    with pytest.raises(ShardError, match=rf"{shard.name}: cannot read shard \(No such file.*\); restore it"):
+        RecordLabels(dataset, reader, ("stage",)).of(dataset.index_of("n08"))
+
+
 class SlowReader(ShardReader):
     """A disk that takes its time for one shard."""
 

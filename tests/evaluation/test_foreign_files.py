@@ -38,6 +38,7 @@ NAMES = (
     *("night", ".night.0123456789ab.tmp", ".night.0123456789ab.old", "summary.json", "stages.csv", "report.html"),
     *("run.json", "result.json", "config.yaml", "trace.jsonl", "environment.json", "figures.jsonl", "tracking.json"),
     *("evaluation.json", "predictions-val.parquet", "checkpoints", "best", "package", "last", ".last", ".export-1"),
+    *("goodput.json", "profile.json"),
     *(".export-00000005", "export.json", "model.safetensors", "MODEL_CARD.md", "step-00000004", ".step-00000004.tmp"),
     *(".universal-step-00000004", "latest", "complete.json", ".package.0123456789ab.tmp", ".run.json.0123456789ab.tmp"),
     *(

@@ -4,6 +4,7 @@ import math
 import time
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,6 +13,7 @@ from sklearn import metrics as sk
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.evaluation import agreement, ranking
 from sleepfm.evaluation.metrics import Evaluation, choose_threshold, evaluate
+from sleepfm.evaluation.predictions import Predictions
 from sleepfm.tasks import TASKS, get_task
 
 STAGE, APNEA = TASKS["stage"], TASKS["apnea"]
@@ -230,6 +232,27 @@ def test_agreement_equals_sklearn_on_any_confusion(pairs):
         assert np.isnan(kappa)
     want = sk.f1_score(truth, predicted, labels=sorted(set(truth)), average="macro", zero_division=0.0)
     assert agreement.macro_f1(confusion) == pytest.approx(want)
+    if len(set(truth)) > 1 and len(set(predicted)) > 1:
+        assert agreement.matthews(confusion) == pytest.approx(sk.matthews_corrcoef(truth, predicted))
+    else:
+        assert np.isnan(agreement.matthews(confusion))
+
+
+@pytest.mark.parametrize(
+    "figure", [agreement.accuracy, agreement.kappa, agreement.class_f1, agreement.macro_f1, agreement.matthews]
+)
+def test_agreement_of_a_stack_is_that_of_each_matrix(figure):
+    stack = np.random.default_rng(0).integers(0, 9, (2, 3, 4, 4)).astype(float)
+    got = figure(stack)
+    for place in np.ndindex(2, 3):
+        np.testing.assert_array_equal(got[place], figure(stack[place]))
+
+
+def test_no_predictions_have_no_rows(tmp_path):
+    none = Predictions.none()
+    assert [len(part) for part in (none.record, none.subject, none.epoch, none.truth, none.probability)] == [0] * 5
+    none.write(tmp_path / "none.parquet")
+    assert pq.read_metadata(tmp_path / "none.parquet").num_rows == 0
 
 
 def test_a_thousand_resamples_take_under_two_seconds():

@@ -16,7 +16,7 @@ from sleepfm.config import load_config
 from sleepfm.demo.steps import DemoConfig, Plan
 from sleepfm.errors import UsageError
 from sleepfm.inference.scorer import Scorer, prepare_night
-from sleepfm.models.device import choose_device, full_precision
+from sleepfm.models.device import choose_device, full_precision, set_tf32
 from sleepfm.paths import config_root
 
 
@@ -79,11 +79,35 @@ def test_told_to_stay_on_the_cpu_they_do_on_a_machine_with_a_gpu(
     assert pd.read_parquet(tmp_path / "e.parquet")["embedding"].notna().all()
 
 
-def test_convolutions_stay_in_fp32_within_and_as_they_were_after() -> None:
-    before = torch.backends.cudnn.allow_tf32
-    with full_precision():
-        assert not torch.backends.cudnn.allow_tf32
-    assert torch.backends.cudnn.allow_tf32 == before
+@pytest.mark.parametrize(("products", "convolutions"), [("highest", True), ("high", True), ("highest", False), ("medium", False)])
+def test_products_and_convolutions_are_in_fp32_within_and_as_they_were_after(products: str, convolutions: bool) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
+        with full_precision():
+            assert torch.get_float32_matmul_precision() == "highest" and not torch.backends.cudnn.allow_tf32
+        assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == (products, convolutions)
+        set_tf32(True)
+        assert torch.get_float32_matmul_precision() == "high" and torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("allowed", [False, True])
+def test_only_where_it_is_allowed_a_product_is_in_tf32(allowed: bool) -> None:
+    a = torch.randn(512, 512, device="cuda")
+    exact = a.double() @ a.double()
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        set_tf32(allowed)
+        error = ((a @ a).double() - exact).abs().max() / exact.abs().max()
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
+    assert (error > 1e-5) == allowed
 
 
 def score_there(packages: dict[str, Path], recording: Path) -> dict[str, np.ndarray]:

@@ -195,6 +195,11 @@ def test_many_stretches_are_told_in_a_sum(scorer, recordings):
     night.quality["ECG"][0] |= np.uint8(Quality.FLAT)
     told = "\n".join(scorer.score(night).warnings)
     assert "and in 2 shorter stretches of 1 min together" in told
+    night.quality["ECG"][:] = 0
+    for first, stop in ((1, 3), (4, 7), (8, 11), (12, 15), (16, 19), (20, 23)):
+        night.quality["ECG"][first:stop] |= np.uint8(Quality.FLAT)
+    told = "\n".join(scorer.score(night).warnings)
+    assert "and in 1 shorter stretch of 1 min together" in told
 
 
 def test_wrong_models_are_refused(downstream_packages, encoder_package, night):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
-from sleepfm.models.context import ContextConfig, build_context
+from sleepfm.models.context import ContextConfig, build_context, sinusoid
 
 KINDS = ("mamba", "lstm", "attention")
 DIM = 32
@@ -79,3 +81,14 @@ def test_any_length_up_to_a_whole_night(kind: str, length: int) -> None:
 def test_no_context_is_no_context() -> None:
     x = torch.randn(2, 5, DIM)
     assert torch.equal(context("none")(x), x)
+
+
+@pytest.mark.parametrize("dim", [8, 7])
+def test_places_are_coded_by_sines_and_cosines(dim: int) -> None:
+    """arXiv 1706.03762, section 3.5; sines first, then cosines."""
+    code = sinusoid(5, dim, torch.device("cpu"))
+    half = math.ceil(dim / 2)
+    for place in range(5):
+        angles = [place / 10_000 ** (2 * pair / dim) for pair in range(half)]
+        expected = [*map(math.sin, angles), *map(math.cos, angles)][:dim]
+        torch.testing.assert_close(code[place], torch.tensor(expected), atol=1e-6, rtol=1e-6)

@@ -215,7 +215,7 @@ def test_linear_probing(tmp_path: Path, multimodal: tuple[Path, nn.Module], with
     with torch.no_grad():
         torch.testing.assert_close(ours.embed(canonical(x)), model.backbone(x), atol=TOLERANCE, rtol=0)
         sequence = torch.stack(list(x.values()), 1)[:, None]
-        logits = ours(sequence, torch.ones(3, 4, dtype=torch.bool))[:, 0]
+        logits = ours(sequence, torch.ones(3, 1, 4, dtype=torch.bool))[:, 0]
         torch.testing.assert_close(logits, model(x), atol=TOLERANCE, rtol=0)
 
 
@@ -227,5 +227,5 @@ def test_fine_tuning_with_temporal_context(tmp_path: Path, multimodal: tuple[Pat
     ours = convert(path, "apnea", ("none", "apnea")).module
     x = signals(2, 5)
     with torch.no_grad():
-        found = ours(torch.stack(list(x.values()), 2), torch.ones(2, 4, dtype=torch.bool))
+        found = ours(torch.stack(list(x.values()), 2), torch.ones(2, 5, 4, dtype=torch.bool))
         torch.testing.assert_close(found, model(x), atol=TOLERANCE, rtol=0)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import errno
+import os
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -279,6 +281,16 @@ def test_two_scorings_of_one_recording_leave_it_unscored(tmp_path, shared_data):
     found = {Path(finding.path).name: finding.scoring_refused for finding in findings}
     assert "several scorings fit" in found["SC4001E0-PSG.edf"]
     assert found["SC4011E0-PSG.edf"] == ""
+
+
+def test_a_folder_that_cannot_be_searched_for_a_scoring_is_named_with_the_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr("sleepfm.signals.scorings.finder.matching_files", _denied)
+    with pytest.raises(AnnotationError, match=r"cohort: cannot be searched for a scoring \(Permission denied\)"):
+        find_scoring(tmp_path / "cohort" / "n1.edf", None, load_cohort("generic"))
+
+
+def _denied(folder, pattern):
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 def test_what_of_an_event_lies_in_the_recording_is_kept_and_points_in_it_are():

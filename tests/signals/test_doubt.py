@@ -121,6 +121,11 @@ def test_an_event_without_a_duration_leaves_the_minute_after_its_onset_open(tmp_
     assert told.startswith("2 events without a duration") and "'Hypopnea' at 328 s" in told
 
 
+def test_of_many_events_without_a_duration_the_first_are_named_and_the_others_counted(tmp_path):
+    (told,) = scored(tmp_path, [f"{30 * number},,Hypopnea" for number in range(5)]).warnings
+    assert told.startswith("5 events") and told.endswith("'Hypopnea' at 60 s and 2 more")
+
+
 RESPIRATORY = """Central|Mixed|zentral|gemischt|Hypo|OA/arousal|Obst Hyp|Ob Hyp|Central A|Obs A|A. obstr.|Mixed A|OHyp|CHyp|
 Obst. A.|C. Apn|Atemaussetzer|Atemereignis|SDB event|SAHOS|Bezdech|Апноэ|呼吸暂停|
 Flow reduction|Absent flow|airflow reduction 50%|No airflow|

@@ -183,6 +183,7 @@ def test_gaps_are_zero_flagged_and_unscored(tmp_path):
     samples = night.channels["EEG_C3"]
     assert (samples[4000:7500] == 0).all() and samples[3500:4000].any() and samples[7500:8000].any()
     assert night.provenance["gaps"] == [[40.0, 35.0]]
+    assert night.provenance["channels"]["EEG_C3"]["epochs_flagged"] == {"GAP": 2}
     assert night.provenance["scoring"]["source"] == "annotations of the recording"
 
 

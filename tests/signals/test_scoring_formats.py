@@ -17,8 +17,11 @@ from made_scorings import FORMATS, START, Night, nsrr, profusion
 from sleepfm.constants import EVENT_TYPES
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohorts.catalogue import load_cohort
+from sleepfm.signals.edf.annotations import Annotation
 from sleepfm.signals.examine import examine
-from sleepfm.signals.scorings.labels import event_labels, stage_labels
+from sleepfm.signals.scorings.edf_plus import from_annotations
+from sleepfm.signals.scorings.labels import LABEL_EVENTS, event_labels, stage_labels
+from sleepfm.signals.scorings.luna_annot import is_luna_annot
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
 from sleepfm.signals.scorings.text_counts import TextCounts
@@ -240,6 +243,27 @@ def test_the_excerpt_of_wscs_log_in_lunas_documentation(tmp_path):
     ]  # fmt: skip
     with pytest.raises(AnnotationError, match="start of its recording is not known"):
         read_scoring(path)
+
+
+def test_a_line_of_a_log_that_reads_like_a_stage_is_none_and_what_may_be_an_event_is_open(tmp_path):
+    path = tmp_path / "x.allscore.txt"
+    path.write_text("22:00:00\tSTAGE - N2\n22:02:10\tWake\n22:05:05\tObstructive apnea\n22:10:00\tLIGHTS ON\n")
+    scoring = read_scoring(path, datetime(2000, 1, 1, 22, 0), 600.0)
+    assert [(stage.onset, stage.duration, stage.stage) for stage in scoring.stages] == [(0, 600, 2)]
+    assert "remark Wake" in [*scoring.ignored, *(event.type for event in scoring.unclear)]
+    # An apnea without a duration: positive where it begins.
+    assert np.flatnonzero(event_labels(scoring, 20, LABEL_EVENTS["apnea"]) == 1).tolist() == [10]
+
+
+@pytest.mark.parametrize("row", ["N2\t.\t.\t.", "N2\t.\tsoon\t.", "N2\t.\t0\tlater", "N2\t.\tsoon\t30"])
+def test_rows_without_times_are_no_annot_file(row):
+    assert is_luna_annot("N2\t.\t0\t30\n") and not is_luna_annot(f"{row}\n")
+
+
+def test_onsets_of_texts_are_those_of_the_recording():
+    scoring = from_annotations([Annotation(7.5, 30.0, "Sleep stage N2"), Annotation(12.25, 10.0, "Hypopnea")], "x")
+    assert scoring is not None
+    assert [stage.onset for stage in scoring.stages] == [7.5] and [event.onset for event in scoring.events] == [12.25]
 
 
 @pytest.mark.parametrize("start", ["-0.5", "-30", "inf", "nan"])

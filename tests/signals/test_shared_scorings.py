@@ -11,6 +11,8 @@ from sleepfm.cli import main
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.signals.doctor import examine_recordings
+from sleepfm.signals.examine import discover
 from sleepfm.signals.scorings.finder import SharedScorings, find_scoring
 
 
@@ -46,6 +48,17 @@ def test_a_file_with_the_longer_name_of_another_recording_is_that_ones(tmp_path,
     second.unlink()
     with pytest.raises(AnnotationError, match="several scorings fit"):
         find_scoring(first, tmp_path, lab)
+
+
+def test_the_doctor_says_that_several_scorings_far_above_a_recording_fit_it(tmp_path):
+    root = tmp_path / "cohort"
+    (root / "tables").mkdir(parents=True)
+    night(root / "1/2/3/4/5/6/P1.edf")
+    for name in ("P1 first.csv", "P1 second.csv"):
+        (root / "tables" / name).write_text("W\nN1\n")
+    lab = cohort(tmp_path, "tables/{stem}*.csv")
+    (finding,) = examine_recordings(discover(root, lab), root, lab)
+    assert "several scorings fit" in finding.scoring_refused
 
 
 def test_marks_of_patterns_in_the_names_of_recordings_are_letters(tmp_path):

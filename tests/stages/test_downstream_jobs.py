@@ -345,7 +345,7 @@ def test_seconds_of_a_batch_are_those_of_its_recordings(dataset, source, tmp_pat
     stage = FinetuneStage(job(FinetuneConfig, "finetune-apnea-events-tiny", dataset, tmp_path, "sequence.length=7"), source)
     batch = stage.stream.batch(0, 6)
     labels = batch.labels["apnea"]
-    found = stage.seconds.batch(batch, labels)
+    found = batch.labels["seconds"]
     reader = ShardReader(dataset)
     for row, (record, first) in enumerate(zip(batch.record, batch.first_epoch.tolist(), strict=True)):
         events = [e for e in scored_events(dataset, reader, dataset.index_of(record)) if e.type.endswith("apnea")]

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from host_reads import HostReads
 from torch import nn
 
 from sleepfm.config import load_config
 from sleepfm.data.batch import Batch
+from sleepfm.models import guards
 from sleepfm.paths import config_root
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.context import ContextStage
@@ -27,6 +29,8 @@ MODALITIES = ("EEG", "EOG", "EMG", "ECG")
 ITEMS = 4
 _TINY = ["model.length=10", "model.span=2"]
 _SHORT = ["sequence.length=3", "sequence.stride=3"]
+# Masking noise is drawn on the host, from positions in the stream.
+ON_THE_HOST = "sleepfm/models/noise.py"
 # Stages by name: their configuration, and what of it is changed.
 STAGES: dict[str, tuple[str, list[str]]] = {
     "unimodal": ("pretrain/eeg-tiny", []),
@@ -76,8 +80,11 @@ def build(kind: str, dataset: Path, packages: Path, folder: Path, work: SharedWo
 def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, folder: Path) -> dict[str, float]:
     """Two training steps of stage ``kind`` in bf16, its held-out loss, its validation, its packaging; the figures.
 
+    The first step is one that is logged, the second is not.
+
     Raises:
-        AssertionError: types that the engine relies on are not what they should be.
+        AssertionError: types that the engine relies on are not what they should be, or a step waits for the device: one that is
+            logged for the effective rank, any other at all.
     """
     torch.manual_seed(0)
     work = SharedWork(ALONE.world, "bf16", device=device)
@@ -89,8 +96,11 @@ def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, fo
 
         assert recompute_activations(module)
     optimiser = torch.optim.AdamW(parameter_groups(module, 0.01), lr=1e-4)
-    for step in range(2):
-        figures = _training_step(stage, module, optimiser, stage.stream.batch(step * ITEMS, ITEMS).to(device))
+    figures: dict[str, float] = {}
+    for step, logged in enumerate((True, False)):
+        batch = stage.stream.batch(step * ITEMS, ITEMS).to(device)
+        with guards.only_if(logged):
+            figures |= _training_step(stage, module, optimiser, batch, step)
     module.eval()
     with torch.no_grad():
         if isinstance(stage, ValidatesLoss):
@@ -105,11 +115,19 @@ def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, fo
     return figures
 
 
-def _training_step(stage: Stage, module: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch) -> dict[str, float]:
-    with torch.autocast(batch.signals.device.type, torch.bfloat16):
+def _training_step(
+    stage: Stage, module: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch, step: int
+) -> dict[str, float]:
+    device = batch.signals.device
+    with torch.autocast(device.type, torch.bfloat16), HostReads(device) as reads:
         loss = stage.loss(module, batch, 1)
         # As the engine does, inside: recomputed parts of the forward pass run under autocast too.
         loss.loss.backward()
+    waits = [str(read) for read in reads.found if not read.place.startswith(ON_THE_HOST)]
+    if step == 0:
+        # What stays on the device, such as the weights of classes, comes there once.
+        waits = [wait for wait in waits if "_linalg_eigh at sleepfm/models/guards.py" not in wait and "copy from cpu" not in wait]
+    assert not waits, waits
     assert loss.loss.dtype == torch.float32
     assert all(part.dtype in (torch.float32, torch.float64) for part in loss.parts.values())
     gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]

@@ -13,6 +13,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.masked_context import MaskedContext
+from sleepfm.models.noise import noise_for
 from sleepfm.paths import config_root
 from sleepfm.registry import registry
 from sleepfm.registry.package import write_package
@@ -48,6 +49,10 @@ def stage(dataset: Dataset, encoder: Path, folder: Path, *overrides: str) -> Con
 def test_it_learns_validates_and_packs_what_it_is(dataset: Dataset, encoder: Path, tmp_path: Path) -> None:
     job = stage(dataset, encoder, tmp_path)
     assert (job.name, job.parents, job.dataset_digest) == ("pretrain-context", [str(encoder)], dataset.digest)
+    # Drawn where the items are made, a function of the seed and the item alone.
+    seed = job.config.train.seed
+    for stream in (job.stream, job.validation):
+        assert torch.equal(stream.batch(7, 3).noise, noise_for(torch.tensor([7, 8, 9]), job.module.noise_shape, seed))
     before = job.validate(job.module.eval())
     job.module.train()
     optimiser = torch.optim.AdamW([p for p in job.module.parameters() if p.requires_grad], lr=3e-3)

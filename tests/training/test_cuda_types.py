@@ -1,4 +1,6 @@
-"""Every stage on a device that takes and refuses what CUDA does, without a GPU; and on a GPU where there is one."""
+"""Every stage on a device that takes and refuses what CUDA does, without a GPU; and on a GPU where there is one. A training step
+does not wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sleepfm.data.dataset import Dataset
-from sleepfm.models import guards
+from sleepfm.models import guards, heads
 
 CHANNEL_SETS = (EVERY_CHANNEL, ("EEG_C4", "ECG"))
 Run = Callable[..., Any]
@@ -171,6 +173,25 @@ def test_a_guard_in_bf16_would_be_found(there: Run, dataset: Dataset, packages: 
     assert there(planted_there, dataset.path, packages, tmp_path) == (
         "_linalg_eigh gets torch.bfloat16, for which CUDA has no kernel"
     )
+
+
+def waiting_there(dataset: Path, packages: Path, folder: Path) -> str:
+    """What becomes of a fine-tune whose head asks how many epochs there are."""
+    from simulated_cuda import DEVICE
+
+    sound = heads.on_valid
+    heads.on_valid = lambda module, x, valid: sound(module, x, valid if valid.sum().item() else None)
+    try:
+        take_step("fine-tune, frozen", DEVICE, dataset, packages, folder)
+    except AssertionError as error:
+        return str(error)
+    finally:
+        heads.on_valid = sound
+    return ""
+
+
+def test_a_step_that_waits_for_the_device_would_be_found(there: Run, dataset: Dataset, packages: Path, tmp_path: Path) -> None:
+    assert "_local_scalar_dense at tests/training/test_cuda_types.py" in there(waiting_there, dataset.path, packages, tmp_path)
 
 
 def collapse_there() -> tuple[float, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         self.epochs = 0
         self.seen: list[Tensor] = []
 
-    def encode(self, signals: Tensor, present: Tensor) -> Tensor:
+    def encode(self, signals: Tensor, present: Tensor, channels: Sequence[str]) -> Tensor:
         self.epochs += len(signals)
         self.seen.append(signals.clone())
         return self.function(signals)

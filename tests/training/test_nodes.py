@@ -14,8 +14,8 @@ import pytest
 from mlflow_server import free_port
 
 from sleepfm.errors import LostRankError, UsageError
+from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for, train_section
 from sleepfm.training.nodes.peers import Member, Peers, Plan, State
-from sleepfm.training.nodes.plan import Demand, absent, decide, plan_for, train_section
 from sleepfm.training.run_config import TrainConfig
 
 

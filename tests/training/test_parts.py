@@ -147,7 +147,7 @@ def used_folder(root: Path) -> None:
     for name in names:
         (root / name).mkdir()
         (root / name / "model.safetensors").write_text("weights")
-    for name in ("result.json", "trace.jsonl", "evaluation.json", "predictions-test.parquet"):
+    for name in ("result.json", "trace.jsonl", "evaluation.json", "predictions-test.parquet", "goodput.json", "profile.json"):
         (root / name).write_text("{}")
 
 

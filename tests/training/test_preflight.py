@@ -30,10 +30,10 @@ from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.pretrain import PretrainConfig
 from sleepfm.training.preflight import host
 from sleepfm.training.preflight.checks import Preflight
+from sleepfm.training.preflight.configuration import faults_of_plan
 from sleepfm.training.preflight.faults import Fault, of_all_ranks, refuse
-from sleepfm.training.preflight.plan import faults_of_plan
 from sleepfm.training.ranks.distributed import World
-from sleepfm.training.run_config import RunConfig
+from sleepfm.training.run_config import RunConfig, decisive_settings
 from sleepfm.training.stage import ValidatesLoss
 from sleepfm.training.tracking.sizing import Size
 
@@ -64,6 +64,23 @@ def test_what_does_not_divide_and_what_is_too_small_is_said() -> None:
     assert plan(pretraining("eeg-base"), 128) == []
     # An epoch of 1,400 in a sequence is a row each.
     assert plan(pretraining("context-base"), 32) == []
+
+
+def test_ranks_that_are_compared_divide_all_ranks() -> None:
+    for value in ("global", "node", "{group: 4}"):
+        assert plan(pretraining("eeg-64gpu", f"model.negatives={value}"), 64) == []
+    (group,) = plan(pretraining("eeg-64gpu", "model.negatives={group: 24}"), 64)
+    assert "model.negatives={group: 24}: groups of 24 ranks do not divide 64 ranks" in group
+    uneven = World(0, 64, 0, 6)
+    (node,) = faults_of_plan(pretraining("multimodal-64gpu", "model.negatives=node"), uneven)
+    assert "model.negatives=node: groups of 6 ranks do not divide 64 ranks" in node.text and node.configured
+
+
+def test_a_run_from_before_negatives_could_be_chosen_goes_on_and_others_are_other_runs() -> None:
+    before = decisive_settings(pretraining("eeg-base"))
+    assert "negatives" not in before["model"]
+    assert decisive_settings(pretraining("eeg-base", "model.negatives=global")) == before
+    assert decisive_settings(pretraining("eeg-base", "model.negatives=node"))["model"]["negatives"] == "node"
 
 
 def test_a_metric_that_is_not_validated_is_said_with_the_nearest_one() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,15 @@ from sleepfm.config import load_config, validate
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ConfigError, DatasetError, ModelError
 from sleepfm.models.build import model_config
+from sleepfm.models.noise import noise_for
 from sleepfm.paths import config_root
 from sleepfm.registry import registry
 from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import Resolved
 from sleepfm.stages.encoders import MultimodalStage, UnimodalStage, assert_unchanged
 from sleepfm.stages.pretrain import PretrainConfig
+from sleepfm.training.feed import Feed, Shares
+from sleepfm.training.ranks.distributed import World
 
 MODALITIES = ("eeg", "eog", "emg", "ecg")
 
@@ -88,6 +93,40 @@ def test_the_same_item_gives_the_same_loss_wherever_it_stands(dataset: Dataset) 
         rows = slice(start - 8, start - 4)
         assert torch.equal(part.signals, whole.signals[rows])
         assert torch.equal(part.item, whole.item[rows])
+
+
+@pytest.mark.parametrize("kind", ["unimodal", "multimodal"])
+def test_masks_are_drawn_beside_the_step_and_are_those_of_the_items(
+    dataset: Dataset, sources: dict[str, Resolved], monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    stage: UnimodalStage | MultimodalStage = (
+        UnimodalStage(config(dataset, "ecg-tiny"))
+        if kind == "unimodal"
+        else MultimodalStage(config(dataset, "multimodal-tiny"), sources)
+    )
+    drawing: list[int] = []
+    philox = np.random.Philox
+
+    def noted(*arguments: Any, **named: Any) -> np.random.Philox:
+        drawing.append(threading.get_ident())
+        return philox(*arguments, **named)
+
+    # What draws the order of the items, too.
+    monkeypatch.setattr(np.random, "Philox", noted)
+    given = []
+    feed = Feed(stage.stream, Shares(8, 1, 4), World(1, 2, 1, 2), 5, 7)
+    with torch.no_grad():
+        for _ in range(2):
+            given.append(feed.next())
+            stage.loss(stage.module, given[-1], stage.config.train.seed)
+    feed.close()
+    assert drawing and threading.get_ident() not in drawing
+    held_out = stage.validation.batch(0, 4)
+    for batch, first in zip([*given, held_out], (44, 52, 0), strict=True):
+        items = torch.arange(first, first + 4)
+        assert torch.equal(batch.item, items)
+        assert batch.noise is not None
+        assert torch.equal(batch.noise, noise_for(items, stage.module.noise_shape, stage.config.train.seed))
 
 
 def test_the_multimodal_stage_starts_from_the_registered_encoders_unchanged(

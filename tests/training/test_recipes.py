@@ -14,7 +14,7 @@ from sleepfm.paths import config_root
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.pretrain import PretrainConfig
 from sleepfm.training.feed import Shares
-from sleepfm.training.preflight.plan import faults_of_plan
+from sleepfm.training.preflight.configuration import faults_of_plan
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import RunConfig
 
@@ -55,7 +55,7 @@ def test_the_base_configuration_is_refused_where_recipes_are_for() -> None:
 def test_the_manual_has_the_table_of_the_configurations() -> None:
     names = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))
     rows = names["recipe_rows"]()
-    assert len(rows) == 9
+    assert len(rows) == 12
     text = (ROOT / "docs" / "scaling.md").read_text()
     for row in rows:
         assert row in text, row

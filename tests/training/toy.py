@@ -148,7 +148,7 @@ class ToyStage:
             )
         output = model(batch.signals).float()
         error = (output - batch.signals).pow(2).mean(1)
-        bad = torch.isin(batch.item, torch.tensor(self.toy.nan_at, dtype=torch.long).to(batch.item.device))
+        bad = torch.isin(batch.item, torch.tensor(self.toy.nan_at, dtype=torch.long, device=batch.item.device))
         error = error * torch.ones_like(error).masked_fill(bad, float("nan"))
         # Sum and sum of squares say which items a step took, whichever rank took them.
         items = batch.item.double()
@@ -165,7 +165,7 @@ class ToyStage:
         work.each("items", [1] * len(seconds), take)
         if self.toy.hang_in_validation and work.world.is_main:
             time.sleep(3600)
-        signals = ToyStream().batch(10_000, 40).signals
+        signals = ToyStream().batch(10_000, 40).signals.to(next(module.parameters()).device)
         error = (module(signals) - signals).pow(2).mean().item()
         self.validations += 1
         return {"val/error": self.toy.errors[self.validations - 1] if self.toy.errors else error}

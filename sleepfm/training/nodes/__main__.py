@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sleepfm.errors import LostRankError, UsageError, exit_with
 from sleepfm.files import write_atomic
-from sleepfm.training.nodes.plan import Demand, train_section
+from sleepfm.training.nodes.membership import Demand, train_section
 from sleepfm.training.nodes.supervisor import Supervisor
 
 

@@ -16,8 +16,8 @@ from types import FrameType
 from sleepfm.config import digest
 from sleepfm.errors import LostRankError
 from sleepfm.training.nodes.attempt import run_processes
+from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for
 from sleepfm.training.nodes.peers import Peers, Plan
-from sleepfm.training.nodes.plan import Demand, absent, decide, plan_for
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 _LOOK_SECONDS = 1.0
@@ -54,7 +54,7 @@ class Supervisor:
         """Until the job is done, has to stop, or was asked to leave by a signal; its exit status.
 
         Raises:
-            LostRankError: see :func:`sleepfm.training.nodes.plan.decide`.
+            LostRankError: see :func:`sleepfm.training.nodes.membership.decide`.
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._ask)

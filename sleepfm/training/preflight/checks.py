@@ -17,9 +17,9 @@ import torch.distributed as dist
 from sleepfm.errors import SleepFMError
 from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.preflight import host
+from sleepfm.training.preflight.configuration import faults_of_plan, split
 from sleepfm.training.preflight.faults import Fault, fault_of, of_all_ranks, refuse
 from sleepfm.training.preflight.parents import missing_parents
-from sleepfm.training.preflight.plan import faults_of_plan, split
 from sleepfm.training.ranks.distributed import World, gather_json
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Stage

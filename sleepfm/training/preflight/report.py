@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
 from sleepfm.config import to_yaml
@@ -18,13 +15,14 @@ from sleepfm.training.tracking.activations import Activations, count_activations
 from sleepfm.training.tracking.devices import NAMED
 from sleepfm.training.tracking.flops import item_flops
 from sleepfm.training.tracking.sizing import Size
-from sleepfm.training.tracking.step_time import SHARE_OF_PEAK, Work, step_seconds
+from sleepfm.training.tracking.step_time import SHARE_OF_PEAK, Work, step_seconds, work_of
+from sleepfm.training.zero import bucket_bytes, trained_sizes
 
 # Assumed for CUDA's own context, NCCL's buffers and what the allocator cannot use.
 _CUDA_BYTES = 2 * 2**30
-# DeepSpeed's default, in numbers.
-_BUCKET = 500_000_000
 _GIB = 2**30
+# Parts of a modelled step, in words.
+_LIMITS = {"computing": "arithmetic", "moving": "memory", "launching": "launches"}
 
 
 def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> str:
@@ -38,20 +36,14 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
     size, steps = Size.of(stage.module), total_steps(config, stage)
     parts = {
         "parameters, gradients and optimiser state": size.bytes_per_rank(zero, planned.size, train.ema > 0),
-        "DeepSpeed's buffers for gradients": bucket_bytes(config),
+        "DeepSpeed's buffers for gradients": bucket_bytes(config.deepspeed, trained_sizes(stage.module)),
         f"activations of {shares.micro_batch} items ({'measured' if activations.measured else 'counted'})": activations.bytes(
             shares.micro_batch
         ),
         "assumed for CUDA and NCCL": _CUDA_BYTES,
     }
     needed = sum(parts.values())
-    work = Work(
-        flops * shares.micro_batch * shares.accumulation,
-        activations.bytes(shares.micro_batch) * shares.accumulation,
-        size.trainable,
-        zero,
-        2 if config.deepspeed.reduce_dtype == "bf16" else 4,
-    )
+    work = work_of(config, planned.size, flops, activations.bytes(shares.micro_batch), size.trainable)
     return "\n".join(
         [
             to_yaml(config),
@@ -65,15 +57,6 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
             *_on_devices(work, planned.size, steps, needed, config.deepspeed.compute_dtype),
         ]
     )
-
-
-def bucket_bytes(config: RunConfig) -> int:
-    """What DeepSpeed 0.19 sets aside for gradients on their way between ranks, in fp32; nothing without ZeRO."""
-    if config.deepspeed.zero == 0:
-        return 0
-    stated: Mapping[str, Any] = config.deepspeed.extra.get("zero_optimization", {})
-    overlaps = stated.get("overlap_comm", False)
-    return int(stated.get("reduce_bucket_size", _BUCKET)) * 4 * (2 if overlaps else 1)
 
 
 def _activations(config: RunConfig, stage: Stage, world: World, micro_batch: int) -> Activations:
@@ -93,7 +76,7 @@ def _on_devices(work: Work, processes: int, steps: int, needed: float, dtype: st
         line = f"{processes} x {device.name} ({device.memory / _GIB:.0f} GiB): {fits}"
         if dtype == "bf16":
             step = step_seconds(work, processes, device)
-            slowest = "memory" if step["moving"] > step["computing"] else "arithmetic"
+            slowest = _LIMITS[max(_LIMITS, key=step.__getitem__)]
             line += f", {steps * step['step'] / 3600:.2f} h expected ({1000 * step['step']:.1f} ms a step, set by {slowest})"
         lines.append(line)
     if dtype == "bf16":

@@ -37,11 +37,13 @@ class Ema:
         self._average = {name: value.detach().clone() for name, value in self._sources.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Take in the weights after ``step`` steps."""
+    def update(self, step: int, skipped: Tensor) -> None:
+        """Take in the weights after ``step`` steps, unless ``skipped``, a flag on their device, says that the last was none."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        sources = [value.detach() for value in self._sources.values()]
-        torch._foreach_lerp_(list(self._average.values()), sources, 1 - decay)
+        averages = [*self._average.values()]
+        moves = torch._foreach_sub([value.detach() for value in self._sources.values()], averages)
+        torch._foreach_mul_(moves, (1 - decay) * ~skipped)
+        torch._foreach_add_(averages, moves)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:

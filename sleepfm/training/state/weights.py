@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -75,13 +74,20 @@ class StatisticsGuard:
     """Puts running statistics back to where they were before a step that was skipped."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._buffers: list[Any] = running_statistics(module)
-        self._kept = [buffer.clone() for buffer in self._buffers]
+        self._buffers = running_statistics(module)
+        self._kept: Tensor | None = None
 
     def keep(self) -> None:
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            kept.copy_(buffer)
+        """Before a step."""
+        self._kept = self._joined()
 
-    def restore(self) -> None:
-        for kept, buffer in zip(self._kept, self._buffers, strict=True):
-            buffer.copy_(kept)
+    @torch.no_grad()
+    def restore(self, skipped: Tensor) -> None:
+        """After it; only if the flag ``skipped`` on their device says so."""
+        joined = self._joined()
+        if joined is not None and self._kept is not None:
+            after = torch.where(skipped, self._kept, joined).split([buffer.numel() for buffer in self._buffers])
+            torch._foreach_copy_(self._buffers, [part.view_as(buffer) for part, buffer in zip(after, self._buffers, strict=True)])
+
+    def _joined(self) -> Tensor | None:
+        return torch.cat([buffer.reshape(-1) for buffer in self._buffers]) if self._buffers else None

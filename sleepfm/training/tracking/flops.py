@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -16,6 +16,11 @@ from sleepfm.training.ranks.distributed import World
 from sleepfm.training.ranks.precision import native_bf16
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking.devices import known_device
+
+# Of square matrices whose products are measured: at most 0.5 GB each in fp32. Twenty milliseconds are a thousand launches.
+_SIDES = (512, 1024, 2048, 4096, 8192)
+_TRIES = 4
+_LONG_ENOUGH_S = 0.02
 
 
 class _Counter(TorchDispatchMode):
@@ -80,12 +85,24 @@ def peak_flops(device: torch.device, dtype: Literal["bf16", "fp32"]) -> tuple[fl
     return _measured(device, kind), f"measured {str(kind).removeprefix('torch.')} matrix product"
 
 
-def _measured(device: torch.device, dtype: torch.dtype, side: int = 1024) -> float:
-    """The fastest of some matrix products, with the threads that this process has."""
-    a = torch.randn(side, side, device=device).to(dtype)
-    best = float("inf")
-    for _ in range(4):
-        began = time.perf_counter()
-        (a @ a)[0, 0].item()
-        best = min(best, time.perf_counter() - began)
-    return 2 * side**3 / best
+def _measured(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of some matrix products, with the threads that this process has.
+
+    Products grow until one takes long enough to keep every unit of ``device`` busy and to hide its launch: a fast device is
+    measured on a large one.
+    """
+    fastest = 0.0
+    for side in _SIDES:
+        a = torch.randn(side, side, device=device).to(dtype)
+        taken = min(_seconds(a) for _ in range(_TRIES))
+        fastest = max(fastest, 2 * side**3 / taken)
+        if taken > _LONG_ENOUGH_S:
+            break
+    return fastest
+
+
+def _seconds(a: Tensor) -> float:
+    began = time.perf_counter()
+    # The copy of a number waits for a device.
+    (a @ a)[0, 0].item()
+    return time.perf_counter() - began

@@ -10,14 +10,15 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 class Progress:
-    """Prints ``name step/steps loss lr epochs/s left``."""
+    """Prints ``name step/steps loss lr epochs/s goodput left``."""
 
     def __init__(self, name: str, steps: int) -> None:
         self._name, self._steps = name, steps
         self._last_time = time.monotonic()
         self._last_step: int | None = None
 
-    def stepped(self, row: Mapping[str, Any]) -> None:
+    def stepped(self, row: Mapping[str, Any], goodput: float) -> None:
+        """``goodput`` is the share of the run's wall time that went into steps."""
         step, now = row["step"], time.monotonic()
         if self._last_step is None:
             self._last_step = step - 1
@@ -29,7 +30,7 @@ class Progress:
         left = (self._steps - step) * per_step
         print(
             f"{self._name} {step}/{self._steps}  loss {row['loss']:.4f}  lr {row['lr']:.2e}  "
-            f"{row['epochs_per_s']:.0f} epochs/s  {_clock(left)} left",
+            f"{row['epochs_per_s']:.0f} epochs/s  goodput {goodput:.0%}  {_clock(left)} left",
             flush=True,
         )
         self._last_time, self._last_step = now, step

@@ -21,6 +21,7 @@ from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import RunConfig, config_digest
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking.flops import peak_flops
+from sleepfm.training.tracking.goodput import Goodput
 from sleepfm.training.tracking.machine import Sampler, environment
 from sleepfm.training.tracking.progress import Progress
 from sleepfm.training.tracking.trace import Trace
@@ -30,10 +31,10 @@ from sleepfm.training.tracking.tracker import Tracker
 class Recorder(Observer):
     """Rank 0's three places for figures: the trace on disk, the tracking server, the terminal."""
 
-    def __init__(self, stage: Stage, config: RunConfig, store: str, world: World, flops: float) -> None:
+    def __init__(self, stage: Stage, config: RunConfig, store: str, world: World, flops: float, goodput: Goodput) -> None:
         """``flops`` is the arithmetic of one item, see :func:`sleepfm.training.tracking.flops.item_flops`."""
         folder = RunFolder(config.train.output)
-        self._config = config
+        self._config, self._goodput = config, goodput
         self._steps = total_steps(config, stage)
         self._trace_path = folder.trace
         self._trace: Trace | None = None
@@ -72,13 +73,14 @@ class Recorder(Observer):
         before, self._reported = self._reported, time.monotonic()
         if "loss" not in row:
             # What a validation stops: everything since the step before it was reported.
-            self.tracker.log(step, row | {"speed/validation_seconds": self._reported - before})
+            seconds = {"speed/validation_seconds": self._reported - before}
+            self.tracker.log(step, row | seconds | self._goodput.figures())
             self._progress.validated(step, row)
             return
         if self._trace is None:
             self._trace = Trace(self._trace_path, step - 1)
         self._trace.append(row)
-        self._progress.stepped(row)
+        self._progress.stepped(row, self._goodput.share())
         if is_logged(self._config, step, self._steps) or row.get("skipped"):
             figures = {"train/loss": row["loss"], "train/lr": row["lr"], "train/grad_norm": row["grad_norm"]}
             figures |= {f"train/{name}": value for name, value in row["parts"].items()}

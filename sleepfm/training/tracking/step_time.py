@@ -8,6 +8,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sleepfm.models import negatives
+from sleepfm.models.losses import TILE_ON_GPU
+from sleepfm.models.negatives import group_size
+from sleepfm.training.feed import Shares
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.run_config import RunConfig
 from sleepfm.training.tracking.devices import Device
 
 SHARE_OF_PEAK = 0.30  # assumed share of a GPU's peak that arithmetic reaches (MFU)
@@ -16,7 +22,43 @@ NETWORK = 50e9  # bytes/s of one 400 Gb/s port a GPU, nvidia.com/en-us/networkin
 SHARE_OF_LINK = 0.7  # assumed of NVLink and of the network
 LATENCY = 10e-6  # assumed seconds a hop between nodes
 GPUS_A_NODE = 8
-OVERLAP = 0.5  # assumed share of the backward pass (two thirds of the arithmetic) that hides communication
+OVERLAP = 0.5  # assumed share of the backward pass (two thirds of the arithmetic) that hides gradients on their way
+KERNELS = 1_200  # assumed of a micro-step of a compiled model
+LAUNCH = 5e-6  # assumed seconds to launch one
+# Bytes that a contrastive loss moves for a similarity, counted in sleepfm/models/losses.py: reads and writes of an fp32 tile, 11
+# for the value and 13 for the gradient; and what it takes to form the similarities again where there are several tiles.
+PASSES_BYTES, AGAIN_BYTES = 4 * 24, 20
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """The contrastive losses of a step on one rank.
+
+    Attributes:
+        pairs: items of a micro-step.
+        width: of an embedding.
+        losses: of a step, one a channel and micro-step.
+        ranks: that are compared with each other.
+    """
+
+    pairs: int
+    width: int
+    losses: int
+    ranks: int
+
+    @property
+    def sent_bytes(self) -> float:
+        """Bytes that a rank sends in a step, see :func:`sleepfm.models.negatives.sent_bytes`."""
+        return self.losses * negatives.sent_bytes(self.pairs, self.width, self.ranks, bf16=True)
+
+    def seconds(self, device: Device) -> float:
+        """Of the arithmetic: two or three products and the passes over the similarities."""
+        similarities = 2 * self.pairs * 2 * self.pairs * self.ranks
+        again = similarities > TILE_ON_GPU
+        products = (3 if again else 2) * 2 * similarities * self.width
+        moved = similarities * (PASSES_BYTES + AGAIN_BYTES * again)
+        once = products / (device.bf16 * SHARE_OF_PEAK) + moved / (device.bandwidth * SHARE_OF_BANDWIDTH)
+        return self.losses * once
 
 
 @dataclass(frozen=True)
@@ -29,6 +71,8 @@ class Work:
         trained: parameters that train, of the whole model.
         zero: stage of ZeRO.
         gradient_bytes: of a gradient on its way between ranks.
+        contrast: its contrastive losses, if it has any.
+        kernels: that it launches, in all its micro-steps.
     """
 
     flops: float
@@ -36,6 +80,31 @@ class Work:
     trained: float
     zero: int
     gradient_bytes: int = 4
+    contrast: Contrast | None = None
+    kernels: int = KERNELS
+
+
+def work_of(config: RunConfig, processes: int, flops: float, activations: float, trained: float) -> Work:
+    """The work of ``config`` on ``processes``: ``flops`` are of an item, ``activations`` of a micro-step of one rank.
+
+    Raises:
+        ConfigError: the configuration does not fit so many processes.
+    """
+    shares = Shares.of(config.train, World(0, processes, 0, min(processes, GPUS_A_NODE)))
+    losses, width = config.contrasts()
+    contrast = None
+    if losses:
+        ranks = group_size(config.negatives(), processes, min(processes, GPUS_A_NODE))
+        contrast = Contrast(shares.micro_batch, width, losses * shares.accumulation, ranks)
+    return Work(
+        flops * shares.micro_batch * shares.accumulation,
+        activations * shares.accumulation,
+        trained,
+        config.deepspeed.zero,
+        2 if config.deepspeed.reduce_dtype == "bf16" else 4,
+        contrast,
+        KERNELS * shares.accumulation,
+    )
 
 
 def sent_bytes(zero: int, parameters: float, processes: int, gradient_bytes: int = 4, parameter_bytes: int = 4) -> float:
@@ -45,21 +114,27 @@ def sent_bytes(zero: int, parameters: float, processes: int, gradient_bytes: int
     paper's reduce-scatter would send half of the gradients (Rajbhandari et al. 2020, section 7), but DeepSpeed by default reduces
     buckets that hold parts of several ranks as a whole (``use_multi_rank_bucket_allreduce``).
     """
-    share = (processes - 1) / processes
-    gradients = parameters * gradient_bytes * share
-    gathered = parameters * parameter_bytes * share
-    return 2 * gradients + (gathered if zero else 0.0)
+    return _gradient_bytes(parameters, processes, gradient_bytes) + (
+        _parameter_bytes(parameters, processes, parameter_bytes) if zero else 0.0
+    )
 
 
-def communication_seconds(work: Work, processes: int, device: Device) -> float:
-    """Seconds of a step's gradients and parameters between ranks.
+def _gradient_bytes(parameters: float, processes: int, of_one: int) -> float:
+    return 2 * parameters * of_one * (processes - 1) / processes
+
+
+def _parameter_bytes(parameters: float, processes: int, of_one: int = 4) -> float:
+    return parameters * of_one * (processes - 1) / processes
+
+
+def transfer_seconds(sent: float, processes: int, device: Device) -> float:
+    """Seconds of a collective in which each of ``processes`` sends ``sent`` bytes.
 
     As many rings as a node has ports, each with its part of the bytes, cross between nodes by a port of their own. A ring is as
     fast as its slowest link; hops between nodes count, in trees of their number.
     """
     if processes == 1:
         return 0.0
-    sent = sent_bytes(work.zero, work.trained, processes, work.gradient_bytes)
     nodes = math.ceil(processes / GPUS_A_NODE)
     link = (device.nvlink if nodes == 1 else min(device.nvlink, GPUS_A_NODE * NETWORK)) * SHARE_OF_LINK
     hops = 2 * LATENCY * math.ceil(math.log2(nodes)) if nodes > 1 else 0.0
@@ -67,23 +142,38 @@ def communication_seconds(work: Work, processes: int, device: Device) -> float:
 
 
 def step_seconds(work: Work, processes: int, device: Device) -> dict[str, float]:
-    """Seconds of a step in bf16, by part; ``step`` is their sum, less what the backward pass hides.
+    """Seconds of a step in bf16, by part; ``step`` is the sum of ``arithmetic``, ``loss``, ``exchange`` and what the backward
+    pass does not hide of ``communication``.
 
-    ``arithmetic`` is the longer of computing and moving: a kept activation is written once and read once, and the optimiser reads
-    and writes 28 bytes a parameter (weight, gradient and two moments in, weight and two moments out), shared by ZeRO.
+    ``arithmetic`` is the longest of computing, moving (a kept activation is written once and read once) and launching, and then
+    the ``optimiser``, which reads and writes 28 bytes a parameter (weight, gradient and two moments in, weight and two moments
+    out), shared by ZeRO. ``loss`` and ``exchange`` are the arithmetic of the contrastive loss and its embeddings on their way,
+    ``communication`` gradients and then, with ZeRO, parameters on theirs; these come after the optimiser, so that nothing hides
+    them.
     """
     computing = work.flops / (device.bf16 * SHARE_OF_PEAK)
-    optimiser = 28 * work.trained / (processes if work.zero else 1)
-    moving = (2 * work.activations + optimiser) / (device.bandwidth * SHARE_OF_BANDWIDTH)
-    arithmetic = max(computing, moving)
-    communication = communication_seconds(work, processes, device)
-    hidden = min(communication, OVERLAP * arithmetic * 2 / 3)
+    moving = 2 * work.activations / (device.bandwidth * SHARE_OF_BANDWIDTH)
+    launching = work.kernels * LAUNCH
+    optimiser = 28 * work.trained / (processes if work.zero else 1) / (device.bandwidth * SHARE_OF_BANDWIDTH)
+    longest = max(computing, moving, launching)
+    arithmetic = longest + optimiser
+    loss = exchange = 0.0
+    if work.contrast is not None:
+        loss = work.contrast.seconds(device)
+        exchange = transfer_seconds(work.contrast.sent_bytes, work.contrast.ranks, device)
+    gradients = transfer_seconds(_gradient_bytes(work.trained, processes, work.gradient_bytes), processes, device)
+    parameters = transfer_seconds(_parameter_bytes(work.trained, processes), processes, device) if work.zero else 0.0
+    hidden = min(gradients, OVERLAP * longest * 2 / 3)
+    whole = arithmetic + loss + exchange
     return {
         "computing": computing,
         "moving": moving,
+        "launching": launching,
+        "optimiser": optimiser,
         "arithmetic": arithmetic,
-        "communication": communication,
-        "step": arithmetic + communication - hidden,
-        "efficiency": arithmetic / (arithmetic + communication - hidden),
-        "efficiency_without_overlap": arithmetic / (arithmetic + communication),
+        "loss": loss,
+        "exchange": exchange,
+        "communication": gradients + parameters,
+        "step": whole + gradients + parameters - hidden,
+        "step_without_overlap": whole + gradients + parameters,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 
+from sleepfm.models.negatives import group_size
 from sleepfm.training.feed import Shares
 from sleepfm.training.preflight.faults import Fault, fault_of
 from sleepfm.training.ranks.distributed import World
@@ -17,6 +18,7 @@ def faults_of_plan(config: RunConfig, world: World) -> list[Fault]:
     return [
         *indivisible,
         *([] if indivisible else batch_norm(config, Shares.of(config.train, world), world)),
+        *fault_of(lambda: group_size(config.negatives(), world.size, world.local_size)),
         *selection(config),
         *validation(config),
     ]
