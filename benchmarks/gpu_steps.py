@@ -16,14 +16,17 @@ from gpu_parts import REPOSITORY, Options, Row, seconds_of
 from torch import Tensor, nn
 
 from sleepfm.config import load_config
+from sleepfm.errors import ConfigError
 from sleepfm.models import guards
 from sleepfm.models import mamba as own_mamba
+from sleepfm.models.device import set_tf32
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.context import ContextStage
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.pretrain import PretrainConfig, build_stage
 from sleepfm.stages.probe import ProbeStage
+from sleepfm.training.compilation import compile_module
 from sleepfm.training.feed import Feed, Shares
 from sleepfm.training.job import Context
 from sleepfm.training.ranks.precision import autocast
@@ -102,7 +105,7 @@ def step(options: Options, kind: str) -> Iterator[Row]:
     for name, dtype, compiled in VARIANTS:
         try:
             row = _variant(steps, options, dtype, compiled, losses)
-        except torch.OutOfMemoryError as error:
+        except (torch.OutOfMemoryError, ConfigError) as error:
             torch.cuda.empty_cache()
             yield {"what": f"{kind} {options.size}, {name}", "error": str(error).splitlines()[0]}
             continue
@@ -119,11 +122,15 @@ def step(options: Options, kind: str) -> Iterator[Row]:
 
 
 def _variant(steps: Steps, options: Options, dtype: str, compiled: bool, losses: dict[str, float]) -> Row:
-    if compiled:
-        # As the engine does; a rehearsal has no time for a compiler of C++.
-        steps.module.compile(backend="eager" if options.rehearse else "inductor")
+    if compiled and options.rehearse:
+        # A rehearsal has no time for a compiler of C++.
+        steps.module.compile(backend="eager")
+    elif compiled:
+        compile_module(steps.module, "on", options.device)
     cuda = options.device.type == "cuda"
     if cuda:
+        # As a job of this type does.
+        set_tf32(dtype == "bf16")
         torch.cuda.reset_peak_memory_stats()
     torch.manual_seed(0)
     began = time.perf_counter()

@@ -1,14 +1,15 @@
 """Training steps of the models, and of the released code beside them where a checkout of it is at hand.
 
-    python benchmarks/models.py [--reference CHECKOUT] [--only CASE,...] [--threads N] [--steps N] [--batch N]
-        [--device cpu|cuda] [--json F]
+    python benchmarks/models.py [--reference CHECKOUT] [--only CASE,...] [--threads N] [--steps N] [--rounds N]
+        [--batch N] [--device cpu|cuda] [--json F]
 
 Every figure comes from a process of its own: the median time of a training step (forward, backward, AdamW) after a first one
 that does not count, its processor time over all threads (which a busy machine disturbs less), and the peak resident memory (on
-CUDA the peak allocation). Of it "work GB" is what an implementation decides: not the process with its libraries, nor weights,
-gradients and the optimiser's moments, which both sides must hold. Inputs, threads and optimiser are the same on both sides; the
-released code runs in fp32, as it is released. CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with timm, peft and einops
-installed; its Mamba-2 needs CUDA, so this project's stands in.
+CUDA the peak allocation); the least of ``--rounds``, in which variants take turns. Of it "work GB" is what an implementation
+decides: not the process with its libraries, nor weights, gradients and the optimiser's moments, which both sides must hold.
+Inputs and threads are the same on both sides; the released code runs in fp32 and with AdamW as torch makes it by default, as it
+is released, ours with the fused one. CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with timm, peft and einops installed; its
+Mamba-2 needs CUDA, so this project's stands in.
 """
 
 from __future__ import annotations
@@ -293,7 +294,8 @@ def measure(case: str, name: str, device: str, threads: int, steps: int, referen
         from sleepfm.models.recompute import recompute_activations
 
         recompute_activations(model)
-    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(trained, lr=1e-5, fused=None if name == "released" else True)
     around = _resident() - sum(p.nbytes for p in model.parameters()) if device == "cpu" else 0
     half = ExitStack if variant.precision == "fp32" else partial(_bf16, device)
     seconds, processor = [], []
@@ -321,12 +323,30 @@ def measure(case: str, name: str, device: str, threads: int, steps: int, referen
     }
 
 
+def measured(case: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Figures of every variant of ``case``, in turns, each in a process of its own; the fastest of its rounds."""
+    found: dict[str, dict[str, float]] = {}
+    for _ in range(arguments.rounds):
+        for name in cases(arguments.batch)[case]:
+            if name == "released" and not arguments.reference:
+                continue
+            own = ["--one", case, name, "--reference", arguments.reference, "--device", arguments.device]
+            own += ["--threads", str(arguments.threads), "--steps", str(arguments.steps), "--batch", str(arguments.batch)]
+            done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise SystemExit(f"{case}, {name}:\n{done.stderr[-2000:]}")
+            now = json.loads(done.stdout.splitlines()[-1])
+            found[name] = {key: min(value, found.get(name, now)[key]) for key, value in now.items()}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reference", default="", metavar="CHECKOUT")
     parser.add_argument("--only", default="", metavar="CASE,...", help=", ".join(cases()))
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="times that variants are measured in turns (%(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="epochs a step of the base sizes (%(default)s)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there, beside those of other cases")
@@ -343,15 +363,8 @@ def main() -> None:
     print(f"{'case':<20}{'variant':<18}" + "".join(f"{word:>10}" for word in heading), flush=True)
     for case in chosen:
         first: dict[str, float] | None = None
-        for name, variant in cases(arguments.batch)[case].items():
-            if name == "released" and not arguments.reference:
-                continue
-            own = ["--one", case, name, "--reference", arguments.reference, "--device", arguments.device]
-            own += ["--threads", str(arguments.threads), "--steps", str(arguments.steps), "--batch", str(arguments.batch)]
-            done = subprocess.run([sys.executable, __file__, *own], capture_output=True, text=True, check=False)
-            if done.returncode:
-                raise SystemExit(f"{case}, {name}:\n{done.stderr[-2000:]}")
-            found = json.loads(done.stdout.splitlines()[-1])
+        for name, found in measured(case, arguments).items():
+            variant = cases(arguments.batch)[case][name]
             first = first or found
             found["epochs_per_second"] = variant.epochs / found["seconds"]
             found["faster"] = first["seconds"] / found["seconds"]
@@ -370,10 +383,14 @@ def main() -> None:
             print(f"{case:<20}{name:<18}" + "".join(f"{figure:>10}" for figure in figures), flush=True)
             if case == "neuronet-base" and arguments.device == "cuda":
                 print(f"{'':<20}{NEURONET_GFLOP * found['epochs_per_second'] / 1e3:.1f} TFLOP/s")
+    # Cores differ.
+    machine = describe()
+    print(machine)
     if arguments.json:
         known = json.loads(arguments.json.read_text())["cases"] if arguments.json.exists() else {}
-        how = {"threads": arguments.threads, "steps": arguments.steps, "batch": arguments.batch}
-        content = {"machine": describe(), **how, "cases": known | table}
+        how = {"threads": arguments.threads, "steps": arguments.steps, "rounds": arguments.rounds}
+        how |= {"batch": arguments.batch}
+        content = {"machine": machine, **how, "cases": known | table}
         arguments.json.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 

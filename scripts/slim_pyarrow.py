@@ -1,4 +1,4 @@
-"""Rewrite a wheel of pyarrow without what reading and writing Parquet on a local disk does not need: 48 MiB become 34.
+"""Rewrite a wheel of pyarrow without what reading and writing Parquet on a local disk does not need: 48 MiB become 33.
 
 python scripts/slim_pyarrow.py pyarrow-....whl
 """

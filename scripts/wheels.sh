@@ -61,7 +61,7 @@ if wanted mamba-ssm; then
         "mamba-ssm==$version" 2>"$work/mamba" ||
         echo "left out: mamba-ssm (building it needs PyTorch and setuptools beside $python; the fused kernels are not checked)"
 fi
-# Of Arrow, what reads and writes Parquet: without Flight, Substrait, clouds, ORC, headers and tests, a third of it.
+# Of Arrow, what reads and writes Parquet: without Flight, clouds, ORC, headers and tests.
 for wheel in "$out"/pyarrow-*.whl; do
     [ ! -e "$wheel" ] || "$python" "$root/scripts/slim_pyarrow.py" "$wheel"
 done

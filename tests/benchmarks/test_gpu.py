@@ -99,8 +99,8 @@ def check_steps(part: dict[str, Any], kind: str) -> None:
             assert row["epochs_per_s"] == pytest.approx(found[f"{kind} tiny"]["epochs"] / row["seconds"])
             assert 0 < row["mfu"] < 1.5 and row["operations"] > 100
             assert row["loss"] == pytest.approx(exact["loss"], rel=0.1)
-    # The same weights, the same dropout, another order of sums at most.
-    assert found[f"{kind} tiny, bf16 compiled"]["loss"] == pytest.approx(found[f"{kind} tiny, bf16"]["loss"], rel=2e-3)
+    # The same weights and the same dropout; where norms are computed in fewer passes bf16 rounds elsewhere.
+    assert found[f"{kind} tiny, bf16 compiled"]["loss"] == pytest.approx(found[f"{kind} tiny, bf16"]["loss"], rel=0.05)
 
 
 def test_parts_run_on_what_the_wheels_bring(tmp_path: Path, bare: dict[str, str]) -> None:
@@ -140,6 +140,7 @@ def test_a_part_that_is_not_there_is_wrong_usage(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_everything_rehearsed(tmp_path: Path, bare: dict[str, str]) -> None:
     parts, done = rehearse(tmp_path, bare, "--minutes", "30")
     assert done.returncode == 0, done.stdout + done.stderr
