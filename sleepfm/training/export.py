@@ -318,7 +318,7 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
     promotion = promote(name, version, settings.metric, settings.mode, settings.alias, store)
     if settings.every_best and result.get("finished"):
         last = result.get("last")
-        newest = version if result["best_step"] == result["steps"] else None
+        newest = version if result.get("best_step") == result.get("steps") else None
         if last is not None:
             verify(folder.last, str(folder.last), last["tags"])
             newest = registry.register(name, folder.last, run_id, last["tags"], last["metrics"], result["parents"], store)

@@ -80,9 +80,16 @@ def no_traceback(stderr: str) -> None:
     assert "Traceback" not in stderr, stderr
 
 
-@pytest.mark.parametrize("again", [(ERRORS,), MORE], ids=["same", "more"])
-@pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-@pytest.mark.parametrize("name", FILES)
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+WAYS = [(name, damage, MORE) for name in FILES for damage in DAMAGES]
+WAYS += [(name, damage, (ERRORS,)) for name in ("result.json", "figures.jsonl", "tracking.json") for damage in DAMAGES]
+WAYS += [(name, gone, MORE) for name in ("run.json", "trace.jsonl", "figures.jsonl", "tracking.json")]
+
+
+@pytest.mark.parametrize(("name", "damage", "again"), WAYS, ids=lambda part: getattr(part, "__name__", str(part)))
 def test_a_run_goes_on_or_says_why_not(
     start: Start, world: Path, name: str, damage: Callable[[Path], None], again: tuple[str, ...]
 ) -> None:
@@ -95,7 +102,7 @@ def test_a_run_goes_on_or_says_why_not(
         lines = [line for line in stderr.splitlines() if line.startswith("error: ")]
         assert status in (1, 2) and len(lines) == 1 and name in lines[0], stderr
         # As it was found.
-        assert path.is_dir() if damage is folder_instead else path.read_bytes() == left
+        assert path.is_dir() if damage is folder_instead else damage is gone or path.read_bytes() == left
         return
     assert name in REWRITTEN or name in stderr or "not repeated" in stdout, stderr
     if "damaged-" in stderr:

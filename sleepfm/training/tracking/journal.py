@@ -66,7 +66,8 @@ class Journal:
                     continue
                 if "rewound" in row:
                     self._forget_after(row["rewound"])
-                for name, step in (row.get("last") or dict.fromkeys(row["figures"], row["step"])).items():
+                last: dict[str, int] = row.get("last") or dict.fromkeys(row["figures"], row["step"])
+                for name, step in last.items():
                     self._last_step[name] = max(step, self._last_step.get(name, step))
         return whole, damaged
 
