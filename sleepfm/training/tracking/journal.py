@@ -66,7 +66,7 @@ class Journal:
                     continue
                 if "rewound" in row:
                     self._forget_after(row["rewound"])
-                last: dict[str, int] = row.get("last") or {name: row["step"] for name in row["figures"]}
+                last: dict[str, int] = row.get("last") or dict.fromkeys(row["figures"], int(row["step"]))
                 for name, step in last.items():
                     self._last_step[name] = max(step, self._last_step.get(name, step))
         return whole, damaged
