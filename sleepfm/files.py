@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from sleepfm.errors import StorageError
 
 TEMPORARY_SUFFIX = ".tmp"
+DAMAGED_PREFIX = "damaged-"
 
 
 @contextmanager
@@ -112,6 +113,22 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def set_aside(path: Path) -> Path:
+    """Give the damaged file or folder ``path`` a name under which nobody looks for it: ``damaged-NAME``, or ``damaged-NAME-2``.
+
+    Raises:
+        StorageError: it cannot be renamed.
+    """
+    number, aside = 1, path.with_name(f"{DAMAGED_PREFIX}{path.name}")
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{DAMAGED_PREFIX}{path.name}-{number}")
+    with writing(aside):
+        path.rename(aside)
+        sync_folder(path.parent)
+    return aside
 
 
 def temporaries(folder: Path, names: str) -> list[Path]:

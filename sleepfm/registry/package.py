@@ -35,7 +35,7 @@ def write_package(
     """Write a package into ``folder`` and return ``tags`` with the digests a registry keeps.
 
     ``weights`` is a module, whose floating-point tensors are stored in fp32, or a file that :func:`save_weights` wrote, which is
-    linked, or copied where that cannot be. ``config`` holds at least ``model``.
+    copied: bytes that change in one of the two are still whole in the other. ``config`` holds at least ``model``.
 
     Raises:
         StorageError: it cannot be written, or a file of one of these names is there already.
@@ -46,7 +46,7 @@ def write_package(
         if os.path.lexists(folder / name):
             raise StorageError(f"{folder / name}: is there already, and is not replaced; write the package to another folder")
     if isinstance(weights, Path):
-        link_or_copy(weights, folder / WEIGHTS)
+        copy_file(weights, folder / WEIGHTS)
     else:
         save_weights(folder / WEIGHTS, weights.state_dict())
     digest = sha256_file(folder / WEIGHTS)
@@ -64,8 +64,13 @@ def link_or_copy(source: Path, target: Path) -> None:
     except FileExistsError as error:
         raise StorageError(f"{target}: is there already, and is not replaced") from error
     except OSError:
-        with writing(target), source.open("rb") as original, target.open("xb") as copy:
-            shutil.copyfileobj(original, copy)
+        copy_file(source, target)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Write the bytes of ``source`` to ``target``, which is not there yet. Raises :class:`StorageError`."""
+    with writing(target), source.open("rb") as original, target.open("xb") as copy:
+        shutil.copyfileobj(original, copy)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -74,13 +79,18 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     Raises:
         StorageError: it cannot be written; what was at ``path`` is still there.
     """
+    save_tensors(path, in_fp32(state), {"format": "pt", **(metadata or {})})
+
+
+def in_fp32(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of the tensors on the CPU, each with memory of its own, those of floating point in fp32."""
     import torch
 
     tensors = {}
     for name, value in state.items():
         kind = torch.float32 if value.is_floating_point() else value.dtype
         tensors[name] = value.detach().to("cpu", kind, copy=True).contiguous()
-    save_tensors(path, tensors, {"format": "pt", **(metadata or {})})
+    return tensors
 
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

@@ -136,10 +136,15 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
 
 def _evaluation(folder: Path) -> dict[str, Any]:
     path = RunFolder(folder).evaluation
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        raise TrainingError(f"{path}: cannot be read ({error}); it is damaged: train again") from error
     if content is None:
         raise TrainingError(f"{folder}: no {path.name}; no probe or fine-tune has finished there")
-    return dict(content)
+    if not isinstance(content, dict) or not {"facts", "results"} <= content.keys():
+        raise TrainingError(f"{path}: is not what a probe or fine-tune writes; it is damaged: train again")
+    return content
 
 
 def _flat(split: str, result: Evaluation) -> dict[str, float]:

@@ -13,12 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from sleepfm.errors import CheckpointError, ModelError, RegistryError
-from sleepfm.files import read_json, write_atomic
+from sleepfm.files import write_atomic
 from sleepfm.registry.package import WEIGHTS, verify
 from sleepfm.registry.registry import Resolved
 from sleepfm.training.folder import RunFolder
-from sleepfm.training.state import checkpoint
-from sleepfm.training.tracking.trace import read_trace
+from sleepfm.training.state import checkpoint, sealed
+from sleepfm.training.tracking.trace import whole_rows
+from sleepfm.training.tracking.tracker import known_run_id
 
 _NAMED = 8
 
@@ -38,8 +39,7 @@ def origin(branch_from: str) -> dict[str, Any]:
         held = f"there are those of step {', '.join(map(str, reversed(there)))}" if there else "there is none"
         raise CheckpointError(f"{branch_from}: no checkpoint of step {step} in {run.checkpoints}; {held}")
     checkpoint.read_mark(checkpoint.folder_of(run.checkpoints, step))
-    tracking = read_json(run.tracking) or {}
-    return {"run": str(run.root.resolve()), "step": step, "run_id": tracking.get("run_id", "")}
+    return {"run": str(run.root.resolve()), "step": step, "run_id": known_run_id(run)}
 
 
 def take(branch_from: str, folder: RunFolder) -> None:
@@ -50,7 +50,8 @@ def take(branch_from: str, folder: RunFolder) -> None:
     """
     run, step = parse(branch_from)
     origin(branch_from)
-    rows = [row for row in read_trace(run.trace) if row["step"] <= step]
+    # What is missing there, the run that goes on says.
+    rows = [row for row in whole_rows(run.trace)[0] if row["step"] <= step]
     write_atomic(folder.trace, "".join(json.dumps(row) + "\n" for row in rows))
     checkpoint.take_over(run.checkpoints, folder.checkpoints, step)
 
@@ -84,7 +85,7 @@ def weights_of(address: str, pull: Callable[[str], Resolved]) -> tuple[Path, str
 
     Raises:
         RegistryError: bytes of a package that have changed, or no package.
-        CheckpointError: a run that has not been validated yet.
+        CheckpointError: a run that has not been validated yet, or whose best weights are damaged.
     """
     run = RunFolder(address)
     if not run.is_run():
@@ -99,6 +100,7 @@ def weights_of(address: str, pull: Callable[[str], Resolved]) -> tuple[Path, str
         raise CheckpointError(
             f"{run.root}: holds no weights yet, since nothing has been validated; branch_from={run.root}@STEP takes a checkpoint"
         )
+    sealed.check(run.best)
     return run.best, str(run.root.resolve())
 
 

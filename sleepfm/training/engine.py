@@ -131,7 +131,8 @@ class _Run:
         elif saved is not None:
             checkpoint.load(self.engine, saved)
         self.update = Update(self.engine, self.zero, config.train.clip, world)
-        self.writer = Writer(self.engine, world, self.folder.checkpoints, self.zero, config.train.keep, model)
+        root, keep = self.folder.checkpoints, config.train.keep
+        self.writer = Writer(self.engine, world, root, self.zero, keep, model, self.folder.record_checkpoint)
         self.saved_at = time.monotonic()
         self.guard = StatisticsGuard(self.engine.module)
         self.ema = Ema(self.engine, config.train.ema, world) if config.train.ema else None

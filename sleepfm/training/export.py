@@ -19,19 +19,20 @@ from typing import Any
 from torch import Tensor, nn
 
 from sleepfm.config import to_dict
-from sleepfm.errors import RegistryError, SleepFMError
+from sleepfm.errors import CheckpointError, RegistryError, SleepFMError
 from sleepfm.files import read_json, write_json
 from sleepfm.output import MARKER, Origin, whole_folder
 from sleepfm.registry import registry
 from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.load_test import LoadTest
-from sleepfm.registry.package import WEIGHTS, link_or_copy, save_weights, write_package
+from sleepfm.registry.package import WEIGHTS, copy_file, link_or_copy, read_config, verify, write_package
 from sleepfm.registry.promotion import comparison, promote
 from sleepfm.registry.pruning import prune
 from sleepfm.training.folder import NOTE, RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import DrawsFromValidation, Export, Stage
+from sleepfm.training.state import sealed
 from sleepfm.training.state.selection import Best
 from sleepfm.training.tracking.recorder import common_tags
 from sleepfm.training.tracking.tracker import Tracker
@@ -79,6 +80,8 @@ class Exporter(Observer):
         self, step: int, figures: Mapping[str, float], module: nn.Module, state: Mapping[str, Tensor], best: bool
     ) -> None:
         """Take what the exports of these weights need."""
+        if best:
+            self._folder.record_best(sealed.read_header(self._folder.best))
         last = step == self._steps
         # The best weights of the last step are exported by `conclude`, once it has read `test`.
         if best == last or (best and not self._config.registry.every_best):
@@ -91,7 +94,7 @@ class Exporter(Observer):
             folder = self._folder.last_waiting if last else self._folder.waiting(step)
             self._folder.begin_waiting(folder)
             if last:
-                save_weights(folder / WEIGHTS, state)
+                sealed.save(folder / WEIGHTS, state, {"step": str(step)})
             else:
                 # Under another name: the next best replaces the file.
                 link_or_copy(self._folder.best, folder / WEIGHTS)
@@ -140,21 +143,41 @@ class Exporter(Observer):
         }
         self._load_test.check(folder.package, export.builder)
         if best.step == self._steps:
-            with whole_folder(folder.last, self._origin(folder.last.name)) as copy:
+            with whole_folder(folder.last, self._origin(folder.last)) as copy:
                 for file in folder.package.iterdir():
                     if file.name != MARKER:
-                        link_or_copy(file, copy / file.name)
-        elif (folder.last_waiting / NOTE).exists():
+                        copy_file(file, copy / file.name)
+        else:
             observer.goes_on("writing the last package and loading it", self._patience)
-            last = _read(folder.last_waiting)
-            tags, training = self._write(last, folder.last)
-            result["last"] = {"step": last.step, "metrics": training["metrics"], "tags": tags}
-            self._load_test.check(folder.last, last.export.builder)
+            if (last := self._last()) is not None:
+                tags, training = self._write(last, folder.last)
+                result["last"] = {"step": last.step, "metrics": training["metrics"], "tags": tags}
+                self._load_test.check(folder.last, last.export.builder)
         self._load_test.close()
         folder.write_result(result)
         for waiting in (folder.last_waiting, *folder.all_waiting()):
             folder.end_waiting(waiting)
         return result
+
+    def _last(self) -> Weights | None:
+        """The weights of the last step, if they wait for their package and are whole. That they are not is said: they are beside
+        the result.
+        """
+        if not self._folder.last_waiting.exists() and self._last_is_written():
+            return None
+        try:
+            last = _read(self._folder.last_waiting)
+            sealed.check(last.path)
+        except CheckpointError as error:
+            text = f"{error}; {self._folder.last} is not written, those of step {self._steps} are in the last checkpoint alone"
+            print(f"warning: {self._stage.name}: {text}", file=sys.stderr, flush=True)
+            return None
+        return last
+
+    def _last_is_written(self) -> bool:
+        """Whether ``last`` is of the last step already: the run has come to its end before."""
+        folder = self._folder.last
+        return folder.is_dir() and read_config(folder).get("training", {}).get("step") == self._steps
 
     def register(self, result: Mapping[str, Any], observer: Observer) -> dict[str, Any]:
         """Register what :meth:`conclude` packaged; see :func:`register`."""
@@ -172,8 +195,8 @@ class Exporter(Observer):
         if self._thread is not None and wait:
             self._thread.join()
 
-    def _origin(self, name: str) -> Origin:
-        return Origin(f"{name} weights", self._folder.identity(), self._config.registry.name)
+    def _origin(self, package: Path) -> Origin:
+        return self._folder.origin(package, self._config.registry.name)
 
     def _submit(self, folder: Path) -> None:
         with self._wake:
@@ -247,8 +270,9 @@ class Exporter(Observer):
         }
         content = weights.export.config | {"training": training}
         tags = self._tags | {"step": str(weights.step)} | self._comparison(weights.export) | weights.export.tags
-        with whole_folder(target, self._origin(target.name)) as folder:
+        with whole_folder(target, self._origin(target)) as folder:
             tags = write_package(folder, weights.path, content, weights.export.card, tags)
+            sealed.check(folder / WEIGHTS)
         return tags, training
 
     def _comparison(self, export: Export) -> dict[str, str]:
@@ -261,30 +285,45 @@ class Exporter(Observer):
 
 
 def _read(folder: Path) -> Weights:
-    note = read_json(folder / NOTE)
-    assert note is not None
-    return Weights(folder / WEIGHTS, note["step"], note["figures"], Export(**note["export"]))
+    """What waits in ``folder`` for its export. Raises :class:`CheckpointError`: it is missing or damaged."""
+    path = folder / NOTE
+    try:
+        note = read_json(path)
+        if note is None:
+            raise CheckpointError(f"{path}: missing")
+        return Weights(folder / WEIGHTS, int(note["step"]), dict(note["figures"]), Export(**note["export"]))
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise CheckpointError(f"{path}: is not as it was written") from error
 
 
 def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: str) -> dict[str, Any]:
     """Register the run's package as ``result`` describes it; version, run, whether it holds the alias now, and if not, which
     other and why.
 
-    Where the result holds a ``last`` as well and every best is registered, it gets a version of its own, else the best one's; the
-    alias ``last`` names it. Of the versions that the run registered on its way the newest ``registry.keep`` stay, and those that
-    are used, see :func:`sleepfm.registry.pruning.prune`.
+    Where the result holds a ``last`` as well and every best is registered, it gets a version of its own, and the alias ``last``
+    names it; it names the best one's version if that is of the last step. Of the versions that the run registered on its way the
+    newest ``registry.keep`` stay, and those that are used, see :func:`sleepfm.registry.pruning.prune`.
+
+    Raises:
+        RegistryError: a package is not as it was written, or the store refuses or cannot be reached.
     """
     name, settings, folder = config.registry.name, config.registry, RunFolder(config.train.output)
+    # The tags say what was written; this is what would be uploaded.
+    verify(folder.package, str(folder.package), result["tags"])
     add = (result["tags"], result["metrics"], result["parents"], store)
     # What a run leaves at its end is meant to stay; what it registers on its way is kept as long as `keep` says.
     version = registry.register(name, folder.package, run_id, *add, automatic=not result.get("finished"))
     promotion = promote(name, version, settings.metric, settings.mode, settings.alias, store)
     if settings.every_best and result.get("finished"):
         last = result.get("last")
-        newest = version
+        newest = version if result.get("best_step") == result.get("steps") else None
         if last is not None:
+            verify(folder.last, str(folder.last), last["tags"])
             newest = registry.register(name, folder.last, run_id, last["tags"], last["metrics"], result["parents"], store)
-        registry.name_version(name, newest, LAST_ALIAS, store)
+        if newest is not None:
+            registry.name_version(name, newest, LAST_ALIAS, store)
     try:
         prune(name, run_id, settings.keep, store)
     except RegistryError as error:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import os
 import re
+import threading
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from sleepfm.config import to_yaml
 from sleepfm.errors import CheckpointError, ConfigError, StorageError
-from sleepfm.files import make_folder, read_json, remove_temporaries, temporaries, write_atomic, write_json
+from sleepfm.files import DAMAGED_PREFIX, make_folder, read_json, remove_temporaries, temporaries, write_atomic, write_json
 from sleepfm.output import (
+    Origin,
     not_matching,
     remove_matching,
     remove_unfinished,
@@ -30,12 +33,18 @@ from sleepfm.training.state import checkpoint
 Resume = Literal["auto", "never", "must"]
 
 NOTE = "export.json"
+_RECORD = {"settings": dict, "dataset_digest": str, "sources": dict}
+_LATER_RECORD = {"segments": list, "saved": int, "best": dict, "lost": list}
 # The key of the settings in the `run.json` of earlier versions, whose runs still resume.
 _FORMER_SETTINGS = "essence"
 _WAITING = re.compile(r"\.export-[0-9]{8}")
 _LAST_WAITING = ".last"
+# What `result.json` says at least.
+_RESULT = frozenset({"finished", "name", "steps", "best_step", "metrics", "tags", "parents", "seconds"})
+# The thread that writes checkpoints changes `run.json`, too.
+_CHANGING = threading.Lock()
 _WAITING_FILES = rf"{re.escape(WEIGHTS)}|{re.escape(NOTE)}"
-_BEST_FILES = rf"{re.escape(WEIGHTS)}|\.{re.escape(WEIGHTS)}\.[0-9a-f]{{12}}\.tmp"
+_BEST_FILES = rf"{re.escape(WEIGHTS)}|\.{re.escape(WEIGHTS)}\.[0-9a-f]{{12}}\.tmp|{DAMAGED_PREFIX}{re.escape(WEIGHTS)}(-[0-9]+)?"
 
 
 class RunFolder:
@@ -43,7 +52,8 @@ class RunFolder:
 
     Attributes:
         record: ``run.json``, what decides the result, the data set's digest, the registered versions that the run started
-            from, the checkpoint that it branched from, its segments; written first, so that from then on the folder is a run's.
+            from, the checkpoint that it branched from, its segments, the newest step that was saved, what is said of the best
+            weights, what has been lost; written first, so that from then on the folder is a run's.
         config: the resolved configuration.
         result: ``result.json``, written when all is done.
         trace: loss, learning rate and the like of every step.
@@ -83,6 +93,7 @@ class RunFolder:
         )
         self._packages = (self.package, self.last)
         self._temporary = "|".join(re.escape(path.name) for path in (self.record, *self._files))
+        self._damaged = "|".join(rf"{DAMAGED_PREFIX}{re.escape(path.name)}(?:-[0-9]+)?" for path in self._files)
 
     def predictions(self, split: str) -> Path:
         """Predictions of the best weights on ``split``."""
@@ -109,13 +120,34 @@ class RunFolder:
         """From here on the same command does not train again. Raises :class:`StorageError`."""
         write_json(self.result, result)
 
+    def read_result(self) -> dict[str, Any] | None:
+        """What :meth:`write_result` wrote, None if it has not.
+
+        Raises:
+            CheckpointError: it is not as a run writes it.
+            StorageError: it cannot be read.
+        """
+        try:
+            result = read_json(self.result)
+        except ValueError as error:
+            raise CheckpointError(f"{self.result}: is not as it was written, no JSON") from error
+        except OSError as error:
+            raise StorageError(f"{self.result}: cannot be read ({error.strerror or error}); move it to another place") from error
+        if result is None:
+            return None
+        tags = result.get("tags") if isinstance(result, dict) else None
+        if tags is None or not result.keys() >= _RESULT or not isinstance(tags, dict) or not {"stage", "sha256"} <= tags.keys():
+            raise CheckpointError(f"{self.result}: is not as it was written, not the result of a run")
+        return dict(result)
+
     def check(self, config: RunConfig, dataset_digest: str, resume: Resume) -> dict[str, Any] | None:
         """The result of this very run if it is already done, else None. Reads only; every rank may call it.
 
         Raises:
             ConfigError: the folder holds a run of another configuration or data set, and not only in what may change.
-            CheckpointError: ``must`` and nothing to resume.
-            StorageError: what a run writes is there already, and no run of this program has written it.
+            CheckpointError: ``must`` and nothing to resume, or every checkpoint of the run is gone.
+            StorageError: a file of the run cannot be read, or what a run writes is there already, and no run of this program has
+                written it.
         """
         known = self._known()
         if known is None:
@@ -135,12 +167,71 @@ class RunFolder:
                 f"give another train.output= (with branch_from={self.root}@STEP to go on from one of its checkpoints there), or "
                 "--resume never to start over"
             )
-        if resume == "must" and not checkpoint.steps(self.checkpoints):
-            raise CheckpointError(f"{self.root}: holds no checkpoint to resume; start it without --resume must")
-        result: dict[str, Any] | None = read_json(self.result)
+        try:
+            result = self.read_result()
+        except CheckpointError:
+            # As if it were not there: the run goes on, sets it aside and says so.
+            result = None
         # What an earlier segment ended with is not the end of this one.
-        done = result is not None and not steered and result.get("segment", 0) == len(known["segments"])
-        return result if done else None
+        if result is not None and not steered and result.get("segment", 0) == len(known["segments"]):
+            return result
+        if not checkpoint.steps(self.checkpoints):
+            self._check_nothing_saved(known, finished=result is not None or os.path.lexists(self.last))
+            if resume == "must":
+                raise CheckpointError(f"{self.root}: holds no checkpoint to resume; start it without --resume must")
+        return None
+
+    def _check_nothing_saved(self, known: dict[str, Any], finished: bool) -> None:
+        """A run without a checkpoint begins at its first step, over what it has; that is right only before the first is saved."""
+        saved = known.get("saved")
+        if saved is None and not finished:
+            return
+        which = f"but its run has saved that of step {saved}" if saved is not None else "but its run has come to an end before"
+        raise CheckpointError(
+            f"{self.checkpoints}: holds no checkpoint, {which}; nothing of it is overwritten: put the checkpoints back, start "
+            f"over with --resume never, or give another train.output= (with init_from={self.root} for the weights alone)"
+        )
+
+    def record_checkpoint(self, step: int) -> None:
+        """Keep that a checkpoint of ``step`` is whole on the disk. Raises :class:`StorageError`."""
+        self._change(lambda known: known.update(saved=step))
+
+    def record_best(self, facts: Mapping[str, str]) -> None:
+        """Keep what the header of the best weights says of them, which may be lost. Raises :class:`StorageError`."""
+        self._change(lambda known: known.update(best=dict(facts)))
+
+    def record_lost(self, step: int, what: str) -> bool:
+        """Keep that the run goes on from ``step`` without something; whether that is new. Raises :class:`StorageError`."""
+        if what in self.lost():
+            return False
+        self._change(lambda known: known.setdefault("lost", []).append({"step": step, "what": what}))
+        return True
+
+    def best_facts(self) -> dict[str, str]:
+        """What :meth:`record_best` has kept last; nothing before."""
+        known = self._known()
+        return dict(known.get("best", {})) if known else {}
+
+    def saved_step(self) -> int | None:
+        """The step of the checkpoint that was saved last, None before the first."""
+        known = self._known()
+        return known.get("saved") if known else None
+
+    def lost(self) -> list[str]:
+        """What the run has gone on without, in words."""
+        known = self._known()
+        return [item["what"] for item in known.get("lost", [])] if known else []
+
+    def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
+        with _CHANGING:
+            known = self._known()
+            assert known is not None
+            change(known)
+            write_json(self.record, known)
+
+    def origin(self, package: Path, registered: str) -> Origin:
+        """What ``package`` (or ``last``) of this run holds, of the registered model of that name."""
+        return Origin(f"{package.name} weights", self.identity(), registered)
 
     def is_run(self) -> bool:
         """Whether a run has begun here. Raises :class:`StorageError` for somebody else's record."""
@@ -182,7 +273,7 @@ class RunFolder:
         branch = known.get("branched_from") if known else None
         if branch:
             tags |= {"branched_from": f"{branch['run']}@{branch['step']}", "branched_from.run_id": branch["run_id"]}
-        return tags
+        return tags | {f"lost.{number}": what for number, what in enumerate(self.lost(), 1)}
 
     def sources(self) -> dict[str, str]:
         """The registered versions that a run in this folder started from, by the address that it was given."""
@@ -216,7 +307,7 @@ class RunFolder:
         for path in staged:
             self.end_waiting(path)
         self._remove_debris()
-        for path in self._files:
+        for path in [*self._files, *self._set_aside()]:
             path.unlink(missing_ok=True)
         # Last: what a kill leaves is still a run's.
         self.record.unlink()
@@ -253,8 +344,8 @@ class RunFolder:
                 f"{self.root}: {segment.describe()}: the run is at step {step}, and with {steps} steps none is left to train; "
                 f"raise train.steps, or give another train.output= and branch_from={self.root}@STEP with an earlier checkpoint"
             )
-        known["segments"].append({"step": step, "changed": changed, "settings": settings})
-        write_json(self.record, known)
+        new = {"step": step, "changed": changed, "settings": settings}
+        self._change(lambda known: known["segments"].append(new))
         return segment.describe()
 
     def _known(self) -> dict[str, Any] | None:
@@ -267,8 +358,11 @@ class RunFolder:
             known["settings"] = known.pop(_FORMER_SETTINGS)
         if known is None:
             return None
-        whole = isinstance(known, dict) and {"settings", "dataset_digest", "sources"} <= known.keys()
-        if not whole or not isinstance(known["settings"], dict):
+        if (
+            not isinstance(known, dict)
+            or any(not isinstance(known.get(key), kind) for key, kind in _RECORD.items())
+            or any(not isinstance(known[key], kind) for key, kind in _LATER_RECORD.items() if key in known)
+        ):
             raise StorageError(f"{self.record}: is not the record of a run; give another train.output=, or move it away")
         known["settings"] = present_names(known["settings"])
         return known | {"segments": known.get("segments", [])}
@@ -285,6 +379,10 @@ class RunFolder:
                 f"{self.root}: holds {', '.join(taken)}, which no run of this program has written; give another train.output=, "
                 "or move them away"
             )
+
+    def _set_aside(self) -> list[Path]:
+        """Damaged files that a run has given another name."""
+        return [path for path in self.root.iterdir() if re.fullmatch(self._damaged, path.name)]
 
     def _unfinished(self) -> list[Path]:
         return [folder for path in self._packages for folder in unfinished_folders(self.root, path.name)]

@@ -24,6 +24,7 @@ from sleepfm.training import branch, compute_dtype
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.folder import Resume, RunFolder
+from sleepfm.training.mending import mend
 from sleepfm.training.observer import Observer, Observers
 from sleepfm.training.preflight.checks import Preflight
 from sleepfm.training.preflight.report import describe as describe_plan
@@ -247,6 +248,7 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
     saved = checkpoint.choose(folder.checkpoints, world)
     step = saved.step if saved else 0
     changed = on_main(world, lambda: folder.steer(config, step, total_steps(config, stage)))
+    on_main(world, lambda: mend(folder, config.registry, step, total_steps(config, stage)))
     said = f"{folder.root}: goes on from step {step} with {changed}" if changed else ""
     if weights is not None and saved is None:
         said = branch.initialise(stage.module, weights).describe(config.init_from)
@@ -282,9 +284,10 @@ def _conclude(
         ) from error
     folder.write_result(result | {"goodput": goodput.summary()})
     metric = config.registry.metric
+    lost = "".join(f"; lost on the way: {what}" for what in folder.lost())
     print(
         f"{stage.name}: {result['steps']} steps in {result['seconds']:.0f} s, {goodput.describe()}, best {metric} "
-        f"{result['metrics'][metric]:.4f} at step {result['best_step']}; {describe(config, result)}",
+        f"{result['metrics'][metric]:.4f} at step {result['best_step']}; {describe(config, result)}{lost}",
         flush=True,
     )
     return result

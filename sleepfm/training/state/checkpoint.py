@@ -22,7 +22,17 @@ from torch import nn
 
 from sleepfm.config import digest
 from sleepfm.errors import CheckpointError
-from sleepfm.files import make_folder, read_json, sha256_file, sync_file, sync_folder, write_atomic, write_json, writing
+from sleepfm.files import (
+    make_folder,
+    read_json,
+    set_aside,
+    sha256_file,
+    sync_file,
+    sync_folder,
+    write_atomic,
+    write_json,
+    writing,
+)
 from sleepfm.output import not_matching, remove_empty, remove_matching
 from sleepfm.registry.package import link_or_copy
 from sleepfm.training.ranks.distributed import World, broadcast_json, gather_json, on_main
@@ -178,18 +188,6 @@ def _fault(folder: Path, mark: Mapping[str, Any], world: World) -> str:
         except OSError as error:
             return f"{path}: cannot be read ({error.strerror or error})"
     return ""
-
-
-def set_aside(folder: Path) -> Path:
-    """Give ``folder`` a name under which nobody looks for a checkpoint. Raises :class:`StorageError`."""
-    number, aside = 1, folder.with_name(f"damaged-{folder.name}")
-    while os.path.lexists(aside):
-        number += 1
-        aside = folder.with_name(f"damaged-{folder.name}-{number}")
-    with writing(aside):
-        folder.rename(aside)
-        sync_folder(folder.parent)
-    return aside
 
 
 def publish(root: Path, step: int, files: Mapping[str, Written], facts: Mapping[str, Any]) -> None:

@@ -7,13 +7,13 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from sleepfm.errors import TrainingError
-from sleepfm.registry.package import load_weights, save_weights
+from sleepfm.errors import CheckpointError, TrainingError
+from sleepfm.registry.package import load_weights
 from sleepfm.training.run_config import RegistryConfig
 from sleepfm.training.segments import Segment, counts
+from sleepfm.training.state import sealed
 
 
 class Best:
@@ -23,7 +23,10 @@ class Best:
         """``path`` is the file of the weights, which may hold those of the run that this one resumes.
 
         Weights of a step that the present one of its ``segments`` has not come through, or that were chosen by something else
-        than now, do not count.
+        than now, do not count. Only the header is read here; see :func:`sleepfm.training.state.sealed.check`.
+
+        Raises:
+            CheckpointError: the file is no whole file of weights.
         """
         self._path = path
         self._registry = registry
@@ -31,10 +34,9 @@ class Best:
         self.step = 0
         self.figures: dict[str, float] = {}
         if self._path.exists():
-            with safe_open(self._path, framework="pt") as file:
-                metadata = file.metadata()
-            if counts(int(metadata.get("segment", 0)), int(metadata["step"]), segments):
-                self.step, self.figures = int(metadata["step"]), json.loads(metadata["figures"])
+            segment, step, figures = read_facts(sealed.read_header(self._path), self._path)
+            if counts(segment, step, segments):
+                self.step, self.figures = step, figures
 
     def keep_if_better(self, step: int, figures: Mapping[str, float], state: Mapping[str, Tensor]) -> bool:
         """Keep ``state`` if the metric is strictly better than the best so far; the first is always kept.
@@ -52,10 +54,28 @@ class Best:
             if not better and not (math.isnan(old) and not math.isnan(new)):
                 return False
         metadata = {"step": str(step), "segment": str(self._segment), "figures": json.dumps(dict(figures))}
-        save_weights(self._path, state, metadata)
+        sealed.save(self._path, state, metadata)
         self.step, self.figures = step, dict(figures)
         return True
 
     def load_into(self, module: nn.Module) -> None:
-        """Put the best weights into ``module``."""
+        """Put the best weights into ``module``.
+
+        Raises:
+            CheckpointError: they are not as they were written.
+            ModelError: they do not fit.
+        """
+        sealed.check(self._path)
         load_weights(module, self._path)
+
+
+def read_facts(header: Mapping[str, str], path: Path) -> tuple[int, int, dict[str, float]]:
+    """Segment, step and figures that the header of the best weights in ``path`` states.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        return int(header.get("segment", 0)), int(header["step"]), dict(json.loads(header["figures"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: its header does not say of which validation the weights are") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
@@ -14,10 +15,15 @@ from sleepfm.training.ranks.distributed import World
 
 def state_digest(module: nn.Module) -> str:
     """SHA-256 over names and bytes of every parameter and buffer."""
+    return tensors_digest(module.state_dict().items())
+
+
+def tensors_digest(named: Iterable[tuple[str, Tensor]]) -> str:
+    """SHA-256 over names and bytes of tensors, in their order."""
     digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
+    for name, value in named:
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

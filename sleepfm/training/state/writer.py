@@ -78,11 +78,20 @@ class Writer:
 
     ``model`` is :func:`sleepfm.training.state.checkpoint.model_digest`. One checkpoint is written at a time. The memory that it
     takes is that of what this rank writes: with ZeRO 1 and ``P`` trained parameters on ``N`` ranks 12 P / N bytes, and on rank 0
-    4 bytes more for each parameter.
+    4 bytes more for each parameter. ``published`` is told on rank 0, by the thread, the step of each that is whole on the disk.
     """
 
-    def __init__(self, engine: Any, world: World, root: Path, zero: int, keep: int, model: str) -> None:
-        self._engine, self._world, self._root, self._keep = engine, world, root, keep
+    def __init__(
+        self,
+        engine: Any,
+        world: World,
+        root: Path,
+        zero: int,
+        keep: int,
+        model: str,
+        published: Callable[[int], None] = lambda step: None,
+    ) -> None:
+        self._engine, self._world, self._root, self._keep, self._published = engine, world, root, keep, published
         self._facts = {"processes": world.size, "zero": zero, "model": model}
         self._snapshot = Snapshot()
         engine.checkpoint_engine.save = self._snapshot.take
@@ -184,6 +193,7 @@ class Writer:
                 sync_file(path)
                 files[name] = Written.of(path)
         checkpoint.publish(self._root, self._step, files, self._facts)
+        self._published(self._step)
         checkpoint.prune(self._root, self._keep)
         return {}
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sleepfm.files import write_atomic
+from sleepfm.files import atomic_file, set_aside, write_atomic, writing
 
 Row = dict[str, Any]
 
@@ -27,7 +27,11 @@ class Journal:
 
     A full disk does not stop training: rows wait in memory (:attr:`waiting`) and are written as soon as there is room. Beyond
     ``largest`` bytes delivered rows are dropped from the file; if there are none, new rows are refused and counted in
-    :attr:`refused` (the loss trace still holds the losses).
+    :attr:`refused` (the loss trace still holds the losses). A file with lines that are no rows is set aside as ``damaged-…``; its
+    rows stay, and :attr:`damaged` counts the lines.
+
+    Raises:
+        StorageError: the file cannot be opened.
     """
 
     def __init__(self, path: Path, largest: int = LARGEST_BYTES) -> None:
@@ -39,24 +43,45 @@ class Journal:
         self.refused = 0
         self.problem = ""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        self.size = self._scan()
+        with writing(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        self.size, self.damaged = self._scan()
+        if self.damaged:
+            self._set_damage_aside()
 
-    def _scan(self) -> int:
-        """Size of the whole lines; a last one cut short by a kill is cut off. Learns the last step of every figure."""
-        whole = 0
+    def _scan(self) -> tuple[int, int]:
+        """Size of the whole lines, and how many of them are no rows. A last line cut short by a kill is cut off. Learns the last
+        step of every figure.
+        """
+        whole = damaged = 0
         with self._path.open("rb") as file:
             for line in file:
                 if not line.endswith(b"\n"):
                     os.ftruncate(self._descriptor, whole)
                     break
                 whole += len(line)
-                row = json.loads(line)
+                row = _row(line)
+                if row is None:
+                    damaged += 1
+                    continue
                 if "rewound" in row:
                     self._forget_after(row["rewound"])
-                for name, step in (row.get("last") or dict.fromkeys(row["figures"], row["step"])).items():
+                last: dict[str, int] = row.get("last") or dict.fromkeys(row["figures"], int(row["step"]))
+                for name, step in last.items():
                     self._last_step[name] = max(step, self._last_step.get(name, step))
-        return whole
+        return whole, damaged
+
+    def _set_damage_aside(self) -> None:
+        """Begin a file with the rows of this one, which gets another name."""
+        os.close(self._descriptor)
+        with set_aside(self._path).open("rb") as file, atomic_file(self._path) as mended:
+            mended.writelines(line for line in file if _row(line) is not None)
+        self._descriptor = os.open(self._path, os.O_RDWR)
+        self.size = self._path.stat().st_size
+
+    def begins_row(self, start: int) -> bool:
+        """Whether a row begins at byte ``start``, or the next one will."""
+        return start == 0 or (0 < start <= self.size and os.pread(self._descriptor, 1, start - 1) == b"\n")
 
     def append(self, step: int, milliseconds: int, figures: Mapping[str, float]) -> None:
         """Keep the figures of ``step`` that are not kept yet. One write to the page cache; never raises for the disk."""
@@ -144,3 +169,17 @@ class Journal:
         """Close the file; what waits is tried a last time."""
         self.sync()
         os.close(self._descriptor)
+
+
+def _row(line: bytes) -> Row | None:
+    """The row in ``line``, None if it is not one that was written here."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not all(isinstance(row.get(key), int) for key in ("step", "time")):
+        return None
+    figures, last = row.get("figures"), row.get("last", {})
+    whole = isinstance(figures, dict) and all(isinstance(value, (int, float)) for value in figures.values())
+    whole &= isinstance(last, dict) and all(isinstance(step, int) for step in last.values())
+    return row if whole and isinstance(row.get("rewound", 0), int) else None

@@ -32,14 +32,14 @@ class Size:
         return round(_BYTES * (self.total + gradients + moments + average))
 
     def bytes_written(self, zero: int, keep: int, ema: bool = False) -> int:
-        """The most bytes that a run has on disk at once: ``keep`` checkpoints and the one being written, and the weights of the
-        best, of the last step and of what waits for its export.
+        """The most bytes that a run has on disk at once: ``keep`` checkpoints and the one being written, and five times the
+        weights: the best and those that take their place, what waits for its export, its package and the one that it replaces.
 
         A checkpoint holds parameters, optimiser state with its master copy, and the average of the weights, by all ranks.
         """
         state = (2 if zero == 0 else 3) * self.trainable
         checkpoint = self.total + state + (self.trainable if ema else 0)
-        return _BYTES * ((keep + 1) * checkpoint + 3 * self.total)
+        return _BYTES * ((keep + 1) * checkpoint + 5 * self.total)
 
     def describe(self, processes: int, ema: bool = False) -> str:
         """Lines for a person; ``ema`` says whether a moving average of the weights is kept."""

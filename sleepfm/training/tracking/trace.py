@@ -4,18 +4,54 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
+from sleepfm.errors import DatasetError
 from sleepfm.files import write_atomic, writing
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:
-    """All whole rows of ``path``; a last line cut short by a kill is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    return [json.loads(line) for line in lines[:-1]]
+    """All rows of ``path``; a last line cut short by a kill is left out.
+
+    Raises:
+        DatasetError: a line that is no row of a trace, or no file.
+    """
+    rows, damaged = whole_rows(path)
+    if damaged:
+        raise DatasetError(
+            f"{path}: {damaged} lines are no rows of a trace; it is damaged, and the run that goes on keeps the rest"
+        )
+    return rows
+
+
+def whole_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of ``path`` that can be read, and how many other lines there are; a last one cut short by a kill does not count.
+
+    Raises:
+        DatasetError: it is no file that can be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n") if os.path.lexists(path) else []
+    except OSError as error:
+        raise DatasetError(f"{path}: cannot be read as a trace ({error.strerror or error}); move it to another place") from error
+    rows, damaged = [], 0
+    for line in lines[:-1]:
+        row = _row(line)
+        if row is None:
+            damaged += 1
+        else:
+            rows.append(row)
+    return rows, damaged
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
 
 
 class Trace:

@@ -9,6 +9,7 @@ and value. MLflow itself is imported inside the thread.
 from __future__ import annotations
 
 import json
+import sys
 import threading
 import time
 import uuid
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.errors import RegistryError
-from sleepfm.files import read_json, write_json
+from sleepfm.files import read_json, set_aside, write_json
 from sleepfm.registry.store import client as mlflow_client
 from sleepfm.registry.store import experiment_id, reason_of
 from sleepfm.training.folder import RunFolder
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 # Marks the server's run, so that it is found again when its id did not arrive here.
 _KEY_TAG = "sleepfm.run"
+_STATE = {"key": str, "uri": str, "run_id": str, "described": bool, "delivered": int}
 _RETRY_SECONDS = 5.0
 _LONGEST_PARAMETER = 500
 _FIGURES_A_BATCH = 900  # MLflow takes 1000
@@ -61,8 +63,10 @@ class Tracker:
         self._artifacts = artifacts
         self._dataset_digest = dataset_digest
         self._state: dict[str, Any] = {"key": uuid.uuid4().hex, "uri": uri, "run_id": "", "described": False, "delivered": 0}
-        self._state |= read_json(self._folder.tracking) or {}
+        known, fault = _read_state(self._folder)
+        self._state |= known
         self._journal = Journal(self._folder.figures)
+        self._check_delivered(fault)
         number, began = segment
         if number > self._state.get("segment", 0):
             self._journal.rewind(began)
@@ -76,6 +80,34 @@ class Tracker:
         self._problem = ""
         self._thread = threading.Thread(target=self._deliver_all, name="tracking", daemon=True)
         self._thread.start()
+
+    def _check_delivered(self, fault: str) -> None:
+        """See to it that figures are delivered from where a row begins, and say what has been lost, ``fault`` of it."""
+        tracking, figures, delivered = self._folder.tracking, self._folder.figures, self._state["delivered"]
+        if fault:
+            aside = set_aside(tracking)
+            print(
+                f"warning: {tracking}: {fault}; set aside as {aside.name}: the tracking server gets another run, with all "
+                "figures",
+                file=sys.stderr,
+                flush=True,
+            )
+        elif not self._state["run_id"] and self._journal.size and not tracking.exists():
+            print(
+                f"warning: {tracking}: missing; the tracking server gets another run, with all figures",
+                file=sys.stderr,
+                flush=True,
+            )
+        if not self._journal.damaged and self._journal.begins_row(delivered):
+            return
+        # Rows that are sent twice are stored once.
+        self._state["delivered"] = 0
+        what = f"{self._journal.damaged} damaged lines, set aside with the file" if self._journal.damaged else "has lost rows"
+        print(
+            f"warning: {figures}: {what}; figures that were not delivered yet may be missing on the tracking server",
+            file=sys.stderr,
+            flush=True,
+        )
 
     @property
     def run_id(self) -> str:
@@ -200,8 +232,28 @@ class Tracker:
 def undelivered(output: Path) -> bool:
     """Whether the run in ``output`` has figures that no server has taken yet."""
     folder = RunFolder(output)
-    state, path = read_json(folder.tracking), folder.figures
-    return path.exists() and path.stat().st_size > (state["delivered"] if state else 0)
+    state, _ = _read_state(folder)
+    return folder.figures.exists() and folder.figures.stat().st_size > state.get("delivered", 0)
+
+
+def known_run_id(folder: RunFolder) -> str:
+    """The id of the tracking run of the run in ``folder``; empty where none is known."""
+    return str(_read_state(folder)[0].get("run_id", ""))
+
+
+def _read_state(folder: RunFolder) -> tuple[dict[str, Any], str]:
+    """What ``tracking.json`` says, nothing if it is not there or damaged; and what is wrong with it, empty if nothing is."""
+    try:
+        state = read_json(folder.tracking)
+    except OSError as error:
+        return {}, f"cannot be read ({error.strerror or error})"
+    except ValueError:
+        return {}, "is not as it was written, no JSON"
+    if state is None:
+        return {}, ""
+    if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in _STATE.items()):
+        return {}, "is not as it was written"
+    return state, ""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
