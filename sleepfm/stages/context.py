@@ -91,7 +91,8 @@ class NightStream:
 class ContextStage:
     """The training job of a masked context on the embeddings of a registered encoder.
 
-    Construct it on every rank after the process group has started: the ranks share the ``work`` of embedding.
+    Construct it on every rank after the process group has started: the ranks share the ``work`` of embedding. With ``on_paper``
+    nothing is embedded, and only shapes are right.
 
     Raises:
         DatasetError: an empty split.
@@ -100,7 +101,7 @@ class ContextStage:
 
     name = "pretrain-context"
 
-    def __init__(self, config: Any, package: Package, work: SharedWork) -> None:
+    def __init__(self, config: Any, package: Package, work: SharedWork, on_paper: bool = False) -> None:
         assert isinstance(config.model, MaskedContextConfig)
         encoder = package.module
         if not isinstance(encoder, (NeuroNet, SynthSleepNet)):
@@ -111,7 +112,7 @@ class ContextStage:
         self.dataset = Dataset.open(config.data.path)
         self.dataset_digest = self.dataset.digest
         sha256 = package.config["weights"]["sha256"]
-        cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256, work=work)
+        cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256, work=work, on_paper=on_paper)
         self.stream = NightStream(cache.split(config.data.split), config.model.length, config.train.seed)
         self.validation = NightStream(cache.split("val"), config.model.length, config.train.seed)
         torch.manual_seed(config.train.seed)
