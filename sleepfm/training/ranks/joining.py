@@ -36,6 +36,8 @@ _NAME_SECONDS = 30.0
 _QUIET_SECONDS = 15.0
 _CONNECT_SECONDS = 2.0
 _ANSWER_SECONDS = 5.0
+# Rank 0 reaches its own store at once, if its address is its own.
+_OWN_SECONDS = 60.0
 _LOOK_SECONDS = 0.25
 _NAMED_RANKS = 8
 _ALL = "sleepfm/all"
@@ -66,7 +68,7 @@ def _join(world: World) -> dist.TCPStore:
     addresses = _resolve(world, address, port)
     deadline = time.monotonic() + _JOIN_SECONDS
     if world.is_main:
-        store = dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_ANSWER_SECONDS))
+        store = _hold(world, address, port)
         store.set("sleepfm/size", str(world.size))
         store.set(_place(0), "here")
         _wait_for_ranks(world, store, deadline)
@@ -123,6 +125,15 @@ def _resolve(world: World, address: str, port: int) -> list[Any]:
             _say(f"{said}; trying for {_NAME_SECONDS:.0f} s")
             told = True
         time.sleep(1.0)
+
+
+def _hold(world: World, address: str, port: int) -> dist.TCPStore:
+    """On rank 0: the store, reached as the others reach it."""
+    timeout = timedelta(seconds=_ANSWER_SECONDS)
+    attempt = _begin(lambda: dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timeout))
+    if not wait([attempt], timeout=_OWN_SECONDS).done:
+        raise cannot_join(world, "MASTER_ADDR leads this host to something else that listens there")
+    return attempt.result()
 
 
 def _meet(world: World, address: str, port: int, addresses: list[Any], deadline: float) -> dist.TCPStore:
