@@ -25,6 +25,7 @@ from sleepfm.paths import config_root, find_config
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Characters of a wrong value that an error repeats.
 _LONGEST_VALUE = 60
+_NAMED = 4
 
 
 class _Loader(_LOADER):
@@ -182,7 +183,33 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
         # A key that was given by an override stands in no file.
         return "" if any(names[: len(key)] == key for key in stated) else line_of(found, location)
 
-    return validate(schema, apply_overrides(read_yaml(found), overrides), str(path), place)
+    try:
+        return validate(schema, apply_overrides(read_yaml(found), overrides), str(path), place)
+    except ConfigError as error:
+        lacks = isinstance(error.__cause__, ValidationError) and any(
+            item["type"] == "missing" for item in error.__cause__.errors()
+        )
+        whole = _extended_by(found) if lacks else []
+        if not whole:
+            raise
+        more = f" and {len(whole) - _NAMED} more" if len(whole) > _NAMED else ""
+        raise ConfigError(
+            f"{error}; this file is a part of other configurations, which state the rest: {', '.join(whole[:_NAMED])}{more}"
+        ) from error
+
+
+def _extended_by(path: Path) -> list[str]:
+    """Names of the files beside ``path`` that extend it."""
+    found = []
+    for other in sorted(path.parent.glob("*.yaml")):
+        try:
+            bases = (yaml.load(other.read_text(encoding="utf-8"), _LOADER) or {}).get("extends", [])
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+            # Not the file that was asked for.
+            continue
+        if path.name in ([bases] if isinstance(bases, str) else bases):
+            found.append(other.name)
+    return found
 
 
 def line_of(path: Path, location: Location) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,11 +17,15 @@ from sleepfm.files import make_folder, writing
 
 LOCK_FILE = ".lock"
 _POLL_SECONDS = 0.1
+_WAIT_SECONDS = 1.0
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, patience_seconds: float = 0.0, waiting: Callable[[str], None] | None = None) -> Iterator[None]:
     """Keep every other process out of ``folder``, which is made if need be, until the block ends.
+
+    A process that is writing there is waited for up to ``patience_seconds``; ``waiting`` is then called every second with what is
+    waited for.
 
     ``folder/.lock`` is locked with ``flock`` and names host and process. The system gives the lock back when the process dies,
     however it dies, so that what a killed job left can be taken up at once. Jobs of several hosts exclude each other where their
@@ -36,12 +40,15 @@ def only_writer(folder: Path) -> Iterator[None]:
     with writing(path):
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
+        deadline = time.monotonic() + patience_seconds
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise BusyError(
-                f"{folder}: {_holder(handle) or 'another process'} is writing here; wait for it, end it, or give another folder"
-            ) from error
+            while not _taken(handle):
+                said = f"{folder}: {_holder(handle) or 'another process'} is writing here"
+                if time.monotonic() >= deadline:
+                    raise BusyError(f"{said}; wait for it, end it, or give another folder")
+                if waiting is not None:
+                    waiting(said)
+                time.sleep(min(_WAIT_SECONDS, max(0.0, deadline - time.monotonic())))
         except OSError as error:
             raise StorageError(f"{path}: its file system knows no locks ({error.strerror}); write to another one") from error
         if os.fstat(handle).st_size and _holder(handle) is None:
@@ -72,17 +79,22 @@ def locked(path: Path, patience_seconds: float) -> Iterator[None]:
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     deadline = time.monotonic() + patience_seconds
     try:
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as error:
-                if time.monotonic() > deadline:
-                    raise BusyError(f"{path}: another process has held this lock for {patience_seconds:.0f} s; end it") from error
-                time.sleep(_POLL_SECONDS)
+        while not _taken(handle):
+            if time.monotonic() > deadline:
+                raise BusyError(f"{path}: another process has held this lock for {patience_seconds:.0f} s; end it")
+            time.sleep(_POLL_SECONDS)
         yield
     finally:
         os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    """Whether the lock is this process's now, without waiting for it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _holder(handle: int) -> str | None:

@@ -16,6 +16,9 @@ from pydantic import TypeAdapter
 import sleepfm
 from sleepfm.config import Config, apply_overrides, digest, load_config, read_yaml, to_dict, to_yaml
 from sleepfm.errors import ConfigError
+from sleepfm.paths import config_root
+from sleepfm.stages.downstream_config import ProbeConfig
+from sleepfm.stages.pretrain import PretrainConfig
 
 
 class Optimiser(Config):
@@ -162,3 +165,20 @@ def test_every_default_would_be_accepted_as_a_value() -> None:
                 default = field.get_default(call_default_factory=True)
                 again = TypeAdapter(Annotated[field.annotation, field]).validate_python(default)
                 assert again == default, f"{schema.__name__}.{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "whole"),
+    [
+        ("pretrain/scale-64gpu.yaml", "ecg-64gpu.yaml, eeg-64gpu.yaml, emg-64gpu.yaml, eog-64gpu.yaml and 1 more"),
+        ("downstream/probe-tiny.yaml", "probe-apnea-tiny.yaml, probe-hypopnea-tiny.yaml, probe-stage-tiny.yaml"),
+    ],
+)
+def test_a_part_of_configurations_names_those_that_extend_it(name: str, whole: str) -> None:
+    schema = PretrainConfig if name.startswith("pretrain") else ProbeConfig
+    with pytest.raises(ConfigError, match="Field required") as caught:
+        load_config(schema, config_root() / name)
+    assert str(caught.value).endswith(f"this file is a part of other configurations, which state the rest: {whole}")
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, config_root() / "pretrain/eeg-tiny.yaml", ["train.stepz=1"])
+    assert "part of other" not in str(caught.value)

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from sleepfm.lock import LOCK_FILE, only_writer
 
 HOLD = """
 import sys
+import threading
 from pathlib import Path
 from sleepfm.lock import only_writer
 
@@ -73,3 +75,13 @@ def test_somebody_elses_file_of_that_name_is_not_taken(tmp_path: Path, kind: str
         pass
     assert sorted(tmp_path.rglob("*")) == before and mine.read_text() == "mine"
     assert kind != "file" or path.read_text() == "mine"
+
+
+def test_a_writer_that_ends_in_time_is_waited_for(tmp_path: Path) -> None:
+    first, said = holder(tmp_path), list[str]()
+    with pytest.raises(BusyError, match="is writing here; wait for it"), only_writer(tmp_path, 0.5, said.append):
+        pass
+    assert said and all(re.search(rf"process {first.pid} on host .* is writing here$", text) for text in said)
+    threading.Timer(0.5, lambda: first.communicate()).start()
+    with only_writer(tmp_path, 60):
+        assert json.loads((tmp_path / LOCK_FILE).read_text())["pid"] == os.getpid()

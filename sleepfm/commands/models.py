@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from sleepfm.registry import registry
 from sleepfm.registry.promotion import CHAMPION, promote_by_hand
-from sleepfm.registry.store import store_uri
+from sleepfm.registry.store import shown, store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if not found:
         what = f"no version of {arguments.name!r}" if arguments.name else "no models"
-        print(f"{store_uri(arguments.store)}: {what} registered yet")
+        print(f"{shown(store_uri(arguments.store))}: {what} registered yet")
         return 0
     rows = [_row(version) for version in found]
     print(_table([_HEADER, *rows]))

@@ -23,7 +23,7 @@ from sleepfm.registry.artifacts import beside, upload
 from sleepfm.registry.package import CONFIG, build_module, read_config, verify
 from sleepfm.registry.package_cache import cached_package
 from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
-from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, set_defaults, store_uri, versions_of
+from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, set_defaults, shown, store_uri, versions_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -356,8 +356,8 @@ def _download(entry: Entry, folder: Path) -> Path:
     # ImportError: the library of an object store that is not installed.
     except (MlflowException, OSError, ImportError) as error:
         raise RegistryError(
-            f"{entry.uri}: cannot fetch {entry.source} from {entry.store} ({reason_of(error)}); let this host reach the store, "
-            f"and see to room in {folder.parent}"
+            f"{entry.uri}: cannot fetch {entry.source} from {shown(entry.store)} ({reason_of(error)}); let this host reach the "
+            f"store, and see to room in {folder.parent}"
         ) from error
 
 

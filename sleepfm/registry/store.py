@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sqlite3
 import uuid
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ DEFAULT_STORE = "sqlite:///runs/mlflow.db"
 # What MLflow answers where a name, version or alias is not there, whatever the kind of store.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _LONGEST_REASON = 200
+_PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]*@")
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -41,15 +43,29 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
+def shown(uri: str) -> str:
+    """``uri`` as messages and files have it: without the password in it."""
+    return _PASSWORD.sub(r"\1:***@", uri)
+
+
+def missing_folder(uri: str) -> Path | None:
+    """The folder of a SQLite store by its absolute path, if it is not there: such a path is more likely mistyped than meant.
+    Folders below the working folder, as that of the default store, are made.
+    """
+    file = sqlite_file(uri)
+    return file.parent if file is not None and file.is_absolute() and not file.parent.is_dir() else None
+
+
 def client(uri: str | None = None, create: bool = False) -> MlflowClient:
     """A client of the store at ``uri``.
 
     Requests to a server end after about a minute at the longest, unless MLflow's own variables say otherwise.
 
     Raises:
-        RegistryError: the store is a SQLite file that does not exist, and ``create`` is false; or none that can be opened.
+        RegistryError: the store is a SQLite file that does not exist, and ``create`` is false; one in a folder that is not there,
+            see :func:`missing_folder`; or none that can be opened.
     """
-    uri = store_uri(uri)
+    uri = stated = store_uri(uri)
     file = sqlite_file(uri)
     if file is not None:
         # MLflow keeps open stores by address, which must not change its meaning with the working folder.
@@ -59,6 +75,8 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
             raise RegistryError(f"{file}: no file that can be read; state another store with MLFLOW_TRACKING_URI")
         if not file.exists() and not create:
             raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
+        if folder := missing_folder(stated):
+            raise RegistryError(f"{stated}: no folder {folder}; make it, or give a file in one that is there")
     set_defaults()
     from mlflow.tracking import MlflowClient
 
@@ -117,7 +135,7 @@ def answering(uri: str | None = None) -> Iterator[None]:
     # ValueError: an answer that is no JSON, and an address that is none. ImportError: a database whose driver is not installed.
     except (MlflowException, SQLAlchemyError, OSError, ValueError, ImportError) as error:
         raise RegistryError(
-            f"{store_uri(uri)}: the registry does not answer as one ({reason_of(error)}); start it, or state another with "
+            f"{shown(store_uri(uri))}: the registry does not answer as one ({reason_of(error)}); start it, or state another with "
             "MLFLOW_TRACKING_URI"
         ) from error
 
@@ -131,7 +149,7 @@ def reason_of(error: BaseException) -> str:
         if isinstance(inner, sqlite3.Error):
             return str(inner)
         inner = inner.__cause__ or inner.__context__
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = shown(" ".join(str(error).split()) or type(error).__name__)
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 
 

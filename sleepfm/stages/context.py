@@ -95,7 +95,8 @@ class NightStream:
 class ContextStage:
     """The training job of a masked context on the embeddings of a registered encoder.
 
-    Construct it on every rank after the process group has started: the ranks share the ``work`` of embedding.
+    Construct it on every rank after the process group has started: the ranks share the ``work`` of embedding. With ``on_paper``
+    nothing is embedded, and only shapes are right.
 
     Raises:
         DatasetError: an empty split.
@@ -104,7 +105,7 @@ class ContextStage:
 
     name = "pretrain-context"
 
-    def __init__(self, config: Any, package: Package, work: SharedWork) -> None:
+    def __init__(self, config: Any, package: Package, work: SharedWork, on_paper: bool = False) -> None:
         assert isinstance(config.model, MaskedContextConfig)
         encoder = package.module
         if not isinstance(encoder, (NeuroNet, SynthSleepNet)):
@@ -115,7 +116,7 @@ class ContextStage:
         self.dataset = Dataset.open(config.data.path)
         self.dataset_digest = self.dataset.digest
         sha256 = package.config["weights"]["sha256"]
-        cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256, work=work)
+        cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256, work=work, on_paper=on_paper)
         torch.manual_seed(config.train.seed)
         self.module = MaskedContext(config.model, encoder)
         noise = partial(noise_for, shape=self.module.noise_shape, seed=config.train.seed)

@@ -70,6 +70,10 @@ class DownstreamJob(RunConfig):
         """The headline figures of the task."""
         return VALIDATION_FIGURES
 
+    def larger_is_better(self) -> tuple[str, ...]:
+        """All of them."""
+        return VALIDATION_FIGURES
+
     @model_validator(mode="after")
     def _registered_under_its_task(self) -> DownstreamJob:
         expected = TASKS[self.task].registered_name

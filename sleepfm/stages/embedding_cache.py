@@ -42,14 +42,23 @@ def code_digest() -> str:
 class EmbeddingCache:
     """Embeddings of ``dataset`` by ``encoder``, whose weights have the digest ``encoder_sha256``, by the ranks of ``work``.
 
+    With ``on_paper`` there are zeros in their place: nothing is computed or stored, and only shapes are right.
+
     Kept under all that decides them: weights, the model's configuration (the number of heads, say, is in no weight), type and
     device of the computation, code, and data set.
     """
 
     def __init__(
-        self, folder: Path, dataset: Dataset, encoder: Any, encoder_sha256: str, chunk: int = 64, work: SharedWork = ALONE
+        self,
+        folder: Path,
+        dataset: Dataset,
+        encoder: Any,
+        encoder_sha256: str,
+        chunk: int = 64,
+        work: SharedWork = ALONE,
+        on_paper: bool = False,
     ) -> None:
-        self._dataset, self._encoder, self._chunk, self._work = dataset, encoder, chunk, work
+        self._dataset, self._encoder, self._chunk, self._work, self._on_paper = dataset, encoder, chunk, work, on_paper
         dtype = "autocast bf16" if work.dtype == "bf16" else str(next(encoder.parameters()).dtype)
         self._origin = {
             "encoder": encoder_sha256,
@@ -73,6 +82,10 @@ class EmbeddingCache:
             StorageError: a file cannot be written.
         """
         rows = self._dataset.select(split, self._encoder.channels).tolist()
+        if self._on_paper:
+            # One row in memory for all epochs.
+            zeros = torch.zeros(1, self._encoder.dim)
+            return {self._dataset.names[row]: zeros.expand(int(self._dataset.n_epochs[row]), -1) for row in rows}
         world = self._work.world
         nodes = sorted(set(gather_json(world, world.rank - world.local_rank)))
         missing = [row for row, digests in zip(rows, self._held(rows, nodes), strict=True) if not any(digests)]

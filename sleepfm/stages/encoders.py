@@ -31,11 +31,9 @@ if TYPE_CHECKING:
     from sleepfm.stages.pretrain import PretrainConfig
 
 
-# What the losses of both are made of and told with.
-LOSSES = (
-    *("val/loss", "val/reconstruction", "val/contrastive", "val/reconstruction_vs_mean", "val/alignment", "val/uniformity"),
-    *("val/embedding_std", "val/effective_rank"),
-)
+# What the losses of both are made of, and what they are told with.
+ERRORS = ("val/loss", "val/reconstruction", "val/contrastive", "val/reconstruction_vs_mean")
+LOSSES = (*ERRORS, "val/alignment", "val/uniformity", "val/embedding_std", "val/effective_rank")
 
 
 class PretrainStage:

@@ -16,7 +16,7 @@ from sleepfm.models.negatives import Negatives
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.context import FIGURE, ContextStage
 from sleepfm.stages.data_config import SourceConfig
-from sleepfm.stages.encoders import LOSSES, MultimodalStage, UnimodalStage
+from sleepfm.stages.encoders import ERRORS, LOSSES, MultimodalStage, UnimodalStage
 from sleepfm.stages.monitor import FIGURES, MonitorConfig
 from sleepfm.training.job import Context
 from sleepfm.training.run_config import LocalFolder, RunConfig, present_names
@@ -66,7 +66,7 @@ def _multimodal(config: PretrainConfig, context: Context) -> Stage:
 
 
 def _context(config: PretrainConfig, context: Context) -> Stage:
-    return ContextStage(config, load_package(context.pull(config.encoder)), context.work)
+    return ContextStage(config, load_package(context.pull(config.encoder)), context.work, context.on_paper)
 
 
 # By the kind of model, see `sleepfm.models.build.KINDS`.
@@ -150,6 +150,14 @@ class PretrainConfig(RunConfig):
     def losses(self) -> tuple[str, ...]:
         """Those of encoders."""
         return STAGES[self.model.kind].losses
+
+    def smaller_is_better(self) -> tuple[str, ...]:
+        """Losses and errors; what else the loss is told with, such as the rank of embeddings, says nothing either way."""
+        return ERRORS
+
+    def larger_is_better(self) -> tuple[str, ...]:
+        """The monitor's."""
+        return FIGURES
 
     def validated_items(self) -> int | None:
         """``data.validation_items``; a stage that does not validate its loss in steps takes any number of them."""

@@ -103,7 +103,7 @@ class ProbeStage:
     """The training job of one probe, for :func:`sleepfm.training.engine.train`.
 
     Construct it on every rank after the process group has started: the ranks share the ``work`` of embedding.
-    ``source`` is the package of the encoder.
+    ``source`` is the package of the encoder. With ``on_paper`` nothing is embedded, and only shapes are right.
 
     Raises:
         RegistryError: the encoder's bytes have changed.
@@ -113,7 +113,7 @@ class ProbeStage:
 
     epochs_per_item = 1
 
-    def __init__(self, config: ProbeConfig, source: Resolved, work: SharedWork) -> None:
+    def __init__(self, config: ProbeConfig, source: Resolved, work: SharedWork, on_paper: bool = False) -> None:
         self.config, self.task = config, TASKS[config.task]
         self.name = f"probe-{config.task}"
         self.dataset = Dataset.open(config.data.path)
@@ -128,6 +128,7 @@ class ProbeStage:
             package.config["weights"]["sha256"],
             config.evaluate.chunk,
             work,
+            on_paper,
         )
         nights = self.cache.split("label")
         self.validation = self.cache.split("val")

@@ -14,12 +14,12 @@ from sleepfm.training.run_config import RunConfig
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
-def as_begun(config: ConfigT, resume: Resume | None) -> ConfigT:
+def as_begun(config: ConfigT, resume: Resume) -> ConfigT:
     """``config`` with the type of the run that goes on, or that it branches from; as it is where none has begun.
 
     Reads ``run.json`` alone, so that a process knows it before it has met the others.
     """
-    if config.deepspeed.dtype != "auto" or resume in (None, "never"):
+    if config.deepspeed.dtype != "auto" or resume == "never":
         return config
     folders = [RunFolder(config.train.output), *([parse(config.branch_from)[0]] if config.branch_from else [])]
     for folder in folders:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, NoReturn, TypeVar
 from sleepfm.config import load_config, to_dict
 from sleepfm.console import accept_every_character
 from sleepfm.data.report import report_of
-from sleepfm.errors import ConfigError, RegistryError, UsageError
+from sleepfm.errors import RegistryError, UsageError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.models.device import set_tf32
@@ -29,6 +30,7 @@ from sleepfm.training.observer import Observer, Observers
 from sleepfm.training.preflight.checks import Preflight
 from sleepfm.training.preflight.report import describe as describe_plan
 from sleepfm.training.ranks.distributed import World, exit_ranked, on_every_node, on_main, start
+from sleepfm.training.ranks.joining import PREDECESSOR_SECONDS
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, leave_at_once, leave_with_launcher
 from sleepfm.training.ranks.shared_work import SharedWork
 from sleepfm.training.ranks.watchdog import Watchdog
@@ -59,6 +61,8 @@ class Context:
     config: RunConfig
     started_from: dict[str, str] = dataclasses.field(default_factory=dict)
     observer: Observer = dataclasses.field(default_factory=Observer)
+    on_paper: bool = False
+    """Whether the job is only tried (``--dry-run``): shapes count, and nothing that takes long is computed or kept."""
 
     @property
     def work(self) -> SharedWork:
@@ -111,7 +115,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     leave_with_launcher()
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("config", help="YAML file, such as configs/pretrain/eeg-tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for example train.steps=100")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help="for example train.steps=100")
     parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
     parser.add_argument("--dry-run", action="store_true", help="check everything, print configuration, memory and expected time")
     parser.add_argument("--processes", type=int, metavar="N", help="with --dry-run: as on N processes, whatever runs now")
@@ -127,9 +131,9 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
                 raise UsageError(f"--processes {arguments.processes}: a number of processes to try on paper, with --dry-run")
             planned = World(0, arguments.processes, 0, min(arguments.processes, GPUS_A_NODE))
         config = load_config(schema, arguments.config, arguments.overrides)
-        store, resume = store_uri(config.tracking.uri), None if arguments.dry_run else arguments.resume
-        config = compute_dtype.as_begun(config, resume)
-        preflight = Preflight(config, world, planned, store, resume, dataset_digest)
+        store = store_uri(config.tracking.uri)
+        config = compute_dtype.as_begun(config, arguments.resume)
+        preflight = Preflight(config, world, planned, store, arguments.resume, dataset_digest, arguments.dry_run)
         return _run(config, build, preflight, world, arguments.resume, store, planned if arguments.dry_run else None)
 
     exit_ranked(command)
@@ -149,22 +153,30 @@ def _run(
     preflight.before_start()
     start(world, _COLLECTIVE_TIMEOUT_SECONDS)
     watched = _Watched(Watchdog(world, config.train.stall_s, config.train.silent_s))
-    context = Context(world, store, resume, config, observer=watched)
+    context = Context(world, store, resume, config, observer=watched, on_paper=on_paper is not None)
     if on_paper is not None:
         stage, config = _stage(config, build, preflight, context)
+        if config.init_from and (resume == "never" or not checkpoint.steps(RunFolder(config.train.output).checkpoints)):
+            branch.initialise(stage.module, branch.weights_of(config.init_from, context.pull)[0])
         text = describe_plan(config, stage, world, on_paper)
         if world.is_main:
             print(text)
         return 0
 
-    def hold(lock: ExitStack) -> None:
+    def hold(lock: ExitStack) -> dict[str, Any] | None:
         # What will be refused leaves nothing behind.
-        if not preflight.has_faults:
-            lock.enter_context(only_writer(Path(config.train.output)))
+        if preflight.has_faults:
+            return None
+        lock.enter_context(only_writer(Path(config.train.output), PREDECESSOR_SECONDS, _Waiting(watched).say))
+        # The job that was waited for may have finished the run.
+        return RunFolder(config.train.output).check(config, preflight.dataset_digest, resume)
 
     with ExitStack() as lock:
-        on_main(world, lambda: hold(lock))
-        return _train(config, build, preflight, context, watched)
+        done = on_main(world, lambda: hold(lock))
+        if done is None:
+            return _train(config, build, preflight, context, watched)
+    watched.close()
+    return _already_done(config, done, store) if world.is_main else 0
 
 
 def _train(config: ConfigT, build: Build[ConfigT], preflight: Preflight[ConfigT], context: Context, watched: _Watched) -> int:
@@ -235,11 +247,6 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
 
     def begin() -> None:
         branched = branch.origin(config.branch_from) if config.branch_from and not folder.is_run() else None
-        if branched and total_steps(config, stage) <= branched["step"]:
-            raise ConfigError(
-                f"branch_from={config.branch_from}: with {total_steps(config, stage)} steps none is left to train; raise "
-                "train.steps, or take an earlier checkpoint"
-            )
         folder.begin(config, dataset_digest, context.started_from, branched)
         if config.branch_from and not checkpoint.steps(folder.checkpoints):
             branch.take(config.branch_from, folder)
@@ -280,7 +287,7 @@ def _conclude(
     except RegistryError as error:
         raise RegistryError(
             f"{error}; trained, and the package is in {folder.package}: start the same command again when the store "
-            "answers, and it is registered without training"
+            "answers, or with another tracking.uri=, and it is registered without training"
         ) from error
     folder.write_result(result | {"goodput": goodput.summary()})
     metric = config.registry.metric
@@ -291,6 +298,19 @@ def _conclude(
         flush=True,
     )
     return result
+
+
+class _Waiting:
+    """Says once that a job before this one still writes into the folder, and lets the watchdog know that this is no stall."""
+
+    def __init__(self, watched: Observer) -> None:
+        self._watched, self._told = watched, False
+
+    def say(self, what: str) -> None:
+        if not self._told:
+            print(f"{what}; waiting up to {PREDECESSOR_SECONDS:.0f} s for it to end", file=sys.stderr, flush=True)
+        self._told = True
+        self._watched.goes_on(what)
 
 
 class _Watched(Observer):

@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_serializer, field_validator, model_validator
 
 from sleepfm.config import Config, digest, to_dict
 from sleepfm.errors import ConfigError, UsageError
 from sleepfm.models.negatives import Negatives
+from sleepfm.registry.store import shown
 from sleepfm.signals.files import local_path
 
 
@@ -151,7 +152,7 @@ class DeepSpeedConfig(Config):
     @classmethod
     def _whole_parameters(cls, zero: Any) -> Any:
         if zero in (3, "3"):
-            raise ValueError("3 is not offered: these models fit any device whole, and sharding them costs time; take 1 or 2")
+            raise ValueError("3 is not offered: these models fit any device whole, and sharding them costs time; take 0, 1 or 2")
         return zero
 
     @field_validator("extra")
@@ -186,6 +187,11 @@ class TrackingConfig(Config):
     uri: str | None = None
     experiment: str = "sleepfm"
 
+    @field_serializer("uri")
+    def _without_password(self, uri: str | None) -> str | None:
+        """What a run's files, its parameters and ``--dry-run`` have of it."""
+        return None if uri is None else shown(uri)
+
 
 class RunConfig(Config):
     """Base of every job's configuration."""
@@ -209,6 +215,14 @@ class RunConfig(Config):
 
     def losses(self) -> tuple[str, ...]:
         """``val/loss`` and its parts, where the loss is validated on held-out items."""
+        return ()
+
+    def smaller_is_better(self) -> tuple[str, ...]:
+        """Those of the figures that fall as the model gets better."""
+        return ()
+
+    def larger_is_better(self) -> tuple[str, ...]:
+        """Those of the figures that rise as the model gets better."""
         return ()
 
     def validated_items(self) -> int | None:

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from launching import alone
-from toy import ToyConfig, ToyModule
+from device_steps import build
+from launching import CONFIG, alone
+from test_cuda_types import dataset  # noqa: F401
+from toy import ToyConfig, ToyModule, ToyRunConfig, ToyStage
 
+from launch.probe import build_stage as build_probe
+from sleepfm.config import load_config
+from sleepfm.data.dataset import Dataset
+from sleepfm.stages.pretrain import build_stage
+from sleepfm.training.folder import RunFolder
+from sleepfm.training.job import Context
+from sleepfm.training.preflight.report import describe
+from sleepfm.training.ranks.distributed import World
+from sleepfm.training.ranks.shared_work import ALONE
 from sleepfm.training.tracking.sizing import Size
 
 
@@ -63,3 +75,42 @@ def test_it_prints_configuration_sizes_and_arithmetic_and_writes_nothing(tmp_pat
     assert "GiB activations of 4 items (counted)" in facts
     assert re.search(r"^1 x H100 \(75 GiB\): fits$", facts, re.MULTILINE)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["context", "probe"])
+def test_what_learns_from_embeddings_is_counted_without_embedding_anything(
+    dataset: Dataset,  # noqa: F811
+    packages: Path,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    real: Any = build(kind, dataset.path, packages, tmp_path)
+    config = real.config.model_copy(update={"cache": str(tmp_path / "other")})
+    context = Context(ALONE.world, "", "never", config, on_paper=True)
+    paper = build_probe(config, context) if kind == "probe" else build_stage(config, context)
+    texts = [describe(config, stage, ALONE.world, World(0, 4, 0, 4)) for stage in (real, paper)]
+    assert texts[0] == texts[1] and "memory of a rank" in texts[0]
+    assert (tmp_path / "cache").is_dir() and not (tmp_path / "other").exists()
+
+
+def test_it_refuses_what_the_start_refuses(tmp_path: Path) -> None:
+    config = load_config(ToyRunConfig, _toy(tmp_path), [f"train.output={tmp_path / 'run'}"])
+    RunFolder(config.train.output).begin(config, ToyStage.dataset_digest, {})
+    other = ["--dry-run", f"train.output={tmp_path / 'run'}", "train.seed=8"]
+    for resume, arguments, status, said in (
+        ("auto", other, 2, "holds a run of another configuration: train.seed (777 -> 8)"),
+        ("never", other, 0, ""),
+        ("auto", ["--dry-run", "train.output=new", "branch_from=nowhere@4"], 1, "nowhere holds no run"),
+        ("auto", ["--dry-run", "train.output=new", f"branch_from={tmp_path / 'run'}@4"], 1, "no checkpoint of step 4"),
+    ):
+        done = alone(tmp_path, "--resume", resume, *arguments)
+        assert done.returncode == status, done.stderr
+        assert said in done.stderr
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["config.yaml", "run.json"]
+    assert not (tmp_path / "new").exists()
+
+
+def _toy(folder: Path) -> Path:
+    path = folder / "toy.yaml"
+    path.write_text(CONFIG)
+    return path

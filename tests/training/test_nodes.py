@@ -16,6 +16,7 @@ from mlflow_server import free_port
 from sleepfm.errors import LostRankError, UsageError
 from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for, train_section
 from sleepfm.training.nodes.peers import Member, Peers, Plan, State
+from sleepfm.training.nodes.supervisor import _Absence
 from sleepfm.training.run_config import TrainConfig
 
 
@@ -148,6 +149,44 @@ def test_nodes_tell_one_another_their_states(monkeypatch: pytest.MonkeyPatch) ->
     began = time.monotonic()
     assert second.look() == {1: second.state}
     assert time.monotonic() - began < 5
+
+
+def test_nodes_that_are_waited_for_are_named_with_the_reason() -> None:
+    names, port = ["127.0.0.1", "127.0.0.2", "no.such.node.invalid", "127.0.0.4"], free_port()
+    own, other = Peers(names, 0, port, "job"), Peers(names, 3, port, "another job")
+    try:
+        own.look()
+        assert own.silent[1] == f"no answer at port {port} (Connection refused)"
+        assert own.silent[2].startswith("its name leads to no host (")
+        assert own.silent[3] == f"another job answers at port {port}, with other arguments or NODES"
+        absence = _Absence(names)
+        said = absence.news(own.silent, 0.0, 600.0)
+        assert said.startswith(f"after 0 s of at most 600 s, waiting for node 1 (127.0.0.2): no answer at port {port}")
+        assert "; node 2 (no.such.node.invalid): its name leads to no host" in said
+        # The same is said once, another thing 15 s later.
+        assert absence.news(own.silent, 100.0, 600.0) == ""
+        assert absence.news({1: "away"}, 110.0, 600.0).endswith("waiting for node 1 (127.0.0.2): away")
+        assert absence.news({}, 120.0, 600.0) == ""
+        assert absence.news({}, 126.0, 600.0) == "all nodes answer"
+        assert _Absence(names).news({}, 0.0, 600.0) == ""
+    finally:
+        own.close()
+        other.close()
+
+
+def test_a_port_of_the_nodes_that_is_taken_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sleepfm.training.nodes.peers._PORT_SECONDS", 1.0)
+    names, port = ["127.0.0.1"], free_port()
+    first = Peers(names, 0, port, "job")
+    try:
+        with pytest.raises(UsageError, match="cannot listen"):
+            Peers(names, 0, port, "job")
+    finally:
+        first.close()
+    said = f"node 0 (127.0.0.1): cannot listen at port {port} (Address already in use); waiting up to 1 s until it is free\n"
+    assert capsys.readouterr().err == said
 
 
 @pytest.mark.parametrize(

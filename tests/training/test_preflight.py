@@ -21,17 +21,21 @@ from test_cuda_types import dataset  # noqa: F401
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sleepfm.config import load_config
+from sleepfm.config import load_config, to_yaml
 from sleepfm.data.dataset import Dataset
-from sleepfm.errors import ConfigError, PreflightError
+from sleepfm.errors import ConfigError, PreflightError, RegistryError
 from sleepfm.paths import config_root
+from sleepfm.registry.store import client
 from sleepfm.stages.data_config import dataset_digest
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
-from sleepfm.stages.pretrain import PretrainConfig
+from sleepfm.stages.pretrain import PretrainConfig, build_stage
+from sleepfm.training.job import Context
 from sleepfm.training.preflight import host
 from sleepfm.training.preflight.checks import Preflight
-from sleepfm.training.preflight.configuration import faults_of_plan
+from sleepfm.training.preflight.configuration import doubts, faults_of_plan, split
 from sleepfm.training.preflight.faults import Fault, of_all_ranks, refuse
+from sleepfm.training.preflight.parents import missing_parents
+from sleepfm.training.preflight.store import faults_of_store, unreachable_store
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import RunConfig, decisive_settings
 from sleepfm.training.stage import ValidatesLoss
@@ -105,6 +109,86 @@ def test_validation_items_must_cover_a_step() -> None:
     assert plan(pretraining("eeg-base", "data.validation_items=256", *selecting), 8) == []
 
 
+def test_a_direction_in_which_the_worst_would_be_selected_is_refused() -> None:
+    (worst,) = plan(pretraining("eeg-base", "registry.mode=min"), 8)
+    assert "registry.mode=min: of val/probe_kappa larger is better" in worst and "set registry.mode=max" in worst
+    (worst,) = plan(pretraining("eeg-base", "registry.metric=val/loss", "registry.mode=max"), 8)
+    assert "registry.mode=max: of val/loss smaller is better" in worst
+    (worst,) = plan(pretraining("context-base", "registry.mode=max"), 8)
+    assert "of val/reconstruction_vs_mean smaller is better" in worst
+    config = load_config(ProbeConfig, config_root() / "downstream/probe-apnea-base.yaml", ["registry.mode=min"])
+    assert "larger is better" in plan(config, 8)[0]
+    # Neither better nor worse.
+    assert plan(pretraining("eeg-base", "registry.metric=val/effective_rank", "registry.mode=min"), 8) == []
+
+
+def test_a_split_without_one_step_is_a_fault_whatever_selects_and_doubts_are_said(dataset: Dataset, tmp_path: Path) -> None:  # noqa: F811
+    small = [
+        "monitor.label_epochs=40",
+        "monitor.val_epochs=40",
+        "train.global_batch=128",
+        "train.steps=4",
+        f"data.path={dataset.path}",
+    ]
+    config = pretraining("eeg-tiny", *small, "data.validation_items=256", "train.warmup=4")
+    stage = build_stage(config, Context(ALONE, "", "auto", config))
+    (fault,) = split(config, stage)
+    assert re.search(
+        r"data\.validation_items: the split val has \d+ items, fewer than .*set data\.validation_items=0", fault.text
+    )
+    warmup, repeated = doubts(config, stage)
+    assert "train.warmup=4: the run ends after 4 steps" in warmup
+    assert re.search(r"train\.global_batch=128: a pass over the data set has \d+ items", repeated)
+    without = pretraining("eeg-tiny", *small, "data.validation_items=0", "train.warmup=3", "train.global_batch=4")
+    stage = build_stage(without, Context(ALONE, "", "auto", without))
+    assert split(without, stage) == [] and doubts(without, stage) == []
+
+
+@pytest.mark.parametrize(
+    ("uri", "said"),
+    [
+        ("htp://x", "tracking.uri=htp://x: no kind of store is called htp:; did you mean http:?"),
+        ("mongo://user:secret@x/db", "tracking.uri=mongo://user:***@x/db: no kind of store is called mongo:"),
+        ("http://", "names no host"),
+        ("http://host:many", "Port could not be cast"),
+        ("sqlite://runs/mlflow.db", "names no file; write sqlite:///FILE"),
+        ("sqlite:////nonexistent/folder/x.db", "no folder /nonexistent/folder; make it"),
+        ("mysql+nodriver://user:secret@x/db", "tracking.uri=mysql+nodriver://user:***@x/db: is no address of a database"),
+    ],
+)
+def test_an_address_that_no_store_can_have_is_a_fault(uri: str, said: str) -> None:
+    (fault,) = faults_of_store(uri, "tracking.uri")
+    assert said in fault.text and "secret" not in fault.text
+
+
+def test_an_address_of_a_store_may_be_away() -> None:
+    for uri in ("http://127.0.0.1:9", "https://u:secret@host/path", "sqlite:///runs/new.db", "sqlite:////tmp/x.db", "databricks"):
+        assert faults_of_store(uri, "tracking.uri") == [], uri
+    assert "tracking.uri=http://u:***@127.0.0.1:9: nothing answers there now" in unreachable_store(
+        "http://u:secret@127.0.0.1:9", "tracking.uri"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        assert unreachable_store(f"http://127.0.0.1:{there.getsockname()[1]}", "tracking.uri") == ""
+
+
+def test_a_password_stays_out_of_files_and_parameters() -> None:
+    config = pretraining("eeg-base", "tracking.uri=postgresql://user:p:ss@host/db")
+    assert config.tracking.uri == "postgresql://user:p:ss@host/db"
+    assert "uri: postgresql://user:***@host/db\n" in to_yaml(config)
+    with pytest.raises(RegistryError, match=r"no folder /nonexistent/folder"):
+        client("sqlite:////nonexistent/folder/x.db", create=True)
+    assert not Path("/nonexistent").exists()
+
+
+def test_an_address_that_only_reads_like_a_registered_model_is_put_right() -> None:
+    (fault,) = missing_parents({"init_from": "model:/NAME@champion"}, {}, "sqlite:///none.db")
+    assert fault.text.endswith("did you mean models:/NAME@champion?")
+    (fault,) = missing_parents({"encoder": "NAME/3"}, {}, "sqlite:///none.db")
+    assert fault.text.endswith("did you mean models:/NAME/3?")
+    (fault,) = missing_parents({"encoder": "runs/some/package"}, {}, "sqlite:///none.db")
+    assert "did you mean" not in fault.text
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_stage_says_what_it_validates_and_how_many_rows_its_norms_get(
     dataset: Dataset,  # noqa: F811
@@ -174,9 +258,6 @@ def test_a_disk_without_room_and_a_split_that_is_too_small_are_said_together(dat
     config = pretraining("eeg-tiny", *selecting, *paths)
     preflight = Preflight(config, ALONE, ALONE, f"sqlite:///{tmp_path}/none.db", "auto", dataset_digest)
     preflight.before_start()
-    from sleepfm.stages.pretrain import build_stage
-    from sleepfm.training.job import Context
-
     with pytest.raises(PreflightError, match=r"2 faults") as caught:
         preflight.stage(lambda: build_stage(config, Context(ALONE, "", "auto", config)))
     text = str(caught.value)

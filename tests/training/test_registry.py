@@ -181,6 +181,7 @@ client.log_metric(run.info.run_id, "loss", 1.0)
 @pytest.mark.timeout(900)
 def test_jobs_that_start_together_share_one_whole_store(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/runs/mlflow.db"
+    (tmp_path / "runs").mkdir()
     command = [sys.executable, "-c", CREATE, uri]
     jobs = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
     for job in jobs:
@@ -197,6 +198,7 @@ def test_jobs_that_start_together_share_one_whole_store(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_a_kill_while_a_store_is_made_leaves_none(tmp_path: Path) -> None:
     folder = tmp_path / "runs"
+    folder.mkdir()
     command = [sys.executable, "-c", CREATE, f"sqlite:///{folder}/mlflow.db"]
     job = subprocess.Popen(command, stdout=subprocess.PIPE)
     while not list(folder.glob(".mlflow.db.*.tmp")):

@@ -9,6 +9,12 @@ import os
 import sys
 from pathlib import Path
 
+if __name__ == "__main__":
+    from sleepfm.training.ranks.preemption import leave_at_once
+
+    # Until the supervisor listens, there is nothing to end but this process; the other imports take seconds.
+    leave_at_once()
+
 from sleepfm.errors import LostRankError, UsageError, exit_with
 from sleepfm.files import write_atomic
 from sleepfm.training.nodes.membership import Demand, train_section

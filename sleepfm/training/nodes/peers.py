@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import http.client
 import ipaddress
+import socket
+import sys
 import threading
 import time
 import uuid
@@ -74,6 +76,8 @@ class Peers:
         self.state = State(job=job, member=Member(node=node, life=uuid.uuid4().hex[:12]))
         self.told: set[int] = set()
         """Nodes that have read how this one ended."""
+        self.silent: dict[int, str] = {}
+        """Nodes that did not answer as ones of this job when last looked at, and why."""
         peers = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -91,13 +95,21 @@ class Peers:
             def log_message(self, format: str, *args: object) -> None:
                 """Nothing: the nodes ask every second."""
 
-        until = time.monotonic() + _PORT_SECONDS
+        until, told = time.monotonic() + _PORT_SECONDS, False
         while True:
             try:
                 self._server = ThreadingHTTPServer((_own_address(nodes[node]), port), Handler)
                 break
             except OSError as error:
                 if error.errno == errno.EADDRINUSE and time.monotonic() < until:
+                    if not told:
+                        print(
+                            f"node {node} ({nodes[node]}): cannot listen at port {port} ({error.strerror}); waiting up to "
+                            f"{_PORT_SECONDS:.0f} s until it is free",
+                            file=sys.stderr,
+                            flush=True,
+                        )
+                    told = True
                     time.sleep(0.5)
                     continue
                 raise UsageError(
@@ -113,24 +125,31 @@ class Peers:
         others = [node for node in (range(len(self._nodes)) if nodes is None else nodes) if node != own]
         with ThreadPoolExecutor(min(_AT_A_TIME, max(1, len(others)))) as pool:
             found = dict(zip(others, pool.map(self._ask, others), strict=True))
-        return {own: self.state} | {node: state for node, state in found.items() if state is not None}
+        self.silent = {node: state for node, state in found.items() if isinstance(state, str)}
+        return {own: self.state} | {node: state for node, state in found.items() if isinstance(state, State)}
 
     def close(self) -> None:
         """Answer no longer."""
         self._server.shutdown()
         self._server.server_close()
 
-    def _ask(self, node: int) -> State | None:
+    def _ask(self, node: int) -> State | str:
+        """The state of ``node``, or why it takes no part now: it is not there, or not one of this job."""
         connection = http.client.HTTPConnection(self._nodes[node], self._port, timeout=_ANSWER_SECONDS)
         try:
             connection.request("GET", f"/{self.state.member.node}")
             state = State.model_validate_json(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValidationError):
-            # Not there, or not one of this job: either way it takes no part now.
-            return None
+        except (socket.gaierror, UnicodeError) as error:
+            return f"its name leads to no host ({getattr(error, 'strerror', None) or error})"
+        except OSError as error:
+            return f"no answer at port {self._port} ({error.strerror or error})"
+        except (http.client.HTTPException, ValidationError):
+            return f"something else answers at port {self._port}"
         finally:
             connection.close()
-        return state if state.job == self.state.job and state.member.node == node else None
+        if state.job != self.state.job or state.member.node != node:
+            return f"another job answers at port {self._port}, with other arguments or NODES"
+        return state
 
 
 def _own_address(name: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from sleepfm.config import digest
@@ -24,6 +24,9 @@ _LOOK_SECONDS = 1.0
 # How long the first start waits for nodes that are still being made ready, and a restart for one that does not answer.
 _FIRST_SECONDS = 600.0
 _AGAIN_SECONDS = 5.0
+# Between two lines about the nodes that are waited for, and how many a line names.
+_NEWS_SECONDS = 15.0
+_NAMED = 8
 # A node that comes later is taken in by a save and a start, which should be worth it.
 _REGROUP_SECONDS = 300.0
 # Between two looks at the other nodes while the processes run, and how long one may be absent.
@@ -83,6 +86,7 @@ class Supervisor:
         last = own.plan.number if own.plan else 0
         self._peers.state = own.model_copy(update={"phase": "ready", "regroup": False})
         began = time.monotonic()
+        absence = _Absence(self._nodes)
         while not self._asked:
             states = self._peers.look()
             self._met |= {state.member.life for state in states.values() if state.phase != "ended"}
@@ -95,9 +99,11 @@ class Supervisor:
             plan = plan_for(own.member, states, last)
             # Nodes that start at the same time do not see one another at once.
             settled = len(states) == len(self._nodes) or waited > _AGAIN_SECONDS
+            # Only a start of the whole job waits for all.
+            patience = _AGAIN_SECONDS if any(state.plan for state in states.values()) else _FIRST_SECONDS
+            if plan is None and (news := absence.news(self._peers.silent, waited, patience)):
+                self._say(news)
             if plan is None and min(states) == self._node and settled:
-                # Only a start of the whole job waits for all.
-                patience = _AGAIN_SECONDS if any(state.plan for state in states.values()) else _FIRST_SECONDS
                 plan = decide(states, self._demand, waited, patience)
             if plan is not None and own.member in plan.members:
                 self._peers.state = own.model_copy(update={"phase": "running", "plan": plan, "regroup": False})
@@ -151,6 +157,26 @@ class Supervisor:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
+
+
+class _Absence:
+    """Says which nodes are waited for and why they do not answer: at once, then when that changes, at most every 15 s."""
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self._nodes = nodes
+        self._known: dict[int, str] = {}
+        self._told = -_NEWS_SECONDS
+
+    def news(self, silent: Mapping[int, str], waited: float, patience: float) -> str:
+        """What is to be said after ``waited`` seconds of at most ``patience``; '' for nothing."""
+        if silent == self._known or waited - self._told < _NEWS_SECONDS:
+            return ""
+        self._known, self._told = dict(silent), waited
+        if not silent:
+            return "all nodes answer"
+        shown = [f"node {node} ({self._nodes[node]}): {why}" for node, why in sorted(silent.items())]
+        more = f"; and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+        return f"after {waited:.0f} s of at most {patience:.0f} s, waiting for {'; '.join(shown[:_NAMED])}{more}"
 
 
 class _Watch:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -15,12 +16,16 @@ from typing import Any, Generic, TypeVar
 import torch.distributed as dist
 
 from sleepfm.errors import SleepFMError
+from sleepfm.training import branch
+from sleepfm.training.engine import total_steps
 from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.preflight import host
-from sleepfm.training.preflight.configuration import faults_of_plan, split
+from sleepfm.training.preflight.configuration import doubts, faults_of_plan, split
 from sleepfm.training.preflight.faults import Fault, fault_of, of_all_ranks, refuse
 from sleepfm.training.preflight.parents import missing_parents
+from sleepfm.training.preflight.store import faults_of_store, unreachable_store
 from sleepfm.training.ranks.distributed import World, gather_json
+from sleepfm.training.ranks.joining import PREDECESSOR_SECONDS
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking.sizing import Size
@@ -37,14 +42,24 @@ class Preflight(Generic[ConfigT]):
         world: this process.
         planned: the processes that the job is planned for; others than ``world`` where it is only tried on paper.
         store: the registry.
-        resume: whether a run in ``train.output`` goes on; None where nothing will be written there.
+        resume: whether a run in ``train.output`` goes on.
+        on_paper: whether the job is only tried: nothing is written, and a run that is done counts as any other.
         digest: gives the digest of the data set that this process sees.
     """
 
     def __init__(
-        self, config: ConfigT, world: World, planned: World, store: str, resume: Resume | None, digest: Callable[[ConfigT], str]
+        self,
+        config: ConfigT,
+        world: World,
+        planned: World,
+        store: str,
+        resume: Resume,
+        digest: Callable[[ConfigT], str],
+        on_paper: bool = False,
     ) -> None:
         self._config, self._world, self._planned, self._store, self._resume = config, world, planned, store, resume
+        self._on_paper = on_paper
+        self._folder = RunFolder(config.train.output)
         self._faults: list[Fault] = []
         self.dataset_digest = ""
         self.done: dict[str, Any] | None = None
@@ -52,18 +67,25 @@ class Preflight(Generic[ConfigT]):
         self._faults += fault_of(lambda: self._see(digest))
         self._faults += fault_of(self._look_into_folder)
         self._sources: dict[str, str] = {}
-        if resume in ("auto", "must"):
-            self._faults += [] if self._faults else fault_of(self._read_sources)
+        self._branch: dict[str, Any] | None = None
+        """The checkpoint that this run will begin at, in another run."""
+        if not self._faults:
+            self._faults += fault_of(self._read_origin)
 
     def _see(self, digest: Callable[[ConfigT], str]) -> None:
         self.dataset_digest = digest(self._config)
 
     def _look_into_folder(self) -> None:
-        if self._resume is not None and self.dataset_digest:
-            self.done = RunFolder(self._config.train.output).check(self._config, self.dataset_digest, self._resume)
+        if self.dataset_digest:
+            done = self._folder.check(self._config, self.dataset_digest, self._resume)
+            self.done = None if self._on_paper else done
 
-    def _read_sources(self) -> None:
-        self._sources = RunFolder(self._config.train.output).sources()
+    def _read_origin(self) -> None:
+        goes_on = self._resume != "never" and self._folder.is_run()
+        if goes_on:
+            self._sources = self._folder.sources()
+        elif self._config.branch_from:
+            self._branch = branch.origin(self._config.branch_from)
 
     @property
     def has_faults(self) -> bool:
@@ -73,11 +95,15 @@ class Preflight(Generic[ConfigT]):
     def before_start(self) -> None:
         """What must be right for the processes to find each other.
 
+        Where nothing else is wrong, a port that is taken is waited for: the job before this one may be saving.
+
         Raises:
             PreflightError: it is not; with everything else that this process knows by then.
         """
-        network = [*host.interfaces(os.environ), *host.port(self._world, os.environ)]
-        self._faults = [*faults_of_plan(self._config, self._planned), *self._faults]
+        network = host.interfaces(os.environ)
+        of_store = faults_of_store(self._store, self._store_key) if self._world.is_main else []
+        self._faults = [*faults_of_plan(self._config, self._planned), *of_store, *self._faults]
+        network += host.port(self._world, os.environ, 0.0 if network or self._faults else PREDECESSOR_SECONDS)
         if network:
             refuse([*self._faults, *network])
 
@@ -110,7 +136,15 @@ class Preflight(Generic[ConfigT]):
             raise error
         refuse([*faults, *found])
         assert stage is not None
+        if self._world.is_main:
+            for text in filter(None, [*doubts(self._config, stage), unreachable_store(self._store, self._store_key)]):
+                print(f"warning: {text}", file=sys.stderr, flush=True)
         return stage
+
+    @property
+    def _store_key(self) -> str:
+        """What states the store; the default one has no faults."""
+        return "tracking.uri" if self._config.tracking.uri else "environment variable MLFLOW_TRACKING_URI"
 
     def _gather(self, own: list[Fault], hosts: list[str]) -> list[Fault]:
         everyone = gather_json(self._world, [[fault.text, fault.configured] for fault in own])
@@ -151,6 +185,14 @@ class Preflight(Generic[ConfigT]):
         """What the stage tells: enough held-out items, and how many bytes the run writes."""
         train = self._config.train
         found = split(self._config, stage)
+        steps = total_steps(self._config, stage)
+        if self._branch is not None and steps <= self._branch["step"]:
+            found.append(
+                Fault(
+                    f"branch_from={self._config.branch_from}: with {steps} steps none is left to train; raise train.steps, or "
+                    "take an earlier checkpoint"
+                )
+            )
         if self._world.local_rank == 0:
             needed = Size.of(stage.module).bytes_written(self._config.deepspeed.zero, train.keep, train.ema > 0)
             found += host.room(Path(train.output), needed)

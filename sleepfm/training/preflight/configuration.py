@@ -1,10 +1,11 @@
-"""Faults of a configuration at a number of processes: shares, selection, validation, batch norm."""
+"""Faults of a configuration at a number of processes: shares, selection, validation, batch norm; and what is doubtful."""
 
 from __future__ import annotations
 
 import difflib
 
 from sleepfm.models.negatives import group_size
+from sleepfm.training.engine import total_steps
 from sleepfm.training.feed import Shares
 from sleepfm.training.preflight.faults import Fault, fault_of
 from sleepfm.training.ranks.distributed import World
@@ -20,6 +21,7 @@ def faults_of_plan(config: RunConfig, world: World) -> list[Fault]:
         *([] if indivisible else batch_norm(config, Shares.of(config.train, world), world)),
         *fault_of(lambda: group_size(config.negatives(), world.size, world.local_size)),
         *selection(config),
+        *direction(config),
         *validation(config),
     ]
 
@@ -32,6 +34,25 @@ def selection(config: RunConfig) -> list[Fault]:
     near = difflib.get_close_matches(metric, figures, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(figures))}"
     return [Fault(f"registry.metric={metric}: this job does not validate it, so nothing could be selected; {hint}")]
+
+
+def direction(config: RunConfig) -> list[Fault]:
+    """``registry.mode`` fits ``registry.metric``: the worst weights would else be taken for the best."""
+    metric, mode = config.registry.metric, config.registry.mode
+    if metric in config.smaller_is_better():
+        right, better = "min", "smaller"
+    elif metric in config.larger_is_better():
+        right, better = "max", "larger"
+    else:
+        return []
+    if mode == right:
+        return []
+    return [
+        Fault(
+            f"registry.mode={mode}: of {metric} {better} is better, so that the worst weights would be selected; set "
+            f"registry.mode={right}"
+        )
+    ]
 
 
 def validation(config: RunConfig) -> list[Fault]:
@@ -65,16 +86,35 @@ def batch_norm(config: RunConfig, shares: Shares, world: World) -> list[Fault]:
 
 
 def split(config: RunConfig, stage: Stage) -> list[Fault]:
-    """The held-out items are enough for the loss that selects."""
-    if not isinstance(stage, ValidatesLoss) or config.registry.metric not in config.losses():
+    """The held-out items are enough for the loss to be validated, where it is to be."""
+    if not isinstance(stage, ValidatesLoss):
         return []
+    selects = config.registry.metric in config.losses()
     found, batch = len(stage.validation), config.train.global_batch
-    if found >= batch:
+    if found >= batch or (stage.validation_items == 0 and not selects):
         return []
+    choices = "select by another metric" if selects else "set data.validation_items=0 to do without val/loss"
     return [
         Fault(
-            f"registry.metric={config.registry.metric}: the split val has {found} items, fewer than one step of "
-            f"train.global_batch={batch}, so that the loss cannot be validated; build from more subjects, lower "
-            "train.global_batch, or select by another metric"
+            f"{f'registry.metric={config.registry.metric}' if selects else 'data.validation_items'}: the split val has {found} "
+            f"items, fewer than one step of train.global_batch={batch}, so that the loss cannot be validated; build from more "
+            f"subjects, lower train.global_batch, or {choices}"
         )
     ]
+
+
+def doubts(config: RunConfig, stage: Stage) -> list[str]:
+    """What may be meant, but seldom is: a warm-up that never ends, and a step that takes items more than once."""
+    train, steps, items = config.train, total_steps(config, stage), len(stage.stream)
+    found = []
+    if train.warmup >= steps:
+        found.append(
+            f"train.warmup={train.warmup}: the run ends after {steps} steps, before the learning rate has stayed at "
+            f"train.lr={train.lr:g}; lower train.warmup"
+        )
+    if items < train.global_batch:
+        found.append(
+            f"train.global_batch={train.global_batch}: a pass over the data set has {items} items, so that one step takes some "
+            "more than once; lower train.global_batch"
+        )
+    return found

@@ -15,6 +15,7 @@ import psutil
 from sleepfm.errors import StorageError
 from sleepfm.training.preflight.faults import Fault
 from sleepfm.training.ranks.distributed import World
+from sleepfm.training.ranks.joining import wait_for_port
 
 # Logs, traces and figures of several hosts are read side by side, by their times; NTP keeps hosts within some 0.1 s.
 CLOCK_SECONDS = 5.0
@@ -42,19 +43,17 @@ def interfaces(environment: Mapping[str, str]) -> list[Fault]:
     return found
 
 
-def port(world: World, environment: Mapping[str, str]) -> list[Fault]:
-    """Nothing else listens where rank 0 is going to."""
+def port(world: World, environment: Mapping[str, str], patience_seconds: float) -> list[Fault]:
+    """Nothing else listens where rank 0 is going to, or nothing does any more after ``patience_seconds``."""
     number = environment.get("MASTER_PORT", "")
     agent = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if world.size == 1 or not world.is_main or agent or not number.isdigit():
         return []
-    try:
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("", int(number)))
-    except OSError as error:
-        return [Fault(f"port {number}, where rank 0 listens: {error.strerror}; give the launcher another --master_port", False)]
-    return []
+    reason = wait_for_port(int(number), patience_seconds)
+    if not reason:
+        return []
+    waited = f" for {patience_seconds:.0f} s" if patience_seconds else ""
+    return [Fault(f"port {number}, where rank 0 listens: {reason}{waited}; give the launcher another --master_port", False)]
 
 
 def unreachable(hosts: Mapping[str, tuple[str, int]]) -> list[Fault]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +11,8 @@ from sleepfm.registry.package import read_config
 from sleepfm.registry.registry import find
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.preflight.faults import Fault
+
+_LIKE_REGISTERED = re.compile(r"(?:[a-z]+:/*)?(?P<rest>[^/@:]+(?:@[^/@:]+|/[0-9]+))")
 
 
 def missing_parents(parents: Mapping[str, str], started_from: Mapping[str, str], store: str) -> list[Fault]:
@@ -29,5 +32,13 @@ def missing_parents(parents: Mapping[str, str], started_from: Mapping[str, str],
             elif key != "init_from" or not RunFolder(address).is_run():
                 read_config(Path(address))
         except RegistryError as error:
-            keys.setdefault(str(error), []).append(key)
+            keys.setdefault(f"{error}{_hint(address)}", []).append(key)
     return [Fault(f"{', '.join(names)}: {reason}", False) for reason, names in keys.items()]
+
+
+def _hint(address: str) -> str:
+    """What ``address`` may be meant to be, where it reads like that of a registered model and is taken for a folder."""
+    written = _LIKE_REGISTERED.fullmatch(address)
+    if not written or address.startswith("models:") or Path(address).exists():
+        return ""
+    return f"; did you mean models:/{written['rest']}?"

@@ -25,6 +25,7 @@ from sleepfm.errors import ConfigError, LostRankError, SleepFMError, TrainingErr
 from sleepfm.extras import require
 from sleepfm.models.device import accelerator
 from sleepfm.training.ranks.ending import end
+from sleepfm.training.ranks.joining import cannot_join, join
 from sleepfm.training.ranks.preemption import leave_with
 
 T = TypeVar("T")
@@ -35,10 +36,6 @@ _GRACE_SECONDS = 10.0
 _NAMED_FAILURES = 4
 # Rank 0 may be the one that is lost, and a restart waits.
 _LOST_GRACE_SECONDS = 2.0
-# Processes import at different speeds, from a slow file system the slower.
-_JOIN_SECONDS = 600.0
-# A job that was asked to leave holds its port until it has saved.
-_PORT_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -124,62 +121,11 @@ def start(world: World, timeout_seconds: float) -> None:
     backend = "nccl" if world.device.type == "cuda" else "gloo"
     timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
-        dist.init_process_group(backend, store=_join(world), rank=world.rank, world_size=world.size, timeout=timeout)
+        dist.init_process_group(backend, store=join(world), rank=world.rank, world_size=world.size, timeout=timeout)
         # DeepSpeed takes the group that is there.
         deepspeed.init_distributed(backend, auto_mpi_discovery=False, verbose=False, timeout=timeout)
     except dist.DistError as error:
-        raise _cannot_join(world, str(error).splitlines()[0]) from error
-
-
-def _join(world: World) -> dist.TCPStore:
-    """The store of this job, at which its processes meet; rank 0 holds it.
-
-    A job before this one that is still saving holds the port: rank 0 waits for it, and the others, which would meet the store of
-    that job, see that all of its processes have joined already.
-    """
-    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    wait = datetime.timedelta(seconds=_JOIN_SECONDS)
-    if world.is_main:
-        _wait_for_port(port)
-        store = dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=wait)
-        store.set("sleepfm/size", str(world.size))
-        store.add("sleepfm/joined", 1)
-        return store
-    deadline = time.monotonic() + _JOIN_SECONDS
-    while True:
-        try:
-            store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=wait)
-            if int(store.get("sleepfm/size")) == world.size and store.add("sleepfm/joined", 1) <= world.size:
-                return store
-        except dist.DistNetworkError:
-            # That job ended meanwhile.
-            if time.monotonic() > deadline:
-                raise
-        if time.monotonic() > deadline:
-            raise _cannot_join(world, "a job that is complete answers there")
-        time.sleep(1.0)
-
-
-def _wait_for_port(port: int) -> None:
-    """Until nothing listens on ``port``, or for a minute: the store then says what is wrong."""
-    deadline = time.monotonic() + _PORT_SECONDS
-    while time.monotonic() < deadline:
-        with socket.socket() as probe:
-            # As the store does: connections that have just ended do not count.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("", port))
-                return
-            except OSError:
-                time.sleep(0.5)
-
-
-def _cannot_join(world: World, reason: str) -> TrainingError:
-    address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-    return TrainingError(
-        f"rank {world.rank} cannot join the others at {address} ({reason}); where another job uses the port, "
-        "give the launcher --master_port"
-    )
+        raise cannot_join(world, str(error).splitlines()[0]) from error
 
 
 def is_lost_contact(error: BaseException) -> bool:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sleepfm.errors import RegistryError
 from sleepfm.files import read_json, set_aside, write_json
 from sleepfm.registry.store import client as mlflow_client
-from sleepfm.registry.store import experiment_id, reason_of
+from sleepfm.registry.store import experiment_id, reason_of, shown
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.tracking.journal import Journal
 
@@ -56,13 +56,21 @@ class Tracker:
         """``segment`` is the number of the run's present segment and the step at which it began."""
         self._folder = RunFolder(output)
         self._uri = uri
+        # What files and messages have of it.
+        self._shown = shown(uri)
         self._experiment = experiment
         self._name = name
         self._parameters = flatten(parameters or {})
         self._tags = dict(tags or {})
         self._artifacts = artifacts
         self._dataset_digest = dataset_digest
-        self._state: dict[str, Any] = {"key": uuid.uuid4().hex, "uri": uri, "run_id": "", "described": False, "delivered": 0}
+        self._state: dict[str, Any] = {
+            "key": uuid.uuid4().hex,
+            "uri": self._shown,
+            "run_id": "",
+            "described": False,
+            "delivered": 0,
+        }
         known, fault = _read_state(self._folder)
         self._state |= known
         self._journal = Journal(self._folder.figures)
@@ -126,7 +134,7 @@ class Tracker:
             RegistryError: the server did not answer in time.
         """
         if not self._opened.wait(patience_seconds):
-            raise RegistryError(f"{self._uri}: no answer ({self._problem or 'yet'})")
+            raise RegistryError(f"{self._shown}: no answer ({self._problem or 'yet'})")
         return self.run_id
 
     def close(self, status: str = "FINISHED", patience_seconds: float = 30.0) -> str:
@@ -141,11 +149,15 @@ class Tracker:
             warnings.append(f"{self._journal.refused} rows of figures not kept, {self._folder.figures} is full")
         if left:
             warnings.append(
-                f"{left} rows of figures not delivered to {self._uri} ({self._problem or self._journal.problem}); kept in "
+                f"{left} rows of figures not delivered to {self._shown} ({self._problem or self._journal.problem}); kept in "
                 f"{self._folder.figures}: start the same command again to deliver them"
             )
         elif self._thread.is_alive() or self._problem:
-            warnings.append(f"{self._uri}: the run could not be marked as {status} ({self._problem or 'no answer'})")
+            follows = "; why the run ends is said next" if status == "FAILED" else ""
+            warnings.append(
+                f"{self._shown}: the run still stands as running there, {status} could not be written "
+                f"({self._problem or 'no answer'}){follows}"
+            )
         if not self._thread.is_alive():
             self._journal.close()
         return "; ".join(warnings)
@@ -178,15 +190,15 @@ class Tracker:
         from mlflow.entities import RunTag
 
         client = mlflow_client(self._uri, create=True)
-        if self._state["uri"] != self._uri or not self._state["run_id"]:
+        if self._state["uri"] != self._shown or not self._state["run_id"]:
             experiment = experiment_id(client, self._uri, self._experiment)
             key = self._state["key"]
             found = client.search_runs([experiment], f"tags.`{_KEY_TAG}` = '{key}'", max_results=1)
             if found:
-                self._change(uri=self._uri, run_id=found[0].info.run_id)
+                self._change(uri=self._shown, run_id=found[0].info.run_id)
             else:
                 run = client.create_run(experiment, run_name=self._name, tags=self._tags | {_KEY_TAG: key})
-                self._change(uri=self._uri, run_id=run.info.run_id, described=False, delivered=0)
+                self._change(uri=self._shown, run_id=run.info.run_id, described=False, delivered=0)
         run_id = self._state["run_id"]
         client.update_run(run_id, status="RUNNING")
         if not self._state["described"]:
