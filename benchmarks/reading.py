@@ -40,9 +40,8 @@ from typing import Any
 
 import numpy as np
 from machine import describe
+from noise_nights import CHANNELS, EPOCHS, make_dataset
 
-CHANNELS = ("EEG_C4", "EOG_L", "EMG_CHIN", "ECG")
-EPOCHS = 120
 BATCH = 256
 SIZES = (10, 1000)
 COUNTED = 40_000
@@ -50,35 +49,6 @@ PARQUET_EPOCHS = 2_000
 WORKERS = (0, 1, 2, 4)
 # Of 3,022 operations.
 PASSES = 3
-
-
-def make_dataset(out: Path, recordings: int) -> None:
-    """Nights of noise through the shard writer, one in memory at a time."""
-    root = Path(__file__).resolve().parents[1]
-    # Before this folder, whose shards.py would stand in for the package.
-    sys.path[:0] = [str(root), str(root / "tests")]
-    from made_nights import make_night, quantised
-
-    from shards.build_config import identity, load_build_config
-    from shards.manifest import write_manifest
-    from shards.plan import Entry, Plan, ShardPlan, write_plan
-    from shards.samples import QuantisedRecording
-    from shards.task import write_shard
-    from sleepfm.config import digest
-
-    config = load_build_config(None, ["split.pretrain=1", "split.label=0", "split.val=0", "split.test=0"])
-    entries = [Entry(f"n{number:05d}.edf", 1000, f"n{number:05d}") for number in range(recordings)]
-    shards = [entries[begin : begin + config.recordings] for begin in range(0, recordings, config.recordings)]
-    plan = Plan(identity(config), tuple(ShardPlan(f"shard-{n:06d}.tar", tuple(part)) for n, part in enumerate(shards)))
-    (out / "shards").mkdir(parents=True)
-    write_plan(out, plan)
-    for shard in plan.shards:
-
-        def night_of(entry: Entry) -> QuantisedRecording:
-            return quantised(make_night(entry.record, EPOCHS, CHANNELS))
-
-        write_shard(out, shard, night_of, config, digest(plan.identity), Path("/source"))
-    write_manifest(out, plan)
 
 
 def make_parquet(out: Path, scratch: Path) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,23 +25,18 @@ from sleepfm.output import (
     unfinished_folders,
 )
 from sleepfm.registry.package import WEIGHTS
-from sleepfm.training.run_config import RunConfig, decisive_settings, present_names, settings_digest
+from sleepfm.training import run_record
+from sleepfm.training.run_config import RunConfig, decisive_settings, settings_digest
 from sleepfm.training.segments import Segment, split
 from sleepfm.training.state import checkpoint
 
 Resume = Literal["auto", "never", "must"]
 
 NOTE = "export.json"
-_RECORD = {"settings": dict, "dataset_digest": str, "sources": dict}
-_LATER_RECORD = {"segments": list, "saved": int, "best": dict, "lost": list}
-# The key of the settings in the `run.json` of earlier versions, whose runs still resume.
-_FORMER_SETTINGS = "essence"
 _WAITING = re.compile(r"\.export-[0-9]{8}")
 _LAST_WAITING = ".last"
 # What `result.json` says at least.
 _RESULT = frozenset({"finished", "name", "steps", "best_step", "metrics", "tags", "parents", "seconds"})
-# The thread that writes checkpoints changes `run.json`, too.
-_CHANGING = threading.Lock()
 _WAITING_FILES = rf"{re.escape(WEIGHTS)}|{re.escape(NOTE)}"
 _BEST_FILES = rf"{re.escape(WEIGHTS)}|\.{re.escape(WEIGHTS)}\.[0-9a-f]{{12}}\.tmp|{DAMAGED_PREFIX}{re.escape(WEIGHTS)}(-[0-9]+)?"
 
@@ -149,7 +143,7 @@ class RunFolder:
             StorageError: a file of the run cannot be read, or what a run writes is there already, and no run of this program has
                 written it.
         """
-        known = self._known()
+        known = run_record.read(self.record)
         if known is None:
             if resume == "must":
                 raise CheckpointError(f"{self.root}: holds no run to resume; start it without --resume must")
@@ -157,7 +151,7 @@ class RunFolder:
             return None
         if resume == "never":
             return None
-        steered, others = split(_present(known), decisive_settings(config))
+        steered, others = split(run_record.present(known), decisive_settings(config))
         refused = [f"{key} ({old!r} -> {new!r})" for key, (old, new) in others.items()]
         if known["dataset_digest"] != dataset_digest:
             refused.append(f"data set digest ({known['dataset_digest'][:12]} -> {dataset_digest[:12]})")
@@ -194,40 +188,33 @@ class RunFolder:
 
     def record_checkpoint(self, step: int) -> None:
         """Keep that a checkpoint of ``step`` is whole on the disk. Raises :class:`StorageError`."""
-        self._change(lambda known: known.update(saved=step))
+        run_record.change(self.record, lambda known: known.update(saved=step))
 
     def record_best(self, facts: Mapping[str, str]) -> None:
         """Keep what the header of the best weights says of them, which may be lost. Raises :class:`StorageError`."""
-        self._change(lambda known: known.update(best=dict(facts)))
+        run_record.change(self.record, lambda known: known.update(best=dict(facts)))
 
     def record_lost(self, step: int, what: str) -> bool:
         """Keep that the run goes on from ``step`` without something; whether that is new. Raises :class:`StorageError`."""
         if what in self.lost():
             return False
-        self._change(lambda known: known.setdefault("lost", []).append({"step": step, "what": what}))
+        run_record.change(self.record, lambda known: known.setdefault("lost", []).append({"step": step, "what": what}))
         return True
 
     def best_facts(self) -> dict[str, str]:
         """What :meth:`record_best` has kept last; nothing before."""
-        known = self._known()
+        known = run_record.read(self.record)
         return dict(known.get("best", {})) if known else {}
 
     def saved_step(self) -> int | None:
         """The step of the checkpoint that was saved last, None before the first."""
-        known = self._known()
+        known = run_record.read(self.record)
         return known.get("saved") if known else None
 
     def lost(self) -> list[str]:
         """What the run has gone on without, in words."""
-        known = self._known()
+        known = run_record.read(self.record)
         return [item["what"] for item in known.get("lost", [])] if known else []
-
-    def _change(self, change: Callable[[dict[str, Any]], None]) -> None:
-        with _CHANGING:
-            known = self._known()
-            assert known is not None
-            change(known)
-            write_json(self.record, known)
 
     def origin(self, package: Path, registered: str) -> Origin:
         """What ``package`` (or ``last``) of this run holds, of the registered model of that name."""
@@ -235,7 +222,7 @@ class RunFolder:
 
     def is_run(self) -> bool:
         """Whether a run has begun here. Raises :class:`StorageError` for somebody else's record."""
-        return self._known() is not None
+        return run_record.read(self.record) is not None
 
     def settings(self) -> dict[str, Any]:
         """The decisive settings of the run that has begun here, as of its present segment; empty where none has.
@@ -243,12 +230,12 @@ class RunFolder:
         Raises:
             StorageError: somebody else's record.
         """
-        known = self._known()
-        return _present(known) if known else {}
+        known = run_record.read(self.record)
+        return run_record.present(known) if known else {}
 
     def segments(self) -> list[Segment]:
         """The stretches of steps with the same settings so far, the present one last."""
-        known = self._known()
+        known = run_record.read(self.record)
         later = known["segments"] if known else []
         return [
             Segment(0, {}),
@@ -257,7 +244,7 @@ class RunFolder:
 
     def identity(self) -> str:
         """Digest of the settings that the run began with: the same in all of its segments."""
-        known = self._known()
+        known = run_record.read(self.record)
         return settings_digest(known["settings"]) if known else ""
 
     def initial_versions(self, config: RunConfig) -> list[str]:
@@ -267,7 +254,7 @@ class RunFolder:
 
     def lineage(self) -> dict[str, str]:
         """Tags that say where the run came from and what was changed on its way; none for a run without either."""
-        segments, known = self.segments(), self._known()
+        segments, known = self.segments(), run_record.read(self.record)
         tags = {f"segment.{number}": f"from step {s.step}: {s.describe()}" for number, s in enumerate(segments) if number}
         tags |= {"segment": str(len(segments) - 1)} if tags else {}
         branch = known.get("branched_from") if known else None
@@ -277,7 +264,7 @@ class RunFolder:
 
     def sources(self) -> dict[str, str]:
         """The registered versions that a run in this folder started from, by the address that it was given."""
-        known = self._known()
+        known = run_record.read(self.record)
         return known["sources"] if known else {}
 
     def clear(self) -> None:
@@ -286,7 +273,7 @@ class RunFolder:
         Raises:
             StorageError: a file that no run has written is in a folder that would be removed; nothing has been removed then.
         """
-        if self._known() is None:
+        if run_record.read(self.record) is None:
             self._check_free()
             return
         staged = self._staged()
@@ -332,10 +319,10 @@ class RunFolder:
         Raises:
             ConfigError: no step would be left to train.
         """
-        known = self._known()
+        known = run_record.read(self.record)
         assert known is not None
         settings = decisive_settings(config)
-        changed, _ = split(_present(known), settings)
+        changed, _ = split(run_record.present(known), settings)
         if not changed:
             return ""
         segment = Segment(step, changed)
@@ -345,27 +332,8 @@ class RunFolder:
                 f"raise train.steps, or give another train.output= and branch_from={self.root}@STEP with an earlier checkpoint"
             )
         new = {"step": step, "changed": changed, "settings": settings}
-        self._change(lambda known: known["segments"].append(new))
+        run_record.change(self.record, lambda known: known["segments"].append(new))
         return segment.describe()
-
-    def _known(self) -> dict[str, Any] | None:
-        """What runs here, or None where nothing does. Raises :class:`StorageError` for somebody else's file."""
-        try:
-            known = read_json(self.record)
-        except (OSError, ValueError):
-            known = "no record"
-        if isinstance(known, dict) and _FORMER_SETTINGS in known:
-            known["settings"] = known.pop(_FORMER_SETTINGS)
-        if known is None:
-            return None
-        if (
-            not isinstance(known, dict)
-            or any(not isinstance(known.get(key), kind) for key, kind in _RECORD.items())
-            or any(not isinstance(known[key], kind) for key, kind in _LATER_RECORD.items() if key in known)
-        ):
-            raise StorageError(f"{self.record}: is not the record of a run; give another train.output=, or move it away")
-        known["settings"] = present_names(known["settings"])
-        return known | {"segments": known.get("segments", [])}
 
     def _check_free(self) -> None:
         """Nothing that a run would write is there. Raises :class:`StorageError`."""
@@ -398,9 +366,3 @@ class RunFolder:
         remove_temporaries(self.checkpoints, checkpoint.LATEST)
         for path in self._unfinished():
             remove_unfinished(path)
-
-
-def _present(known: dict[str, Any]) -> dict[str, Any]:
-    """The settings of the present segment of a run's record."""
-    settings: dict[str, Any] = known["segments"][-1]["settings"] if known["segments"] else known["settings"]
-    return present_names(settings)
