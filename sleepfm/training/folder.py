@@ -344,8 +344,8 @@ class RunFolder:
         taken += [path.name for path in (*self._staged(), *temporaries(self.root, self._temporary), *self._unfinished())]
         if taken:
             raise StorageError(
-                f"{self.root}: holds {', '.join(taken)}, which no run of this program has written; give another train.output=, "
-                "or move them away"
+                f"{self.root}: holds {', '.join(taken)}, which no run of this program has written, or whose "
+                f"{self.record.name} is gone; give another train.output=, or move them away"
             )
 
     def _set_aside(self) -> list[Path]:

@@ -89,7 +89,9 @@ WAYS += [(name, damage, (ERRORS,)) for name in ("result.json", "figures.jsonl", 
 WAYS += [(name, gone, MORE) for name in ("run.json", "trace.jsonl", "figures.jsonl", "tracking.json")]
 
 
-@pytest.mark.parametrize(("name", "damage", "again"), WAYS, ids=lambda part: getattr(part, "__name__", str(part)))
+@pytest.mark.parametrize(
+    ("name", "damage", "again"), WAYS, ids=[f"{name}-{damage.__name__}-{len(again)}" for name, damage, again in WAYS]
+)
 def test_a_run_goes_on_or_says_why_not(
     start: Start, world: Path, name: str, damage: Callable[[Path], None], again: tuple[str, ...]
 ) -> None:
