@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -302,6 +303,15 @@ def test_interfaces_are_looked_for_as_their_libraries_read_them() -> None:
         assert len(found) == ("nothing" in text and not text.startswith("^")), text
     (fault,) = host.interfaces({"GLOO_SOCKET_IFNAME": "l"})
     assert "GLOO_SOCKET_IFNAME=l: no interface l that is up; there are" in fault.text and "lo" in fault.text
+
+
+def test_an_interface_without_its_cable_is_no_fault_of_a_host_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    pulled = SimpleNamespace(isup=False)
+    monkeypatch.setattr(host.psutil, "net_if_stats", lambda: {"cable": pulled})
+    assert len(host.interfaces({"GLOO_SOCKET_IFNAME": "cable"})) == 1
+    assert host.interfaces({"GLOO_SOCKET_IFNAME": "cable"}, one_host=True) == []
+    (fault,) = host.interfaces({"GLOO_SOCKET_IFNAME": "cabel"}, one_host=True)
+    assert "no interface cabel; there are cable" in fault.text
 
 
 def test_a_host_that_does_not_answer_is_named() -> None:

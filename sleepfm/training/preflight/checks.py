@@ -100,7 +100,7 @@ class Preflight(Generic[ConfigT]):
         Raises:
             PreflightError: it is not; with everything else that this process knows by then.
         """
-        network = host.interfaces(os.environ)
+        network = host.interfaces(os.environ, self._world.size == self._world.local_size)
         of_store = faults_of_store(self._store, self._store_key) if self._world.is_main else []
         self._faults = [*faults_of_plan(self._config, self._planned), *of_store, *self._faults]
         network += host.port(self._world, os.environ, 0.0 if network or self._faults else PREDECESSOR_SECONDS)
