@@ -53,8 +53,8 @@ class _Source:
             for names in (part._modules, part._parameters, part._buffers):
                 self._places += [(names, name) for name in names]
             self._tensors += [tensor for tensor in (*part._parameters.values(), *part._buffers.values()) if tensor is not None]
-            if isinstance(part, nn.BatchNorm1d):
-                self._places.append((vars(part), "training"))
+            # A part of the twin has the mode that its own had when it was made: dropout, too, goes by it.
+            self._places.append((vars(part), "training"))
             if is_unit(part):
                 self._places += [(vars(part), name) for name in UNIT_SETTINGS]
         # Kept, so that nothing else can get their identities.

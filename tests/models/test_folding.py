@@ -192,6 +192,27 @@ def test_training_the_low_rank_updates_makes_no_other_twin() -> None:
     assert folded() is first
 
 
+def test_dropout_is_of_the_mode_that_the_model_is_in() -> None:
+    """Whichever mode it was in when the twin was made."""
+    built = model()
+    assert any(isinstance(part, nn.Dropout) and part.p for part in built.backbones.modules())
+    signals, present, _ = inputs(built)
+
+    def tokens(seed: int) -> Tensor:
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            return torch.stack(built.backbones(signals, present, range(len(built.channels))))
+
+    for _ in range(2):
+        built.train()
+        assert not torch.equal(tokens(0), tokens(1))
+        built.eval()
+        assert torch.equal(tokens(0), tokens(1))
+        torch.testing.assert_close(
+            tokens(0), torch.stack(unfolded(built).backbones(signals, present, range(len(built.channels)))), atol=1e-4, rtol=1e-4
+        )
+
+
 def test_an_encoder_that_trains_is_not_folded() -> None:
     encoder = model().backbones.encoders["ECG"]
     folded = Folded(encoder)
