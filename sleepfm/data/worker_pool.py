@@ -38,6 +38,7 @@ T = TypeVar("T")
 AT_ONCE = 2
 # How long one may take to say what it reads, and to end.
 _ANSWER_SECONDS = 0.5
+_NO_ANSWER = "does not answer"
 _END_SECONDS = 5.0
 # Asking a job to leave is no matter of the processes that read for it.
 _LEFT_TO_OTHERS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1}
@@ -215,6 +216,7 @@ class _Worker:
             reply: Reply = pickle.loads(self._requests.recv_bytes())
         except (EOFError, OSError) as error:
             raise self._lost() from error
+        self._silent = _NO_ANSWER
         return reply
 
     def ask_what_it_reads(self) -> None:
@@ -235,7 +237,7 @@ class _Worker:
             text = self.control.recv_bytes().decode()
         except (EOFError, OSError):
             return "has ended"
-        self._asked, self._silent = False, "does not answer"
+        self._asked, self._silent = False, _NO_ANSWER
         return text
 
     def end(self, until: float) -> None:
@@ -255,7 +257,7 @@ class _Worker:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(_END_SECONDS)
         status = self._process.returncode
-        how = "does not answer" if status is None else f"ended with status {status}"
+        how = _NO_ANSWER if status is None else f"ended with status {status}"
         if status is not None and status < 0:
             how = f"was ended by {signal.Signals(-status).name}"
         killed = "; if it was for lack of memory, lower data.workers" if status == -signal.SIGKILL else ""
