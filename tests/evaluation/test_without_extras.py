@@ -95,6 +95,7 @@ def test_scoring_by_the_champion_of_a_registry_needs_no_extra(
     bare: Path, tmp_path: Path, recordings: list[Path], downstream_packages: dict[str, Path]
 ) -> None:
     package, store = downstream_packages["stage"], f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    (tmp_path / "runs").mkdir()
     mlflow = client(store, create=True)
     made = mlflow.create_run(experiment_id(mlflow, store, "test"))
     digests = {"sha256": sha256_file(package / WEIGHTS), "sha256.config": sha256_file(package / CONFIG)}

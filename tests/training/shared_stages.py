@@ -15,6 +15,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+
+# A job of its own, to which the helpers of all tests are no neighbours.
+sys.path.append(str(Path(__file__).parents[1]))
 from device_steps import build
 
 from sleepfm.models.downstream import Downstream

@@ -85,7 +85,9 @@ def test_what_learns_from_embeddings_is_counted_without_embedding_anything(
     kind: str,
 ) -> None:
     real: Any = build(kind, dataset.path, packages, tmp_path)
-    config = real.config.model_copy(update={"cache": str(tmp_path / "other")})
+    config = real.config.model_copy(
+        update={"cache": str(tmp_path / "other"), "deepspeed": real.config.deepspeed.model_copy(update={"dtype": "fp32"})}
+    )
     context = Context(ALONE.world, "", "never", config, on_paper=True)
     paper = build_probe(config, context) if kind == "probe" else build_stage(config, context)
     texts = [describe(config, stage, ALONE.world, World(0, 4, 0, 4)) for stage in (real, paper)]

@@ -148,7 +148,7 @@ class ToyStage:
             )
         output = model(batch.signals).float()
         error = (output - batch.signals).pow(2).mean(1)
-        bad = torch.isin(batch.item, torch.tensor(self.toy.nan_at, dtype=torch.long, device=batch.item.device))
+        bad = torch.isin(batch.item, torch.tensor(self.toy.nan_at, dtype=torch.long).to(batch.item.device))
         error = error * torch.ones_like(error).masked_fill(bad, float("nan"))
         # Sum and sum of squares say which items a step took, whichever rank took them.
         items = batch.item.double()

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sleepfm.errors import SleepFMError
+from sleepfm.models import guards
 from sleepfm.training.observer import Observer
 from sleepfm.training.ranks.distributed import World, agree, gather_tensors, on_main
 from sleepfm.training.ranks.precision import autocast
@@ -78,7 +79,8 @@ class SharedWork:
         failure: SleepFMError | None = None
         self.observer.goes_on(f"{what}, 0 of {len(share)}")
         try:
-            with torch.no_grad(), self.precision():
+            # Guards are of all ranks together, and here each does work of its own.
+            with torch.no_grad(), self.precision(), guards.only_if(False):
                 for tensors in work(share):
                     own.append(tensors)
                     self.observer.goes_on(f"{what}, {len(own)} of {len(share)}")
