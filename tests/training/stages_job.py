@@ -56,6 +56,7 @@ def go(output: Path, zero: int, stop: bool) -> dict[str, Any]:
         }
     )
     stage = ToyStage(config, Context(WORLD, "", "auto", config))
+    RunFolder(output).begin(config, stage.dataset_digest, {})
     losses: dict[str, float] = {}
     figures: dict[str, float] = {}
 
