@@ -1,6 +1,8 @@
 """Rewrite a wheel of pyarrow without what reading and writing Parquet on a local disk does not need: 48 MiB become 33.
 
 python scripts/slim_pyarrow.py pyarrow-....whl
+
+The wheel is replaced: scripts/wheels.sh calls this for what it has downloaded itself, into a folder that was empty.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How many corrupt items a run bears."""
+"""How many corrupt items a run tolerates."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Tolerance:
         self._reached = 0
 
     def asked(self, start: int, count: int, in_a_pass: int) -> float:
-        """Note that items ``start .. start + count`` are read, of ``in_a_pass``; how many corrupt ones are borne by then."""
+        """Note that items ``start .. start + count`` are read, of ``in_a_pass``; how many corrupt ones are
+        tolerated by then.
+        """
         self._begun = start if self._begun is None else self._begun
         self._reached = max(self._reached, start + count)
         self._read += count

@@ -2,7 +2,8 @@
 
 Batches come in the order of the plan and are those that a thread would read, since a batch is a function of its position. Each
 is written into memory that both sides see. Processes are started anew, without a fork: one with the threads of collectives and
-a GPU cannot be forked safely.
+a GPU cannot be forked safely. What the two sides tell each other is pickled, and comes through a pipe that they alone have:
+nothing that is read from a file or from a network is unpickled.
 
 torch's DataLoader would read as well, but it takes its memory from ``/dev/shm`` (64 MB in a container, unless told otherwise),
 imports the main module of the job in every process, can wait for ever on a message that a killed process began, and its

@@ -191,14 +191,14 @@ def on_valid(module: nn.Module, x: Tensor, valid: Tensor | None) -> Tensor:
     return found.unflatten(0, x.shape[:-1]).masked_fill(missing, 0)
 
 
-def by_rows(module: nn.Module) -> None:
-    """Replace, in place, every ``nn.BatchNorm1d`` of ``module`` by a :class:`RowBatchNorm`; parameters, buffers and their names
+def by_rows(module: nn.Module, kind: type[RowBatchNorm] = RowBatchNorm) -> None:
+    """Replace, in place, every batch norm of ``module`` that is no ``kind`` yet by one; parameters, buffers and their names
     stay.
     """
     for parent in list(module.modules()):
         for name, part in list(parent.named_children()):
-            if type(part) is nn.BatchNorm1d:
-                setattr(parent, name, RowBatchNorm.of(part))
+            if isinstance(part, _BatchNorm) and not isinstance(part, kind):
+                setattr(parent, name, kind.of(part))
 
 
 class RowMlp(nn.Sequential):

@@ -14,7 +14,7 @@ from sleepfm.training.run_config import present_names
 # The keys of a record, and those that it has had only since a later version.
 _KEYS = {"settings": dict, "dataset_digest": str, "sources": dict}
 _LATER_KEYS = {"segments": list, "saved": int, "best": dict, "lost": list}
-# What earlier versions called the settings.
+# What earlier versions called the settings: read in the records of their runs, never written.
 _FORMER_SETTINGS = "essence"
 # Checkpoints are recorded by the thread that writes them.
 _CHANGING = threading.Lock()

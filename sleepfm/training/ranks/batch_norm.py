@@ -10,17 +10,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from sleepfm.models.normalisation import RowBatchNorm, RowStatistics, normalised, row_statistics
+from sleepfm.models.normalisation import RowBatchNorm, RowStatistics, by_rows, normalised, row_statistics
 
 
 def synchronise(module: nn.Module) -> None:
-    """Replace, in place, every batch norm of ``module``; parameters, buffers and their names stay."""
-    for parent in list(module.modules()):
-        for name, part in list(parent.named_children()):
-            if isinstance(part, _BatchNorm):
-                setattr(parent, name, SynchronisedBatchNorm.of(part))
+    """Have every batch norm of ``module``, in place, take the statistics of all ranks."""
+    by_rows(module, SynchronisedBatchNorm)
 
 
 class SynchronisedBatchNorm(RowBatchNorm):
