@@ -8,7 +8,6 @@ job died stands in ``.export-STEP`` and is taken up by the run that goes on.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import threading
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sleepfm.config import to_dict
+from sleepfm.console import warn
 from sleepfm.errors import CheckpointError, RegistryError, SleepFMError
 from sleepfm.files import read_json, write_json
 from sleepfm.output import MARKER, Origin, whole_folder
@@ -170,7 +170,7 @@ class Exporter(Observer):
             sealed.check(last.path)
         except CheckpointError as error:
             text = f"{error}; {self._folder.last} is not written, those of step {self._steps} are in the last checkpoint alone"
-            print(f"warning: {self._stage.name}: {text}", file=sys.stderr, flush=True)
+            warn(f"{self._stage.name}: {text}")
             return None
         return last
 
@@ -233,7 +233,7 @@ class Exporter(Observer):
 
     def _warn(self, error: Exception) -> None:
         reason = str(error).splitlines()[0] if isinstance(error, SleepFMError) else repr(error)
-        print(f"warning: {self._stage.name}: weights not exported yet ({reason})", file=sys.stderr, flush=True)
+        warn(f"{self._stage.name}: weights not exported yet ({reason})")
 
     def _run_id(self) -> str:
         """The tracking run, as soon as the server has answered.
@@ -328,7 +328,7 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
         prune(name, run_id, settings.keep, store)
     except RegistryError as error:
         # A server may allow additions alone; the version is registered all the same.
-        print(f"warning: {name}: older bests of this run stay registered ({error})", file=sys.stderr, flush=True)
+        warn(f"{name}: older bests of this run stay registered ({error})")
     return {"version": version, "run_id": run_id} | asdict(promotion)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from sleepfm.config import load_config, to_dict
-from sleepfm.console import accept_every_character
+from sleepfm.console import SaidOnce, accept_every_character
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError, UsageError
 from sleepfm.extras import require
@@ -163,11 +162,18 @@ def _run(
             print(text)
         return 0
 
+    waits = SaidOnce()
+
+    def wait(what: str) -> None:
+        waits.say(f"{what}; waiting up to {PREDECESSOR_SECONDS:.0f} s for it to end")
+        # No stall, which the watchdog would take it for.
+        watched.goes_on(what)
+
     def hold(lock: ExitStack) -> dict[str, Any] | None:
         # What will be refused leaves nothing behind.
         if preflight.has_faults:
             return None
-        lock.enter_context(only_writer(Path(config.train.output), PREDECESSOR_SECONDS, _Waiting(watched).say))
+        lock.enter_context(only_writer(Path(config.train.output), PREDECESSOR_SECONDS, wait))
         # The job that was waited for may have finished the run.
         return RunFolder(config.train.output).check(config, preflight.dataset_digest, resume)
 
@@ -298,19 +304,6 @@ def _conclude(
         flush=True,
     )
     return result
-
-
-class _Waiting:
-    """Says once that a job before this one still writes into the folder, and lets the watchdog know that this is no stall."""
-
-    def __init__(self, watched: Observer) -> None:
-        self._watched, self._told = watched, False
-
-    def say(self, what: str) -> None:
-        if not self._told:
-            print(f"{what}; waiting up to {PREDECESSOR_SECONDS:.0f} s for it to end", file=sys.stderr, flush=True)
-        self._told = True
-        self._watched.goes_on(what)
 
 
 class _Watched(Observer):

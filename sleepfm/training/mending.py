@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import os
-import sys
+import shutil
 from pathlib import Path
 
+from sleepfm.console import warn
 from sleepfm.errors import CheckpointError
 from sleepfm.files import atomic_file, set_aside, write_atomic
 from sleepfm.output import check_free
@@ -40,10 +41,10 @@ def mend(folder: RunFolder, registry: RegistryConfig, step: int, steps: int) -> 
     try:
         folder.read_result()
     except CheckpointError as error:
-        _warn(f"{error}; set aside as {set_aside(folder.result).name}: what was trained is packaged and registered once more")
+        warn(f"{error}; set aside as {set_aside(folder.result).name}: what was trained is packaged and registered once more")
     saved = folder.saved_step()
     if saved is not None and saved > step:
-        _warn(f"{folder.checkpoints}: the checkpoint of step {saved}, saved last, is not there; going on from step {step}")
+        warn(f"{folder.checkpoints}: the checkpoint of step {saved}, saved last, is not there; going on from step {step}")
 
 
 def _mend_best(folder: RunFolder, metric: str, step: int, steps: int) -> None:
@@ -61,9 +62,8 @@ def _mend_best(folder: RunFolder, metric: str, step: int, steps: int) -> None:
     if twin is not None:
         aside = "" if gone else f"; set aside as {set_aside(folder.best).name}"
         with twin.open("rb") as source, atomic_file(folder.best) as target:
-            while chunk := source.read(2**24):
-                target.write(chunk)
-        _warn(f"{fault}{aside}; {described} were taken from {twin}, where they are whole")
+            shutil.copyfileobj(source, target)
+        warn(f"{fault}{aside}; {described} were taken from {twin}, where they are whole")
         return
     of_use = True
     if known:
@@ -80,9 +80,9 @@ def _mend_best(folder: RunFolder, metric: str, step: int, steps: int) -> None:
         fault += f"; set aside as {set_aside(folder.best).name}"
     if of_use:
         folder.record_lost(step, described)
-        _warn(f"{fault}: {described} are lost; from step {step} on the best of the validations to come are kept")
+        warn(f"{fault}: {described} are lost; from step {step} on the best of the validations to come are kept")
     elif not gone:
-        _warn(fault)
+        warn(fault)
 
 
 def _twin(folder: RunFolder, known: dict[str, str]) -> Path | None:
@@ -100,13 +100,13 @@ def _mend_trace(folder: RunFolder, step: int) -> None:
     if damaged:
         aside = set_aside(folder.trace)
         write_atomic(folder.trace, "".join(json.dumps(row) + "\n" for row in rows))
-        _warn(f"{folder.trace}: {damaged} lines are no rows; set aside as {aside.name}, the other rows stay")
+        warn(f"{folder.trace}: {damaged} lines are no rows; set aside as {aside.name}, the other rows stay")
     there = {row["step"] for row in rows}
     missing = [number for number in range(1, step + 1) if number not in there]
     if missing:
         what = f"{folder.trace.name}: rows of {len(missing)} steps from step {missing[0]} to {missing[-1]}"
         if folder.record_lost(step, what):
-            _warn(
+            warn(
                 f"{folder.trace}: goes on from step {step} without the rows of {len(missing)} steps from step {missing[0]} "
                 f"to {missing[-1]}"
             )
@@ -134,7 +134,3 @@ def _header(path: Path) -> dict[str, str]:
 def _describe(known: dict[str, str], metric: str, path: Path) -> str:
     _, step, figures = read_facts(known, path)
     return f"of step {step}, {metric} {figures[metric]:.4f}" if metric in figures else f"of step {step}"
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import psutil
 
+from sleepfm.console import say
 from sleepfm.errors import LostRankError
 from sleepfm.training.ranks.ending import STATUSES, statuses
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
@@ -69,17 +70,13 @@ def _wait(launcher: subprocess.Popen[bytes], folder: Path, processes: int, asked
                         rank.send_signal(signal.SIGUSR1)
                     told.add(rank.pid)
         if lost():
-            print("another node no longer takes part; the processes of this one are killed", file=sys.stderr, flush=True)
+            say("another node no longer takes part; the processes of this one are killed")
             return LostRankError.exit_status
         gone = most - len(ranks)
         if most == processes and gone > statuses(folder).count(0):
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > _GRACE_SECONDS:
-                print(
-                    f"{len(ranks)} processes of this node hang after another has ended; they are killed",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                say(f"{len(ranks)} processes of this node hang after another has ended; they are killed")
                 return LostRankError.exit_status
         time.sleep(_LOOK_SECONDS)
     found = statuses(folder)

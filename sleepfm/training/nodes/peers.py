@@ -6,7 +6,6 @@ import errno
 import http.client
 import ipaddress
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -18,6 +17,7 @@ from typing import Literal
 from pydantic import ValidationError
 
 from sleepfm.config import Config
+from sleepfm.console import SaidOnce
 from sleepfm.errors import UsageError
 
 _ANSWER_SECONDS = 2.0
@@ -95,21 +95,17 @@ class Peers:
             def log_message(self, format: str, *args: object) -> None:
                 """Nothing: the nodes ask every second."""
 
-        until, told = time.monotonic() + _PORT_SECONDS, False
+        until, waits = time.monotonic() + _PORT_SECONDS, SaidOnce()
         while True:
             try:
                 self._server = ThreadingHTTPServer((_own_address(nodes[node]), port), Handler)
                 break
             except OSError as error:
                 if error.errno == errno.EADDRINUSE and time.monotonic() < until:
-                    if not told:
-                        print(
-                            f"node {node} ({nodes[node]}): cannot listen at port {port} ({error.strerror}); waiting up to "
-                            f"{_PORT_SECONDS:.0f} s until it is free",
-                            file=sys.stderr,
-                            flush=True,
-                        )
-                    told = True
+                    waits.say(
+                        f"node {node} ({nodes[node]}): cannot listen at port {port} ({error.strerror}); waiting up to "
+                        f"{_PORT_SECONDS:.0f} s until it is free"
+                    )
                     time.sleep(0.5)
                     continue
                 raise UsageError(

@@ -8,12 +8,12 @@ wait for the next one.
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from types import FrameType
 
 from sleepfm.config import digest
+from sleepfm.console import say
 from sleepfm.errors import LostRankError
 from sleepfm.training.nodes.attempt import run_processes
 from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for
@@ -153,7 +153,7 @@ class Supervisor:
         self._peers.close()
 
     def _say(self, text: str) -> None:
-        print(f"node {self._node} ({self._nodes[self._node]}): {text}", file=sys.stderr, flush=True)
+        say(f"node {self._node} ({self._nodes[self._node]}): {text}")
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -15,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 import torch.distributed as dist
 
+from sleepfm.console import warn
 from sleepfm.errors import SleepFMError
 from sleepfm.training import branch
 from sleepfm.training.engine import total_steps
@@ -138,7 +138,7 @@ class Preflight(Generic[ConfigT]):
         assert stage is not None
         if self._world.is_main:
             for text in filter(None, [*doubts(self._config, stage), unreachable_store(self._store, self._store_key)]):
-                print(f"warning: {text}", file=sys.stderr, flush=True)
+                warn(text)
         return stage
 
     @property

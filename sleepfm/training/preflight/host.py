@@ -40,12 +40,7 @@ def interfaces(environment: Mapping[str, str], one_host: bool = False) -> list[F
             if name in there or (not exact and any(other.startswith(name) for other in there)):
                 continue
             have, up = ", ".join(sorted(there)), "" if one_host else " that is up"
-            found.append(
-                Fault(
-                    f"environment variable {variable}={text}: no interface {name}{up}; there are {have}",
-                    False,
-                )
-            )
+            found.append(Fault(f"environment variable {variable}={text}: no interface {name}{up}; there are {have}", False))
     return found
 
 

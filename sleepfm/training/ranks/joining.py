@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch.distributed as dist
 
+from sleepfm.console import SaidOnce
 from sleepfm.errors import ConfigError, LostRankError, TrainingError
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def _join(world: World) -> dist.TCPStore:
 
 def wait_for_port(port: int, patience_seconds: float) -> str:
     """Until nothing listens on ``port`` of this host; '' then, else, after ``patience_seconds``, what the system says."""
-    deadline, told = time.monotonic() + patience_seconds, False
+    deadline, waits = time.monotonic() + patience_seconds, SaidOnce()
     while True:
         with socket.socket() as probe:
             # As the store does: connections that have just ended do not count.
@@ -93,11 +93,9 @@ def wait_for_port(port: int, patience_seconds: float) -> str:
                 reason = error.strerror or str(error)
         if time.monotonic() >= deadline:
             return reason
-        if not told:
-            _say(
-                f"port {port}, where rank 0 listens: {reason}; waiting up to {patience_seconds:.0f} s for a job that still saves"
-            )
-            told = True
+        waits.say(
+            f"port {port}, where rank 0 listens: {reason}; waiting up to {patience_seconds:.0f} s for a job that still saves"
+        )
         time.sleep(_LOOK_SECONDS)
 
 
@@ -112,7 +110,7 @@ def cannot_join(world: World, reason: str) -> TrainingError:
 
 def _resolve(world: World, address: str, port: int) -> list[Any]:
     """Where ``address`` leads."""
-    deadline, told = time.monotonic() + _NAME_SECONDS, False
+    deadline, waits = time.monotonic() + _NAME_SECONDS, SaidOnce()
     while True:
         try:
             return socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
@@ -121,9 +119,8 @@ def _resolve(world: World, address: str, port: int) -> list[Any]:
         said = f"environment variable MASTER_ADDR={address}: the name leads to no host ({reason})"
         if time.monotonic() >= deadline:
             raise TrainingError(f"{said}; give the name or address of rank 0's host, as this one sees it")
-        if not told and world.local_rank == 0:
-            _say(f"{said}; trying for {_NAME_SECONDS:.0f} s")
-            told = True
+        if world.local_rank == 0:
+            waits.say(f"{said}; trying for {_NAME_SECONDS:.0f} s")
         time.sleep(1.0)
 
 
@@ -138,7 +135,7 @@ def _hold(world: World, address: str, port: int) -> dist.TCPStore:
 
 def _meet(world: World, address: str, port: int, addresses: list[Any], deadline: float) -> dist.TCPStore:
     """The store, with the place of this rank taken in it."""
-    own, began, told = uuid.uuid4().hex, time.monotonic(), False
+    own, began, waits = uuid.uuid4().hex, time.monotonic(), SaidOnce()
     attempt: Future[dist.TCPStore | None] | None = None
     while True:
         other = False
@@ -159,9 +156,8 @@ def _meet(world: World, address: str, port: int, addresses: list[Any], deadline:
         reason = reason or "what listens there does not answer as a job"
         if time.monotonic() > deadline:
             raise cannot_join(world, reason) if other else LostRankError(str(cannot_join(world, reason)))
-        if not told and world.local_rank == 0 and time.monotonic() - began > _QUIET_SECONDS:
-            _say(f"rank {world.rank} waits for rank 0 at {address}:{port}, up to {_JOIN_SECONDS:.0f} s ({reason})")
-            told = True
+        if world.local_rank == 0 and time.monotonic() - began > _QUIET_SECONDS:
+            waits.say(f"rank {world.rank} waits for rank 0 at {address}:{port}, up to {_JOIN_SECONDS:.0f} s ({reason})")
         time.sleep(_LOOK_SECONDS)
 
 
@@ -174,16 +170,15 @@ def _take_place(world: World, address: str, port: int, own: str) -> dist.TCPStor
 
 def _wait_for_ranks(world: World, store: dist.TCPStore, deadline: float) -> None:
     """On rank 0: until all are there."""
-    began, told, left = time.monotonic(), False, list(range(1, world.size))
+    began, waits, left = time.monotonic(), SaidOnce(), list(range(1, world.size))
     while left := [rank for rank in left if not store.check([_place(rank)])]:
         named = ", ".join(map(str, left[:_NAMED_RANKS])) + (" …" if len(left) > _NAMED_RANKS else "")
         if time.monotonic() > deadline:
             raise LostRankError(
                 f"{len(left)} of {world.size} ranks did not come within {_JOIN_SECONDS:.0f} s: {named}; see what their hosts say"
             )
-        if not told and time.monotonic() - began > _QUIET_SECONDS:
-            _say(f"rank 0 waits for rank {named}, up to {_JOIN_SECONDS:.0f} s")
-            told = True
+        if time.monotonic() - began > _QUIET_SECONDS:
+            waits.say(f"rank 0 waits for rank {named}, up to {_JOIN_SECONDS:.0f} s")
         time.sleep(_LOOK_SECONDS)
     store.set(_ALL, "here")
 
@@ -226,7 +221,3 @@ def _begin(work: Callable[[], T]) -> Future[T]:
 
 def _place(rank: int) -> str:
     return f"sleepfm/rank/{rank}"
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

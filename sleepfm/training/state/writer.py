@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sleepfm.console import warn
 from sleepfm.errors import CheckpointError
 from sleepfm.files import sync_file
 from sleepfm.registry.package import save_weights
@@ -167,7 +167,7 @@ class Writer:
             try:
                 self.finish()
             except CheckpointError as error:
-                print(f"warning: {error}", file=sys.stderr, flush=True)
+                warn(str(error))
 
     def _begin(self, work: Callable[[], dict[str, Any]], publishing: bool = False) -> None:
         self._publishing = publishing

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sleepfm.config import to_dict
+from sleepfm.console import warn
 from sleepfm.data.report import report_of
 from sleepfm.files import write_json
 from sleepfm.training.engine import is_logged, total_steps
@@ -103,7 +103,7 @@ class Recorder(Observer):
         # After a failure the reason must be said before the launcher ends this process; the journal keeps the figures.
         warning = self.tracker.close(self._status, 30.0 if self._status == "FINISHED" else 1.0)
         if warning:
-            print(f"warning: {warning}", file=sys.stderr)
+            warn(warning)
 
 
 def common_tags(stage: Stage, config: RunConfig) -> dict[str, str]:
