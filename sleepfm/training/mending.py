@@ -22,6 +22,7 @@ from sleepfm.training.run_config import RegistryConfig
 from sleepfm.training.segments import counts
 from sleepfm.training.state import sealed
 from sleepfm.training.state.selection import read_facts
+from sleepfm.training.tracking.goodput import read_sums
 from sleepfm.training.tracking.trace import whole_rows
 
 
@@ -38,6 +39,7 @@ def mend(folder: RunFolder, registry: RegistryConfig, step: int, steps: int) -> 
         check_free(package, folder.origin(package, registry.name))
     _mend_best(folder, registry.metric, step, steps)
     _mend_trace(folder, step)
+    _mend_goodput(folder, step)
     try:
         folder.read_result()
     except CheckpointError as error:
@@ -110,6 +112,15 @@ def _mend_trace(folder: RunFolder, step: int) -> None:
                 f"{folder.trace}: goes on from step {step} without the rows of {len(missing)} steps from step {missing[0]} "
                 f"to {missing[-1]}"
             )
+
+
+def _mend_goodput(folder: RunFolder, step: int) -> None:
+    try:
+        read_sums(folder.goodput)
+    except CheckpointError as error:
+        aside = set_aside(folder.goodput)
+        folder.record_lost(step, f"{folder.goodput.name}: where the wall time went until step {step}")
+        warn(f"{error}; set aside as {aside.name}: the wall time is counted from step {step} on")
 
 
 def _fault(path: Path) -> str:

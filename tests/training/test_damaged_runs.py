@@ -26,7 +26,10 @@ MORE = (ERRORS, "train.steps=16")
 # Written anew by every run, whatever is there.
 REWRITTEN = {"config.yaml", "environment.json"}
 # What a run has of its own, but for packages, checkpoints and best weights, which are folders.
-FILES = ("run.json", "config.yaml", "result.json", "trace.jsonl", "environment.json", "figures.jsonl", "tracking.json")
+FILES = (
+    *("run.json", "config.yaml", "result.json", "trace.jsonl", "environment.json", "figures.jsonl", "tracking.json"),
+    "goodput.json",
+)
 
 Start = Callable[..., tuple[int, str, str]]
 

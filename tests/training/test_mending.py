@@ -22,9 +22,11 @@ from sleepfm.registry.package import WEIGHTS, write_package
 from sleepfm.training import branch
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.mending import mend
+from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import RegistryConfig
 from sleepfm.training.state import sealed
 from sleepfm.training.state.selection import Best
+from sleepfm.training.tracking.goodput import Goodput, read_sums
 from sleepfm.training.tracking.journal import Journal
 from sleepfm.training.tracking.trace import Trace, read_trace, whole_rows
 
@@ -241,6 +243,29 @@ def test_a_damaged_result_is_as_none(run: RunFolder, damage: Callable[[Path], No
     folder_instead(run.result)
     with pytest.raises(StorageError, match=r"result\.json: cannot be read"):
         run.check(config, "a" * 64, "auto")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_sums_of_wall_time_are_set_aside_and_begin_again(
+    run: RunFolder, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None]
+) -> None:
+    world = World(0, 1, 0, 1)
+    Goodput(world, run, 12).close()
+    mend(run, REGISTRY, 12, 16)
+    assert capsys.readouterr().err == ""
+    damage(run.goodput)
+    mend(run, REGISTRY, 12, 16)
+    assert "goodput.json: is not as it was written; set aside as damaged-goodput.json" in capsys.readouterr().err
+    assert run.lost() == ["goodput.json: where the wall time went until step 12"]
+    Goodput(world, run, 12).close()
+    assert read_sums(run.goodput) is not None
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"seconds": {}, "saved": {}, "at": 1, "ended": ""}'])
+def test_json_that_is_no_sums_of_wall_time_is_damage(run: RunFolder, content: str) -> None:
+    run.goodput.write_text(content)
+    with pytest.raises(CheckpointError, match=r"goodput\.json: is not as it was written"):
+        read_sums(run.goodput)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

@@ -11,11 +11,12 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from sleepfm.errors import StorageError
+from sleepfm.errors import CheckpointError, StorageError
 from sleepfm.files import read_json, write_json
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.observer import Observer
@@ -88,6 +89,25 @@ def compare_ranks(ranks: list[StepTimes]) -> dict[str, float]:
     }
 
 
+def read_sums(path: Path) -> dict[str, Any] | None:
+    """What a job has kept in ``path``; None before it has.
+
+    Raises:
+        CheckpointError: it is not as a job writes it.
+    """
+    try:
+        known = read_json(path)
+        if known is None:
+            return None
+        sums = [known["seconds"], *known["saved"].values()]
+        whole = all(part.keys() == set(CAUSES) and all(math.isfinite(seconds) for seconds in part.values()) for part in sums)
+        if not (whole and math.isfinite(known["at"]) and isinstance(known["ended"], str) and 0 in map(int, known["saved"])):
+            raise ValueError("not the sums of a job")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{path}: is not as it was written") from error
+    return dict(known)
+
+
 class Goodput(Observer):
     """Sums up the wall time of a run, on every rank.
 
@@ -110,7 +130,7 @@ class Goodput(Observer):
         self._cause, self._stepping = "start", False
         self._seconds = dict.fromkeys(CAUSES, 0.0)
         self._saved = {0: dict(self._seconds)}
-        if world.is_main and (known := read_json(self._path)) is not None:
+        if world.is_main and (known := read_sums(self._path)) is not None:
             self._take_up(known)
         self._place = ""
         self._own, self._current = StepTimes(), StepTimes()
