@@ -154,7 +154,7 @@ def rank_of_two(rank: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_ranks_that_hold_other_channels_are_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
-    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     model = encoder().double().train()
     whole = shared_step(model, slice(None)).loss
     torch.testing.assert_close((ranks[0][0] + ranks[1][0]) / 2, whole.detach(), atol=1e-9, rtol=1e-9)

@@ -105,7 +105,7 @@ def test_three_ranks_of_uneven_rows_are_one_process(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(rank_of_three, (str(tmp_path),), nprocs=3)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         for case, (_, length) in enumerate(CASES):
-            ranks = [torch.load(tmp_path / f"{case}-{dtype}-{rank}.pt") for rank in range(3)]
+            ranks = [torch.load(tmp_path / f"{case}-{dtype}-{rank}.pt", weights_only=True) for rank in range(3)]
             if not existing_of(case, slice(None)).any():
                 assert all(torch.equal(found["running_mean"], torch.zeros(WIDTH)) for found in ranks)
                 continue

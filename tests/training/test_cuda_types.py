@@ -155,18 +155,22 @@ def test_the_device_refuses_it_too(name: str) -> None:
         FAULTS[name](torch.randn(4, 4, device="cuda"))
 
 
-def planted_there(dataset: Path, packages: Path, folder: Path) -> str:
-    """What becomes of a NeuroNet whose guard takes eigenvalues of what autocast made."""
+def refused(stage: str, kind: type[Exception], dataset: Path, packages: Path, folder: Path) -> str:
+    """What an error of that kind says of a step of ``stage`` there; '' where there is none."""
     from simulated_cuda import DEVICE
 
-    sound, guards.effective_rank = guards.effective_rank, lambda x: torch.linalg.eigvalsh(x.T @ x).sum()
     try:
-        take_step("unimodal", DEVICE, dataset, packages, folder)
-    except NoCudaKernel as error:
+        take_step(stage, DEVICE, dataset, packages, folder)
+    except kind as error:
         return str(error)
-    finally:
-        guards.effective_rank = sound
     return ""
+
+
+def planted_there(dataset: Path, packages: Path, folder: Path) -> str:
+    """What becomes of a NeuroNet whose guard takes eigenvalues of what autocast made."""
+    with pytest.MonkeyPatch.context() as planted:
+        planted.setattr(guards, "effective_rank", lambda x: torch.linalg.eigvalsh(x.T @ x).sum())
+        return refused("unimodal", NoCudaKernel, dataset, packages, folder)
 
 
 def test_a_guard_in_bf16_would_be_found(there: Run, dataset: Dataset, packages: Path, tmp_path: Path) -> None:
@@ -177,17 +181,10 @@ def test_a_guard_in_bf16_would_be_found(there: Run, dataset: Dataset, packages: 
 
 def waiting_there(dataset: Path, packages: Path, folder: Path) -> str:
     """What becomes of a fine-tune whose head asks how many epochs there are."""
-    from simulated_cuda import DEVICE
-
     sound = heads.on_valid
-    heads.on_valid = lambda module, x, valid: sound(module, x, valid if valid.sum().item() else None)
-    try:
-        take_step("fine-tune, frozen", DEVICE, dataset, packages, folder)
-    except AssertionError as error:
-        return str(error)
-    finally:
-        heads.on_valid = sound
-    return ""
+    with pytest.MonkeyPatch.context() as planted:
+        planted.setattr(heads, "on_valid", lambda module, x, valid: sound(module, x, valid if valid.sum().item() else None))
+        return refused("fine-tune, frozen", AssertionError, dataset, packages, folder)
 
 
 def test_a_step_that_waits_for_the_device_would_be_found(there: Run, dataset: Dataset, packages: Path, tmp_path: Path) -> None:
