@@ -113,7 +113,7 @@ def build(
         done = _survey(out, before, stale)
         late = _scored_since(done, files, known, root, config, rebuild)
         rescored = _to_do_again(before, done, found, late)
-        plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings, retry_refused, late.keys())
+        plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings_per_shard, retry_refused, late.keys())
         _check_free(out, plan, before)
         if stale:
             print(f"making {len(stale)} of {len(before.shards)} shards anew: {', '.join(stale)}", flush=True)

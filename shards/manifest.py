@@ -42,6 +42,7 @@ RECORDS = pa.schema(
         ("n_epochs", pa.int32()),
         ("n_segments", pa.int32()),
         ("channels", pa.list_(pa.string())),
+        ("rates", pa.list_(pa.int32())),  # Hz at which each of the channels is stored
         ("scored_epochs", pa.int32()),
         ("has_events", pa.bool_()),
         *((f"epochs_{name}", pa.int32()) for name in (*STAGE_NAMES, *LABELS[1:])),
@@ -166,7 +167,7 @@ def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
     # A build of an older version names the rules of all cohorts in its identity.
     config = {"cohort_rules": dict(sorted(rules.items())), **plan.identity}
     return {
-        "schema": SCHEMA,
+        "schema": plan.identity["schema"],
         "config": config,
         "config_digest": digest(config),
         "digest": dataset_digest(digest(config), content),

@@ -21,7 +21,7 @@ from shards.split import split_of
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.dataset import dataset_digest, read_description
-from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, LAYOUTS, MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError, SleepFMError
 
 CHUNK = 2**20
@@ -103,7 +103,7 @@ def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
             own = segments.slice(first, record["n_segments"])
             first += record["n_segments"]
             yield from _check_segments(record, own)
-            members |= _members(own)
+            members |= _members(own, description["schema"])
         yield from _check_shard(path / SHARD_FOLDER / shard["shard"], shard, members)
 
 
@@ -146,12 +146,12 @@ def _check_segments(record: dict[str, Any], segments: pa.Table) -> Iterator[str]
         yield f"{record['record']}: its samples do not make up its {record['n_epochs']} epochs"
 
 
-def _members(segments: pa.Table) -> dict[str, int]:
+def _members(segments: pa.Table, schema: int) -> dict[str, int]:
     """Member name -> byte offset, for some rows of ``segments``."""
     keys = [f"{row['record']}_{row['segment']:04d}" for row in segments.select(["record", "segment"]).to_pylist()]
     return {
         f"{key}.{member}": offset
-        for member in MEMBERS
+        for member in LAYOUTS[schema].members.values()
         for key, offset in zip(keys, segments[f"offset_{member}"].to_pylist(), strict=True)
         if offset >= 0
     }
