@@ -23,7 +23,7 @@ from shards.task import read_sidecar
 from sleepfm.config import digest
 from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import dataset_digest
-from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SCHEMA, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 from sleepfm.files import atomic_file, write_json
 

@@ -96,7 +96,7 @@ def _scale(steps: NDArray[np.float64], scale: np.float32, out: NDArray[np.float3
 
 
 def stored_and_read(channel: str, samples: NDArray[np.float32], rate: int, begin: int, end: int) -> NDArray[np.float32]:
-    """The epochs ``begin .. end`` of a night [n_epochs * 3000] as they would come from shards that store them at ``rate``, [E, 3000]."""
+    """Epochs [E, 3000] of a night [n_epochs * 3000], ``begin .. end``, as they would come from shards at ``rate``."""
     epochs = len(samples) // EPOCH_SAMPLES
     before, after = (int(begin > 0), int(end < epochs)) if rate == SLOW_HZ else (0, 0)
     part = samples[(begin - before) * EPOCH_SAMPLES : (end + after) * EPOCH_SAMPLES]

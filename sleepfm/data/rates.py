@@ -81,25 +81,29 @@ def interpolate(stretches: Sequence[tuple[NDArray[np.int16], int]]) -> NDArray[n
     """Stored steps at 10 Hz as steps at 100 Hz, [E, 3000] for the ``E`` epochs of all ``stretches`` in order.
 
     Args:
-        stretches: consecutive stored epochs [S, 300] with their neighbours, and how they lie: 1 if the first is such a neighbour,
+        stretches: consecutive stored epochs [S * 300] with their neighbours, and how they lie: 1 if the first is such a neighbour,
             2 if the last is, 3 for both. Where there is none, the recording begins or ends: the signal goes on as its reflection
             about its last sample.
     """
-    epochs = [len(steps) - (sides & 1) - (sides >> 1) for steps, sides in stretches]
     blocks = _SLOW_SAMPLES // _BLOCK
+    epochs = [steps.size // _SLOW_SAMPLES - (sides & 1) - (sides >> 1) for steps, sides in stretches]
     rows = np.empty((sum(epochs) * blocks, _BLOCK + 2 * REACH))
     place = 0
     for (steps, sides), count in zip(stretches, epochs, strict=True):
         flat = steps.reshape(-1)
         if sides != 3:
             flat = _continued(flat.astype(np.float64), sides)
-        begin = _SLOW_SAMPLES if sides & 1 else REACH
-        width, stride = _BLOCK + 2 * REACH, flat.strides[0]
-        windows = np.lib.stride_tricks.as_strided(flat[begin - REACH :], (count * blocks, width), (_BLOCK * stride, stride))
-        rows[place : place + count * blocks] = windows
+        begin = (_SLOW_SAMPLES if sides & 1 else REACH) - REACH
+        rows[place : place + count * blocks] = flat[begin + _windows(count)]
         place += count * blocks
     # An epoch at a time: larger products wake the threads of a BLAS, which costs more than it gives.
     return (rows.reshape(-1, blocks, rows.shape[1]) @ _taps()).reshape(-1, EPOCH_SECONDS * RATE_HZ)
+
+
+@lru_cache(maxsize=64)
+def _windows(epochs: int) -> NDArray[np.int64]:
+    """Places of the samples that each block of ``epochs`` epochs is made of, [E * 30, 26]."""
+    return np.arange(0, epochs * _SLOW_SAMPLES, _BLOCK)[:, None] + np.arange(_BLOCK + 2 * REACH)
 
 
 def _continued(flat: NDArray[np.float64], sides: int) -> NDArray[np.float64]:

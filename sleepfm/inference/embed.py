@@ -66,8 +66,8 @@ def _given(chunks: Iterable[tuple[int, Epochs | None]], at_chunk: Callable[[], N
 def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
     """The epochs of a prepared night, bit-equal to what its shards would give.
 
-    Samples are clipped and rounded, and channels of low rate thinned out and interpolated, as in storage. A channel is absent, and 0, in the epochs in which it is unusable
-    (:data:`sleepfm.signals.quality.UNUSABLE`).
+    Samples are clipped and rounded, and channels of low rate thinned out and interpolated, as in storage. A channel is absent,
+    and 0, in the epochs in which it is unusable (:data:`sleepfm.signals.quality.UNUSABLE`).
     """
     for start in range(0, night.n_epochs, chunk):
         count = min(chunk, night.n_epochs - start)

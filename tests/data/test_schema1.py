@@ -7,7 +7,6 @@ import json
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,8 +14,8 @@ from shards.verify import verify
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.in_order import iter_eval
-from sleepfm.data.scored_events import scored_events
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.scored_events import scored_events
 from sleepfm.data.stream import EpochStream, Reading, SequenceStream
 
 # Three nights, as the last version before the second schema wrote them.
