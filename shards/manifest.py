@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.build_config import QualityConfig, SplitConfig
+from shards.index import index_of
 from shards.names import shown
 from shards.plan import Plan
 from shards.split import split_of
@@ -23,7 +24,7 @@ from shards.task import read_sidecar
 from sleepfm.config import digest
 from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import dataset_digest
-from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, INDEX_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 from sleepfm.files import atomic_file, write_json
 
@@ -55,7 +56,7 @@ SEGMENTS = pa.schema(
     [
         ("record", pa.dictionary(pa.int32(), pa.string())),
         ("segment", pa.int32()),
-        ("first_epoch", pa.int32()),
+        ("first_epoch", pa.int32()),  # numbered from 1, as in every file
         ("n_epochs", pa.int32()),
         *((f"offset_{member}", pa.int64()) for member in MEMBERS),
     ]
@@ -88,7 +89,8 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
     description = describe(out, plan, build)
     path = out / DATASET_FILE
     current = {**description, "tables": table_digests(out)}
-    if _stored(path) == current:
+    index = index_of(description["digest"], samples_of(out, plan, build))
+    if _stored(path) == current and _stored(out / INDEX_FILE) == index:
         return current
     path.unlink(missing_ok=True)
     (out / MANIFEST_FOLDER).mkdir(exist_ok=True)
@@ -105,8 +107,18 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
                 _write_groups(writers, groups)
         _write_groups(writers, groups)
     description["tables"] = table_digests(out)
+    write_json(out / INDEX_FILE, index)
     write_json(path, description, compact=True)
     return description
+
+
+def samples_of(out: Path, plan: Plan, build: str) -> dict[str, int]:
+    """How many samples each tar holds, by its path below ``out``."""
+    return {
+        f"{SHARD_FOLDER}/{sidecar['shard']}": sum(record["n_segments"] for record in sidecar["records"])
+        for sidecar in sidecars(out, plan, build)
+        if sidecar["records"]
+    }
 
 
 def _write_groups(writers: dict[str, pq.ParquetWriter], groups: dict[str, list[dict[str, Any]]]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -91,7 +91,7 @@ def write_recording(
             **{channel_member(channel): npy(part[channel]) for channel in channels},
         }
         offsets = dict.fromkeys(MEMBERS, -1) | writer.write(f"{entry.record}_{number:04d}", members)
-        segments.append([begin, end - begin, *(offsets[member] for member in MEMBERS)])
+        segments.append([begin + 1, end - begin, *(offsets[member] for member in MEMBERS)])
     usable = {
         f"usable_{channel}": int(np.count_nonzero((night.quality[channel] & quality_mask) == 0)) if channel in channels else 0
         for channel in CHANNELS
@@ -133,7 +133,7 @@ def _within(events: Sequence[Event], begin: int, end: int) -> list[dict[str, Any
     """Those that touch the epochs from ``begin`` to before ``end``; one without duration is where it begins."""
     first, last = begin * EPOCH_SECONDS, end * EPOCH_SECONDS
     return [
-        asdict(event) for event in events if event.onset < last and max(event.onset + event.duration, event.onset + 1e-9) > first
+        vars(event) for event in events if event.onset < last and max(event.onset + event.duration, event.onset + 1e-9) > first
     ]
 
 
@@ -150,7 +150,7 @@ def _header(recording: QuantisedRecording, entry: Entry, number: int, begin: int
         "visit": night.visit,
         "cohort": night.cohort,
         "segment": number,
-        "first_epoch": begin,
+        "first_epoch": begin + 1,
         "epochs": end - begin,
         "n_epochs": night.n_epochs,
         "channels": channels,

@@ -81,9 +81,9 @@ def interpolate(stretches: Sequence[tuple[NDArray[np.int16], int]]) -> NDArray[n
     """Stored steps at 10 Hz as steps at 100 Hz, [E, 3000] for the ``E`` epochs of all ``stretches`` in order.
 
     Args:
-        stretches: consecutive stored epochs [S * 300] with their neighbours, and how they lie: 1 if the first is such a neighbour,
-            2 if the last is, 3 for both. Where there is none, the recording begins or ends: the signal goes on as its reflection
-            about its last sample.
+        stretches: consecutive stored epochs [S * 300] with their neighbours, and how they lie: 1 if the first is such a
+            neighbour, 2 if the last is, 3 for both. Where there is none, the recording begins or ends: the signal goes on as
+            its reflection about its last sample.
     """
     blocks = _SLOW_SAMPLES // _BLOCK
     epochs = [steps.size // _SLOW_SAMPLES - (sides & 1) - (sides >> 1) for steps, sides in stretches]

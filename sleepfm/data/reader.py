@@ -259,7 +259,7 @@ class ShardReader:
         record, channel = self.dataset.names[int(runs.record[run])], CHANNELS[int(runs.channel[run])]
         sample = f"{record}_{epoch // self.dataset.segment_epochs:04d}"
         name = self.dataset.shard_name(shard)
-        self._fault(shard, f"{name}: sample {sample}, {channel}, epoch {epoch} of {record}: {reason}")
+        self._fault(shard, f"{name}: sample {sample}, {channel}, epoch {epoch + 1} of {record}: {reason}")
         return False
 
     def _fault(self, shard: int, reason: str) -> None:

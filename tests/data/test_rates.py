@@ -1,4 +1,4 @@
-"""Channels at the rate that holds their band: what is read is what a night at 100 Hz would have given, an epoch alone or in its night."""
+"""Channels at the rate that holds their band: read back they are what a night at 100 Hz gave, an epoch alone or in its night."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_an_epoch_is_the_same_in_every_request(dataset: Dataset, length: int) ->
         assert torch.equal(window, whole[first : first + length])
     stream = EpochStream(dataset, "pretrain", channels, Reading(2), require_good_quality=False)
     batch = stream.batch(0, len(stream))
-    seen = {name: 0 for name in channels}
+    seen = dict.fromkeys(channels, 0)
     for signal, record, first in zip(batch.signals, batch.record, batch.first_epoch.tolist(), strict=True):
         for place, channel in enumerate(channels):
             if record == "a" and torch.equal(signal, whole[first, place]):
@@ -123,7 +123,7 @@ def test_a_neighbour_that_is_corrupt_costs_the_epochs_beside_it(dataset: Dataset
     batch = stream.batch(0, len(stream))
     given = {first for record, first in zip(batch.record, batch.first_epoch.tolist(), strict=True) if record == "a"}
     assert given == set(range(EPOCHS)) - {2, 3, 4} and stream.report.skipped >= 3
-    with pytest.raises(ShardError, match="a_0000, AIRFLOW, epoch 3 of a: its bytes from"):
+    with pytest.raises(ShardError, match="a_0000, AIRFLOW, epoch 4 of a: its bytes from"):
         list(iter_record(dataset, "a", ["AIRFLOW"]))
     assert len(list(iter_record(dataset, "a", ["THORAX", "SPO2"], labels=(), reader=ShardReader(dataset)))) == 1
 

@@ -44,7 +44,8 @@ def test_webdataset_reads_what_was_written(tmp_path):
     night = make_night("a", 7, ("EEG_C4", "SPO2"))
     for sample in samples:
         header = sample["json"]
-        begin, end = header["first_epoch"], header["first_epoch"] + header["epochs"]
+        begin = header["first_epoch"] - 1
+        end = begin + header["epochs"]
         for channel in ("EEG_C4", "SPO2"):
             steps = sample[f"{channel.lower()}.npy"]
             assert steps.dtype == np.int16 and steps.shape == (end - begin, 3000) and header["rate"][channel] == 100
