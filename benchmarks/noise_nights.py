@@ -25,7 +25,7 @@ def make_dataset(out: Path, recordings: int) -> None:
 
     config = load_build_config(None, ["split.pretrain=1", "split.label=0", "split.val=0", "split.test=0"])
     entries = [Entry(f"n{number:05d}.edf", 1000, f"n{number:05d}") for number in range(recordings)]
-    shards = [entries[begin : begin + config.recordings] for begin in range(0, recordings, config.recordings)]
+    shards = [entries[begin : begin + config.recordings_per_shard] for begin in range(0, recordings, config.recordings_per_shard)]
     plan = Plan(identity(config), tuple(ShardPlan(f"shard-{n:06d}.tar", tuple(part)) for n, part in enumerate(shards)))
     (out / "shards").mkdir(parents=True)
     write_plan(out, plan)

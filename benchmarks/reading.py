@@ -109,8 +109,7 @@ def webdataset_batches(path: Path, channels: tuple[str, ...]) -> Iterator[int]:
     def epochs(samples: Iterator[dict[str, Any]]) -> Iterator[torch.Tensor]:
         for sample in samples:
             for channel in channels:
-                steps = np.frombuffer(sample[f"{channel.lower()}.i16"], "<i2").reshape(-1, 3000)
-                for epoch in steps:
+                for epoch in sample[f"{channel.lower()}.npy"]:
                     yield torch.from_numpy(epoch * np.float32(32 / 32767))
 
     urls = [str(tar) for tar in sorted((path / "shards").glob("*.tar"))]
@@ -118,6 +117,7 @@ def webdataset_batches(path: Path, channels: tuple[str, ...]) -> Iterator[int]:
         wds.SimpleShardList(urls, seed=0),
         wds.shuffle(8),
         wds.tarfile_to_samples(),
+        wds.decode(),
         epochs,
         wds.shuffle(1000),
         wds.batched(BATCH, collation_fn=torch.stack),

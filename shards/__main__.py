@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_argument("source", metavar="SRC", help="folder or URL (s3://...) of EDF or BDF recordings and their scorings")
     build.add_argument("out", metavar="OUT", help="data set folder; a build that exists in it is continued")
     build.add_argument("--cohort", help="name in configs/cohorts, a YAML file, a folder of them, or auto (default)")
-    build.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
+    build.add_argument("--workers", type=_positive, help="CPUs of the local Ray cluster (default: all)")
     build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
     build.add_argument("--retry-refused", action="store_true", help="try refused recordings again")
     build.add_argument("--rebuild", action="store_true", help="make shards anew that other rules or another version made")
@@ -36,8 +36,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     for command in (verify, info, export):
         command.add_argument("out", metavar="OUT", help="data set folder")
     export.add_argument("folder", metavar="DIR", type=Path)
-    export.add_argument("--format", choices=["parquet"], default="parquet", help="one x.parquet and y.parquet each")
-    export.add_argument("--rule", choices=["overlap", "reference"], default="overlap", help="event to epoch label")
+    formats = "a folder a recording with x.parquet and y.parquet, or WebDataset tars of one epoch a sample"
+    export.add_argument("--format", choices=["parquet", "webdataset-epochs"], default="parquet", help=formats)
+    export.add_argument("--rule", choices=["overlap", "reference"], help="event to epoch label in y.parquet (default: overlap)")
 
     # Overrides may stand before and behind options, which argparse alone does not take in a subcommand.
     arguments, rest = parser.parse_known_args(argv)
@@ -51,19 +52,22 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _build(arguments: argparse.Namespace) -> int:
     from shards.build import build
     from shards.build_config import load_build_config
-    from shards.cluster import check_paths
+    from shards.cluster import check_paths, joined_cluster
     from shards.privacy import where_texts_are
     from sleepfm.extras import require
     from sleepfm.signals.files import local_path, location
 
-    require("ray", "webdataset")
+    require("ray")
     out = local_path(arguments.out, "OUT")
     check_paths(arguments.source, arguments.out)
     overrides = [*arguments.overrides, *arguments.rest]
     if arguments.cohort:
         overrides.append(f"cohort={arguments.cohort}")
     config = load_build_config(arguments.config, overrides)
-    result = build(location(arguments.source), out, config, arguments.workers, arguments.retry_refused, arguments.rebuild)
+    if arguments.workers and (address := joined_cluster()):
+        print(f"--workers {arguments.workers} is ignored: the work goes to all CPUs of the Ray cluster at {address}", flush=True)
+    workers = arguments.workers or os.cpu_count() or 1
+    result = build(location(arguments.source), out, config, workers, arguments.retry_refused, arguments.rebuild)
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
@@ -114,10 +118,18 @@ def _info(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from shards.export import export_parquet
+    from shards.export_webdataset import export_epochs
+    from sleepfm.errors import UsageError
     from sleepfm.signals.files import local_path
 
     out, folder = local_path(arguments.out, "OUT"), local_path(arguments.folder, "DIR")
-    for count, record in enumerate(export_parquet(out, folder, arguments.rule), start=1):
+    if arguments.format == "parquet":
+        records = export_parquet(out, folder, arguments.rule or "overlap")
+    elif arguments.rule:
+        raise UsageError("--rule: for --format parquet alone; other formats hold the labels of the shards")
+    else:
+        records = export_epochs(out, folder)
+    for count, record in enumerate(records, start=1):
         print(f"{count:6d}  {record}", flush=True)
     return 0
 

@@ -20,7 +20,7 @@ from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
 from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
-from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, INDEX_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.lock import only_writer
@@ -107,13 +107,13 @@ def build(
             refuse_stale(out, before, stale)
         for folder in (out / SHARD_FOLDER, out / MANIFEST_FOLDER):
             make_folder(folder)
-        remove_temporaries(out, "|".join(map(re.escape, (PLAN_FILE, DATASET_FILE))))
+        remove_temporaries(out, "|".join(map(re.escape, (PLAN_FILE, DATASET_FILE, INDEX_FILE))))
         remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         remove_temporaries(out / MANIFEST_FOLDER, rf"(?:{'|'.join(MANIFEST_TABLES)})\.parquet")
         done = _survey(out, before, stale)
         late = _scored_since(done, files, known, root, config, rebuild)
         rescored = _to_do_again(before, done, found, late)
-        plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings, retry_refused, late.keys())
+        plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings_per_shard, retry_refused, late.keys())
         _check_free(out, plan, before)
         if stale:
             print(f"making {len(stale)} of {len(before.shards)} shards anew: {', '.join(stale)}", flush=True)

@@ -89,14 +89,35 @@ class BuildConfig(Config):
 
     cohort: str
     require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
+    channels: list[Literal[CHANNELS]] = Field(min_length=1)  # type: ignore[valid-type]
     scoring: ScoringUse = "if_valid"
     event_rule: EventRule
     segment_epochs: int = Field(ge=1, le=1200)
-    recordings: int = Field(ge=1, le=4096)
+    recordings_per_shard: int = Field(ge=1, le=4096)
     split: SplitConfig
     quality: QualityConfig
     privacy: PrivacyConfig
     ray: RayConfig
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "recordings" in values:
+            raise ValueError("`recordings` is called `recordings_per_shard` now; give its value under that key")
+        return values
+
+    @field_validator("channels")
+    @classmethod
+    def _in_order(cls, value: list[str]) -> list[str]:
+        """In whatever order they are given, they are stored in one."""
+        return [channel for channel in CHANNELS if channel in value]
+
+    @model_validator(mode="after")
+    def _required_are_stored(self) -> BuildConfig:
+        lacking = [channel for channel in self.require if channel not in self.channels]
+        if lacking:
+            raise ValueError(f"{', '.join(lacking)} are required and not among `channels`, which are stored")
+        return self
 
 
 def load_build_config(path: Path | None = None, overrides: Sequence[str] = ()) -> BuildConfig:

@@ -6,6 +6,7 @@ import logging
 import os
 import secrets
 import socket
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -44,6 +45,16 @@ IN_FLIGHT_PER_CPU = 2
 def in_ray_job() -> bool:
     """Whether this process is the entry point of ``ray job submit``."""
     return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def joined_cluster() -> str:
+    """Address of the cluster that :func:`cluster` will use, empty where it starts one of its own."""
+    # A process that is connected stays so; Ray is not imported for the question.
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        return str(ray.get_runtime_context().gcs_address)
+    address = os.environ.get("RAY_ADDRESS", "")
+    return "" if address == "local" else address
 
 
 def check_paths(*paths: str) -> None:

@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from shards.privacy import where_texts_are
-from sleepfm.constants import CHANNELS, EPOCH_SECONDS, SPLITS, STAGE_NAMES
+from sleepfm.constants import CHANNELS, EPOCH_SECONDS, RATE_HZ, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
 from sleepfm.signals.scorings.labels import describe_rule
@@ -63,9 +63,15 @@ def _splits(split: dict[str, dict[str, int]], records: pd.DataFrame) -> str:
 def _channels(records: pd.DataFrame) -> str:
     present = Counter(channel for channels in records["channels"] for channel in channels)
     epochs = records["n_epochs"].sum()
+    rates: dict[str, set[int]] = {channel: set() for channel in CHANNELS}
+    # The first schema has no rates: it stored all at 100 Hz.
+    for channels, of_channels in zip(records["channels"], records.get("rates", [None] * len(records)), strict=True):
+        for number, channel in enumerate(channels):
+            rates[channel].add(RATE_HZ if of_channels is None else int(of_channels[number]))
     table = [
         {
             "channel": channel,
+            "Hz": ", ".join(map(str, sorted(rates[channel]))) or "-",
             "recordings": present[channel],
             "usable epochs": int(records[f"usable_{channel}"].sum()),
             "of all": f"{records[f'usable_{channel}'].sum() / epochs:.0%}",

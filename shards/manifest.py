@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.build_config import QualityConfig, SplitConfig
+from shards.index import index_of
 from shards.names import shown
 from shards.plan import Plan
 from shards.split import split_of
@@ -23,7 +24,7 @@ from shards.task import read_sidecar
 from sleepfm.config import digest
 from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import dataset_digest
-from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SCHEMA, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, INDEX_FILE, LABELS, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 from sleepfm.files import atomic_file, write_json
 
@@ -42,6 +43,7 @@ RECORDS = pa.schema(
         ("n_epochs", pa.int32()),
         ("n_segments", pa.int32()),
         ("channels", pa.list_(pa.string())),
+        ("rates", pa.list_(pa.int32())),  # Hz at which each of the channels is stored
         ("scored_epochs", pa.int32()),
         ("has_events", pa.bool_()),
         *((f"epochs_{name}", pa.int32()) for name in (*STAGE_NAMES, *LABELS[1:])),
@@ -54,7 +56,7 @@ SEGMENTS = pa.schema(
     [
         ("record", pa.dictionary(pa.int32(), pa.string())),
         ("segment", pa.int32()),
-        ("first_epoch", pa.int32()),
+        ("first_epoch", pa.int32()),  # numbered from 1, as in every file
         ("n_epochs", pa.int32()),
         *((f"offset_{member}", pa.int64()) for member in MEMBERS),
     ]
@@ -87,7 +89,8 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
     description = describe(out, plan, build)
     path = out / DATASET_FILE
     current = {**description, "tables": table_digests(out)}
-    if _stored(path) == current:
+    index = index_of(description["digest"], samples_of(out, plan, build))
+    if _stored(path) == current and _stored(out / INDEX_FILE) == index:
         return current
     path.unlink(missing_ok=True)
     (out / MANIFEST_FOLDER).mkdir(exist_ok=True)
@@ -104,8 +107,18 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
                 _write_groups(writers, groups)
         _write_groups(writers, groups)
     description["tables"] = table_digests(out)
+    write_json(out / INDEX_FILE, index)
     write_json(path, description, compact=True)
     return description
+
+
+def samples_of(out: Path, plan: Plan, build: str) -> dict[str, int]:
+    """How many samples each tar holds, by its path below ``out``."""
+    return {
+        f"{SHARD_FOLDER}/{sidecar['shard']}": sum(record["n_segments"] for record in sidecar["records"])
+        for sidecar in sidecars(out, plan, build)
+        if sidecar["records"]
+    }
 
 
 def _write_groups(writers: dict[str, pq.ParquetWriter], groups: dict[str, list[dict[str, Any]]]) -> None:
@@ -166,7 +179,7 @@ def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
     # A build of an older version names the rules of all cohorts in its identity.
     config = {"cohort_rules": dict(sorted(rules.items())), **plan.identity}
     return {
-        "schema": SCHEMA,
+        "schema": plan.identity["schema"],
         "config": config,
         "config_digest": digest(config),
         "digest": dataset_digest(digest(config), content),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 
 from shards.plan import Entry
 from shards.writer import ShardWriter
-from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, STAGE_NAMES
+from sleepfm.constants import CHANNELS, EPOCH_SECONDS, STAGE_NAMES
 from sleepfm.data.format import (
     CHANNEL_SCALE,
     CRC_MEMBER,
-    EPOCH_BYTES,
     HEADER_MEMBER,
     INT16_MAX,
     LABELS,
@@ -25,8 +24,10 @@ from sleepfm.data.format import (
     QUALITY_MEMBER,
     channel_member,
     label_member,
+    npy,
 )
 from sleepfm.data.quantisation import quantise
+from sleepfm.data.rates import recording_rate, thin_out
 from sleepfm.signals.prepare import RecordingDescription
 from sleepfm.signals.scorings.scoring import Event
 
@@ -43,10 +44,11 @@ class Converted:
 
 @dataclass(frozen=True)
 class QuantisedRecording:
-    """A recording as its samples store it: ``steps`` is canonical name to [n_epochs * 3000]."""
+    """A recording as its samples store it: ``steps`` is canonical name to [n_epochs, 30 * rate], ``rate`` to Hz."""
 
     description: RecordingDescription
     steps: dict[str, NDArray[np.int16]]
+    rate: dict[str, int]
 
 
 def quantise_recording(
@@ -54,11 +56,13 @@ def quantise_recording(
 ) -> QuantisedRecording:
     """``channels`` as they come, so that of one at a time the samples are in memory as float32."""
     steps: dict[str, NDArray[np.int16]] = {}
+    rate: dict[str, int] = {}
     for channel, samples in channels:
-        steps[channel] = quantise(channel, samples)
+        rate[channel] = recording_rate(description.provenance, channel)
+        steps[channel] = quantise(channel, thin_out(samples, rate[channel])).reshape(-1, rate[channel] * EPOCH_SECONDS)
         # Else they live on while the next channel is made.
         del samples
-    return QuantisedRecording(description, {name: steps[name] for name in CHANNELS if name in steps})
+    return QuantisedRecording(description, {name: steps[name] for name in CHANNELS if name in steps}, rate)
 
 
 def epoch_labels(night: RecordingDescription) -> dict[str, NDArray[np.int8]]:
@@ -73,20 +77,21 @@ def write_recording(
     recording: QuantisedRecording, entry: Entry, writer: ShardWriter, segment_epochs: int, quality_mask: int
 ) -> Converted:
     """Write the samples of ``recording`` and describe them."""
-    night, channels = recording.description, list(recording.steps)
+    night, steps, channels = recording.description, recording.steps, list(recording.steps)
     labels = epoch_labels(night)
-    clipped = {channel: _clipped(flat) for channel, flat in recording.steps.items()}
-    steps = {channel: flat.reshape(night.n_epochs, EPOCH_SAMPLES) for channel, flat in recording.steps.items()}
     segments = []
     for number, begin in enumerate(range(0, night.n_epochs, segment_epochs)):
         end = min(begin + segment_epochs, night.n_epochs)
-        members = {channel_member(channel): steps[channel][begin:end].tobytes() for channel in channels}
-        members |= {label_member(name): labels[name][begin:end].tobytes() for name in LABELS}
-        members[QUALITY_MEMBER] = b"".join(night.quality[channel][begin:end].tobytes() for channel in channels)
-        members[CRC_MEMBER] = b"".join(_checksums(members[channel_member(channel)]) for channel in channels)
-        members[HEADER_MEMBER] = _header(night, entry, channels, number, begin, end)
-        offsets = writer.write(f"{entry.record}_{number:04d}", members)
-        segments.append([begin, end - begin, *(offsets[member] for member in MEMBERS)])
+        part = {channel: steps[channel][begin:end] for channel in channels}
+        members = {
+            HEADER_MEMBER: _header(recording, entry, number, begin, end),
+            CRC_MEMBER: npy(np.array([_checksums(part[channel]) for channel in channels], "<u4")),
+            QUALITY_MEMBER: npy(np.array([night.quality[channel][begin:end] for channel in channels], np.uint8)),
+            **{label_member(name): npy(labels[name][begin:end].astype(np.int8, copy=False)) for name in LABELS},
+            **{channel_member(channel): npy(part[channel]) for channel in channels},
+        }
+        offsets = dict.fromkeys(MEMBERS, -1) | writer.write(f"{entry.record}_{number:04d}", members)
+        segments.append([begin + 1, end - begin, *(offsets[member] for member in MEMBERS)])
     usable = {
         f"usable_{channel}": int(np.count_nonzero((night.quality[channel] & quality_mask) == 0)) if channel in channels else 0
         for channel in CHANNELS
@@ -101,6 +106,7 @@ def write_recording(
         "n_epochs": night.n_epochs,
         "n_segments": len(segments),
         "channels": channels,
+        "rates": [recording.rate[channel] for channel in channels],
         "scored_epochs": int(np.count_nonzero(labels["stage"] >= 0)),
         "has_events": bool((labels["apnea"] >= 0).any()),
         **{f"epochs_{name}": int(np.count_nonzero(labels["stage"] == n)) for n, name in enumerate(STAGE_NAMES)},
@@ -110,7 +116,7 @@ def write_recording(
             channel: {
                 "median": night.median[channel],
                 "iqr": night.iqr[channel],
-                "clipped_samples": clipped[channel],
+                "clipped_samples": _clipped(steps[channel]),
             }
             for channel in channels
         },
@@ -119,36 +125,36 @@ def write_recording(
     return Converted(record, segments)
 
 
-def _clipped(flat: NDArray[np.int16]) -> int:
-    return int(np.count_nonzero(flat == INT16_MAX) + np.count_nonzero(flat == -INT16_MAX))
+def _clipped(steps: NDArray[np.int16]) -> int:
+    return int(np.count_nonzero(steps == INT16_MAX) + np.count_nonzero(steps == -INT16_MAX))
 
 
 def _within(events: Sequence[Event], begin: int, end: int) -> list[dict[str, Any]]:
     """Those that touch the epochs from ``begin`` to before ``end``; one without duration is where it begins."""
     first, last = begin * EPOCH_SECONDS, end * EPOCH_SECONDS
     return [
-        asdict(event) for event in events if event.onset < last and max(event.onset + event.duration, event.onset + 1e-9) > first
+        vars(event) for event in events if event.onset < last and max(event.onset + event.duration, event.onset + 1e-9) > first
     ]
 
 
-def _checksums(content: bytes) -> bytes:
-    view = memoryview(content)
-    epochs = range(0, len(content), EPOCH_BYTES)
-    return np.array([zlib.crc32(view[at : at + EPOCH_BYTES]) for at in epochs], "<u4").tobytes()
+def _checksums(epochs: NDArray[np.int16]) -> list[int]:
+    return [zlib.crc32(epoch) for epoch in epochs]
 
 
-def _header(night: RecordingDescription, entry: Entry, channels: list[str], number: int, begin: int, end: int) -> bytes:
+def _header(recording: QuantisedRecording, entry: Entry, number: int, begin: int, end: int) -> bytes:
     """The sample's JSON: all a reader of the tar alone needs. Event times are seconds from the recording's start."""
+    night, channels = recording.description, list(recording.steps)
     header = {
         "record": entry.record,
         "subject": night.subject,
         "visit": night.visit,
         "cohort": night.cohort,
         "segment": number,
-        "first_epoch": begin,
+        "first_epoch": begin + 1,
         "epochs": end - begin,
         "n_epochs": night.n_epochs,
         "channels": channels,
+        "rate": {channel: recording.rate[channel] for channel in channels},
         "scale": {channel: CHANNEL_SCALE[channel] for channel in channels},
         "median": {channel: night.median[channel] for channel in channels},
         "iqr": {channel: night.iqr[channel] for channel in channels},

@@ -107,7 +107,16 @@ def build_shard(
             with opened_recording(source / path, found.header, names_below=source) as recording:
                 _check_size(recording, entry)
                 night = quantise_recording(
-                    *prepare_in_turn(recording, cohort, source, found.scoring, config.require, config.event_rule, config.scoring)
+                    *prepare_in_turn(
+                        recording,
+                        cohort,
+                        source,
+                        found.scoring,
+                        config.require,
+                        config.event_rule,
+                        config.scoring,
+                        config.channels,
+                    )
                 )
             return replace(night, description=kept_description(night.description, path, config.privacy))
         except (SleepFMError, OSError) as error:

@@ -15,14 +15,16 @@ import pyarrow.lib
 import pyarrow.parquet as pq
 
 from shards.build_config import SplitConfig, made_differently
+from shards.index import index_of
 from shards.manifest import TABLES, describe, table_digests
 from shards.plan import PLAN_FILE, read_plan
 from shards.split import split_of
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.dataset import dataset_digest, read_description
-from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, INDEX_FILE, LAYOUTS, MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError, SleepFMError
+from sleepfm.files import read_json
 
 CHUNK = 2**20
 
@@ -49,6 +51,7 @@ def verify(path: Path) -> Iterator[str]:
         yield from _check_plan(path, description)
         if not damaged:
             yield from _check_content(path, description)
+            yield from _check_index(path, description)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `python -m shards build` again"
 
@@ -102,9 +105,20 @@ def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
         for record in by_shard[shard["shard"]]:
             own = segments.slice(first, record["n_segments"])
             first += record["n_segments"]
-            yield from _check_segments(record, own)
-            members |= _members(own)
+            yield from _check_segments(record, own, description["schema"])
+            members |= _members(own, description["schema"])
         yield from _check_shard(path / SHARD_FOLDER / shard["shard"], shard, members)
+
+
+def _check_index(path: Path, description: dict[str, Any]) -> Iterator[str]:
+    """``wids.json``, which came with the second schema, against the tables."""
+    if description["schema"] == 1:
+        return
+    samples: dict[str, int] = defaultdict(int)
+    for row in _table(path / MANIFEST_FOLDER / "records.parquet").select(["shard", "n_segments"]).to_pylist():
+        samples[f"{SHARD_FOLDER}/{row['shard']}"] += row["n_segments"]
+    if read_json(path / INDEX_FILE) != index_of(description["digest"], samples):
+        yield f"{path / INDEX_FILE}: missing, or not that of the shards; run the same build again"
 
 
 def _table(path: Path) -> pa.Table:
@@ -139,19 +153,21 @@ def _check_splits(records: list[dict[str, Any]], config: SplitConfig) -> Iterato
         seen.add(row["record"])
 
 
-def _check_segments(record: dict[str, Any], segments: pa.Table) -> Iterator[str]:
+def _check_segments(record: dict[str, Any], segments: pa.Table, schema: int) -> Iterator[str]:
     names = set(segments["record"].to_pylist())
     first, epochs = segments["first_epoch"].to_numpy(), segments["n_epochs"].to_numpy()
-    if names != {record["record"]} or not np.array_equal(first, np.cumsum(epochs) - epochs) or epochs.sum() != record["n_epochs"]:
+    # The first schema numbered epochs from 0.
+    begin = np.cumsum(epochs) - epochs + (schema > 1)
+    if names != {record["record"]} or not np.array_equal(first, begin) or epochs.sum() != record["n_epochs"]:
         yield f"{record['record']}: its samples do not make up its {record['n_epochs']} epochs"
 
 
-def _members(segments: pa.Table) -> dict[str, int]:
+def _members(segments: pa.Table, schema: int) -> dict[str, int]:
     """Member name -> byte offset, for some rows of ``segments``."""
     keys = [f"{row['record']}_{row['segment']:04d}" for row in segments.select(["record", "segment"]).to_pylist()]
     return {
         f"{key}.{member}": offset
-        for member in MEMBERS
+        for member in LAYOUTS[schema].members.values()
         for key, offset in zip(keys, segments[f"offset_{member}"].to_pylist(), strict=True)
         if offset >= 0
     }

@@ -9,7 +9,6 @@ from sleepfm.errors import DependencyError
 # Module, the library's own name, and the extra of setup.cfg that brings it.
 _EXTRAS = {
     "ray": ("Ray", "shards"),
-    "webdataset": ("WebDataset", "shards"),
     "deepspeed": ("DeepSpeed", "train"),
 }
 

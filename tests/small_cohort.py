@@ -41,7 +41,7 @@ def dataset(recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) ->
     from sleepfm.paths import config_root
 
     out = tmp_path_factory.mktemp("shards")
-    config = load_config(BuildConfig, config_root() / "shards.yaml", ["recordings=3"])
+    config = load_config(BuildConfig, config_root() / "shards.yaml", ["recordings_per_shard=3"])
     build(recordings[0].parents[3], out, config, workers=1)
     return Dataset.open(out)
 

@@ -16,9 +16,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from sleepfm.config import digest
-from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
+from sleepfm.constants import CHANNELS, RATE_HZ, SPLITS, STAGE_NAMES
 from sleepfm.data.cache import FileCache
-from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, SCHEMA, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, LABELS, LAYOUTS, MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.data.remote import RemoteFolder, RemoteShards, description_bytes, is_url
 from sleepfm.errors import DatasetError, ShardError
 
@@ -49,6 +49,7 @@ class Dataset:
     * ``n_epochs`` [R], ``shard_of`` [R] (index into ``shard_paths``), ``split_of`` [R] (index into ``SPLITS``)
     * ``present`` [R, 10] bool and ``channel_row`` [R, 10] (row of the channel in quality and CRC members), by
       :data:`sleepfm.constants.CHANNELS`
+    * ``rate`` [R, 10], Hz at which the channel is stored; models get 100 Hz
     * ``usable`` [R, 10], epochs of good quality by the data set's own rule
     * ``first_segment`` [R], row of the recording's first sample in ``segments.parquet``
 
@@ -63,9 +64,11 @@ class Dataset:
         self.digest: str = description["digest"]
         self.config: dict[str, Any] = description["config"]
         self.segment_epochs: int = self.config["segment_epochs"]
+        self.layout = LAYOUTS[description["schema"]]
+        rates = ["rates"] if description["schema"] > 1 else []  # the first schema stored all at 100 Hz
         table = self._manifest(
             "records",
-            ["record", "subject", "split", "shard", "n_epochs", "n_segments", "channels"]
+            ["record", "subject", "split", "shard", "n_epochs", "n_segments", "channels", *rates]
             + [f"usable_{channel}" for channel in CHANNELS],
         )
         shards = self._manifest("shards", ["shard", "bytes"])
@@ -92,10 +95,16 @@ class Dataset:
             np.int64
         )
         self.channel_row = np.full((table.num_rows, len(CHANNELS)), -1, np.int8)
+        self.rate = np.full(self.channel_row.shape, RATE_HZ, np.int64)
         for row, channels in enumerate(table["channels"].to_pylist()):
             for position, channel in enumerate(channels):
                 self.channel_row[row, CHANNELS.index(channel)] = position
         self.present: NDArray[np.bool_] = self.channel_row >= 0
+        if rates:
+            # A row's rates stand in the order of its channels.
+            row, channel = np.nonzero(self.present)
+            order = np.lexsort((self.channel_row[row, channel], row))
+            self.rate[row[order], channel[order]] = table["rates"].combine_chunks().flatten().to_numpy()
         self._offsets: dict[str, NDArray[np.int64]] = {}
         self._label_counts: dict[str, NDArray[np.int64]] = {}
 
@@ -169,16 +178,17 @@ class Dataset:
         return np.flatnonzero(chosen)
 
     def offsets(self, member: str) -> NDArray[np.int64]:
-        """Byte offset in its tar of ``member`` of every sample, -1 where absent; read on first use. [S]"""
+        """Byte in its tar where the values of ``member`` of every sample begin, -1 where absent; read on first use. [S]"""
         if member not in self._offsets:
             # Named by the members in format.py, so that only the asked columns are ever in memory.
-            table = self._manifest("segments", [f"offset_{member}"])
+            table = self._manifest("segments", [f"offset_{self.layout.members[member]}"])
             if table.num_rows != self.description["counts"]["segments"]:
                 raise DatasetError(
                     f"{self.origin}: segments.parquet holds {table.num_rows} samples, dataset.json says "
                     f"{self.description['counts']['segments']}; run `python -m shards verify {self.origin}`"
                 )
-            self._offsets[member] = table.column(0).to_numpy()
+            begin = table.column(0).to_numpy()
+            self._offsets[member] = np.where(begin < 0, begin, begin + self.layout.skipped(member))
         return self._offsets[member]
 
     def label_counts(self, label: str) -> NDArray[np.int64]:
@@ -252,8 +262,10 @@ def _described(content: bytes, name: str) -> dict[str, Any]:
         schema = description["schema"]
     except (ValueError, KeyError, TypeError) as error:
         raise DatasetError(f"{name}: not a data set description ({error})") from error
-    if schema != SCHEMA:
-        raise DatasetError(f"{name}: schema {schema}, this version reads schema {SCHEMA}; build the shards again")
+    if schema not in LAYOUTS:
+        raise DatasetError(
+            f"{name}: schema {schema}, this version reads schemas {' and '.join(map(str, LAYOUTS))}; build the shards again"
+        )
     return description
 
 

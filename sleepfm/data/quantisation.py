@@ -30,8 +30,6 @@ def dequantise(channel: str, steps: NDArray[np.int16], out: NDArray[np.float32] 
     return np.multiply(steps, np.float32(CHANNEL_SCALE[channel]), out=out, dtype=np.float32)
 
 
-def dequantise_rows(channels: NDArray[np.int64], steps: NDArray[np.int16]) -> NDArray[np.float32]:
-    """The signals that the rows of ``steps`` [N, T] stand for, each of the channel at its place in ``channels`` [N], numbers of
-    :data:`sleepfm.constants.CHANNELS`.
-    """
-    return np.multiply(steps, _SCALES[channels][:, None], dtype=np.float32)
+def scales_of(channels: NDArray[np.int64]) -> NDArray[np.float32]:
+    """The scale of each of ``channels`` [N], numbers of :data:`sleepfm.constants.CHANNELS`."""
+    return _SCALES[channels]

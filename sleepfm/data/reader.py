@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.format import CRC_BYTES, CRC_MEMBER, EPOCH_BYTES, channel_member
+from sleepfm.data.format import CRC_BYTES, CRC_MEMBER, SAMPLE_BYTES, channel_member, epoch_bytes
 from sleepfm.data.report import ReadReport
 from sleepfm.errors import ShardError
 
@@ -25,19 +25,25 @@ Index = NDArray[np.int64]
 
 # Ranges this near are read ahead in one go; what a sample holds beside its signals takes less.
 NEAR_BYTES = 2**16
+# Samples whose checksums are kept, some 2 kB each: those of a few windows of shards, whose epochs are read in random order.
+_SAMPLES_KEPT = 4096
 
 
 class Runs(NamedTuple):
     """Pieces of consecutive epochs of one channel that lie together in one sample, [N] each.
 
+    ``offset`` is the byte of the shard where a piece begins, ``crc`` the place of its first checksum among those of its
+    ``sample``, ``place`` the value of the output that its first value goes to, and ``epoch_bytes`` what each epoch takes.
     ``request`` is the index of the request that a piece belongs to, ``first`` its first epoch in the recording.
     """
 
     shard: Index
     offset: Index
-    crc_offset: Index
-    row: Index
+    sample: Index
+    crc: Index
+    place: Index
     epochs: Index
+    epoch_bytes: Index
     request: Index
     record: Index
     channel: Index
@@ -54,22 +60,20 @@ class Ranges(NamedTuple):
 
 def plan_ahead(dataset: Dataset, record: Index, channel: Index) -> Ranges:
     """The bytes of whole recordings, a channel each; labels, quality and checksums, which lie together, included."""
-    size = dataset.segment_epochs
     run = plan_runs(dataset, record, channel, np.zeros_like(record), dataset.n_epochs[record], np.zeros_like(record))
-    sample = dataset.first_segment[run.record] + run.first // size
-    crc = dataset.offsets(CRC_MEMBER)[sample]
+    crc = dataset.offsets(CRC_MEMBER)[run.sample]
     return Ranges(
         np.tile(run.shard, 2),
         np.concatenate([run.offset, crc]),
-        np.concatenate([run.offset + run.epochs * EPOCH_BYTES, crc + NEAR_BYTES]),
+        np.concatenate([run.offset + run.epochs * run.epoch_bytes, crc + NEAR_BYTES]),
     )
 
 
-def plan_runs(dataset: Dataset, record: Index, channel: Index, first: Index, count: Index, row: Index) -> Runs:
+def plan_runs(dataset: Dataset, record: Index, channel: Index, first: Index, count: Index, place: Index) -> Runs:
     """Where the epochs ``first .. first + count`` of (record, channel) lie, split at sample borders.
 
-    ``channel`` indexes :data:`CHANNELS` and must be present in the record. ``row`` is the row of the output
-    that the first epoch goes to.
+    ``channel`` indexes :data:`CHANNELS` and must be present in the record. ``place`` is the value of the output
+    that the first one of the first epoch goes to.
     """
     size = dataset.segment_epochs
     segment = first // size
@@ -80,22 +84,26 @@ def plan_runs(dataset: Dataset, record: Index, channel: Index, first: Index, cou
     begin = np.maximum(first[owner], segment * size)
     end = np.minimum(first[owner] + count[owner], (segment + 1) * size)
     inside = begin - segment * size
-    epochs_of_segment = np.minimum(dataset.n_epochs[record[owner]] - segment * size, size)
-    sample = dataset.first_segment[record[owner]] + segment
+    record, channel = record[owner], channel[owner]
+    epochs_of_segment = np.minimum(dataset.n_epochs[record] - segment * size, size)
+    sample = dataset.first_segment[record] + segment
+    each = epoch_bytes(dataset.rate[record, channel])
     offset = np.empty(len(owner), np.int64)
     for number in np.unique(channel):
-        chosen = channel[owner] == number
+        chosen = channel == number
         offset[chosen] = dataset.offsets(channel_member(CHANNELS[number]))[sample[chosen]]
-    line = dataset.channel_row[record[owner], channel[owner]].astype(np.int64)
+    line = dataset.channel_row[record, channel].astype(np.int64)
     return Runs(
-        shard=dataset.shard_of[record[owner]].astype(np.int64),
-        offset=offset + inside * EPOCH_BYTES,
-        crc_offset=dataset.offsets(CRC_MEMBER)[sample] + (line * epochs_of_segment + inside) * CRC_BYTES,
-        row=row[owner] + begin - first[owner],
+        shard=dataset.shard_of[record].astype(np.int64),
+        offset=offset + inside * each,
+        sample=sample,
+        crc=line * epochs_of_segment + inside,
+        place=place[owner] + (begin - first[owner]) * (each // SAMPLE_BYTES),
         epochs=end - begin,
+        epoch_bytes=each,
         request=owner,
-        record=record[owner],
-        channel=channel[owner],
+        record=record,
+        channel=channel,
         first=begin,
     )
 
@@ -111,6 +119,7 @@ class ShardReader:
         # A shard that the cache has removed keeps its place on the disk as long as it is open.
         self._max_open = max_open or (64 if dataset.remote is None else 16)
         self._open: OrderedDict[int, int] = OrderedDict()
+        self._checksums: dict[int, memoryview] = {}
         self.report = report or ReadReport()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -118,9 +127,9 @@ class ShardReader:
         return ShardReader, (self.dataset, self.report, self._max_open)
 
     def read_epochs(self, runs: Runs, out: NDArray[np.int16]) -> NDArray[np.bool_]:
-        """Fill rows of ``out`` [rows, 3000] with the epochs of ``runs``; returns which runs are intact, [N]."""
+        """Fill ``out``, flat, with the epochs of ``runs``; returns which runs are intact, [N]."""
         intact = np.ones(len(runs.shard), np.bool_)
-        lines = memoryview(out.data).cast("B")
+        content = memoryview(out.data).cast("B")
         order = np.lexsort((runs.offset, runs.shard))
         shards, starts = np.unique(runs.shard[order], return_index=True)
         for shard, chosen in zip(shards.tolist(), np.split(order, starts[1:]), strict=True):
@@ -131,39 +140,60 @@ class ShardReader:
                     intact[chosen] = False
                     self._fault(shard, str(error))
                     continue
-                self._read_shard(shard, handle, runs, chosen, lines, intact)
+                self._read_shard(shard, handle, runs, chosen, content, intact)
         return intact
 
     def _read_shard(
-        self, shard: int, handle: int, runs: Runs, chosen: Index, lines: memoryview, intact: NDArray[np.bool_]
+        self, shard: int, handle: int, runs: Runs, chosen: Index, content: memoryview, intact: NDArray[np.bool_]
     ) -> None:
         """The runs ``chosen``, by their offsets, all in one shard."""
-        crc32, pread, preadv = zlib.crc32, os.pread, os.preadv
-        for run, offset, crc_offset, row, count in zip(
+        crc32, preadv = zlib.crc32, os.preadv
+        for run, offset, sample, crc, at, count, each in zip(
             chosen.tolist(),
             runs.offset[chosen].tolist(),
-            runs.crc_offset[chosen].tolist(),
-            runs.row[chosen].tolist(),
+            runs.sample[chosen].tolist(),
+            runs.crc[chosen].tolist(),
+            (runs.place[chosen] * SAMPLE_BYTES).tolist(),
             runs.epochs[chosen].tolist(),
+            runs.epoch_bytes[chosen].tolist(),
             strict=True,
         ):
-            at = row * EPOCH_BYTES
+            size = count * each
+            target = content[at : at + size]
             try:
-                filled = preadv(handle, [lines[at : at + count * EPOCH_BYTES]], offset)
-                stored = pread(handle, count * CRC_BYTES, crc_offset)
+                filled = preadv(handle, (target,), offset)
+                stored = self._checksums.get(sample) or self._read_checksums(handle, sample, int(runs.record[run]))
             except OSError as error:
                 intact[run] = self._bad(shard, runs, run, 0, f"reading failed at byte {offset} ({error.strerror})")
                 continue
-            if filled != count * EPOCH_BYTES or len(stored) != count * CRC_BYTES:
-                intact[run] = self._bad(shard, runs, run, 0, f"the shard ends before byte {offset + count * EPOCH_BYTES}")
+            if filled != size or stored is None:
+                intact[run] = self._bad(shard, runs, run, 0, f"the shard ends before byte {offset + size}")
                 continue
             for number in range(count):
-                begin = at + number * EPOCH_BYTES
-                check = crc32(lines[begin : begin + EPOCH_BYTES])
-                if check != int.from_bytes(stored[number * CRC_BYTES : (number + 1) * CRC_BYTES], "little"):
-                    where = f"its bytes from {offset + number * EPOCH_BYTES} fail their checksum"
+                epoch = target[number * each : (number + 1) * each] if count > 1 else target
+                if crc32(epoch) != stored[crc + number]:
+                    where = f"its bytes from {offset + number * each} fail their checksum"
                     intact[run] = self._bad(shard, runs, run, number, where)
                     break
+
+    def _read_checksums(self, handle: int, sample: int, record: int) -> memoryview | None:
+        """All checksums of a sample, channel by channel; None where the shard ends before them.
+
+        They are kept: of a sample whose epochs are read in random order they are read once.
+        """
+        dataset = self.dataset
+        begin = (sample - int(dataset.first_segment[record])) * dataset.segment_epochs
+        epochs = min(int(dataset.n_epochs[record]) - begin, dataset.segment_epochs)
+        size = int(dataset.present[record].sum()) * epochs * CRC_BYTES
+        content = os.pread(handle, size, int(dataset.offsets(CRC_MEMBER)[sample]))
+        if len(content) != size:
+            return None
+        if len(self._checksums) >= _SAMPLES_KEPT:
+            # The oldest half: an order of use would cost more at each epoch than reading some again.
+            for old in list(self._checksums)[: _SAMPLES_KEPT // 2]:
+                del self._checksums[old]
+        self._checksums[sample] = found = memoryview(content).cast("I")
+        return found
 
     def read_bytes(self, shard: int, offset: int, size: int) -> bytes:
         """``size`` bytes of a shard. Raises :class:`ShardError` when it cannot give them."""
@@ -229,7 +259,7 @@ class ShardReader:
         record, channel = self.dataset.names[int(runs.record[run])], CHANNELS[int(runs.channel[run])]
         sample = f"{record}_{epoch // self.dataset.segment_epochs:04d}"
         name = self.dataset.shard_name(shard)
-        self._fault(shard, f"{name}: sample {sample}, {channel}, epoch {epoch} of {record}: {reason}")
+        self._fault(shard, f"{name}: sample {sample}, {channel}, epoch {epoch + 1} of {record}: {reason}")
         return False
 
     def _fault(self, shard: int, reason: str) -> None:

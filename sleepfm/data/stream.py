@@ -23,9 +23,9 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.epochs import read_signals
 from sleepfm.data.order import Index, PassOrder, Window
-from sleepfm.data.quantisation import dequantise_rows
-from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs
+from sleepfm.data.reader import Ranges, ShardReader, plan_ahead
 from sleepfm.data.record_labels import RecordLabels, RecordPresence, usable_epochs
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
 from sleepfm.data.tolerance import MAX_CORRUPT, Tolerance, TooManyCorruptError
@@ -285,12 +285,10 @@ class EpochStream(Stream):
     def _load(self, items: Items) -> tuple[Batch, NDArray[np.bool_]]:
         size = len(items.record)
         one = np.ones(size, np.int64)
-        runs = plan_runs(self.dataset, items.record, items.channel, items.first, one, np.arange(size))
-        buffer = np.empty((size, EPOCH_SAMPLES), np.int16)
-        intact = self._reader.read_epochs(runs, buffer)  # one run an item, in order
-        signals = torch.from_numpy(dequantise_rows(items.channel, buffer))
+        signals = np.empty((size, EPOCH_SAMPLES), np.float32)
+        intact = read_signals(self.dataset, self._reader, items.record, items.channel, items.first, one, np.arange(size), signals)
         true = torch.ones(size, 1, dtype=torch.bool)
-        return Batch(signals, true, true.clone(), {}, torch.empty(0), [], torch.empty(0)), intact
+        return Batch(torch.from_numpy(signals), true, true.clone(), {}, torch.empty(0), [], torch.empty(0)), intact
 
 
 class SequenceStream(Stream):

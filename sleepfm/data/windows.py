@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
+from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.epochs import read_signals
 from sleepfm.data.order import Index
-from sleepfm.data.quantisation import dequantise
-from sleepfm.data.reader import ShardReader, plan_runs
+from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import RecordLabels, RecordPresence
 from sleepfm.errors import ShardError
 
@@ -64,17 +64,13 @@ def load_windows(
     count = np.minimum(dataset.n_epochs[items.record] - items.first, length)
     has = dataset.present[items.record[:, None], channels]  # [B, C]
     item, column = np.nonzero(has)
-    runs = plan_runs(dataset, items.record[item], channels[column], items.first[item], count[item], np.arange(len(item)) * length)
-    buffer = np.zeros((len(item) * length, EPOCH_SAMPLES), np.int16)
-    run_intact = reader.read_epochs(runs, buffer)
-    intact = np.ones(size, np.bool_)
-    intact[item[runs.request[~run_intact]]] = False
     # [B, C, L, 3000] filled at the present channels, seen as [B, L, C, 3000]
     values = np.zeros((size, width, length, EPOCH_SAMPLES), np.float32)
-    # Piece by piece straight to its place: a whole batch of float32 beside it would be written to fresh pages first.
-    names = [CHANNELS[channel] for channel in channels]
-    for number, (row, place) in enumerate(zip(item.tolist(), column.tolist(), strict=True)):
-        dequantise(names[place], buffer[number * length : (number + 1) * length], out=values[row, place])
+    row = (item * width + column) * length
+    rows = values.reshape(-1, EPOCH_SAMPLES)
+    read = read_signals(dataset, reader, items.record[item], channels[column], items.first[item], count[item], row, rows)
+    intact = np.ones(size, np.bool_)
+    intact[item[~read]] = False
     present = np.zeros((size, length, width), np.bool_)
     for row, (record, first) in enumerate(zip(items.record.tolist(), items.first.tolist(), strict=True)):
         try:

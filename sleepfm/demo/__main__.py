@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Make the cohort, the shards, the models, the scored night and the report."""
-    require("ray", "webdataset", "deepspeed")
+    require("ray", "deepspeed")
     if arguments.data is not None and not arguments.data.is_dir():
         raise UsageError(f"--data {arguments.data}: no such folder")
     local_path(arguments.out, "--out")

@@ -37,13 +37,13 @@ class Predictions:
         return np.asarray(np.isfinite(self.probability).all(axis=1))
 
     def write(self, path: Path) -> None:
-        """Write one Parquet row an epoch, with columns ``p0`` to ``p<K-1>``."""
+        """Write one Parquet row an epoch, numbered from 1 as in every file, with columns ``p0`` to ``p<K-1>``."""
         import pandas as pd
 
         table: dict[str, Any] = {
             "record": self.record,
             "subject": self.subject,
-            "epoch": self.epoch,
+            "epoch": self.epoch + 1,
             "truth": self.truth,
         }
         table |= {f"p{k}": self.probability[:, k].astype(np.float32) for k in range(self.probability.shape[1])}

@@ -14,9 +14,10 @@ from torch import Tensor
 from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.epochs import stored_and_read
 from sleepfm.data.in_order import iter_record
 from sleepfm.data.prefetch import Ahead
-from sleepfm.data.quantisation import dequantise, quantise
+from sleepfm.data.rates import recording_rate
 from sleepfm.models.device import full_precision
 from sleepfm.models.inputs import held_channels
 from sleepfm.signals.prepare import PreparedRecording
@@ -65,8 +66,8 @@ def _given(chunks: Iterable[tuple[int, Epochs | None]], at_chunk: Callable[[], N
 def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
     """The epochs of a prepared night, bit-equal to what its shards would give.
 
-    Samples are clipped and rounded as in storage. A channel is absent, and 0, in the epochs in which it is unusable
-    (:data:`sleepfm.signals.quality.UNUSABLE`).
+    Samples are clipped and rounded, and channels of low rate thinned out and interpolated, as in storage. A channel is absent,
+    and 0, in the epochs in which it is unusable (:data:`sleepfm.signals.quality.UNUSABLE`).
     """
     for start in range(0, night.n_epochs, chunk):
         count = min(chunk, night.n_epochs - start)
@@ -74,8 +75,8 @@ def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: in
         present = np.zeros((count, len(channels)), bool)
         for column, name in enumerate(channels):
             if name in night.channels:
-                part = night.channels[name][start * EPOCH_SAMPLES : (start + count) * EPOCH_SAMPLES]
-                rows = dequantise(name, quantise(name, part)).reshape(count, EPOCH_SAMPLES)
+                rate = recording_rate(night.provenance, name)
+                rows = stored_and_read(name, night.channels[name], rate, start, start + count)
                 present[:, column] = ~unusable(night.quality[name][start : start + count])
                 signals[:, column] = np.where(present[:, column, None], rows, np.float32(0.0))
         yield torch.from_numpy(signals), torch.from_numpy(present)

@@ -25,7 +25,7 @@ from sleepfm.signals.cohorts.cohort import Band
 # Ratios of rates are exact up to this denominator; the error beyond is below 1e-8.
 _LARGEST_DENOMINATOR = 10_000
 # Held by sample and hold between readings, so that steps (a finger that comes off) do not ring.
-_STEPPED = ("SPO2",)
+STEPPED = ("SPO2",)
 _CENTRE_SAMPLES = 8192
 _QUARTILE_SAMPLES = 16_384
 _QUARTILES = (0.25, 0.5, 0.75)
@@ -59,12 +59,12 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
     result: NDArray[np.float32] | None = None
     for start, stop in finite_runs(signal):
         piece = signal[start:stop]
-        if channel in _STEPPED:
+        if channel in STEPPED:
             resampled = _hold(piece, ratio)
         else:
             # Without its offset the piece starts near the zero that the resampler assumes before it.
             offset = centre(piece)
-            if high is not None and _stop_edge(high) <= rate / 2:
+            if high is not None and stop_edge(high) <= rate / 2:
                 resampled = _resample_and_filter(piece, offset, ratio, low, high)
             elif high is not None and ratio.denominator == 1:
                 resampled = _fill_and_filter(piece - offset, ratio.numerator, low, high)
@@ -180,7 +180,7 @@ def design(low: float | None, high: float | None) -> NDArray[np.float32]:
     return np.asarray(taps, dtype=np.float32)
 
 
-def _stop_edge(high: float) -> float:
+def stop_edge(high: float) -> float:
     """Where the upper transition band ends, Hz (``mne.filter.create_filter``, ``h_trans_bandwidth``)."""
     return high + min(max(0.25 * high, 2.0), RATE_HZ / 2 - high)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,20 +116,26 @@ def prepare_in_turn(
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
     use: ScoringUse = "if_valid",
+    wanted: Collection[str] = CHANNELS,
 ) -> tuple[RecordingDescription, Channels]:
     """:func:`prepare` for who keeps something smaller of each channel: not all are in memory as float32 at once.
 
     The description is whole, and the last reason to refuse the recording is raised, once all channels have passed. Those
     whose polarity is decided together come last.
+
+    Args:
+        wanted: canonical channels; of others nothing is given and told. What is given does not depend on it.
     """
     examination = examine(recording, cohort, root, scoring, use)
     require_channels(examination, require)
     description = describe(examination, rule)
-    return description, _required(examination, description, require)
+    return description, _required(examination, description, require, wanted)
 
 
-def _required(examination: Examination, description: RecordingDescription, require: Sequence[str]) -> Channels:
-    yield from make_channels(examination, description)
+def _required(
+    examination: Examination, description: RecordingDescription, require: Sequence[str], wanted: Collection[str]
+) -> Channels:
+    yield from make_channels(examination, description, wanted)
     lacking = [name for name in require if name not in description.quality]
     if lacking or not description.quality:
         reasons = "; ".join(f"{name}: {why}" for name, why in description.provenance["missing"].items())
@@ -160,10 +166,14 @@ def describe(examination: Examination, rule: EventRule = "overlap") -> Recording
     )
 
 
-def make_channels(examination: Examination, description: RecordingDescription) -> Channels:
-    """The channels of an examined recording that are not flat, maybe none; each is told in ``description``."""
+def make_channels(examination: Examination, description: RecordingDescription, wanted: Collection[str] = CHANNELS) -> Channels:
+    """The ``wanted`` channels of an examined recording that are not flat, maybe none; each is told in ``description``."""
     polar: dict[str, NDArray[np.float32]] = {}
+    # The polarity of each is decided from all that can have one.
+    needed = {*wanted, *(POLAR if not set(POLAR).isdisjoint(wanted) else ())}
     for channel, derivation in examination.montage.channels.items():
+        if channel not in needed:
+            continue
         try:
             if channel in POLAR:
                 polar[channel] = _make_channel(description, examination, derivation)
@@ -173,8 +183,17 @@ def make_channels(examination: Examination, description: RecordingDescription) -
         except SignalError as error:
             description.provenance["missing"][channel] = str(error)
     _turn_upright(description, polar, examination.cohort)
+    told = (description.median, description.iqr, description.quality, description.provenance["channels"])
     for channel in tuple(polar):
-        yield channel, polar.pop(channel)
+        if channel in wanted:
+            yield channel, polar.pop(channel)
+        else:
+            del polar[channel]
+            for of_channel in told:
+                of_channel.pop(channel)
+    for channel in CHANNELS:
+        if channel not in wanted:
+            description.provenance["missing"].pop(channel, None)
 
 
 def _make_channel(description: RecordingDescription, examination: Examination, derivation: Derivation) -> NDArray[np.float32]:

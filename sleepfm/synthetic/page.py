@@ -123,7 +123,7 @@ def main(argv: Sequence[str]) -> int:
     for stage in Stage:
         if stage != Stage.UNSCORED:
             epoch = typical_epoch(night, stage)
-            title = f"{STAGE_NAMES[stage]}: subject {night.subject.number}, epoch {epoch}"
+            title = f"{STAGE_NAMES[stage]}: subject {night.subject.number}, epoch {epoch + 1}"
             page = draw_page(night, epoch * EPOCH_SECONDS, EPOCH_SECONDS, NEURAL, title)
             figures[f"synthetic-{STAGE_NAMES[stage]}"] = page
     for kind in ("obstructive_apnea", "central_apnea", "hypopnea"):

@@ -80,7 +80,7 @@ def test_a_flipped_byte_is_reported_with_shard_sample_and_record(dataset, caplog
     batch = stream.batch(0, len(stream))
     assert stream.report.skipped == 1
     (line,) = stream.report.lines()
-    for word in (str(shard), "sample n05_0001", "ECG", "epoch 13 of n05", "checksum"):
+    for word in (str(shard), "sample n05_0001", "ECG", "epoch 14 of n05", "checksum"):
         assert word in line
         assert word in caplog.text
     clean = epochs(dataset)
@@ -160,7 +160,7 @@ def test_a_wrong_checksum_member_counts_as_corrupt(dataset):
     stream = epochs(dataset)
     stream.batch(0, len(stream))
     assert stream.report.skipped == 1
-    assert "epoch 21 of n07" in stream.report.lines()[0]
+    assert "epoch 22 of n07" in stream.report.lines()[0]
 
 
 def test_changed_quality_never_lets_a_bad_epoch_pass_for_a_good_one(dataset):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from made_nights import make_dataset, make_night
 
+from sleepfm.data.format import channel_member
 from sleepfm.data.in_order import iter_eval, iter_record
 from sleepfm.errors import DatasetError, ShardError
 
@@ -36,7 +37,7 @@ def test_a_corrupt_epoch_is_never_left_out_in_silence(tmp_path):
     dataset = make_dataset(tmp_path / "out", [make_night("a", 10, ("ECG",))], overrides=OVERRIDES)
     path = dataset.shard_paths[0]
     content = bytearray(path.read_bytes())
-    content[int(dataset.offsets("ECG.i16")[0]) + 17] ^= 4
+    content[int(dataset.offsets(channel_member("ECG"))[0]) + 17] ^= 4
     path.write_bytes(content)
     with pytest.raises(ShardError, match="checksum"):
         list(iter_record(dataset, "a", ["ECG"]))

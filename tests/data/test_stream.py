@@ -14,7 +14,7 @@ from made_nights import make_dataset, make_night
 
 from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.format import CHANNEL_SCALE
+from sleepfm.data.format import CHANNEL_SCALE, channel_member
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import EpochStream, Reading, SequenceStream
 from sleepfm.data.windows import window_starts
@@ -279,7 +279,7 @@ def test_a_corrupt_epoch_is_replaced_counted_and_reported(tmp_path, caplog):
     row = before.record.index("g")
     epoch = int(before.first_epoch[row])
     record = dataset.index_of("g")
-    offset = dataset.offsets("EEG_C4.i16")[dataset.first_segment[record] + epoch // 6] + epoch % 6 * 6000
+    offset = dataset.offsets(channel_member("EEG_C4"))[dataset.first_segment[record] + epoch // 6] + epoch % 6 * 6000
     flip(dataset.shard_paths[dataset.shard_of[record]], int(offset) + 1234)
     stream = EpochStream(dataset, "pretrain", ["EEG_C4"], Reading(0))
     after = stream.batch(0, size)
@@ -296,7 +296,7 @@ def test_a_corrupt_epoch_is_replaced_counted_and_reported(tmp_path, caplog):
 def test_more_than_a_share_of_corrupt_items_stops(tmp_path):
     dataset = make_dataset(tmp_path / "out", nights(), overrides=ALL_PRETRAIN)
     record = dataset.index_of("g")
-    start = dataset.offsets("EEG_C4.i16")[dataset.first_segment[record]]
+    start = dataset.offsets(channel_member("EEG_C4"))[dataset.first_segment[record]]
     for epoch in range(6):
         flip(dataset.shard_paths[dataset.shard_of[record]], int(start) + epoch * 6000)
     stream = EpochStream(dataset, "pretrain", ["EEG_C4"], Reading(0), require_good_quality=False)

@@ -109,8 +109,8 @@ def test_scoring_by_the_champion_of_a_registry_needs_no_extra(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("-m", "shards", "build", "src", "out"), "Ray and WebDataset are not installed; pip install 'sleepfm[shards]'"),
-        (("-m", "sleepfm.demo"), "Ray, WebDataset and DeepSpeed are not installed; pip install 'sleepfm[shards,train]'"),
+        (("-m", "shards", "build", "src", "out"), "Ray is not installed; pip install 'sleepfm[shards]'"),
+        (("-m", "sleepfm.demo"), "Ray and DeepSpeed are not installed; pip install 'sleepfm[shards,train]'"),
         (("-m", "sleepfm.training.launcher", "1", "job.py"), "DeepSpeed is not installed; pip install 'sleepfm[train]'"),
         *(
             ((str(ROOT / "launch" / f"{script}.py"), "a.yaml"), "DeepSpeed is not installed; pip install 'sleepfm[train]'")

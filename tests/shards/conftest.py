@@ -157,7 +157,7 @@ def _free_ports(count: int) -> list[int]:
 def built(cohort: Path, connection: RayCluster, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cohort built on the cluster, two recordings a shard; read only."""
     out = tmp_path_factory.mktemp("built") / "out"
-    result = run_here(["build", cohort, out, "--cohort", "shhs1", "recordings=2"])
+    result = run_here(["build", cohort, out, "--cohort", "shhs1", "recordings_per_shard=2"])
     assert result.returncode == 0, result.stdout + result.stderr
     return out
 

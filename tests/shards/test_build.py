@@ -28,7 +28,7 @@ def test_what_is_built_is_whole_and_readable(built, run):
 
 def test_faulty_recordings_are_refused_with_reasons_and_the_rest_goes_on(faulty_cohort, tmp_path, run, digests):
     out = tmp_path / "out"
-    arguments = ["build", faulty_cohort, out, "--cohort", "shhs1", "recordings=3"]
+    arguments = ["build", faulty_cohort, out, "--cohort", "shhs1", "recordings_per_shard=3"]
     result = run(arguments)
     assert result.returncode == 1, result.stderr
     rows = {Path(row["source"]).name: row for row in pq.read_table(out / "manifest/quarantine.parquet").to_pylist()}
@@ -76,7 +76,7 @@ def test_adding_recordings_adds_shards_and_leaves_the_old_ones_alone(cohort, bui
     shutil.copytree(cohort, source)
     late = next(path for path in _cohort_files(source) if path.name == "shhs1-200003.edf")
     hidden = late.rename(tmp_path / late.name)
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
     assert run(arguments).returncode == 0
     before, splits = digests(out), {row.record: row.split for row in Dataset.open(out).records}
     hidden.rename(late)
@@ -100,7 +100,18 @@ def test_the_same_command_runs_as_a_ray_job(cohort, built, ray_cluster, tmp_path
         [
             str(Path(sys.executable).with_name("ray")),
             *("job", "submit", "--address", ray_cluster.dashboard, "--working-dir", "."),
-            *("--", sys.executable, "-m", "shards", "build", str(cohort), str(out), "--cohort", "shhs1", "recordings=2"),
+            *(
+                "--",
+                sys.executable,
+                "-m",
+                "shards",
+                "build",
+                str(cohort),
+                str(out),
+                "--cohort",
+                "shhs1",
+                "recordings_per_shard=2",
+            ),
         ],
         cwd=request.config.rootpath,
         env=shards_environment(None),
@@ -122,7 +133,11 @@ def test_wrong_input_is_one_line_and_writes_nothing(cohort, built, tmp_path, run
         (["build", cohort, out, "segment_epoch=3"], 2, "did you mean 'segment_epochs'"),
         (["build", cohort, out, "--cohort", "shsh1"], 2, "shhs1"),
         (["build", cohort, cohort / "out"], 2, "must lie outside"),
-        (["build", cohort, built, "--cohort", "shhs1", "recordings=3"], 2, "recordings=2, this one has recordings=3"),
+        (
+            ["build", cohort, built, "--cohort", "shhs1", "recordings_per_shard=3"],
+            2,
+            "recordings_per_shard=2, this one has recordings_per_shard=3",
+        ),
         (["build", cohort, tmp_path], 1, "not a build of shards"),
         (["verify", empty], 1, "not a data set"),
         (["info", tmp_path / "nowhere"], 1, "not a data set"),

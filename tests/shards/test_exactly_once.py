@@ -31,7 +31,7 @@ def points(kind: str) -> list[object]:
 
 
 def arguments(cohort: Path, out: Path) -> list[object]:
-    return ["build", cohort, out, "--cohort", "shhs1", "recordings=2"]
+    return ["build", cohort, out, "--cohort", "shhs1", "recordings_per_shard=2"]
 
 
 def finished(out: Path) -> list[Path]:

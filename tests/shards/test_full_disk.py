@@ -30,7 +30,7 @@ def disk(tmp_path) -> Iterator[tuple[Path, Callable[[int], None]]]:
 
 def test_the_same_command_finishes_after_every_size_was_too_small(cohort, built, disk, run, digests):
     place, resize = disk
-    arguments = ["build", cohort, place / "out", "--cohort", "shhs1", "recordings=2"]
+    arguments = ["build", cohort, place / "out", "--cohort", "shhs1", "recordings_per_shard=2"]
     whole = sum(path.stat().st_size for path in built.rglob("*")) // KIB
     # From no room for the plan to no room for the last table: shards that fitted are kept each time.
     for size in [4, 12, whole // 5, whole * 4 // 5, whole - 40]:

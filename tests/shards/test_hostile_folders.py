@@ -62,7 +62,7 @@ def snapshot(root: Path, leave_out: Path) -> dict[str, tuple[int, int]]:
 def test_every_name_is_taken_and_nothing_is_written_elsewhere(folder, tmp_path, run, digests):
     out = tmp_path / "out"
     before = snapshot(tmp_path, out)
-    arguments = ["build", folder, out, "--cohort", "shhs1", "recordings=4"]
+    arguments = ["build", folder, out, "--cohort", "shhs1", "recordings_per_shard=4"]
     result = run(arguments)
     assert result.returncode == 1 and "Traceback" not in result.stderr, result.stderr
     assert all(line.isprintable() for line in result.stdout.splitlines())

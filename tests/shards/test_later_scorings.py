@@ -43,7 +43,7 @@ def records(out: Path) -> dict[str, dict]:
 
 def test_a_scoring_that_comes_or_is_mended_later_is_taken_at_the_next_build(cohort, source, built, tmp_path, run, digests):
     out = tmp_path / "out"
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
     first = run(arguments)
     assert "1 of 3 recordings have no scoring that was found" in first.stdout
     rows = records(out)
@@ -76,7 +76,7 @@ def test_a_scoring_that_comes_or_is_mended_later_is_taken_at_the_next_build(coho
 def test_a_stage_that_is_corrected_in_a_scoring_of_the_same_size_is_taken(source, tmp_path, run, digests):
     """And one that was only copied anew, with another time of change, is not."""
     out, xml = tmp_path / "out", source / SCORINGS / "shhs1-200001-nsrr.xml"
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
     run(arguments)
     before, content = digests(out), xml.read_bytes()
     kept = sidecar(out, 0)["scored_with"][f"{EDFS}/shhs1-200001.edf"]
@@ -93,7 +93,7 @@ def test_a_stage_that_is_corrected_in_a_scoring_of_the_same_size_is_taken(source
 
 def test_a_scoring_of_which_an_earlier_version_kept_the_size_alone_is_taken_with_rebuild(source, tmp_path, run):
     out, xml = tmp_path / "out", source / SCORINGS / "shhs1-200001-nsrr.xml"
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
     run(arguments)
     for number in (0, 1):
         content = sidecar(out, number)
@@ -132,7 +132,7 @@ def test_a_refused_recording_is_not_in_twice_when_its_first_shard_is_built_again
     night = source / EDFS / "shhs1-200002.edf"
     content = night.read_bytes()
     night.write_bytes(content[:1500])
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=3"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=3"]
     assert run(arguments).returncode == 1
     night.write_bytes(content)
     assert run(arguments).returncode == 1

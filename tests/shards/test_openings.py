@@ -46,7 +46,7 @@ def nights(tmp_path: Path) -> Path:
 
 def build(start, source: object, out: Path) -> None:
     """A whole build on a cluster of its own, whose every recording is scored."""
-    process = start(["build", source, out, "--workers", 1, "recordings=2"], None)
+    process = start(["build", source, out, "--workers", 1, "recordings_per_shard=2"], None)
     stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stderr) == (0, ""), stdout + stderr
     assert "no scoring" not in stdout

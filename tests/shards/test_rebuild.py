@@ -28,7 +28,7 @@ def test_a_refused_recording_that_is_fetched_again_does_not_lock_the_folder(coho
     edf = source / "polysomnography/edfs/shhs1/shhs1-200002.edf"
     whole = edf.read_bytes()
     edf.write_bytes(whole[:1500])
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=3"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=3"]
     assert run(arguments).returncode == 1
     edf.write_bytes(whole)
     assert run(arguments).returncode == 0
@@ -50,29 +50,29 @@ def test_a_refused_recording_that_is_fetched_again_does_not_lock_the_folder(coho
 def test_prose_changes_nothing_and_rules_are_rebuilt_where_that_is_asked_for(cohort, run, tmp_path, digests):
     rules, out = tmp_path / "mine.yaml", tmp_path / "out"
     rules.write_text("extends: shhs1.yaml\nname: mine\nsource: a note\n")
-    assert run(["build", cohort, out, "--cohort", rules, "recordings=3"]).returncode == 0
+    assert run(["build", cohort, out, "--cohort", rules, "recordings_per_shard=3"]).returncode == 0
     before = digests(out)
     # Other prose, another way to recognise it, in another place.
     _load.cache_clear()
     moved = tmp_path / "moved.yaml"
     moved.write_text("extends: shhs1.yaml\nname: mine\nsource: a better note\nrecognise: {name: ^x}\n")
-    assert run(["build", cohort, out, "--cohort", moved, "recordings=3"]).returncode == 0
+    assert run(["build", cohort, out, "--cohort", moved, "recordings_per_shard=3"]).returncode == 0
     assert digests(out) == before
 
     _load.cache_clear()
     moved.write_text("extends: shhs1.yaml\nname: mine\nsource: a note\nfilters: {ECG: {low: 5, high: 30}}\n")
-    refused = run(["build", cohort, out, "--cohort", moved, "recordings=3"])
+    refused = run(["build", cohort, out, "--cohort", moved, "recordings_per_shard=3"])
     assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 1
     assert "2 of its 2 shards" in refused.stderr and "rules of cohort mine that have changed" in refused.stderr
     assert "shard-000000.tar, shard-000001.tar" in refused.stderr and "--rebuild" in refused.stderr
     assert digests(out) == before
 
-    rebuilt = run(["build", cohort, out, "--cohort", moved, "--rebuild", "recordings=3"])
+    rebuilt = run(["build", cohort, out, "--cohort", moved, "--rebuild", "recordings_per_shard=3"])
     assert rebuilt.returncode == 0 and "making 2 of 2 shards anew" in rebuilt.stdout
     fresh = tmp_path / "fresh"
-    assert run(["build", cohort, fresh, "--cohort", moved, "recordings=3"]).returncode == 0
+    assert run(["build", cohort, fresh, "--cohort", moved, "recordings_per_shard=3"]).returncode == 0
     assert digests(out) == digests(fresh) != before
-    assert run(["build", cohort, out, "--cohort", moved, "recordings=3"]).returncode == 0
+    assert run(["build", cohort, out, "--cohort", moved, "recordings_per_shard=3"]).returncode == 0
 
 
 def test_only_the_shards_of_a_changed_cohort_are_affected(tmp_path):
@@ -138,7 +138,7 @@ def test_the_build_warns_once_of_names_that_say_no_person(run, tmp_path):
 
 def test_a_rebuild_after_another_version_makes_refused_shards_anew_too(faulty_cohort, run, tmp_path, digests, monkeypatch):
     out, fresh = tmp_path / "out", tmp_path / "fresh"
-    arguments = ["build", faulty_cohort, out, "--cohort", "shhs1", "recordings=1"]
+    arguments = ["build", faulty_cohort, out, "--cohort", "shhs1", "recordings_per_shard=1"]
     monkeypatch.setattr(build_config, "PROCESSING_VERSION", 0)
     assert run(arguments).returncode == 1
     monkeypatch.undo()

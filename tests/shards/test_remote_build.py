@@ -7,7 +7,7 @@ def test_one_worker_that_reads_a_url_gives_the_bytes_of_two_that_read_a_folder(s
     place = "one-worker/cohort"
     url = s3.upload(cohort, place)
     out = tmp_path / "out"
-    process = start(["build", url, out, "--workers", 1, "--cohort", "shhs1", "recordings=2"], None)
+    process = start(["build", url, out, "--workers", 1, "--cohort", "shhs1", "recordings_per_shard=2"], None)
     stdout, stderr = process.communicate(timeout=300)
     assert (process.returncode, stderr) == (0, ""), stdout + stderr
     assert digests(out) == digests(built)
