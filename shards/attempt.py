@@ -109,9 +109,7 @@ def _main(scratch: Path) -> int:
     shard = ShardPlan("shard-000000.tar", (entry,))
     print("begun", flush=True)
     try:
-        build_shard(
-            location(job["source"]), scratch, shard, BuildConfig(**job["config"]), "", files={entry.path: job["file"]}
-        )
+        build_shard(location(job["source"]), scratch, shard, BuildConfig(**job["config"]), "", files={entry.path: job["file"]})
     except SleepFMError as error:
         print(error, file=sys.stderr)
         return _CANNOT_WRITE

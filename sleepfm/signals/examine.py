@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.edf.header import EdfHeader
-from sleepfm.signals.files import file_size, is_file, is_folder, is_remote, list_files, location, refresh
+from sleepfm.signals.files import file_size, is_file, is_folder, is_remote, list_files, location, refresh, relative_name
 from sleepfm.signals.recording import Recording, read_edf_extent, read_edf_header, read_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
 from sleepfm.signals.scorings.finder import FoundScoring, find_scoring, passed_over
@@ -82,7 +82,11 @@ _NOTHING = Discovered()
 
 
 def discover(
-    root: str | Path, cohort: Rules = None, extents: bool = False, unlisted: dict[str, str] | None = None
+    root: str | Path,
+    cohort: Rules = None,
+    extents: bool = False,
+    unlisted: dict[str, str] | None = None,
+    exclude: Callable[[str], bool] | None = None,
 ) -> dict[Path, Discovered]:
     """Recordings (EDF and BDF) at or below ``root``, sorted, each with what was learnt of it on the way.
 
@@ -93,6 +97,7 @@ def discover(
         extents: where a header is read, read also how long the recording is, while it is open.
         unlisted: takes the folders below ``root`` that cannot be listed, each with the reason, and the others are gone through;
             without it the first is an error.
+        exclude: whether a file at this path relative to ``root`` is no recording; it is not opened.
 
     Raises:
         RecordingError: ``root`` does not exist, holds no EDF or BDF file, or cannot be listed.
@@ -106,7 +111,10 @@ def discover(
         if not is_folder(root):
             raise RecordingError(f"{root}: no such file or folder of recordings")
         files = list_files(root, _SUFFIXES, None if unlisted is None else failures.append)
-        if failures and not files:
+        listed = bool(files)
+        if exclude is not None:
+            files = [path for path in files if not exclude(relative_name(path, root))]
+        if failures and not listed:
             raise failures[0]
     except OSError as error:
         place, why = _not_listed(root, error)
@@ -114,6 +122,8 @@ def discover(
     if unlisted is not None:
         unlisted.update(_not_listed(root, error) for error in failures)
     if not files:
+        if listed:
+            raise RecordingError(f"{root}: every recording in this folder is excluded")
         raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
     known: dict[Path, Discovered] = {}
     others: dict[Path, EdfHeader] = {}
