@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     export = commands.add_parser("export", help="write a data set in another layout")
     for command in (verify, info, export):
         command.add_argument("out", metavar="OUT", help="data set folder")
+    verify.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
     export.add_argument("folder", metavar="DIR", type=Path)
     export.add_argument("--format", choices=["parquet"], default="parquet", help="one x.parquet and y.parquet each")
     export.add_argument("--rule", choices=["overlap", "reference"], default="overlap", help="event to epoch label")
@@ -105,11 +106,11 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shards.verify import verify
+    from shards.verify_on_ray import verify_in_parallel
     from sleepfm.signals.files import local_path
 
     faults = 0
-    for fault in verify(local_path(arguments.out, "OUT")):
+    for fault in verify_in_parallel(local_path(arguments.out, "OUT"), arguments.workers):
         faults += 1
         print(fault, flush=True)
     print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")

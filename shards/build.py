@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
@@ -16,7 +16,7 @@ from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
-from shards.progress import Progress
+from shards.progress import ListingProgress, Progress
 from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
 from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import Refusal, read_sidecar, sidecar_path
@@ -29,8 +29,8 @@ from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import UnreadNames, check_identity
 from sleepfm.signals.examine import Discovered
-from sleepfm.signals.files import file_size, is_folder, is_remote, name_below, relative_name
-from sleepfm.signals.prepare import discover
+from sleepfm.signals.files import file_size, is_remote, name_below
+from sleepfm.signals.prepare import discover_names
 from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
 
@@ -105,15 +105,16 @@ def build(
     # What a task may need is told from how long its recordings are.
     unlisted: dict[str, str] = {}
     exclusion = Exclusion(exclude, source)
-    recordings = discover(
-        source, chosen_cohort(config), extents=config.ray.task_memory_mb == "auto", unlisted=unlisted, exclude=exclusion
-    )
+    listing = ListingProgress(shown(str(source)))
+    extents = config.ray.task_memory_mb == "auto"
+    known = discover_names(source, chosen_cohort(config), extents, unlisted, exclusion, listing.update)
     exclusion.check()
-    check_identity(recordings, chosen_cohort(config))
-    root = source if is_folder(source) else source.parent
-    files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
-    found = {name: _size(root / path) for name, path in files.items()}
-    known = {relative_name(path, root): found for path, found in recordings.items()}
+    root = source
+    if "" in known:  # it is a recording
+        root, known = source.parent, {source.name: known[""]}
+    check_identity(map(PurePosixPath, known), chosen_cohort(config))
+    files = {token(path, config.privacy): path for path in known}
+    found = {name: _size(root / path) if known[path].size is None else known[path].size or 0 for name, path in files.items()}
     excluded = {token(name, config.privacy) for name in exclusion.names}
     with only_writer(out):
         before = read_plan(out, wanted)

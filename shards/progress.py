@@ -60,6 +60,21 @@ class Progress:
         )
 
 
+class ListingProgress:
+    """A line every few seconds while ``source`` is listed and its files are looked at."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._printed = time.monotonic()
+
+    def update(self, what: str, files: int) -> None:
+        """So many ``files`` are ``what``."""
+        now = time.monotonic()
+        if now - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = now
+            print(f"{self._source}: {files} recordings {what}", flush=True)
+
+
 def _clock(seconds: float | None) -> str:
     if seconds is None:
         return "unknown"
