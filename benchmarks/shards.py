@@ -12,7 +12,7 @@ with one thread and warm (the first night does not count):
 * `memory`: peak resident memory of a real Ray worker, before and after a night of 10 hours.
 * `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
   is one, to a file system in memory, which takes the disk out of it.
-* `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s.
+* `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s, seconds per thousand.
 
 CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
 """
@@ -241,12 +241,13 @@ def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
         for number in range(count):
             (many / f"shhs1-{number:06d}.edf").write_bytes(content)
         whole = ray.cluster_resources()["object_store_memory"]
-        most, stop = [0.0, 0.0], threading.Event()
+        most, stop, seen = [0.0, 0.0], threading.Event(), list[float]()
         before = resident_mib("VmRSS")
 
         def sample() -> None:
             while not stop.wait(1.0):
-                most[0] = max(most[0], resident_mib("VmRSS"))
+                seen.append(resident_mib("VmRSS"))
+                most[0] = max(most[0], seen[-1])
                 most[1] = max(most[1], whole - ray.available_resources().get("object_store_memory", whole))
 
         watcher = threading.Thread(target=sample, daemon=True)
@@ -265,6 +266,9 @@ def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
     return {
         "recordings": count,
         "seconds": seconds,
+        "seconds_per_thousand": 1000 * seconds / count,
+        # At each tenth of the time: planning, tasks, manifest.
+        **{f"driver_mib_at_{tenth}0_percent": seen[len(seen) * tenth // 10] for tenth in range(1, 10)},
         "driver_before_mib": before,
         "driver_peak_mib": most[0],
         "driver_bytes_per_recording": (most[0] - before) * MIB / count,

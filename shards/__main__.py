@@ -6,7 +6,6 @@ import argparse
 import os
 import shlex
 import sys
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +27,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
     build.add_argument("--retry-refused", action="store_true", help="try refused recordings again")
     build.add_argument("--rebuild", action="store_true", help="make shards anew that other rules or another version made")
+    build.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="FILE|PATTERN",
+        help="leave out a recording, a folder of them, or what fits a pattern; may be given several times",
+    )
     build.add_argument("overrides", nargs="*", metavar="key=value", help="configuration, see configs/shards.yaml")
 
     verify = commands.add_parser("verify", help="check every checksum, offset and count of a data set")
@@ -35,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     export = commands.add_parser("export", help="write a data set in another layout")
     for command in (verify, info, export):
         command.add_argument("out", metavar="OUT", help="data set folder")
+    verify.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
     export.add_argument("folder", metavar="DIR", type=Path)
     formats = "a folder a recording with x.parquet and y.parquet, or WebDataset tars of one epoch a sample"
     export.add_argument("--format", choices=["parquet", "webdataset-epochs"], default="parquet", help=formats)
@@ -54,6 +61,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build_config import load_build_config
     from shards.cluster import check_paths, joined_cluster
     from shards.privacy import where_texts_are
+    from shards.summary import refused_lines, status
     from sleepfm.extras import require
     from sleepfm.signals.files import local_path, location
 
@@ -66,8 +74,15 @@ def _build(arguments: argparse.Namespace) -> int:
     config = load_build_config(arguments.config, overrides)
     if arguments.workers and (address := joined_cluster()):
         print(f"--workers {arguments.workers} is ignored: the work goes to all CPUs of the Ray cluster at {address}", flush=True)
-    workers = arguments.workers or os.cpu_count() or 1
-    result = build(location(arguments.source), out, config, workers, arguments.retry_refused, arguments.rebuild)
+    result = build(
+        location(arguments.source),
+        out,
+        config,
+        arguments.workers or os.cpu_count() or 1,
+        arguments.retry_refused,
+        arguments.rebuild,
+        arguments.exclude,
+    )
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
@@ -85,23 +100,20 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"warning: {line}")
     for folder, why in result.unlisted.items():
         print(f"warning: {folder}: {why}; what is in it is not in the data set: give the right to read it, and build again")
-    if not result.quarantine:
-        return 1 if result.texts.refusals or result.unlisted else 0
     for row in result.quarantine:
         if row["source"] not in result.printed:
             print(f"refused {row['source']}: {row['error']}: {row['reason']}")
-    print(f"{len(result.quarantine)} recordings refused, see {arguments.out}/manifest/quarantine.parquet:")
-    for error, count in Counter(row["error"] for row in result.quarantine).most_common():
-        print(f"  {count:6d}  {error}")
-    return 1
+    for line in refused_lines(result.quarantine, f"{arguments.out}/manifest/quarantine.parquet"):
+        print(line)
+    return 1 if result.unlisted else status(counts, result.quarantine, result.texts.refusals, config.max_refused)
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shards.verify import verify
+    from shards.verify_on_ray import verify_in_parallel
     from sleepfm.signals.files import local_path
 
     faults = 0
-    for fault in verify(local_path(arguments.out, "OUT")):
+    for fault in verify_in_parallel(local_path(arguments.out, "OUT"), arguments.workers):
         faults += 1
         print(fault, flush=True)
     print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")

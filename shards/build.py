@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Container, Mapping, Set
+from collections.abc import Collection, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
+from shards.left_out import SET_ASIDE, Exclusion, left_out
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
-from shards.progress import Progress
+from shards.progress import ListingProgress, Progress
 from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
 from shards.stale import discard, refuse_stale, stale_shards
-from shards.task import read_sidecar, sidecar_path
+from shards.task import Refusal, read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.format import DATASET_FILE, INDEX_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
@@ -28,8 +29,8 @@ from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import UnreadNames, check_identity
 from sleepfm.signals.examine import Discovered
-from sleepfm.signals.files import file_size, is_folder, is_remote, name_below, relative_name
-from sleepfm.signals.prepare import discover
+from sleepfm.signals.files import file_size, is_remote, name_below
+from sleepfm.signals.prepare import discover_names
 from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
 
@@ -66,22 +67,31 @@ class _Done:
     scored_with: dict[str, ScoredWith] = field(default_factory=dict)
     cohorts: dict[str, str] = field(default_factory=dict)
     """Names of the cohorts of those that were converted."""
+    set_aside: set[str] = field(default_factory=set)
+    """Those that were refused for being excluded or gone."""
 
 
 def build(
-    source: Path, out: Path, config: BuildConfig, workers: int, retry_refused: bool = False, rebuild: bool = False
+    source: Path,
+    out: Path,
+    config: BuildConfig,
+    workers: int,
+    retry_refused: bool = False,
+    rebuild: bool = False,
+    exclude: Sequence[str] = (),
 ) -> BuildResult:
     """Convert every recording below ``source`` that ``out`` does not hold yet; see :mod:`shards`.
 
     Args:
         retry_refused: try refused recordings again.
         rebuild: make shards anew that another version of the code or other rules of their cohorts made.
+        exclude: recordings that are left out, see :class:`shards.left_out.Exclusion`.
 
     Raises:
         RecordingError: ``source`` holds no recording; nothing is written.
         ConfigError: the cohort's identity pattern fits no recording, or ``out`` holds a build of another configuration or
             shards that ``rebuild`` would make anew; nothing is written.
-        UsageError: ``out`` lies in ``source`` or the other way round.
+        UsageError: ``out`` lies in ``source`` or the other way round, or nothing is excluded by what is to exclude.
         BusyError: ``out`` is being built by another process.
         DatasetError: ``out`` is something else or holds a file that a build did not write, or its source has changed.
         StorageError: ``out`` cannot be written to.
@@ -94,12 +104,18 @@ def build(
     read_plan(out, wanted)
     # What a task may need is told from how long its recordings are.
     unlisted: dict[str, str] = {}
-    recordings = discover(source, chosen_cohort(config), extents=config.ray.task_memory_mb == "auto", unlisted=unlisted)
-    check_identity(recordings, chosen_cohort(config))
-    root = source if is_folder(source) else source.parent
-    files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
-    found = {name: _size(root / path) for name, path in files.items()}
-    known = {relative_name(path, root): found for path, found in recordings.items()}
+    exclusion = Exclusion(exclude, source)
+    listing = ListingProgress(shown(str(source)))
+    extents = config.ray.task_memory_mb == "auto"
+    known = discover_names(source, chosen_cohort(config), extents, unlisted, exclusion, listing.update)
+    exclusion.check()
+    root = source
+    if "" in known:  # it is a recording
+        root, known = source.parent, {source.name: known[""]}
+    check_identity(map(PurePosixPath, known), chosen_cohort(config))
+    files = {token(path, config.privacy): path for path in known}
+    found = {name: _size(root / path) if known[path].size is None else known[path].size or 0 for name, path in files.items()}
+    excluded = {token(name, config.privacy) for name in exclusion.names}
     with only_writer(out):
         before = read_plan(out, wanted)
         stale = stale_shards(out, before, wanted, config)
@@ -113,27 +129,32 @@ def build(
         done = _survey(out, before, stale)
         late = _scored_since(done, files, known, root, config, rebuild)
         rescored = _to_do_again(before, done, found, late)
-        plan = _plan(replace(before, identity=wanted), done, found, root, config.recordings_per_shard, retry_refused, late.keys())
+        withdrawn = _to_do_without(before, done, found, excluded)
+        refused = left_out(before, done.shards, stale, found.keys(), excluded)
+        size = config.recordings_per_shard
+        plan = _plan(replace(before, identity=wanted), done, found, root, size, retry_refused, late.keys())
         _check_free(out, plan, before)
         if stale:
             print(f"making {len(stale)} of {len(before.shards)} shards anew: {', '.join(stale)}", flush=True)
         if rescored:
             print(f"{_shards(rescored)} built again: {_recordings(late)} a scoring that came or changed since", flush=True)
-        if stale or rescored:
-            discard(out, [*stale, *rescored])
+        if withdrawn:
+            print(f"{_shards(withdrawn)} built again: without recordings that are excluded now", flush=True)
+        if again := [*stale, *rescored, *withdrawn]:
+            discard(out, again)
         if plan != before:
             write_plan(out, plan)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
-            printed = _run(todo, root, out, config, plan, workers, known, files)
+            printed = _run(todo, root, out, config, plan, workers, known, files, refused)
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
-    refused, texts, unscored, unread, scorings = [], TextCounts(), 0, UnreadNames(), SharedScorings()
+    quarantine, texts, unscored, unread, scorings = [], TextCounts(), 0, UnreadNames(), SharedScorings()
     for sidecar in sidecars(out, plan, digest(wanted)):
         used = kept_of(sidecar)
-        refused += rows("quarantine", sidecar, plan)
+        quarantine += rows("quarantine", sidecar, plan)
         for record in sidecar["records"]:
             provenance = record["provenance"]
             # One name in two folders is one scoring where the bytes are the same.
@@ -145,7 +166,7 @@ def build(
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
     shared = tuple(scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    return BuildResult(description, refused, printed, texts, unscored, unread, folders, shared)
+    return BuildResult(description, quarantine, printed, texts, unscored, unread, folders, shared)
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:
@@ -172,6 +193,7 @@ def _survey(out: Path, plan: Plan, stale: Container[str]) -> _Done:
             done.shards.add(shard.name)
             done.converted.update(record["source"] for record in sidecar["records"])
             done.refused.update(refusal["path"] for refusal in sidecar["quarantine"])
+            done.set_aside.update(refusal["path"] for refusal in sidecar["quarantine"] if refusal["error"] in SET_ASIDE)
             done.scored_with.update(kept_of(sidecar))
             done.cohorts.update((record["source"], record["cohort"]) for record in sidecar["records"])
     done.refused.difference_update(done.converted)
@@ -226,6 +248,23 @@ def _to_do_again(plan: Plan, done: _Done, found: dict[str, int], late: Mapping[s
     return again
 
 
+def _to_do_without(plan: Plan, done: _Done, found: Container[str], excluded: Collection[str]) -> set[str]:
+    """Finished shards with recordings that are excluded now; they are no longer among ``done``. Raises :class:`DatasetError`."""
+    again = set()
+    for shard in plan.shards:
+        own = [entry.path for entry in shard.entries if plan.latest[entry.path] == shard.name and entry.path in done.converted]
+        if shard.name not in done.shards or not (withdrawn := [path for path in own if path in excluded]):
+            continue
+        if gone := [path for path in own if path not in found and path not in excluded]:
+            raise DatasetError(
+                f"{shown(withdrawn[0])}: excluded, but its {shard.name} cannot be built again without it: {shown(gone[0])} of "
+                "that shard is gone from the source; put it back, or build into another folder"
+            )
+        again.add(shard.name)
+    done.shards.difference_update(again)
+    return again
+
+
 def _shards(names: set[str]) -> str:
     return f"{len(names)} shards are" if len(names) != 1 else f"{next(iter(names))} is"
 
@@ -254,19 +293,12 @@ def _plan(
     for path in sorted(changed & done.converted):
         raise DatasetError(f"{shown(str(source / path))}: has changed since it was converted; build into another folder")
     pending = [_latest(shard, plan) for shard in plan.shards if shard.name not in done.shards]
-    for shard in pending:
-        for entry in shard.entries:
-            if entry.path not in found:
-                raise DatasetError(
-                    f"{shown(str(source / entry.path))}: was found when this build began and is gone; give the same source "
-                    "folder, put the file back, or build into another folder"
-                )
     current = Plan(
         plan.identity,
         tuple(shard if shard.name in done.shards else _with_sizes(_latest(shard, plan), found) for shard in plan.shards),
     )
     waiting = {entry.path for shard in pending for entry in shard.entries}
-    retry = (done.refused if retry_refused else done.refused & (changed | rescored)) & found.keys() - waiting
+    retry = (done.refused if retry_refused else done.refused & (changed | rescored | done.set_aside)) & found.keys() - waiting
     return extend(current, found, size, retry)
 
 
@@ -276,7 +308,7 @@ def _latest(shard: ShardPlan, plan: Plan) -> ShardPlan:
 
 
 def _with_sizes(shard: ShardPlan, found: dict[str, int]) -> ShardPlan:
-    return replace(shard, entries=tuple(replace(entry, size=found[entry.path]) for entry in shard.entries))
+    return replace(shard, entries=tuple(replace(entry, size=found.get(entry.path, entry.size)) for entry in shard.entries))
 
 
 def _run(
@@ -288,6 +320,7 @@ def _run(
     workers: int,
     known: Mapping[str, Discovered],
     files: Mapping[str, str],
+    refused: Mapping[str, Refusal],
 ) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
     finished = len(plan.shards) - len(todo)
@@ -295,5 +328,5 @@ def _run(
     print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
     with cluster(workers) as ray:
-        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), progress.update, known, files)
+        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), progress.update, known, files, refused)
     return progress.refused

@@ -82,10 +82,12 @@ class RayConfig(Config):
 
     task_memory_mb: Annotated[int, Field(ge=64)] | Literal["auto"]
     retries: int = Field(ge=0)
+    task_timeout_s: float = Field(gt=0, le=1_000_000)
+    wait_for_nodes_s: float = Field(ge=0)
 
 
 class BuildConfig(Config):
-    """Everything that shapes a data set, and ``ray``, which does not."""
+    """Everything that shapes a data set, and ``max_refused`` and ``ray``, which do not."""
 
     cohort: str
     require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
@@ -97,6 +99,7 @@ class BuildConfig(Config):
     split: SplitConfig
     quality: QualityConfig
     privacy: PrivacyConfig
+    max_refused: float = Field(ge=0, le=1)
     ray: RayConfig
 
     @model_validator(mode="before")
@@ -141,11 +144,12 @@ _MADE_BY = ("schema", "event_rule_version", "processing_version", "cohort_rules"
 
 
 def identity(config: BuildConfig) -> dict[str, Any]:
-    """What decides the bytes beside the recordings: format, configuration without ``ray``, and versions of the code.
+    """What decides the bytes beside the recordings: format, configuration without ``max_refused`` and ``ray``, and versions of
+    the code.
 
     The rules of the cohorts that were used are known once recordings are converted: each shard keeps their digests.
     """
-    values = {key: value for key, value in to_dict(config).items() if key != "ray"}
+    values = {key: value for key, value in to_dict(config).items() if key not in ("max_refused", "ray")}
     rules = chosen_cohort(config)
     return {
         "schema": SCHEMA,

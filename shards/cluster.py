@@ -1,4 +1,4 @@
-"""Ray: a cluster to run on, and tasks on it with bounded numbers in flight."""
+"""Ray: a cluster to run on, and the tasks of a build on it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import socket
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from shards.build_config import BuildConfig, chosen_cohort
-from shards.memory import BASE_BYTES, read_extents, task_memory, wanted_labels
+from shards.build_config import BuildConfig
 from shards.plan import ShardPlan
-from shards.task import Failure, Outcome, build_shard
-from sleepfm.errors import ConfigError, ShardError, SleepFMError, UsageError
+from shards.schedule import IN_FLIGHT_PER_CPU, News, Schedule, Work
+from shards.task import Outcome, Refusal, build_shard
+from shards.time_limit import time_limit
+from sleepfm.errors import ConfigError, ShardError, UsageError
 from sleepfm.signals.examine import Discovered
 from sleepfm.signals.files import is_remote, location
+
+__all__ = ["IN_FLIGHT_PER_CPU", "check_paths", "cluster", "in_ray_job", "run_shards", "run_task"]
 
 # Set before Ray is imported. Workers inherit the thread limit: a task is one core's work.
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
-    # A recording that no node can hold ends as a failure with a name; Ray would try it for ever.
-    "RAY_task_oom_retries": "3",
     "OMP_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",
 }
@@ -38,8 +38,6 @@ OBJECT_STORE_BYTES = 80 * 2**20
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 ANSWER_SECONDS = 20
 _LONGEST_REASON = 300
-# Enough to keep every worker busy while a finished task is replaced; the rest waits in the driver as plain names.
-IN_FLIGHT_PER_CPU = 2
 
 
 def in_ray_job() -> bool:
@@ -181,57 +179,23 @@ def run_shards(
     out: Path,
     config: BuildConfig,
     build: str,
-    report: Callable[[Outcome | Failure | None], None],
+    report: Callable[[News], object],
     known: Mapping[str, Discovered] = MappingProxyType({}),
     files: Mapping[str, str] = MappingProxyType({}),
+    refused: Mapping[str, Refusal] = MappingProxyType({}),
 ) -> None:
     """Build ``shards``, one Ray task each, a few at a time; the others wait here as plain names.
 
     Args:
-        report: gets what became of every shard as it is known, and None about once a second.
-        known, files: as for :func:`shards.task.build_shard`.
+        report: gets what became of every shard as it is known, lines for the user, and None about once a second.
+        known, files, refused: as for :func:`shards.task.build_shard`.
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
         StorageError: the output cannot be written to; no further task starts.
-        ShardError: tasks failed; all others ran.
+        ShardError: tasks failed, and all others ran; or there was no node for too long.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    needs = _needs(nodes, source, config, known, files)
-    limit = max(1, int(IN_FLIGHT_PER_CPU * sum(node.get("CPU", 0) for node in nodes)))
-    remote = ray.remote(num_cpus=1, max_retries=config.ray.retries)(run_task)
-    waiting = iter(shards)
-    running: dict[Any, ShardPlan] = {}
-    failed: list[Failure] = []
-    stop: SleepFMError | None = None
-    while True:
-        while stop is None and len(running) < limit and (shard := next(waiting, None)) is not None:
-            memory, handed = needs(shard)
-            named = {entry.path: files[entry.path] for entry in shard.entries if entry.path in files}
-            running[remote.options(memory=memory).remote(source, out, shard, config, build, handed, named)] = shard
-        if not running:
-            break
-        ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
-        report(None)
-        for reference in ready:
-            shard = running.pop(reference)
-            try:
-                report(ray.get(reference))
-            except ray.exceptions.RayError as error:
-                cause = getattr(error, "cause", None)
-                if isinstance(cause, SleepFMError):
-                    # What is at work may finish, so that nothing is written once this has returned.
-                    stop = stop or cause
-                    continue
-                failed.append(Failure(shard.name, tuple(entry.path for entry in shard.entries), str(error)))
-                report(failed[-1])
-    if stop is not None:
-        raise stop
-    if failed:
-        raise ShardError(
-            f"{len(failed)} shards failed, the others are finished and kept; run the same command to try again; "
-            f"the first, with its cause:\n{failed[0].shard}: {failed[0].reason}"
-        )
+    Schedule(ray, Work(source, out, config, build, known, files, refused), run_task, report).run(shards)
 
 
 def run_task(
@@ -242,40 +206,12 @@ def run_task(
     build: str,
     known: Mapping[str, Discovered],
     files: Mapping[str, str] = MappingProxyType({}),
+    refused: Mapping[str, Refusal] = MappingProxyType({}),
 ) -> Outcome:
-    """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of."""
+    """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of, and within
+    ``ray.task_timeout_s`` a recording.
+    """
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
-    return build_shard(source, out, shard, config, build, known, files)
-
-
-def _needs(
-    nodes: list[dict[str, float]],
-    source: Path,
-    config: BuildConfig,
-    known: Mapping[str, Discovered],
-    files: Mapping[str, str],
-) -> Callable[[ShardPlan], tuple[int, dict[str, Discovered]]]:
-    """What each shard's task asks of its node, and what is handed to it of what was learnt of its recordings.
-
-    The memory is as configured, or what its recordings need and at most all that a node has.
-    """
-    most = int(max((node.get("memory", 0) for node in nodes if node.get("CPU", 0) >= 1), default=0))
-    asked = config.ray.task_memory_mb
-    least = asked * 2**20 if isinstance(asked, int) else BASE_BYTES
-    if most < least:
-        raise ConfigError(
-            f"ray.task_memory_mb={asked}: no node of the Ray cluster offers a CPU and {least / 2**20:.0f} MB of memory "
-            f"(largest: {most / 2**20:.0f} MB); lower it"
-        )
-    labels = wanted_labels(chosen_cohort(config))
-
-    def needs(shard: ShardPlan) -> tuple[int, dict[str, Discovered]]:
-        paths = [files.get(entry.path, entry.path) for entry in shard.entries]
-        if isinstance(asked, int):
-            return least, {path: known[path] for path in paths if path in known}
-        extents = read_extents(source, paths, known)
-        handed = {path: replace(known.get(path, Discovered()), header=header) for path, (header, _) in extents.items()}
-        return min(most, task_memory(extents.values(), labels)), handed
-
-    return needs
+    with time_limit(config.ray.task_timeout_s) as restart:
+        return build_shard(source, out, shard, config, build, known, files, refused, restart)

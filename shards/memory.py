@@ -7,11 +7,13 @@ upper bounds for what ``benchmarks/shards.py`` measures.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
+from shards.build_config import BuildConfig, chosen_cohort
 from sleepfm.constants import CHANNELS, RATE_HZ
 from sleepfm.errors import RecordingError
 from sleepfm.signals.cohorts.catalogue import Rules, all_cohorts
@@ -33,6 +35,19 @@ _THREADS = 8
 
 # A recording's header, and the seconds that it lasts.
 Extent = tuple[EdfHeader, float]
+
+
+def measure(
+    source: Path, paths: Sequence[str], known: Mapping[str, Discovered], config: BuildConfig
+) -> tuple[int, dict[str, Discovered]]:
+    """What a task for the recordings ``paths``, relative to ``source``, asks of its node, in bytes, and what is known of them.
+
+    A Ray task runs it where headers are to be read: these may be slow to come.
+    """
+    extents = read_extents(source, paths, known)
+    found = {path: known[path] for path in paths if path in known}
+    found |= {path: replace(known.get(path, Discovered()), header=header) for path, (header, _) in extents.items()}
+    return task_memory(extents.values(), wanted_labels(chosen_cohort(config))), found
 
 
 def read_extents(source: Path, paths: Iterable[str], known: Mapping[str, Discovered] = MappingProxyType({})) -> dict[str, Extent]:

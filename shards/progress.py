@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 
 from shards.names import shown
-from shards.task import Failure, Outcome
+from shards.schedule import News
+from shards.task import Outcome
 
 SECONDS_BETWEEN_LINES = 3.0
 
@@ -25,9 +26,11 @@ class Progress:
         self._hours = 0.0
         self.refused: set[str] = set()
 
-    def update(self, news: Outcome | Failure | None) -> None:
+    def update(self, news: News) -> None:
         """Take news of a shard (None: just time has passed) and print if it is time to."""
-        if isinstance(news, Outcome):
+        if isinstance(news, str):
+            print(news, flush=True)
+        elif isinstance(news, Outcome):
             self._done += 1
             self._converted += news.converted
             self._hours += news.hours
@@ -42,7 +45,7 @@ class Progress:
             print(f"failed {news.shard} ({names}): {cause}", flush=True)
         now = time.monotonic()
         over = self._done + self._failed == self._shards
-        if now - self._printed >= SECONDS_BETWEEN_LINES or (over and news is not None):
+        if now - self._printed >= SECONDS_BETWEEN_LINES or (over and news is not None and not isinstance(news, str)):
             self._printed = now
             print(self._line(now - self._started), flush=True)
 
@@ -55,6 +58,21 @@ class Progress:
             f"{rate * 60:.1f} recordings/min  {self._hours / seconds * 60:.0f} h of signal/min  "
             f"refused {len(self.refused)}  failed {self._failed} shards  ETA {_clock(left)}"
         )
+
+
+class ListingProgress:
+    """A line every few seconds while ``source`` is listed and its files are looked at."""
+
+    def __init__(self, source: str) -> None:
+        self._source = source
+        self._printed = time.monotonic()
+
+    def update(self, what: str, files: int) -> None:
+        """So many ``files`` are ``what``."""
+        now = time.monotonic()
+        if now - self._printed >= SECONDS_BETWEEN_LINES:
+            self._printed = now
+            print(f"{self._source}: {files} recordings {what}", flush=True)
 
 
 def _clock(seconds: float | None) -> str:

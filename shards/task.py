@@ -18,6 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort
+from shards.faults import fault_of
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.privacy import kept_description, kept_message, kept_scoring, token
@@ -26,7 +27,7 @@ from shards.scored_with import ScoredWith, found_scoring, scored_with
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
-from sleepfm.errors import AnnotationError, RecordingError, SleepFMError
+from sleepfm.errors import AnnotationError, InternalError, RecordingError, SleepFMError
 from sleepfm.files import atomic_file, write_json
 from sleepfm.signals.examine import Discovered
 from sleepfm.signals.files import name_below
@@ -81,24 +82,38 @@ def build_shard(
     build: str,
     known: Mapping[str, Discovered] = MappingProxyType({}),
     files: Mapping[str, str] = MappingProxyType({}),
+    refused: Mapping[str, Refusal] = MappingProxyType({}),
+    began: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
 
     A recording that raises a :class:`SleepFMError`, or whose file the system cannot read, is refused and the rest
-    goes on. Any other exception is a programming error: it ends the task, with the recording named in a note.
+    goes on. So is one that brings a fault of this program to light, as an :class:`InternalError`.
 
     Args:
         build: digest of the build's identity, kept in the sidecar.
         known: what was learnt of recordings when they were found, by their paths relative to ``source``.
         files: these paths by what stands for them in the plan, where that is something else (:func:`shards.privacy.token`).
+        refused: recordings that are not looked at, by their paths in the plan, and what the manifest says of them.
+        began: called whenever the next recording is turned to.
 
     Raises:
         StorageError: the output folder cannot be written to.
+        MemoryError: memory ran out; another attempt may find more.
     """
     started = time.monotonic()
     cohort = chosen_cohort(config)
+    left_out = dict(refused)
+
+    def faulty(entry: Entry, error: Exception) -> Refusal:
+        log.error("%s: a fault of this program", shown(entry.path), exc_info=error)
+        said = shown(kept_message(fault_of(error), files.get(entry.path, entry.path), config.privacy))
+        return Refusal(entry.path, entry.size, InternalError.__name__, said)
 
     def night_of(entry: Entry) -> QuantisedRecording | Refusal:
+        if entry.path in left_out:
+            return left_out[entry.path]
+        began()
         log.info("%s: converting for %s", shown(entry.path), shard.name)
         path = files.get(entry.path, entry.path)
         found = known.get(path, Discovered())
@@ -124,8 +139,24 @@ def build_shard(
             said = shown(kept_message(reason, path, config.privacy))
             scoring = found_scoring(source / path, source, cohort, found) if isinstance(error, AnnotationError) else None
             return Refusal(entry.path, entry.size, type(error).__name__, said, kept_scoring(scoring, config.privacy))
+        except MemoryError:
+            raise
+        except Exception as error:
+            return faulty(entry, error)
 
-    content = write_shard(out, shard, night_of, config, build, source)
+    while True:
+        try:
+            content = write_shard(out, shard, night_of, config, build, source)
+            break
+        except (SleepFMError, OSError, MemoryError):
+            raise
+        except Exception as error:
+            # Its samples were made and could not be written: the shard begins again without it.
+            notes = getattr(error, "__notes__", ())
+            at_work = [entry for entry in shard.entries if _note(source / entry.path) in notes]
+            if not at_work:
+                raise
+            left_out[at_work[0].path] = faulty(at_work[0], error)
     return Outcome(
         shard.name,
         len(content["records"]),
@@ -226,5 +257,9 @@ def _named(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        error.add_note(f"while converting {shown(str(path))}")
+        error.add_note(_note(path))
         raise
+
+
+def _note(path: Path) -> str:
+    return f"while converting {shown(str(path))}"

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,19 @@ from sleepfm.files import read_json
 
 CHUNK = 2**20
 
+# Applies a function to each of many arguments and gives the results in their order.
+StarMap = Callable[[Callable[..., list[str]], Iterable[tuple[Any, ...]]], Iterable[list[str]]]
 
-def verify(path: Path) -> Iterator[str]:
+
+def verify(path: Path, starmap: StarMap = itertools.starmap) -> Iterator[str]:
     """Yields one line for each fault found; none means that the data set is whole.
 
     Checks the tables against ``dataset.json`` and its digest, the folder against the tables and the plan (missing
     and extra shards), size and SHA-256 of every tar, that every member stands where ``segments.parquet`` says, and
     that ``dataset.json`` is what plan and sidecars make. Damaged tables end the check: nothing can be held against them.
+
+    Args:
+        starmap: how the tars are gone through, one by one or in parallel.
 
     Raises:
         DatasetError: not a data set, or a table of its manifest cannot be read.
@@ -50,7 +57,7 @@ def verify(path: Path) -> Iterator[str]:
             )
         yield from _check_plan(path, description)
         if not damaged:
-            yield from _check_content(path, description)
+            yield from _check_content(path, description, starmap)
             yield from _check_index(path, description)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `python -m shards build` again"
@@ -81,7 +88,7 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
             yield f"{file}: not a file of this data set; remove it"
 
 
-def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
+def _check_content(path: Path, description: dict[str, Any], starmap: StarMap) -> Iterator[str]:
     tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES}
     records = tables["records"].to_pylist()
     shards = tables["shards"].to_pylist()
@@ -99,15 +106,35 @@ def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
     for tar in sorted((path / SHARD_FOLDER).glob("*.tar")):
         if tar.name not in by_shard:
             yield f"{tar}: a shard that the manifest does not list"
-    segments, first = tables["segments"], 0
+    work = _shards_to_check(path, description["schema"], shards, by_shard, tables["segments"])
+    for found in starmap(check_shard, work):
+        yield from found
+
+
+def _shards_to_check(
+    path: Path, schema: int, shards: list[dict[str, Any]], by_shard: dict[str, list[dict[str, Any]]], segments: pa.Table
+) -> Iterator[tuple[Path, dict[str, Any], dict[str, int], list[str]]]:
+    """Arguments of :func:`check_shard` for each shard of the manifest."""
+    first = 0
     for shard in shards:
         members: dict[str, int] = {}
+        faults: list[str] = []
         for record in by_shard[shard["shard"]]:
             own = segments.slice(first, record["n_segments"])
             first += record["n_segments"]
-            yield from _check_segments(record, own, description["schema"])
-            members |= _members(own, description["schema"])
-        yield from _check_shard(path / SHARD_FOLDER / shard["shard"], shard, members)
+            faults += _check_segments(record, own, schema)
+            members |= _members(own, schema)
+        yield path / SHARD_FOLDER / shard["shard"], shard, members, faults
+
+
+def check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int], faults: list[str]) -> list[str]:
+    """Faults of one tar behind those that are known; what a Ray task runs.
+
+    Args:
+        shard: its row of ``shards.parquet``.
+        members: name -> byte offset of what it holds.
+    """
+    return [*faults, *_check_shard(tar, shard, members)]
 
 
 def _check_index(path: Path, description: dict[str, Any]) -> Iterator[str]:

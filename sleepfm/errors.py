@@ -20,6 +20,22 @@ class RecordingError(SleepFMError):
     """A recording (EDF, BDF) that cannot be read as what it claims to be."""
 
 
+class FatalRecordingError(RecordingError):
+    """A recording whose conversion ends the process at it: memory that runs out, a crash, or a time limit."""
+
+
+class GoneError(RecordingError):
+    """A recording that was planned and is no longer in the source."""
+
+
+class ExcludedError(RecordingError):
+    """A recording that its user has excluded."""
+
+
+class InternalError(SleepFMError):
+    """A fault of this program that one recording brings to light."""
+
+
 class MontageError(SleepFMError):
     """A channel that is missing, ambiguous, or unfit (unit, rate) for its canonical name."""
 

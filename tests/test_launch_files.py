@@ -91,3 +91,8 @@ def test_the_ray_job_builds_into_a_folder_that_every_pod_has() -> None:
         assert {source, str(Path(out).parent)} <= mounts
         assert {mount["name"] for mount in pod["containers"][0]["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
         assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+    # It grows from none, on a head that takes no task.
+    assert cluster["enableInTreeAutoscaling"] is True
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+    for group in cluster["workerGroupSpecs"]:
+        assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] > 1

@@ -14,7 +14,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -114,7 +114,7 @@ def is_remote(path: Path) -> bool:
 def refresh(path: Path) -> None:
     """Forget what was listed of a store before, so that what was added since is found."""
     if is_remote(path):
-        with _answering(path):
+        with answering(path):
             cast(Any, path).fs.invalidate_cache()
 
 
@@ -151,48 +151,20 @@ def file_size(path: Path) -> int:
     """Bytes in the file. Raises :class:`OSError`."""
     if not is_remote(path):
         return path.stat().st_size
-    with _answering(path):
+    with answering(path):
         return int(cast(Any, path).fs.size(cast(Any, path).path))
 
 
 def is_file(path: Path) -> bool:
     """Whether there is a file at ``path``. Raises :class:`OSError` where that cannot be told."""
-    with _answering(path):
+    with answering(path):
         return path.is_file()
 
 
 def is_folder(path: Path) -> bool:
     """Whether there is a folder (a prefix of keys) at ``path``. Raises :class:`OSError` where that cannot be told."""
-    with _answering(path):
+    with answering(path):
         return path.is_dir()
-
-
-def list_files(root: Path, suffixes: Iterable[str], unlisted: Callable[[OSError], object] | None = None) -> list[Path]:
-    """Files at any depth below ``root`` whose names end in ``suffixes`` (lower case), sorted; hidden files and folders left out.
-
-    Args:
-        unlisted: gets the error of ``root``, or a folder in it, that cannot be listed, and the others are gone through.
-
-    Raises:
-        OSError: this error, without ``unlisted``.
-    """
-    endings = tuple(suffixes)
-    if not is_remote(root):
-        paths = []
-        for folder, folders, names in os.walk(root, onerror=unlisted or _raise):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            paths += [Path(folder) / name for name in names]
-    else:
-        base = cast(Any, root)
-        with _answering(root):
-            prefix = base.path.rstrip("/") + "/"
-            keys = [key.removeprefix(prefix) for key in base.fs.find(base.path) if key.startswith(prefix)]
-        paths = [root / key for key in keys if not any(part.startswith(".") for part in key.split("/"))]
-    return sorted(path for path in paths if path.name.lower().endswith(endings) and not path.name.startswith("."))
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def matching_files(folder: Path, pattern: str) -> list[Path]:
@@ -203,7 +175,7 @@ def matching_files(folder: Path, pattern: str) -> list[Path]:
             found = {os.stat(folder / name).st_ino: folder / name for name in names if os.path.isfile(folder / name)}
             return sorted(found.values())
         return sorted(path for path in folder.glob(pattern) if path.is_file())
-    with _answering(folder):
+    with answering(folder):
         if not re.search(r"[*?\[]", pattern):
             path = folder / pattern
             return [path] if path.is_file() else []
@@ -302,7 +274,7 @@ class _RemoteFile:
 
     def __enter__(self) -> _RemoteFile:
         if self._file is None:
-            with _answering(self._path):
+            with answering(self._path):
                 try:
                     file = self._open()
                 except FileNotFoundError:
@@ -348,7 +320,7 @@ class _RemoteFile:
 
     def _fetch(self, start: int, stop: int) -> bytes:
         assert self._file is not None
-        with _answering(self._path):
+        with answering(self._path):
             self._file.seek(start)
             data = self._file.read(stop - start)
         if len(data) != stop - start:
@@ -357,7 +329,7 @@ class _RemoteFile:
 
 
 @contextmanager
-def _answering(path: Path) -> Iterator[None]:
+def answering(path: Path) -> Iterator[None]:
     """Turns what the client of a remote store raises, of which little is an :class:`OSError`, into one.
 
     Only calls into that client stand inside.

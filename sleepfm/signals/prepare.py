@@ -17,7 +17,7 @@ from sleepfm.errors import SignalError
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, rules_digest
 from sleepfm.signals.cohorts.montage import Derivation, derive
-from sleepfm.signals.examine import Examination, discover, examine, require_channels
+from sleepfm.signals.examine import Examination, discover, discover_names, examine, require_channels
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
@@ -26,7 +26,15 @@ from sleepfm.signals.scorings.finder import FoundScoring
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, EventRule, event_labels, stage_labels
 from sleepfm.signals.scorings.scoring import Event, ScoringUse
 
-__all__ = ["PROCESSING_VERSION", "PreparedRecording", "RecordingDescription", "discover", "prepare", "prepare_in_turn"]
+__all__ = [
+    "PROCESSING_VERSION",
+    "PreparedRecording",
+    "RecordingDescription",
+    "discover",
+    "discover_names",
+    "prepare",
+    "prepare_in_turn",
+]
 
 # Raised with every change of filters, quality, polarity, scaling or reading by which a recording becomes other samples or labels.
 PROCESSING_VERSION = 3

@@ -87,3 +87,16 @@ def test_a_swapped_tar_of_the_right_size_is_found(copy):
     second_size = second.stat().st_size
     second.write_bytes(bytes(content[:second_size]).ljust(second_size, b"\0"))
     assert any("SHA-256" in line and second.name in line for line in faults(copy))
+
+
+def test_on_ray_the_same_faults_are_found_in_the_same_order(copy, run, connection, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", connection.address)
+    assert run(["verify", copy]).stdout == f"{copy}: whole\n"
+    first, second = sorted((copy / "shards").glob("*.tar"))
+    second.unlink()
+    first.write_bytes(first.read_bytes()[:-1] + b"x")
+    (copy / "shards" / "notes.txt").touch()
+    alone = faults(copy)
+    assert len(alone) == 4 and any("notes.txt" in line for line in alone)
+    result = run(["verify", copy])
+    assert (result.returncode, result.stdout.splitlines()) == (1, [*alone, f"{copy}: 4 faults found"])

@@ -211,3 +211,25 @@ def test_other_file_systems_of_fsspec(tmp_path):
         file.write(path.read_bytes())
     np.testing.assert_array_equal(sleepfm.read_recording("memory://folder/m.edf").read(0), sleepfm.read_recording(path).read(0))
     assert sleepfm.read_recording(f"file://{path}").path == path
+
+
+def test_a_listing_of_many_objects_is_read_page_by_page(s3, night, monkeypatch):
+    """Of more than a few pages the client keeps nothing; names and sizes are all that is kept here."""
+    from sleepfm.signals import listing
+
+    for number in range(10):
+        s3.put(f"pages/{number % 3}/n{number}.{'edf' if number % 2 else 'xml'}", b"x" * number)
+    s3.put("pages/.hidden/a.edf", b"x")
+    root, counted = location("s3://sleep/pages"), []
+    whole = listing.list_names(root, (".edf",))
+    assert whole == {"0/n3.edf": 3, "0/n9.edf": 9, "1/n1.edf": 1, "1/n7.edf": 7, "2/n5.edf": 5}
+    root.fs.invalidate_cache()
+    monkeypatch.setattr(root.fs, "req_kw", {"MaxKeys": 4})
+    monkeypatch.setattr(listing, "_KEPT_BY_CLIENT", 4)
+    assert list(listing.list_names(root, (".edf",), progress=counted.append).items()) == list(whole.items())
+    assert len(counted) == 2 and counted[-1] == 5  # of three pages, the first two at once
+    assert not root.fs.dircache
+    url = s3.upload(night.parents[2], "paged")
+    monkeypatch.setattr(listing, "_KEPT_BY_CLIENT", 0)
+    ((path, found),) = discover(url).items()
+    assert path.name == night.name and found.size == night.stat().st_size

@@ -47,7 +47,7 @@ def identify(path: Path, cohort: Cohort) -> Identity:
     )
 
 
-def check_identity(paths: Iterable[Path], cohort: Rules) -> None:
+def check_identity(paths: Iterable[PurePath], cohort: Rules) -> None:
     """Raises :class:`ConfigError` where the identity pattern that somebody wrote for these recordings fits none of them."""
     if not isinstance(cohort, Cohort) or not cohort.identity.pattern:
         return

@@ -17,7 +17,7 @@ from sleepfm.signals.cohorts.cohort import normalise_label
 from sleepfm.signals.cohorts.label_grammar import Label, read_label
 from sleepfm.signals.cohorts.montage import Montage
 from sleepfm.signals.cohorts.units import to_canonical
-from sleepfm.signals.files import list_files
+from sleepfm.signals.listing import list_files
 from sleepfm.signals.recording import Recording, SignalInfo
 
 # What an electrode is a signal of, and the mastoids against which it is one, the first of them rather than the other.

@@ -1,0 +1,151 @@
+"""Recordings that are excluded or gone stop no build, and come in when they are back; and with which status builds end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from shards.left_out import Exclusion
+from shards.summary import refused_lines, status
+from sleepfm.data.dataset import Dataset
+from sleepfm.errors import UsageError
+
+
+@pytest.fixture
+def source(cohort: Path, tmp_path: Path) -> Path:
+    """Five recordings without scorings in two folders."""
+    for number, edf in enumerate(sorted(cohort.rglob("*.edf"))[:5], start=1):
+        place = tmp_path / "source" / ("late" if number == 5 else "early")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(edf, place / f"shhs1-{number}.edf")
+    return tmp_path / "source"
+
+
+def built(out: Path) -> tuple[set[str], dict[str, str]]:
+    """Recordings of a data set, and those that it refuses, by the kind of refusal."""
+    rows = pq.read_table(out / "manifest" / "quarantine.parquet").to_pylist()
+    return {row.source for row in Dataset.open(out).records}, {row["source"]: row["error"] for row in rows}
+
+
+def names(*numbers: int) -> set[str]:
+    return {f"{'late' if number == 5 else 'early'}/shhs1-{number}.edf" for number in numbers}
+
+
+def unfinish(out: Path, shard: str) -> None:
+    """As a build is left that was killed before this shard was done."""
+    for path in (out / "dataset.json", out / f"shards/{shard}.json", out / f"shards/{shard}.tar"):
+        path.unlink()
+
+
+def test_a_recording_that_is_gone_does_not_stop_a_build_and_comes_in_when_it_is_back(source, tmp_path, run, digests):
+    out = tmp_path / "out"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    assert run(arguments).returncode == 0
+    whole = digests(out)
+    unfinish(out, "shard-000001")
+    hidden = (source / "early/shhs1-3.edf").rename(tmp_path / "shhs1-3.edf")
+    result = run(arguments)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert "refused early/shhs1-3.edf: GoneError: was found when this build was planned and is gone" in result.stdout
+    assert built(out) == (names(1, 2, 4, 5), {"early/shhs1-3.edf": "GoneError"})
+    # One of five is a fifth.
+    assert run([*arguments, "max_refused=0.2"]).returncode == 0
+    hidden.rename(source / "early/shhs1-3.edf")
+    assert run(arguments).returncode == 0
+    assert built(out) == (names(1, 2, 3, 4, 5), {})
+    assert "whole" in run(["verify", out]).stdout
+    kept = {name for name in whole if name.startswith("shards/") and "000001" not in name}
+    assert len(kept) == 4 and all(digests(out)[name] == whole[name] for name in kept)
+
+
+def test_another_folder_is_not_taken_for_one_whose_recordings_are_gone(source, cohort, tmp_path, run, digests):
+    out = tmp_path / "out"
+    assert run(["build", source, out, "--cohort", "shhs1", "recordings=2"]).returncode == 0
+    unfinish(out, "shard-000001")
+    before = digests(out)
+    result = run(["build", cohort, out, "--cohort", "shhs1", "recordings=2"])
+    assert (
+        result.returncode == 1 and "none of the 5 recordings for which this build was planned is in the source" in result.stderr
+    )
+    assert {name: value for name, value in digests(out).items() if name in before} == before
+
+
+def test_a_shard_that_is_made_anew_does_not_lose_a_recording_whose_file_is_gone(source, tmp_path, run, digests, monkeypatch):
+    out = tmp_path / "out"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    assert run(arguments).returncode == 0
+    before = digests(out)
+    monkeypatch.setattr("shards.build_config.PROCESSING_VERSION", 1_000_000)
+    (source / "early/shhs1-1.edf").rename(tmp_path / "shhs1-1.edf")
+    result = run([*arguments, "--rebuild"])
+    assert result.returncode == 1 and "early/shhs1-1.edf: is in shard-000000.tar, which is to be made anew" in result.stderr
+    assert digests(out) == before
+
+
+def test_what_is_excluded_is_left_out_before_and_after_it_was_converted(source, tmp_path, run, digests):
+    out = tmp_path / "out"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    (source / "early/shhs1-2.edf").write_bytes(b"")  # it is not even opened
+    result = run([*arguments, "--exclude", "shhs1-2.edf", "--exclude", f"{source}/late"])
+    assert result.returncode == 0, result.stderr
+    assert built(out) == (names(1, 3, 4), {})
+    # Converted already, it is taken out; what stands in other shards stays.
+    before = digests(out)
+    result = run([*arguments, "--exclude", "*/shhs1-[24].edf"])
+    assert result.returncode == 0 and "shard-000001.tar is built again: without recordings that are excluded now" in result.stdout
+    assert built(out) == (names(1, 3, 5), {"early/shhs1-4.edf": "ExcludedError"})
+    assert "1 recordings excluded" in result.stdout and "0 recordings refused" not in result.stdout
+    assert digests(out)["shards/shard-000000.tar"] == before["shards/shard-000000.tar"]
+    # No longer excluded, it is converted; the empty file is refused now.
+    assert run(arguments).returncode == 1
+    assert built(out) == (names(1, 3, 4, 5), {"early/shhs1-2.edf": "RecordingError"})
+    assert "whole" in run(["verify", out]).stdout
+
+
+def test_an_exclusion_that_fits_nothing_is_refused(source, tmp_path, run):
+    result = run(["build", source, tmp_path / "out", "--exclude", "shhs1-7.edf"])
+    assert result.returncode == 2 and "--exclude shhs1-7.edf: fits no recording of the source" in result.stderr
+    result = run(["build", source, tmp_path / "out", "--exclude", "*.edf"])
+    assert result.returncode == 1 and "every recording in this folder is excluded" in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fits"),
+    [
+        ("a/b.edf", {"a/b.edf"}),
+        ("./a/b.edf", {"a/b.edf"}),
+        ("b.edf", {"a/b.edf", "b.edf"}),
+        ("a", {"a/b.edf", "a/c[1].edf"}),
+        ("a/", {"a/b.edf", "a/c[1].edf"}),
+        ("s3://bucket/in/a/c[1].edf", {"a/c[1].edf"}),
+        ("?.edf", {"a/b.edf", "b.edf"}),
+        ("*", {"a/b.edf", "a/c[1].edf", "b.edf"}),
+    ],
+)
+def test_exclusions_by_path_folder_and_pattern(pattern, fits):
+    exclusion = Exclusion([pattern], Path("s3://bucket/in") if "s3" not in pattern else "s3://bucket/in")  # type: ignore[arg-type]
+    for name in ("a/b.edf", "a/c[1].edf", "b.edf"):
+        assert exclusion(name) == (name in fits)
+    assert exclusion.names == fits
+    exclusion.check()
+    with pytest.raises(UsageError, match="nothing"):
+        Exclusion(["nothing"], Path("/in")).check()
+
+
+def test_the_status_follows_the_share_of_refused_recordings():
+    rows = [{"error": "RecordingError"}] * 5
+    assert status({"records": 95}, rows, 0, 0.05) == 0
+    assert status({"records": 94}, rows, 0, 0.05) == 1
+    # What a user leaves out is not refused; a scoring that is not used is.
+    assert status({"records": 95}, rows + [{"error": "ExcludedError"}] * 50, 0, 0.05) == 0
+    assert status({"records": 95}, rows, 1, 0.05) == 1
+    assert status({"records": 95}, rows, 0, 0.0) == status({"records": 0}, rows, 0, 1.0) == 1
+    assert status({"records": 95}, [], 0, 0.0) == 0
+    rows += [{"error": "InternalError"}, {"error": "ExcludedError"}]
+    lines = refused_lines(rows, "there")
+    assert lines[:3] == ["6 recordings refused, see there:", "       5  RecordingError", "       1  InternalError"]
+    assert lines[3].startswith("1 recording met a fault of this program") and lines[4] == "1 recordings excluded"
