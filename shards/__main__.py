@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     build = commands.add_parser("build", help="convert a folder of EDF recordings into a data set of shards")
     build.add_argument("source", metavar="SRC", help="folder or URL (s3://...) of EDF or BDF recordings and their scorings")
-    build.add_argument("out", metavar="OUT", help="data set folder; a build that exists in it is continued")
+    build.add_argument("out", metavar="OUT", help="folder or URL (s3://...) of the data set; a build that is there is continued")
     build.add_argument("--cohort", help="name in configs/cohorts, a YAML file, a folder of them, or auto (default)")
     build.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
     build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     info = commands.add_parser("info", help="show what a data set holds")
     export = commands.add_parser("export", help="write a data set in another layout")
     for command in (verify, info, export):
-        command.add_argument("out", metavar="OUT", help="data set folder")
+        command.add_argument("out", metavar="OUT", help="folder or URL of the data set")
     export.add_argument("folder", metavar="DIR", type=Path)
     export.add_argument("--format", choices=["parquet"], default="parquet", help="one x.parquet and y.parquet each")
     export.add_argument("--rule", choices=["overlap", "reference"], default="overlap", help="event to epoch label")
@@ -54,16 +54,15 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.cluster import check_paths
     from shards.privacy import where_texts_are
     from sleepfm.extras import require
-    from sleepfm.signals.files import local_path, location
+    from sleepfm.signals.files import location
 
     require("ray", "webdataset")
-    out = local_path(arguments.out, "OUT")
     check_paths(arguments.source, arguments.out)
     overrides = [*arguments.overrides, *arguments.rest]
     if arguments.cohort:
         overrides.append(f"cohort={arguments.cohort}")
     config = load_build_config(arguments.config, overrides)
-    result = build(location(arguments.source), out, config, arguments.workers, arguments.retry_refused, arguments.rebuild)
+    result = build(location(arguments.source), location(arguments.out), config, arguments.workers, arguments.retry_refused, arguments.rebuild)
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
@@ -94,10 +93,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from shards.verify import verify
-    from sleepfm.signals.files import local_path
+    from sleepfm.signals.files import location
 
     faults = 0
-    for fault in verify(local_path(arguments.out, "OUT")):
+    for fault in verify(location(arguments.out)):
         faults += 1
         print(fault, flush=True)
     print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")
@@ -106,9 +105,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from shards.info import info
-    from sleepfm.signals.files import local_path
 
-    print(info(local_path(arguments.out, "OUT")))
+    print(info(arguments.out))
     return 0
 
 
@@ -116,8 +114,8 @@ def _export(arguments: argparse.Namespace) -> int:
     from shards.export import export_parquet
     from sleepfm.signals.files import local_path
 
-    out, folder = local_path(arguments.out, "OUT"), local_path(arguments.folder, "DIR")
-    for count, record in enumerate(export_parquet(out, folder, arguments.rule), start=1):
+    folder = local_path(arguments.folder, "DIR")
+    for count, record in enumerate(export_parquet(arguments.out, folder, arguments.rule), start=1):
         print(f"{count:6d}  {record}", flush=True)
     return 0
 

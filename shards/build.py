@@ -11,19 +11,21 @@ from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
+from shards.lease import Builder, Check, only_builder
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
+from shards.nodes import require_shared
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import Progress
 from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
 from shards.stale import discard, refuse_stale, stale_shards
-from shards.task import read_sidecar, sidecar_path
+from shards.task import Failure, Outcome, read_sidecar, sidecar_path
+from shards.working_copy import WorkingCopy, working_copy
 from sleepfm.config import digest
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
-from sleepfm.lock import only_writer
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import UnreadNames, check_identity
@@ -87,9 +89,17 @@ def build(
         StorageError: ``out`` cannot be written to.
         ShardError: tasks failed.
     """
-    source, out = source if is_remote(source) else source.resolve(), out.resolve()
-    if source == out or out in source.parents or source in out.parents:
+    source, out = source if is_remote(source) else source.resolve(), out if is_remote(out) else out.resolve()
+    if f"{out}/".startswith(f"{source}/") or f"{source}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: the output must lie outside the source {source}")
+    with working_copy(out) as copy:
+        return _build(source, copy, config, workers, retry_refused, rebuild)
+
+
+def _build(
+    source: Path, copy: WorkingCopy, config: BuildConfig, workers: int, retry_refused: bool, rebuild: bool
+) -> BuildResult:
+    out = copy.folder
     wanted = identity(config)
     read_plan(out, wanted)
     # What a task may need is told from how long its recordings are.
@@ -100,7 +110,8 @@ def build(
     files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
     found = {name: _size(root / path) for name, path in files.items()}
     known = {relative_name(path, root): found for path, found in recordings.items()}
-    with only_writer(out):
+    with only_builder(copy.url, config.store.lease_s, lambda said: print(said, flush=True)) as (builder, check):
+        copy.pull()
         before = read_plan(out, wanted)
         stale = stale_shards(out, before, wanted, config)
         if not rebuild:
@@ -123,13 +134,17 @@ def build(
             discard(out, [*stale, *rescored])
         if plan != before:
             write_plan(out, plan)
+        copy.abandon_uploads()
+        copy.publish(check)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
-            printed = _run(todo, root, out, config, plan, workers, known, files)
+            printed = _run(todo, root, copy.url, config, plan, workers, known, files, builder, check)
+            copy.pull()
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
+        copy.publish(check)
     refused, texts, unscored, unread, scorings = [], TextCounts(), 0, UnreadNames(), SharedScorings()
     for sidecar in sidecars(out, plan, digest(wanted)):
         used = kept_of(sidecar)
@@ -288,12 +303,20 @@ def _run(
     workers: int,
     known: Mapping[str, Discovered],
     files: Mapping[str, str],
+    builder: Builder,
+    check: Check,
 ) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
     finished = len(plan.shards) - len(todo)
     kept = f", {finished} shards are finished already" if finished else ""
     print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
+
+    def report(news: Outcome | Failure | None) -> None:
+        check()
+        progress.update(news)
+
     with cluster(workers) as ray:
-        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), progress.update, known, files)
+        require_shared(ray, source, builder)
+        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), report, known, files, builder)
     return progress.refused

@@ -84,8 +84,14 @@ class RayConfig(Config):
     retries: int = Field(ge=0)
 
 
+class StoreConfig(Config):
+    """How a data set is written to a URL; changes no byte of the result."""
+
+    lease_s: float = Field(ge=1)
+
+
 class BuildConfig(Config):
-    """Everything that shapes a data set, and ``ray``, which does not."""
+    """Everything that shapes a data set, and ``ray`` and ``store``, which do not."""
 
     cohort: str
     require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
@@ -97,6 +103,7 @@ class BuildConfig(Config):
     quality: QualityConfig
     privacy: PrivacyConfig
     ray: RayConfig
+    store: StoreConfig
 
 
 def load_build_config(path: Path | None = None, overrides: Sequence[str] = ()) -> BuildConfig:
@@ -120,11 +127,11 @@ _MADE_BY = ("schema", "event_rule_version", "processing_version", "cohort_rules"
 
 
 def identity(config: BuildConfig) -> dict[str, Any]:
-    """What decides the bytes beside the recordings: format, configuration without ``ray``, and versions of the code.
+    """What decides the bytes beside the recordings: format, configuration without ``ray`` and ``store``, and versions of the code.
 
     The rules of the cohorts that were used are known once recordings are converted: each shard keeps their digests.
     """
-    values = {key: value for key, value in to_dict(config).items() if key != "ray"}
+    values = {key: value for key, value in to_dict(config).items() if key not in ("ray", "store")}
     rules = chosen_cohort(config)
     return {
         "schema": SCHEMA,

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort
+from shards.lease import Builder
 from shards.memory import BASE_BYTES, read_extents, task_memory, wanted_labels
 from shards.plan import ShardPlan
 from shards.task import Failure, Outcome, build_shard
@@ -173,12 +174,13 @@ def run_shards(
     report: Callable[[Outcome | Failure | None], None],
     known: Mapping[str, Discovered] = MappingProxyType({}),
     files: Mapping[str, str] = MappingProxyType({}),
+    builder: Builder | None = None,
 ) -> None:
     """Build ``shards``, one Ray task each, a few at a time; the others wait here as plain names.
 
     Args:
         report: gets what became of every shard as it is known, and None about once a second.
-        known, files: as for :func:`shards.task.build_shard`.
+        known, files, builder: as for :func:`shards.task.build_shard`.
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
@@ -197,7 +199,9 @@ def run_shards(
         while stop is None and len(running) < limit and (shard := next(waiting, None)) is not None:
             memory, handed = needs(shard)
             named = {entry.path: files[entry.path] for entry in shard.entries if entry.path in files}
-            running[remote.options(memory=memory).remote(source, out, shard, config, build, handed, named)] = shard
+            running[remote.options(memory=memory).remote(
+                source, out, shard, config, build, handed, named, builder
+            )] = shard
         if not running:
             break
         ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
@@ -231,11 +235,12 @@ def run_task(
     build: str,
     known: Mapping[str, Discovered],
     files: Mapping[str, str] = MappingProxyType({}),
+    builder: Builder | None = None,
 ) -> Outcome:
     """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of."""
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
-    return build_shard(source, out, shard, config, build, known, files)
+    return build_shard(source, out, shard, config, build, known, files, builder)
 
 
 def _needs(

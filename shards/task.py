@@ -18,11 +18,13 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort
+from shards.lease import Builder
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.privacy import kept_description, kept_message, kept_scoring, token
 from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.scored_with import ScoredWith, found_scoring, scored_with
+from shards.working_copy import task_folder
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
@@ -81,6 +83,7 @@ def build_shard(
     build: str,
     known: Mapping[str, Discovered] = MappingProxyType({}),
     files: Mapping[str, str] = MappingProxyType({}),
+    builder: Builder | None = None,
 ) -> Outcome:
     """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
 
@@ -91,9 +94,11 @@ def build_shard(
         build: digest of the build's identity, kept in the sidecar.
         known: what was learnt of recordings when they were found, by their paths relative to ``source``.
         files: these paths by what stands for them in the plan, where that is something else (:func:`shards.privacy.token`).
+        builder: whose task this is; what it does once another one builds into ``out`` is to end.
 
     Raises:
-        StorageError: the output folder cannot be written to.
+        BusyError: another builder has taken over.
+        StorageError: the output folder or URL cannot be written to, or the folder is not the builder's.
     """
     started = time.monotonic()
     cohort = chosen_cohort(config)
@@ -116,7 +121,8 @@ def build_shard(
             scoring = found_scoring(source / path, source, cohort, found) if isinstance(error, AnnotationError) else None
             return Refusal(entry.path, entry.size, type(error).__name__, said, kept_scoring(scoring, config.privacy))
 
-    content = write_shard(out, shard, night_of, config, build, source)
+    with task_folder(out, shard.name, builder) as folder:
+        content = write_shard(folder, shard, night_of, config, build, source)
     return Outcome(
         shard.name,
         len(content["records"]),

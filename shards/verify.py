@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import tarfile
 from collections import defaultdict
 from collections.abc import Iterator
@@ -19,16 +18,17 @@ from shards.manifest import TABLES, describe, table_digests
 from shards.plan import PLAN_FILE, read_plan
 from shards.split import split_of
 from shards.task import read_sidecar, sidecar_path
+from shards.working_copy import WorkingCopy, copy_named, local_file, working_copy
 from sleepfm.config import digest
 from sleepfm.data.dataset import dataset_digest, read_description
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
 from sleepfm.errors import DatasetError, SleepFMError
-
-CHUNK = 2**20
+from sleepfm.files import sha256_file
+from sleepfm.signals.files import is_remote
 
 
 def verify(path: Path) -> Iterator[str]:
-    """Yields one line for each fault found; none means that the data set is whole.
+    """Yields one line for each fault found in the folder or URL ``path``; none means that the data set is whole.
 
     Checks the tables against ``dataset.json`` and its digest, the folder against the tables and the plan (missing
     and extra shards), size and SHA-256 of every tar, that every member stands where ``segments.parquet`` says, and
@@ -37,7 +37,14 @@ def verify(path: Path) -> Iterator[str]:
     Raises:
         DatasetError: not a data set, or a table of its manifest cannot be read.
     """
-    path = path.resolve()
+    path = path if is_remote(path) else path.resolve()
+    with working_copy(path) as copy:
+        for fault in _faults(copy):
+            yield copy_named(copy.folder, path, fault)
+
+
+def _faults(copy: WorkingCopy) -> Iterator[str]:
+    path = copy.folder
     description = read_description(path)
     try:
         damaged = [name for name, found in table_digests(path).items() if found != description["tables"].get(name)]
@@ -48,7 +55,7 @@ def verify(path: Path) -> Iterator[str]:
             )
         yield from _check_plan(path, description)
         if not damaged:
-            yield from _check_content(path, description)
+            yield from _check_content(copy, description)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `python -m shards build` again"
 
@@ -78,7 +85,8 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
             yield f"{file}: not a file of this data set; remove it"
 
 
-def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
+def _check_content(copy: WorkingCopy, description: dict[str, Any]) -> Iterator[str]:
+    path = copy.folder
     tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES}
     records = tables["records"].to_pylist()
     shards = tables["shards"].to_pylist()
@@ -104,7 +112,8 @@ def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
             first += record["n_segments"]
             yield from _check_segments(record, own)
             members |= _members(own)
-        yield from _check_shard(path / SHARD_FOLDER / shard["shard"], shard, members)
+        # Of a URL the copy knows sizes alone.
+        yield from _check_shard(copy.url / SHARD_FOLDER / shard["shard"], shard, members)
 
 
 def _table(path: Path) -> pa.Table:
@@ -158,22 +167,22 @@ def _members(segments: pa.Table) -> dict[str, int]:
 
 
 def _check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int]) -> Iterator[str]:
-    if not tar.is_file():
+    try:
+        with local_file(tar) as file:
+            size = file.stat().st_size
+            if size != shard["bytes"]:
+                yield f"{tar}: {size} bytes, the manifest says {shard['bytes']}"
+                return
+            if sha256_file(file) != shard["sha256"]:
+                yield (
+                    f"{tar}: its SHA-256 is not the manifest's; its bytes have changed: remove it and run the same build again"
+                )
+                return
+            with tarfile.open(file) as archive:
+                stored = {member.name: member.offset_data for member in archive}
+    except (FileNotFoundError, IsADirectoryError):
         yield f"{tar}: missing"
         return
-    size = tar.stat().st_size
-    if size != shard["bytes"]:
-        yield f"{tar}: {size} bytes, the manifest says {shard['bytes']}"
-        return
-    hashed = hashlib.sha256()
-    with tar.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            hashed.update(chunk)
-    if hashed.hexdigest() != shard["sha256"]:
-        yield f"{tar}: its SHA-256 is not the manifest's; its bytes have changed: remove it and run the same build again"
-        return
-    with tarfile.open(tar) as archive:
-        stored = {member.name: member.offset_data for member in archive}
     if stored != members:
         wrong = sorted(set(stored.items()) ^ set(members.items()))
         yield f"{tar}: {len(wrong)} members are not where segments.parquet says; first {wrong[0][0]}"
