@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,8 @@ from typing import Any, TypeVar, cast
 from sleepfm.errors import ConfigError, DatasetError, StorageError
 from sleepfm.signals.files import refresh, size_and_sha256
 
-ATTEMPTS = 5
-FIRST_PAUSE = 0.25
+ATTEMPTS = 3  # beside those that a client makes by itself
+FIRST_PAUSE = 0.5
 PART_BYTES = 8 * 2**20  # of an upload in parts, of which a few are in memory at once
 _PARTS_AT_ONCE = 4
 # What a store calls a state of an object: by any of these fsspec's clients tell another one.
@@ -45,27 +45,24 @@ class Store:
 
     def objects(self, folder: str = "") -> dict[str, Found]:
         """Every object at any depth below ``folder``, which need not exist. Raises :class:`DatasetError`."""
-        found = self._reading(folder, lambda: self._fs.find(self._key(folder), detail=True))
         prefix = self._root + "/"
-        return {
-            key.removeprefix(prefix): _found(info)
-            for key, info in found.items()
-            # Consoles make objects that stand for folders.
-            if key.startswith(prefix) and not key.endswith("/") and info["type"] == "file"
-        }
+        found = self._listed(folder, lambda: self._fs.find(self._key(folder), detail=True).items())
+        # Consoles make objects that stand for folders.
+        keys = {key: info for key, info in found if key.startswith(prefix) and not key.endswith("/") and info["type"] == "file"}
+        return {key.removeprefix(prefix): _found(info) for key, info in keys.items()}
 
     def top(self) -> dict[str, Found | None]:
         """What stands directly below the URL: objects, and folders as None. Raises :class:`DatasetError`."""
-
-        def listed() -> list[Any]:
-            try:
-                return list(self._fs.ls(self._root, detail=True))
-            except FileNotFoundError:
-                return []
-
-        entries = {entry["name"].rstrip("/").removeprefix(self._root).lstrip("/"): entry for entry in self._reading("", listed)}
+        listed = self._listed("", lambda: self._fs.ls(self._root, detail=True))
+        entries = {entry["name"].rstrip("/").removeprefix(self._root).lstrip("/"): entry for entry in listed}
         # A store's listing may hold the object that stands for the folder itself.
         return {name: None if entry["type"] == "directory" else _found(entry) for name, entry in entries.items() if name}
+
+    def _listed(self, folder: str, ask: Callable[[], Iterable[_T]]) -> list[_T]:
+        try:
+            return list(self._reading(folder, ask))
+        except FileNotFoundError:
+            return []
 
     def read(self, name: str) -> bytes:
         """The content of an object. Raises :class:`FileNotFoundError`, or :class:`DatasetError` where it cannot be read."""

@@ -11,6 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,20 @@ class ObjectStore:
         with urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/-faults", body, method="PUT"), timeout=60):
             pass
 
+    def names(self, prefix: str) -> list[str]:
+        """Names of all objects below ``prefix``, relative to it."""
+        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        return [item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", [])]
+
     def contents(self, prefix: str) -> dict[str, bytes]:
         """Every object below ``prefix``, by its name in it."""
-        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
-        keys = [item["Key"] for page in pages for item in page.get("Contents", [])]
-        return {key.removeprefix(f"{prefix}/"): self._client().get_object(Bucket=BUCKET, Key=key)["Body"].read() for key in keys}
+        client = self._client()
+        return {name: client.get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")["Body"].read() for name in self.names(prefix)}
+
+    def begin_upload(self, key: str, part: bytes) -> None:
+        """An upload in parts of which the first has arrived, and whose sender is gone."""
+        begun = self._client().create_multipart_upload(Bucket=BUCKET, Key=key)
+        self._client().upload_part(Bucket=BUCKET, Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=part)
 
     def unfinished_uploads(self) -> list[str]:
         """Keys of uploads in parts that are neither finished nor given up."""
@@ -93,6 +103,7 @@ class ObjectStore:
     def make_bucket(self) -> None:
         self._client().create_bucket(Bucket=BUCKET)
 
+    @cache
     def _client(self) -> Any:
         import boto3
 
