@@ -12,6 +12,8 @@ with one thread and warm (the first night does not count):
 * `memory`: peak resident memory of a real Ray worker, before and after a night of 10 hours.
 * `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
   is one, to a file system in memory, which takes the disk out of it.
+* `store`: wall time of a build into a bucket of a local S3 server (moto, a process of its own) beside one into a folder, shard
+  for shard in turns on one Ray worker that is warm, so that what else the machine does meets both.
 * `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s.
 
 CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
@@ -38,10 +40,13 @@ from machine import describe
 
 # This file bears the name of the package: where it lies must not hide it, here and in Ray's workers.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+# The local S3 server.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
 MEMORY_HOURS = 10
 WORKER_SHARDS = 16
+STORE_SHARDS = 8
 SIZING_CORES = 64
 MEMORY_FOLDER = Path("/dev/shm")
 MIB = 2**20
@@ -227,6 +232,34 @@ def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
     }
 
 
+def measure_store(source: Path, *_: str) -> dict[str, Any]:
+    from object_store import BUCKET, object_store
+
+    from shards.build_config import load_build_config
+    from shards.cluster import cluster, run_shards
+    from shards.lease import only_builder
+    from sleepfm.signals.files import location
+
+    config, paths = load_build_config(None, ["cohort=shhs1"]), edfs(source)
+    seconds: dict[str, list[float]] = {"folder": [], "url": []}
+    with object_store(), output() as folder, cluster(1) as ray:
+        for number in range(STORE_SHARDS + 1):
+            for name, out in (("folder", folder), ("url", location(f"s3://{BUCKET}/out"))):
+                shard = shard_of(source, paths[number % len(paths)], number)
+                with only_builder(out, config.store.lease_s, print) as (builder, _):
+                    begin = time.perf_counter()
+                    run_shards(ray, [shard], source, out, config, "benchmark", lambda news: None, builder=builder)
+                    seconds[name].append(time.perf_counter() - begin)
+    # The first of each finds a cold worker.
+    times = [there / here for here, there in list(zip(seconds["folder"], seconds["url"], strict=True))[1:]]
+    return {
+        "shards": STORE_SHARDS,
+        "seconds_a_shard_into_a_folder": statistics.median(seconds["folder"][1:]),
+        "seconds_a_shard_into_a_url": statistics.median(seconds["url"][1:]),
+        "times_the_folder": statistics.median(times),
+    }
+
+
 def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
     """A real build of copies of one recording of 30 s and a single channel."""
     from shards.build import build
@@ -296,9 +329,10 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "bound": measure_bound,
     "memory": measure_memory,
     "workers": measure_workers,
+    "store": measure_store,
     "scale": measure_scale,
 }
-CASES = ("speed", "bound", "memory", "workers", "scale")
+CASES = ("speed", "bound", "memory", "workers", "store", "scale")
 
 
 def apart(measure: str, source: Path, *arguments: str) -> dict[str, Any]:
@@ -373,6 +407,8 @@ def main() -> None:
             figures["workers"] = apart("workers", nights)
             if MEMORY_FOLDER.is_dir():
                 figures["workers_in_memory"] = apart("workers", nights, str(MEMORY_FOLDER))
+        if "store" in chosen:
+            figures["store"] = apart("store", nights)
         if "scale" in chosen:
             figures["scale"] = apart("scale", nights, str(arguments.recordings))
     if {"ours", "workers"} <= figures.keys():

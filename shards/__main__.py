@@ -62,7 +62,8 @@ def _build(arguments: argparse.Namespace) -> int:
     if arguments.cohort:
         overrides.append(f"cohort={arguments.cohort}")
     config = load_build_config(arguments.config, overrides)
-    result = build(location(arguments.source), location(arguments.out), config, arguments.workers, arguments.retry_refused, arguments.rebuild)
+    source, out = location(arguments.source), location(arguments.out)
+    result = build(source, out, config, arguments.workers, arguments.retry_refused, arguments.rebuild)
     counts = result.description["counts"]
     print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")

@@ -96,9 +96,7 @@ def build(
         return _build(source, copy, config, workers, retry_refused, rebuild)
 
 
-def _build(
-    source: Path, copy: WorkingCopy, config: BuildConfig, workers: int, retry_refused: bool, rebuild: bool
-) -> BuildResult:
+def _build(source: Path, copy: WorkingCopy, config: BuildConfig, workers: int, retry_refused: bool, rebuild: bool) -> BuildResult:
     out = copy.folder
     wanted = identity(config)
     read_plan(out, wanted)

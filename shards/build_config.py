@@ -127,7 +127,7 @@ _MADE_BY = ("schema", "event_rule_version", "processing_version", "cohort_rules"
 
 
 def identity(config: BuildConfig) -> dict[str, Any]:
-    """What decides the bytes beside the recordings: format, configuration without ``ray`` and ``store``, and versions of the code.
+    """What decides the bytes beside the recordings: format, configuration but ``ray`` and ``store``, versions of the code.
 
     The rules of the cohorts that were used are known once recordings are converted: each shard keeps their digests.
     """

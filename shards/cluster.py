@@ -199,9 +199,7 @@ def run_shards(
         while stop is None and len(running) < limit and (shard := next(waiting, None)) is not None:
             memory, handed = needs(shard)
             named = {entry.path: files[entry.path] for entry in shard.entries if entry.path in files}
-            running[remote.options(memory=memory).remote(
-                source, out, shard, config, build, handed, named, builder
-            )] = shard
+            running[remote.options(memory=memory).remote(source, out, shard, config, build, handed, named, builder)] = shard
         if not running:
             break
         ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)

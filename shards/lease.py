@@ -3,8 +3,8 @@
 In a folder a lock of the system tells (:mod:`sleepfm.lock`). Behind a URL nothing gives a lock back when a process dies, so the
 builder has a lease that runs out unless it is renewed. Below ``OUT/.lease`` stand numbered objects, each put under the condition
 that its name is free: whoever has put the highest number builds. A builder renews its lease by the next number. Another one that
-sees a number stand still for as long as its lease says takes the next number itself. Clocks of several machines are never compared:
-each measures how long it has seen a number, or how long ago its own was put.
+sees a number stand still for as long as its lease says takes the next number itself. Clocks of machines are never compared: each
+measures how long it has seen a number, or how long ago its own was put.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ class Builder:
             stands = f"({error.strerror})"
         if stands != self.token:
             raise StorageError(
-                f"{self.out}: on host {socket.gethostname()} this is not the folder that the build writes into; give a URL (s3://...) "
-                "or a folder that all nodes share"
+                f"{self.out}: on host {socket.gethostname()} this is not the folder that the build writes into; give a URL "
+                "(s3://...) or a folder that all nodes share"
             )
 
 
@@ -175,7 +175,8 @@ def _acquire(store: Store, lease_s: float, say: Callable[[str], object]) -> Leas
                 if waited_for is not None:
                     raise BusyError(f"{store.url}: {_told(holder)} is building here; wait for it, end it, or give another place")
                 waited_for, since = number, _now()
-                say(f"{store.url}: {_told(holder)} has been building here; going on when its lease runs out, in {holder['lease_s']:g} s")
+                wait = f"going on when its lease runs out, in {holder['lease_s']:g} s"
+                say(f"{store.url}: {_told(holder)} has been building here; {wait}")
             if _now() - since <= holder["lease_s"]:
                 time.sleep(holder["lease_s"] / _POLLS)
                 continue
@@ -204,9 +205,7 @@ def _highest(store: Store) -> tuple[int, dict[str, Any]] | None:
             continue  # its builder has gone on to the next number
         except (ValueError, AttributeError):
             pass
-        raise StorageError(
-            f"{store.url / _name(numbers[-1])}: is no lease of this program; move it away, or give another place"
-        )
+        raise StorageError(f"{store.url / _name(numbers[-1])}: is no lease of this program; move it away, or give another place")
     return None
 
 

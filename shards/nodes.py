@@ -43,9 +43,10 @@ def require_shared(ray: Any, source: Path, builder: Builder) -> None:
     for reference in late:
         ray.cancel(reference)
     if said := sorted({line for line in unseen if line}):
+        more = f" (and {len(said) - 1} more hosts)" if len(said) > 1 else ""
         raise UsageError(
-            f"{said[0]}{f' (and {len(said) - 1} more hosts)' if len(said) > 1 else ''}; the {len(nodes)} nodes of the cluster must all "
-            "see source and output: give URLs (s3://...), or folders on a file system that they share"
+            f"{said[0]}{more}; the {len(nodes)} nodes of the cluster must all see source and output: give URLs (s3://...), or "
+            "folders on a file system that they share"
         )
 
 

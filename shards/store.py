@@ -10,6 +10,7 @@ import inspect
 import re
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -101,8 +102,10 @@ class Store:
         """:meth:`create` from a local file, in parts where it is large; parts of an upload that breaks off are no object."""
         with file.open("rb"):
             pass
-        parts = {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE} if self._takes("_put_file", "max_concurrency") else {}
-        if not self._created(name, lambda: self._fs.put_file(str(file), self._key(name), mode="create", **parts)):
+        options: dict[str, Any] = {"mode": "create"}
+        if self._takes("_put_file", "max_concurrency"):
+            options |= {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
+        if not self._created(name, lambda: self._fs.put_file(str(file), self._key(name), **options)):
             return False
         if (size := self.size(name)) != file.stat().st_size:
             raise StorageError(f"{self.url / name}: {size} bytes arrived of {file.stat().st_size}; run the same command again")
@@ -112,10 +115,8 @@ class Store:
         """Remove an object, if it is there. Raises :class:`StorageError`."""
 
         def gone() -> None:
-            try:
+            with suppress(FileNotFoundError):
                 self._fs.rm_file(self._key(name))
-            except FileNotFoundError:
-                pass
 
         self._writing(name, gone)
 
@@ -165,8 +166,8 @@ class Store:
             raise
         except Exception as error:
             raise DatasetError(
-                f"{self.url / name}: cannot be read ({_said(error)}); see to the store, its address and credentials, then run the "
-                "same command again"
+                f"{self.url / name}: cannot be read ({_said(error)}); see to the store, its address and credentials, then run "
+                "the same command again"
             ) from error
 
     def _writing(self, name: str, ask: Callable[[], _T]) -> _T:
@@ -206,8 +207,9 @@ def _found(info: dict[str, Any]) -> Found:
 def refusal(url: Path) -> str:
     """What to say of a store that knows no condition."""
     return (
-        f"{url}: this store, or fsspec's client for it, puts nothing under the condition that nothing is there yet (If-None-Match), "
-        "by which builds keep out of one another's way; build into a folder and copy it there, dataset.json last, or use another store"
+        f"{url}: this store, or fsspec's client for it, puts nothing under the condition that nothing is there yet "
+        "(If-None-Match), by which builds keep out of one another's way; build into a folder and copy it there, dataset.json "
+        "last, or use another store"
     )
 
 

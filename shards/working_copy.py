@@ -8,6 +8,7 @@ by then, ``dataset.json`` removed first and put last: at no time does a store ho
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 import shutil
@@ -22,10 +23,12 @@ from shards.lease import LEASE_FOLDER, Builder
 from shards.plan import PLAN_FILE
 from shards.store import Found, Store
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, SHARD_FOLDER
-from sleepfm.errors import BusyError, ConfigError, DatasetError, ShardError
+from sleepfm.errors import BusyError, ConfigError, DatasetError, ShardError, StorageError
 from sleepfm.files import make_folder, sha256_file, writing
 from sleepfm.lock import LOCK_FILE, locked
 from sleepfm.signals.files import is_remote, location
+
+log = logging.getLogger(__name__)
 
 _SHARD = r"shard-[0-9]{6,}"
 # The files that a driver reads and writes, in the order in which it puts them.
@@ -101,9 +104,15 @@ class WorkingCopy:
             self._published[name] = local[name]
 
     def abandon_uploads(self) -> None:
-        """Drop the parts of shards that workers which died have left in the store; nothing for a folder."""
-        if self._store is not None:
-            self._store.abandon_uploads(SHARD_FOLDER, rf"{_SHARD}\.(?:tar|json)")
+        """Drop the parts of shards that workers which died have left in the store; nothing for a folder.
+
+        They are no objects: where a store does not let them be dropped, that is a warning.
+        """
+        try:
+            if self._store is not None:
+                self._store.abandon_uploads(SHARD_FOLDER, rf"{_SHARD}\.(?:tar|json)")
+        except StorageError as error:
+            log.warning("parts of uploads that broke off may stay in the store and cost room: %s", error)
 
     def _found(self, store: Store) -> dict[str, Found]:
         """What is below the URL: all in the folders of a data set, and the names of what else there is."""
@@ -112,7 +121,6 @@ class WorkingCopy:
             if state is None and name in (SHARD_FOLDER, MANIFEST_FOLDER):
                 found |= store.objects(name)
             elif name not in (LEASE_FOLDER, LOCK_FILE):  # the latter of a folder that was copied to the store
-               
                 found[name] = state or Found(0, "")
         return found
 

@@ -11,7 +11,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -72,38 +72,38 @@ class ObjectStore:
 
     def names(self, prefix: str) -> list[str]:
         """Names of all objects below ``prefix``, relative to it."""
-        pages = self._client().get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
+        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=f"{prefix}/")
         return [item["Key"].removeprefix(f"{prefix}/") for page in pages for item in page.get("Contents", [])]
 
     def contents(self, prefix: str) -> dict[str, bytes]:
         """Every object below ``prefix``, by its name in it."""
-        client = self._client()
+        client = self._client
         return {name: client.get_object(Bucket=BUCKET, Key=f"{prefix}/{name}")["Body"].read() for name in self.names(prefix)}
 
     def begin_upload(self, key: str, part: bytes) -> None:
         """An upload in parts of which the first has arrived, and whose sender is gone."""
-        begun = self._client().create_multipart_upload(Bucket=BUCKET, Key=key)
-        self._client().upload_part(Bucket=BUCKET, Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=part)
+        begun = self._client.create_multipart_upload(Bucket=BUCKET, Key=key)
+        self._client.upload_part(Bucket=BUCKET, Key=key, UploadId=begun["UploadId"], PartNumber=1, Body=part)
 
     def unfinished_uploads(self) -> list[str]:
         """Keys of uploads in parts that are neither finished nor given up."""
-        return [upload["Key"] for upload in self._client().list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
+        return [upload["Key"] for upload in self._client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])]
 
     def upload(self, folder: Path, prefix: str) -> str:
         """Every file below ``folder`` under ``prefix``; the URL of that."""
-        client = self._client()
+        client = self._client
         for path in sorted(path for path in folder.rglob("*") if path.is_file()):
             client.upload_file(str(path), BUCKET, f"{prefix}/{path.relative_to(folder).as_posix()}")
         return f"s3://{BUCKET}/{prefix}"
 
     def put(self, key: str, content: bytes) -> str:
-        self._client().put_object(Bucket=BUCKET, Key=key, Body=content)
+        self._client.put_object(Bucket=BUCKET, Key=key, Body=content)
         return f"s3://{BUCKET}/{key}"
 
     def make_bucket(self) -> None:
-        self._client().create_bucket(Bucket=BUCKET)
+        self._client.create_bucket(Bucket=BUCKET)
 
-    @cache
+    @cached_property
     def _client(self) -> Any:
         import boto3
 

@@ -82,7 +82,7 @@ class Handler(moto.server.MotoRequestHandler):
         self._answer_in_part(0.5)
 
     def _answer_in_part(self, share: float) -> None:
-        whole, self.wfile = self.wfile, io.BytesIO()  # type: ignore[assignment]
+        whole, self.wfile = self.wfile, io.BytesIO()
         try:
             self._carry_out()
             content = self.wfile.getvalue()
