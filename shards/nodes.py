@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from shards.lease import Builder
-from sleepfm.errors import StorageError, UsageError
-from sleepfm.signals.files import is_remote
+from sleepfm.errors import SleepFMError, StorageError, UsageError
+from sleepfm.signals.files import is_file, is_folder
 
 ANSWER_SECONDS = 60.0
 
 
 def require_shared(ray: Any, source: Path, builder: Builder) -> None:
-    """Let a task on each node look for the lock that the builder holds in its folder, and for the source.
+    """Let a task on each node look for the source, and for the lock or lease that the builder holds where it writes.
 
-    URLs are the same everywhere, and a single node is this one or sees what its driver does. Nodes that join later are known to
-    lack the folder by :meth:`Builder.check`, which each task calls.
+    A single node is this one or sees what its driver does. Nodes that join later are asked by :meth:`Builder.check`, which each
+    task calls.
 
     Raises:
-        UsageError: a host has another folder of that name, or none.
+        UsageError: a host has another folder of that name, or none, or does not reach a URL.
     """
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2 or (is_remote(source) and is_remote(builder.out)):
+    if len(nodes) < 2:
         return
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -38,6 +38,8 @@ def require_shared(ray: Any, source: Path, builder: Builder) -> None:
     for reference in ready:
         try:
             unseen.append(ray.get(reference))
+        except ray.exceptions.RayTaskError:
+            raise
         except ray.exceptions.RayError:
             continue  # a node that has just gone; its tasks go elsewhere
     for reference in late:
@@ -53,10 +55,12 @@ def require_shared(ray: Any, source: Path, builder: Builder) -> None:
 def _unseen(source: Path, builder: Builder) -> str:
     """What this host does not see; empty where it sees both."""
     host = socket.gethostname()
-    if not is_remote(source) and not source.exists():
-        return f"{source}: is not there on host {host}"
     try:
+        if not is_folder(source) and not is_file(source):
+            return f"{source}: is not there on host {host}"
         builder.check()
     except StorageError:
         return f"{builder.out}: on host {host} this is not the folder that the build writes into"
+    except (OSError, SleepFMError) as error:
+        return f"{error} (on host {host})"
     return ""

@@ -103,13 +103,25 @@ class Store:
         with file.open("rb"):
             pass
         options: dict[str, Any] = {"mode": "create"}
-        if self._takes("_put_file", "max_concurrency"):
+        if self.takes_parts:
             options |= {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
         if not self._created(name, lambda: self._fs.put_file(str(file), self._key(name), **options)):
             return False
         if (size := self.size(name)) != file.stat().st_size:
             raise StorageError(f"{self.url / name}: {size} bytes arrived of {file.stat().st_size}; run the same command again")
         return True
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether :meth:`begin` is to be had."""
+        return self._takes("_put_file", "max_concurrency")
+
+    def begin(self, name: str) -> Any:
+        """A file whose ``write`` sends parts, of which ``close`` sends the last and ``commit`` makes an object where none is.
+
+        ``discard`` drops them instead. Raises what the client does.
+        """
+        return self._fs.open(self._key(name), "xb", block_size=PART_BYTES, autocommit=False)
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there. Raises :class:`StorageError`."""

@@ -8,6 +8,7 @@ by then, ``dataset.json`` removed first and put last: at no time does a store ho
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import re
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from shards.early_upload import EarlyUpload
 from shards.lease import LEASE_FOLDER, Builder
 from shards.plan import PLAN_FILE
 from shards.store import Found, Store
@@ -195,14 +197,25 @@ def task_folder(out: Path, shard: str, builder: Builder | None) -> Iterator[Path
     if not is_remote(out):
         yield out
         return
+    store, tar = Store(out), f"{SHARD_FOLDER}/{shard}"
+    sidecar = str(Path(tar).with_suffix(".json"))
     with scratch() as folder:
         make_folder(folder / SHARD_FOLDER)
-        yield folder
-        store = Store(out)
-        tar = f"{SHARD_FOLDER}/{shard}"
-        for name in (tar, str(Path(tar).with_suffix(".json"))):
-            if (folder / name).exists():
-                _put_once(store, name, folder / name, check)
+        # What a task that died has left under this name is compared first.
+        early = EarlyUpload(store, tar, folder / tar) if store.takes_parts and store.size(tar) is None else None
+        try:
+            yield folder
+        except BaseException:
+            if early is not None:
+                early.give_up()
+            raise
+        if (folder / tar).exists():
+            sha256 = json.loads((folder / sidecar).read_bytes())["sha256"]
+            if early is None or not early.finish(sha256, check):
+                _put_once(store, tar, folder / tar, check)
+        elif early is not None:
+            early.give_up()
+        _put_once(store, sidecar, folder / sidecar, check)
 
 
 def _put_once(store: Store, name: str, file: Path, check: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -16,9 +17,10 @@ import pytest
 
 from shards.lease import Builder, only_builder
 from shards.plan import Entry, ShardPlan
-from shards.store import Store
+from shards.store import PART_BYTES, Store
 from shards.working_copy import task_folder
 from sleepfm.errors import BusyError, ConfigError, StorageError
+from sleepfm.files import atomic_file, write_json
 from sleepfm.lock import LOCK_FILE
 from sleepfm.signals.files import location
 
@@ -55,6 +57,16 @@ def hold(place: Path, seconds: float) -> tuple[subprocess.Popen[str], str]:
     word, token = process.stdout.readline().split()
     assert word == "held"
     return process, token
+
+
+def make_shard(folder: Path, content: bytes) -> None:
+    """As far as a store is concerned: a tar that is written for a while, and a sidecar that knows its bytes."""
+    with atomic_file(folder / "shards/shard-000000.tar") as file:
+        for begin in range(0, len(content), PART_BYTES):
+            file.write(content[begin : begin + PART_BYTES])
+            file.flush()
+            time.sleep(0.3 * (len(content) > PART_BYTES))
+    write_json(folder / "shards/shard-000000.json", {"sha256": hashlib.sha256(content).hexdigest()})
 
 
 def end(process: subprocess.Popen[str]) -> str:
@@ -106,21 +118,22 @@ def test_one_that_was_stopped_for_a_while_writes_no_more(s3, tmp_path):
             pytest.fail("it must not begin")
         Store(place).put("shards/shard-000000.tar", b"of the second")
         with task_folder(place, shard.name, second) as folder:
-            (folder / "shards" / shard.name).write_bytes(b"of the second")
-        assert s3.contents("lease-stopped/shards") == {"shard-000000.tar": b"of the second"}
+            make_shard(folder, b"of the second")
+        assert s3.contents("lease-stopped/shards")["shard-000000.tar"] == b"of the second"
 
 
-def test_a_task_that_lags_behind_puts_nothing(s3):
-    place = url("lagging")
+@pytest.mark.parametrize("content", [b"of the first", b"x" * 3 * PART_BYTES], ids=["small", "in parts"])
+def test_a_task_that_lags_behind_puts_nothing(s3, content):
+    place = url(f"lagging-{len(content)}")
     with only_builder(place, 2, print) as (first, _):
         lagging = task_folder(place, "shard-000000.tar", first)
         folder = lagging.__enter__()
-        (folder / "shards/shard-000000.tar").write_bytes(b"of the first")
-        (folder / "shards/shard-000000.json").write_bytes(b"{}")
+        make_shard(folder, content)
     with only_builder(place, 2, print):
         with pytest.raises(BusyError):
             lagging.__exit__(None, None, None)
-        assert s3.names("lease-lagging/shards") == []
+        assert s3.names(f"lease-lagging-{len(content)}/shards") == []
+        assert s3.unfinished_uploads() == []
 
 
 def test_a_task_makes_anew_what_another_has_left(s3):
@@ -128,8 +141,8 @@ def test_a_task_makes_anew_what_another_has_left(s3):
     with only_builder(place, 5, print) as (builder, _):
         Store(place).put("shards/shard-000000.tar", b"other bytes")
         with task_folder(place, "shard-000000.tar", builder) as folder:
-            (folder / "shards/shard-000000.tar").write_bytes(b"these bytes")
-        assert s3.contents("lease-left/shards") == {"shard-000000.tar": b"these bytes"}
+            make_shard(folder, b"these bytes")
+        assert s3.contents("lease-left/shards")["shard-000000.tar"] == b"these bytes"
 
 
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 9))])
