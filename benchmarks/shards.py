@@ -13,7 +13,7 @@ with one thread and warm (the first night does not count):
 * `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
   is one, to a file system in memory, which takes the disk out of it.
 * `store`: wall time of a build into a bucket of a local S3 server (moto, a process of its own) beside one into a folder, shard
-  for shard in turns on one Ray worker that is warm, so that what else the machine does meets both; and the worker's processor time.
+  for shard in turns on one Ray worker that is warm, so that what else the machine does meets both; and its processor time.
 * `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s.
 
 CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
