@@ -12,6 +12,8 @@ with one thread and warm (the first night does not count):
 * `memory`: peak resident memory of a real Ray worker, before and after a night of 10 hours.
 * `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
   is one, to a file system in memory, which takes the disk out of it.
+* `store`: wall time of a build into a bucket of a local S3 server (moto, a process of its own) beside one into a folder, shard
+  for shard in turns on one Ray worker that is warm, so that what else the machine does meets both; and its processor time.
 * `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s, seconds per thousand.
 
 CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
@@ -38,10 +40,14 @@ from machine import describe
 
 # This file bears the name of the package: where it lies must not hide it, here and in Ray's workers.
 sys.path[0] = str(Path(__file__).resolve().parents[1])
+# The local S3 server.
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
 MEMORY_HOURS = 10
 WORKER_SHARDS = 16
+STORE_SHARDS = 4
+STORE_RECORDINGS = 4
 SIZING_CORES = 64
 MEMORY_FOLDER = Path("/dev/shm")
 MIB = 2**20
@@ -59,11 +65,12 @@ def edfs(source: Path) -> list[Path]:
     return sorted(source.rglob("*.edf"))
 
 
-def shard_of(source: Path, path: Path, number: int) -> Any:
+def shard_of(source: Path, path: Path, number: int, recordings: int = 1) -> Any:
     from shards.plan import Entry, ShardPlan
 
-    entry = Entry(path.relative_to(source).as_posix(), path.stat().st_size, path.stem)
-    return ShardPlan(f"shard-{number:06d}.tar", (entry,))
+    place, size = path.relative_to(source).as_posix(), path.stat().st_size
+    entries = tuple(Entry(place, size, f"{path.stem}-{turn}" if turn else path.stem) for turn in range(recordings))
+    return ShardPlan(f"shard-{number:06d}.tar", entries)
 
 
 @contextmanager
@@ -227,6 +234,46 @@ def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
     }
 
 
+def timed_task(*arguments: Any) -> tuple[float, float]:
+    from shards.cluster import run_task
+
+    wall, processor = time.perf_counter(), time.process_time()
+    outcome = run_task(*arguments)
+    assert outcome.converted == STORE_RECORDINGS, outcome.refusals
+    return time.perf_counter() - wall, time.process_time() - processor
+
+
+def measure_store(source: Path, *_: str) -> dict[str, Any]:
+    from object_store import BUCKET, object_store
+
+    from shards.build_config import load_build_config
+    from shards.cluster import cluster
+    from shards.lease import only_builder
+    from sleepfm.signals.files import location
+
+    config, paths = load_build_config(None, ["cohort=shhs1"]), edfs(source)
+    seconds: dict[str, list[tuple[float, float]]] = {"folder": [], "url": []}
+    with object_store(), output() as folder, cluster(1) as ray:
+        remote = ray.remote(num_cpus=1)(timed_task)
+        for number in range(STORE_SHARDS + 1):
+            for name, out in (("folder", folder), ("url", location(f"s3://{BUCKET}/out"))):
+                shard = shard_of(source, paths[number % len(paths)], number, STORE_RECORDINGS)
+                with only_builder(out, config.store.lease_s, print) as (builder, _):
+                    seconds[name].append(ray.get(remote.remote(source, out, shard, config, "benchmark", {}, {}, builder)))
+    # The first of each finds a cold worker.
+    here, there = ([statistics.median(column) for column in zip(*seconds[name][1:], strict=True)] for name in ("folder", "url"))
+    return {
+        "shards": STORE_SHARDS,
+        "recordings_in_each": STORE_RECORDINGS,
+        "seconds_into_a_folder": here[0],
+        "seconds_into_a_url": there[0],
+        "times_the_folder": there[0] / here[0],
+        "processor_seconds_into_a_folder": here[1],
+        "processor_seconds_into_a_url": there[1],
+        "times_the_processor_time": there[1] / here[1],
+    }
+
+
 def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
     """A real build of copies of one recording of 30 s and a single channel."""
     from shards.build import build
@@ -300,9 +347,10 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "bound": measure_bound,
     "memory": measure_memory,
     "workers": measure_workers,
+    "store": measure_store,
     "scale": measure_scale,
 }
-CASES = ("speed", "bound", "memory", "workers", "scale")
+CASES = ("speed", "bound", "memory", "workers", "store", "scale")
 
 
 def apart(measure: str, source: Path, *arguments: str) -> dict[str, Any]:
@@ -377,6 +425,8 @@ def main() -> None:
             figures["workers"] = apart("workers", nights)
             if MEMORY_FOLDER.is_dir():
                 figures["workers_in_memory"] = apart("workers", nights, str(MEMORY_FOLDER))
+        if "store" in chosen:
+            figures["store"] = apart("store", nights)
         if "scale" in chosen:
             figures["scale"] = apart("scale", nights, str(arguments.recordings))
     if {"ours", "workers"} <= figures.keys():

@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     build = commands.add_parser("build", help="convert a folder of EDF recordings into a data set of shards")
     build.add_argument("source", metavar="SRC", help="folder or URL (s3://...) of EDF or BDF recordings and their scorings")
-    build.add_argument("out", metavar="OUT", help="data set folder; a build that exists in it is continued")
+    build.add_argument("out", metavar="OUT", help="folder or URL (s3://...) of the data set; a build that is there is continued")
     build.add_argument("--cohort", help="name in configs/cohorts, a YAML file, a folder of them, or auto (default)")
     build.add_argument("--workers", type=_positive, help="CPUs of the local Ray cluster (default: all)")
     build.add_argument("--config", type=Path, help="instead of configs/shards.yaml")
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     info = commands.add_parser("info", help="show what a data set holds")
     export = commands.add_parser("export", help="write a data set in another layout")
     for command in (verify, info, export):
-        command.add_argument("out", metavar="OUT", help="data set folder")
+        command.add_argument("out", metavar="OUT", help="folder or URL of the data set")
     verify.add_argument("--workers", type=_positive, default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)")
     export.add_argument("folder", metavar="DIR", type=Path)
     formats = "a folder a recording with x.parquet and y.parquet, or WebDataset tars of one epoch a sample"
@@ -63,10 +63,9 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.privacy import where_texts_are
     from shards.summary import refused_lines, status
     from sleepfm.extras import require
-    from sleepfm.signals.files import local_path, location
+    from sleepfm.signals.files import location
 
     require("ray")
-    out = local_path(arguments.out, "OUT")
     check_paths(arguments.source, arguments.out)
     overrides = [*arguments.overrides, *arguments.rest]
     if arguments.cohort:
@@ -76,7 +75,7 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"--workers {arguments.workers} is ignored: the work goes to all CPUs of the Ray cluster at {address}", flush=True)
     result = build(
         location(arguments.source),
-        out,
+        location(arguments.out),
         config,
         arguments.workers or os.cpu_count() or 1,
         arguments.retry_refused,
@@ -110,10 +109,10 @@ def _build(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     from shards.verify_on_ray import verify_in_parallel
-    from sleepfm.signals.files import local_path
+    from sleepfm.signals.files import location
 
     faults = 0
-    for fault in verify_in_parallel(local_path(arguments.out, "OUT"), arguments.workers):
+    for fault in verify_in_parallel(location(arguments.out), arguments.workers):
         faults += 1
         print(fault, flush=True)
     print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")
@@ -122,9 +121,8 @@ def _verify(arguments: argparse.Namespace) -> int:
 
 def _info(arguments: argparse.Namespace) -> int:
     from shards.info import info
-    from sleepfm.signals.files import local_path
 
-    print(info(local_path(arguments.out, "OUT")))
+    print(info(arguments.out))
     return 0
 
 
@@ -134,13 +132,13 @@ def _export(arguments: argparse.Namespace) -> int:
     from sleepfm.errors import UsageError
     from sleepfm.signals.files import local_path
 
-    out, folder = local_path(arguments.out, "OUT"), local_path(arguments.folder, "DIR")
+    folder = local_path(arguments.folder, "DIR")
     if arguments.format == "parquet":
-        records = export_parquet(out, folder, arguments.rule or "overlap")
+        records = export_parquet(arguments.out, folder, arguments.rule or "overlap")
     elif arguments.rule:
         raise UsageError("--rule: for --format parquet alone; other formats hold the labels of the shards")
     else:
-        records = export_epochs(out, folder)
+        records = export_epochs(arguments.out, folder)
     for count, record in enumerate(records, start=1):
         print(f"{count:6d}  {record}", flush=True)
     return 0

@@ -11,20 +11,23 @@ from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
+from shards.lease import Builder, Check, only_builder
 from shards.left_out import SET_ASIDE, Exclusion, left_out
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
+from shards.nodes import require_shared
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import ListingProgress, Progress
+from shards.schedule import News
 from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
 from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import Refusal, read_sidecar, sidecar_path
+from shards.working_copy import WorkingCopy, working_copy
 from sleepfm.config import digest
 from sleepfm.data.format import DATASET_FILE, INDEX_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
-from sleepfm.lock import only_writer
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import UnreadNames, check_identity
@@ -97,9 +100,23 @@ def build(
         StorageError: ``out`` cannot be written to.
         ShardError: tasks failed.
     """
-    source, out = source if is_remote(source) else source.resolve(), out.resolve()
-    if source == out or out in source.parents or source in out.parents:
+    source, out = source if is_remote(source) else source.resolve(), out if is_remote(out) else out.resolve()
+    if f"{out}/".startswith(f"{source}/") or f"{source}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: the output must lie outside the source {source}")
+    with working_copy(out) as copy:
+        return _build(source, copy, config, workers, retry_refused, rebuild, exclude)
+
+
+def _build(
+    source: Path,
+    copy: WorkingCopy,
+    config: BuildConfig,
+    workers: int,
+    retry_refused: bool,
+    rebuild: bool,
+    exclude: Sequence[str],
+) -> BuildResult:
+    out = copy.folder
     wanted = identity(config)
     read_plan(out, wanted)
     # What a task may need is told from how long its recordings are.
@@ -116,7 +133,8 @@ def build(
     files = {token(path, config.privacy): path for path in known}
     found = {name: _size(root / path) if known[path].size is None else known[path].size or 0 for name, path in files.items()}
     excluded = {token(name, config.privacy) for name in exclusion.names}
-    with only_writer(out):
+    with only_builder(copy.url, config.store.lease_s, lambda said: print(said, flush=True)) as (builder, check):
+        copy.pull()
         before = read_plan(out, wanted)
         stale = stale_shards(out, before, wanted, config)
         if not rebuild:
@@ -144,13 +162,17 @@ def build(
             discard(out, again)
         if plan != before:
             write_plan(out, plan)
+        copy.abandon_uploads()
+        copy.publish(check)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         printed: set[str] = set()
         if todo:
-            printed = _run(todo, root, out, config, plan, workers, known, files, refused)
+            printed = _run(todo, root, copy.url, config, plan, workers, known, files, refused, builder, check)
+            copy.pull()
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
         description = write_manifest(out, plan)
+        copy.publish(check)
     quarantine, texts, unscored, unread, scorings = [], TextCounts(), 0, UnreadNames(), SharedScorings()
     for sidecar in sidecars(out, plan, digest(wanted)):
         used = kept_of(sidecar)
@@ -321,12 +343,20 @@ def _run(
     known: Mapping[str, Discovered],
     files: Mapping[str, str],
     refused: Mapping[str, Refusal],
+    builder: Builder,
+    check: Check,
 ) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
     finished = len(plan.shards) - len(todo)
     kept = f", {finished} shards are finished already" if finished else ""
     print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
+
+    def report(news: News) -> None:
+        check()
+        progress.update(news)
+
     with cluster(workers) as ray:
-        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), progress.update, known, files, refused)
+        require_shared(ray, source, builder)
+        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), report, known, files, refused, builder)
     return progress.refused

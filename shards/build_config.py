@@ -86,8 +86,14 @@ class RayConfig(Config):
     wait_for_nodes_s: float = Field(ge=0)
 
 
+class StoreConfig(Config):
+    """How a data set is written to a URL; changes no byte of the result."""
+
+    lease_s: float = Field(ge=1)
+
+
 class BuildConfig(Config):
-    """Everything that shapes a data set, and ``max_refused`` and ``ray``, which do not."""
+    """Everything that shapes a data set, and ``max_refused``, ``ray`` and ``store``, which do not."""
 
     cohort: str
     require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
@@ -101,6 +107,7 @@ class BuildConfig(Config):
     privacy: PrivacyConfig
     max_refused: float = Field(ge=0, le=1)
     ray: RayConfig
+    store: StoreConfig
 
     @model_validator(mode="before")
     @classmethod
@@ -144,12 +151,12 @@ _MADE_BY = ("schema", "event_rule_version", "processing_version", "cohort_rules"
 
 
 def identity(config: BuildConfig) -> dict[str, Any]:
-    """What decides the bytes beside the recordings: format, configuration without ``max_refused`` and ``ray``, and versions of
+    """What decides the bytes beside the recordings: format, configuration but ``max_refused``, ``ray`` and ``store``, versions of
     the code.
 
     The rules of the cohorts that were used are known once recordings are converted: each shard keeps their digests.
     """
-    values = {key: value for key, value in to_dict(config).items() if key not in ("max_refused", "ray")}
+    values = {key: value for key, value in to_dict(config).items() if key not in ("max_refused", "ray", "store")}
     rules = chosen_cohort(config)
     return {
         "schema": SCHEMA,

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.build_config import BuildConfig
+from shards.lease import Builder
 from shards.plan import ShardPlan
 from shards.schedule import IN_FLIGHT_PER_CPU, News, Schedule, Work
 from shards.task import Outcome, Refusal, build_shard
@@ -183,19 +184,20 @@ def run_shards(
     known: Mapping[str, Discovered] = MappingProxyType({}),
     files: Mapping[str, str] = MappingProxyType({}),
     refused: Mapping[str, Refusal] = MappingProxyType({}),
+    builder: Builder | None = None,
 ) -> None:
     """Build ``shards``, one Ray task each, a few at a time; the others wait here as plain names.
 
     Args:
         report: gets what became of every shard as it is known, lines for the user, and None about once a second.
-        known, files, refused: as for :func:`shards.task.build_shard`.
+        known, files, refused, builder: as for :func:`shards.task.build_shard`.
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
         StorageError: the output cannot be written to; no further task starts.
         ShardError: tasks failed, and all others ran; or there was no node for too long.
     """
-    Schedule(ray, Work(source, out, config, build, known, files, refused), run_task, report).run(shards)
+    Schedule(ray, Work(source, out, config, build, known, files, refused, builder), run_task, report).run(shards)
 
 
 def run_task(
@@ -207,6 +209,7 @@ def run_task(
     known: Mapping[str, Discovered],
     files: Mapping[str, str] = MappingProxyType({}),
     refused: Mapping[str, Refusal] = MappingProxyType({}),
+    builder: Builder | None = None,
 ) -> Outcome:
     """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of, and within
     ``ray.task_timeout_s`` a recording.
@@ -214,4 +217,4 @@ def run_task(
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
     with time_limit(config.ray.task_timeout_s) as restart:
-        return build_shard(source, out, shard, config, build, known, files, refused, restart)
+        return build_shard(source, out, shard, config, build, known, files, refused, builder, restart)

@@ -47,7 +47,7 @@ EVENT_COLUMNS = {
 STAGE_COLUMN = "Sleep Stage"
 
 
-def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Iterator[str]:
+def export_parquet(path: str | Path, folder: Path, rule: EventRule = "overlap") -> Iterator[str]:
     """Write one folder a recording below ``folder``; yields each recording's name when it is written.
 
     Channels that a recording lacks are no column; epochs in which a channel is unusable are 0. A recording whose events were not
@@ -55,6 +55,7 @@ def export_parquet(path: Path, folder: Path, rule: EventRule = "overlap") -> Ite
     or, in the columns of apneas, with one of unknown kind.
 
     Args:
+        path: folder or URL of the data set.
         rule: how events become labels, ``overlap`` in its current version or ``reference`` (the reference's rounding).
 
     Raises:

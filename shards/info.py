@@ -17,13 +17,13 @@ from sleepfm.signals.scorings.labels import describe_rule
 from sleepfm.signals.scorings.text_counts import TextCounts
 
 
-def info(path: Path) -> str:
-    """The text of ``python -m shards info``. Raises :class:`DatasetError` for a folder that is no data set."""
+def info(path: str | Path) -> str:
+    """The text of ``python -m shards info`` for a folder or URL. Raises :class:`DatasetError` for what is no data set."""
     dataset = Dataset.open(path)
     description = dataset.description
     counts = description["counts"]
     lines = [
-        f"{dataset.path}",
+        dataset.origin,
         f"digest   {dataset.digest}",
         f"cohort   {dataset.config['cohort']}, samples of {dataset.segment_epochs} epochs",
         f"events   {describe_rule(dataset.config['event_rule'], dataset.config.get('event_rule_version', 1))}",

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from shards.attempt import attempt
 from shards.build_config import BuildConfig
 from shards.capacity import Capacity
+from shards.lease import Builder
 from shards.memory import BASE_BYTES, measure
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
@@ -45,6 +46,7 @@ class Work:
     known: Mapping[str, Discovered]
     files: Mapping[str, str]
     refused: Mapping[str, Refusal]
+    builder: Builder | None = None
 
     def file(self, entry: Entry) -> str:
         """Path of the recording relative to the source."""
@@ -164,6 +166,7 @@ class Schedule:
                 else:
                     files = {entry.path: work.files[entry.path] for entry in item.plan.entries if entry.path in work.files}
                     arguments = (work.source, work.out, item.plan, work.config, work.build, item.handed, files, item.refused)
+                    arguments += (work.builder,)
             self._running[self._tasks[job.kind].options(memory=memory).remote(*arguments)] = job, memory
 
     def _next(self) -> _Job | None:

@@ -19,11 +19,13 @@ from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort
 from shards.faults import fault_of
+from shards.lease import Builder
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.privacy import kept_description, kept_message, kept_scoring, token
 from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.scored_with import ScoredWith, found_scoring, scored_with
+from shards.working_copy import task_folder
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
@@ -83,6 +85,7 @@ def build_shard(
     known: Mapping[str, Discovered] = MappingProxyType({}),
     files: Mapping[str, str] = MappingProxyType({}),
     refused: Mapping[str, Refusal] = MappingProxyType({}),
+    builder: Builder | None = None,
     began: Callable[[], object] = lambda: None,
 ) -> Outcome:
     """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
@@ -95,10 +98,12 @@ def build_shard(
         known: what was learnt of recordings when they were found, by their paths relative to ``source``.
         files: these paths by what stands for them in the plan, where that is something else (:func:`shards.privacy.token`).
         refused: recordings that are not looked at, by their paths in the plan, and what the manifest says of them.
+        builder: whose task this is; what it does once another one builds into ``out`` is to end.
         began: called whenever the next recording is turned to.
 
     Raises:
-        StorageError: the output folder cannot be written to.
+        BusyError: another builder has taken over.
+        StorageError: the output folder or URL cannot be written to, or the folder is not the builder's.
         MemoryError: memory ran out; another attempt may find more.
     """
     started = time.monotonic()
@@ -146,7 +151,8 @@ def build_shard(
 
     while True:
         try:
-            content = write_shard(out, shard, night_of, config, build, source)
+            with task_folder(out, shard.name, builder) as folder:
+                content = write_shard(folder, shard, night_of, config, build, source)
             break
         except (SleepFMError, OSError, MemoryError):
             raise

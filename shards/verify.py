@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import tarfile
 from collections import defaultdict
@@ -21,20 +20,20 @@ from shards.manifest import TABLES, describe, table_digests
 from shards.plan import PLAN_FILE, read_plan
 from shards.split import split_of
 from shards.task import read_sidecar, sidecar_path
+from shards.working_copy import WorkingCopy, copy_named, local_file, working_copy
 from sleepfm.config import digest
 from sleepfm.data.dataset import dataset_digest, read_description
 from sleepfm.data.format import DATASET_FILE, INDEX_FILE, LAYOUTS, MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError, SleepFMError
-from sleepfm.files import read_json
-
-CHUNK = 2**20
+from sleepfm.files import read_json, sha256_file
+from sleepfm.signals.files import is_remote
 
 # Applies a function to each of many arguments and gives the results in their order.
 StarMap = Callable[[Callable[..., list[str]], Iterable[tuple[Any, ...]]], Iterable[list[str]]]
 
 
 def verify(path: Path, starmap: StarMap = itertools.starmap) -> Iterator[str]:
-    """Yields one line for each fault found; none means that the data set is whole.
+    """Yields one line for each fault found in the folder or URL ``path``; none means that the data set is whole.
 
     Checks the tables against ``dataset.json`` and its digest, the folder against the tables and the plan (missing
     and extra shards), size and SHA-256 of every tar, that every member stands where ``segments.parquet`` says, and
@@ -46,7 +45,14 @@ def verify(path: Path, starmap: StarMap = itertools.starmap) -> Iterator[str]:
     Raises:
         DatasetError: not a data set, or a table of its manifest cannot be read.
     """
-    path = path.resolve()
+    path = path if is_remote(path) else path.resolve()
+    with working_copy(path) as copy:
+        for fault in _faults(copy, starmap):
+            yield copy_named(copy.folder, path, fault)
+
+
+def _faults(copy: WorkingCopy, starmap: StarMap) -> Iterator[str]:
+    path = copy.folder
     description = read_description(path)
     try:
         damaged = [name for name, found in table_digests(path).items() if found != description["tables"].get(name)]
@@ -57,7 +63,7 @@ def verify(path: Path, starmap: StarMap = itertools.starmap) -> Iterator[str]:
             )
         yield from _check_plan(path, description)
         if not damaged:
-            yield from _check_content(path, description, starmap)
+            yield from _check_content(copy, description, starmap)
             yield from _check_index(path, description)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `python -m shards build` again"
@@ -88,7 +94,8 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
             yield f"{file}: not a file of this data set; remove it"
 
 
-def _check_content(path: Path, description: dict[str, Any], starmap: StarMap) -> Iterator[str]:
+def _check_content(copy: WorkingCopy, description: dict[str, Any], starmap: StarMap) -> Iterator[str]:
+    path = copy.folder
     tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES}
     records = tables["records"].to_pylist()
     shards = tables["shards"].to_pylist()
@@ -106,13 +113,14 @@ def _check_content(path: Path, description: dict[str, Any], starmap: StarMap) ->
     for tar in sorted((path / SHARD_FOLDER).glob("*.tar")):
         if tar.name not in by_shard:
             yield f"{tar}: a shard that the manifest does not list"
-    work = _shards_to_check(path, description["schema"], shards, by_shard, tables["segments"])
+    # Of a URL the copy knows sizes alone.
+    work = _shards_to_check(copy.url / SHARD_FOLDER, description["schema"], shards, by_shard, tables["segments"])
     for found in starmap(check_shard, work):
         yield from found
 
 
 def _shards_to_check(
-    path: Path, schema: int, shards: list[dict[str, Any]], by_shard: dict[str, list[dict[str, Any]]], segments: pa.Table
+    folder: Path, schema: int, shards: list[dict[str, Any]], by_shard: dict[str, list[dict[str, Any]]], segments: pa.Table
 ) -> Iterator[tuple[Path, dict[str, Any], dict[str, int], list[str]]]:
     """Arguments of :func:`check_shard` for each shard of the manifest."""
     first = 0
@@ -124,13 +132,14 @@ def _shards_to_check(
             first += record["n_segments"]
             faults += _check_segments(record, own, schema)
             members |= _members(own, schema)
-        yield path / SHARD_FOLDER / shard["shard"], shard, members, faults
+        yield folder / shard["shard"], shard, members, faults
 
 
 def check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int], faults: list[str]) -> list[str]:
     """Faults of one tar behind those that are known; what a Ray task runs.
 
     Args:
+        tar: a file or a URL, which is fetched to be read.
         shard: its row of ``shards.parquet``.
         members: name -> byte offset of what it holds.
     """
@@ -201,22 +210,22 @@ def _members(segments: pa.Table, schema: int) -> dict[str, int]:
 
 
 def _check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int]) -> Iterator[str]:
-    if not tar.is_file():
+    try:
+        with local_file(tar) as file:
+            size = file.stat().st_size
+            if size != shard["bytes"]:
+                yield f"{tar}: {size} bytes, the manifest says {shard['bytes']}"
+                return
+            if sha256_file(file) != shard["sha256"]:
+                yield (
+                    f"{tar}: its SHA-256 is not the manifest's; its bytes have changed: remove it and run the same build again"
+                )
+                return
+            with tarfile.open(file) as archive:
+                stored = {member.name: member.offset_data for member in archive}
+    except (FileNotFoundError, IsADirectoryError):
         yield f"{tar}: missing"
         return
-    size = tar.stat().st_size
-    if size != shard["bytes"]:
-        yield f"{tar}: {size} bytes, the manifest says {shard['bytes']}"
-        return
-    hashed = hashlib.sha256()
-    with tar.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            hashed.update(chunk)
-    if hashed.hexdigest() != shard["sha256"]:
-        yield f"{tar}: its SHA-256 is not the manifest's; its bytes have changed: remove it and run the same build again"
-        return
-    with tarfile.open(tar) as archive:
-        stored = {member.name: member.offset_data for member in archive}
     if stored != members:
         wrong = sorted(set(stored.items()) ^ set(members.items()))
         yield f"{tar}: {len(wrong)} members are not where segments.parquet says; first {wrong[0][0]}"

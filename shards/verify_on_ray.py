@@ -38,6 +38,6 @@ def verify_in_parallel(path: Path, workers: int) -> Iterator[str]:
 
 
 def _bytes(path: Path) -> int:
-    counts = read_description(path.resolve()).get("counts")
+    counts = read_description(path).get("counts")
     found = counts.get("bytes") if isinstance(counts, dict) else None
     return found if isinstance(found, int) else 0

@@ -13,15 +13,19 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from object_store import BUCKET, ObjectStore
 
 from shards.__main__ import main as shards
+from shards.lease import LEASE_FOLDER
 from sleepfm.cli import main as sleepfm
+from sleepfm.lock import LOCK_FILE
 
 # A busy machine is no fault of what is tested.
 settings.register_profile("unhurried", deadline=None)
@@ -75,8 +79,8 @@ def faulty_cohort(cohort: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayCluster]:
-    """A head node of two CPUs on ports of its own, ended with its own processes alone."""
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> Iterator[RayCluster]:
+    """A head node of two CPUs on ports of its own, ended with its own processes alone; its workers know the object store."""
     folder = tmp_path_factory.mktemp("ray")
     # Ray gives a node half a minute to come up, which a busy machine may not have.
     for attempt in range(4):
@@ -223,3 +227,45 @@ def digests() -> Callable[[Path], dict[str, str]]:
         }
 
     return of
+
+
+class Place:
+    """Where a build writes, a folder or a URL."""
+
+    def __init__(self, out: Path | str, store: ObjectStore) -> None:
+        self.out = out
+        self._store = store
+
+    @property
+    def _key(self) -> str:
+        return str(self.out).partition(f"s3://{BUCKET}/")[2]
+
+    def names(self) -> list[str]:
+        """Files of the data set that are there."""
+        if isinstance(self.out, Path):
+            return [path.relative_to(self.out).as_posix() for path in self.out.rglob("*") if path.is_file()]
+        return self._store.names(self._key)
+
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each, but of what keeps builders apart."""
+        if isinstance(self.out, Path):
+            found = {name: (self.out / name).read_bytes() for name in self.names()}
+        else:
+            found = self._store.contents(self._key)
+        return {
+            name: hashlib.sha256(content).hexdigest()
+            for name, content in found.items()
+            if not name.startswith((LOCK_FILE, LEASE_FOLDER))
+        }
+
+
+@pytest.fixture(scope="session")
+def place(s3: ObjectStore) -> Callable[[Path | str], Place]:
+    """The data set at a folder or URL."""
+    return lambda out: Place(out, s3)
+
+
+@pytest.fixture(params=["folder", pytest.param("url", marks=pytest.mark.slow)])
+def output(request: pytest.FixtureRequest, tmp_path: Path, s3: ObjectStore) -> Place:
+    """A place that nothing is written to yet."""
+    return Place(tmp_path / "out" if request.param == "folder" else f"s3://{BUCKET}/{uuid.uuid4().hex}", s3)

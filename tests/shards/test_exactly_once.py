@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+
+if TYPE_CHECKING:
+    from conftest import Place
 
 # Kill points are random but the same in every run; the first of each kind on the shared cluster is in the fast suite.
 SEED = 20_261_124
 POINTS = {"driver": 7, "worker": 7, "node": 6}
 # A shard of two of the tests' nights takes about this many seconds on a warm worker.
 SHARD_SECONDS = 0.6
+# Of a driver that was killed while it built into a URL; the next one waits for as long.
+LEASE_SECONDS = 4
 
 
 def points(kind: str) -> list[object]:
@@ -30,17 +36,17 @@ def points(kind: str) -> list[object]:
     ]
 
 
-def arguments(cohort: Path, out: Path) -> list[object]:
-    return ["build", cohort, out, "--cohort", "shhs1", "recordings_per_shard=2"]
+def arguments(cohort: Path, output: Place) -> list[object]:
+    return ["build", cohort, output.out, "--cohort", "shhs1", "recordings_per_shard=2", f"store.lease_s={LEASE_SECONDS}"]
 
 
-def finished(out: Path) -> list[Path]:
-    return list(out.glob("shards/shard-*.json"))
+def finished(names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith("shards/shard-") and name.endswith(".json")]
 
 
-def await_point(ended: Callable[[], bool], out: Path, shards: int, seconds: float) -> None:
+def await_point(ended: Callable[[], bool], output: Place, shards: int, seconds: float) -> None:
     """Until the plan is made, so many shards are finished and so many seconds have passed, or the driver has ended."""
-    while not ended() and not ((out / "plan.json").exists() and len(finished(out)) >= shards):
+    while not ended() and not ("plan.json" in (names := output.names()) and len(finished(names)) >= shards):
         time.sleep(0.005)
     time.sleep(seconds)
 
@@ -57,29 +63,27 @@ def busy_worker(ancestor: int, ended: Callable[[], bool]) -> psutil.Process | No
 
 
 @pytest.mark.parametrize(("shards", "seconds"), points("driver"))
-def test_a_driver_can_be_killed(cohort, built, connection, tmp_path, run, start, digests, shards, seconds):
-    out = tmp_path / "out"
-    driver = start(arguments(cohort, out), connection.address)
-    await_point(lambda: driver.poll() is not None, out, shards, seconds)
+def test_a_driver_can_be_killed(cohort, built, connection, output, place, run, start, shards, seconds):
+    driver = start(arguments(cohort, output), connection.address)
+    await_point(lambda: driver.poll() is not None, output, shards, seconds)
     driver.kill()
     driver.communicate()
-    before = digests(out)
+    before = output.digests()
     if "dataset.json" not in before:
-        assert "run the same `python -m shards build` again" in run(["info", out]).stderr
-    result = run(arguments(cohort, out))
+        assert "no dataset.json here" in run(["info", output.out]).stderr
+    result = run(arguments(cohort, output))
     assert result.returncode == 0, result.stdout + result.stderr
-    after = digests(out)
-    assert after == digests(built)
-    done = [name for name in before if name.startswith("shards/shard-") and name.endswith(".json")]
+    after = output.digests()
+    assert after == place(built).digests()
+    done = finished(before)
     assert len(done) >= shards and all(before[name] == after[name] for name in done)
 
 
 @pytest.mark.parametrize(("shards", "seconds"), points("worker"))
-def test_a_worker_can_be_killed(cohort, built, connection, tmp_path, run, digests, shards, seconds):
-    out = tmp_path / "out"
+def test_a_worker_can_be_killed(cohort, built, connection, output, place, run, shards, seconds):
     with ThreadPoolExecutor(1) as pool:  # a driver in this process finds its workers warm
-        driver = pool.submit(run, arguments(cohort, out))
-        await_point(driver.done, out, shards, 0.0)
+        driver = pool.submit(run, arguments(cohort, output))
+        await_point(driver.done, output, shards, 0.0)
         worker = busy_worker(connection.pid, driver.done)
         time.sleep(seconds)
         if worker is not None:
@@ -87,7 +91,7 @@ def test_a_worker_can_be_killed(cohort, built, connection, tmp_path, run, digest
                 worker.kill()
         result = driver.result(timeout=300)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert digests(out) == digests(built)
+    assert output.digests() == place(built).digests()
 
 
 class Nodes:
@@ -109,7 +113,7 @@ class Nodes:
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[Nodes]:
+def nodes(s3) -> Iterator[Nodes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("OMP_NUM_THREADS", "1")
@@ -119,12 +123,11 @@ def nodes() -> Iterator[Nodes]:
 
 
 @pytest.mark.parametrize(("shards", "seconds"), points("node"))
-def test_a_node_can_be_killed(cohort, built, nodes, tmp_path, start, digests, shards, seconds):
-    out = tmp_path / "out"
-    driver = start(arguments(cohort, out), nodes.cluster.address)
-    await_point(lambda: driver.poll() is not None, out, shards, seconds)
+def test_a_node_can_be_killed(cohort, built, nodes, output, place, start, shards, seconds):
+    driver = start(arguments(cohort, output), nodes.cluster.address)
+    await_point(lambda: driver.poll() is not None, output, shards, seconds)
     nodes.kill_first()
     stdout, stderr = driver.communicate(timeout=300)
     nodes.replace()
     assert driver.returncode == 0, stdout + stderr
-    assert digests(out) == digests(built)
+    assert output.digests() == place(built).digests()

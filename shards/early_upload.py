@@ -1,0 +1,117 @@
+"""A shard that is on its way to a store while it is still being made: what is written goes while the next recording is converted.
+
+Nothing is there before the last part has arrived and the store is told to put them together. Where any of it fails, nothing is
+lost: the whole shard is on the worker's disk and is uploaded from there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from shards.store import PART_BYTES, Store
+from sleepfm.errors import BusyError, ShardError
+from sleepfm.files import temporaries
+
+log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.2
+
+
+class EarlyUpload:
+    """Follows ``file``, which is written from its beginning to its end under a temporary name beside its own.
+
+    Exactly one of :meth:`finish` and :meth:`give_up` is called at the end.
+    """
+
+    def __init__(self, store: Store, name: str, file: Path) -> None:
+        self._store, self._name, self._path = store, name, file
+        self._source: BinaryIO | None = None
+        self._target: Any = None
+        self._failed = False
+        self._sent = hashlib.sha256()
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="early upload", daemon=True)
+        self._thread.start()
+
+    def finish(self, sha256: str, check: Callable[[], None]) -> bool:
+        """Send what is left of the whole file; whether it is in the store now.
+
+        Args:
+            sha256: of the whole file, which what was sent on the way must have as well.
+            check: called before the store puts the parts together; raises :class:`BusyError` where it must not.
+        """
+        self._stop()
+        done = False
+        try:
+            if self._target is not None and not self._failed:
+                self._send(self._path.stat().st_size)
+                self._target.close()
+                if self._sent.hexdigest() != sha256:
+                    raise ShardError("its first bytes were changed after they had been written")
+                check()
+                self._target.commit()
+                done = self._store.size(self._name) == self._path.stat().st_size
+        except BusyError:
+            raise
+        except Exception as error:
+            self._note(error)
+        finally:
+            self._close(discard=not done)
+        return done
+
+    def give_up(self) -> None:
+        """End without an object."""
+        self._stop()
+        self._close(discard=True)
+
+    def _follow(self) -> None:
+        while not self._end.wait(_POLL_SECONDS):
+            try:
+                self._send(self._written() // PART_BYTES * PART_BYTES)
+            except Exception as error:
+                self._note(error)
+                return
+
+    def _written(self) -> int:
+        """Bytes of the file that are on the disk by now."""
+        if self._source is None:
+            found = temporaries(self._path.parent, re.escape(self._path.name))
+            if not found:
+                return 0
+            self._source = found[0].open("rb")
+        return Path(f"/proc/self/fd/{self._source.fileno()}").stat().st_size
+
+    def _send(self, until: int) -> None:
+        if self._source is None:
+            return
+        while (begin := self._source.tell()) < until:
+            if self._target is None:
+                self._target = self._store.begin(self._name)
+            part = self._source.read(min(PART_BYTES, until - begin))
+            self._sent.update(part)
+            self._target.write(part)
+
+    def _stop(self) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _note(self, error: Exception) -> None:
+        self._failed = True
+        log.info("%s: goes once more from the disk (%s)", self._name, error)
+
+    def _close(self, discard: bool) -> None:
+        if self._source is not None:
+            self._source.close()
+        if self._target is not None and discard:
+            try:
+                self._target.discard()
+            except Exception as error:
+                # Parts that nobody puts together are no object; the next build drops them.
+                log.warning("%s: parts of an upload that broke off may stay in the store (%s)", self._name, error)
+            self._target.closed = True

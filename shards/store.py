@@ -1,0 +1,235 @@
+"""Objects below a URL (``s3://bucket/folder``): listed, read, put whole and removed through fsspec.
+
+An object is there once its last byte has arrived, under its name, or not at all. Stores fail and come back: what is asked is
+asked again a few times. Credentials and endpoints are those of fsspec's usual configuration and environment.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import time
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from sleepfm.errors import ConfigError, DatasetError, StorageError
+from sleepfm.signals.files import refresh, size_and_sha256
+
+ATTEMPTS = 3  # beside those that a client makes by itself
+FIRST_PAUSE = 0.5
+PART_BYTES = 8 * 2**20  # of an upload in parts, of which a few are in memory at once
+_PARTS_AT_ONCE = 4
+# What a store calls a state of an object: by any of these fsspec's clients tell another one.
+_VERSIONS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "mtime", "created")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An object of a listing: its bytes, and what changes with its content."""
+
+    size: int
+    version: str
+
+
+class Store:
+    """The objects below ``url``; names are relative to it, with slashes."""
+
+    def __init__(self, url: Path) -> None:
+        self.url = url
+        self._fs: Any = cast(Any, url).fs
+        self._root: str = cast(Any, url).path.rstrip("/")
+
+    def objects(self, folder: str = "") -> dict[str, Found]:
+        """Every object at any depth below ``folder``, which need not exist. Raises :class:`DatasetError`."""
+        prefix = self._root + "/"
+        found = self._listed(folder, lambda: self._fs.find(self._key(folder), detail=True).items())
+        # Consoles make objects that stand for folders.
+        keys = {key: info for key, info in found if key.startswith(prefix) and not key.endswith("/") and info["type"] == "file"}
+        return {key.removeprefix(prefix): _found(info) for key, info in keys.items()}
+
+    def top(self) -> dict[str, Found | None]:
+        """What stands directly below the URL: objects, and folders as None. Raises :class:`DatasetError`."""
+        listed = self._listed("", lambda: self._fs.ls(self._root, detail=True))
+        entries = {entry["name"].rstrip("/").removeprefix(self._root).lstrip("/"): entry for entry in listed}
+        # A store's listing may hold the object that stands for the folder itself.
+        return {name: None if entry["type"] == "directory" else _found(entry) for name, entry in entries.items() if name}
+
+    def _listed(self, folder: str, ask: Callable[[], Iterable[_T]]) -> list[_T]:
+        try:
+            return list(self._reading(folder, ask))
+        except FileNotFoundError:
+            return []
+
+    def read(self, name: str) -> bytes:
+        """The content of an object. Raises :class:`FileNotFoundError`, or :class:`DatasetError` where it cannot be read."""
+        return self._reading(name, lambda: bytes(self._fs.cat_file(self._key(name))))
+
+    def size(self, name: str) -> int | None:
+        """Bytes of an object; None where there is none. Raises :class:`DatasetError`."""
+        try:
+            return int(self._reading(name, lambda: self._fs.info(self._key(name)))["size"])
+        except FileNotFoundError:
+            return None
+
+    def sha256(self, name: str) -> str:
+        """Hexadecimal SHA-256 of an object. Raises as :meth:`read`."""
+        return self._reading(name, lambda: size_and_sha256(self.url / name)[1])
+
+    def download(self, name: str, file: Path) -> None:
+        """Copy an object to the local ``file``. Raises as :meth:`read`, and :class:`OSError` for ``file``."""
+        with file.open("wb"):  # what is wrong on this side is no fault of the store
+            pass
+        self._reading(name, lambda: self._fs.get_file(self._key(name), str(file)))
+
+    def put(self, name: str, content: bytes) -> None:
+        """Put ``content`` in the place of what is there. Raises :class:`StorageError`."""
+        self._writing(name, lambda: self._fs.pipe_file(self._key(name), content))
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Put ``content`` where nothing is; False where something is, which stays.
+
+        True and False say what the store has decided: where an answer was lost and the request made again, its own object counts
+        as another's, and the caller compares. Raises :class:`StorageError`.
+        """
+        return self._created(name, lambda: self._fs.pipe_file(self._key(name), content, mode="create"))
+
+    def upload(self, name: str, file: Path) -> bool:
+        """:meth:`create` from a local file, in parts where it is large; parts of an upload that breaks off are no object."""
+        with file.open("rb"):
+            pass
+        options: dict[str, Any] = {"mode": "create"}
+        if self.takes_parts:
+            options |= {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
+        if not self._created(name, lambda: self._fs.put_file(str(file), self._key(name), **options)):
+            return False
+        if (size := self.size(name)) != file.stat().st_size:
+            raise StorageError(f"{self.url / name}: {size} bytes arrived of {file.stat().st_size}; run the same command again")
+        return True
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether :meth:`begin` is to be had."""
+        return self._takes("_put_file", "max_concurrency")
+
+    def begin(self, name: str) -> Any:
+        """A file whose ``write`` sends parts, of which ``close`` sends the last and ``commit`` makes an object where none is.
+
+        ``discard`` drops them instead. Raises what the client does.
+        """
+        return self._fs.open(self._key(name), "xb", block_size=PART_BYTES, autocommit=False)
+
+    def remove(self, name: str) -> None:
+        """Remove an object, if it is there. Raises :class:`StorageError`."""
+
+        def gone() -> None:
+            with suppress(FileNotFoundError):
+                self._fs.rm_file(self._key(name))
+
+        self._writing(name, gone)
+
+    def abandon_uploads(self, folder: str, pattern: str) -> None:
+        """Drop the parts of uploads below ``folder`` that broke off, where the store keeps such (S3), by names in it.
+
+        Raises:
+            StorageError: the store does not let them be dropped.
+        """
+        if not hasattr(self._fs, "list_multipart_uploads"):
+            return
+        bucket, _, root = self._key(folder).partition("/")
+        for upload in self._writing(folder, lambda: self._fs.list_multipart_uploads(bucket)):
+            if upload["Key"].startswith(f"{root}/") and re.fullmatch(pattern, upload["Key"].removeprefix(f"{root}/")):
+                self._writing(folder, partial(self._fs.abort_mpu, bucket, upload["Key"], upload["UploadId"]))
+
+    def require_conditional(self) -> None:
+        """Whether the client of this protocol puts under a condition.
+
+        Raises:
+            ConfigError: it does not: for what fsspec itself does instead, looking first and then writing, two may write at once.
+        """
+        if not self._takes("_pipe_file", "mode"):
+            raise ConfigError(refusal(self.url))
+
+    def _takes(self, method: str, parameter: str) -> bool:
+        """Whether the client has a ``method`` of its own with this parameter."""
+        from fsspec.asyn import AsyncFileSystem
+
+        found = getattr(type(self._fs), method, None)
+        return found not in (None, getattr(AsyncFileSystem, method)) and parameter in inspect.signature(found).parameters
+
+    def _key(self, name: str) -> str:
+        return f"{self._root}/{name}" if name else self._root
+
+    def _created(self, name: str, put: Callable[[], object]) -> bool:
+        try:
+            self._writing(name, put)
+        except FileExistsError:
+            return False
+        return True
+
+    def _reading(self, name: str, ask: Callable[[], _T]) -> _T:
+        try:
+            return self._asked(ask, fresh=True)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            raise DatasetError(
+                f"{self.url / name}: cannot be read ({_said(error)}); see to the store, its address and credentials, then run "
+                "the same command again"
+            ) from error
+
+    def _writing(self, name: str, ask: Callable[[], _T]) -> _T:
+        try:
+            return self._asked(ask)
+        except FileExistsError:
+            raise
+        except Exception as error:
+            raise StorageError(
+                f"{self.url / name}: cannot be written ({_said(error)}); see to the store, its address and credentials, then run "
+                "the same command again: what is finished is kept"
+            ) from error
+
+    def _asked(self, ask: Callable[[], _T], fresh: bool = False) -> _T:
+        """What ``ask`` returns, after some attempts. The clients of stores raise little that is an :class:`OSError`."""
+        for attempt in range(ATTEMPTS):
+            try:
+                if fresh:
+                    refresh(self.url)
+                return ask()
+            except Exception as error:
+                if _condition_failed(error):
+                    raise FileExistsError(str(error)) from error
+                # Nothing there for a reader is an answer; for a writer it may be an upload that the store has lost.
+                if isinstance(error, (PermissionError, FileExistsError)) or (fresh and isinstance(error, FileNotFoundError)):
+                    raise
+                if attempt == ATTEMPTS - 1:
+                    raise
+            time.sleep(FIRST_PAUSE * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def _found(info: dict[str, Any]) -> Found:
+    return Found(int(info["size"]), str([info[name] for name in _VERSIONS if name in info]))
+
+
+def refusal(url: Path) -> str:
+    """What to say of a store that knows no condition."""
+    return (
+        f"{url}: this store, or fsspec's client for it, puts nothing under the condition that nothing is there yet "
+        "(If-None-Match), by which builds keep out of one another's way; build into a folder and copy it there, dataset.json "
+        "last, or use another store"
+    )
+
+
+def _condition_failed(error: Exception) -> bool:
+    """Whether a store has said that its condition does not hold; not all of them say which, as S3 does."""
+    answer = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    return isinstance(answer, dict) and answer.get("Error", {}).get("Code") in ("PreconditionFailed", "412")
+
+
+def _said(error: Exception) -> str:
+    return " ".join(f"{getattr(error, 'strerror', None) or error or type(error).__name__}".split())
