@@ -95,6 +95,8 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
     if result.unread.count:
         print(f"warning: {result.unread.warning(counts['records'])}")
+    for line in result.people:
+        print(f"people: {line}")
     for line in result.shared:
         print(f"warning: {line}")
     for folder, why in result.unlisted.items():
@@ -108,6 +110,7 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    from shards.verify import recordings_aside
     from shards.verify_on_ray import verify_in_parallel
     from sleepfm.signals.files import location
 
@@ -115,6 +118,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     for fault in verify_in_parallel(location(arguments.out), arguments.workers):
         faults += 1
         print(fault, flush=True)
+    for line in recordings_aside(arguments.out):
+        print(line)
     print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")
     return 1 if faults else 0
 

@@ -16,6 +16,7 @@ from shards.left_out import SET_ASIDE, Exclusion, left_out
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.nodes import require_shared
+from shards.people import Tables, check_moves, table_lines
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import ListingProgress, Progress
@@ -58,6 +59,8 @@ class BuildResult:
     """Folders of the source that cannot be listed, each with the reason."""
     shared: tuple[str, ...] = ()
     """A line for each scoring that was taken for several recordings."""
+    people: tuple[str, ...] = ()
+    """What the tables of people say, and what in them is not understood, a line each."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,9 @@ def build(
             shards that ``rebuild`` would make anew; nothing is written.
         UsageError: ``out`` lies in ``source`` or the other way round, or nothing is excluded by what is to exclude.
         BusyError: ``out`` is being built by another process.
-        DatasetError: ``out`` is something else or holds a file that a build did not write, or its source has changed.
+        DatasetError: ``out`` is something else or holds a file that a build did not write, its source has changed, or people
+            would come into another split.
+        SubjectTableError: a table of people cannot be used; nothing is written.
         StorageError: ``out`` cannot be written to.
         ShardError: tasks failed.
     """
@@ -133,9 +138,11 @@ def _build(
     files = {token(path, config.privacy): path for path in known}
     found = {name: _size(root / path) if known[path].size is None else known[path].size or 0 for name, path in files.items()}
     excluded = {token(name, config.privacy) for name in exclusion.names}
+    people = Tables.read(source, config, move=rebuild)
     with only_builder(copy.url, config.store.lease_s, lambda said: print(said, flush=True)) as (builder, check):
         copy.pull()
         before = read_plan(out, wanted)
+        check_moves(out, config.split, people)
         stale = stale_shards(out, before, wanted, config)
         if not rebuild:
             refuse_stale(out, before, stale)
@@ -171,7 +178,7 @@ def _build(
             copy.pull()
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
-        description = write_manifest(out, plan)
+        description = write_manifest(out, plan, people)
         copy.publish(check)
     quarantine, texts, unscored, unread, scorings = [], TextCounts(), 0, UnreadNames(), SharedScorings()
     for sidecar in sidecars(out, plan, digest(wanted)):
@@ -188,7 +195,8 @@ def _build(
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
     shared = tuple(scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    return BuildResult(description, quarantine, printed, texts, unscored, unread, folders, shared)
+    tables = tuple(table_lines(people))
+    return BuildResult(description, quarantine, printed, texts, unscored, unread, folders, shared, tables)
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

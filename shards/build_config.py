@@ -15,17 +15,24 @@ from sleepfm.data.format import SCHEMA
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
 from sleepfm.signals.cohorts.catalogue import AUTO, OWN_COHORTS, Rules, load_rules
-from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.signals.cohorts.cohort import Cohort, GrowingSection
+from sleepfm.signals.cohorts.subject_rules import SubjectsUse
 from sleepfm.signals.prepare import PROCESSING_VERSION
 from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule
 from sleepfm.signals.scorings.scoring import ScoringUse
 
+# By what splits can be made alike.
+Stratum = Literal["age", "sex", "ahi"]
 
-class SplitConfig(Config):
-    """Fractions of the subjects in each split, and the salt of the hash that places them."""
+
+class SplitConfig(GrowingSection):
+    """Fractions of the subjects in each split, the salt of the hash that places them, and what the splits are to have alike."""
+
+    _LATER = ("stratify",)
 
     salt: str
+    stratify: list[Stratum] = []
     pretrain: float = Field(ge=0, le=1)
     label: float = Field(ge=0, le=1)
     val: float = Field(ge=0, le=1)
@@ -77,6 +84,18 @@ class PrivacyConfig(Config):
     salt: str
 
 
+class SubjectsConfig(Config):
+    """Tables of what is known of people (``subjects`` in the cohort files); change no byte of a shard.
+
+    Attributes:
+        use: whether they are read.
+        folder: where they are, a path or URL; by default in the source.
+    """
+
+    use: SubjectsUse = "if_found"
+    folder: str | None = None
+
+
 class RayConfig(Config):
     """How the work is spread; changes no byte of the result."""
 
@@ -93,7 +112,10 @@ class StoreConfig(Config):
 
 
 class BuildConfig(Config):
-    """Everything that shapes a data set, and ``max_refused``, ``ray`` and ``store``, which do not."""
+    """Everything that shapes a data set, and ``max_refused``, ``ray`` and ``store``, which do not.
+
+    ``subjects`` shapes the manifest alone.
+    """
 
     cohort: str
     require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
@@ -106,6 +128,7 @@ class BuildConfig(Config):
     quality: QualityConfig
     privacy: PrivacyConfig
     max_refused: float = Field(ge=0, le=1)
+    subjects: SubjectsConfig = SubjectsConfig()
     ray: RayConfig
     store: StoreConfig
 
@@ -151,12 +174,12 @@ _MADE_BY = ("schema", "event_rule_version", "processing_version", "cohort_rules"
 
 
 def identity(config: BuildConfig) -> dict[str, Any]:
-    """What decides the bytes beside the recordings: format, configuration but ``max_refused``, ``ray`` and ``store``, versions of
-    the code.
+    """What decides the bytes of shards beside the recordings: format, configuration, and versions of the code.
 
     The rules of the cohorts that were used are known once recordings are converted: each shard keeps their digests.
     """
-    values = {key: value for key, value in to_dict(config).items() if key not in ("max_refused", "ray", "store")}
+    others = ("max_refused", "ray", "store", "subjects")
+    values = {key: value for key, value in to_dict(config).items() if key not in others}
     rules = chosen_cohort(config)
     return {
         "schema": SCHEMA,
@@ -171,6 +194,8 @@ def identity(config: BuildConfig) -> dict[str, Any]:
 def check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     """Raises :class:`ConfigError` that names the first choice in which a build in ``folder`` differs."""
     old, new = _flat(stored), _flat(wanted)
+    for values in (old, new):
+        values.setdefault("split.stratify", [])
     for key in sorted(old.keys() & new.keys()):
         if old[key] != new[key] and key not in _MADE_BY:
             raise ConfigError(

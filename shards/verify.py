@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import pyarrow.lib
 import pyarrow.parquet as pq
 
 from shards.build_config import SplitConfig, made_differently
+from shards.duplicates import Duplicates, members_aside
 from shards.index import index_of
 from shards.manifest import TABLES, describe, table_digests
-from shards.plan import PLAN_FILE, read_plan
+from shards.people import read_stored
+from shards.plan import PLAN_FILE, Plan, read_plan
 from shards.split import split_of
 from shards.task import read_sidecar, sidecar_path
 from shards.working_copy import WorkingCopy, copy_named, local_file, working_copy
 from sleepfm.config import digest
-from sleepfm.data.dataset import dataset_digest, read_description
-from sleepfm.data.format import DATASET_FILE, INDEX_FILE, LAYOUTS, MANIFEST_FOLDER, SHARD_FOLDER
-from sleepfm.errors import DatasetError, SleepFMError
+from sleepfm.data.dataset import Dataset, dataset_digest, read_description
+from sleepfm.data.format import DATASET_FILE, HEADER_MEMBER, INDEX_FILE, LAYOUTS, MANIFEST_FOLDER, SHARD_FOLDER
+from sleepfm.errors import DatasetError, DuplicateError, SleepFMError
 from sleepfm.files import read_json, sha256_file
 from sleepfm.signals.files import is_remote
 
@@ -55,7 +58,7 @@ def _faults(copy: WorkingCopy, starmap: StarMap) -> Iterator[str]:
     path = copy.folder
     description = read_description(path)
     try:
-        damaged = [name for name, found in table_digests(path).items() if found != description["tables"].get(name)]
+        damaged = [name for name, found in table_digests(path).items() if found != description["tables"].get(name, "")]
         for name in damaged:
             yield (
                 f"{path / MANIFEST_FOLDER / name}.parquet: missing, or its SHA-256 is not the one in {DATASET_FILE}; "
@@ -67,6 +70,15 @@ def _faults(copy: WorkingCopy, starmap: StarMap) -> Iterator[str]:
             yield from _check_index(path, description)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `python -m shards build` again"
+
+
+def recordings_aside(path: str | Path) -> Iterator[str]:
+    """A line for each recording that the data set at ``path``, a folder or URL, sets aside as a duplicate, which is no fault."""
+    try:
+        rows = pq.read_table(Dataset.open(path).path / MANIFEST_FOLDER / "quarantine.parquet").to_pylist()
+    except (DatasetError, OSError, pyarrow.lib.ArrowException):
+        return
+    yield from (f"set aside {row['source']}: {row['reason']}" for row in rows if row["error"] == DuplicateError.__name__)
 
 
 def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
@@ -86,7 +98,8 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
     undone = [shard.name for shard in plan.shards if read_sidecar(path, shard, build) is None]
     for name in undone:
         yield f"{sidecar_path(path, name)}: missing, damaged, or not that of its shard; run the same build again"
-    if not undone and {**describe(path, plan, build), "tables": description["tables"]} != description:
+    splits = read_stored(path, SplitConfig(**plan.identity["split"])).splits
+    if not undone and not _is_made(path, plan, build, splits, description):
         yield f"{path / DATASET_FILE}: is not what the plan and the shards make"
     expected = {name for shard in plan.shards for name in (shard.name, sidecar_path(path, shard.name).name)}
     for file in sorted((path / SHARD_FOLDER).iterdir()):
@@ -94,13 +107,24 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
             yield f"{file}: not a file of this data set; remove it"
 
 
+def _is_made(path: Path, plan: Plan, build: str, splits: Mapping[str, str], description: dict[str, Any]) -> bool:
+    """Whether plan and sidecars make ``description``, with the ``splits`` of people that the manifest says."""
+    try:
+        return {**describe(path, plan, build, splits), "tables": description["tables"]} == description
+    except KeyError:
+        # Somebody in a shard is not in the manifest.
+        return False
+
+
 def _check_content(copy: WorkingCopy, description: dict[str, Any], starmap: StarMap) -> Iterator[str]:
     path = copy.folder
-    tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES}
+    tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES if name in description["tables"]}
     records = tables["records"].to_pylist()
     shards = tables["shards"].to_pylist()
     yield from _check_counts(path, description, tables)
-    yield from _check_splits(records, SplitConfig(**description["config"]["split"]))
+    people = tables["subjects"].to_pylist() if "subjects" in tables else []
+    yield from _check_splits(records, people, SplitConfig(**description["config"]["split"]))
+    yield from _check_duplicates(records)
     by_shard: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         by_shard[record["shard"]].append(record)
@@ -114,13 +138,13 @@ def _check_content(copy: WorkingCopy, description: dict[str, Any], starmap: Star
         if tar.name not in by_shard:
             yield f"{tar}: a shard that the manifest does not list"
     # Of a URL the copy knows sizes alone.
-    work = _shards_to_check(copy.url / SHARD_FOLDER, description["schema"], shards, by_shard, tables["segments"])
+    work = _shards_to_check(copy, description["schema"], shards, by_shard, tables["segments"])
     for found in starmap(check_shard, work):
         yield from found
 
 
 def _shards_to_check(
-    folder: Path, schema: int, shards: list[dict[str, Any]], by_shard: dict[str, list[dict[str, Any]]], segments: pa.Table
+    copy: WorkingCopy, schema: int, shards: list[dict[str, Any]], by_shard: dict[str, list[dict[str, Any]]], segments: pa.Table
 ) -> Iterator[tuple[Path, dict[str, Any], dict[str, int], list[str]]]:
     """Arguments of :func:`check_shard` for each shard of the manifest."""
     first = 0
@@ -132,7 +156,8 @@ def _shards_to_check(
             first += record["n_segments"]
             faults += _check_segments(record, own, schema)
             members |= _members(own, schema)
-        yield folder / shard["shard"], shard, members, faults
+        members |= members_aside(_sidecar(copy.folder, shard["shard"]), {record["record"] for record in by_shard[shard["shard"]]})
+        yield copy.url / SHARD_FOLDER / shard["shard"], shard, members, faults
 
 
 def check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int], faults: list[str]) -> list[str]:
@@ -147,12 +172,15 @@ def check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int], fault
 
 
 def _check_index(path: Path, description: dict[str, Any]) -> Iterator[str]:
-    """``wids.json``, which came with the second schema, against the tables."""
+    """``wids.json``, which came with the second schema, against the tables and what was set aside."""
     if description["schema"] == 1:
         return
-    samples: dict[str, int] = defaultdict(int)
-    for row in _table(path / MANIFEST_FOLDER / "records.parquet").select(["shard", "n_segments"]).to_pylist():
-        samples[f"{SHARD_FOLDER}/{row['shard']}"] += row["n_segments"]
+    samples: dict[str, int] = {}
+    listed = _table(path / MANIFEST_FOLDER / "records.parquet").select(["record", "shard", "n_segments"]).to_pylist()
+    for name in _table(path / MANIFEST_FOLDER / "shards.parquet")["shard"].to_pylist():
+        own = {row["record"]: row["n_segments"] for row in listed if row["shard"] == name}
+        aside = members_aside(_sidecar(path, name), own.keys())
+        samples[f"{SHARD_FOLDER}/{name}"] = sum(own.values()) + sum(member.endswith(f".{HEADER_MEMBER}") for member in aside)
     if read_json(path / INDEX_FILE) != index_of(description["digest"], samples):
         yield f"{path / INDEX_FILE}: missing, or not that of the shards; run the same build again"
 
@@ -178,15 +206,39 @@ def _check_counts(path: Path, description: dict[str, Any], tables: dict[str, pa.
             yield f"{path / MANIFEST_FOLDER}: {found[name]} {name}, {DATASET_FILE} says {count}"
 
 
-def _check_splits(records: list[dict[str, Any]], config: SplitConfig) -> Iterator[str]:
+def _check_splits(records: list[dict[str, Any]], people: list[dict[str, Any]], config: SplitConfig) -> Iterator[str]:
+    """Every person and every family is in one split, which is that of its hash unless splits are stratified."""
+    families = {row["subject"]: row["family"] for row in people if row["family"]}
+    first: dict[str, str] = {}
     seen: set[str] = set()
+    listed = {row["subject"] for row in people}
     for row in records:
-        expected = split_of(row["subject"], config)
+        key = families.get(row["subject"]) or row["subject"]
+        expected = first.setdefault(key, row["split"]) if config.stratify else split_of(key, config)
         if row["split"] != expected:
-            yield f"{row['record']}: in split {row['split']}, its subject's is {expected}"
+            whose = "subject" if key == row["subject"] else "family"
+            yield f"{row['record']}: in split {row['split']}, its {whose}'s is {expected}"
         if row["record"] in seen:
             yield f"{row['record']}: listed twice"
         seen.add(row["record"])
+        if people and row["subject"] not in listed:
+            yield f"{row['record']}: its subject is not in subjects.parquet"
+
+
+def _check_duplicates(records: list[dict[str, Any]]) -> Iterator[str]:
+    """No two recordings that the manifest lists have the same signals."""
+    rows = ({**record, "provenance": json.loads(record["provenance"])} for record in records)
+    for later, first in Duplicates.among([{"records": rows}]).first.items():
+        yield f"{later}: has the same signals as {first}; run the same build again, which sets it aside"
+
+
+def _sidecar(path: Path, shard: str) -> dict[str, Any]:
+    """What stands beside a tar, empty where it cannot be read; its own check is another one."""
+    try:
+        sidecar = json.loads(sidecar_path(path, shard).read_text(encoding="utf-8"))
+        return sidecar if isinstance(sidecar, dict) else {}
+    except (OSError, ValueError):
+        return {}
 
 
 def _check_segments(record: dict[str, Any], segments: pa.Table, schema: int) -> Iterator[str]:
