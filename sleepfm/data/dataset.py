@@ -171,7 +171,9 @@ class Dataset:
             raise DatasetError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         chosen = self.split_of == SPLITS.index(split)
         if not chosen.any():
-            raise EmptySplitError(f"{self.origin}: split {split!r} is empty (of {len(self)} recordings); build from more subjects")
+            raise EmptySplitError(
+                f"{self.origin}: split {split!r} is empty (of {len(self)} recordings); build from more subjects"
+            )
         if channels:
             chosen &= self.present[:, [CHANNELS.index(channel) for channel in channels]].any(axis=1)
             if not chosen.any():

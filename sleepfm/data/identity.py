@@ -75,6 +75,12 @@ class DataDigest(str):
         told = {f"source.{part.name}": " ".join(filter(None, [part.digest, part.share()])) for part in self.parts}
         return {"mixture_digest": self.mixture, **told}
 
+    def shares(self) -> str:
+        """The data sets and their shares in a few words."""
+        told = [" ".join(filter(None, [part.name or part.digest[:12], part.share()])) for part in self.parts]
+        by = f" at temperature {self.temperature:g}" if self.temperature != 1 else ""
+        return ", ".join(told) + by
+
     def describe(self) -> str:
         """For model cards: the digest, and every part with its own."""
         if len(self.parts) < 2:

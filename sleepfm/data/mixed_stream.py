@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor
 
 from sleepfm.data.batch import Batch
-from sleepfm.data.interleave import Interleave
+from sleepfm.data.identity import DataDigest
+from sleepfm.data.interleave import Interleave, items_a_pass
 from sleepfm.data.order import Index
-from sleepfm.data.prefetch import Source
 from sleepfm.data.report import ReadReport
 from sleepfm.data.stream import Noise, Reading, Stream
 from sleepfm.data.tolerance import Tolerance, TooManyCorruptError
@@ -21,66 +20,75 @@ from sleepfm.data.tolerance import Tolerance, TooManyCorruptError
 Parts = list[tuple[Index, Batch]]
 
 
-@dataclass(frozen=True)
-class Stretch:
+class _Stretch:
     """Positions from ``begin`` on, in which the mixture is the same.
 
-    Attributes:
-        begin: the first of them.
-        counts: items that a pass takes from each source, by the key of the source.
+    ``sources`` [S] are the numbers of its sources' streams, ``offsets`` [partitions, S] what was taken of each before.
     """
 
-    begin: int
-    counts: dict[str, int]
+    def __init__(self, begin: int, interleave: Interleave, sources: Index, offsets: Index) -> None:
+        self.begin, self.interleave, self.sources, self.offsets = begin, interleave, sources, offsets
 
 
 class MixedStream:
-    """An infinite, stateless stream over ``streams``, by the key of each source; items of all have the same shapes.
+    """An infinite, stateless stream over the ``streams`` of the sources in ``data``, by their digests.
 
-    ``names`` are those of the sources, in the order of ``Batch.source``. Positions and noise are those of the mixture.
-    ``history`` are the stretches before the present one, where the mixture was another: a source goes on where it was.
+    Items of all have the same shapes. Positions and noise are those of the mixture; ``names`` those of the sources, in the order
+    of ``Batch.source``. With ``natural`` each source gives its own size, whatever its share.
     """
 
     def __init__(
         self,
-        streams: dict[str, Source],
-        names: Sequence[str],
-        counts: Sequence[int],
+        streams: Mapping[str, Any],
+        data: DataDigest,
         seed: int,
         noise: Noise | None = None,
+        natural: bool = False,
         partitions: int = 1,
         block: int = 1,
     ) -> None:
-        self.names = tuple(names)
-        self._keys, self._streams = list(streams), list(streams.values())
-        self._seed, self._noise, self._partitions, self._block = seed, noise, partitions, block
-        self._interleave = Interleave(counts, seed)
-        self._begin, self._offsets = 0, np.zeros((partitions, len(counts)), np.int64)
+        self._keys = [*streams]
+        self.streams = tuple(streams.values())
+        names = {part.digest: part.name for part in data.parts}
+        self.names = tuple(names[key] for key in self._keys)
+        self._seed, self._noise, self._natural = seed, noise, natural
+        self._partitions, self._block = partitions, block
+        self._stretches = [self._stretch(0, data, np.zeros((partitions, len(streams)), np.int64))]
 
     @property
-    def counts(self) -> dict[str, int]:
-        """Items that a pass of the mixture takes from each source, by its key."""
-        return dict(zip(self._keys, self._interleave.counts, strict=True))
+    def counts(self) -> tuple[int, ...]:
+        """Items that a pass of the mixture takes from each source."""
+        return self._stretches[-1].interleave.counts
 
     def __len__(self) -> int:
         """Items in one pass of the mixture."""
-        return self._interleave.total
+        return self._stretches[-1].interleave.total
 
-    def goes_on_after(self, history: Sequence[Stretch], begin: int) -> None:
-        """From position ``begin`` on the order is this mixture's, and each source goes on behind what ``history`` has taken of it.
+    def follow(self, history: Sequence[tuple[int, DataDigest]]) -> None:
+        """The order of a run whose mixture has changed on its way: ``history`` has the position from which each one holds.
 
-        ``begin`` and those of ``history`` are at the borders of steps. A position before ``begin`` is not this mixture's to give.
+        Every source of an earlier one is in the present one, which is the last, and goes on there behind what was taken of it.
+        Positions are at the borders of steps. Whatever is taken again before a change is what it was.
         """
-        offsets = np.zeros_like(self._offsets)
-        ends = [*(stretch.begin for stretch in history[1:]), begin]
-        for stretch, end in zip(history, ends, strict=True):
-            before = Interleave([*stretch.counts.values()], self._seed)
-            for lane in range(self._partitions):
-                passed = before.taken((end - stretch.begin) // self._partitions, lane)
-                for key, count in zip(stretch.counts, passed, strict=True):
-                    if key in self._keys:
-                        offsets[lane, self._keys.index(key)] += count
-        self._begin, self._offsets = begin, offsets
+        taken = np.zeros((self._partitions, len(self.streams)), np.int64)
+        stretches: list[_Stretch] = []
+        for begin, data in history:
+            if stretches:
+                last = stretches[-1]
+                for lane in range(self._partitions):
+                    passed = last.interleave.taken((begin - last.begin) // self._partitions, lane)
+                    taken[lane, last.sources] += np.array(passed)
+            stretches.append(self._stretch(begin, data, taken))
+        self._stretches = stretches
+
+    def _stretch(self, begin: int, data: DataDigest, taken: Index) -> _Stretch:
+        held = [part for part in data.parts if part.digest in self._keys]
+        sources = np.array([self._keys.index(part.digest) for part in held])
+        sizes = [len(self.streams[number]) for number in sources.tolist()]
+        weights = [] if self._natural else [part.weight for part in held if part.weight is not None]
+        epochs = [] if self._natural else [part.epochs for part in held if part.epochs is not None]
+        counts = items_a_pass(sizes, weights, epochs, 1.0 if self._natural else data.temperature)
+        return _Stretch(begin, Interleave(counts, self._seed), sources, taken[:, sources].copy())
 
     def batch(self, start: int, count: int) -> Batch:
         """The items at positions ``start .. start + count``, with their ``source``."""
@@ -92,11 +100,11 @@ class MixedStream:
         for number in np.unique(source).tolist():
             rows = np.flatnonzero(source == number)
             for run in np.split(rows, np.flatnonzero(np.diff(place[rows]) != 1) + 1):
-                parts.append((run, read(self._streams[number], int(place[run[0]]), len(run))))
+                parts.append((run, read(self.streams[number], int(place[run[0]]), len(run))))
         positions = torch.arange(start, start + count)
         record = [""] * count
-        for rows, part in parts:
-            for row, name in zip(rows.tolist(), part.record, strict=True):
+        for run, part in parts:
+            for row, name in zip(run.tolist(), part.record, strict=True):
                 record[row] = name
         return Batch(
             signals=_scattered(count, parts, lambda batch: batch.signals),
@@ -112,11 +120,20 @@ class MixedStream:
 
     def _places(self, start: int, count: int) -> tuple[Index, Index]:
         """Source of every position, and its position in the stream of that source, [count] each."""
-        assert start >= self._begin, f"position {start} is of the mixture before position {self._begin}"
-        first = start - self._begin
+        sources, places = [], []
+        ends = [*(stretch.begin for stretch in self._stretches[1:]), start + count]
+        for stretch, end in zip(self._stretches, ends, strict=True):
+            first, last = max(start, stretch.begin), min(start + count, end)
+            if first < last:
+                source, place = self._in_stretch(stretch, first - stretch.begin, last - first)
+                sources.append(stretch.sources[source])
+                places.append(place)
+        return np.concatenate(sources), np.concatenate(places)
+
+    def _in_stretch(self, stretch: _Stretch, first: int, count: int) -> tuple[Index, Index]:
         if self._partitions == 1:
-            source, place = self._interleave.places(first, count)
-            return source, place + self._offsets[0, source]
+            source, place = stretch.interleave.places(first, count)
+            return source, place + stretch.offsets[0, source]
         # Every partition has a sequence of its own, and takes from each source what belongs to this partition there.
         around = self._partitions * self._block
         sources, places = [], []
@@ -124,8 +141,8 @@ class MixedStream:
             rounds, rest = divmod(first, around)
             lane, inside = divmod(rest, self._block)
             length = min(count, self._block - inside)
-            source, place = self._interleave.places(rounds * self._block + inside, length, lane)
-            rounds_there, inside_there = np.divmod(place + self._offsets[lane, source], self._block)
+            source, place = stretch.interleave.places(rounds * self._block + inside, length, lane)
+            rounds_there, inside_there = np.divmod(place + stretch.offsets[lane, source], self._block)
             sources.append(source)
             places.append(rounds_there * around + lane * self._block + inside_there)
             first, count = first + length, count - length
@@ -137,14 +154,14 @@ class MixedShardStream(MixedStream):
 
     def __init__(
         self,
-        streams: dict[str, Stream],
-        names: Sequence[str],
-        counts: Sequence[int],
+        streams: Mapping[str, Stream],
+        data: DataDigest,
         reading: Reading,
         report: ReadReport,
         noise: Noise | None = None,
+        natural: bool = False,
     ) -> None:
-        super().__init__({**streams}, names, counts, reading.seed, noise, reading.partitions, reading.block)
+        super().__init__(streams, data, reading.seed, noise, natural, reading.partitions, reading.block)
         self.report, self.workers = report, reading.workers
         self._tolerance = Tolerance(reading.max_corrupt)
 
@@ -162,16 +179,25 @@ class MixedShardStream(MixedStream):
         return self._joined(start, count, lambda stream, first, length: stream.batch(first, length, bound))
 
     def too_many(self, why: str = "") -> TooManyCorruptError:
-        """The error that ends reading; the shards in trouble are named by their own data sets."""
-        stream = self._streams[0]
-        assert isinstance(stream, Stream)
-        error = stream.too_many(why)
-        return TooManyCorruptError(f"in a mixture of {', '.join(self.names)}: {error}", error.why)
+        """The error that ends reading; the shards in trouble stand there with the places of their own data sets."""
+        error = self.streams[0].too_many(why)
+        return TooManyCorruptError(f"mixture of {', '.join(self.names)}: {error}", error.why)
+
+
+def follow(stream: object, history: Sequence[tuple[int, Mapping[str, Any]]], global_batch: int) -> None:
+    """Let ``stream``, if it is a mixture, follow the ``history`` of a run: steps, and the record of the data from each one on."""
+    if isinstance(stream, MixedStream):
+        stream.follow([(step * global_batch, DataDigest.from_record(known)) for step, known in history])
 
 
 def sources_of(stream: object) -> tuple[str, ...]:
-    """Names of the sources of a stream, by ``Batch.source``; none for a stream of one."""
+    """Names of the sources of a stream, by ``Batch.source``; none for the stream of one data set."""
     return stream.names if isinstance(stream, MixedStream) else ()
+
+
+def streams_of(stream: Any) -> tuple[Any, ...]:
+    """The streams of the sources of ``stream``; itself for the stream of one data set."""
+    return stream.streams if isinstance(stream, MixedStream) else (stream,)
 
 
 def _scattered(count: int, parts: Parts, pick: Callable[..., Tensor]) -> Tensor:

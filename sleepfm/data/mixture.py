@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from sleepfm.data.dataset import Dataset, read_description
 from sleepfm.data.identity import DataDigest, Part, source_names
-from sleepfm.data.interleave import items_a_pass
 from sleepfm.data.mixed_stream import MixedShardStream, MixedStream
 from sleepfm.data.order import Index
 from sleepfm.data.persons import check_persons
 from sleepfm.data.report import ReadReport
-from sleepfm.data.stream import Noise, Reading, Stream
+from sleepfm.data.stream import Noise, Reading
 from sleepfm.errors import ConfigError, DatasetError, EmptySplitError
 
 # Of the files that one process may have open, those of the shards of all sources.
@@ -61,7 +59,6 @@ class Mixture:
         by_digest = {source.part.digest: source for source in sources}
         _all_different(self.digest)
         self.sources = tuple(by_digest[part.digest] for part in self.digest.parts)
-        self.temperature = temperature
         self.origin = ", ".join(source.dataset.origin for source in self.sources)
         if len(self.sources) > 1:
             check_persons({source.name: source.dataset for source in self.sources})
@@ -84,12 +81,6 @@ class Mixture:
         if isinstance(data, Mixture):
             return data
         return cls([DataSource(Part(source_names([("", data.origin)])[0], data.digest, data.origin), data)])
-
-    def seed(self, seed: int, source: DataSource) -> int:
-        """The seed of the order of ``source`` in a run of ``seed``: its own, whoever else is in the mixture."""
-        if len(self.sources) == 1:
-            return seed
-        return int.from_bytes(hashlib.sha256(f"{seed}:{source.part.digest}".encode()).digest()[:8], "big") >> 1
 
     def select(self, split: str, channels: Sequence[str] = ()) -> list[tuple[DataSource, Index]]:
         """The sources with recordings of ``split`` that have any of ``channels`` (see :meth:`Dataset.select`), and their rows.
@@ -139,15 +130,8 @@ class Mixture:
             return make(self.sources[0].dataset, reading=reading, noise=noise, report=None)
         report = ReadReport(reading.slow_seconds)
         own = replace(reading, max_open=max(_FEWEST_OPEN, _OPEN_FILES // len(self.sources)))
-
-        def of_source(source: DataSource) -> Stream:
-            seeded = replace(own, seed=self.seed(reading.seed, source))
-            return cast(Stream, make(source.dataset, reading=seeded, noise=None, report=report))
-
-        found = self._streams(of_source, natural)
-        counts = self._counts([len(stream) for _, stream in found], natural)
-        names = [source.name for source, _ in found]
-        return MixedShardStream({s.part.digest: stream for s, stream in found}, names, counts, reading, report, noise)
+        streams = self._streams(lambda source: make(source.dataset, reading=own, noise=None, report=report), natural)
+        return MixedShardStream(streams, self.digest, reading, report, noise, natural)
 
     def in_memory(
         self, make: Callable[..., StreamT], seed: int, noise: Noise | None = None, natural: bool = False
@@ -155,28 +139,20 @@ class Mixture:
         """The same of streams that read nothing from shards: ``make`` is called with each source, its ``seed`` and ``noise``."""
         if len(self.sources) == 1:
             return make(self.sources[0], seed=seed, noise=noise)
-        found = self._streams(lambda source: make(source, seed=self.seed(seed, source), noise=None), natural)
-        streams = {source.part.digest: cast(Any, stream) for source, stream in found}
-        counts = self._counts([len(stream) for stream in streams.values()], natural)
-        return MixedStream(streams, [source.name for source, _ in found], counts, seed, noise)
+        streams = self._streams(lambda source: make(source, seed=seed, noise=None), natural)
+        return MixedStream(streams, self.digest, seed, noise, natural)
 
-    def _streams(self, make: Callable[[DataSource], T], natural: bool) -> list[tuple[DataSource, T]]:
-        return self.where_not_empty(make) if natural else [(source, make(source)) for source in self.sources]
-
-    def _counts(self, sizes: list[int], natural: bool) -> list[int]:
-        if natural:
-            return sizes
-        parts = self.digest.parts
-        weights = [part.weight for part in parts if part.weight is not None]
-        epochs = [part.epochs for part in parts if part.epochs is not None]
-        return items_a_pass(sizes, weights, epochs, self.temperature)
+    def _streams(self, make: Callable[[DataSource], Any], natural: bool) -> dict[str, Any]:
+        """By the digest of each source."""
+        found = self.where_not_empty(make) if natural else [(source, make(source)) for source in self.sources]
+        return {source.part.digest: stream for source, stream in found}
 
     def label(self, source: DataSource, name: str) -> str:
         """``name`` of a recording or a person of ``source`` among those of all sources."""
         return name if len(self.sources) == 1 else f"{source.name}/{name}"
 
     def find(self, record: str) -> tuple[Dataset, int]:
-        """The data set and the row of the recording that :meth:`label` names. Raises :class:`DatasetError` where there is none."""
+        """The data set and the row of the recording that :meth:`label` names. Raises :class:`DatasetError`: there is none."""
         if len(self.sources) == 1:
             return self.sources[0].dataset.find(record)
         name, _, own = record.partition("/")
@@ -201,8 +177,7 @@ def read_digest(plans: Sequence[SourcePlan], temperature: float = 1.0) -> DataDi
 def _parts(plans: Sequence[SourcePlan], digests: Sequence[str]) -> list[Part]:
     names = source_names([(plan.name, str(plan.path)) for plan in plans])
     return [
-        Part(name, found, plan.path, plan.weight, plan.epochs)
-        for name, found, plan in zip(names, digests, plans, strict=True)
+        Part(name, found, plan.path, plan.weight, plan.epochs) for name, found, plan in zip(names, digests, plans, strict=True)
     ]
 
 

@@ -41,7 +41,7 @@ class MixtureSource(Config):
 
 
 class SourceConfig(Config):
-    """Where the shards are (a folder or an fsspec URL, or several), in which order they are read, and which faults are tolerated."""
+    """Where the shards are (folders or fsspec URLs), in which order they are read, and which faults are tolerated."""
 
     path: str = ""
     """The one data set; the short form of ``sources`` with one entry."""
