@@ -71,8 +71,9 @@ class Monitor:
         def make(dataset: Dataset, reading: Reading, **shared: Any) -> SequenceStream:
             # Shuffled over as many shards as hold more subjects than a probe needs: over the whole split, unless it is large.
             over = replace(reading, shuffle_shards=min(len(dataset.shard_paths), SHARDS))
-            settings = {"labels": (task,), "target": task, "labelled_only": True}
-            return SequenceStream(dataset, split, channels, reading=over, **settings, **shared)
+            return SequenceStream(
+                dataset, split, channels, reading=over, labels=(task,), target=task, labelled_only=True, **shared
+            )
 
         try:
             return Mixture.of(data).stream(make, Reading(seed, read_ahead=False), natural=True)

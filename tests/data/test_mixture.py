@@ -60,7 +60,10 @@ def mixture(folder: Path, names: tuple[str, ...] = tuple(SETS), temperature: flo
     return Mixture.open(plans, temperature)
 
 
-def sequences(data: Mixture, reading: Reading = Reading(3, 2), length: int = 1) -> MixedShardStream:
+PLAIN = Reading(3, 2)
+
+
+def sequences(data: Mixture, reading: Reading = PLAIN, length: int = 1) -> MixedShardStream:
     noise = partial(noise_for, shape=(2, 3), seed=7)
     make = partial(SequenceStream, split="pretrain", channels=CHANNELS, length=length, labels=("stage",))
     stream = data.stream(make, reading, noise)
