@@ -13,11 +13,10 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.identity import DataDigest
 from sleepfm.data.interleave import Interleave, items_a_pass
 from sleepfm.data.order import Index
-from sleepfm.data.report import ReadReport
-from sleepfm.data.stream import Noise, Reading, Stream
-from sleepfm.data.tolerance import Tolerance, TooManyCorruptError
 
 Parts = list[tuple[Index, Batch]]
+# As that of one stream, see :mod:`sleepfm.data.stream`, which knows more than the engine may.
+Noise = Callable[[Tensor], Tensor]
 
 
 class _Stretch:
@@ -147,41 +146,6 @@ class MixedStream:
             places.append(rounds_there * around + lane * self._block + inside_there)
             first, count = first + length, count - length
         return np.concatenate(sources), np.concatenate(places)
-
-
-class MixedShardStream(MixedStream):
-    """A :class:`MixedStream` over streams of shards, which processes can read too; ``report`` is that of all of them."""
-
-    def __init__(
-        self,
-        streams: Mapping[str, Stream],
-        data: DataDigest,
-        reading: Reading,
-        report: ReadReport,
-        noise: Noise | None = None,
-        natural: bool = False,
-    ) -> None:
-        super().__init__(streams, data, reading.seed, noise, natural, reading.partitions, reading.block)
-        self.report, self.workers = report, reading.workers
-        self._tolerance = Tolerance(reading.max_corrupt)
-
-    def tolerated(self, start: int, count: int) -> float:
-        """As of any :class:`~sleepfm.data.stream.Stream`; the share is that of the whole mixture."""
-        return self._tolerance.asked(start, count, len(self))
-
-    def batch(self, start: int, count: int, tolerated: float | None = None) -> Batch:
-        """As of any :class:`~sleepfm.data.stream.Stream`.
-
-        Raises:
-            ShardError: the corrupt items met in all sources are more than are tolerated.
-        """
-        bound = self.tolerated(start, count) if tolerated is None else tolerated
-        return self._joined(start, count, lambda stream, first, length: stream.batch(first, length, bound))
-
-    def too_many(self, why: str = "") -> TooManyCorruptError:
-        """The error that ends reading; the shards in trouble stand there with the places of their own data sets."""
-        error = self.streams[0].too_many(why)
-        return TooManyCorruptError(f"mixture of {', '.join(self.names)}: {error}", error.why)
 
 
 def follow(stream: object, history: Sequence[tuple[int, Mapping[str, Any]]], global_batch: int) -> None:

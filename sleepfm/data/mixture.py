@@ -8,7 +8,8 @@ from typing import Any, TypeVar
 
 from sleepfm.data.dataset import Dataset, read_description
 from sleepfm.data.identity import DataDigest, Part, source_names
-from sleepfm.data.mixed_stream import MixedShardStream, MixedStream
+from sleepfm.data.mixed_shards import MixedShardStream
+from sleepfm.data.mixed_stream import MixedStream
 from sleepfm.data.order import Index
 from sleepfm.data.persons import check_persons
 from sleepfm.data.report import ReadReport

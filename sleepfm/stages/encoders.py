@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sleepfm.config import to_dict
 from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.data.batch import Batch
-from sleepfm.data.mixed_stream import MixedShardStream
+from sleepfm.data.mixed_shards import MixedShardStream
 from sleepfm.data.stream import EpochStream, Noise, SequenceStream
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config

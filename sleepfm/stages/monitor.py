@@ -20,7 +20,8 @@ from torch import Tensor
 from sleepfm.config import Config
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.mixed_stream import MixedShardStream, sources_of
+from sleepfm.data.mixed_shards import MixedShardStream
+from sleepfm.data.mixed_stream import sources_of
 from sleepfm.data.mixture import Mixture
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import Reading, SequenceStream

@@ -20,7 +20,8 @@ from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.identity import DataDigest, Part, source_names
 from sleepfm.data.interleave import Interleave
-from sleepfm.data.mixed_stream import MixedShardStream, sources_of
+from sleepfm.data.mixed_shards import MixedShardStream
+from sleepfm.data.mixed_stream import sources_of
 from sleepfm.data.mixture import Mixture, SourcePlan, read_digest
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import EpochStream, Reading, SequenceStream

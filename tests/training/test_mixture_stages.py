@@ -16,6 +16,8 @@ from sleepfm.errors import DatasetError, EmptySplitError
 from sleepfm.training.preflight.report import describe
 from sleepfm.training.ranks.shared_work import ALONE
 
+EVEN = [f"split.{name}=0.25" for name in ("pretrain", "label", "val", "test")]
+
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,11 +25,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sets")
     for name, channels, number in (("whole", EVERY_CHANNEL, 12), ("sparse", ("EEG_C4", "ECG"), 12)):
         nights = [make_night(f"night{n}", 12 + n % 3, channels, subject=f"{name}{n}", seed=n) for n in range(number)]
-        make_dataset(folder / name, nights, per_shard=4, overrides=[f"segment_epochs={5 if name == 'sparse' else 60}"])
+        own = [*EVEN, f"segment_epochs={5 if name == 'sparse' else 60}"]
+        splits = {row.split for row in make_dataset(folder / name, nights, per_shard=4, overrides=own).records}
+        assert splits == {"pretrain", "label", "val", "test"}
     nights = [make_night(f"plain{n}", 9, ("EEG_C4",), seed=n, scored=False) for n in range(12)]
     make_dataset(folder / "unscored", nights, overrides=["split.pretrain=0.8", "split.label=0.2", "split.val=0", "split.test=0"])
     nights = [make_night(f"ruled{n}", 12, EVERY_CHANNEL, seed=n) for n in range(12)]
-    make_dataset(folder / "ruled", nights, overrides=["event_rule=reference"])
+    make_dataset(folder / "ruled", nights, overrides=[*EVEN, "event_rule=reference"])
     return folder
 
 
@@ -55,7 +59,7 @@ def test_who_has_nothing_to_validate_on_is_said_and_no_label_is_no_hindrance(mad
     found = stage.validate(stage.module.eval(), ALONE)
     assert "val/probe_kappa/whole" in found and "val/probe_kappa/unscored" not in found
     with pytest.raises(EmptySplitError, match=r"unscored: no recording of split 'pretrain' has any of ECG"):
-        build("unimodal", Path(), packages, tmp_path, data=[*of(made, "whole", "unscored"), "model.modality=ECG"])
+        build("unimodal", Path(), packages, tmp_path, data=[*of(made, "whole", "unscored"), "model.channels=[ECG]"])
 
 
 @pytest.mark.slow
