@@ -42,6 +42,8 @@ class MixedShardStream(MixedStream):
         return self._joined(start, count, lambda stream, first, length: stream.batch(first, length, bound))
 
     def too_many(self, why: str = "") -> TooManyCorruptError:
-        """The error that ends reading; the shards in trouble stand there with the places of their own data sets."""
-        error = self.streams[0].too_many(why)
+        """The error that ends reading, from a source that is in trouble."""
+        troubled = [name for name, trouble in self.report.shards.items() if trouble.faults]
+        own = [stream for stream in self.streams if any(name.startswith(stream.dataset.origin) for name in troubled)]
+        error = (own or self.streams)[0].too_many(why)
         return TooManyCorruptError(f"mixture of {', '.join(self.names)}: {error}", error.why)

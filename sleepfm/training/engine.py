@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from sleepfm.data.identity import as_digest
 from sleepfm.data.mixed_stream import sources_of
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.errors import CheckpointError, TrainingError
@@ -94,7 +95,8 @@ class _Run:
             world,
             {
                 "configuration": config_digest(config),
-                "data set": stage.dataset_digest,
+                # Shares of a mixture are no part of the configuration's digest.
+                "data set": as_digest(stage.dataset_digest).mixture,
                 "initial weights": state_digest(module),
             },
         )
