@@ -76,7 +76,8 @@ class Stream(ABC):
         self.dataset = dataset
         self.report = report or ReadReport(reading.slow_seconds)
         self.workers = reading.workers
-        self._reader = ShardReader(dataset, self.report, reading.max_open)
+        limits = {} if reading.max_open is None else {"max_open": reading.max_open}
+        self._reader = ShardReader(dataset, self.report, **limits)
         self._reading = reading
         self._noise = noise
         self._tolerance = Tolerance(reading.max_corrupt)
