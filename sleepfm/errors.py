@@ -64,6 +64,10 @@ class DatasetError(SleepFMError):
     """A data set folder (shards and manifest) that is missing, incomplete or of another version."""
 
 
+class EmptySplitError(DatasetError):
+    """A data set without any recording, or any item, of the split and the channels that are asked for."""
+
+
 class ShardError(DatasetError):
     """A shard whose bytes are not what the manifest says."""
 

@@ -28,6 +28,7 @@ class Batch:
         record: [B] names of the recordings.
         first_epoch: [B] int64, index in its recording of the item's first epoch.
         noise: [B, ...] uniform masking noise of the items, drawn where they are read; None for a stage without masks.
+        source: [B] int64, the number of the source that the item comes from in a mixture; None for one data set.
     """
 
     signals: Tensor
@@ -38,6 +39,7 @@ class Batch:
     record: list[str]
     first_epoch: Tensor
     noise: Tensor | None = None
+    source: Tensor | None = None
 
     def __len__(self) -> int:
         return self.signals.shape[0]
@@ -53,6 +55,7 @@ class Batch:
             item=change(self.item),
             first_epoch=change(self.first_epoch),
             noise=None if self.noise is None else change(self.noise),
+            source=None if self.source is None else change(self.source),
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:

@@ -22,7 +22,7 @@ from sleepfm.data.format import DATASET_FILE, LABELS, LAYOUTS, MANIFEST_FOLDER, 
 from sleepfm.data.people import COLUMNS as PEOPLE_COLUMNS
 from sleepfm.data.people import People
 from sleepfm.data.remote import RemoteFolder, RemoteShards, description_bytes, is_url
-from sleepfm.errors import DatasetError, ShardError
+from sleepfm.errors import DatasetError, EmptySplitError, ShardError
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,16 @@ class Dataset:
         )
         return People(zip(*(column.to_pylist() for column in table.columns), strict=True), known)
 
+    @cached_property
+    def cohorts(self) -> list[str]:
+        """Cohort of every recording, [R]."""
+        names: list[str] = self._manifest("records", ["cohort"])["cohort"].to_pylist()
+        return names
+
+    def find(self, record: str) -> tuple[Dataset, int]:
+        """The data set and the row of the recording named ``record``. Raises :class:`DatasetError` where there is none."""
+        return self, self.index_of(record)
+
     def index_of(self, record: str) -> int:
         """Row of the recording named ``record``. Raises :class:`DatasetError` where there is none."""
         try:
@@ -183,11 +193,13 @@ class Dataset:
             raise DatasetError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
         chosen = self.split_of == SPLITS.index(split)
         if not chosen.any():
-            raise DatasetError(f"{self.origin}: split {split!r} is empty (of {len(self)} recordings); build from more subjects")
+            raise EmptySplitError(
+                f"{self.origin}: split {split!r} is empty (of {len(self)} recordings); build from more subjects"
+            )
         if channels:
             chosen &= self.present[:, [CHANNELS.index(channel) for channel in channels]].any(axis=1)
             if not chosen.any():
-                raise DatasetError(f"{self.origin}: no recording of split {split!r} has any of {', '.join(channels)}")
+                raise EmptySplitError(f"{self.origin}: no recording of split {split!r} has any of {', '.join(channels)}")
         return np.flatnonzero(chosen)
 
     def offsets(self, member: str) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ from sleepfm.data.record_labels import RecordLabels, RecordPresence, usable_epoc
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
 from sleepfm.data.tolerance import MAX_CORRUPT, Tolerance, TooManyCorruptError
 from sleepfm.data.windows import Items, load_windows, window_starts
-from sleepfm.errors import DatasetError, ShardError
+from sleepfm.errors import EmptySplitError, ShardError
 from sleepfm.tasks import TASKS
 
 # Masking noise [B, ...] for items [B], the same for an item in every batch and process.
@@ -50,6 +50,7 @@ class Reading:
         slow_seconds: accesses to a shard that take longer are reported.
         read_ahead: read the shards of this and the next window into the page cache, or the cache of a URL's shards.
         workers: processes that read a training plan, see :mod:`sleepfm.data.worker_pool`; 0 for a thread.
+        max_open: files that are open at once; the reader's own number without.
     """
 
     seed: int = 0
@@ -60,21 +61,23 @@ class Reading:
     slow_seconds: float = SLOW_SECONDS
     read_ahead: bool = True
     workers: int = 0
+    max_open: int | None = None
 
 
 class Stream(ABC):
     """What both streams share: order, reading ahead, replacement of corrupt items. For one thread at a time; a pickled copy
     reads in another process.
 
-    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard. ``noise`` draws that
-    of the items, where it is given.
+    ``report`` counts what was read, skipped and slow since the stream was made, by name of the shard; streams of one mixture
+    share theirs. ``noise`` draws that of the items, where it is given.
     """
 
-    def __init__(self, dataset: Dataset, reading: Reading, noise: Noise | None) -> None:
+    def __init__(self, dataset: Dataset, reading: Reading, noise: Noise | None, report: ReadReport | None) -> None:
         self.dataset = dataset
-        self.report = ReadReport(reading.slow_seconds)
+        self.report = report or ReadReport(reading.slow_seconds)
         self.workers = reading.workers
-        self._reader = ShardReader(dataset, self.report)
+        limits = {} if reading.max_open is None else {"max_open": reading.max_open}
+        self._reader = ShardReader(dataset, self.report, **limits)
         self._reading = reading
         self._noise = noise
         self._tolerance = Tolerance(reading.max_corrupt)
@@ -85,7 +88,7 @@ class Stream(ABC):
     def _set_units(self, shard: Index, items: Index) -> None:
         """The units that items come from, sorted by shard: the shard and the item count of each, [U]."""
         if not items.sum():
-            raise DatasetError(f"{self.dataset.origin}: no item fits {self._describe()}; lower the requirements")
+            raise EmptySplitError(f"{self.dataset.origin}: no item fits {self._describe()}; lower the requirements")
         self._shards, start = np.unique(shard, return_index=True)
         self._unit_range = np.append(start, len(shard))
         self._unit_items = items
@@ -222,13 +225,14 @@ class EpochStream(Stream):
         reading: Reading = Reading(),
         require_good_quality: bool = True,
         noise: Noise | None = None,
+        report: ReadReport | None = None,
     ) -> None:
         """``require_good_quality`` leaves out epochs with a flag that the data set excludes.
 
         Raises:
             DatasetError: the split holds no such epoch.
         """
-        super().__init__(dataset, reading, noise)
+        super().__init__(dataset, reading, noise, report)
         self.split = split
         self.channels = tuple(channels)
         self._good = require_good_quality
@@ -319,6 +323,7 @@ class SequenceStream(Stream):
         target: str = "stage",
         labelled_only: bool = False,
         noise: Noise | None = None,
+        report: ReadReport | None = None,
     ) -> None:
         """``labels`` are those of every task by default, ``()`` none.
 
@@ -327,7 +332,7 @@ class SequenceStream(Stream):
             ShardError: with ``labelled_only``, labels cannot be read: which windows there are must not depend on
                 what this process can read now.
         """
-        super().__init__(dataset, reading, noise)
+        super().__init__(dataset, reading, noise, report)
         self.split = split
         self.channels = tuple(channels)
         self.length = length

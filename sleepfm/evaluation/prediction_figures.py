@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.mixture import Mixture
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.scored_events import scored_events
 from sleepfm.evaluation.events import EventAgreement, event_family, find_events, match_events, overlapping, timing_errors
@@ -56,7 +57,7 @@ def epoch_threshold(task: Task, predictions: Predictions) -> Threshold:
 
 
 def compare_events(
-    dataset: Dataset, kind: str, predictions: Predictions, threshold: float
+    dataset: Dataset | Mixture, kind: str, predictions: Predictions, threshold: float
 ) -> tuple[EventAgreement, NDArray[np.float64]]:
     """Detected against scored events of the same recordings, over those whose events were scored: counts of matches, and
     onset and duration of matched events less those scored [N, 2], in seconds. What lies outside of the epochs that both scored
@@ -76,7 +77,7 @@ def compare_events(
 
 
 def best_event_threshold(
-    dataset: Dataset, kind: str, predictions: Predictions, step: float = 0.02, goes_on: Callable[[], None] | None = None
+    dataset: Dataset | Mixture, kind: str, predictions: Predictions, step: float = 0.02, goes_on: Callable[[], None] | None = None
 ) -> float:
     """The probability of a second, in steps of ``step``, from which events of ``predictions`` agree best (F1) with the scored
     ones; 0.5 where none was scored. ``goes_on`` is called after each of them.
@@ -98,16 +99,17 @@ def timing_figures(errors: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _nights(
-    dataset: Dataset, kind: str, predictions: Predictions
+    dataset: Dataset | Mixture, kind: str, predictions: Predictions
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_], list[Event]]]:
     """Of every recording with scored events: probability (of seconds where there are, else of epochs), the epochs that both the
     scorer and the model scored, and the scored events.
     """
-    reader = ShardReader(dataset)
+    readers: dict[str, ShardReader] = {}
     for record in dict.fromkeys(predictions.record):
-        row = dataset.index_of(record)
-        if dataset.records[row].has_events:
-            events = [e for e in scored_events(dataset, reader, row) if event_family(e.type) == kind]
+        own_set, row = dataset.find(record)
+        if own_set.records[row].has_events:
+            reader = readers.setdefault(own_set.digest, ShardReader(own_set))
+            events = [e for e in scored_events(own_set, reader, row) if event_family(e.type) == kind]
             own = predictions.record == record
             seconds = predictions.seconds
             both_scored = (predictions.truth >= 0)[own] & predictions.scored[own]

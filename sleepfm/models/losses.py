@@ -24,10 +24,11 @@ def tile_size(device: torch.device) -> int:
 
 
 class LossOutput(NamedTuple):
-    """The scalar to minimise and detached scalars for the log."""
+    """The scalar to minimise, detached scalars for the log, and the detached loss ``[B]`` of each item."""
 
     loss: Tensor
     parts: dict[str, Tensor]
+    items: Tensor | None = None
 
 
 def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
@@ -62,21 +63,28 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
     fp32. Memory grows with ``N D``: where there are more than :func:`tile_size` similarities, so many anchors at a time are
     compared with everyone that these do not exceed it.
     """
+    return nt_xent_by_pair(a, b, temperature, valid, negatives)[0]
+
+
+def nt_xent_by_pair(
+    a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, negatives: Negatives = "global"
+) -> tuple[Tensor, Tensor]:
+    """:func:`nt_xent`, and of every pair ``[N]``, detached, the mean of its two cross entropies; 0 for one that is not valid."""
     kind = a.device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
     with torch.autocast(kind, enabled=False):
         keep = torch.ones(a.shape[0], dtype=torch.bool, device=a.device) if valid is None else valid
         anchors = F.normalize(torch.cat([a.float(), b.float()]), dim=1)
         ranks = compared(negatives)
-        total, rows = _CrossEntropies.apply(  # type: ignore[no-untyped-call]
+        total, rows, entropies = _CrossEntropies.apply(  # type: ignore[no-untyped-call]
             anchors, keep.repeat(2), temperature, half, ranks
         )
-        return total * ranks.size / rows.clamp(min=1)
+        return total * ranks.size / rows.clamp(min=1), entropies.unflatten(0, (2, -1)).mean(0)
 
 
 class _CrossEntropies(torch.autograd.Function):
-    """Sum of the cross entropies of this rank's ``anchors`` ``[A, D]`` against everyone, over the rows that are kept, and the
-    number of rows that everyone keeps.
+    """Sum of the cross entropies of this rank's ``anchors`` ``[A, D]`` against everyone, over the rows that are kept, the number
+    of rows that everyone keeps, and the cross entropies ``[A]`` themselves, 0 in other rows.
 
     The gradient is formed beside the value, in one buffer: similarities exist only there. (With ``torch.utils.checkpoint`` the
     buffers of many tiles would tear up the heap.) It is that of the sum over all ranks, and none is sent: a similarity belongs
@@ -87,7 +95,7 @@ class _CrossEntropies(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, anchors: Tensor, keep: Tensor, temperature: float, half: bool, ranks: Compared
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         count = anchors.shape[0]
         everyone, valid = _exchange(anchors, keep, half, ranks)
         offset = ranks.rank * count
@@ -108,17 +116,18 @@ class _CrossEntropies(torch.autograd.Function):
             tile.add_(shut).scatter_(1, positive[part], paired).scatter_(1, itself[part], float("-inf"))
             return tile, paired
 
-        sums, total = anchors.new_empty(count), anchors.new_zeros(())
+        sums, entropies, total = anchors.new_empty(count), anchors.new_empty(count), anchors.new_zeros(())
         for part in tiles:
             tile, paired = similarities(part)
             highest = tile.amax(1, keepdim=True)
             spread = torch.sub(tile, highest, out=odds[: len(tile)]).exp_().sum(1, keepdim=True)
             sums[part] = (spread.log() + highest)[:, 0]
-            total += ((sums[part] - paired[:, 0]) * keep[part]).sum()
+            entropies[part] = (sums[part] - paired[:, 0]) * keep[part]
+            total += entropies[part].sum()
         rows = valid.sum()
-        ctx.mark_non_differentiable(rows)
+        ctx.mark_non_differentiable(rows, entropies)
         if not ctx.needs_input_grad[0]:
-            return total, rows
+            return total, rows, entropies
         sums.masked_fill_(~keep, float("inf"))
         others = ranks.gather(sums)
         gradient = torch.empty_like(anchors)
@@ -131,11 +140,11 @@ class _CrossEntropies(torch.autograd.Function):
             tile.scatter_add_(1, positive[part], tile.new_full((1, 1), -2.0).expand(len(tile), 1))
             _product(tile, everyone, gradient[part])
         ctx.save_for_backward(gradient.mul_(keep[:, None] / temperature))
-        return total, rows
+        return total, rows, entropies
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad, None, None, None, None
 

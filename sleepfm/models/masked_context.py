@@ -129,7 +129,7 @@ class MaskedContext(nn.Module):
         if guards.wanted():
             rows, there = out.flatten(0, 1), valid.flatten()
             parts |= {"context_std": guards.embedding_std(rows, there), "context_rank": guards.effective_rank(rows, there)}
-        return LossOutput(error.mean(), parts)
+        return LossOutput(error.mean(), parts, error.detach())
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:
         """The encoder's embedding ``[B, D]`` of single epochs."""

@@ -19,7 +19,7 @@ from sleepfm.models import guards
 from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
 from sleepfm.models.frames import frame_count, frames, samples
 from sleepfm.models.inputs import check_signals, stack_channels
-from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent
+from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.negatives import Contrastive
 from sleepfm.models.normalisation import mlp, only
@@ -181,7 +181,7 @@ class NeuroNet(nn.Module):
         # Each view through the projector by itself: batch statistics are those of one view.
         views = latent[:, 0].unflatten(0, keep.shape[:2])
         first, second = self.projector(views[:, 0]), self.projector(views[:, 1])
-        contrast = nt_xent(first, second, config.temperature, negatives=config.negatives)
+        contrast, pairs = nt_xent_by_pair(first, second, config.temperature, negatives=config.negatives)
         loss = reconstruction + config.alpha * contrast
         parts = {"reconstruction": reconstruction.detach(), "contrastive": contrast.detach()}
         if guards.wanted():
@@ -192,7 +192,7 @@ class NeuroNet(nn.Module):
                 "embedding_std": guards.embedding_std(views[:, 0]),
                 "effective_rank": guards.effective_rank(views[:, 0]),
             }
-        return LossOutput(loss, parts)
+        return LossOutput(loss, parts, errors.sum(1).detach() + config.alpha * pairs)
 
     def decode(self, visible: Tensor, keep: Tensor) -> Tensor:
         """Features ``[N, F, feature]`` of all frames from the visible tokens ``[N, K, D]`` at ``keep`` ``[N,

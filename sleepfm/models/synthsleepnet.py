@@ -21,7 +21,7 @@ from sleepfm.errors import ModelError
 from sleepfm.models import guards
 from sleepfm.models.backbones import Backbones, Layout, LoRAConfig
 from sleepfm.models.inputs import check_signals, stack_channels
-from sleepfm.models.losses import LossOutput, any_rank, masked_reconstruction, nt_xent
+from sleepfm.models.losses import LossOutput, any_rank, masked_reconstruction, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.negatives import Contrastive
 from sleepfm.models.neuronet import NeuroNetConfig, NeuroNetEncoder, TransformerConfig
@@ -173,9 +173,9 @@ class SynthSleepNet(nn.Module):
         tokens = self.backbones(signals, present, range(len(self.channels)))
         keep = keep_indices(noise[..., : self.frames], kept_count(self.frames, self.config.mask_ratio))
         fused = self._fuse(tokens, present, keep, range(len(self.channels)))
-        reconstruction, guarded = self._reconstruction(fused, tokens, present, keep)
+        reconstruction, errors, guarded = self._reconstruction(fused, tokens, present, keep)
         mean = _mean_tokens(fused, present)
-        contrast, aligned = self._contrast(mean, tokens, present)
+        contrast, pairs, aligned = self._contrast(mean, tokens, present)
         parts = {"reconstruction": reconstruction.detach(), "contrastive": contrast.detach()} | guarded | aligned
         if guards.wanted():
             parts |= {
@@ -183,7 +183,8 @@ class SynthSleepNet(nn.Module):
                 "embedding_std": guards.embedding_std(mean),
                 "effective_rank": guards.effective_rank(mean),
             }
-        return LossOutput(reconstruction + self.config.alpha * contrast, parts)
+        items = errors + self.config.alpha * pairs
+        return LossOutput(reconstruction + self.config.alpha * contrast, parts, items)
 
     def _drop_modalities(self, present: Tensor, noise: Tensor) -> Tensor:
         """``present`` ``[B, C]`` less the modalities whose draw in ``noise`` ``[B, C]`` (that of their first
@@ -227,9 +228,9 @@ class SynthSleepNet(nn.Module):
 
     def _reconstruction(
         self, fused: Tensor, tokens: list[Tensor], present: Tensor, keep: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean over samples of the mean over present channels, and as a guard the same relative to predicting each channel's
-        mean token.
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Mean over samples of the mean over present channels; that of every sample, detached, ``[B]``; and as a guard the same
+        relative to predicting each channel's mean token.
         """
         masks = hidden(keep, self.frames)
         errors, relative = [], []
@@ -239,22 +240,25 @@ class SynthSleepNet(nn.Module):
             if guards.wanted():
                 relative.append(guards.relative_reconstruction(errors[-1], target, present[:, place]))
         per_sample = torch.stack(errors, dim=1).masked_fill(~present, 0).sum(1) / present.sum(1).clamp(min=1)
-        return per_sample.mean(), _mean_of("reconstruction_vs_mean", relative, present)
+        return per_sample.mean(), per_sample.detach(), _mean_of("reconstruction_vs_mean", relative, present)
 
-    def _contrast(self, mean: Tensor, tokens: list[Tensor], present: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Means over the channels present anywhere in the batch of NT-Xent between fused and unimodal embeddings, and
-        as a guard of their alignment.
+    def _contrast(self, mean: Tensor, tokens: list[Tensor], present: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Mean over the channels present anywhere in the batch of NT-Xent between fused and unimodal embeddings; of every sample
+        that over its own channels, ``[B]``; and as a guard the mean of their alignment.
         """
         fused = _by(self.fusion_projector, mean, present.any(1))
-        losses, alignments = [], []
+        losses, pairs, alignments = [], [], []
         for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True)):
             rows = present[:, place]
             unimodal = _by(self.projectors[name], part.mean(1), rows)
-            losses.append(nt_xent(fused, unimodal, self.config.temperature, rows, self.config.negatives))
+            loss, of_pairs = nt_xent_by_pair(fused, unimodal, self.config.temperature, rows, self.config.negatives)
+            losses.append(loss)
+            pairs.append(of_pairs)
             if guards.wanted():
                 alignments.append(guards.alignment(fused, unimodal, rows))
         loss = torch.stack(losses).sum() / any_rank(present.any(0)).sum().clamp(min=1)
-        return loss, _mean_of("alignment", alignments, present)
+        own = torch.stack(pairs, dim=1).sum(1) / present.sum(1).clamp(min=1)
+        return loss, own, _mean_of("alignment", alignments, present)
 
     def drop_pretraining(self) -> None:
         """Remove what only :meth:`forward` needs: decoders, projectors and the mask token. ``encode`` and ``embed`` stay."""

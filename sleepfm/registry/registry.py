@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm.data.identity import DataDigest
 from sleepfm.errors import RegistryError
 from sleepfm.files import sha256_file
 from sleepfm.registry.artifacts import beside, upload
@@ -318,7 +319,7 @@ def _unregistered(folder: str, mlflow_client: MlflowClient) -> dict[str, Any]:
         training = content.get("training") or {}
         tags["sha256"] = str(content["weights"]["sha256"])
         if training.get("dataset_digest"):
-            tags["dataset_digest"] = str(training["dataset_digest"])
+            tags |= {"dataset_digest": str(training["dataset_digest"])} | DataDigest.from_record(training).tags()
         parents = [str(label) for label in training.get("parents", [])]
     return {"name": folder, "version": "", "tags": tags, "parents": [_parent(label, mlflow_client) for label in parents]}
 

@@ -11,6 +11,8 @@ from typing import Any
 from sleepfm.tasks import TASKS
 
 BOX_WIDTH, LINE_HEIGHT, GAP_X, GAP_Y, MARGIN = 236, 15, 70, 18, 10
+# Tags that name the data sets of a mixture.
+_SOURCE = "source."
 FILL = {"data": "#eef5ec", "pretrained": "#eaf1f9", "downstream": "#f6eef8"}
 STROKE = {"data": "#6a9c5c", "pretrained": "#4c7fb0", "downstream": "#8e5ba6"}
 
@@ -56,7 +58,9 @@ def from_registry(models: Iterable[tuple[str, str]], store: str | None = None) -
         digest = tags.get("dataset_digest")
         # Where every parent was trained on the same data set, the edges from them say so.
         if digest and ({parent["tags"].get("dataset_digest") for parent in entry["parents"]} != {digest}):
-            nodes.setdefault(digest, Node(digest, "data", "shards", (f"digest {digest[:12]}",)))
+            sources = [f"{key.removeprefix(_SOURCE)} {tags[key][:12]}" for key in sorted(tags) if key.startswith(_SOURCE)]
+            told = tuple(sources) or (f"digest {digest[:12]}",)
+            nodes.setdefault(digest, Node(digest, "data", "mixture" if sources else "shards", told))
             parents.append(digest)
         title = f"{entry['name']} v{entry['version']}" if entry["version"] else Path(entry["name"]).name
         nodes.setdefault(key, Node(key, kind, title, lines))

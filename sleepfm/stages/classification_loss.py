@@ -32,6 +32,7 @@ def classification_loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Step
     flat, target = logits.float().flatten(0, -2), labels.flatten()
     scored = target >= 0
     each = F.cross_entropy(flat, target.clamp(min=0), reduction="none") * weights[target.clamp(min=0)]
-    loss = (each * scored).mean()
+    each = each * scored
+    loss = each.mean()
     correct = ((flat.argmax(dim=-1) == target) & scored).float().mean()
-    return StepLoss(loss, {"accuracy": correct})
+    return StepLoss(loss, {"accuracy": correct}, each.detach().unflatten(0, (len(labels), -1)).mean(1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from sleepfm.data.batch import Batch
-from sleepfm.data.dataset import Dataset
+from sleepfm.data.mixed_stream import MixedStream, streams_of
+from sleepfm.data.mixture import DataSource
 from sleepfm.data.order import permutation
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import Noise
@@ -60,14 +61,10 @@ class NightStream:
         """Sequences in one pass."""
         return len(self._items)
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation [D] of every embedding, gathered night by night in fp64."""
-        count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    def usable(self) -> Iterator[Tensor]:
+        """Of every night the embeddings [E, D] of the epochs with a channel."""
         for (_, night), usable in zip(self._nights, self._usable, strict=True):
-            rows = night[usable].double()
-            count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
-        mean = total / count
-        return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+            yield night[usable]
 
     def batch(self, start: int, count: int) -> Batch:
         """Items ``start`` to ``start + count`` of the infinite sequence; ``signals`` are embeddings [B, L, D]."""
@@ -92,6 +89,17 @@ class NightStream:
         )
 
 
+def statistics(streams: Iterable[NightStream]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [D] of every embedding in ``streams``, gathered night by night in fp64."""
+    count, total, squares = 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for stream in streams:
+        for night in stream.usable():
+            rows = night.double()
+            count, total, squares = count + len(rows), total + rows.sum(0), squares + rows.square().sum(0)
+    mean = total / count
+    return mean.float(), (squares / count - mean.square()).clamp(min=0).sqrt().float()
+
+
 class ContextStage:
     """The training job of a masked context on the embeddings of a registered encoder.
 
@@ -113,16 +121,25 @@ class ContextStage:
         self.config = config
         self.parents = [package.source.label]
         self.epochs_per_item = config.model.length
-        self.dataset = Dataset.open(config.data.path)
-        self.dataset_digest = self.dataset.digest
+        self.mixture = config.data.open()
+        self.dataset_digest = self.mixture.digest
         sha256 = package.config["weights"]["sha256"]
-        cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256, work=work, on_paper=on_paper)
+        self._caches = {
+            source.name: EmbeddingCache(Path(config.cache), source.dataset, encoder, sha256, work=work, on_paper=on_paper)
+            for source in self.mixture.sources
+        }
         torch.manual_seed(config.train.seed)
         self.module = MaskedContext(config.model, encoder)
         noise = partial(noise_for, shape=self.module.noise_shape, seed=config.train.seed)
-        self.stream = NightStream(cache.split(config.data.split), config.model.length, config.train.seed, noise)
-        self.validation = NightStream(cache.split("val"), config.model.length, config.train.seed, noise)
-        self.module.standardise(*self.stream.statistics())
+        self.stream = self._stream(config.data.split, noise)
+        self.validation = self._stream("val", noise, natural=True)
+        self.module.standardise(*statistics(streams_of(self.stream)))
+
+    def _stream(self, split: str, noise: Noise, natural: bool = False) -> NightStream | MixedStream:
+        def make(source: DataSource, seed: int, noise: Noise | None) -> NightStream:
+            return NightStream(self._caches[source.name].split(split), self.config.model.length, seed, noise)
+
+        return self.mixture.in_memory(make, self.config.train.seed, noise, natural)
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> LossOutput:
         """The error of masked epochs; masks belong to the items, and come with them."""
@@ -158,7 +175,7 @@ class ContextStage:
                 f"{'both ways' if model.context.bidirectional else 'causal'}) trained without labels to predict masked epochs, "
                 f"{model.span} at a time and {model.mask_ratio:.0%} in all, of sequences of {model.length} epochs of a night.",
                 "",
-                f"* data set digest `{self.dataset_digest}`, split `{config.data.split}`",
+                f"* data set digest {self.dataset_digest.describe()}, split `{config.data.split}`",
                 f"* on the frozen embeddings of {', '.join(self.parents)}, which is inside",
                 f"* selected by `{config.registry.metric}` ({config.registry.mode}) on subjects of `val`; no label was read",
                 "",

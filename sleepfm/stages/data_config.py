@@ -1,14 +1,15 @@
-"""The data set of a job, and how it is read."""
+"""The data of a job, one data set or several, and how it is read."""
 
 from __future__ import annotations
 
 import os
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator, model_validator
 
 from sleepfm.config import Config
-from sleepfm.data.dataset import read_description
+from sleepfm.data.identity import DataDigest, is_name
+from sleepfm.data.mixture import Mixture, SourcePlan, read_digest
 from sleepfm.data.report import SLOW_SECONDS
 from sleepfm.data.stream import Reading
 from sleepfm.data.tolerance import MAX_CORRUPT
@@ -19,10 +20,35 @@ from sleepfm.training.ranks.distributed import World
 _WORKERS_A_GPU = 4
 
 
-class SourceConfig(Config):
-    """Where the shards are (a folder or an fsspec URL), in which order they are read, and which faults are tolerated."""
+class MixtureSource(Config):
+    """One data set of several, and its share of the items that are learnt from."""
 
-    path: str
+    path: str = Field(min_length=1)
+    """Folder or fsspec URL."""
+    name: str = ""
+    """What its figures are called by; the end of ``path`` unless stated."""
+    weight: float | None = Field(default=None, gt=0)
+    """Share of the items, relative to the other sources'."""
+    epochs: float | None = Field(default=None, gt=0)
+    """How often the source is passed over in one pass of the mixture."""
+
+    @field_validator("name")
+    @classmethod
+    def _fits_figures(cls, name: str) -> str:
+        if name and not is_name(name):
+            raise ValueError("letters, digits, `_`, `-` and `.` alone: the name stands in names of figures")
+        return name
+
+
+class SourceConfig(Config):
+    """Where the shards are (folders or fsspec URLs), in which order they are read, and which faults are tolerated."""
+
+    path: str = ""
+    """The one data set; the short form of ``sources`` with one entry."""
+    sources: tuple[MixtureSource, ...] = ()
+    """The data sets of a mixture, instead of ``path``."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of a mixture without ``weight`` and ``epochs``: shares are those of ``size ** (1 / temperature)``."""
     shuffle_shards: int = Field(default=8, ge=1)
     """Shards whose items are shuffled together."""
     max_corrupt: float = Field(default=MAX_CORRUPT, ge=0, le=1)
@@ -32,6 +58,39 @@ class SourceConfig(Config):
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes of each rank that read the training data; 0 for a thread. ``auto``: none on CPUs, and for a GPU half of the cores
     that the ranks of a host leave one another, from 1 to 4."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _taken_away(cls, path: Any) -> Any:
+        # `data.path=null` on the command line, where the file states one.
+        return "" if path is None else path
+
+    @model_validator(mode="after")
+    def _one_form(self) -> SourceConfig:
+        if self.path and self.sources:
+            raise ValueError("data.path and data.sources: state one of them; data.path=null takes away what a file states")
+        if not self.path and not self.sources:
+            raise ValueError("data.path: missing; name a data set, or several in data.sources")
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_share(self) -> SourceConfig:
+        stated = [(source.weight is not None, source.epochs is not None) for source in self.sources]
+        if any(both == (True, True) for both in stated) or len(set(stated)) > 1:
+            raise ValueError("data.sources: state weight for every source, or epochs for every source, or neither for any")
+        if self.temperature != 1 and stated and any(stated[0]):
+            raise ValueError("data.temperature: shares are stated by weight or epochs; leave one of them out")
+        return self
+
+    def plans(self) -> list[SourcePlan]:
+        """The data sets that are asked for."""
+        if self.path:
+            return [SourcePlan(self.path)]
+        return [SourcePlan(source.path, source.name, source.weight, source.epochs) for source in self.sources]
+
+    def open(self) -> Mixture:
+        """The data sets, opened. Raises :class:`DatasetError`, see :meth:`Mixture.open`."""
+        return Mixture.open(self.plans(), self.temperature)
 
     def reading(self, seed: int, partitions: int = 1, block: int = 1) -> Reading:
         """For the streams of a job."""
@@ -47,6 +106,6 @@ class SourceConfig(Config):
         return min(max(1, cores // 2), _WORKERS_A_GPU)
 
 
-def dataset_digest(config: Any) -> str:
-    """Digest of the data set at ``config.data.path``, without opening it. Raises :class:`DatasetError`."""
-    return str(read_description(config.data.path)["digest"])
+def dataset_digest(config: Any) -> DataDigest:
+    """Digest of the data sets that ``config.data`` names, without opening them. Raises :class:`DatasetError`."""
+    return read_digest(config.data.plans(), config.data.temperature)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm.data.dataset import Dataset
-from sleepfm.errors import TrainingError
+from sleepfm.data.mixture import Mixture
+from sleepfm.errors import DatasetError, TrainingError
 from sleepfm.evaluation import groups
 from sleepfm.evaluation.events import EventAgreement
 from sleepfm.evaluation.metrics import Evaluation
@@ -37,7 +38,7 @@ from sleepfm.training.stage import Export
 def package_contents(
     job: DownstreamJob,
     module: Downstream,
-    dataset: Dataset,
+    dataset: Dataset | Mixture,
     folder: Path,
     validation: Predictions,
     test: Predictions | None,
@@ -106,9 +107,21 @@ def package_contents(
     return Export(config, downstream_card(title, shown, on_val, on_test, by_group), metrics)
 
 
-def label_rule(dataset: Dataset) -> LabelRule:
-    """What labelled the epochs of ``dataset``; one that names no version has the first of its rule."""
-    return LabelRule(name=dataset.config["event_rule"], version=dataset.config.get("event_rule_version", 1))
+def label_rule(data: Dataset | Mixture) -> LabelRule:
+    """What labelled the epochs of ``data``; a data set that names no version has the first of its rule.
+
+    Raises:
+        DatasetError: data sets of a mixture that are labelled by different rules.
+    """
+    rules = {
+        source.name: (source.dataset.config["event_rule"], source.dataset.config.get("event_rule_version", 1))
+        for source in Mixture.of(data).sources
+    }
+    if len(set(rules.values())) > 1:
+        told = ", ".join(f"{source}: {name} {version}" for source, (name, version) in rules.items())
+        raise DatasetError(f"data.sources: events label epochs by different rules ({told}); build them with the same event_rule")
+    name, version = next(iter(rules.values()))
+    return LabelRule(name=name, version=version)
 
 
 def read_events(folder: Path) -> dict[str, EventAgreement]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sleepfm.config import to_dict
 from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.data.batch import Batch
-from sleepfm.data.dataset import Dataset
+from sleepfm.data.mixed_shards import MixedShardStream
 from sleepfm.data.stream import EpochStream, Noise, SequenceStream
 from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
@@ -45,11 +45,11 @@ class PretrainStage:
         self.config = config
         self.module = module
         self.parents = parents
-        self.dataset = Dataset.open(config.data.path)
-        self.dataset_digest = self.dataset.digest
+        self.mixture = config.data.open()
+        self.dataset_digest = self.mixture.digest
         self.validation_items = config.data.validation_items
         self._monitor = (
-            None if config.monitor == "none" else Monitor(self.dataset, tuple(module.channels), config.monitor, config.train.seed)
+            None if config.monitor == "none" else Monitor(self.mixture, tuple(module.channels), config.monitor, config.train.seed)
         )
 
     @property
@@ -83,7 +83,7 @@ class PretrainStage:
                 f"Pretrained without labels on the channels {', '.join(self.module.channels)}: 30-s epochs at "
                 f"100 Hz, filtered and robust-scaled per recording. {size:,} parameters.",
                 "",
-                f"* data set digest `{self.dataset_digest}`, split `{config.data.split}`",
+                f"* data set digest {self.dataset_digest.describe()}, split `{config.data.split}`",
                 f"* started from {', '.join(self.parents) or 'random weights'}",
                 f"* selected by `{config.registry.metric}` ({config.registry.mode}) on subjects of `val`, with "
                 f"labels of `label`; `test` was not read",
@@ -105,7 +105,7 @@ class UnimodalStage(PretrainStage):
         assert isinstance(module, NeuroNet)
         super().__init__(config, module, [])
         self.stream: Stream = self._stream(config.data.split)
-        self.validation: Stream = self._stream("val")
+        self.validation: Stream = self._stream("val", natural=True)
 
     @property
     def name(self) -> str:
@@ -117,8 +117,9 @@ class UnimodalStage(PretrainStage):
         """NeuroNet's loss; masks belong to the items, and come with them."""
         return model(batch.signals, batch.noise)
 
-    def _stream(self, split: str) -> EpochStream:
-        return EpochStream(self.dataset, split, self.module.channels, self.config.reading(), noise=self._noise())
+    def _stream(self, split: str, natural: bool = False) -> EpochStream | MixedShardStream:
+        make = partial(EpochStream, split=split, channels=self.module.channels)
+        return self.mixture.stream(make, self.config.reading(), self._noise(), natural)
 
 
 class MultimodalStage(PretrainStage):
@@ -144,7 +145,7 @@ class MultimodalStage(PretrainStage):
         assert_unchanged(module, before, {name: source.uri for name, source in sources.items()})
         super().__init__(config, module, [source.label for source in sources.values()])
         self.stream: Stream = self._stream(config.data.split)
-        self.validation: Stream = self._stream("val")
+        self.validation: Stream = self._stream("val", natural=True)
 
     @property
     def name(self) -> str:
@@ -155,9 +156,9 @@ class MultimodalStage(PretrainStage):
         """SynthSleepNet's loss on sequences of one epoch."""
         return model(batch.signals[:, 0], batch.present[:, 0], batch.noise)
 
-    def _stream(self, split: str) -> SequenceStream:
-        reading = self.config.reading()
-        return SequenceStream(self.dataset, split, self.module.channels, reading=reading, labels=(), noise=self._noise())
+    def _stream(self, split: str, natural: bool = False) -> SequenceStream | MixedShardStream:
+        make = partial(SequenceStream, split=split, channels=self.module.channels, labels=())
+        return self.mixture.stream(make, self.config.reading(), self._noise(), natural)
 
 
 def check_encoder(modality: str, asked: NeuroNetConfig, held: NeuroNetConfig, address: str) -> None:

@@ -5,7 +5,6 @@ head.
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,18 @@ from torch import nn
 
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.mixture import DataSource
 from sleepfm.data.stream import SequenceStream
-from sleepfm.evaluation.prediction_figures import validation_figures
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.inference.predict import predict_nights
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig
-from sleepfm.stages.downstream_package import package_contents
+from sleepfm.stages.downstream_package import label_rule, package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point, training_labels
 from sleepfm.stages.second_labels import SECONDS, SecondLabels, SecondsStream
-from sleepfm.stages.shared_predictions import shared_predictions
+from sleepfm.stages.shared_predictions import figures_by_source, joined_predictions, shared_predictions
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export, StepLoss
@@ -47,8 +46,8 @@ class FinetuneStage:
         self.config, self.task = config, TASKS[config.task]
         self.name = f"finetune-{config.task}"
         self.epochs_per_item = config.sequence.length
-        self.dataset = Dataset.open(config.data.path)
-        self.dataset_digest = self.dataset.digest
+        self.mixture = config.data.open()
+        self.dataset_digest = self.mixture.digest
         self.parents = [source.label]
         encoder, context = starting_point(config, load_package(source).module, source)
         plan = downstream_plan(config, encoder, source)
@@ -56,31 +55,48 @@ class FinetuneStage:
         self.module = Downstream(plan, encoder)
         if context is not None:
             self.module.context.load_state_dict(context)
-        self.seconds = SecondLabels(self.dataset, config.task)
-        stream = SequenceStream if config.events is None else partial(SecondsStream, seconds=self.seconds)
-        self.stream = stream(
-            self.dataset,
+        if self.task.kind == "binary":
+            label_rule(self.mixture)
+        self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed))
+        for split in ("val", "test"):
+            self.mixture.select(split, self.module.channels)
+        self._weigh(work)
+        self._validated: tuple[str, Predictions] | None = None
+
+    def _of_data_set(self, dataset: Dataset, **shared: Any) -> SequenceStream:
+        config = self.config
+        seconds = {} if config.events is None else {"seconds": SecondLabels(dataset, config.task)}
+        stream: Callable[..., SequenceStream] = SequenceStream if config.events is None else SecondsStream
+        return stream(
+            dataset,
             "label",
             self.module.channels,
             length=config.sequence.length,
             stride=config.sequence.stride,
-            reading=config.data.reading(config.train.seed),
             label_fraction=config.data.label_fraction,
             label_seed=config.data.label_seed,
             labels=(config.task,),
             target=config.task,
             labelled_only=True,
+            **seconds,
+            **shared,
         )
-        for split in ("val", "test"):
-            self.dataset.select(split, self.module.channels)
-        kept = training_labels(self.dataset, config.task, config.data)
-        labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task, work.goes_on))
-        self.n_labelled = int((labels >= 0).sum())
-        self.weights = class_weights(labels, len(self.task.classes), config.weighting)
-        self._validated: tuple[str, Predictions] | None = None
+
+    def _weigh(self, work: SharedWork) -> None:
+        """Weights of classes by the labels of all sources, and of seconds by theirs."""
+        config = self.config
+        labels, every = [], []
+        for source, rows in self.mixture.select("label"):
+            kept = training_labels(source.dataset, config.task, config.data)
+            labels.append(torch.from_numpy(labels_of_split(source.dataset, kept, "label", config.task, work.goes_on)))
+            if config.events is not None:
+                seconds = SecondLabels(source.dataset, config.task)
+                every += [seconds.of(row, kept.of(row)) for row in rows.tolist()]
+        scored = torch.cat(labels)
+        self.n_labelled = int((scored >= 0).sum())
+        self.weights = class_weights(scored, len(self.task.classes), config.weighting)
         if config.events is not None:
-            every = torch.cat([self.seconds.of(row, kept.of(row)) for row in self.dataset.select("label").tolist()])
-            self.second_weights = class_weights(every, 2, config.weighting)
+            self.second_weights = class_weights(torch.cat(every), 2, config.weighting)
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         """Cross-entropy of every scored epoch of the sequences, and of every scored second where there is an event head;
@@ -94,7 +110,8 @@ class FinetuneStage:
         whole = classification_loss(logits, epochs, self.weights)
         located = classification_loss(seconds.flatten(1, 2), batch.labels[SECONDS], self.second_weights)
         parts = whole.parts | {"seconds": located.loss.detach(), "seconds_accuracy": located.parts["accuracy"]}
-        return StepLoss(whole.loss + events.weight * located.loss, parts)
+        assert whole.items is not None and located.items is not None
+        return StepLoss(whole.loss + events.weight * located.loss, parts, whole.items + events.weight * located.items)
 
     def _move_weights(self, device: torch.device) -> None:
         """Weights of classes, once, to where the loss is computed."""
@@ -105,7 +122,7 @@ class FinetuneStage:
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Headline figures on ``val``, every epoch once."""
         found = self._validation(module, work)
-        return work.on_main(lambda: validation_figures(self.task, found))
+        return work.on_main(lambda: figures_by_source(self.mixture, self.task, found))
 
     def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export | None:
         """The package of encoder, context and head; reads ``test``, for the first and only time, if ``final``."""
@@ -113,7 +130,8 @@ class FinetuneStage:
         tune, context = self.config.tune, self.config.context
         facts = {
             "encoder": self.parents[0],
-            "dataset": self.dataset.digest,
+            "dataset": str(self.dataset_digest),
+            **self.dataset_digest.tags(),
             "training": f"fine-tune (encoder {tune.mode}, context {context.kind})",
             "labelled epochs": self.n_labelled,
             "label fraction": self.config.data.label_fraction,
@@ -123,7 +141,7 @@ class FinetuneStage:
         test = self._predict(module, "test", work) if final else None
         window = self.config.sequence.length
         return work.only_on_main(
-            lambda: package_contents(self.config, module, self.dataset, folder, validation, test, facts, window, work.goes_on)
+            lambda: package_contents(self.config, module, self.mixture, folder, validation, test, facts, window, work.goes_on)
         )
 
     def _validation(self, module: nn.Module, work: SharedWork) -> Predictions:
@@ -138,11 +156,15 @@ class FinetuneStage:
         """Predictions on ``split``; on rank 0."""
         assert isinstance(module, Downstream)
         model, window, chunk = module, self.config.sequence.length, self.config.evaluate.chunk
-        rows = self.dataset.select(split, model.channels).tolist()
-        return shared_predictions(
-            work,
-            f"recordings of {split}",
-            self.dataset,
-            rows,
-            lambda own: predict_nights(model, self.dataset, own, window, chunk, at_chunk=work.goes_on),
-        )
+
+        def of_source(source: DataSource, rows: list[int]) -> Predictions:
+            return shared_predictions(
+                work,
+                f"recordings of {split}",
+                source.dataset,
+                rows,
+                lambda own: predict_nights(model, source.dataset, own, window, chunk, at_chunk=work.goes_on),
+            )
+
+        found = [(source, of_source(source, rows.tolist())) for source, rows in self.mixture.select(split, model.channels)]
+        return joined_predictions(self.mixture, found)

@@ -6,7 +6,7 @@ head together, so that it scores a night by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,28 @@ from torch import Tensor, nn
 
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.mixed_stream import MixedStream, streams_of
+from sleepfm.data.mixture import DataSource
 from sleepfm.data.order import permutation
 from sleepfm.data.record_labels import RecordLabels
-from sleepfm.errors import DatasetError
-from sleepfm.evaluation.prediction_figures import validation_figures
+from sleepfm.data.stream import Noise
+from sleepfm.errors import EmptySplitError
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.inference.predict import predict_embedded_nights
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import ProbeConfig
-from sleepfm.stages.downstream_package import package_contents
+from sleepfm.stages.downstream_package import label_rule, package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, starting_point, training_labels
 from sleepfm.stages.embedding_cache import EmbeddingCache
-from sleepfm.stages.shared_predictions import shared_predictions
+from sleepfm.stages.shared_predictions import figures_by_source, joined_predictions, shared_predictions
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export, StepLoss
+
+# Embeddings [E, D] by recording, of every source that has any.
+Nights = Sequence[tuple[DataSource, Mapping[str, Tensor]]]
 
 
 class Probe(Downstream):
@@ -74,7 +79,7 @@ class EmbeddingStream:
         self._embedding, self.labels = torch.cat(embeddings), torch.cat(targets)
         self._epoch, self._night = torch.cat(epochs), torch.cat(night)
         if not len(self):
-            raise DatasetError(f"{dataset.path}: no epoch of split 'label' has a label for task {task!r}")
+            raise EmptySplitError(f"{dataset.path}: no epoch of split 'label' has a label for task {task!r}")
         self._order = lru_cache(2)(lambda number: permutation(len(self), seed, number))
 
     def __len__(self) -> int:
@@ -116,27 +121,44 @@ class ProbeStage:
     def __init__(self, config: ProbeConfig, source: Resolved, work: SharedWork, on_paper: bool = False) -> None:
         self.config, self.task = config, TASKS[config.task]
         self.name = f"probe-{config.task}"
-        self.dataset = Dataset.open(config.data.path)
-        self.dataset_digest = self.dataset.digest
+        self.mixture = config.data.open()
+        self.dataset_digest = self.mixture.digest
         self.parents = [source.label]
         package = load_package(source)
         self.module = _build(config, package.module, source)
-        self.cache = EmbeddingCache(
-            Path(config.cache),
-            self.dataset,
-            self.module.encoder,
-            package.config["weights"]["sha256"],
-            config.evaluate.chunk,
-            work,
-            on_paper,
-        )
-        nights = self.cache.split("label")
-        self.validation = self.cache.split("val")
-        self.dataset.select("test", self.module.channels)
-        labels = training_labels(self.dataset, config.task, config.data)
-        self.stream = EmbeddingStream(self.dataset, nights, labels, config.task, config.train.seed, work.goes_on)
+        if self.task.kind == "binary":
+            label_rule(self.mixture)
+        self._caches = {
+            source.name: EmbeddingCache(
+                Path(config.cache),
+                source.dataset,
+                self.module.encoder,
+                package.config["weights"]["sha256"],
+                config.evaluate.chunk,
+                work,
+                on_paper,
+            )
+            for source in self.mixture.sources
+        }
+        self.stream = self._stream(work)
+        self.validation = self._nights("val")
+        self.mixture.select("test", self.module.channels)
         self._validated: Predictions | None = None
-        self.weights = class_weights(self.stream.labels, len(self.task.classes), config.weighting)
+        labels = torch.cat([part.labels for part in streams_of(self.stream)])
+        self.n_labelled = len(labels)
+        self.weights = class_weights(labels, len(self.task.classes), config.weighting)
+
+    def _stream(self, work: SharedWork) -> EmbeddingStream | MixedStream:
+        config = self.config
+
+        def make(source: DataSource, seed: int, noise: Noise | None) -> EmbeddingStream:
+            nights, labels = self._caches[source.name].split("label"), training_labels(source.dataset, config.task, config.data)
+            return EmbeddingStream(source.dataset, nights, labels, config.task, seed, work.goes_on)
+
+        return self.mixture.in_memory(make, config.train.seed)
+
+    def _nights(self, split: str) -> Nights:
+        return self.mixture.where_not_empty(lambda source: self._caches[source.name].split(split))
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         """Cross-entropy of the batch's embeddings; ``seed`` is not used, dropout has its own."""
@@ -146,32 +168,39 @@ class ProbeStage:
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Headline figures on ``val``."""
         self._validated = found = self._predict(module, "val", self.validation, work)
-        return work.on_main(lambda: validation_figures(self.task, found))
+        return work.on_main(lambda: figures_by_source(self.mixture, self.task, found))
 
     def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export | None:
         """The package of encoder and head; reads ``test``, for the first and only time, if ``final``."""
         assert isinstance(module, Downstream)
         facts = {
             "encoder": self.parents[0],
-            "dataset": self.dataset.digest,
+            "dataset": str(self.dataset_digest),
+            **self.dataset_digest.tags(),
             "training": f"probe ({self.config.head.kind} head on the frozen encoder)",
-            "labelled epochs": len(self.stream),
+            "labelled epochs": self.n_labelled,
             "label fraction": self.config.data.label_fraction,
             "class weighting": self.config.weighting,
         }
         validation = self._predict(module, "val", self.validation, work) if final or not self._validated else self._validated
-        test = self._predict(module, "test", self.cache.split("test"), work) if final else None
+        test = self._predict(module, "test", self._nights("test"), work) if final else None
         return work.only_on_main(
-            lambda: package_contents(self.config, module, self.dataset, folder, validation, test, facts, 1, work.goes_on)
+            lambda: package_contents(self.config, module, self.mixture, folder, validation, test, facts, 1, work.goes_on)
         )
 
-    def _predict(self, module: nn.Module, split: str, nights: Mapping[str, Tensor], work: SharedWork) -> Predictions:
+    def _predict(self, module: nn.Module, split: str, nights: Nights, work: SharedWork) -> Predictions:
         """Predictions on ``split``, whose embeddings are ``nights``; on rank 0."""
-        rows, model = [self.dataset.index_of(name) for name in nights], module
+        model = module
         assert isinstance(model, Downstream)
-        return shared_predictions(
-            work, split, self.dataset, rows, lambda own: predict_embedded_nights(model, self.dataset, own, nights, window=1)
-        )
+
+        def of_source(source: DataSource, found: Mapping[str, Tensor]) -> Predictions:
+            dataset = source.dataset
+            rows = [dataset.index_of(name) for name in found]
+            return shared_predictions(
+                work, split, dataset, rows, lambda own: predict_embedded_nights(model, dataset, own, found, window=1)
+            )
+
+        return joined_predictions(self.mixture, [(source, of_source(source, found)) for source, found in nights])
 
 
 def _build(config: ProbeConfig, encoder: nn.Module, source: Resolved) -> Probe:

@@ -1,15 +1,20 @@
-"""Predictions on a split by all ranks of a job, each on its share of the recordings."""
+"""Predictions on a split by all ranks of a job, each on its share of the recordings, and over the sources of a mixture."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.mixture import DataSource, Mixture
+from sleepfm.evaluation.prediction_figures import validation_figures
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.inference.predict import NightPrediction, join_nights
+from sleepfm.tasks import Task
 from sleepfm.training.ranks.shared_work import SharedWork
 
 
@@ -38,3 +43,47 @@ def shared_predictions(
     if not work.world.is_main:
         return Predictions.none()
     return join_nights(dataset, rows, [NightPrediction(*(column.numpy() for column in columns)) for columns in found])
+
+
+def joined_predictions(mixture: Mixture, found: Sequence[tuple[DataSource, Predictions]]) -> Predictions:
+    """Those on each source as one: recordings as :meth:`Mixture.label` names them, people by cohort, so that somebody in two
+    data sets of one cohort is one person. Of a single data set they stay as they are.
+    """
+    if len(mixture.sources) == 1:
+        return found[0][1]
+    parts = [_labelled(mixture, source, predictions) for source, predictions in found if len(predictions.record)]
+    if not parts:
+        return Predictions.none()
+    seconds = [part.seconds for part in parts if part.seconds is not None]
+    return Predictions(
+        np.concatenate([part.record for part in parts]),
+        np.concatenate([part.subject for part in parts]),
+        np.concatenate([part.epoch for part in parts]),
+        np.concatenate([part.truth for part in parts]),
+        np.concatenate([part.probability for part in parts]),
+        np.concatenate(seconds) if seconds else None,
+    )
+
+
+def _labelled(mixture: Mixture, source: DataSource, predictions: Predictions) -> Predictions:
+    dataset = source.dataset
+    cohort = {name: dataset.cohorts[dataset.index_of(name)] for name in dict.fromkeys(predictions.record)}
+    record = np.array([mixture.label(source, name) for name in predictions.record], dtype=object)
+    subject = np.array(
+        [f"{cohort[name]}/{person}" for name, person in zip(predictions.record, predictions.subject, strict=True)], dtype=object
+    )
+    return replace(predictions, record=record, subject=subject)
+
+
+def figures_by_source(mixture: Mixture, task: Task, predictions: Predictions) -> dict[str, float]:
+    """The headline figures of ``predictions`` on ``val``, and those of each source of a mixture as ``val/<figure>/<source>``."""
+    figures = validation_figures(task, predictions)
+    if len(mixture.sources) == 1:
+        return figures
+    for source in mixture.sources:
+        own = np.array([record.startswith(mixture.label(source, "")) for record in predictions.record])
+        if own.any():
+            columns = {name: getattr(predictions, name)[own] for name in ("record", "subject", "epoch", "truth", "probability")}
+            part = replace(predictions, **columns, seconds=None)
+            figures |= {f"{name}/{source.name}": value for name, value in validation_figures(task, part).items()}
+    return figures

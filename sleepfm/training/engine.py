@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from sleepfm.data.identity import as_digest
+from sleepfm.data.mixed_stream import sources_of
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.errors import CheckpointError, TrainingError
 from sleepfm.models import guards
@@ -93,7 +95,8 @@ class _Run:
             world,
             {
                 "configuration": config_digest(config),
-                "data set": stage.dataset_digest,
+                # Shares of a mixture are no part of the configuration's digest.
+                "data set": as_digest(stage.dataset_digest).mixture,
                 "initial weights": state_digest(module),
             },
         )
@@ -195,7 +198,7 @@ class _Run:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = rate
         self.guard.keep()
-        sums = Sums()
+        sums = Sums(sources_of(self.stage.stream))
         records: list[list[str]] = []
         finite: list[torch.Tensor] = []
         for part in range(self.shares.accumulation):
@@ -205,7 +208,7 @@ class _Run:
             torch.manual_seed(_seed(train.seed, self.step, part, world.rank))
             with self._precision(), guards.only_if(is_logged(self.config, self.step + 1, self.steps)):
                 loss = self.stage.loss(self.engine, batch, train.seed)
-                sums.add(loss, 1 / self.shares.accumulation)
+                sums.add(loss, 1 / self.shares.accumulation, batch.source)
                 finite.append(loss.loss.detach().isfinite())
                 records.append([*batch.record])
                 self.observer.at(f"in the backward pass of step {self.step + 1}")
@@ -329,7 +332,7 @@ class _Run:
         if not isinstance(stage, ValidatesLoss):
             return {}
         steps = min(stage.validation_items, len(stage.validation)) // shares.global_batch
-        sums = Sums()
+        sums = Sums(sources_of(stage.validation))
         count = steps * shares.accumulation
         places = (divmod(number, shares.accumulation) for number in range(count))
         plan = ((shares.start(step, part, self.world.rank), shares.micro_batch) for step, part in places)
@@ -338,7 +341,7 @@ class _Run:
             for number, batch in enumerate(batches, 1):
                 with self._precision():
                     loss = stage.loss(self.engine, batch, self.config.train.seed)
-                sums.add(loss, 1 / count)
+                sums.add(loss, 1 / count, batch.source)
                 self.observer.goes_on(f"its loss, {number} of {count} parts")
         self.engine.train()
         return {f"val/{name}": value for name, value in sums.means(self.world).items()}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import to_dict
 from sleepfm.console import warn
+from sleepfm.data.identity import as_digest
 from sleepfm.errors import CheckpointError, RegistryError, SleepFMError
 from sleepfm.files import read_json, write_json
 from sleepfm.output import MARKER, Origin, whole_folder
@@ -264,7 +265,8 @@ class Exporter(Observer):
             "step": weights.step,
             "selected_by": {"metric": self._config.registry.metric, "mode": self._config.registry.mode},
             "metrics": weights.figures | weights.export.metrics,
-            "dataset_digest": self._stage.dataset_digest,
+            "dataset_digest": str(self._stage.dataset_digest),
+            **as_digest(self._stage.dataset_digest).to_record(),
             "parents": [*self._stage.parents, *self._folder.initial_versions(self._config)],
             "config": to_dict(self._config),
         }

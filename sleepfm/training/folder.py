@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sleepfm.config import to_yaml
+from sleepfm.data.identity import DataDigest, as_digest
 from sleepfm.errors import CheckpointError, ConfigError, StorageError
 from sleepfm.files import DAMAGED_PREFIX, make_folder, read_json, remove_temporaries, temporaries, write_atomic, write_json
 from sleepfm.output import (
@@ -27,7 +28,7 @@ from sleepfm.output import (
 from sleepfm.registry.package import WEIGHTS
 from sleepfm.training import run_record
 from sleepfm.training.run_config import RunConfig, decisive_settings, settings_digest
-from sleepfm.training.segments import Segment, split
+from sleepfm.training.segments import Segment, split, split_data
 from sleepfm.training.state import checkpoint
 
 Resume = Literal["auto", "never", "must"]
@@ -153,8 +154,8 @@ class RunFolder:
             return None
         steered, others = split(run_record.present(known), decisive_settings(config))
         refused = [f"{key} ({old!r} -> {new!r})" for key, (old, new) in others.items()]
-        if known["dataset_digest"] != dataset_digest:
-            refused.append(f"data set digest ({known['dataset_digest'][:12]} -> {dataset_digest[:12]})")
+        mixed, other_data = split_data(run_record.data_history(known)[-1][1], as_digest(dataset_digest))
+        steered, refused = steered | mixed, refused + other_data
         if refused:
             raise ConfigError(
                 f"{self.root}: holds a run of another configuration: {', '.join(refused)}, which cannot change within a run; "
@@ -307,14 +308,22 @@ class RunFolder:
             self._remove_debris()
         else:
             # First: from here on the folder is a run's.
-            record = {"settings": decisive_settings(config), "dataset_digest": dataset_digest, "sources": started_from}
+            record = {"settings": decisive_settings(config), "dataset_digest": str(dataset_digest), "sources": started_from}
+            record |= as_digest(dataset_digest).to_record()
             write_json(self.record, record | ({"branched_from": branched_from} if branched_from else {}))
         write_atomic(self.config, to_yaml(config))
 
-    def steer(self, config: RunConfig, step: int, steps: int) -> str:
-        """Begin another segment at the checkpoint of ``step``, where ``config`` asks for one; what changes, in words, or ''.
+    def data_history(self) -> list[tuple[int, DataDigest]]:
+        """The data that the run learns from, by the step from which on it does; the present one last."""
+        known = run_record.read(self.record)
+        assert known is not None
+        return run_record.data_history(known)
 
-        ``steps`` is the length of the run by ``config``.
+    def steer(self, config: RunConfig, step: int, steps: int, dataset_digest: str = "") -> str:
+        """Begin another segment at the checkpoint of ``step``, where ``config`` or the data asks for one; what changes, in words,
+        or ''.
+
+        ``steps`` is the length of the run by ``config``; without ``dataset_digest`` the data stays.
 
         Raises:
             ConfigError: no step would be left to train.
@@ -323,6 +332,9 @@ class RunFolder:
         assert known is not None
         settings = decisive_settings(config)
         changed, _ = split(run_record.present(known), settings)
+        before = run_record.data_history(known)[-1][1]
+        data = as_digest(dataset_digest) if dataset_digest else before
+        changed |= split_data(before, data)[0]
         if not changed:
             return ""
         segment = Segment(step, changed)
@@ -332,6 +344,8 @@ class RunFolder:
                 f"raise train.steps, or give another train.output= and branch_from={self.root}@STEP with an earlier checkpoint"
             )
         new = {"step": step, "changed": changed, "settings": settings}
+        if data.mixture != before.mixture:
+            new |= {"dataset_digest": str(data), **data.to_record()}
         run_record.change(self.record, lambda known: known["segments"].append(new))
         return segment.describe()
 

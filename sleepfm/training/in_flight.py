@@ -10,6 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from sleepfm.training.figures import by_source
+
 
 class Flight:
     """Numbers ``[N]`` on their way to the host, behind everything that was queued on the device before them."""
@@ -96,4 +98,4 @@ class Taken:
         votes = {name: next(numbers) for name in self._votes}
         skipped = bool(next(numbers))
         bad = [name for record in self.records if not next(numbers) for name in record]
-        return Outcome(figures, math.sqrt(squares), votes, skipped, bad)
+        return Outcome(by_source(figures), math.sqrt(squares), votes, skipped, bad)

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, TypeVar
 
 from sleepfm.config import load_config, to_dict
 from sleepfm.console import SaidOnce, accept_every_character
+from sleepfm.data.mixed_stream import follow
 from sleepfm.data.report import report_of
 from sleepfm.errors import RegistryError, UsageError
 from sleepfm.extras import require
@@ -260,7 +261,8 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
     on_main(world, begin)
     saved = checkpoint.choose(folder.checkpoints, world)
     step = saved.step if saved else 0
-    changed = on_main(world, lambda: folder.steer(config, step, total_steps(config, stage)))
+    changed = on_main(world, lambda: folder.steer(config, step, total_steps(config, stage), dataset_digest))
+    follow(stage.stream, on_main(world, lambda: _data_history(folder)), config.train.global_batch)
     on_main(world, lambda: mend(folder, config.registry, step, total_steps(config, stage)))
     said = f"{folder.root}: goes on from step {step} with {changed}" if changed else ""
     if weights is not None and saved is None:
@@ -268,6 +270,11 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
     if said and world.is_main:
         print(said, flush=True)
     return saved
+
+
+def _data_history(folder: RunFolder) -> list[tuple[int, dict[str, Any]]]:
+    """Plain, for the ranks that do not see the folder."""
+    return [(step, {"dataset_digest": str(data)} | data.to_record()) for step, data in folder.data_history()]
 
 
 def _conclude(

@@ -271,8 +271,8 @@ _INCIDENTAL = {
     "registry": ("every_best", "keep"),
     "tracking": ("uri", "experiment"),
     "deepspeed": ("zero", "extra"),
-    # The data set is known by its digest, wherever it lies.
-    "data": ("path", "max_corrupt", "slow_read", "workers"),
+    # The data sets are known by their digests, wherever they lie, and a mixture by its own, shares included.
+    "data": ("path", "sources", "temperature", "max_corrupt", "slow_read", "workers"),
 }
 
 

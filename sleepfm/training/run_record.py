@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sleepfm.data.identity import DataDigest
 from sleepfm.errors import StorageError
 from sleepfm.files import read_json, write_json
 from sleepfm.training.run_config import present_names
 
 # The keys of a record, and those that it has had only since a later version.
 _KEYS = {"settings": dict, "dataset_digest": str, "sources": dict}
-_LATER_KEYS = {"segments": list, "saved": int, "best": dict, "lost": list}
+_LATER_KEYS = {"mixture": dict, "segments": list, "saved": int, "best": dict, "lost": list}
 # What earlier versions called the settings: read in the records of their runs, never written.
 _FORMER_SETTINGS = "essence"
 # Checkpoints are recorded by the thread that writes them.
@@ -57,3 +58,9 @@ def present(known: dict[str, Any]) -> dict[str, Any]:
     """The settings of the present segment of a record."""
     settings: dict[str, Any] = known["segments"][-1]["settings"] if known["segments"] else known["settings"]
     return present_names(settings)
+
+
+def data_history(known: dict[str, Any]) -> list[tuple[int, DataDigest]]:
+    """The data that the run of a record learns from, by the step from which on it does; the present one last."""
+    later = [(item["step"], DataDigest.from_record(item)) for item in known["segments"] if "dataset_digest" in item]
+    return [(0, DataDigest.from_record(known)), *later]

@@ -28,13 +28,18 @@ from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 
 
 class Loss(Protocol):
-    """What a stage's loss gives; ``LossOutput`` of the models fits. Parts are scalars, for the log only."""
+    """What a stage's loss gives; ``LossOutput`` of the models fits. Parts are scalars, for the log only, and so is the loss
+    ``[B]`` of each item, without which nothing is told by source of a mixture.
+    """
 
     @property
     def loss(self) -> Tensor: ...
 
     @property
     def parts(self) -> Mapping[str, Tensor]: ...
+
+    @property
+    def items(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class StepLoss:
 
     loss: Tensor
     parts: dict[str, Tensor] = field(default_factory=dict)
+    items: Tensor | None = None
 
 
 class Stream(Protocol):
@@ -94,7 +100,7 @@ class Stage(Protocol):
 
     @property
     def dataset_digest(self) -> str:
-        """Digest of the data set that the stream reads."""
+        """Digest of the data set that the stream reads; a :class:`~sleepfm.data.identity.DataDigest` where it may be several."""
 
     @property
     def parents(self) -> Sequence[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sleepfm.data.identity import DataDigest, Part
 from sleepfm.registry.store import client
 from sleepfm.reports.lineage import Lineage, from_registry, to_svg
 
@@ -53,3 +54,14 @@ def test_a_folder_and_a_version_that_is_gone_are_drawn_too(store: str, tmp_path:
     head = "sleepfm-hypopnea:1"
     assert edges(graph) == {("3", f"{package}:"), (f"{package}:", head), ("gone:7", head), ("4", head)}
     assert "converted" in to_svg(graph) and "nothing known of it" in to_svg(graph)
+
+
+def test_a_mixture_is_drawn_with_its_data_sets(store: str, tmp_path: Path) -> None:
+    data = DataDigest([Part("shhs", "5" * 64, weight=2), Part("mesa", "6" * 64, weight=1)])
+    package = tmp_path / "mixed"
+    package.mkdir()
+    training = {"dataset_digest": str(data), **data.to_record(), "parents": []}
+    (package / "config.yaml").write_text(yaml.safe_dump({"model": {}, "weights": {"sha256": "b" * 64}, "training": training}))
+    graph = from_registry([add(store, "sleepfm-scorer", "7", str(package))], store)
+    (mixture,) = (node for node in graph.nodes if node.title == "mixture")
+    assert (mixture.key, mixture.lines) == (str(data), ("mesa 666666666666", "shhs 555555555555"))

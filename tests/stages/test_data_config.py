@@ -47,3 +47,35 @@ def test_they_are_no_part_of_what_a_run_learns() -> None:
     for wrong in ("-1", "many"):
         with pytest.raises(ConfigError, match=r"data\.workers"):
             pretraining(f"data.workers={wrong}")
+
+
+def sources(text: str, *overrides: str) -> PretrainConfig:
+    return pretraining("data.path=null", f"data.sources={text}", *overrides)
+
+
+def test_several_data_sets_and_their_shares_are_stated_in_one_way() -> None:
+    found = sources("[{path: a, weight: 2}, {path: s3://b/c, weight: 1, name: c}]").data
+    assert [(plan.path, plan.weight) for plan in found.plans()] == [("a", 2), ("s3://b/c", 1)]
+    assert [plan.path for plan in pretraining().data.plans()] == ["set"]
+    assert sources("[{path: a, epochs: 0.5}]").data.plans()[0].epochs == 0.5
+    assert sources("[{path: a}, {path: b}]", "data.temperature=3").data.temperature == 3
+    for text, said in (
+        ("[{path: a, weight: 1}, {path: b}]", "state weight for every source, or epochs for every source, or neither"),
+        ("[{path: a, weight: 1}, {path: b, epochs: 1}]", "state weight for every source"),
+        ("[{path: a, weight: 1, epochs: 1}]", "state weight for every source"),
+        ("[{path: a, weight: 0}, {path: b, weight: 1}]", "greater than 0"),
+        ("[{path: a, weigth: 1}]", r"did you mean .*weight"),
+        ("[{path: a, name: x/y}]", "letters, digits"),
+        ("[]", "data.path: missing"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            sources(text)
+    with pytest.raises(ConfigError, match="shares are stated by weight or epochs"):
+        sources("[{path: a, weight: 1}]", "data.temperature=2")
+    with pytest.raises(ConfigError, match=r"state one of them; data\.path=null"):
+        pretraining("data.sources=[{path: a}]")
+
+
+def test_sources_are_known_by_their_digests_and_not_by_the_settings_of_a_run() -> None:
+    one = config_digest(pretraining("deepspeed.dtype=fp32"))
+    assert one == config_digest(sources("[{path: a, weight: 2}, {path: b, weight: 1}]", "deepspeed.dtype=fp32"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,14 @@ STAGES: dict[str, tuple[str, list[str]]] = {
 }
 
 
-def build(kind: str, dataset: Path, packages: Path, folder: Path, work: SharedWork = ALONE) -> Stage:
-    """The stage ``kind`` of :data:`STAGES` on the data set at ``dataset``, from ``packages``, by the ranks of ``work``."""
+def build(kind: str, dataset: Path, packages: Path, folder: Path, work: SharedWork = ALONE, data: Sequence[str] = ()) -> Stage:
+    """The stage ``kind`` of :data:`STAGES` on the data set at ``dataset``, from ``packages``, by the ranks of ``work``.
+
+    ``data`` are settings of other data, in the place of ``dataset``.
+    """
     name, overrides = STAGES[kind]
     encoder = f"encoder={packages / ('EEG' if kind.endswith('NeuroNet') else 'synthsleepnet')}"
-    shared = [f"data.path={dataset}", f"train.output={folder / 'run'}", f"train.global_batch={ITEMS}", *overrides]
+    shared = [*(data or [f"data.path={dataset}"]), f"train.output={folder / 'run'}", f"train.global_batch={ITEMS}", *overrides]
     if kind.startswith("multimodal"):
         shared += [f"encoders.{modality}={packages / modality}" for modality in MODALITIES]
     elif not kind.startswith("unimodal"):
@@ -75,7 +79,9 @@ def build(kind: str, dataset: Path, packages: Path, folder: Path, work: SharedWo
     return build_stage(settings, context)
 
 
-def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, folder: Path) -> dict[str, float]:
+def take_step(
+    kind: str, device: torch.device, dataset: Path, packages: Path, folder: Path, data: Sequence[str] = ()
+) -> dict[str, float]:
     """Two training steps of stage ``kind`` in bf16, its held-out loss, its validation, its packaging; the figures.
 
     The first step is one that is logged, the second is not.
@@ -86,7 +92,7 @@ def take_step(kind: str, device: torch.device, dataset: Path, packages: Path, fo
     """
     torch.manual_seed(0)
     work = SharedWork(ALONE.world, "bf16", device=device)
-    stage = build(kind, dataset, packages, folder, work)
+    stage = build(kind, dataset, packages, folder, work, data)
     module = stage.module.to(device).train()
     config: Any = getattr(stage, "config")  # noqa: B009 (no part of what the engine knows)
     if config.train.recompute:

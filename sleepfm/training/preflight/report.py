@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from sleepfm.config import to_yaml
+from sleepfm.data.identity import as_digest
+from sleepfm.data.mixed_stream import MixedStream, sources_of
 from sleepfm.models.recompute import recompute_activations
 from sleepfm.training.engine import total_steps
 from sleepfm.training.feed import Shares
@@ -48,6 +50,7 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
         [
             to_yaml(config),
             f"steps: {steps}, items in a pass: {len(stage.stream)}",
+            *_sources(stage),
             f"processes: {planned.size}, of {shares.micro_batch} items in each of {shares.accumulation} micro-steps",
             f"arithmetic: {flops / 1e9:.2f} GFLOP an item, {flops * train.global_batch / 1e12:.3f} TFLOP a step",
             size.describe(planned.size, train.ema > 0),
@@ -57,6 +60,25 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
             *_on_devices(work, planned.size, steps, needed, config.deepspeed.compute_dtype),
         ]
     )
+
+
+def _sources(stage: Stage) -> list[str]:
+    """Every data set that the stage learns from, with its share of a mixture, and what of it is validated."""
+    data, stream = as_digest(stage.dataset_digest), stage.stream
+    counts = dict(zip(stream.names, stream.counts, strict=True)) if isinstance(stream, MixedStream) else {}
+    validated = sources_of(getattr(stage, "validation", None))
+    lines = []
+    for part in data.parts:
+        if not part.path:
+            continue
+        line = f"data: {part.name} ({part.path}), data set {part.digest[:12]}"
+        if part.name in counts:
+            given = counts[part.name]
+            line += f", {given} of {len(stream)} items a pass ({given / len(stream):.1%})"
+        if validated and part.name not in validated:
+            line += ", nothing to validate on"
+        lines.append(line)
+    return lines
 
 
 def _activations(config: RunConfig, stage: Stage, world: World, micro_batch: int) -> Activations:

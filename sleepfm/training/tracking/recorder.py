@@ -12,6 +12,7 @@ from typing import Any
 
 from sleepfm.config import to_dict
 from sleepfm.console import warn
+from sleepfm.data.identity import as_digest
 from sleepfm.data.report import report_of
 from sleepfm.files import write_json
 from sleepfm.training.engine import is_logged, total_steps
@@ -112,7 +113,8 @@ def common_tags(stage: Stage, config: RunConfig) -> dict[str, str]:
 
     return {
         "stage": stage.name,
-        "dataset_digest": stage.dataset_digest,
+        "dataset_digest": str(stage.dataset_digest),
+        **as_digest(stage.dataset_digest).tags(),
         "config_digest": config_digest(config),
         "git_commit": git_commit(),
         # On the run as well, from its beginning: a version that somebody trains from is not pruned.

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm.data.identity import as_digest
 from sleepfm.errors import RegistryError
 from sleepfm.files import read_json, set_aside, write_json
 from sleepfm.registry.store import client as mlflow_client
@@ -219,9 +220,14 @@ class Tracker:
             client.log_batch(run_id, params=items[start : start + 100])
         if self._dataset_digest:
             # MLflow holds 36 characters of a digest; the tag `dataset_digest` holds all.
-            source = json.dumps({"digest": self._dataset_digest})
-            data = Dataset(name="shards", digest=self._dataset_digest[:36], source_type="sleepfm shards", source=source)
-            client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+            parts = as_digest(self._dataset_digest).parts
+            names = [part.name for part in parts] if len(parts) > 1 else ["shards"]
+            inputs = [
+                Dataset(name, part.digest[:36], "sleepfm shards", json.dumps({"digest": part.digest}))
+                for name, part in zip(names, parts, strict=True)
+            ]
+            tags = [InputTag("mlflow.data.context", "training")]
+            client.log_inputs(run_id, [DatasetInput(data, tags) for data in inputs])
 
     def _deliver(self, client: MlflowClient) -> None:
         from mlflow.entities import Metric

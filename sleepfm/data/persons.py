@@ -1,0 +1,65 @@
+"""People across data sets: whoever is in two data sets of one cohort is in one split."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import Any
+
+from sleepfm.constants import SPLITS
+from sleepfm.data.dataset import Dataset
+from sleepfm.errors import DatasetError
+
+_NAMED = 3
+
+
+def check_persons(datasets: Mapping[str, Dataset]) -> None:
+    """The splits of ``datasets``, by name, hold across all of them: no person is in different ones.
+
+    A person is known by cohort and subject key. Where the keys of two data sets of one cohort cannot be compared, since one has
+    digests in their place or both have digests of another salt, nobody can tell.
+
+    Raises:
+        DatasetError: a person in two splits, or people that cannot be compared; with the names of both data sets.
+    """
+    cohorts = {name: set(dataset.cohorts) for name, dataset in datasets.items()}
+    shared: set[str] = set()
+    for one, other in combinations(datasets, 2):
+        common = cohorts[one] & cohorts[other]
+        if common and _keys(datasets[one]) != _keys(datasets[other]):
+            raise DatasetError(
+                f"{_place(one, datasets)} and {_place(other, datasets)} both hold people of cohort {min(common)}, whose keys are "
+                "written in different ways (privacy.names, privacy.salt), so that nobody can tell whether one person is in two "
+                "splits; build them with the same privacy.names and privacy.salt, or leave one of them out"
+            )
+        shared |= common
+    if not shared:
+        return
+    seen: dict[tuple[str, str], tuple[str, int]] = {}
+    found: dict[tuple[str, str], list[str]] = {}
+    for name, dataset in datasets.items():
+        for cohort, subject, split in zip(dataset.cohorts, dataset.subjects, dataset.split_of.tolist(), strict=True):
+            if cohort not in shared:
+                continue
+            first, before = seen.setdefault((cohort, subject), (name, split))
+            if before != split:
+                text = f"{subject} of cohort {cohort} is in split {SPLITS[before]} of {first} and in {SPLITS[split]} of {name}"
+                found.setdefault((first, name), []).append(text)
+    for (first, name), persons in found.items():
+        people = sorted(set(persons))
+        more = f" and {len(people) - _NAMED} more" if len(people) > _NAMED else ""
+        raise DatasetError(
+            f"{_place(first, datasets)} and {_place(name, datasets)}: {'; '.join(people[:_NAMED])}{more}; splits hold by person: "
+            "build both with the same split.salt and fractions, or leave one of them out"
+        )
+
+
+def _place(name: str, datasets: Mapping[str, Dataset]) -> str:
+    return f"{name} ({datasets[name].origin})"
+
+
+def _keys(dataset: Dataset) -> tuple[Any, ...]:
+    """What decides how a person's key is written."""
+    privacy = dataset.config.get("privacy") or {}
+    names = privacy.get("names", "keep")
+    return (names, privacy.get("salt") if names == "digest" else None)
