@@ -14,10 +14,10 @@ _NAMED = 3
 
 
 def check_persons(datasets: Mapping[str, Dataset]) -> None:
-    """The splits of ``datasets``, by name, hold across all of them: no person is in different ones.
+    """The splits of ``datasets``, by name, hold across all of them: no person is in different ones, and no two of a family.
 
-    A person is known by cohort and subject key. Where the keys of two data sets of one cohort cannot be compared, since one has
-    digests in their place or both have digests of another salt, nobody can tell.
+    A person is known by cohort and subject key, a family by its own. Where the keys of two data sets of one cohort cannot be
+    compared, since one has digests in their place or both have digests of another salt, nobody can tell.
 
     Raises:
         DatasetError: a person in two splits, or people that cannot be compared; with the names of both data sets.
@@ -41,10 +41,13 @@ def check_persons(datasets: Mapping[str, Dataset]) -> None:
         for cohort, subject, split in zip(dataset.cohorts, dataset.subjects, dataset.split_of.tolist(), strict=True):
             if cohort not in shared:
                 continue
-            first, before = seen.setdefault((cohort, subject), (name, split))
-            if before != split:
-                text = f"{subject} of cohort {cohort} is in split {SPLITS[before]} of {first} and in {SPLITS[split]} of {name}"
-                found.setdefault((first, name), []).append(text)
+            family = dataset.people.family(subject)
+            for key in dict.fromkeys((subject, family)):
+                first, before = seen.setdefault((cohort, key), (name, split))
+                if before != split:
+                    who = subject if key == subject else f"{subject}, of family {family},"
+                    text = f"{who} of cohort {cohort} is in split {SPLITS[split]} of {name} and in {SPLITS[before]} of {first}"
+                    found.setdefault((first, name), []).append(text)
     for (first, name), persons in found.items():
         people = sorted(set(persons))
         more = f" and {len(people) - _NAMED} more" if len(people) > _NAMED else ""

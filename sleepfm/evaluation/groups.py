@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.mixture import Mixture
 from sleepfm.evaluation.metrics import Evaluation, Metric
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.signals.groups import GROUPINGS, UNKNOWN, group_of, groups
@@ -20,10 +21,12 @@ TITLES = {"age": "Age (years)", "sex": "Sex", "ahi": "AHI (events/h)"}
 Groups = Mapping[str, Mapping[str, Evaluation]]
 
 
-def evaluate_groups(dataset: Dataset, predictions: Predictions, evaluate: Callable[[Predictions], Evaluation]) -> Groups:
-    """``evaluate`` of the predictions on each group of people of ``dataset``, the recordings of those not known beside them."""
-    records = list(dict.fromkeys(predictions.record))
-    people = {record: dataset.people.of(dataset.index_of(record)) for record in records}
+def evaluate_groups(data: Dataset | Mixture, predictions: Predictions, evaluate: Callable[[Predictions], Evaluation]) -> Groups:
+    """``evaluate`` of the predictions on each group of people of ``data``, the recordings of those not known beside them."""
+    people = {}
+    for record in dict.fromkeys(predictions.record):
+        dataset, index = data.find(record)
+        people[record] = dataset.people.of(index)
     found: dict[str, dict[str, Evaluation]] = {}
     for grouping in GROUPINGS:
         of = {record: group_of(person, grouping) for record, person in people.items()}

@@ -23,6 +23,8 @@ from sleepfm.data.interleave import Interleave
 from sleepfm.data.mixed_shards import MixedShardStream
 from sleepfm.data.mixed_stream import sources_of
 from sleepfm.data.mixture import Mixture, SourcePlan, read_digest
+from sleepfm.data.people import COLUMNS, People
+from sleepfm.data.persons import check_persons
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import EpochStream, Reading, SequenceStream
 from sleepfm.errors import ConfigError, DatasetError, EmptySplitError, ShardError
@@ -294,6 +296,23 @@ def test_the_same_person_in_different_splits_is_refused(tmp_path: Path) -> None:
     moved = [person for person in people[3:] if splits[0][person] != splits[1][person]]
     assert moved and all(person in text for person in moved[:1]) and "same split.salt" in text
     assert all(person not in text.split(" and ")[0] for person in set(people) - set(moved))
+
+
+def test_a_family_in_different_splits_is_refused(tmp_path: Path) -> None:
+    found = {}
+    for name, split in (("old", "pretrain"), ("new", "val")):
+        others = [f"split.{other}=0" for other in ("pretrain", "label", "val", "test") if other != split]
+        make_dataset(
+            tmp_path / name, [make_night(f"{name}-1", 6, subject=f"{name}-person")], overrides=[f"split.{split}=1", *others]
+        )
+        found[name] = Dataset.open(tmp_path / name)
+    check_persons(found)
+    for name, dataset in found.items():
+        row = dict.fromkeys(COLUMNS) | {"subject": f"{name}-person", "visit": "1", "cohort": "made", "family": "family-7"}
+        # What the manifest of a cohort with families says.
+        dataset.__dict__["people"] = People([(f"{name}-person", "1", "made")], [row | {"more": "{}", "sources": "{}"}])
+    with pytest.raises(DatasetError, match=r"new-person, of family family-7, .* in split val of new and in pretrain of old"):
+        check_persons(found)
 
 
 NO_OTHERS = ("split.label=0", "split.test=0")
