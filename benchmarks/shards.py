@@ -5,10 +5,11 @@
 Synthesises nights shaped like SHHS (10 channels that are converted, 50 to 125 Hz) and measures, each in a process of its own
 with one thread and warm (the first night does not count):
 
-* `speed`: processor time of `build_shard`, a shard a night, everything included; with --reference also that of the released
+* `speed`: processor time of `build_shard`, a shard a night, everything included, and the bytes it writes, beside what they would
+  be with every channel at 100 Hz; with --reference also that of the released
   `dataset/data_parser.py`, which parses 7 of the channels and saves Parquet, on the same files in the same call.
 * `bound`: processor time of what no converter can do without: reading the bytes, decoding the samples that are wanted, and the
-  forward and inverse transforms of resampling and filtering them in blocks; nothing else.
+  forward and inverse transforms of resampling and filtering them in blocks, all to 100 Hz; nothing else.
 * `memory`: peak resident memory of a real Ray worker, before and after a night of 10 hours.
 * `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
   is one, to a file system in memory, which takes the disk out of it.
@@ -105,13 +106,28 @@ def measure_ours(source: Path, *_: str) -> dict[str, Any]:
             size.append((out / "shards" / shard.name).stat().st_size)
 
         seconds = processor_seconds(work, edfs(source))
+        saved = spared(next((out / "shards").glob("*.tar")))  # of the last night, in the place of those before
     return {
         "processor_seconds_per_night": statistics.median(seconds),
         "psg_hours_per_core_second": sum(hours[1:]) / sum(seconds),
         "bytes_per_psg_hour": sum(size) / sum(hours),
+        "bytes_per_psg_hour_at_100_hz": (size[-1] + saved) / hours[-1],
         "source_bytes_per_psg_hour": sum(path.stat().st_size for path in edfs(source)) / sum(hours[1:]),
         "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
     }
+
+
+def spared(tar: Path) -> int:
+    """Bytes that the channels of a tar would take beyond those they take, were all of them at 100 Hz."""
+    import tarfile
+
+    found = 0
+    with tarfile.open(tar) as archive:
+        for member in archive:
+            if member.name.endswith(".json"):
+                header = json.load(archive.extractfile(member))  # type: ignore[arg-type]
+                found += sum(2 * 30 * (100 - rate) * header["epochs"] for rate in header["rate"].values())
+    return found
 
 
 def measure_reference(source: Path, checkout: str, *_: str) -> dict[str, Any]:
@@ -375,6 +391,7 @@ def sizing(figures: dict[str, Any]) -> dict[str, dict[str, float]]:
             "core_seconds_per_night": a_night,
             "minutes_on_64_cores": nights * a_night / SIZING_CORES / 60,
             "gigabytes": nights * size / 1e9,
+            "gigabytes_at_100_hz": nights * figures["ours"]["bytes_per_psg_hour_at_100_hz"] * figures["hours"] / 1e9,
             "gigabytes_read": nights * figures["ours"]["source_bytes_per_psg_hour"] * figures["hours"] / 1e9,
         }
         for name, nights in {"shhs": 8_444, "hundred_thousand": 100_000}.items()

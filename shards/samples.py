@@ -27,8 +27,8 @@ from sleepfm.data.format import (
     npy,
 )
 from sleepfm.data.quantisation import quantise
-from sleepfm.data.rates import recording_rate, thin_out
 from sleepfm.signals.prepare import RecordingDescription
+from sleepfm.signals.rates import recording_rate
 from sleepfm.signals.scorings.scoring import Event
 
 RESPIRATORY = ("apnea", "hypopnea", "desaturation")
@@ -54,12 +54,12 @@ class QuantisedRecording:
 def quantise_recording(
     description: RecordingDescription, channels: Iterable[tuple[str, NDArray[np.float32]]]
 ) -> QuantisedRecording:
-    """``channels`` as they come, so that of one at a time the samples are in memory as float32."""
+    """``channels``, each at its stored rate, as they come, so that of one at a time the samples are in memory as float32."""
     steps: dict[str, NDArray[np.int16]] = {}
     rate: dict[str, int] = {}
     for channel, samples in channels:
         rate[channel] = recording_rate(description.provenance, channel)
-        steps[channel] = quantise(channel, thin_out(samples, rate[channel])).reshape(-1, rate[channel] * EPOCH_SECONDS)
+        steps[channel] = quantise(channel, samples).reshape(-1, rate[channel] * EPOCH_SECONDS)
         # Else they live on while the next channel is made.
         del samples
     return QuantisedRecording(description, {name: steps[name] for name in CHANNELS if name in steps}, rate)

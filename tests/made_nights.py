@@ -18,6 +18,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import LABELS
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality
+from sleepfm.signals.rates import recording_rate, thin_out
 from sleepfm.signals.scorings.scoring import Event
 
 EVERY_CHANNEL = ("EEG_C3", "EEG_C4", "EOG_L", "EOG_R", "EMG_CHIN", "ECG", "AIRFLOW", "SPO2")
@@ -63,7 +64,8 @@ def make_night(
 
 def quantised(night: PreparedRecording) -> QuantisedRecording:
     """``night`` as shards store it."""
-    return quantise_recording(night, night.channels.items())
+    rates = {name: recording_rate(night.provenance, name) for name in night.channels}
+    return quantise_recording(night, ((name, thin_out(samples, rates[name])) for name, samples in night.channels.items()))
 
 
 def make_dataset(out: Path, nights: Sequence[PreparedRecording], per_shard: int = 2, overrides: Sequence[str] = ()) -> Dataset:

@@ -104,9 +104,9 @@ class Dataset:
         self.present: NDArray[np.bool_] = self.channel_row >= 0
         if rates:
             # A row's rates stand in the order of its channels.
-            row, channel = np.nonzero(self.present)
-            order = np.lexsort((self.channel_row[row, channel], row))
-            self.rate[row[order], channel[order]] = table["rates"].combine_chunks().flatten().to_numpy()
+            there, channel = np.nonzero(self.present)
+            order = np.lexsort((self.channel_row[there, channel], there))
+            self.rate[there[order], channel[order]] = table["rates"].combine_chunks().flatten().to_numpy()
         self._offsets: dict[str, NDArray[np.int64]] = {}
         self._label_counts: dict[str, NDArray[np.int64]] = {}
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
+from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.format import INT16_MAX, SAMPLE_BYTES, epoch_bytes
+from sleepfm.data.format import CHANNEL_SCALE, INT16_MAX, SAMPLE_BYTES, epoch_bytes
 from sleepfm.data.quantisation import dequantise, quantise, scales_of
-from sleepfm.data.rates import HELD_HZ, SLOW_HZ, hold, interpolate, thin_out
 from sleepfm.data.reader import Index, ShardReader, plan_runs
+from sleepfm.signals.rates import HELD_HZ, SLOW_HZ, hold, interpolate, thin_out
 
 # Epochs that are interpolated at once, so that the products stay in the processor's cache.
 _AT_ONCE = 16
@@ -67,11 +67,11 @@ def read_signals(
         np.multiply(steps, scale[number], out=out[to : to + epochs], dtype=np.float32)
     sides = (begin < first) + 2 * (end > first + count)
     for group in _groups(slow, count):
-        steps = interpolate([(stored[place[n] : place[n] + values[n]], int(sides[n])) for n in group])
+        fine = interpolate([(stored[place[n] : place[n] + values[n]], int(sides[n])) for n in group])
         done = 0
         for number in group:
             epochs, to = int(count[number]), int(row[number])
-            _scale(steps[done : done + epochs], scale[number], out[to : to + epochs])
+            _scale(fine[done : done + epochs], scale[number], out[to : to + epochs])
             done += epochs
     return intact
 
@@ -103,6 +103,6 @@ def stored_and_read(channel: str, samples: NDArray[np.float32], rate: int, begin
     steps = quantise(channel, thin_out(part, rate)).reshape(-1, rate * EPOCH_SECONDS)
     if rate == SLOW_HZ:
         result = np.empty((end - begin, EPOCH_SAMPLES), np.float32)
-        _scale(interpolate([(steps, before + 2 * after)]), scales_of(np.array(CHANNELS.index(channel))), result)
+        _scale(interpolate([(steps, before + 2 * after)]), np.float32(CHANNEL_SCALE[channel]), result)
         return result
     return dequantise(channel, hold(steps, rate) if rate == HELD_HZ else steps)

@@ -19,7 +19,7 @@ A sample is a segment of up to ``segment_epochs`` consecutive epochs of one reco
     stage.npy apnea.npy ...         [E] int8, -1 where unscored
     <channel>.npy                   [E, 30 * rate] int16; value * scale is the prepared signal at the channel's rate
 
-A channel is stored at the rate that holds its band (:mod:`sleepfm.data.rates`). Names are in lower case, in which WebDataset
+A channel is stored at the rate that holds its band (:mod:`sleepfm.signals.rates`). Names are in lower case, in which WebDataset
 gives them. Of the first schema, whose members were named ``<CHANNEL>.i16``, ``<label>.i8``, ``quality.u8`` and ``crc.u32`` and
 held the same values without a header, all channels at 100 Hz, :data:`LAYOUTS` says where they are.
 """
@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,8 +56,11 @@ SPO2_SCALE = 0.01
 CHANNEL_SCALE = {channel: SPO2_SCALE if channel == "SPO2" else SIGNAL_SCALE for channel in CHANNELS}
 
 
-def epoch_bytes(rate: int) -> int:
-    """Bytes of an epoch of a channel that is stored at ``rate`` Hz."""
+RateT = TypeVar("RateT", int, NDArray[np.int64])
+
+
+def epoch_bytes(rate: RateT) -> RateT:
+    """Bytes of an epoch of a channel that is stored at ``rate`` Hz, or of several."""
     return rate * EPOCH_SECONDS * SAMPLE_BYTES
 
 
@@ -99,9 +103,9 @@ def npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
     return _NPY_MAGIC + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n"
 
 
-def npy(values: NDArray[np.generic]) -> bytes:
+def npy(values: NDArray[Any]) -> bytes:
     """``values``, little-endian and contiguous, as the content of a ``.npy`` member."""
-    return b"".join((npy_header(values.dtype.str, values.shape), memoryview(values).cast("B")))
+    return b"".join((npy_header(values.dtype.str, values.shape), values.data.cast("B")))
 
 
 @dataclass(frozen=True)

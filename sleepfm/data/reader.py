@@ -172,6 +172,8 @@ class ShardReader:
             for number in range(count):
                 epoch = target[number * each : (number + 1) * each] if count > 1 else target
                 if crc32(epoch) != stored[crc + number]:
+                    # They may be what is wrong, and right when they are read again.
+                    self._checksums.pop(sample, None)
                     where = f"its bytes from {offset + number * each} fail their checksum"
                     intact[run] = self._bad(shard, runs, run, number, where)
                     break

@@ -66,9 +66,9 @@ def load_windows(
     item, column = np.nonzero(has)
     # [B, C, L, 3000] filled at the present channels, seen as [B, L, C, 3000]
     values = np.zeros((size, width, length, EPOCH_SAMPLES), np.float32)
-    row = (item * width + column) * length
+    begin = (item * width + column) * length
     rows = values.reshape(-1, EPOCH_SAMPLES)
-    read = read_signals(dataset, reader, items.record[item], channels[column], items.first[item], count[item], row, rows)
+    read = read_signals(dataset, reader, items.record[item], channels[column], items.first[item], count[item], begin, rows)
     intact = np.ones(size, np.bool_)
     intact[item[~read]] = False
     present = np.zeros((size, length, width), np.bool_)

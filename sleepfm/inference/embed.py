@@ -17,11 +17,11 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.epochs import stored_and_read
 from sleepfm.data.in_order import iter_record
 from sleepfm.data.prefetch import Ahead
-from sleepfm.data.rates import recording_rate
 from sleepfm.models.device import full_precision
 from sleepfm.models.inputs import held_channels
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import unusable
+from sleepfm.signals.rates import recording_rate
 
 # Signals [B, C, 3000] and presence [B, C] of consecutive epochs.
 Epochs = tuple[Tensor, Tensor]

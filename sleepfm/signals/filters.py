@@ -35,16 +35,19 @@ _BLOCK_SAMPLES = 16_384
 _BATCH_SAMPLES = 1_000_000
 
 
-def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Band | None = None) -> NDArray[np.float32]:
-    """A whole night at 100 Hz, filtered without phase shift.
+def preprocess(
+    signal: NDArray[np.float32], rate: float, channel: str, band: Band | None = None, target: int = RATE_HZ
+) -> NDArray[np.float32]:
+    """A whole night at 100 Hz, or at a rate that divides it and holds the band, filtered without phase shift.
 
     Args:
         signal: [T] samples at ``rate`` Hz in the canonical unit; NaN in gaps.
         channel: canonical name; decides the default band and that oximetry is not filtered.
         band: pass band; by default the one in ``configs/cohorts/defaults.yaml``.
+        target: rate of the result in Hz.
 
     Returns:
-        [ceil(T * 100 / rate)] float32; gaps stay NaN, each piece between them is processed for itself.
+        [ceil(T * target / rate)] float32; gaps stay NaN, each piece between them is processed for itself.
 
     Raises:
         SignalError: not one-dimensional, empty, or without a positive rate.
@@ -53,7 +56,12 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
         raise SignalError(f"{channel}: expected samples [T] at a positive rate, found {signal.shape} at {rate} Hz")
     band = load_cohort(GENERIC).filters.get(channel, Band()) if band is None else band
     low, high = effective_band(band, rate)
-    ratio = RATE_HZ / Fraction(rate).limit_denominator(_LARGEST_DENOMINATOR)
+    if target != RATE_HZ:
+        at_once = channel in STEPPED or (high is not None and stop_edge(high) <= min(rate, target) / 2)
+        # A piece behind a gap begins where it begins to within a sample: at 100 Hz, that is 10 ms.
+        if not (at_once and np.isfinite(signal).all()):
+            return preprocess(signal, rate, channel, band)[:: RATE_HZ // target]
+    ratio = target / Fraction(rate).limit_denominator(_LARGEST_DENOMINATOR)
     ratio = ratio.limit_denominator(_LARGEST_DENOMINATOR)
     length = _ceil(len(signal) * ratio)
     result: NDArray[np.float32] | None = None
@@ -65,7 +73,7 @@ def preprocess(signal: NDArray[np.float32], rate: float, channel: str, band: Ban
             # Without its offset the piece starts near the zero that the resampler assumes before it.
             offset = centre(piece)
             if high is not None and stop_edge(high) <= rate / 2:
-                resampled = _resample_and_filter(piece, offset, ratio, low, high)
+                resampled = _resample_and_filter(piece, offset, ratio, low, high, RATE_HZ // target)
             elif high is not None and ratio.denominator == 1:
                 resampled = _fill_and_filter(piece - offset, ratio.numerator, low, high)
             else:
@@ -211,9 +219,9 @@ def _response(low: float | None, high: float, length: int, fill: int = 1) -> NDA
 
 
 def _resample_and_filter(
-    signal: NDArray[np.float32], offset: np.float32, ratio: Fraction, low: float | None, high: float
+    signal: NDArray[np.float32], offset: np.float32, ratio: Fraction, low: float | None, high: float, coarser: int = 1
 ) -> NDArray[np.float32]:
-    """``signal`` [T] less ``offset``, at 100 Hz and filtered, [ceil(T * ratio)].
+    """``signal`` [T] less ``offset``, filtered and at 100 / ``coarser`` Hz, [ceil(T * ratio)].
 
     A unit is the shortest stretch that holds whole samples at both rates: ``ratio.denominator`` of them before and
     ``ratio.numerator`` after. Blocks of units overlap by the filter's length, and only their middles are kept.
@@ -221,12 +229,12 @@ def _resample_and_filter(
     from scipy import fft
 
     before, after = ratio.denominator, ratio.numerator
-    half = len(design(low, high)) // 2
-    margin = half // after + 1
+    half = len(design(low, high)) // 2  # at 100 Hz
+    margin = half // (after * coarser) + 1
     block = fft.next_fast_len(max(4 * margin, _BLOCK_SAMPLES // max(before, after)), real=True)
     step = block - 2 * margin
     # Odd reflection about the ends, and zeros where the signal is shorter than half the filter.
-    reach = min(_ceil(half / ratio), len(signal) - 1)
+    reach = min(_ceil(half / (ratio * coarser)), len(signal) - 1)
     blocks = -(-len(signal) // (step * before))
     padded = np.zeros((blocks * step + 2 * margin) * before, dtype=np.float32)
     begin, end = margin * before, margin * before + len(signal)
@@ -236,8 +244,8 @@ def _resample_and_filter(
         padded[begin - reach : begin] = 2 * night[0] - night[reach:0:-1]
         tail = (2 * night[-1] - night[-2 : -reach - 2 : -1])[: len(padded) - end]
         padded[end : end + len(tail)] = tail
-    response = _response(low, high, block * after) * np.float32(after / before)
-    bins = min(len(response), block * before // 2 + 1)
+    response = _response(low, high, block * after * coarser) * np.float32(after / before)
+    bins = min(block * after // 2 + 1, block * before // 2 + 1)
     windows = np.lib.stride_tricks.sliding_window_view(padded, block * before)[:: step * before]
     result = np.empty((blocks, step * after), dtype=np.float32)
     at_once = max(1, _BATCH_SAMPLES // (block * max(before, after)))

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import CHANNELS, EPOCH_SAMPLES, EPOCH_SECONDS, Stage
+from sleepfm.constants import CHANNELS, EPOCH_SECONDS, Stage
 from sleepfm.errors import SignalError
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, rules_digest
@@ -21,6 +21,7 @@ from sleepfm.signals.examine import Examination, discover, discover_names, exami
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
+from sleepfm.signals.rates import at_model_rate, recording_rate, stored_rate
 from sleepfm.signals.recording import Recording, opened_recording
 from sleepfm.signals.scorings.finder import FoundScoring
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, EventRule, event_labels, stage_labels
@@ -37,7 +38,7 @@ __all__ = [
 ]
 
 # Raised with every change of filters, quality, polarity, scaling or reading by which a recording becomes other samples or labels.
-PROCESSING_VERSION = 3
+PROCESSING_VERSION = 4
 # Kept in their own unit: a percentage means the same in every recording.
 _UNSCALED = ("SPO2",)
 
@@ -86,7 +87,7 @@ class PreparedRecording(RecordingDescription):
     channels: dict[str, NDArray[np.float32]]
 
 
-# Name and samples of one channel after the other.
+# Name and samples of one channel after the other, at the rate that holds its band (:mod:`sleepfm.signals.rates`).
 Channels = Iterator[tuple[str, NDArray[np.float32]]]
 
 
@@ -112,7 +113,7 @@ def prepare(
     """
     with nullcontext(path) if isinstance(path, Recording) else opened_recording(path) as recording:
         description, channels = prepare_in_turn(recording, cohort, root, scoring, require, rule, use)
-        made = dict(channels)
+        made = {name: at_model_rate(samples, recording_rate(description.provenance, name)) for name, samples in channels}
     return PreparedRecording(**vars(description), channels={name: made[name] for name in CHANNELS if name in made})
 
 
@@ -205,7 +206,11 @@ def make_channels(examination: Examination, description: RecordingDescription, w
 
 
 def _make_channel(description: RecordingDescription, examination: Examination, derivation: Derivation) -> NDArray[np.float32]:
-    """Samples [n_epochs * 3000]. Raises :class:`SignalError` where they say nothing; ``description`` is untouched then."""
+    """Samples [n_epochs * 30 * rate], at the rate that holds the band.
+
+    Raises:
+        SignalError: they say nothing; ``description`` is untouched then.
+    """
     channel, n_epochs, cohort = derivation.channel, examination.n_epochs, examination.cohort
     signal, rate = derive(examination.recording, derivation)
     lowest, highest = signal.min(), signal.max()
@@ -219,16 +224,18 @@ def _make_channel(description: RecordingDescription, examination: Examination, d
     quality = epoch_quality(signal, rate, channel, n_epochs, derivation.limits, limits, derivation.step)
     if channel not in _UNSCALED:
         blank_lifeless(signal, rate, quality, derivation.limits, limits, derivation.step)
-    samples = preprocess(signal, rate, channel, band)[: n_epochs * EPOCH_SAMPLES]
-    silent = silent_epochs(samples, limits, derivation.step) & ~unusable(quality)
+    target = stored_rate(channel, (low, high))
+    size = n_epochs * EPOCH_SECONDS * target
+    samples = preprocess(signal, rate, channel, band, target)[:size]
+    silent = silent_epochs(samples, limits, derivation.step, target) & ~unusable(quality)
     if silent.any():
         # Seen only now, and the steps at their borders have rung through the filter: once more without them.
         quality[silent] |= np.uint8(Quality.FLAT)
         blank_lifeless(signal, rate, quality, derivation.limits, limits, derivation.step)
-        samples = preprocess(signal, rate, channel, band)[: n_epochs * EPOCH_SAMPLES]
+        samples = preprocess(signal, rate, channel, band, target)[:size]
     del signal
     if channel not in _UNSCALED:
-        quality[missing_epochs(samples) & ~unusable(quality)] |= np.uint8(Quality.GAP)
+        quality[missing_epochs(samples, target) & ~unusable(quality)] |= np.uint8(Quality.GAP)
     flagged = {str(flag.name): int(((quality & flag) > 0).sum()) for flag in Quality if (quality & flag).any()}
     if unusable(quality).all():
         found = ", ".join(f"{name} in {count}" for name, count in flagged.items())

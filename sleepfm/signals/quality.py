@@ -12,7 +12,7 @@ from enum import IntFlag
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
+from sleepfm.constants import EPOCH_SECONDS, RATE_HZ
 from sleepfm.signals.cohorts.catalogue import GENERIC, load_cohort
 from sleepfm.signals.cohorts.cohort import QualityLimits
 from sleepfm.signals.filters import centre
@@ -111,15 +111,17 @@ def epoch_quality(
     return quality
 
 
-def silent_epochs(samples: NDArray[np.float32], thresholds: QualityLimits, step: float = 0.0) -> NDArray[np.bool_]:
-    """Epochs [E] in which the filtered ``samples`` [E * 3000], at 100 Hz in the canonical unit, hold less than a person gives.
+def silent_epochs(
+    samples: NDArray[np.float32], thresholds: QualityLimits, step: float = 0.0, rate: int = RATE_HZ
+) -> NDArray[np.bool_]:
+    """Epochs [E] in which the filtered ``samples`` [E * 30 * rate], in the canonical unit, hold less than a person gives.
 
     Of brain, eyes, muscle and heart: half of the seconds have a standard deviation below ``thresholds.floor``, or below what
     an open input has. Of
     breathing, which may pause and has no unit: for ``flat_epochs`` in a row it stays below a step of the converter, or
     below a fiftieth of what it is in the night. Where samples are missing (NaN) an epoch is not silent.
     """
-    seconds = samples.reshape(-1, EPOCH_SECONDS, RATE_HZ)
+    seconds = samples.reshape(-1, EPOCH_SECONDS, rate)
     if thresholds.flat_epochs > 1:
         return _breathless(seconds.reshape(len(seconds), -1).std(axis=1), thresholds, step)
     if not thresholds.floor:
@@ -127,9 +129,9 @@ def silent_epochs(samples: NDArray[np.float32], thresholds: QualityLimits, step:
     return (_deviation(seconds) < max(thresholds.floor, _OPEN_DEVIATION * step)).mean(axis=1) >= _FLAT_SHARE
 
 
-def missing_epochs(samples: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """Epochs [E] of which a tenth or more is missing in ``samples`` [E * 3000], not recorded or cut out beside dead stretches."""
-    missing: NDArray[np.bool_] = np.isnan(samples).reshape(-1, EPOCH_SAMPLES).mean(axis=1) >= _GAP_SHARE
+def missing_epochs(samples: NDArray[np.float32], rate: int = RATE_HZ) -> NDArray[np.bool_]:
+    """Epochs [E] of whose ``samples`` [E * 30 * rate] a tenth is missing, not recorded or cut out beside dead stretches."""
+    missing: NDArray[np.bool_] = np.isnan(samples).reshape(-1, EPOCH_SECONDS * rate).mean(axis=1) >= _GAP_SHARE
     return missing
 
 

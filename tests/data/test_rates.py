@@ -19,7 +19,6 @@ from sleepfm.data.epochs import stored_and_read
 from sleepfm.data.format import SIGNAL_SCALE, channel_member
 from sleepfm.data.in_order import iter_record
 from sleepfm.data.quantisation import dequantise, quantise
-from sleepfm.data.rates import REACH, SLOW_HZ, interpolate, stored_rate
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.stream import EpochStream, Reading, SequenceStream
 from sleepfm.errors import ShardError
@@ -27,6 +26,7 @@ from sleepfm.inference.embed import prepared_epochs
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.filters import preprocess, robust_scale
 from sleepfm.signals.prepare import PreparedRecording
+from sleepfm.signals.rates import REACH, SLOW_HZ, interpolate, stored_rate
 
 ALL_PRETRAIN = ["split.pretrain=1", "split.label=0", "split.val=0", "split.test=0", "segment_epochs=4"]
 CHANNELS = ("EEG_C4", "AIRFLOW", "THORAX", "SPO2")

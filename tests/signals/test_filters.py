@@ -182,3 +182,18 @@ def test_one_pass_equals_a_slow_one_in_double_precision(channel, rate):
     phase = np.exp(2j * np.pi * frequency * (places[:, None] / 100 + reach / rate))
     expected = (phase * spectrum).real.sum(axis=1)
     np.testing.assert_allclose(preprocess(signal, rate, channel)[places], expected, atol=1e-3 * np.std(expected))
+
+
+@pytest.mark.parametrize(("channel", "target"), [("AIRFLOW", 10), ("SPO2", 4)])
+@pytest.mark.parametrize("rate", [1, 4, 8, 10, 12.5, 32, 64, 200])
+@pytest.mark.parametrize("gap", [False, True])
+def test_a_lower_target_gives_every_nth_sample(channel, target, rate, gap):
+    """What the stop band lets pass beyond the lower Nyquist frequency, 53 dB of it gone, is cut instead of folded."""
+    rng = np.random.default_rng(4)
+    signal = rng.standard_normal(int(900 * rate)).astype(np.float32)
+    if gap:
+        signal[len(signal) // 3 : len(signal) // 2] = np.nan
+    whole, thin = preprocess(signal, rate, channel), preprocess(signal, rate, channel, target=target)
+    assert len(thin) == -(-len(whole) * target // 100)
+    tolerance = 0 if channel == "SPO2" or gap else 0.004
+    np.testing.assert_allclose(thin, whole[:: 100 // target], atol=tolerance)

@@ -19,6 +19,7 @@ from sleepfm.signals.filters import preprocess, robust_scale
 from sleepfm.signals.polarity import POLAR
 from sleepfm.signals.prepare import discover, prepare, prepare_in_turn
 from sleepfm.signals.quality import Quality
+from sleepfm.signals.rates import at_model_rate, recording_rate
 from sleepfm.signals.recording import read_recording
 from sleepfm.synthetic.cohort import write_cohort
 
@@ -60,11 +61,13 @@ def test_a_night_of_shhs(tree):
         assert night.quality[channel].shape == (60,)
         entry = night.provenance["channels"][channel]
         source = recording.read(labels.index(entry["signal"]))
-        expected = preprocess(source, entry["rate"], channel)
+        stored = recording_rate(night.provenance, channel)
+        assert stored == {"AIRFLOW": 10, "THORAX": 10, "ABDOMEN": 10, "SPO2": 4}.get(channel, 100)
+        expected = preprocess(source, entry["rate"], channel, target=stored)
         if channel != "SPO2":
             expected, median, iqr = robust_scale(expected)
             assert (median, iqr) == (night.median[channel], night.iqr[channel])
-        np.testing.assert_array_equal(samples, expected)
+        np.testing.assert_array_equal(samples, at_model_rate(expected, stored))
     assert 70 < night.median["SPO2"] <= 100
     assert night.provenance["channels"]["EOG_L"]["band_cut"].endswith("25 Hz")
     assert night.provenance["channels"]["THORAX"]["polarity"]["header_inverted"] == ["THOR RES"]
@@ -110,8 +113,9 @@ def test_channels_in_turn_are_those_of_the_whole_and_live_no_longer_than_needed(
         # Polarity of what has one is decided together; of the others, the last one is gone when the next one comes.
         assert channel in POLAR or not any(kept() is not None for kept in passed.values())
         passed[channel] = weakref.ref(samples)
-        assert samples.tobytes() == whole.channels[channel].tobytes()
-        del samples
+        found = at_model_rate(samples, recording_rate(description.provenance, channel))
+        assert found.tobytes() == whole.channels[channel].tobytes()
+        del samples, found
     assert set(passed) == set(whole.channels) and not any(kept() is not None for kept in passed.values())
     assert (description.median, description.iqr, description.provenance) == (whole.median, whole.iqr, whole.provenance)
 

@@ -35,6 +35,8 @@ FIGURES: dict[int, dict[str, tuple[float, float]]] = {
 FIGURES[2] = FIGURES[1]
 # So do those of what a text that is not understood, an event without a length, or a blank line of a list leaves open.
 FIGURES[3] = FIGURES[1]
+# Flow, effort and oximetry are made at the rate that holds their band.
+FIGURES[4] = FIGURES[1] | {"AIRFLOW": (0.97046, 0.03705), "SPO2": (1.797996, 0.080622)}
 
 
 def test_the_samples_are_those_of_the_version(tmp_path):

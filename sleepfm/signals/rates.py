@@ -60,6 +60,15 @@ def thin_out(signal: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     return signal[:: RATE_HZ // rate]
 
 
+def at_model_rate(signal: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+    """``signal`` of whole epochs [E * 30 * rate] at 100 Hz, [E * 3000]; of which :func:`thin_out` makes the same again."""
+    if rate == RATE_HZ:
+        return signal
+    if rate == SLOW_HZ:
+        return interpolate([(signal, 0)]).astype(np.float32).reshape(-1)
+    return np.repeat(signal, RATE_HZ // rate)
+
+
 @lru_cache(maxsize=1)
 def _taps() -> NDArray[np.float64]:
     """What each stored sample around a block gives to each sample at 100 Hz of it, [10 + 16, 100]."""
@@ -77,8 +86,8 @@ def _taps() -> NDArray[np.float64]:
     return matrix
 
 
-def interpolate(stretches: Sequence[tuple[NDArray[np.int16], int]]) -> NDArray[np.float64]:
-    """Stored steps at 10 Hz as steps at 100 Hz, [E, 3000] for the ``E`` epochs of all ``stretches`` in order.
+def interpolate(stretches: Sequence[tuple[NDArray[np.int16] | NDArray[np.float32], int]]) -> NDArray[np.float64]:
+    """Samples at 10 Hz, or the steps that are stored of them, at 100 Hz: [E, 3000] for the epochs of all ``stretches`` in order.
 
     Args:
         stretches: consecutive stored epochs [S * 300] with their neighbours, and how they lie: 1 if the first is such a
@@ -90,7 +99,7 @@ def interpolate(stretches: Sequence[tuple[NDArray[np.int16], int]]) -> NDArray[n
     rows = np.empty((sum(epochs) * blocks, _BLOCK + 2 * REACH))
     place = 0
     for (steps, sides), count in zip(stretches, epochs, strict=True):
-        flat = steps.reshape(-1)
+        flat: NDArray[Any] = steps.reshape(-1)
         if sides != 3:
             flat = _continued(flat.astype(np.float64), sides)
         begin = (_SLOW_SAMPLES if sides & 1 else REACH) - REACH
