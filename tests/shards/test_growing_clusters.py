@@ -19,6 +19,7 @@ import numpy as np
 import psutil
 import pytest
 from made_edf import Made, write_edf
+from ray._private.services import get_node_ip_address
 
 from shards.cluster import IN_FLIGHT_PER_CPU
 
@@ -178,7 +179,7 @@ def test_a_task_that_fits_no_node_any_more_asks_for_less(growing, tmp_path, star
 
 
 # Nodes in processes of this machine, which Ray's own autoscaler starts and ends as tasks ask for them.
-AUTOSCALING = {
+AUTOSCALING: dict[str, Any] = {
     "cluster_name": "growing",
     "max_workers": 2,
     "provider": {
@@ -188,7 +189,7 @@ AUTOSCALING = {
         "disable_launch_config_check": True,
     },
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {
             "resources": {"CPU": 1, "memory": 2000 * MIB, "object_store_memory": 80 * MIB},
             "node_config": {},
@@ -196,7 +197,7 @@ AUTOSCALING = {
             "max_workers": 2,
         },
     },
-    "head_node_type": "head",
+    "head_node_type": "ray.head.default",
     "auth": {},
     "upscaling_speed": 1.0,
     "idle_timeout_minutes": 1,
@@ -220,9 +221,10 @@ def test_an_autoscaler_makes_nodes_from_none_as_the_build_asks_for_them(
     cohort, tmp_path, start, run, shards_environment, digests
 ):
     source, out = many(cohort, tmp_path / "source", 24), tmp_path / "out"
-    settings = tmp_path / "autoscaling.json"
-    settings.write_text(json.dumps(AUTOSCALING))
     port = free_port()
+    address = f"{get_node_ip_address()}:{port}"
+    settings = tmp_path / "autoscaling.json"
+    settings.write_text(json.dumps({**AUTOSCALING, "provider": {**AUTOSCALING["provider"], "gcs_address": address}}))
     command = [
         *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=0"),
         *(f"--autoscaling-config={settings}", "--include-dashboard=false", "--disable-usage-stats"),
@@ -235,7 +237,7 @@ def test_an_autoscaler_makes_nodes_from_none_as_the_build_asks_for_them(
     try:
         wait_until(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None)
         assert head.poll() is None, log.read_text()
-        driver = start(arguments(source, out), f"127.0.0.1:{port}")
+        driver = start(arguments(source, out), address)
         stdout, stderr = driver.communicate(timeout=400)
     finally:
         processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
@@ -246,6 +248,7 @@ def test_an_autoscaler_makes_nodes_from_none_as_the_build_asks_for_them(
                 process.kill()
         head.wait(20)
     assert driver.returncode == 0, stdout + stderr
+    assert "waiting for nodes" in stdout
     whole = tmp_path / "whole"
     assert run(arguments(source, whole)).returncode == 0
     assert digests(out) == digests(whole)
