@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -142,7 +141,10 @@ def test_nodes_that_come_are_used_and_nodes_that_all_vanish_are_waited_for(cohor
 HOLD = """
 import sys, time, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-task = ray.remote(num_cpus=1, memory=int(sys.argv[2]))(time.sleep).remote(100_000)
+@ray.remote(num_cpus=1, memory=int(sys.argv[2]))
+def hold():
+    time.sleep(100_000)
+task = hold.remote()
 while ray.available_resources().get("CPU", 0) > 1:
     time.sleep(0.05)
 print("held", flush=True)
@@ -216,37 +218,61 @@ AUTOSCALING: dict[str, Any] = {
 }
 
 
+@contextlib.contextmanager
+def autoscaled(folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Address of a head without a CPU, whose autoscaler makes workers; all of them end with the block."""
+    variables = environment | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    with contextlib.ExitStack() as stack:
+        # Ray gives a node half a minute to come up, which a busy machine may not have.
+        for attempt in range(4):
+            port = free_port()
+            address = f"{get_node_ip_address()}:{port}"
+            settings, log = folder / "autoscaling.json", folder / f"head{attempt}.log"
+            settings.write_text(json.dumps({**AUTOSCALING, "provider": {**AUTOSCALING["provider"], "gcs_address": address}}))
+            command = [
+                *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=0"),
+                *(f"--autoscaling-config={settings}", "--include-dashboard=false", "--disable-usage-stats"),
+                f"--ray-client-server-port={free_port()}",
+            ]
+            with log.open("w") as file:
+                head = subprocess.Popen(command, env=variables, stdout=file, stderr=file, start_new_session=True)
+            stack.callback(end_session, head)
+            wait_until(lambda head=head, log=log: "Ray runtime started" in log.read_text() or head.poll() is not None)
+            if head.poll() is None:
+                break
+        else:
+            pytest.fail(log.read_text()[-2000:])
+        yield address
+
+
+def end_session(head: subprocess.Popen[bytes]) -> None:
+    """End all processes of the session that ``head`` began; the workers that an autoscaler makes are among them."""
+    mine = [process for process in psutil.process_iter() if in_session(process.pid, head.pid)]
+    for process in mine:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(mine, timeout=20)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait(20)
+
+
+def in_session(pid: int, session: int) -> bool:
+    try:
+        return os.getsid(pid) == session
+    except ProcessLookupError:
+        return False
+
+
 @pytest.mark.slow
 def test_an_autoscaler_makes_nodes_from_none_as_the_build_asks_for_them(
     cohort, tmp_path, start, run, shards_environment, digests
 ):
     source, out = many(cohort, tmp_path / "source", 24), tmp_path / "out"
-    port = free_port()
-    address = f"{get_node_ip_address()}:{port}"
-    settings = tmp_path / "autoscaling.json"
-    settings.write_text(json.dumps({**AUTOSCALING, "provider": {**AUTOSCALING["provider"], "gcs_address": address}}))
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=0"),
-        *(f"--autoscaling-config={settings}", "--include-dashboard=false", "--disable-usage-stats"),
-        f"--ray-client-server-port={free_port()}",
-    ]
-    variables = shards_environment(None) | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
-    log = tmp_path / "head.log"
-    with log.open("w") as file:
-        head = subprocess.Popen(command, env=variables, stdout=file, stderr=file, start_new_session=True)
-    try:
-        wait_until(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None)
-        assert head.poll() is None, log.read_text()
+    with autoscaled(tmp_path, shards_environment(None)) as address:
         driver = start(arguments(source, out), address)
-        stdout, stderr = driver.communicate(timeout=400)
-    finally:
-        processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        os.killpg(head.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(processes, timeout=20)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait(20)
+        stdout, stderr = driver.communicate(timeout=600)
     assert driver.returncode == 0, stdout + stderr
     assert "waiting for nodes" in stdout
     whole = tmp_path / "whole"
