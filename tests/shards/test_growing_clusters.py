@@ -82,6 +82,7 @@ def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_head_alone_is_waited_with_for_nodes(cohort, built, growing, tmp_path, start, digests):
     out = tmp_path / "out"
     impatient = start(arguments(cohort, tmp_path / "never", "ray.wait_for_nodes_s=3"), growing.cluster.address)
