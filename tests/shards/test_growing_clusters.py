@@ -186,7 +186,8 @@ AUTOSCALING: dict[str, Any] = {
     "cluster_name": "growing",
     "max_workers": 2,
     "provider": {
-        "type": "fake_multinode",
+        "type": "external",
+        "module": "nodes_of_this_machine.Provider",
         "use_node_id_as_ip": True,
         "disable_node_updaters": True,
         "disable_launch_config_check": True,
@@ -223,6 +224,8 @@ AUTOSCALING: dict[str, Any] = {
 def autoscaled(folder: Path, environment: dict[str, str]) -> Iterator[str]:
     """Address of a head without a CPU, whose autoscaler makes workers; all of them end with the block."""
     variables = environment | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    path = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
+    variables["PYTHONPATH"] = os.pathsep.join(path)
     with contextlib.ExitStack() as stack:
         # Ray gives a node half a minute to come up, which a busy machine may not have.
         for attempt in range(4):
@@ -273,7 +276,10 @@ def test_an_autoscaler_makes_nodes_from_none_as_the_build_asks_for_them(
     source, out = many(cohort, tmp_path / "source", 24), tmp_path / "out"
     with autoscaled(tmp_path, shards_environment(None)) as address:
         driver = start(arguments(source, out), address)
-        stdout, stderr = driver.communicate(timeout=600)
+        try:
+            stdout, stderr = driver.communicate(timeout=400)
+        finally:
+            driver.kill()
     assert driver.returncode == 0, stdout + stderr
     assert "waiting for nodes" in stdout
     whole = tmp_path / "whole"
