@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import traceback
-from pathlib import PurePath
+from pathlib import Path, PurePath
+
+from sleepfm.errors import GoneError
+from sleepfm.signals.files import is_remote
 
 # As faulthandler writes the innermost call first.
 _FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
+
+
+def kind_of(error: BaseException, path: Path) -> str:
+    """Class of the error for which the recording at ``path`` is refused: one that was removed is gone, a broken link is not."""
+    missing = isinstance(error.__cause__, FileNotFoundError) and (is_remote(path) or not os.path.lexists(path))
+    return (GoneError if missing else type(error)).__name__
 
 
 def fault_of(error: BaseException) -> str:

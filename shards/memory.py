@@ -40,10 +40,7 @@ Extent = tuple[EdfHeader, float]
 def measure(
     source: Path, paths: Sequence[str], known: Mapping[str, Discovered], config: BuildConfig
 ) -> tuple[int, dict[str, Discovered]]:
-    """What a task for the recordings ``paths``, relative to ``source``, asks of its node, in bytes, and what is known of them.
-
-    A Ray task runs it where headers are to be read: these may be slow to come.
-    """
+    """What a task for the recordings ``paths``, relative to ``source``, asks of its node, in bytes, and what is known of them."""
     extents = read_extents(source, paths, known)
     found = {path: known[path] for path in paths if path in known}
     found |= {path: replace(known.get(path, Discovered()), header=header) for path, (header, _) in extents.items()}

@@ -21,6 +21,7 @@ from shards.memory import BASE_BYTES, measure
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.task import Failure, Outcome, Refusal
+from shards.time_limit import time_limit
 from sleepfm.errors import FatalRecordingError, ShardError, SleepFMError
 from sleepfm.signals.examine import Discovered
 
@@ -90,6 +91,14 @@ class _Job:
     memory: int
 
 
+def read_headers(
+    source: Path, paths: list[str], known: Mapping[str, Discovered], config: BuildConfig
+) -> tuple[int, dict[str, Discovered]]:
+    """:func:`shards.memory.measure` within ``ray.task_timeout_s``; what a Ray task runs."""
+    with time_limit(config.ray.task_timeout_s):
+        return measure(source, paths, known, config)
+
+
 class Schedule:
     """The tasks of one build on a cluster.
 
@@ -103,7 +112,7 @@ class Schedule:
         options = {"num_cpus": 1, "max_retries": 0}
         self._tasks = {
             kind: ray.remote(**options)(function)
-            for kind, function in (("headers", measure), ("build", run_task), ("attempt", attempt))
+            for kind, function in (("headers", read_headers), ("build", run_task), ("attempt", attempt))
         }
         settings = work.config.ray
         self._asked = settings.task_memory_mb

@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort
-from shards.faults import fault_of
+from shards.faults import fault_of, kind_of
 from shards.lease import Builder
 from shards.names import shown
 from shards.plan import Entry, ShardPlan
@@ -143,7 +143,7 @@ def build_shard(
             reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")
             said = shown(kept_message(reason, path, config.privacy))
             scoring = found_scoring(source / path, source, cohort, found) if isinstance(error, AnnotationError) else None
-            return Refusal(entry.path, entry.size, type(error).__name__, said, kept_scoring(scoring, config.privacy))
+            return Refusal(entry.path, entry.size, kind_of(error, source / path), said, kept_scoring(scoring, config.privacy))
         except MemoryError:
             raise
         except Exception as error:

@@ -22,8 +22,10 @@ SURFACE = {
     "sleepfm embed": {"SRC", "--model", "--out", "--cohort", "--device"},
     "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},
     "sleepfm models": {"--store", "--name", "--json", "--promote"},
-    "python -m shards build": {"SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused", "--rebuild"},
-    "python -m shards verify": {"OUT"},
+    "python -m shards build": {
+        *("SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused", "--rebuild", "--exclude"),
+    },
+    "python -m shards verify": {"OUT", "--workers"},
     "python -m shards info": {"OUT"},
     "python -m shards export": {"OUT", "DIR", "--format", "--rule"},
 }

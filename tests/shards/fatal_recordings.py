@@ -13,7 +13,7 @@ from pathlib import Path
 _CONVERTS = any("default_worker.py" in word or word == "shards.attempt" for word in sys.orig_argv)
 
 
-def _meet(event, arguments):
+def _meet(event: str, arguments: tuple[object, ...]) -> None:
     if event != "open" or not isinstance(arguments[0], (str, bytes)):
         return
     name = os.path.basename(os.fsdecode(arguments[0]))

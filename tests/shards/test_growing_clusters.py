@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from made_edf import Made, write_edf
+from ray._private.services import get_node_ip_address
 
 from shards.cluster import IN_FLIGHT_PER_CPU
 
@@ -82,6 +82,7 @@ def wait_until(true: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_a_head_alone_is_waited_with_for_nodes(cohort, built, growing, tmp_path, start, digests):
     out = tmp_path / "out"
     impatient = start(arguments(cohort, tmp_path / "never", "ray.wait_for_nodes_s=3"), growing.cluster.address)
@@ -141,7 +142,10 @@ def test_nodes_that_come_are_used_and_nodes_that_all_vanish_are_waited_for(cohor
 HOLD = """
 import sys, time, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
-task = ray.remote(num_cpus=1, memory=int(sys.argv[2]))(time.sleep).remote(100_000)
+@ray.remote(num_cpus=1, memory=int(sys.argv[2]))
+def hold():
+    time.sleep(100_000)
+task = hold.remote()
 while ray.available_resources().get("CPU", 0) > 1:
     time.sleep(0.05)
 print("held", flush=True)
@@ -178,17 +182,18 @@ def test_a_task_that_fits_no_node_any_more_asks_for_less(growing, tmp_path, star
 
 
 # Nodes in processes of this machine, which Ray's own autoscaler starts and ends as tasks ask for them.
-AUTOSCALING = {
+AUTOSCALING: dict[str, Any] = {
     "cluster_name": "growing",
     "max_workers": 2,
     "provider": {
-        "type": "fake_multinode",
+        "type": "external",
+        "module": "nodes_of_this_machine.Provider",
         "use_node_id_as_ip": True,
         "disable_node_updaters": True,
         "disable_launch_config_check": True,
     },
     "available_node_types": {
-        "head": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
+        "ray.head.default": {"resources": {"CPU": 0}, "node_config": {}, "max_workers": 0},
         "worker": {
             "resources": {"CPU": 1, "memory": 2000 * MIB, "object_store_memory": 80 * MIB},
             "node_config": {},
@@ -196,7 +201,7 @@ AUTOSCALING = {
             "max_workers": 2,
         },
     },
-    "head_node_type": "head",
+    "head_node_type": "ray.head.default",
     "auth": {},
     "upscaling_speed": 1.0,
     "idle_timeout_minutes": 1,
@@ -215,37 +220,68 @@ AUTOSCALING = {
 }
 
 
+@contextlib.contextmanager
+def autoscaled(folder: Path, environment: dict[str, str]) -> Iterator[str]:
+    """Address of a head without a CPU, whose autoscaler makes workers; all of them end with the block."""
+    variables = environment | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
+    path = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
+    variables["PYTHONPATH"] = os.pathsep.join(path)
+    with contextlib.ExitStack() as stack:
+        # Ray gives a node half a minute to come up, which a busy machine may not have.
+        for attempt in range(4):
+            port = free_port()
+            address = f"{get_node_ip_address()}:{port}"
+            settings, log = folder / "autoscaling.json", folder / f"head{attempt}.log"
+            settings.write_text(json.dumps({**AUTOSCALING, "provider": {**AUTOSCALING["provider"], "gcs_address": address}}))
+            command = [
+                *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=0"),
+                *(f"--autoscaling-config={settings}", "--include-dashboard=false", "--disable-usage-stats"),
+                f"--ray-client-server-port={free_port()}",
+            ]
+            with log.open("w") as file:
+                head = subprocess.Popen(command, env=variables, stdout=file, stderr=file, start_new_session=True)
+            stack.callback(end_session, head)
+            wait_until(lambda head=head, log=log: "Ray runtime started" in log.read_text() or head.poll() is not None)
+            if head.poll() is None:
+                break
+        else:
+            pytest.fail(log.read_text()[-2000:])
+        yield address
+
+
+def end_session(head: subprocess.Popen[bytes]) -> None:
+    """End all processes of the session that ``head`` began; the workers that an autoscaler makes are among them."""
+    mine = [process for process in psutil.process_iter() if in_session(process.pid, head.pid)]
+    for process in mine:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, alive = psutil.wait_procs(mine, timeout=20)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    head.wait(20)
+
+
+def in_session(pid: int, session: int) -> bool:
+    try:
+        return os.getsid(pid) == session
+    except ProcessLookupError:
+        return False
+
+
 @pytest.mark.slow
 def test_an_autoscaler_makes_nodes_from_none_as_the_build_asks_for_them(
     cohort, tmp_path, start, run, shards_environment, digests
 ):
     source, out = many(cohort, tmp_path / "source", 24), tmp_path / "out"
-    settings = tmp_path / "autoscaling.json"
-    settings.write_text(json.dumps(AUTOSCALING))
-    port = free_port()
-    command = [
-        *(str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=0"),
-        *(f"--autoscaling-config={settings}", "--include-dashboard=false", "--disable-usage-stats"),
-        f"--ray-client-server-port={free_port()}",
-    ]
-    variables = shards_environment(None) | {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
-    log = tmp_path / "head.log"
-    with log.open("w") as file:
-        head = subprocess.Popen(command, env=variables, stdout=file, stderr=file, start_new_session=True)
-    try:
-        wait_until(lambda: "Ray runtime started" in log.read_text() or head.poll() is not None)
-        assert head.poll() is None, log.read_text()
-        driver = start(arguments(source, out), f"127.0.0.1:{port}")
-        stdout, stderr = driver.communicate(timeout=400)
-    finally:
-        processes = [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]
-        os.killpg(head.pid, signal.SIGTERM)
-        _, alive = psutil.wait_procs(processes, timeout=20)
-        for process in alive:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
-        head.wait(20)
+    with autoscaled(tmp_path, shards_environment(None)) as address:
+        driver = start(arguments(source, out), address)
+        try:
+            stdout, stderr = driver.communicate(timeout=400)
+        finally:
+            driver.kill()
     assert driver.returncode == 0, stdout + stderr
+    assert "waiting for nodes" in stdout
     whole = tmp_path / "whole"
     assert run(arguments(source, whole)).returncode == 0
     assert digests(out) == digests(whole)

@@ -8,8 +8,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from shards.build_config import load_build_config
 from shards.left_out import Exclusion
+from shards.plan import Entry, ShardPlan
 from shards.summary import refused_lines, status
+from shards.task import build_shard
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import UsageError
 
@@ -111,6 +114,28 @@ def test_an_exclusion_that_fits_nothing_is_refused(source, tmp_path, run):
     result = run(["build", source, tmp_path / "out", "--exclude", "*.edf"])
     assert result.returncode == 1 and "every recording in this folder is excluded" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_digests_are_excluded_by_what_they_stand_for(source, tmp_path, run):
+    out = tmp_path / "out"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2", "privacy.names=digest"]
+    assert run(arguments).returncode == 0
+    result = run([*arguments, "--exclude", "early/shhs1-2.edf"])
+    assert result.returncode == 0 and "shhs1-2" not in result.stdout + result.stderr
+    kept, refused = built(out)
+    assert len(kept) == 4 and list(refused.values()) == ["ExcludedError"]
+
+
+def test_a_recording_that_is_removed_while_a_build_runs_is_gone_and_a_broken_link_is_not(tmp_path):
+    (tmp_path / "out" / "shards").mkdir(parents=True)
+    (tmp_path / "broken.edf").symlink_to("nowhere.edf")
+    entries = tuple(Entry(f"{name}.edf", 1, name) for name in ("broken", "removed"))
+    shard = ShardPlan("shard-000000.tar", entries)
+    outcome = build_shard(tmp_path, tmp_path / "out", shard, load_build_config(), "build")
+    assert {refusal.path: refusal.error for refusal in outcome.refusals} == {
+        "broken.edf": "RecordingError",
+        "removed.edf": "GoneError",
+    }
 
 
 @pytest.mark.parametrize(
