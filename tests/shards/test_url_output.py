@@ -70,11 +70,17 @@ def test_a_build_goes_on_behind_a_url_as_in_a_folder(cohort, place, s3, tmp_path
     def fetched_again() -> None:
         short.write_bytes(whole)
 
-    for step in (lambda: None, more, corrected, fetched_again):
+    for number, step in enumerate((lambda: None, more, corrected, fetched_again)):
         step()
+        asked = len(s3.requests())
         here, there = (run(arguments(source, out)) for out in (tmp_path / "out", f"{BUCKET}/grown"))
         assert here.returncode == there.returncode
         assert place(tmp_path / "out").digests() == place(f"{BUCKET}/grown").digests()
+        changes = [line for line in s3.requests()[asked:] if line.startswith(("PUT", "DELETE")) and "/.lease/" not in line]
+        # A description is there only while what it describes is: new shards may come beside it, nothing else may change.
+        assert changes[-1] == "PUT /sleep/grown/dataset.json"
+        described = changes[: changes.index("DELETE /sleep/grown/dataset.json")] if number else []
+        assert not [line for line in described if line.startswith("DELETE") or "/manifest/" in line]
 
 
 def test_what_is_refused_of_a_folder_is_refused_of_a_url(cohort, s3, run):
