@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -187,6 +189,25 @@ def test_the_folder_of_a_task_that_died_is_removed_by_the_next(tmp_path, monkeyp
         with scratch():
             assert held.is_dir() and not dead.exists()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_driver_that_was_stopped_for_longer_than_its_lease_writes_no_more(cohort, built, connection, place, run, start):
+    out = f"{BUCKET}/stopped"
+    words = [*arguments(cohort, out), "store.lease_s=3"]
+    first = start(words, connection.address)
+    deadline = time.monotonic() + 240
+    while "plan.json" not in place(out).names():
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)
+    second = run(words)
+    assert second.returncode == 0 and "has been building here; going on when its lease runs out" in second.stdout, second.stderr
+    first.send_signal(signal.SIGCONT)
+    stdout, stderr = first.communicate(timeout=240)
+    assert first.returncode == 1 and len(stderr.splitlines()) == 1, stdout + stderr
+    assert "this build has lost its lease" in stderr or "could not be renewed in time" in stderr
+    assert place(out).digests() == place(built).digests()
 
 
 @pytest.mark.slow
