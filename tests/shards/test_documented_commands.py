@@ -59,7 +59,7 @@ class Cluster:
 
     def do(self, words: list[str]) -> None:
         """One line of a page."""
-        words = [re.sub("^(data.path=)?s3://bucket", rf"\\g<1>{self._bucket}", word) for word in words]
+        words = [re.sub("^(data.path=)?s3://bucket", rf"\g<1>{self._bucket}", word) for word in words]
         if words[0] == "export":
             # The credentials are those of the test's server, which are there already.
             name, value = words[1].split("=", 1)

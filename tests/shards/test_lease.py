@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from shards import lease
 from shards.lease import Builder, only_builder
 from shards.plan import Entry, ShardPlan
 from shards.store import PART_BYTES, Store
@@ -174,6 +175,21 @@ def test_a_store_that_knows_no_condition_is_refused(s3):
         pytest.fail("two could build at once")
     with pytest.raises(ConfigError, match=said), only_builder(location("memory://x"), 5, print):
         pytest.fail("two could build at once")
+
+
+def test_one_that_looked_long_ago_does_not_build_beside_one_that_came_since(s3, monkeypatch):
+    """It saw the lowest number free; others have gone on to the third and removed the second, which it can put again."""
+    place, found = url("late"), lease._highest
+    with only_builder(place, 1, print) as (_, check):
+        deadline = time.monotonic() + 60
+        while "00000003" not in (names := s3.names("lease-late/.lease")) or "00000002" in names:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        old = [(1, {**found(Store(place))[1], "released": True})]
+        monkeypatch.setattr(lease, "_highest", lambda store: old.pop() if old else found(store))
+        with pytest.raises(BusyError, match="is building here"), only_builder(place, 1, print):
+            pytest.fail("two at once")
+        check()
 
 
 def test_what_is_no_lease_is_left_alone(s3):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -70,11 +72,17 @@ def test_a_build_goes_on_behind_a_url_as_in_a_folder(cohort, place, s3, tmp_path
     def fetched_again() -> None:
         short.write_bytes(whole)
 
-    for step in (lambda: None, more, corrected, fetched_again):
+    for number, step in enumerate((lambda: None, more, corrected, fetched_again)):
         step()
+        asked = len(s3.requests())
         here, there = (run(arguments(source, out)) for out in (tmp_path / "out", f"{BUCKET}/grown"))
         assert here.returncode == there.returncode
         assert place(tmp_path / "out").digests() == place(f"{BUCKET}/grown").digests()
+        changes = [line for line in s3.requests()[asked:] if line.startswith(("PUT", "DELETE")) and "/.lease/" not in line]
+        # A description is there only while what it describes is: new shards may come beside it, nothing else may change.
+        assert changes[-1] == "PUT /sleep/grown/dataset.json"
+        described = changes[: changes.index("DELETE /sleep/grown/dataset.json")] if number else []
+        assert not [line for line in described if line.startswith("DELETE") or "/manifest/" in line]
 
 
 def test_what_is_refused_of_a_folder_is_refused_of_a_url(cohort, s3, run):
@@ -181,6 +189,25 @@ def test_the_folder_of_a_task_that_died_is_removed_by_the_next(tmp_path, monkeyp
         with scratch():
             assert held.is_dir() and not dead.exists()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_driver_that_was_stopped_for_longer_than_its_lease_writes_no_more(cohort, built, connection, place, run, start):
+    out = f"{BUCKET}/stopped"
+    words = [*arguments(cohort, out), "store.lease_s=3"]
+    first = start(words, connection.address)
+    deadline = time.monotonic() + 240
+    while "plan.json" not in place(out).names():
+        assert first.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    first.send_signal(signal.SIGSTOP)
+    second = run(words)
+    assert second.returncode == 0 and "has been building here; going on when its lease runs out" in second.stdout, second.stderr
+    first.send_signal(signal.SIGCONT)
+    stdout, stderr = first.communicate(timeout=240)
+    assert first.returncode == 1 and len(stderr.splitlines()) == 1, stdout + stderr
+    assert "this build has lost its lease" in stderr or "could not be renewed in time" in stderr
+    assert place(out).digests() == place(built).digests()
 
 
 @pytest.mark.slow
