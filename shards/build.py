@@ -16,7 +16,7 @@ from shards.left_out import SET_ASIDE, Exclusion, left_out
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
 from shards.nodes import require_shared
-from shards.people import Tables, check_moves, table_lines
+from shards.people import Tables, check_moves, people_lines
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import ListingProgress, Progress
@@ -61,6 +61,8 @@ class BuildResult:
     """A line for each scoring that was taken for several recordings."""
     people: tuple[str, ...] = ()
     """What the tables of people say, and what in them is not understood, a line each."""
+    warnings: tuple[str, ...] = ()
+    """What else is to be known of them."""
 
 
 @dataclass(frozen=True)
@@ -195,8 +197,8 @@ def _build(
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
     shared = tuple(scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    tables = tuple(table_lines(people))
-    return BuildResult(description, quarantine, printed, texts, unscored, unread, folders, shared, tables)
+    told, warnings = people_lines(out, config.split, people)
+    return BuildResult(description, quarantine, printed, texts, unscored, unread, folders, shared, tuple(told), tuple(warnings))
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

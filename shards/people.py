@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from sleepfm.data.people import COLUMNS, person_of
 from sleepfm.errors import DatasetError
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.files import location
+from sleepfm.signals.files import file_sha256, location
 from sleepfm.signals.groups import group_of
 from sleepfm.signals.people import NOBODY, KnownPeople, Person, read_people
 
@@ -143,6 +143,7 @@ def read_stored(out: Path, config: SplitConfig) -> Stored:
     if not (folder / "records.parquet").exists() and not (config.stratify and (out / DATASET_FILE).exists()):
         return Stored()
     try:
+        _check_digests(out)
         rows = pq.read_table(folder / "records.parquet", columns=["subject", "visit", "cohort", "split"]).to_pylist()
         people: dict[PersonKey, Person] = {(row["subject"], row["visit"], row["cohort"]): NOBODY for row in rows}
         if (folder / "subjects.parquet").exists():
@@ -158,16 +159,37 @@ def read_stored(out: Path, config: SplitConfig) -> Stored:
     return Stored(people, {row["subject"]: row["split"] for row in rows})
 
 
+def _check_digests(out: Path) -> None:
+    """Raises :class:`ValueError` for a table whose bytes are not those that ``dataset.json`` means, where there is one."""
+    try:
+        tables = json.loads((out / DATASET_FILE).read_text(encoding="utf-8"))["tables"]
+    except FileNotFoundError:
+        return
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{DATASET_FILE} is damaged") from error
+    for name in ("records", "subjects"):
+        if name in tables and file_sha256(out / MANIFEST_FOLDER / f"{name}.parquet") != tables[name]:
+            raise ValueError(f"{name}.parquet has changed")
+
+
 def check_moves(out: Path, config: SplitConfig, tables: Tables) -> None:
     """Raises :class:`DatasetError` where a build would move somebody of the data set in ``out`` to another split."""
     stored = read_stored(out, config)
     join_people(stored.people, config, tables, stored, out)
 
 
-def table_lines(tables: Tables) -> Iterator[str]:
-    """What was read, and what in it is not understood, a line each."""
-    for report in tables.known.reports:
-        yield from report.lines()
+def people_lines(out: Path, config: SplitConfig, tables: Tables) -> tuple[list[str], list[str]]:
+    """What was read of the people in ``out``, a line each, and warnings."""
+    people = read_stored(out, config).people
+    cohorts = {cohort for _, _, cohort in people}
+    related = {cohort for (_, _, cohort), person in people.items() if person.family}
+    warnings = [
+        f"cohort {cohort}: the table that names families was not found (looked for {', '.join(patterns)}), and relatives may "
+        "come into different splits; put it into `datasets` in the source, or give its folder with subjects.folder"
+        for cohort, patterns in sorted(tables.known.families_not_found.items())
+        if cohort in cohorts - related
+    ]
+    return list(tables.known.lines(cohorts)), warnings
 
 
 def _refuse_moves(splits: Mapping[str, str], before: Mapping[str, str], tables: Tables, out: Path) -> None:

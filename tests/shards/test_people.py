@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from dataclasses import replace
@@ -14,11 +15,12 @@ from made_nights import make_dataset, make_night
 from shards.build_config import BuildConfig, SplitConfig, check_same, identity, load_build_config
 from shards.info import info
 from shards.manifest import write_manifest
-from shards.people import Tables, check_moves
+from shards.people import Tables, check_moves, people_lines
 from shards.plan import read_plan
 from shards.split import split_of, splits_of
 from shards.verify import verify
 from sleepfm.constants import SPLITS
+from sleepfm.data.cache import FileCache
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.signals.people import NOBODY
@@ -104,11 +106,16 @@ def test_what_the_table_says_is_in_the_manifest_and_families_are_together(out: P
 def test_a_table_that_comes_later_changes_no_shard_and_moves_nobody_unasked(out: Path, source: Path) -> None:
     before = splits(Dataset.open(out))
     assert Dataset.open(out).people.of(0) == NOBODY
+    told, (warning,) = people_lines(out, config().split, Tables.read(out, config(), move=False))
+    table, harmonised = "cfs-visit5-dataset-[0-9]*.csv", "cfs-visit5-harmonized-dataset-[0-9]*.csv"
+    assert told == [f"cohort cfs: no table of its people was found (looked for {table}, {harmonised})"]
+    assert warning.startswith(f"cohort cfs: the table that names families was not found (looked for {table})")
     stamps = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
     with pytest.raises(DatasetError, match=r"\d+ people would come into another split, such as cfs-8.*--rebuild"):
         write(out, source)
     assert splits(Dataset.open(out)) == before
     moved = write(out, source, move=True)
+    assert people_lines(out, config().split, Tables.read(out, config(), move=False))[1] == []
     assert splits(moved) != before
     assert {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()} == stamps
     # A table without families changes nothing but what is known.
@@ -145,6 +152,18 @@ def test_a_data_set_of_before_opens_without_the_table_and_a_build_adds_it(out: P
     (source / "datasets" / "cfs-visit5-dataset-0.7.0.csv").unlink()
     assert write(out, source).digest == old.digest
     assert table.is_file()
+
+
+def test_a_damaged_table_moves_nobody_and_is_written_anew(out: Path, source: Path) -> None:
+    dataset = write(out, source, move=True)
+    path = out / "manifest" / "records.parquet"
+    found = pq.read_table(path)
+    place = found.schema.get_field_index("split")
+    pq.write_table(found.set_column(place, found.schema.field(place), [found["split"].to_pylist()[::-1]]), path)
+    assert any("records.parquet" in fault for fault in verify(out))
+    again = write(out, source)
+    assert again.digest == dataset.digest and splits(again) == splits(dataset)
+    assert again.people.of(3) == dataset.people.of(3)
 
 
 def test_verify_finds_a_family_in_two_splits_and_a_person_in_none(out: Path, source: Path) -> None:
@@ -230,3 +249,22 @@ def test_stratified_splits_are_kept_in_the_manifest_alone_and_not_lost_with_it(o
     with pytest.raises(ConfigError, match=r"split\.stratify"):
         check_same(identity(config()), identity(config("split.stratify=[sex]")), out)
     assert "stratify" not in identity(config())["split"]
+
+
+def test_a_data_set_of_before_opens_behind_a_url(out: Path, tmp_path: Path) -> None:
+    content = json.loads((out / "dataset.json").read_text())
+    del content["tables"]["subjects"]
+    (out / "dataset.json").write_text(json.dumps(content))
+    (out / "manifest" / "subjects.parquet").unlink()
+    old = Dataset.open(f"file://{out}", FileCache(tmp_path / "cache", 1 << 30))
+    assert old.people.of(0) == NOBODY and len(old.people) == PEOPLE
+
+
+def test_a_build_joins_the_table_that_the_source_holds(built: Path, cohort: Path) -> None:
+    dataset = Dataset.open(built)
+    table = {line["nsrrid"]: line for line in csv.DictReader((cohort / "datasets/shhs1-dataset-0.21.0.csv").open())}
+    for index, record in enumerate(dataset.records):
+        line, person = table[record.subject.removeprefix("shhs-")], dataset.people.of(index)
+        assert person.age == float(line["age_s1"]) and person.sex == {"1": "male", "2": "female"}[line["gender"]]
+        assert person.ahi == pytest.approx(float(line["ahi_a0h3a"]), abs=0.01)
+        assert record.split == split_of(record.subject, config().split)
