@@ -22,14 +22,14 @@ def build(tmp_path: Path, shards_environment) -> Build:
     site = tmp_path / "site"
     site.mkdir()
     shutil.copy(HOSTILE, site / "sitecustomize.py")
-    variables = shards_environment(None) | {"FATAL_ONCE": str(tmp_path / "once")}
-    variables["PYTHONPATH"] = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])])
 
     def run(source: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
         line: Sequence[object] = [
             *(sys.executable, "-m", "shards", "build", source, out, "--cohort", "shhs1", "--workers", 2, "recordings=3"),
             *more,
         ]
+        variables = shards_environment(None) | {"FATAL_ONCE": str(tmp_path / "once"), "PYTHONPATH": path}
         return subprocess.run([str(word) for word in line], env=variables, capture_output=True, text=True, timeout=600)
 
     return run
@@ -98,3 +98,15 @@ def test_one_that_hangs_is_refused_and_one_that_died_by_chance_is_not(cohort, bu
     assert run(["build", source, undisturbed, "--cohort", "shhs1", "recordings=3"]).returncode == 0
     name = "shards/shard-000001.tar"
     assert digests(out)[name] == digests(undisturbed)[name]
+
+
+@pytest.mark.slow
+def test_what_ray_ends_for_want_of_memory_is_refused(cohort, build, tmp_path, monkeypatch):
+    """A node that always counts as full, as one does beside a recording that fills it."""
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.01")
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
+    source, out = nights(cohort, tmp_path / "source", "shhs1-1.edf", "shhs1-2-hang.edf"), tmp_path / "out"
+    done = build(source, out, "ray.retries=1")
+    assert done.returncode == 1, done.stdout + done.stderr
+    error, reason = refusals(out)["shhs1-2-hang.edf"]
+    assert error == "FatalRecordingError" and "its worker was ended, since its node's memory ran out" in reason
