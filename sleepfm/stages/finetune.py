@@ -12,23 +12,27 @@ from typing import Any
 import torch
 from torch import nn
 
+from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.record_labels import RecordLabels
 from sleepfm.data.stream import SequenceStream
 from sleepfm.evaluation.prediction_figures import validation_figures
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.inference.predict import predict_nights
+from sleepfm.inference.predict import predict_encoded_nights, predict_nights
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.downstream_package import package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point, training_labels
-from sleepfm.stages.second_labels import SECONDS, SecondLabels, SecondsStream
+from sleepfm.stages.embedding_cache import FrameCache
+from sleepfm.stages.encoded_nights import EncodedStream, OnFrames
+from sleepfm.stages.second_labels import KINDS, SECONDS, SecondLabels, SecondsStream
 from sleepfm.stages.shared_predictions import shared_predictions
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
-from sleepfm.training.stage import Export, StepLoss
+from sleepfm.training.stage import Export, StepLoss, Stream
 from sleepfm.training.state.weights import state_digest
 
 
@@ -43,22 +47,48 @@ class FinetuneStage:
         ConfigError: the encoder is a downstream model.
     """
 
-    def __init__(self, config: FinetuneConfig, source: Resolved, work: SharedWork = ALONE) -> None:
+    def __init__(self, config: FinetuneConfig, source: Resolved, work: SharedWork = ALONE, on_paper: bool = False) -> None:
         self.config, self.task = config, TASKS[config.task]
         self.name = f"finetune-{config.task}"
         self.epochs_per_item = config.sequence.length
         self.dataset = Dataset.open(config.data.path)
         self.dataset_digest = self.dataset.digest
         self.parents = [source.label]
-        encoder, context = starting_point(config, load_package(source).module, source)
+        package = load_package(source)
+        encoder, context = starting_point(config, package.module, source)
         plan = downstream_plan(config, encoder, source)
         torch.manual_seed(config.train.seed)
-        self.module = Downstream(plan, encoder)
+        self.module = (OnFrames if config.cache else Downstream)(plan, encoder)
         if context is not None:
             self.module.context.load_state_dict(context)
         self.seconds = SecondLabels(self.dataset, config.task)
-        stream = SequenceStream if config.events is None else partial(SecondsStream, seconds=self.seconds)
-        self.stream = stream(
+        self._kinds = config.events.kinds if config.events is not None else ()
+        self._cache: FrameCache | None = None
+        kept = training_labels(self.dataset, config.task, config.data)
+        if config.cache:
+            settings = (package.config["weights"]["sha256"], config.evaluate.chunk, work, on_paper)
+            self._cache = FrameCache(Path(config.cache), self.dataset, self.module, *settings)
+            self.stream: Stream = self._encoded_stream(kept)
+        else:
+            self.stream = self._signal_stream()
+        for split in ("val", "test"):
+            self.dataset.select(split, self.module.channels)
+        labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task, work.goes_on))
+        self.n_labelled = int((labels >= 0).sum())
+        self.weights = class_weights(labels, len(self.task.classes), config.weighting)
+        self._validated: tuple[str, Predictions] | None = None
+        if config.events is not None:
+            every = torch.cat([self.seconds.of(row, kept.of(row)) for row in self.dataset.select("label").tolist()])
+            self.second_weights = class_weights(every, 2, config.weighting)
+            self.kind_weights = torch.ones(max(1, len(self._kinds)))
+
+    def _signal_stream(self) -> Stream:
+        """Sequences of signals, which pass through the encoder in every step."""
+        config = self.config
+        stream = SequenceStream
+        if config.events is not None:
+            stream = partial(SecondsStream, seconds=self.seconds, kinds=self._kinds)
+        return stream(
             self.dataset,
             "label",
             self.module.channels,
@@ -71,36 +101,52 @@ class FinetuneStage:
             target=config.task,
             labelled_only=True,
         )
-        for split in ("val", "test"):
-            self.dataset.select(split, self.module.channels)
-        kept = training_labels(self.dataset, config.task, config.data)
-        labels = torch.from_numpy(labels_of_split(self.dataset, kept, "label", config.task, work.goes_on))
-        self.n_labelled = int((labels >= 0).sum())
-        self.weights = class_weights(labels, len(self.task.classes), config.weighting)
-        self._validated: tuple[str, Predictions] | None = None
-        if config.events is not None:
-            every = torch.cat([self.seconds.of(row, kept.of(row)) for row in self.dataset.select("label").tolist()])
-            self.second_weights = class_weights(every, 2, config.weighting)
+
+    def _encoded_stream(self, labels: RecordLabels) -> Stream:
+        """Sequences of frames that have passed through it."""
+        config = self.config
+        assert self._cache is not None
+        return EncodedStream(
+            self.dataset,
+            self._cache.split("label"),
+            labels,
+            self.seconds,
+            config.task,
+            config.sequence,
+            self._kinds,
+            self.module.evidence,
+            config.train.seed,
+        )
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         """Cross-entropy of every scored epoch of the sequences, and of every scored second where there is an event head;
         ``seed`` is not used, dropout has its own.
         """
-        epochs, events = batch.labels[self.config.task], self.config.events
+        # Nothing is learnt of an epoch that is not assessed.
+        seen = batch.present[..., 0] if self._cache is not None else self.module.assessed(batch.present)
+        epochs, events = batch.labels[self.config.task].masked_fill(~seen, -1), self.config.events
         self._move_weights(epochs.device)
         if events is None:
             return classification_loss(model(batch.signals, batch.present, batch.valid), epochs, self.weights)
         logits, seconds = model(batch.signals, batch.present, batch.valid)
+        every, unseen = seconds.flatten(1, 2), ~seen.repeat_interleave(EPOCH_SECONDS, dim=1)
         whole = classification_loss(logits, epochs, self.weights)
-        located = classification_loss(seconds.flatten(1, 2), batch.labels[SECONDS], self.second_weights)
+        inside = batch.labels[SECONDS].masked_fill(unseen, -1)
+        located = classification_loss(every[..., :2], inside, self.second_weights)
         parts = whole.parts | {"seconds": located.loss.detach(), "seconds_accuracy": located.parts["accuracy"]}
-        return StepLoss(whole.loss + events.weight * located.loss, parts)
+        loss = whole.loss + events.weight * located.loss
+        if self._kinds:
+            kinds = batch.labels[KINDS].masked_fill(unseen, -1)
+            told = classification_loss(every[..., 2:], kinds, self.kind_weights).loss
+            parts["kinds"] = told.detach()
+            loss = loss + events.weight * told
+        return StepLoss(loss, parts)
 
     def _move_weights(self, device: torch.device) -> None:
         """Weights of classes, once, to where the loss is computed."""
         self.weights = self.weights.to(device)
         if self.config.events is not None:
-            self.second_weights = self.second_weights.to(device)
+            self.second_weights, self.kind_weights = self.second_weights.to(device), self.kind_weights.to(device)
 
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Headline figures on ``val``, every epoch once."""
@@ -139,6 +185,15 @@ class FinetuneStage:
         assert isinstance(module, Downstream)
         model, window, chunk = module, self.config.sequence.length, self.config.evaluate.chunk
         rows = self.dataset.select(split, model.channels).tolist()
+        if self._cache is not None:
+            nights = self._cache.split(split)
+            return shared_predictions(
+                work,
+                f"recordings of {split}",
+                self.dataset,
+                rows,
+                lambda own: predict_encoded_nights(model, self.dataset, own, nights.__getitem__, window),
+            )
         return shared_predictions(
             work,
             f"recordings of {split}",

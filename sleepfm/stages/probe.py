@@ -6,7 +6,7 @@ head together, so that it scores a night by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.order import permutation
-from sleepfm.data.record_labels import RecordLabels
+from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels, epochs_with_any
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.prediction_figures import validation_figures
 from sleepfm.evaluation.predictions import Predictions
@@ -48,7 +49,8 @@ class EmbeddingStream:
     """Labelled epochs as items, embedding and label, in the order of a permutation of (seed, pass).
 
     ``nights`` are embeddings [E, D] by recording; epochs without a label in ``labels`` or without a channel
-    are left out. ``goes_on`` is called with every recording whose labels were read.
+    are left out, and those without one of ``evidence`` (:attr:`Downstream.evidence`). ``goes_on`` is called with every recording
+    whose labels were read.
     """
 
     def __init__(
@@ -59,13 +61,17 @@ class EmbeddingStream:
         task: str,
         seed: int,
         goes_on: Callable[[], None],
+        evidence: Sequence[str] = (),
     ) -> None:
+        reader = ShardReader(dataset)
         self._task, self._seed = task, seed
         self._names = list(nights)
         embeddings, targets, epochs, night = [], [], [], []
         for number, (name, embedding) in enumerate(nights.items()):
-            target = torch.from_numpy(labels.of(dataset.index_of(name))[task].astype(np.int64))
-            kept = torch.nonzero((target >= 0) & torch.isfinite(embedding).all(dim=1))[:, 0]
+            row = dataset.index_of(name)
+            target = torch.from_numpy(labels.of(row)[task].astype(np.int64))
+            seen = torch.from_numpy(epochs_with_any(dataset, reader, row, evidence))
+            kept = torch.nonzero((target >= 0) & seen & torch.isfinite(embedding).all(dim=1))[:, 0]
             embeddings.append(embedding[kept])
             targets.append(target[kept])
             epochs.append(kept)
@@ -134,7 +140,9 @@ class ProbeStage:
         self.validation = self.cache.split("val")
         self.dataset.select("test", self.module.channels)
         labels = training_labels(self.dataset, config.task, config.data)
-        self.stream = EmbeddingStream(self.dataset, nights, labels, config.task, config.train.seed, work.goes_on)
+        self.stream = EmbeddingStream(
+            self.dataset, nights, labels, config.task, config.train.seed, work.goes_on, self.module.evidence
+        )
         self._validated: Predictions | None = None
         self.weights = class_weights(self.stream.labels, len(self.task.classes), config.weighting)
 
