@@ -90,7 +90,8 @@ def read_saturation(samples: NDArray[np.float32], unusable: NDArray[np.bool_]) -
     Unscored are the epochs that are ``unusable`` [E], values that no oximeter shows, and both sides of a change that is faster
     than blood's.
     """
-    seconds = np.round(np.median(samples.reshape(-1, RATE_HZ), axis=1).astype(np.float64), DECIMALS)
+    middle = np.median(samples.reshape(-1, RATE_HZ), axis=1)
+    seconds: NDArray[np.float64] = np.round(middle.astype(np.float64), DECIMALS)
     assert samples.size == EPOCH_SAMPLES * len(unusable)
     seconds[np.repeat(unusable, EPOCH_SECONDS) | (seconds < LOWEST) | (seconds > HIGHEST)] = np.nan
     fast = np.flatnonzero(np.abs(np.diff(seconds)) > FASTEST)

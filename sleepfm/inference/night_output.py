@@ -24,12 +24,14 @@ class NightOutput:
         epochs: [E, K], probability of each class.
         seconds: [30 E], probability that an event goes on; only with an event head on frames.
         kinds: [30 E, K], probability of each kind of event that the head tells apart, if one goes on; only with such a head.
+        frames: [E, F, D'], what an event head saw.
     """
 
     embedding: Tensor
     epochs: NDArray[np.float64]
     seconds: NDArray[np.float64] | None = None
     kinds: NDArray[np.float64] | None = None
+    frames: Tensor | None = None
 
     @property
     def positive(self) -> NDArray[np.float64]:
@@ -44,6 +46,7 @@ def apply_to_epochs(
     keep: Sequence[bool] | None = None,
     embedding: Tensor | None = None,
     assessed: NDArray[np.bool_] | None = None,
+    frames: Tensor | None = None,
 ) -> NightOutput:
     """What ``model`` (in eval mode) gives for a night.
 
@@ -55,9 +58,12 @@ def apply_to_epochs(
             does not encode them again.
         assessed: [E], epochs that the task can be assessed in (:attr:`Downstream.evidence`); all by default. The others are as
             epochs without a usable channel, but in the embedding.
+        frames: [E, F, D'] of the same ``epochs``, where a model with an equal encoder and the same amplitudes has made them.
     """
     if model.config.events is not None:
-        return apply_to_frames(model, frame_features(model, epochs, keep), window, assessed)
+        if frames is None:
+            frames = frame_features(model, epochs, keep)
+        return apply_to_frames(model, frames, window, assessed)
     return apply_to_embedding(model, embed(model.encoder, epochs, keep) if embedding is None else embedding, window, assessed)
 
 
@@ -65,7 +71,8 @@ def apply_to_frames(model: Downstream, frames: Tensor, window: int, assessed: ND
     """What ``model``, which has an event head, gives for a night from the features [E, F, D'] of its frames."""
     found = apply_to_embedding(model, model.embedding_of(frames), window, assessed)
     seconds = locate_night(model, _without(frames, assessed), window)
-    return replace(found, seconds=seconds[:, 0], kinds=seconds[:, 1:] if seconds.shape[1] > 1 else None)
+    kinds = seconds[:, 1:] if seconds.shape[1] > 1 else None
+    return replace(found, seconds=seconds[:, 0], kinds=kinds, frames=frames)
 
 
 def apply_to_embedding(

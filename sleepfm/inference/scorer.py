@@ -92,6 +92,7 @@ class Scorer:
                     f"found {', '.join(night.channels) or 'no canonical channel'}"
                 )
         embedded: dict[str, Tensor] = {}
+        framed: dict[tuple[str, tuple[str, ...]], Tensor] = {}
         probability: dict[str, NDArray[np.float64]] = {}
         events: list[Event] = []
         runs: list[Event] = []
@@ -99,8 +100,15 @@ class Scorer:
             key, usage = self._encoder[task], entry.usage
             epochs = prepared_epochs(night, entry.model.channels, chunk)
             assessed = _epochs_with_any(night, entry.model.evidence)
-            found = apply_to_epochs(entry.model, epochs, usage.window, embedding=embedded.get(key), assessed=assessed)
+            # Event heads on one encoder share what they see.
+            head = entry.model.config.events
+            seen = (key, head.amplitudes if head is not None else ())
+            found = apply_to_epochs(
+                entry.model, epochs, usage.window, embedding=embedded.get(key), assessed=assessed, frames=framed.get(seen)
+            )
             embedded[key], probability[task] = found.embedding, found.epochs
+            if found.frames is not None:
+                framed[seen] = found.frames
             if TASKS[task].event:
                 mine = find_events(found.positive, usage.detection_threshold, task, usage.located)
                 if found.kinds is not None and entry.model.config.events is not None:
@@ -156,7 +164,7 @@ class Scorer:
             elif lost:
                 told.append(f"{task}: not assessed in {lost} of {night.n_epochs} epochs, which lack {names}")
             elif entry.usage.located and TASKS[task].evidence and not entry.model.evidence:
-                told.append(f"{task}: {entry.address} takes none of {names}, which the recording has; its events rest on less")
+                told.append(f"{task}: its model takes none of {names}, which the recording has; its events rest on less")
         return told
 
 

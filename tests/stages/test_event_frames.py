@@ -87,10 +87,10 @@ def test_frames_give_what_signals_give(dataset, source, stage, tmp_path):
     assert compared >= 3
 
 
-def test_a_night_passes_through_the_encoder_once_for_every_task(dataset, source, stage, monkeypatch):
+def test_a_night_passes_through_the_encoder_once_for_every_task(dataset, source, stage, tmp_path, monkeypatch):
     monkeypatch.setattr("sleepfm.stages.embedding_cache.frame_features", lambda *a: pytest.fail("encoded again"))
     cache = stage.config.cache
-    again = made(dataset, source, stage.config.train.output, "hypopnea", f"cache={cache}")
+    again = made(dataset, source, tmp_path, "hypopnea", f"cache={cache}")
     assert len(again.stream) > 0
     monkeypatch.undo()
     row = int(dataset.select("label")[0])
@@ -171,7 +171,7 @@ def located_eeg_only(downstream_packages):
     for task in ("apnea", "hypopnea"):
         encoder = build_model(read_yaml(config_root() / "models" / "synthsleepnet-tiny.yaml")["model"])
         plan = DownstreamConfig(
-            task=task, classes=TASKS[task].classes, encoder=model_config(encoder), events=EventHeadConfig(hidden=16)
+            task=task, classes=TASKS[task].classes, encoder=model_config(encoder), events=EventHeadConfig(hidden=32)
         )
         usage = Usage(task=task, classes=TASKS[task].classes, window=7, threshold=0.5, event_threshold=0.01, resolution_s=1)
         entries.append(TaskModel(Downstream(plan, encoder).eval(), usage, task))
