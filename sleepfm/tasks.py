@@ -54,7 +54,7 @@ class Task:
         evidence: channels of which a model that takes any needs one usable in an epoch, or the epoch is not assessed: nobody
             calls an epoch free of apneas in which neither flow nor effort was recorded.
         unit: what one label is of.
-        optional: scored only where its model is named, or one has been registered.
+        optional: scored only where its model is named.
     """
 
     name: str

@@ -152,8 +152,7 @@ def epochs_with_any(dataset: Dataset, reader: ShardReader, record: int, channels
     if not channels:
         return np.ones(int(dataset.n_epochs[record]), np.bool_)
     numbers = np.array([CHANNELS.index(channel) for channel in channels])
-    there: NDArray[np.bool_] = RecordPresence(dataset, reader, numbers).of(record).any(axis=1)
-    return there
+    return np.asarray(RecordPresence(dataset, reader, numbers).of(record).any(axis=1), dtype=bool)
 
 
 class RecordPresence:

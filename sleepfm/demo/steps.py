@@ -71,9 +71,8 @@ class Plan:
                 return True
             dataset = Dataset.open(self.shards)
             columns = [CHANNELS.index(name) for name in BREATHING]
-            having = {
-                row.split for row, there in zip(dataset.records, dataset.present[:, columns].any(axis=1), strict=True) if there
-            }
+            recorded = dataset.present[:, columns].sum(axis=1).tolist()
+            having = {row.split for row, number in zip(dataset.records, recorded, strict=True) if number}
             self._breathes = set(SPLITS) <= having
         return self._breathes
 

@@ -91,7 +91,7 @@ def read_saturation(samples: NDArray[np.float32], unusable: NDArray[np.bool_]) -
     than blood's.
     """
     middle = np.median(samples.reshape(-1, RATE_HZ), axis=1)
-    seconds: NDArray[np.float64] = np.round(middle.astype(np.float64), DECIMALS)
+    seconds = np.asarray(np.round(middle, DECIMALS), dtype=np.float64)
     assert samples.size == EPOCH_SAMPLES * len(unusable)
     seconds[np.repeat(unusable, EPOCH_SECONDS) | (seconds < LOWEST) | (seconds > HIGHEST)] = np.nan
     fast = np.flatnonzero(np.abs(np.diff(seconds)) > FASTEST)

@@ -85,7 +85,7 @@ class FinetuneStage:
     def _signal_stream(self) -> Stream:
         """Sequences of signals, which pass through the encoder in every step."""
         config = self.config
-        stream = SequenceStream
+        stream: Callable[..., Stream] = SequenceStream
         if config.events is not None:
             stream = partial(SecondsStream, seconds=self.seconds, kinds=self._kinds)
         return stream(
