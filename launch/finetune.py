@@ -16,7 +16,7 @@ from sleepfm.training.job import Context, run
 
 def build_stage(config: FinetuneConfig, context: Context) -> FinetuneStage:
     """The stage, from the encoder version that this run started with."""
-    return FinetuneStage(config, context.pull(config.encoder), context.work)
+    return FinetuneStage(config, context.pull(config.encoder), context.work, context.on_paper)
 
 
 if __name__ == "__main__":

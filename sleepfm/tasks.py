@@ -6,6 +6,7 @@ Configurations, defaults, the demo and scoring follow from :data:`TASKS`: a new 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -50,7 +51,10 @@ class Task:
         metric: the figure that selects a model on ``val`` unless a configuration says otherwise; higher is better.
         event: the family of respiratory or other events (:func:`sleepfm.evaluation.events.event_family`) whose presence is the
             positive class: they are compared with those of the model, and may be told to the second. Empty where there is none.
+        evidence: channels of which a model that takes any needs one usable in an epoch, or the epoch is not assessed: nobody
+            calls an epoch free of apneas in which neither flow nor effort was recorded.
         unit: what one label is of.
+        optional: scored only where its model is named.
     """
 
     name: str
@@ -59,7 +63,9 @@ class Task:
     label: LabelRule
     metric: str
     event: str = ""
+    evidence: tuple[str, ...] = ()
     unit: str = "30-s epoch"
+    optional: bool = False
 
     def __post_init__(self) -> None:
         if self.kind == "binary" and len(self.classes) != 2:
@@ -69,18 +75,35 @@ class Task:
         if not all(-1 <= value < len(self.classes) for value in self.label.class_of):
             raise ValueError(f"task {self.name}: its label rule {self.label.class_of} names a class beyond {self.classes}")
 
+    def needed(self, channels: Sequence[str]) -> tuple[str, ...]:
+        """Those of a model's ``channels`` of which one must be usable in an epoch that it assesses; none where none need be."""
+        return tuple(name for name in channels if name in self.evidence)
+
     @property
     def registered_name(self) -> str:
         """Name of the task's model in the registry."""
         return f"sleepfm-{self.name}"
 
 
+# Airflow, or the effort that goes with it; saturation alone shows that something happened, not what.
+BREATHING = ("AIRFLOW", "THORAX", "ABDOMEN")
+
 TASKS = {
     task.name: task
     for task in (
         Task("stage", STAGE_NAMES, "multiclass", LabelRule("stage"), "kappa"),
-        Task("apnea", ("none", "apnea"), "binary", LabelRule("apnea"), "auroc", event="apnea"),
-        Task("hypopnea", ("none", "hypopnea"), "binary", LabelRule("hypopnea"), "auroc", event="hypopnea"),
+        Task("apnea", ("none", "apnea"), "binary", LabelRule("apnea"), "auroc", "apnea", BREATHING),
+        Task("hypopnea", ("none", "hypopnea"), "binary", LabelRule("hypopnea"), "auroc", "hypopnea", BREATHING),
+        Task(
+            "arousal",
+            ("none", "arousal"),
+            "binary",
+            LabelRule("arousal"),
+            "auroc",
+            event="arousal",
+            evidence=("EEG_C3", "EEG_C4"),
+            optional=True,
+        ),
     )
 }
 

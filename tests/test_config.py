@@ -170,8 +170,11 @@ def test_every_default_would_be_accepted_as_a_value() -> None:
 @pytest.mark.parametrize(
     ("name", "whole"),
     [
-        ("pretrain/scale-64gpu.yaml", "ecg-64gpu.yaml, eeg-64gpu.yaml, emg-64gpu.yaml, eog-64gpu.yaml and 1 more"),
-        ("downstream/probe-tiny.yaml", "probe-apnea-tiny.yaml, probe-hypopnea-tiny.yaml, probe-stage-tiny.yaml"),
+        ("pretrain/scale-64gpu.yaml", "ecg-64gpu.yaml, eeg-64gpu.yaml, emg-64gpu.yaml, eog-64gpu.yaml and 3 more"),
+        (
+            "downstream/probe-tiny.yaml",
+            "probe-apnea-tiny.yaml, probe-arousal-tiny.yaml, probe-hypopnea-tiny.yaml, probe-stage-tiny.yaml",
+        ),
     ],
 )
 def test_a_part_of_configurations_names_those_that_extend_it(name: str, whole: str) -> None:

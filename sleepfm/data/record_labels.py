@@ -143,6 +143,18 @@ def _quality(dataset: Dataset, reader: ShardReader, record: int) -> NDArray[np.u
     return read_epochwise(dataset, reader, record, QUALITY_MEMBER, np.uint8, rows)  # type: ignore[return-value]
 
 
+def epochs_with_any(dataset: Dataset, reader: ShardReader, record: int, channels: Sequence[str]) -> NDArray[np.bool_]:
+    """[E], epochs in which one of ``channels`` is usable; all where none is named.
+
+    Raises:
+        ShardError: the shard is missing or ends early, or its quality is corrupt.
+    """
+    if not channels:
+        return np.ones(int(dataset.n_epochs[record]), np.bool_)
+    numbers = np.array([CHANNELS.index(channel) for channel in channels])
+    return np.asarray(RecordPresence(dataset, reader, numbers).of(record).any(axis=1), dtype=bool)
+
+
 class RecordPresence:
     """Which of ``channels`` (indices in CHANNELS) a recording has in each epoch, [E, C], the last ``cache`` recordings kept.
 

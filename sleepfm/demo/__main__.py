@@ -13,14 +13,13 @@ from sleepfm.config import digest, load_config, to_dict
 from sleepfm.console import accept_every_character
 from sleepfm.demo.census import take_census
 from sleepfm.demo.runner import JOURNAL_FILE, Journal, Runner, set_aside
-from sleepfm.demo.steps import MODALITIES, DemoConfig, Plan
+from sleepfm.demo.steps import EVENTS, MODALITIES, DemoConfig, Plan
 from sleepfm.errors import UsageError, exit_with
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.signals.cohorts.catalogue import AUTO, all_cohorts, cohort_names, load_rules
 from sleepfm.signals.cohorts.cohort import Cohort, rules_digest
 from sleepfm.signals.files import local_path
-from sleepfm.tasks import TASKS
 
 
 def main() -> int:
@@ -83,15 +82,16 @@ def _cohort(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
 
 def _run(plan: Plan, journal: Journal) -> int:
     started = time.monotonic()
-    runner = Runner(plan.folder, journal, plan.config.n_steps - (plan.data is not None))
+    runner = Runner(plan.folder, journal, lambda: plan.n_steps)
     if plan.data is None:
         runner.run(plan.synth())
     runner.run(plan.build())
-    for modality in MODALITIES:
+    for modality in [*MODALITIES, *(["RESP"] if plan.breathes else [])]:
         runner.run(plan.pretrain(modality))
     runner.run(plan.multimodal())
-    for task in TASKS:
-        runner.run(plan.probe(task))
+    runner.run(plan.probe("stage"))
+    for task in EVENTS:
+        runner.run(plan.events(task))
     runner.run(plan.finetune())
     runner.run(plan.score())
 

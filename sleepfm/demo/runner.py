@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,8 @@ def set_aside(folder: Path) -> None:
 class Runner:
     """Runs the steps of one demo folder."""
 
-    def __init__(self, folder: Path, journal: Journal, total: int) -> None:
+    def __init__(self, folder: Path, journal: Journal, total: Callable[[], int]) -> None:
+        """``total`` tells how many steps there are, as far as is known by then."""
         self._logs = folder / "logs"
         self._journal = journal
         # First: from here on the folder is a demo's.
@@ -129,7 +131,7 @@ class Runner:
             TrainingError: the command failed; the message names its log and last line.
         """
         self._count += 1
-        title = f"[{self._count:2d}/{self._total}] {step.name}"
+        title = f"[{self._count:2d}/{self._total()}] {step.name}"
         done = self._journal.steps.get(step.name)
         if done is not None and done.command == step.command:
             print(f"{title}: done before, in {done.seconds:.0f} s", flush=True)

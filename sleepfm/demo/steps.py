@@ -10,17 +10,21 @@ from pathlib import Path
 from pydantic import Field
 
 from sleepfm.config import Config
+from sleepfm.constants import CHANNELS, SPLITS
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.format import DATASET_FILE
 from sleepfm.demo.runner import Step
 from sleepfm.errors import DatasetError
 from sleepfm.paths import config_root
 from sleepfm.signals.cohorts.catalogue import AUTO, load_rules, recognise_cohort
-from sleepfm.tasks import TASKS
+from sleepfm.tasks import BREATHING
 
 # `launch` lies beside this package, in a checkout as where a wheel is installed.
 LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 BIN = Path(sys.executable).parent
+# Those of SynthSleepNet in the paper's layout; breathing has a network of its own, on which events are found.
 MODALITIES = ("EEG", "EOG", "EMG", "ECG")
+EVENTS = ("apnea", "hypopnea")
 
 
 class CohortConfig(Config):
@@ -40,12 +44,8 @@ class DemoConfig(Config):
     unimodal: list[str] = []
     multimodal: list[str] = []
     probe: list[str] = []
+    events: list[str] = []
     finetune: list[str] = []
-
-    @property
-    def n_steps(self) -> int:
-        """Commands of a demo on a synthetic cohort."""
-        return 2 + len(MODALITIES) + 1 + len(TASKS) + 1 + 1
 
 
 class Plan:
@@ -59,6 +59,42 @@ class Plan:
         self.cohort = cohort
         self.source = data or folder / "cohort"
         self.shards = folder / "shards"
+        self._breathes: bool | None = None if data else True
+
+    @property
+    def breathes(self) -> bool:
+        """Whether events are found in airflow and effort: recordings of every split have these. Of recordings of the user's this
+        is known once the shards are made, and assumed before.
+        """
+        if self._breathes is None:
+            if not (self.shards / DATASET_FILE).exists():
+                return True
+            dataset = Dataset.open(self.shards)
+            columns = [CHANNELS.index(name) for name in BREATHING]
+            recorded = dataset.present[:, columns].sum(axis=1).tolist()
+            having = {row.split for row, number in zip(dataset.records, recorded, strict=True) if number}
+            self._breathes = set(SPLITS) <= having
+        return self._breathes
+
+    @property
+    def trained(self) -> list[str]:
+        """The pretraining jobs."""
+        unimodal = [*MODALITIES, *(["RESP"] if self.breathes else [])]
+        return [*(f"pretrain-{modality.lower()}" for modality in unimodal), "pretrain-multimodal"]
+
+    @property
+    def judged(self) -> list[str]:
+        """The jobs whose models are evaluated."""
+        return ["probe-stage", *(self.event_job(task) for task in EVENTS), "finetune-stage"]
+
+    @property
+    def n_steps(self) -> int:
+        """Commands of the demo."""
+        return (self.data is None) + 1 + len(self.trained) + len(self.judged) + 1
+
+    def event_job(self, task: str) -> str:
+        """The job of a task about events: an event head on breathing, or a probe of epochs where nothing of it was recorded."""
+        return f"{'events' if self.breathes else 'probe'}-{task}"
 
     def output(self, name: str) -> Path:
         """Folder of the training job ``name``."""
@@ -93,6 +129,13 @@ class Plan:
         """Train a head for ``task`` on the frozen encoder."""
         encoder = f"encoder={self.address('pretrain-multimodal')}"
         return self._train(f"probe-{task}", "probe", f"downstream/probe-{task}-tiny", [encoder, *self.config.probe])
+
+    def events(self, task: str) -> Step:
+        """Train an event head for ``task`` on the frozen network of breathing; a probe on SynthSleepNet without such."""
+        if not self.breathes:
+            return self.probe(task)
+        overrides = [f"encoder={self.address('pretrain-resp')}", f"cache={self.folder / 'cache' / 'frames'}", *self.config.events]
+        return self._train(f"events-{task}", "finetune", f"downstream/events-{task}-tiny", overrides)
 
     def finetune(self) -> Step:
         """Fine-tune for sleep stages with Mamba context."""
@@ -136,7 +179,7 @@ class Plan:
     def scoring_models(self) -> list[str]:
         """Models to score with; none where the champions are this demo's own."""
         staging = max(("probe-stage", "finetune-stage"), key=lambda name: self.metric(name, "val/kappa"))
-        others = (f"probe-{task}" for task in TASKS if task != "stage")
+        others = (self.event_job(task) for task in EVENTS)
         chosen = [self.address(name) for name in (staging, *others)]
         return [] if all(address.endswith("@champion") for address in chosen) else chosen
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
 from sleepfm.demo.runner import Journal
-from sleepfm.demo.steps import MODALITIES, Plan
+from sleepfm.demo.steps import Plan
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
@@ -24,8 +24,6 @@ from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.precision import native_bf16
 from sleepfm.training.tracking.machine import cpu_model
 
-TRAINED = [*(f"pretrain-{m.lower()}" for m in MODALITIES), "pretrain-multimodal"]
-JUDGED = [*(f"probe-{task}" for task in TASKS), "finetune-stage"]
 SYNTHETIC_NOTE = "Synthetic nights are far easier than patients: the figures show that the chain works, not more."
 # By the kind of task.
 HEADLINE = {"multiclass": ("kappa", "macro_f1", "accuracy"), "binary": ("auroc", "auprc")}
@@ -37,7 +35,7 @@ def write_report(plan: Plan, journal: Journal) -> Path:
     night = prepare_night(recording, plan.cohort, plan.scoring_file(recording))
     scorer = Scorer.load(plan.scoring_models() or None)
     score = scorer.score(night)
-    versions = [(plan.result(name)["name"], str(plan.result(name)["version"])) for name in JUDGED]
+    versions = [(plan.result(name)["name"], str(plan.result(name)["version"])) for name in plan.judged]
     size = plan.config.cohort
     faults = "without faults" if size.clean else "with the faults of real ones"
     origin = f"recordings of {plan.data}" if plan.data else f"{size.subjects} synthetic nights of {size.hours:g} h {faults}"
@@ -45,13 +43,13 @@ def write_report(plan: Plan, journal: Journal) -> Path:
         title="SleepFM: from recordings to scored nights",
         summary=f"{origin}, seed {plan.seed}: shards, pretraining, probes, fine-tuning and one unseen night.",
         results=list(_results(plan)),
-        traces={name: RunFolder(plan.output(name)).trace for name in [*TRAINED, *JUDGED]},
+        traces={name: RunFolder(plan.output(name)).trace for name in [*plan.trained, *plan.judged]},
         night=NightExample(score, night, "its subject is in the test split: no model has seen it"),
         # On val: the test split is read once per model.
         subsets=modality_subsets(scorer.models["stage"], Dataset.open(plan.shards), "val", progress=_subset_done),
         lineage=from_registry(versions),
         environment=_environment(plan),
-        configuration={name: RunFolder(plan.output(name)).config.read_text() for name in [*TRAINED, *JUDGED]},
+        configuration={name: RunFolder(plan.output(name)).config.read_text() for name in [*plan.trained, *plan.judged]},
         steps=[StepCost(name, done.seconds, done.peak_bytes) for name, done in journal.steps.items()],
         notes=([SYNTHETIC_NOTE] if plan.data is None else []) + _refusals(plan),
     )
@@ -93,7 +91,7 @@ def write_summary(plan: Plan, journal: Journal, seconds: float) -> None:
 
 
 def _results(plan: Plan) -> Iterator[Result]:
-    for name in JUDGED:
+    for name in plan.judged:
         facts, evaluations = read_results(plan.output(name))
         if "test" in evaluations:
             made = plan.result(name)

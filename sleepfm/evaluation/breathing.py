@@ -100,7 +100,7 @@ def count_breathing(
         stages: [E], -1 where unscored.
         events: of the kinds in ``located``; ``runs``: of the others.
         scored: kind to [E], true where the epoch was scored for it; only kinds that were scored at all.
-        located: kinds that were told to the second.
+        located: kinds that were told to the second, whether or not they were assessed in this night.
     """
     stage = np.asarray(stages)
     staged, asleep = bool((stage >= 0).any()), stage > Stage.W
@@ -111,9 +111,9 @@ def count_breathing(
         in_sleep = len(overlapping(mine, sleep)) if staged else None
         counted.append(Counted(kind, kind in located, len(mine), in_sleep, index_per_hour(mine, sleep)))
     every: NDArray[np.bool_] = asleep.copy()
-    for flags in scored.values():
-        every &= np.asarray(flags, dtype=bool)
-    both = set(KINDS) <= set(located)
+    for kind in (kind for kind in KINDS if kind in scored):
+        every &= np.asarray(scored[kind], dtype=bool)
+    both = set(KINDS) <= set(located) & set(scored)
     hours = float(every.sum() * EPOCH_SECONDS / 3600) if staged and counted else math.nan
     return Breathing(tuple(counted), ahi(events, every) if both else math.nan, hours)
 

@@ -28,8 +28,9 @@ RUNS_DEFINITION = (
     "no AHI"
 )
 RESPIRATORY_TYPES = (*APNEA_TYPES, "apnea", "hypopnea")
-# An apnea or hypopnea lasts at least 10 s (AASM manual 2.6, respiratory rules); a shorter pause inside one does not end it.
+# An apnea or hypopnea lasts at least 10 s, an arousal 3 s (AASM manual 2.6); a shorter pause inside one does not end it.
 MIN_SECONDS = 10
+MIN_AROUSAL_SECONDS = 3
 BRIDGED_SECONDS = 3
 
 
@@ -57,15 +58,16 @@ def positive_runs(probability: ArrayLike, threshold: float, kind: str) -> tuple[
 
 def events_from_seconds(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
     """Events of type ``kind`` where ``probability`` [30 E] reaches ``threshold``, nan never does: runs with pauses of up to
-    ``BRIDGED_SECONDS`` in one, those of at least ``MIN_SECONDS``.
+    ``BRIDGED_SECONDS`` in one, those of at least ``MIN_SECONDS`` (arousals: ``MIN_AROUSAL_SECONDS``).
     """
+    shortest = MIN_AROUSAL_SECONDS if kind == "arousal" else MIN_SECONDS
     joined: list[tuple[int, int]] = []
     for start, end in runs(np.asarray(probability, dtype=float) >= threshold):
         if joined and start - joined[-1][1] <= BRIDGED_SECONDS:
             joined[-1] = (joined[-1][0], end)
         else:
             joined.append((start, end))
-    return tuple(Event(float(start), float(end - start), kind) for start, end in joined if end - start >= MIN_SECONDS)
+    return tuple(Event(float(start), float(end - start), kind) for start, end in joined if end - start >= shortest)
 
 
 def find_events(probability: ArrayLike, threshold: float, kind: str, located: bool) -> tuple[Event, ...]:

@@ -18,6 +18,7 @@ from sleepfm.data.epochs import stored_and_read
 from sleepfm.data.in_order import iter_record
 from sleepfm.data.prefetch import Ahead
 from sleepfm.models.device import full_precision
+from sleepfm.models.downstream import Downstream
 from sleepfm.models.inputs import held_channels
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import unusable
@@ -96,6 +97,11 @@ def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | 
     """Frame tokens [E, F, D] of all ``epochs``, as :func:`embed`; their mean over frames is the embedding."""
     shape = (len(encoder.frame_times), encoder.dim)
     return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
+
+
+def frame_features(model: Downstream, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
+    """What the heads of ``model`` see of all ``epochs``, [E, F, D'], as :func:`embed`: frame tokens, behind them amplitudes."""
+    return _encoded(model, model.frame_features, (len(model.encoder.frame_times), model.feature_dim), epochs, keep)
 
 
 def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Sequence[Sequence[bool]]) -> Tensor:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sleepfm.inference.embed import Epochs, embed, embed_frames
+from sleepfm.inference.embed import Epochs, embed, frame_features
 from sleepfm.inference.windows import classify_night, locate_night
 from sleepfm.models.downstream import Downstream
 
@@ -22,11 +23,15 @@ class NightOutput:
         embedding: [E, D], by its encoder.
         epochs: [E, K], probability of each class.
         seconds: [30 E], probability that an event goes on; only with an event head on frames.
+        kinds: [30 E, K], probability of each kind of event that the head tells apart, if one goes on; only with such a head.
+        frames: [E, F, D'], what an event head saw.
     """
 
     embedding: Tensor
     epochs: NDArray[np.float64]
     seconds: NDArray[np.float64] | None = None
+    kinds: NDArray[np.float64] | None = None
+    frames: Tensor | None = None
 
     @property
     def positive(self) -> NDArray[np.float64]:
@@ -40,6 +45,8 @@ def apply_to_epochs(
     window: int,
     keep: Sequence[bool] | None = None,
     embedding: Tensor | None = None,
+    assessed: NDArray[np.bool_] | None = None,
+    frames: Tensor | None = None,
 ) -> NightOutput:
     """What ``model`` (in eval mode) gives for a night.
 
@@ -49,14 +56,34 @@ def apply_to_epochs(
         keep: [C], channels the encoder may use; all by default.
         embedding: [E, D] of the same ``epochs`` by an equal encoder, where there is one already; what needs no frames then
             does not encode them again.
+        assessed: [E], epochs that the task can be assessed in (:attr:`Downstream.evidence`); all by default. The others are as
+            epochs without a usable channel, but in the embedding.
+        frames: [E, F, D'] of the same ``epochs``, where a model with an equal encoder and the same amplitudes has made them.
     """
     if model.config.events is not None:
-        frames = embed_frames(model.encoder, epochs, keep)
-        embedding, seconds = frames.mean(1), locate_night(model, frames, window)
-        return NightOutput(embedding, classify_night(model, embedding, window), seconds)
-    return apply_to_embedding(model, embed(model.encoder, epochs, keep) if embedding is None else embedding, window)
+        if frames is None:
+            frames = frame_features(model, epochs, keep)
+        return apply_to_frames(model, frames, window, assessed)
+    return apply_to_embedding(model, embed(model.encoder, epochs, keep) if embedding is None else embedding, window, assessed)
 
 
-def apply_to_embedding(model: Downstream, embedding: Tensor, window: int) -> NightOutput:
+def apply_to_frames(model: Downstream, frames: Tensor, window: int, assessed: NDArray[np.bool_] | None = None) -> NightOutput:
+    """What ``model``, which has an event head, gives for a night from the features [E, F, D'] of its frames."""
+    found = apply_to_embedding(model, model.embedding_of(frames), window, assessed)
+    seconds = locate_night(model, _without(frames, assessed), window)
+    kinds = seconds[:, 1:] if seconds.shape[1] > 1 else None
+    return replace(found, seconds=seconds[:, 0], kinds=kinds, frames=frames)
+
+
+def apply_to_embedding(
+    model: Downstream, embedding: Tensor, window: int, assessed: NDArray[np.bool_] | None = None
+) -> NightOutput:
     """What ``model`` gives for every epoch of a night from its ``embedding`` [E, D]; seconds need frames."""
-    return NightOutput(embedding, classify_night(model, embedding, window))
+    return NightOutput(embedding, classify_night(model, _without(embedding, assessed), window))
+
+
+def _without(night: Tensor, assessed: NDArray[np.bool_] | None) -> Tensor:
+    """``night`` [E, ...], nan in the epochs that are not ``assessed``."""
+    if assessed is None or assessed.all():
+        return night
+    return night.masked_fill(torch.from_numpy(~assessed).view(-1, *[1] * (night.ndim - 1)), torch.nan)

@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sleepfm.constants import Stage
 from sleepfm.evaluation.breathing import Breathing, count_breathing
+from sleepfm.evaluation.desaturations import Desaturation, Oximetry, find_desaturations, summarise_oximetry
+from sleepfm.evaluation.events import index_per_hour
+from sleepfm.evaluation.hypopnea_rules import (
+    DEFINITIONS,
+    SCORED_SHARE,
+    Evidence,
+    ahi_by_definition,
+    breathing_events,
+    find_evidence,
+)
 from sleepfm.evaluation.sleep_statistics import SleepStatistics, sleep_statistics
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.tasks import TASKS
 
 
 @dataclass(frozen=True)
@@ -29,6 +42,8 @@ class NightScore:
         runs: runs of positive epochs of the tasks whose models do not tell seconds apart, by onset; they are no events.
         event_threshold: task to the probability from which a second belongs to an event; only tasks told to the second.
         inputs: task to the channels that its model was given.
+        saturation: [30 E] SpO2 of every second in %, nan where unscored; None without oximetry.
+        without_evidence: tasks whose events no channel of the recording shows; whatever a model says, they are not assessed.
     """
 
     record: str
@@ -43,6 +58,8 @@ class NightScore:
     runs: tuple[Event, ...] = ()
     event_threshold: dict[str, float] = field(default_factory=dict)
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    saturation: NDArray[np.float64] | None = None
+    without_evidence: tuple[str, ...] = ()
 
     @property
     def n_epochs(self) -> int:
@@ -57,8 +74,58 @@ class NightScore:
     @property
     def breathing(self) -> Breathing:
         """Counts and indices of respiratory events, or of runs of positive epochs; what was not scored is not in it."""
-        scored = {task: np.isfinite(probability) for task, probability in self.probability.items()}
-        return count_breathing(self.stages, self.events, self.runs, scored, tuple(self.event_threshold))
+        return count_breathing(self.stages, self.events, self.runs, self._assessed, tuple(self.event_threshold))
+
+    @property
+    def _assessed(self) -> dict[str, NDArray[np.bool_]]:
+        """Epochs [E] in which each task was; a task that was in none is not there."""
+        scored = {t: np.isfinite(p) for t, p in self.probability.items() if t not in self.without_evidence}
+        return {task: epochs for task, epochs in scored.items() if epochs.any() or not TASKS[task].evidence}
+
+    @property
+    def desaturations(self) -> tuple[Desaturation, ...]:
+        """By rule from :attr:`saturation`."""
+        return () if self.saturation is None else find_desaturations(self.saturation)
+
+    @property
+    def oximetry(self) -> Oximetry | None:
+        """ODI, time below 90 % and the lowest saturation of sleep; None without oximetry or stages."""
+        if self.saturation is None or not (self.stages >= 0).any():
+            return None
+        return summarise_oximetry(self.saturation, self.desaturations, self.stages > Stage.W)
+
+    @property
+    def evidence(self) -> dict[Event, Evidence]:
+        """What followed each apnea and hypopnea of :attr:`events`."""
+        events = breathing_events(self.events)
+        scored = self._arousals_scored
+        arousals = None if scored is None else [event for event in self.events if event.type == "arousal"]
+        found = find_evidence(events, self.saturation, self.desaturations, arousals, scored)
+        return dict(zip(events, found, strict=True))
+
+    @property
+    def ahi_by_definition(self) -> dict[str, float]:
+        """The index by each of :data:`sleepfm.evaluation.hypopnea_rules.DEFINITIONS`; nan where it is not defined."""
+        if math.isnan(self.ahi):
+            return dict.fromkeys(DEFINITIONS, math.nan)
+        assessed = self._assessed
+        asleep = (self.stages > Stage.W) & assessed["apnea"] & assessed["hypopnea"]
+        oxygen = None
+        if self.saturation is not None:
+            oxygen = np.isfinite(self.saturation).reshape(self.n_epochs, -1).mean(axis=1) >= SCORED_SHARE
+        evidence = self.evidence
+        return ahi_by_definition(tuple(evidence), evidence, asleep, oxygen, self._arousals_scored)
+
+    @property
+    def arousal_index(self) -> float:
+        """Arousals per hour of sleep in which they were scored; nan unless they were told to the second."""
+        scored = self._arousals_scored
+        arousals = [event for event in self.events if event.type == "arousal"]
+        return math.nan if scored is None else index_per_hour(arousals, scored & (self.stages > Stage.W))
+
+    @property
+    def _arousals_scored(self) -> NDArray[np.bool_] | None:
+        return self._assessed.get("arousal") if "arousal" in self.event_threshold else None
 
     @property
     def ahi(self) -> float:

@@ -12,11 +12,11 @@ from torch import Tensor
 from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SECONDS
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.reader import ShardReader
-from sleepfm.data.record_labels import RecordLabels
+from sleepfm.data.record_labels import RecordLabels, epochs_with_any
 from sleepfm.errors import ModelError
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.inference.embed import recordings_ahead
-from sleepfm.inference.night_output import NightOutput, apply_to_embedding, apply_to_epochs
+from sleepfm.inference.night_output import NightOutput, apply_to_embedding, apply_to_epochs, apply_to_frames
 from sleepfm.models.downstream import Downstream
 
 
@@ -76,8 +76,11 @@ def predict_nights(
     """What ``model`` says of each of ``rows``, recordings in shard order, which are read ahead; ``keep`` as in
     :func:`sleepfm.inference.embed.embed`, ``at_chunk`` is called with every chunk of epochs.
     """
+    reader = ShardReader(dataset)
+    # Of a model that is to do without all channels that its task asks for, the figures without them are wanted.
+    needed = [name for name in model.evidence if keep is None or keep[model.channels.index(name)]]
     outputs = (
-        (row, apply_to_epochs(model, epochs, window, keep))
+        (row, apply_to_epochs(model, epochs, window, keep, assessed=epochs_with_any(dataset, reader, row, needed)))
         for row, epochs in recordings_ahead(dataset, rows, model.channels, chunk, at_chunk)
     )
     return _beside_the_truth(model, dataset, outputs)
@@ -87,7 +90,29 @@ def predict_embedded_nights(
     model: Downstream, dataset: Dataset, rows: Sequence[int], nights: Mapping[str, Tensor], window: int
 ) -> Iterator[NightPrediction]:
     """The same from ``nights``, the embeddings [E, D] of each recording by name."""
-    outputs = ((row, apply_to_embedding(model, nights[dataset.names[row]], window)) for row in rows)
+    reader = ShardReader(dataset)
+    outputs = (
+        (
+            row,
+            apply_to_embedding(model, nights[dataset.names[row]], window, epochs_with_any(dataset, reader, row, model.evidence)),
+        )
+        for row in rows
+    )
+    return _beside_the_truth(model, dataset, outputs)
+
+
+def predict_encoded_nights(
+    model: Downstream, dataset: Dataset, rows: Sequence[int], nights: Callable[[str], Tensor], window: int
+) -> Iterator[NightPrediction]:
+    """The same of a model with an event head, from what ``nights`` gives for a recording's name: its frame tokens [E, F, D]."""
+    reader = ShardReader(dataset)
+    outputs = (
+        (
+            row,
+            apply_to_frames(model, nights(dataset.names[row]), window, epochs_with_any(dataset, reader, row, model.evidence)),
+        )
+        for row in rows
+    )
     return _beside_the_truth(model, dataset, outputs)
 
 

@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sleepfm.errors import ModelError, MontageError
+from sleepfm.evaluation.desaturations import read_saturation
+from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
 from sleepfm.inference.embed import prepared_epochs
@@ -27,6 +29,7 @@ from sleepfm.models.build import model_config
 from sleepfm.signals.cohorts.catalogue import load_rules
 from sleepfm.signals.files import location
 from sleepfm.signals.prepare import PreparedRecording, prepare
+from sleepfm.signals.quality import unusable
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.recording import Recording
 from sleepfm.signals.scorings.finder import FoundScoring
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
     import mne
     from torch import nn
 
-CHAMPIONS = tuple(f"models:/{task.registered_name}@champion" for task in TASKS.values())
+CHAMPIONS = tuple(f"models:/{task.registered_name}@champion" for task in TASKS.values() if not task.optional)
 
 
 class Scorer:
@@ -89,18 +92,28 @@ class Scorer:
                     f"found {', '.join(night.channels) or 'no canonical channel'}"
                 )
         embedded: dict[str, Tensor] = {}
+        framed: dict[tuple[str, tuple[str, ...]], Tensor] = {}
         probability: dict[str, NDArray[np.float64]] = {}
         events: list[Event] = []
         runs: list[Event] = []
         for task, entry in self.models.items():
             key, usage = self._encoder[task], entry.usage
             epochs = prepared_epochs(night, entry.model.channels, chunk)
-            found = apply_to_epochs(entry.model, epochs, usage.window, embedding=embedded.get(key))
+            assessed = _epochs_with_any(night, entry.model.evidence)
+            # Event heads on one encoder share what they see.
+            head = entry.model.config.events
+            seen = (key, head.amplitudes if head is not None else ())
+            found = apply_to_epochs(
+                entry.model, epochs, usage.window, embedding=embedded.get(key), assessed=assessed, frames=framed.get(seen)
+            )
             embedded[key], probability[task] = found.embedding, found.epochs
+            if found.frames is not None:
+                framed[seen] = found.frames
             if TASKS[task].event:
-                (events if usage.located else runs).extend(
-                    find_events(found.positive, usage.detection_threshold, task, usage.located)
-                )
+                mine = find_events(found.positive, usage.detection_threshold, task, usage.located)
+                if found.kinds is not None and entry.model.config.events is not None:
+                    mine = tell_kinds(mine, found.kinds, entry.model.config.events.kinds)
+                (events if usage.located else runs).extend(mine)
         return self._assemble(night, used, probability, events, runs)
 
     def _assemble(
@@ -119,6 +132,7 @@ class Scorer:
         nowhere = np.all([np.isnan(p).any(axis=1) for p in probability.values()], axis=0)
         if told := unscored_warning(night, nowhere):
             warnings.append(told)
+        warnings += self._told_of_evidence(night)
         warnings += _told_of_reading(night)
         return NightScore(
             record=night.record,
@@ -133,7 +147,39 @@ class Scorer:
             runs=tuple(sorted(runs, key=lambda run: (run.onset, run.type))),
             event_threshold={t: e.usage.detection_threshold for t, e in self.models.items() if e.usage.located},
             inputs={t: tuple(name for name in e.model.channels if name in used) for t, e in self.models.items()},
+            saturation=read_saturation(night.channels["SPO2"], unusable(night.quality["SPO2"]))
+            if "SPO2" in night.channels
+            else None,
+            without_evidence=tuple(task for task in self.models if _lacks_evidence(task, night)),
         )
+
+    def _told_of_evidence(self, night: PreparedRecording) -> list[str]:
+        """Which events could not be assessed, or were looked for in channels that do not show them."""
+        told = []
+        for task, entry in self.models.items():
+            names = ", ".join(TASKS[task].evidence)
+            lost = int((~_epochs_with_any(night, entry.model.evidence)).sum())
+            if _lacks_evidence(task, night):
+                told.append(f"{task}: not assessed, since the recording has no usable channel of {names}")
+            elif lost:
+                told.append(f"{task}: not assessed in {lost} of {night.n_epochs} epochs, which lack {names}")
+            elif entry.usage.located and TASKS[task].evidence and not entry.model.evidence:
+                told.append(f"{task}: its model takes none of {names}, which the recording has; its events rest on less")
+        return told
+
+
+def _epochs_with_any(night: PreparedRecording, channels: Sequence[str]) -> NDArray[np.bool_]:
+    """Epochs [E] in which one of ``channels`` is usable; all where none is named."""
+    if not channels:
+        return np.ones(night.n_epochs, bool)
+    there = [~unusable(night.quality[name]) for name in channels if name in night.channels]
+    return np.any(there, axis=0) if there else np.zeros(night.n_epochs, bool)
+
+
+def _lacks_evidence(task: str, night: PreparedRecording) -> bool:
+    """Whether no epoch of ``night`` has a channel in which events of ``task`` show, whatever its model takes."""
+    evidence = TASKS[task].evidence
+    return bool(evidence) and not _epochs_with_any(night, evidence).any()
 
 
 def _told_of_reading(night: PreparedRecording) -> list[str]:

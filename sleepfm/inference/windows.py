@@ -26,20 +26,36 @@ def classify_night(model: Downstream, embedding: Tensor, length: int) -> NDArray
     """
     context = model.config.context
     window = 1 if context.kind == "none" else length
-    return _by_windows(model, model.classify, embedding, window, context.bidirectional, (len(model.config.classes),))
+    classify = _softmax(model.classify)
+    return _by_windows(model, classify, embedding, window, context.bidirectional, (len(model.config.classes),))
 
 
 @torch.inference_mode()
 def locate_night(model: Downstream, frames: Tensor, length: int) -> NDArray[np.float64]:
-    """Probability [30 E] that an event goes on in each second, of a night's frame tokens [E, F, D].
+    """Probability [30 E, 1 + K] that an event goes on in each second, and of each kind that the head tells apart if one does, of
+    a night's frame tokens [E, F, D].
 
     Windows and epochs without a channel as in :func:`classify_night`. Raises :class:`ModelError` for a model
     without event head.
     """
     events = model.config.events
     both_ways = events is not None and events.context.bidirectional
-    seconds = _by_windows(model, model.locate, frames, length, both_ways, (EPOCH_SECONDS, 2))
-    return seconds[..., 1].reshape(-1)
+    kinds = len(events.kinds) if events is not None else 0
+    # Behind the two logits of an event stand those of its kinds.
+    locate = _softmax(model.locate, 2)
+    seconds = _by_windows(model, locate, frames, length, both_ways, (EPOCH_SECONDS, 2 + kinds))
+    return seconds[..., 1:].reshape(-1, 1 + kinds)
+
+
+def _softmax(function: Callable[[Tensor], Tensor], first: int | None = None) -> Callable[[Tensor], Tensor]:
+    """``function`` with the softmax over the last dimension of its logits, over the ``first`` and the rest apart."""
+
+    def probabilities(batch: Tensor) -> Tensor:
+        logits = function(batch).double()
+        parts = [logits] if first is None else [logits[..., :first], logits[..., first:]]
+        return torch.cat([part.softmax(dim=-1) for part in parts], dim=-1)
+
+    return probabilities
 
 
 @full_precision()
@@ -51,7 +67,7 @@ def _by_windows(
     bidirectional: bool,
     shape: tuple[int, ...],
 ) -> NDArray[np.float64]:
-    """Softmax of ``function``, [W, L, ...] to logits [W, L, *shape], over windows of a night [E, ...]: [E, *shape]."""
+    """``function``, [W, L, ...] to probabilities [W, L, *shape], over windows of a night [E, ...]: [E, *shape]."""
     probability = np.full((len(night), *shape), np.nan)
     usable = torch.isfinite(night).flatten(1).all(dim=1)
     if not usable.any():
@@ -63,7 +79,7 @@ def _by_windows(
     # Frames are some thirty times an embedding: fewer windows at once.
     for starts, owners in _windows(len(night), window, bidirectional, batch=256 if night.ndim == 2 else 16):
         batch = torch.stack([night[s : s + window] for s in starts]).to(device)
-        softmax = function(batch).double().softmax(dim=-1).cpu()
+        softmax = function(batch).cpu()
         for row, (start, owned) in enumerate(zip(starts, owners, strict=True)):
             rows[owned] = softmax[row, owned.start - start : owned.stop - start]
     probability[usable.numpy()] = rows.numpy()

@@ -1,4 +1,4 @@
-"""Frozen unimodal encoders under a multimodal model, adapted to each channel by LoRA."""
+"""Frozen unimodal encoders under a multimodal model, adapted to each channel by LoRA; a level (SpO2) has no network."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from sleepfm.errors import ModelError
 from sleepfm.models.folding import Folded
 from sleepfm.models.lora import LoRALinear, adapters, add_lora
 from sleepfm.models.neuronet import NeuroNetEncoder
+from sleepfm.models.saturation import LEVELS, SaturationEncoder
 
 Layout = Literal["shared", "copies"]
 
@@ -58,6 +59,10 @@ class Backbones(nn.Module):
         self.frames, self.dim = next(iter(shapes.values()))
         self._groups: list[tuple[str, tuple[int, ...]]] = []
         self.encoders = nn.ModuleDict()
+        self._levels = [place for place, name in enumerate(channels) if name in LEVELS]
+        if self._levels:
+            times = next(iter(encoders.values())).config.frame_times
+            self.saturation = SaturationEncoder(times, self.dim)
         for name, places in _groups(channels, layout):
             encoder = encoders[CHANNEL_MODALITY[channels[places[0]]]]
             if layout == "copies":
@@ -88,6 +93,9 @@ class Backbones(nn.Module):
         """
         signals = signals.masked_fill(~present[..., None], 0)
         tokens: list[Tensor] = [signals] * len(places)
+        for column, place in enumerate(places):
+            if place in self._levels:
+                tokens[column] = self.saturation(signals[:, column])
         for name, members in self._groups:
             columns = [column for column, place in enumerate(places) if place in members]
             if not columns:
@@ -101,12 +109,12 @@ class Backbones(nn.Module):
 
 
 def _groups(channels: Sequence[str], layout: Layout) -> list[tuple[str, tuple[int, ...]]]:
+    """The encoders that the ``channels`` need, by name, and the places of the channels that go through each."""
+    waves = [(place, name) for place, name in enumerate(channels) if name not in LEVELS]
     if layout == "copies":
-        return [(name, (place,)) for place, name in enumerate(channels)]
-    modalities = dict.fromkeys(CHANNEL_MODALITY[name] for name in channels)
-    return [
-        (modality, tuple(p for p, name in enumerate(channels) if CHANNEL_MODALITY[name] == modality)) for modality in modalities
-    ]
+        return [(name, (place,)) for place, name in waves]
+    modalities = dict.fromkeys(CHANNEL_MODALITY[name] for _, name in waves)
+    return [(modality, tuple(place for place, name in waves if CHANNEL_MODALITY[name] == modality)) for modality in modalities]
 
 
 def _copy(encoder: NeuroNetEncoder) -> NeuroNetEncoder:

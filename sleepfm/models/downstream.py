@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
+from sleepfm.models.amplitude import frame_amplitudes
 from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.event_head import EventHead, EventHeadConfig
 from sleepfm.models.heads import Head, HeadConfig
 from sleepfm.models.lora import LoRALinear, add_lora
 from sleepfm.models.neuronet import NeuroNet
 from sleepfm.models.normalisation import by_rows
+from sleepfm.tasks import TASKS
 
 if TYPE_CHECKING:
     from sleepfm.models.usage import Usage
@@ -78,12 +81,33 @@ class Downstream(nn.Module):
         self.head = Head(self.encoder.dim, len(config.classes), config.head)
         self.events: EventHead | None = None
         if config.events is not None:
-            self.events = EventHead(self.encoder.dim, self.encoder.frame_times, config.events)
+            if unknown := [name for name in config.events.amplitudes if name not in self.channels]:
+                raise ModelError(
+                    f"events.amplitudes: {', '.join(unknown)}: not among the encoder's channels {', '.join(self.channels)}"
+                )
+            self.events = EventHead(self.feature_dim, self.encoder.frame_times, config.events)
+
+    @property
+    def feature_dim(self) -> int:
+        """Width of what :meth:`frame_features` gives."""
+        events = self.config.events
+        return self.encoder.dim + (2 * len(events.amplitudes) if events is not None else 0)
 
     @property
     def channels(self) -> tuple[str, ...]:
         """Canonical channels, in the order ``forward`` takes them."""
         return self.encoder.channels
+
+    @property
+    def evidence(self) -> tuple[str, ...]:
+        """Channels of which one must be usable in an epoch, or the epoch is not assessed; none where the task asks for none."""
+        task = TASKS.get(self.config.task)
+        return task.needed(self.channels) if task else ()
+
+    def assessed(self, present: Tensor) -> Tensor:
+        """Which epochs ``[...]`` with the channels ``present`` ``[..., C]`` the model says anything of."""
+        rows = [present[..., self.channels.index(name)] for name in self.evidence]
+        return torch.stack(rows).any(0) if rows else present.any(-1)
 
     def _adapt(self) -> list[LoRALinear]:
         """Freeze what does not train; returns the low-rank layers that do (those of pretraining stay frozen)."""
@@ -108,8 +132,8 @@ class Downstream(nn.Module):
         return self
 
     def encode_frames(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
-        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to frame tokens ``[B, L, F, D]``, zeros for epochs that
-        are not ``valid`` ``[B, L]``.
+        """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to :meth:`frame_features` ``[B, L, F, D']``, of zeros for
+        epochs that are not ``valid`` ``[B, L]``.
         """
         if valid is not None:
             present = present & valid[..., None]
@@ -117,14 +141,30 @@ class Downstream(nn.Module):
         if self.config.tune.mode == "frozen":
             with torch.no_grad():
                 pieces = zip(flat.split(FROZEN_CHUNK), there.split(FROZEN_CHUNK), strict=True)
-                frames = torch.cat([self.encoder.encode_frames(*piece) for piece in pieces])
+                frames = torch.cat([self.frame_features(*piece) for piece in pieces])
         else:
-            frames = self.encoder.encode_frames(flat, there)
+            frames = self.frame_features(flat, there)
         return frames.unflatten(0, signals.shape[:2])
+
+    def frame_features(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
+        """``[B, C, T]`` of ``channels`` (the model's by default) with ``[B, C]`` to the encoder's frame tokens, behind each of
+        which stand the amplitudes that the event head is told: ``[B, F, D']``, in fp32.
+        """
+        tokens = self.encoder.encode_frames(signals, present, channels)
+        events = self.config.events
+        if events is None or not events.amplitudes:
+            return tokens
+        given = self.channels if channels is None else channels
+        size = frame_amplitudes(signals, present, given, events.amplitudes, self.encoder.frame_times)
+        return torch.cat([tokens, size], dim=-1)
+
+    def embedding_of(self, frames: Tensor) -> Tensor:
+        """The embedding ``[..., D]`` of an epoch with the features ``[..., F, D']``: the mean of its tokens."""
+        return frames[..., : self.encoder.dim].mean(-2)
 
     def encode(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
         """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to embeddings ``[B, L, D]``."""
-        return self.encode_frames(signals, present, valid).mean(2)
+        return self.embedding_of(self.encode_frames(signals, present, valid))
 
     def classify(self, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
         """Embeddings ``[B, L, D]`` of consecutive epochs to logits ``[B, L, K]``."""
@@ -133,7 +173,7 @@ class Downstream(nn.Module):
         return self.head(self.context(embedding, valid), valid)
 
     def locate(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Frame tokens ``[B, L, F, D]`` of consecutive epochs to logits ``[B, L, 30, 2]`` of every second.
+        """Features ``[B, L, F, D']`` of consecutive epochs' frames to logits ``[B, L, 30, 2 + K]`` of every second.
 
         Raises:
             ModelError: the model has no event head.
@@ -144,18 +184,23 @@ class Downstream(nn.Module):
 
     def forward(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor]:
         """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to logits ``[B, L, K]``, and with an event head those of
-        every second ``[B, L, 30, 2]`` beside them. Those of epochs without a present channel mean nothing.
+        every second ``[B, L, 30, 2 + K]`` beside them. Those of epochs that are not :meth:`assessed` mean nothing.
         """
-        seen = present.any(2)
+        seen = self.assessed(present)
         if valid is not None:
             seen = seen & valid
-        frames = self.encode_frames(signals, present, seen)
+        return self.from_frames(self.encode_frames(signals, present, seen), seen)
+
+    def from_frames(self, frames: Tensor, seen: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """What :meth:`forward` gives for the features ``[B, L, F, D']`` of frames, of which the epochs ``seen`` ``[B, L]`` are
+        there.
+        """
         # As in the scoring of a night, the context goes on across epochs without a channel as if they were not there: they
         # go to the end, where padding is. In order, `order` is the identity.
         order = torch.argsort(~seen, dim=1, stable=True)
         back = torch.argsort(order, dim=1)
         ordered, existing = _taken(frames, order), _taken(seen, order)
-        logits = _taken(self.classify(ordered.mean(2), existing), back)
+        logits = _taken(self.classify(self.embedding_of(ordered), existing), back)
         return logits if self.events is None else (logits, _taken(self.locate(ordered, existing), back))
 
     def embed(self, signals: dict[str, Tensor]) -> Tensor:

@@ -7,27 +7,42 @@ begins and how long it lasts.
 from __future__ import annotations
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from sleepfm.config import Config
-from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.constants import EPOCH_SECONDS, EVENT_TYPES
 from sleepfm.models.context import ContextConfig, build_context
 
 
 class EventHeadConfig(Config):
-    """``context`` looks along the seconds; ``weight`` is that of the head's loss beside the loss of the epochs."""
+    """``context`` looks along the seconds; ``weight`` is that of the head's loss beside the loss of the epochs.
+
+    ``amplitudes`` are channels of the encoder whose size in every frame the head is told beside the tokens
+    (:mod:`sleepfm.models.amplitude`); ``kinds`` are types of events (:data:`sleepfm.constants.EVENT_TYPES`) that the head tells
+    apart, where their scorer did.
+    """
 
     hidden: int = Field(128, ge=1)
     context: ContextConfig = ContextConfig(kind="mamba", bidirectional=True)
     weight: float = Field(1.0, gt=0)
+    amplitudes: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+
+    @field_validator("kinds")
+    @classmethod
+    def _are_types(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if len(kinds) == 1 or len(set(kinds)) != len(kinds) or not set(kinds) <= set(EVENT_TYPES):
+            raise ValueError(f"two or more different types of events are needed to tell apart, out of {', '.join(EVENT_TYPES)}")
+        return kinds
 
 
 class EventHead(nn.Module):
-    """Frame tokens ``[B, L, F, D]`` of consecutive epochs to logits ``[B, L, 30, 2]`` of every second.
+    """Frame tokens ``[B, L, F, D]`` of consecutive epochs to logits ``[B, L, 30, 2 + K]`` of every second: two of whether it lies
+    in an event, then one for each of ``K`` kinds.
 
     Args:
-        dim: width of a token.
+        dim: width of a token with the amplitudes behind it.
         frame_times: start and end ``[F, 2]`` of every frame in seconds of its epoch.
         config: dimensions.
     """
@@ -39,7 +54,7 @@ class EventHead(nn.Module):
         self.register_buffer("spread", second_weights(frame_times), persistent=False)
         self.embed = nn.Linear(dim, config.hidden)
         self.context = build_context(config.context, config.hidden)
-        self.out = nn.Linear(config.hidden, 2)
+        self.out = nn.Linear(config.hidden, 2 + len(config.kinds))
 
     def forward(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:
         """Logits; those of epochs that are not ``valid`` ``[B, L]`` mean nothing."""

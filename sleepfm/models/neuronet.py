@@ -24,6 +24,7 @@ from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshu
 from sleepfm.models.negatives import Contrastive
 from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
+from sleepfm.models.saturation import LEVELS
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
 
 
@@ -57,6 +58,8 @@ class NeuroNetConfig(Contrastive):
         modalities = {CHANNEL_MODALITY.get(name) for name in channels}
         if len(modalities) != 1 or None in modalities or len(set(channels)) != len(channels):
             raise ValueError(f"channels of one modality are needed, out of {', '.join(CHANNEL_MODALITY)}")
+        if levels := [name for name in channels if name in LEVELS]:
+            raise ValueError(f"{', '.join(levels)} is a level, no wave; SynthSleepNet takes it without a NeuroNet")
         return channels
 
     @property

@@ -27,6 +27,7 @@ from sleepfm.models.negatives import Contrastive
 from sleepfm.models.neuronet import NeuroNetConfig, NeuroNetEncoder, TransformerConfig
 from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
+from sleepfm.models.saturation import LEVELS
 from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
 
 
@@ -60,16 +61,18 @@ class SynthSleepNetConfig(Contrastive):
     def _known(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
         if not set(channels) <= set(CHANNEL_MODALITY) or len(set(channels)) != len(channels):
             raise ValueError(f"different channels are needed, out of {', '.join(CHANNEL_MODALITY)}")
+        if set(channels) <= set(LEVELS):
+            raise ValueError(f"{', '.join(channels)} alone: a channel that goes through a NeuroNet is needed beside it")
         return channels
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities of the channels, in order."""
-        return tuple(dict.fromkeys(CHANNEL_MODALITY[name] for name in self.channels))
+        """Modalities whose encoders the channels need, in order; a level (SpO2) needs none."""
+        return tuple(dict.fromkeys(CHANNEL_MODALITY[name] for name in self.channels if name not in LEVELS))
 
     def encoder_config(self, modality: str) -> NeuroNetConfig:
         """Configuration of one modality's encoder."""
-        channels = tuple(name for name in self.channels if CHANNEL_MODALITY[name] == modality)
+        channels = tuple(name for name in self.channels if CHANNEL_MODALITY[name] == modality and name not in LEVELS)
         return self.encoders.get(modality) or self.backbone.model_copy(update={"channels": channels})
 
 

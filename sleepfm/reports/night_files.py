@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import ahi, event_family, join_overlapping, match_events, overlapping
+from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.files import write_json
 from sleepfm.inference.night_score import NightScore
@@ -27,7 +28,8 @@ from sleepfm.version import __version__
 
 
 def write_night(folder: Path, score: NightScore, night: PreparedRecording) -> None:
-    """Write ``stages.csv``, ``hypnodensity.csv``, ``events.csv``, ``positive_runs.csv``, ``summary.json``, ``night.png`` and
+    """Write ``stages.csv``, ``hypnodensity.csv``, ``events.csv``, ``desaturations.csv``, ``positive_runs.csv``,
+    ``summary.json``, ``night.png`` and
     ``report.html``, none of which holds free text of the recording or its scoring.
     """
     score = replace(score, warnings=tuple(map(without_texts, score.warnings)))
@@ -39,12 +41,30 @@ def write_night(folder: Path, score: NightScore, night: PreparedRecording) -> No
     density |= {name: score.hypnodensity[:, k] for k, name in enumerate(STAGE_NAMES)}
     density |= score.probability
     pd.DataFrame(density).to_csv(folder / "hypnodensity.csv", index=False, float_format="%.5f")
-    _spans(score.events, names).to_csv(folder / "events.csv", index=False)
+    _events(score, names).to_csv(folder / "events.csv", index=False)
+    _desaturations(score, names).to_csv(folder / "desaturations.csv", index=False)
     _spans(score.runs, names).to_csv(folder / "positive_runs.csv", index=False)
     write_json(folder / "summary.json", summary(score, night))
     example = NightExample(score, night)
     (folder / "night.png").write_bytes(figure_bytes(example))
     night_page(folder / "report.html", example)
+
+
+def _events(score: NightScore, stages: Sequence[str]) -> pd.DataFrame:
+    """Events with what followed each apnea and hypopnea: its desaturation in % (0 without one) and whether an arousal ended it;
+    empty where that was not scored.
+    """
+    rows, evidence = _spans(score.events, stages), score.evidence
+    of = [evidence.get(event) for event in score.events]
+    rows["desaturation_percent"] = [found.depth if found else None for found in of]
+    rows["arousal"] = [found.arousal if found else None for found in of]
+    return rows
+
+
+def _desaturations(score: NightScore, stages: Sequence[str]) -> pd.DataFrame:
+    falls = score.desaturations
+    rows = _spans([fall.as_event() for fall in falls], stages).drop(columns="type")
+    return rows.assign(depth_percent=[fall.depth for fall in falls], nadir_percent=[fall.nadir for fall in falls])
 
 
 def _spans(spans: Sequence[Event], stages: Sequence[str]) -> pd.DataFrame:
@@ -72,6 +92,10 @@ def summary(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
         "event_thresholds": score.event_threshold,
         "sleep": asdict(score.statistics),
         "breathing": score.breathing.to_json(),
+        "ahi_by_definition": score.ahi_by_definition,
+        "ahi_definitions": {name: text + COMMON for name, text in DEFINITIONS.items()},
+        "oximetry": None if score.oximetry is None else score.oximetry.to_json(),
+        "arousal_index": score.arousal_index,
         "warnings": list(score.warnings),
         "provenance": provenance_without_texts(night.provenance),
         "sleepfm": __version__,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -43,9 +43,12 @@ class DownstreamJob(RunConfig):
     """What the probe and the fine-tune share.
 
     ``weighting`` ``inverse`` weighs each class by the inverse of its frequency among the labelled epochs
-    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's. ``registry.name`` and
-    ``registry.metric`` follow from the task unless stated.
+    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's. ``registry.name``,
+    ``registry.metric`` and ``train.output`` follow from the task unless stated.
     """
+
+    job: ClassVar[str]
+    """Begins the name of the run's folder."""
 
     task: TaskName
     encoder: str = "models:/sleepfm-synthsleepnet@champion"
@@ -60,7 +63,11 @@ class DownstreamJob(RunConfig):
         task = TASKS.get(str(values.get("task"))) if isinstance(values, dict) else None
         if task is None or not isinstance(stated := values.get("registry", {}), dict):
             return values
-        return values | {"registry": {"name": task.registered_name, "metric": f"val/{task.metric}"} | stated}
+        found = values | {"registry": {"name": task.registered_name, "metric": f"val/{task.metric}", "mode": "max"} | stated}
+        if isinstance(train := values.get("train"), dict):
+            job = "events" if values.get("events") else cls.job
+            found["train"] = {"output": f"runs/{job}-{task.name}"} | train
+        return found
 
     def parents(self) -> dict[str, str]:
         """The encoder, beside those of every job."""
@@ -87,6 +94,7 @@ class ProbeConfig(DownstreamJob):
     data set.
     """
 
+    job = "probe"
     cache: LocalFolder = "runs/cache/embeddings"
 
     def rows_per_item(self) -> int:
@@ -101,17 +109,30 @@ class ProbeConfig(DownstreamJob):
 class FinetuneConfig(DownstreamJob):
     """Encoder, temporal context and head together; ``encoder`` may name a pretrained context, which is then started from.
 
-    ``events`` adds a head that finds onset and duration to the second, for tasks that are about events.
+    ``events`` adds a head that finds onset and duration to the second, for tasks that are about events. With ``cache``, a folder,
+    the frames of a frozen encoder are computed once and kept there for every job with an event head on it.
     """
 
+    job = "finetune"
     tune: TuneConfig = TuneConfig(mode="lora")
     context: ContextConfig = ContextConfig(kind="mamba")
     sequence: SequenceConfig = SequenceConfig()
     events: EventHeadConfig | None = None
+    cache: LocalFolder | None = None
+
+    def is_built_at_once(self) -> bool:
+        """With a cache not before the data set is encoded."""
+        return self.cache is None
 
     def rows_per_item(self) -> int:
         """Every epoch of a sequence, in the hidden layers of the head and in the context."""
         return self.sequence.length if self.head.kind == "mlp" or self.context.kind != "none" else 0
+
+    @model_validator(mode="after")
+    def _only_frozen_frames_are_kept(self) -> FinetuneConfig:
+        if self.cache is not None and (self.tune.mode != "frozen" or self.events is None):
+            raise ValueError("cache: frames are kept of a frozen encoder under an event head; set tune.mode=frozen and `events`")
+        return self
 
     @model_validator(mode="after")
     def _events_have_seconds(self) -> FinetuneConfig:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from torch import Tensor
 from sleepfm.config import digest
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import SleepFMError
-from sleepfm.inference.embed import embed, recordings_ahead
+from sleepfm.inference.embed import Epochs, embed, frame_features, recordings_ahead
 from sleepfm.models.build import model_config
+from sleepfm.models.downstream import Downstream
 from sleepfm.registry.package import save_tensors, sha256_file
 from sleepfm.training.ranks.distributed import agree, gather_json
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
@@ -66,8 +67,21 @@ class EmbeddingCache:
             "compute": f"{dtype} {work.device.type}",
             "code": code_digest(),
             "dataset": dataset.digest,
+            **self._also(),
         }
         self.folder = folder / f"{encoder_sha256[:16]}-{dataset.digest[:16]}-{digest(self._origin)[:16]}"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of what is kept of an epoch."""
+        return (self._encoder.dim,)
+
+    def _also(self) -> dict[str, str]:
+        """What else decides it."""
+        return {}
+
+    def _encoded(self, epochs: Iterable[Epochs]) -> Tensor:
+        return embed(self._encoder, epochs)
 
     def split(self, split: str) -> dict[str, Tensor]:
         """Embeddings [E, D] of every recording of ``split`` by name, the same numbers on every rank; they stay in their files and
@@ -84,8 +98,8 @@ class EmbeddingCache:
         rows = self._dataset.select(split, self._encoder.channels).tolist()
         if self._on_paper:
             # One row in memory for all epochs.
-            zeros = torch.zeros(1, self._encoder.dim)
-            return {self._dataset.names[row]: zeros.expand(int(self._dataset.n_epochs[row]), -1) for row in rows}
+            zeros = torch.zeros(1, *self.shape)
+            return {self._dataset.names[row]: zeros.expand(int(self._dataset.n_epochs[row]), *self.shape) for row in rows}
         world = self._work.world
         nodes = sorted(set(gather_json(world, world.rank - world.local_rank)))
         missing = [row for row, digests in zip(rows, self._held(rows, nodes), strict=True) if not any(digests)]
@@ -122,7 +136,7 @@ class EmbeddingCache:
         encoder.to(self._work.device)
         try:
             for row, epochs in recordings_ahead(self._dataset, rows, encoder.channels, self._chunk, self._work.goes_on):
-                embedding = embed(encoder, epochs)
+                embedding = self._encoded(epochs)
                 self._store(self._dataset.names[row], embedding)
                 yield embedding
         finally:
@@ -153,7 +167,7 @@ class EmbeddingCache:
             source = next(number for number, found in enumerate(digests) if found)
             if len(set(digests)) == 1:
                 continue
-            embedding = torch.empty(int(self._dataset.n_epochs[row]), self._encoder.dim)
+            embedding = torch.empty(int(self._dataset.n_epochs[row]), *self.shape)
             if world.rank == nodes[source]:
                 embedding.copy_(self.get(self._dataset.names[row]))
             embedding = embedding.to(world.device)
@@ -180,6 +194,30 @@ class EmbeddingCache:
 
     def _store(self, record: str, embedding: Tensor) -> None:
         save_tensors(self._path(record), {"embedding": embedding}, self._origin | {"sha256": _digest(embedding)})
+
+
+class FrameCache(EmbeddingCache):
+    """The same of what the heads of ``model`` see of every frame, [E, F, D']: tokens of its frozen encoder, and amplitudes.
+
+    Models of different tasks on one encoder share it.
+    """
+
+    def __init__(self, folder: Path, dataset: Dataset, model: Downstream, *settings: Any) -> None:
+        """``settings`` are those of :class:`EmbeddingCache` from ``encoder_sha256`` on."""
+        self._model = model
+        super().__init__(folder, dataset, model.encoder, *settings)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Frames and width."""
+        return (len(self._model.encoder.frame_times), self._model.feature_dim)
+
+    def _also(self) -> dict[str, str]:
+        events = self._model.config.events
+        return {"frames": ",".join(("tokens", *(events.amplitudes if events is not None else ())))}
+
+    def _encoded(self, epochs: Iterable[Epochs]) -> Tensor:
+        return frame_features(self._model, epochs)
 
 
 def _digest(embedding: Tensor) -> str:

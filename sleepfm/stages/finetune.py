@@ -5,29 +5,33 @@ head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.mixture import DataSource
-from sleepfm.data.stream import SequenceStream
+from sleepfm.data.stream import Noise, SequenceStream
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.inference.predict import predict_nights
+from sleepfm.inference.predict import predict_encoded_nights, predict_nights
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.downstream_package import label_rule, package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point, training_labels
-from sleepfm.stages.second_labels import SECONDS, SecondLabels, SecondsStream
+from sleepfm.stages.embedding_cache import FrameCache
+from sleepfm.stages.encoded_nights import EncodedStream, OnFrames
+from sleepfm.stages.second_labels import KINDS, SECONDS, SecondLabels, SecondsStream
 from sleepfm.stages.shared_predictions import figures_by_source, joined_predictions, shared_predictions
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
-from sleepfm.training.stage import Export, StepLoss
+from sleepfm.training.stage import Export, StepLoss, Stream
 from sleepfm.training.state.weights import state_digest
 
 
@@ -42,31 +46,44 @@ class FinetuneStage:
         ConfigError: the encoder is a downstream model.
     """
 
-    def __init__(self, config: FinetuneConfig, source: Resolved, work: SharedWork = ALONE) -> None:
+    def __init__(self, config: FinetuneConfig, source: Resolved, work: SharedWork = ALONE, on_paper: bool = False) -> None:
         self.config, self.task = config, TASKS[config.task]
         self.name = f"finetune-{config.task}"
         self.epochs_per_item = config.sequence.length
         self.mixture = config.data.open()
         self.dataset_digest = self.mixture.digest
         self.parents = [source.label]
-        encoder, context = starting_point(config, load_package(source).module, source)
+        package = load_package(source)
+        encoder, context = starting_point(config, package.module, source)
         plan = downstream_plan(config, encoder, source)
         torch.manual_seed(config.train.seed)
-        self.module = Downstream(plan, encoder)
+        self.module = (OnFrames if config.cache else Downstream)(plan, encoder)
         if context is not None:
             self.module.context.load_state_dict(context)
         if self.task.kind == "binary":
             label_rule(self.mixture)
-        self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed))
+        self._kinds = config.events.kinds if config.events is not None else ()
+        # Of each source by its name; none where signals pass through the encoder in every step.
+        self._caches: dict[str, FrameCache] = {}
+        if config.cache:
+            settings = (package.config["weights"]["sha256"], config.evaluate.chunk, work, on_paper)
+            self._caches = {
+                of.name: FrameCache(Path(config.cache), of.dataset, self.module, *settings) for of in self.mixture.sources
+            }
+            self.stream: Stream = self.mixture.in_memory(self._of_frames, config.train.seed)
+        else:
+            self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed))
         for split in ("val", "test"):
             self.mixture.select(split, self.module.channels)
         self._weigh(work)
         self._validated: tuple[str, Predictions] | None = None
 
     def _of_data_set(self, dataset: Dataset, **shared: Any) -> SequenceStream:
+        """Sequences of signals, which pass through the encoder in every step."""
         config = self.config
-        seconds = {} if config.events is None else {"seconds": SecondLabels(dataset, config.task)}
-        stream: Callable[..., SequenceStream] = SequenceStream if config.events is None else SecondsStream
+        stream: Callable[..., SequenceStream] = SequenceStream
+        if config.events is not None:
+            stream = partial(SecondsStream, seconds=SecondLabels(dataset, config.task), kinds=self._kinds)
         return stream(
             dataset,
             "label",
@@ -78,8 +95,22 @@ class FinetuneStage:
             labels=(config.task,),
             target=config.task,
             labelled_only=True,
-            **seconds,
             **shared,
+        )
+
+    def _of_frames(self, source: DataSource, seed: int, noise: Noise | None) -> EncodedStream:
+        """Sequences of frames that have passed through it."""
+        config = self.config
+        return EncodedStream(
+            source.dataset,
+            self._caches[source.name].split("label"),
+            training_labels(source.dataset, config.task, config.data),
+            SecondLabels(source.dataset, config.task),
+            config.task,
+            config.sequence,
+            self._kinds,
+            self.module.evidence,
+            seed,
         )
 
     def _weigh(self, work: SharedWork) -> None:
@@ -97,27 +128,39 @@ class FinetuneStage:
         self.weights = class_weights(scored, len(self.task.classes), config.weighting)
         if config.events is not None:
             self.second_weights = class_weights(torch.cat(every), 2, config.weighting)
+            self.kind_weights = torch.ones(max(1, len(self._kinds)))
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         """Cross-entropy of every scored epoch of the sequences, and of every scored second where there is an event head;
         ``seed`` is not used, dropout has its own.
         """
-        epochs, events = batch.labels[self.config.task], self.config.events
+        # Nothing is learnt of an epoch that is not assessed.
+        seen = batch.present[..., 0] if self._cache is not None else self.module.assessed(batch.present)
+        epochs, events = batch.labels[self.config.task].masked_fill(~seen, -1), self.config.events
         self._move_weights(epochs.device)
         if events is None:
             return classification_loss(model(batch.signals, batch.present, batch.valid), epochs, self.weights)
         logits, seconds = model(batch.signals, batch.present, batch.valid)
+        every, unseen = seconds.flatten(1, 2), ~seen.repeat_interleave(EPOCH_SECONDS, dim=1)
         whole = classification_loss(logits, epochs, self.weights)
-        located = classification_loss(seconds.flatten(1, 2), batch.labels[SECONDS], self.second_weights)
+        inside = batch.labels[SECONDS].masked_fill(unseen, -1)
+        located = classification_loss(every[..., :2], inside, self.second_weights)
         parts = whole.parts | {"seconds": located.loss.detach(), "seconds_accuracy": located.parts["accuracy"]}
         assert whole.items is not None and located.items is not None
-        return StepLoss(whole.loss + events.weight * located.loss, parts, whole.items + events.weight * located.items)
+        loss, items = whole.loss + events.weight * located.loss, whole.items + events.weight * located.items
+        if self._kinds:
+            kinds = batch.labels[KINDS].masked_fill(unseen, -1)
+            told = classification_loss(every[..., 2:], kinds, self.kind_weights)
+            assert told.items is not None
+            parts["kinds"] = told.loss.detach()
+            loss, items = loss + events.weight * told.loss, items + events.weight * told.items
+        return StepLoss(loss, parts, items)
 
     def _move_weights(self, device: torch.device) -> None:
         """Weights of classes, once, to where the loss is computed."""
         self.weights = self.weights.to(device)
         if self.config.events is not None:
-            self.second_weights = self.second_weights.to(device)
+            self.second_weights, self.kind_weights = self.second_weights.to(device), self.kind_weights.to(device)
 
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Headline figures on ``val``, every epoch once."""
@@ -158,13 +201,13 @@ class FinetuneStage:
         model, window, chunk = module, self.config.sequence.length, self.config.evaluate.chunk
 
         def of_source(source: DataSource, rows: list[int]) -> Predictions:
-            return shared_predictions(
-                work,
-                f"recordings of {split}",
-                source.dataset,
-                rows,
-                lambda own: predict_nights(model, source.dataset, own, window, chunk, at_chunk=work.goes_on),
-            )
+            dataset = source.dataset
+            if self._caches:
+                nights = self._caches[source.name].split(split)
+                predict = partial(predict_encoded_nights, model, dataset, nights=nights.__getitem__, window=window)
+            else:
+                predict = partial(predict_nights, model, dataset, window=window, chunk=chunk, at_chunk=work.goes_on)
+            return shared_predictions(work, f"recordings of {split}", dataset, rows, predict)
 
         found = [(source, of_source(source, rows.tolist())) for source, rows in self.mixture.select(split, model.channels)]
         return joined_predictions(self.mixture, found)

@@ -20,7 +20,8 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.mixed_stream import MixedStream, streams_of
 from sleepfm.data.mixture import DataSource
 from sleepfm.data.order import permutation
-from sleepfm.data.record_labels import RecordLabels
+from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels, epochs_with_any
 from sleepfm.data.stream import Noise
 from sleepfm.errors import EmptySplitError
 from sleepfm.evaluation.predictions import Predictions
@@ -53,7 +54,8 @@ class EmbeddingStream:
     """Labelled epochs as items, embedding and label, in the order of a permutation of (seed, pass).
 
     ``nights`` are embeddings [E, D] by recording; epochs without a label in ``labels`` or without a channel
-    are left out. ``goes_on`` is called with every recording whose labels were read.
+    are left out, and those without one of ``evidence`` (:attr:`Downstream.evidence`). ``goes_on`` is called with every recording
+    whose labels were read.
     """
 
     def __init__(
@@ -64,13 +66,17 @@ class EmbeddingStream:
         task: str,
         seed: int,
         goes_on: Callable[[], None],
+        evidence: Sequence[str] = (),
     ) -> None:
+        reader = ShardReader(dataset)
         self._task, self._seed = task, seed
         self._names = list(nights)
         embeddings, targets, epochs, night = [], [], [], []
         for number, (name, embedding) in enumerate(nights.items()):
-            target = torch.from_numpy(labels.of(dataset.index_of(name))[task].astype(np.int64))
-            kept = torch.nonzero((target >= 0) & torch.isfinite(embedding).all(dim=1))[:, 0]
+            row = dataset.index_of(name)
+            target = torch.from_numpy(labels.of(row)[task].astype(np.int64))
+            seen = torch.from_numpy(epochs_with_any(dataset, reader, row, evidence))
+            kept = torch.nonzero((target >= 0) & seen & torch.isfinite(embedding).all(dim=1))[:, 0]
             embeddings.append(embedding[kept])
             targets.append(target[kept])
             epochs.append(kept)
@@ -153,7 +159,7 @@ class ProbeStage:
 
         def make(source: DataSource, seed: int, noise: Noise | None) -> EmbeddingStream:
             nights, labels = self._caches[source.name].split("label"), training_labels(source.dataset, config.task, config.data)
-            return EmbeddingStream(source.dataset, nights, labels, config.task, seed, work.goes_on)
+            return EmbeddingStream(source.dataset, nights, labels, config.task, seed, work.goes_on, self.module.evidence)
 
         return self.mixture.in_memory(make, config.train.seed)
 

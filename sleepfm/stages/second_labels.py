@@ -23,8 +23,8 @@ from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
 
 KEPT_RECORDS = 4096
-# The name of these labels in a batch.
-SECONDS = "seconds"
+# The names of these labels in a batch: whether a second lies in an event, and in one of which kind.
+SECONDS, KINDS = "seconds", "kinds"
 
 
 class SecondLabels:
@@ -41,6 +41,24 @@ class SecondLabels:
         """Labels [30 E] of the recording in ``row``, whose epochs' ``labels`` [E] say what is scored."""
         scored = np.repeat(labels[self._task.name] >= 0, EPOCH_SECONDS)
         return torch.from_numpy(np.where(scored, self._of_record(row), -1))
+
+    def kinds_of(self, row: int, kinds: Sequence[str]) -> Tensor:
+        """Which of ``kinds`` the event is of whose second it is, [30 E]; -1 outside of events, and where no kind was scored."""
+        size = int(self._dataset.n_epochs[row]) * EPOCH_SECONDS
+        found = np.full(size, -1, np.int64)
+        events = scored_events(self._dataset, self._reader, row)
+        for number, kind in enumerate(kinds):
+            found[covered_seconds([event for event in events if event.type == kind], size)] = number
+        return torch.from_numpy(found)
+
+    def kinds_of_batch(self, batch: Batch, seconds: Tensor, kinds: Sequence[str]) -> Tensor:
+        """Labels [B, 30 L] of the same for a batch whose seconds are ``seconds`` [B, 30 L]."""
+        found = torch.full_like(seconds, -1)
+        for row, (record, first) in enumerate(zip(batch.record, batch.first_epoch.tolist(), strict=True)):
+            night = self.kinds_of(self._dataset.index_of(record), kinds)
+            part = night[first * EPOCH_SECONDS : first * EPOCH_SECONDS + seconds.shape[1]]
+            found[row, : len(part)] = part
+        return torch.where(seconds == 1, found, -1)
 
     def batch(self, batch: Batch, epochs: Tensor) -> Tensor:
         """Labels [B, 30 L] of a batch of sequences whose epochs' labels are ``epochs`` [B, L]."""
@@ -66,19 +84,32 @@ class SecondLabels:
 
 
 class SecondsStream(SequenceStream):
-    """Sequences whose ``labels`` hold, beside those of ``target``, ``seconds`` [B, 30 L] of a batch, made where it is read."""
+    """Sequences whose ``labels`` hold, beside those of ``target``, ``seconds`` [B, 30 L] of a batch, made where it is read, and
+    where ``kinds`` of events are told apart, ``kinds`` of the same shape.
+    """
 
     def __init__(
-        self, dataset: Dataset, split: str, channels: Sequence[str], *, target: str, seconds: SecondLabels, **settings: Any
+        self,
+        dataset: Dataset,
+        split: str,
+        channels: Sequence[str],
+        *,
+        target: str,
+        seconds: SecondLabels,
+        kinds: Sequence[str] = (),
+        **settings: Any,
     ) -> None:
         """``settings`` are those of a :class:`SequenceStream`, whose ``labels`` name ``target``."""
         super().__init__(dataset, split, channels, target=target, **settings)
-        self._target, self._seconds = target, seconds
+        self._target, self._seconds, self._kinds = target, seconds, tuple(kinds)
 
     def batch(self, start: int, count: int, tolerated: float | None = None) -> Batch:
         """As of any stream."""
         batch = super().batch(start, count, tolerated)
-        return replace(batch, labels=batch.labels | {SECONDS: self._seconds.batch(batch, batch.labels[self._target])})
+        found = {SECONDS: self._seconds.batch(batch, batch.labels[self._target])}
+        if self._kinds:
+            found[KINDS] = self._seconds.kinds_of_batch(batch, found[SECONDS], self._kinds)
+        return replace(batch, labels=batch.labels | found)
 
 
 def covered_seconds(events: list[Event], size: int) -> NDArray[np.bool_]:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from made_nights import make_dataset, make_night
 from own_laboratory import EVENT_WORDS, SIGNALS, TITLES, write_laboratory
 
 from shards.build_config import load_build_config
@@ -159,9 +160,31 @@ def test_every_step_takes_the_cohort(laboratory, tmp_path):
 
 def test_a_log_of_ones_own_recordings_keeps_no_text_that_is_quoted(tmp_path):
     line = "  warning: 'Jo Doe, born 1961' (1) not understood, 'Lights off' left out"
-    runner = Runner(tmp_path / "demo", Journal.open(tmp_path / "demo", "same"), 2)
+    runner = Runner(tmp_path / "demo", Journal.open(tmp_path / "demo", "same"), lambda: 2)
     for name, kept in (("with", True), ("without", False)):
         runner.run(Step(name, [sys.executable, "-c", f"print({line!r})"], texts_in_log=kept))
     with_texts, without = ((tmp_path / "demo" / "logs" / name).read_text() for name in ("01-with.log", "02-without.log"))
     assert with_texts == line + "\n"
     assert "Jo Doe" not in without and "'Lights off'" in without and "text-" in without
+
+
+def test_events_are_found_in_breathing_where_every_split_recorded_it(tmp_path):
+    """Before the shards are made nobody knows; without airflow and effort apneas are probed for in the paper's four channels."""
+    people = {split: f"ls-P{people_of(split)[0]:02d}" for split in SPLITS}
+    nights = [make_night(f"n{number}", 3, subject=person) for number, person in enumerate(people.values())]
+    config = load_config(DemoConfig, "demo/miniature.yaml")
+    for folder, lacking, jobs in (
+        ("all", (), ["probe-stage", "events-apnea", "events-hypopnea", "finetune-stage"]),
+        ("some", ("test",), ["probe-stage", "probe-apnea", "probe-hypopnea", "finetune-stage"]),
+    ):
+        plan = Plan(config, tmp_path / folder, 1, tmp_path)
+        assert plan.judged[1] == "events-apnea"
+        for night, split in zip(nights, people, strict=True):
+            if split in lacking:
+                del night.channels["AIRFLOW"], night.quality["AIRFLOW"]
+        make_dataset(plan.shards, nights)
+        assert plan.judged == jobs and ("pretrain-resp" in plan.trained) == (not lacking)
+        # Shards, four or five networks and the one over them, the judged ones, a scored night.
+        assert plan.n_steps == 1 + 5 + (not lacking) + 4 + 1
+    synthetic = Plan(config, tmp_path, 1, None)
+    assert synthetic.n_steps == 13 and synthetic.breathes

@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-# Twelve commands, each of which starts processes that import torch: on two busy cores more than the usual limit.
+# Thirteen commands, each of which starts processes that import torch: on two busy cores more than the usual limit.
 pytestmark = pytest.mark.timeout(1800)
-REGISTERED = {f"sleepfm-neuronet-{name}" for name in ("eeg", "eog", "emg", "ecg")} | {
+REGISTERED = {f"sleepfm-neuronet-{name}" for name in ("eeg", "eog", "emg", "ecg", "resp")} | {
     f"sleepfm-{name}" for name in ("synthsleepnet", "stage", "apnea", "hypopnea")
 }
 COMMAND = [sys.executable, "-u", "-m", "sleepfm.demo", "--config", "demo/miniature.yaml", "--seed", "3"]
@@ -48,7 +48,7 @@ def finished(folder: Path) -> str:
     first = start(folder)
     assert first.stdout is not None
     for line in first.stdout:
-        if line.startswith("[ 3/12]"):
+        if line.startswith("[ 3/13]"):
             break
     os.killpg(first.pid, signal.SIGKILL)
     first.wait()
@@ -59,8 +59,8 @@ def finished(folder: Path) -> str:
 
 
 def test_a_killed_demo_goes_on_where_it_was(finished: str) -> None:
-    assert re.findall(r"^\[ ?(\d+)/12] [a-z-]+: done before", finished, re.MULTILINE) == ["1", "2"]
-    assert re.search(r"12 steps, [\d.]+ minutes, peak memory [\d.]+ GiB", finished)
+    assert re.findall(r"^\[ ?(\d+)/13] [a-z-]+: done before", finished, re.MULTILINE) == ["1", "2"]
+    assert re.search(r"13 steps, [\d.]+ minutes, peak memory [\d.]+ GiB", finished)
 
 
 def test_the_report_opens_from_disk_and_shows_every_part(finished: str, folder: Path) -> None:
@@ -95,4 +95,4 @@ def test_a_finished_demo_repeats_nothing(finished: str, folder: Path) -> None:
     again = start(folder)
     printed, _ = again.communicate()
     assert again.returncode == 0, printed
-    assert len(re.findall(r": done before", printed)) == 12
+    assert len(re.findall(r": done before", printed)) == 13

@@ -17,7 +17,7 @@ def step(line: str, status: int) -> Step:
 
 def test_refused_inputs_are_accepted_and_errors_are_not(tmp_path: Path) -> None:
     journal = Journal.open(tmp_path / "demo", "same")
-    runner = Runner(tmp_path / "demo", journal, 3)
+    runner = Runner(tmp_path / "demo", journal, lambda: 3)
     for failed in (step("error: Ray did not start", 1), step("killed", 2)):
         with pytest.raises(TrainingError, match="shards ended with status"):
             runner.run(failed)

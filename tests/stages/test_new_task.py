@@ -141,8 +141,8 @@ def test_a_label_rule_says_what_a_stored_value_means(dataset, wake):
         stage, awake = dataset_labels(dataset, row, "stage"), dataset_labels(dataset, row, "wake")
         assert (awake == np.where(stage < 0, -1, stage == 0)).all() and set(np.unique(awake)) >= {0, 1}
     stream = SequenceStream(dataset, "label", ["EEG_C4"], 30, reading=Reading(read_ahead=False))
-    assert set(stream.batch(0, 1).labels) == {"stage", "apnea", "hypopnea", "wake"}
-    with pytest.raises(DatasetError, match=r"unknown label 'awake'.*the tasks are stage, apnea, hypopnea, wake"):
+    assert set(stream.batch(0, 1).labels) == {"stage", "apnea", "hypopnea", "arousal", "wake"}
+    with pytest.raises(DatasetError, match=r"unknown label 'awake'.*the tasks are stage, apnea, hypopnea, arousal, wake"):
         RecordLabels(dataset, ShardReader(dataset), ("awake",))
 
 

@@ -44,7 +44,14 @@ STAGES: dict[str, tuple[str, list[str]]] = {
     "fine-tune, frozen": ("downstream/finetune-stage-tiny", [*_SHORT, "tune.mode=frozen", "weighting=inverse"]),
     "fine-tune, full": ("downstream/finetune-stage-tiny", [*_SHORT, "tune.mode=full"]),
     "fine-tune, both ways": ("downstream/finetune-stage-tiny", [*_SHORT, "context.bidirectional=true"]),
-    "events": ("downstream/finetune-apnea-events-tiny", _SHORT),
+    "events": (
+        "downstream/finetune-apnea-events-tiny",
+        [*_SHORT, "events.kinds=[obstructive_apnea, central_apnea]", "events.amplitudes=[EEG_C4]"],
+    ),
+    "events on frames": (
+        "downstream/events-apnea-tiny",
+        [*_SHORT, "events.amplitudes=[EEG_C4]"],
+    ),
 }
 
 
@@ -60,7 +67,7 @@ def build(kind: str, dataset: Path, packages: Path, folder: Path, work: SharedWo
         shared += [f"encoders.{modality}={packages / modality}" for modality in MODALITIES]
     elif not kind.startswith("unimodal"):
         shared += [encoder]
-    if kind.startswith(("context", "probe")):
+    if kind.startswith(("context", "probe", "events on")):
         shared += [f"cache={folder}/cache"]
     schema: Any = PretrainConfig
     if name.startswith("downstream"):

@@ -20,7 +20,7 @@ from sleepfm.training.run_config import RunConfig
 
 ROOT = Path(__file__).parents[2]
 SIZES = {8: (8,), 64: (64,), 512: (512, 1024)}
-PRETRAINED = ("eeg", "eog", "emg", "ecg", "multimodal", "context")
+PRETRAINED = ("eeg", "eog", "emg", "ecg", "multimodal", "resp", "psg", "context")
 NAMES = [f"pretrain/{name}" for name in PRETRAINED] + [f"downstream/finetune-{task}" for task in ("stage", "apnea", "hypopnea")]
 
 
