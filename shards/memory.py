@@ -1,7 +1,7 @@
 """What a task may need: told from the headers of its recordings, so that no node takes more tasks than it can hold.
 
 Recordings are converted one after the other, so a task needs what its largest one does: every channel quantised to
-int16 at 100 Hz, and for the one at hand its samples, its result and their intermediates as float32. The figures are
+int16, at most at 100 Hz, and for the one at hand its samples, its result and their intermediates as float32. The figures are
 upper bounds for what ``benchmarks/shards.py`` measures.
 """
 
