@@ -135,7 +135,7 @@ class FinetuneStage:
         ``seed`` is not used, dropout has its own.
         """
         # Nothing is learnt of an epoch that is not assessed.
-        seen = batch.present[..., 0] if self._cache is not None else self.module.assessed(batch.present)
+        seen = batch.present[..., 0] if self._caches else self.module.assessed(batch.present)
         epochs, events = batch.labels[self.config.task].masked_fill(~seen, -1), self.config.events
         self._move_weights(epochs.device)
         if events is None:
