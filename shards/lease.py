@@ -165,18 +165,22 @@ def _acquire(store: Store, lease_s: float, say: Callable[[str], object]) -> Leas
         "lease_s": lease_s,
         "released": False,
     }
-    waited_for, since = None, 0.0
+    waited_for: list[int] = []
+    since = 0.0
     while True:
         found = _highest(store)
         number, holder = found or (0, None)
         # A record of its own is one whose answer was lost.
         if holder is not None and not holder["released"] and holder["token"] != record["token"]:
-            if number != waited_for:
-                if waited_for is not None:
+            if number not in waited_for:
+                # One number may still have been on its way when its builder died.
+                if len(waited_for) == 2:
                     raise BusyError(f"{store.url}: {_told(holder)} is building here; wait for it, end it, or give another place")
-                waited_for, since = number, _now()
-                wait = f"going on when its lease runs out, in {holder['lease_s']:g} s"
-                say(f"{store.url}: {_told(holder)} has been building here; {wait}")
+                if not waited_for:
+                    wait = f"going on when its lease runs out, in {holder['lease_s']:g} s"
+                    say(f"{store.url}: {_told(holder)} has been building here; {wait}")
+                waited_for.append(number)
+                since = _now()
             if _now() - since <= holder["lease_s"]:
                 time.sleep(holder["lease_s"] / _POLLS)
                 continue

@@ -76,7 +76,8 @@ class Cluster:
         else:
             words = [word.replace("8265", str(self._dashboard)) for word in words]
             run = subprocess.run(words, env=self._variables, cwd=ROOT, capture_output=True, text=True, timeout=900)
-            assert run.returncode == 0, (words, run.stdout[-3000:] + run.stderr[-3000:])
+            if run.returncode:
+                pytest.fail(f"{shlex.join(words)}\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}")
 
     @property
     def _bucket(self) -> str:

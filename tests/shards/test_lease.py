@@ -81,7 +81,7 @@ def test_a_second_builder_is_refused_while_the_first_lives_and_goes_on_after_it(
     busy = rf"{place}: process {first.pid} on host .* is building here"
     with pytest.raises(BusyError, match=busy), only_builder(place, 4, said.append):
         pytest.fail("two at once")
-    assert time.monotonic() - began < 4, "a living one is told from its next renewal"
+    assert time.monotonic() - began < 4, "a living one is told from its next renewals"
     assert len(said) == 1 and "going on when its lease runs out, in 4 s" in said[0]
     end(first)
     with only_builder(place, 4, said.append) as (builder, check):
@@ -102,6 +102,20 @@ def test_the_lease_of_one_that_was_killed_runs_out(s3):
     began = time.monotonic()
     with only_builder(place, 3, said.append):
         assert time.monotonic() - began >= 3 and len(said) == 1
+
+
+@pytest.mark.slow
+def test_a_renewal_that_arrives_after_its_builder_was_killed_is_no_sign_of_life(s3):
+    place = url("on-its-way")
+    first, _ = hold(place, 2)
+    first.kill()
+    first.wait()
+    number, record = lease._highest(Store(place))
+    arrived = threading.Timer(0.7, lambda: Store(place).put(f".lease/{number + 1:08d}", json.dumps(record).encode()))
+    arrived.start()
+    began = time.monotonic()
+    with only_builder(place, 2, print):
+        assert time.monotonic() - began >= 2.7 and not arrived.is_alive()
 
 
 def test_one_that_was_stopped_for_a_while_writes_no_more(s3, tmp_path):
@@ -209,6 +223,7 @@ def test_a_store_that_is_away_for_the_time_of_a_lease_ends_the_build(s3):
             check()
 
 
+@pytest.mark.slow
 def test_a_lease_is_renewed_while_its_builder_works(s3):
     place = url("long")
     with only_builder(place, 1, print) as (builder, check):
