@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_nights import make_dataset, make_night
 from webdataset import WebDataset
@@ -140,6 +140,7 @@ def test_bands_choose_their_rates() -> None:
         assert slow == {"AIRFLOW", "THORAX", "ABDOMEN", "SPO2"}, cohort.name
 
 
+@settings(max_examples=40, deadline=None)
 @given(st.integers(1, 9), st.integers(0, 2**32 - 1))
 def test_interpolation_goes_through_the_stored_samples_and_has_no_memory(epochs: int, seed: int) -> None:
     steps = np.random.default_rng(seed).integers(-32767, 32768, (epochs, 300)).astype(np.int16)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from shards.info import info
 from shards.verify import verify
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
@@ -69,3 +70,8 @@ def test_a_whole_data_set_is_found_whole_and_a_flipped_bit_is_found(folder: Path
     content[len(content) // 3] ^= 1
     tar.write_bytes(content)
     assert any("SHA-256" in fault for fault in verify(folder))
+
+
+def test_its_rates_are_told(folder: Path) -> None:
+    rates = {words[0]: words[1] for line in info(folder).splitlines() if len(words := line.split()) == 5}
+    assert (rates["AIRFLOW"], rates["SPO2"], rates["THORAX"]) == ("100", "100", "-")
