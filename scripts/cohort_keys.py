@@ -65,7 +65,9 @@ def _inside(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield "", annotation
     elif get_origin(annotation) is dict:
-        yield from ((f".CHANNEL{behind}", section) for behind, section in _inside(get_args(annotation)[1]))
+        key, value = get_args(annotation)
+        name = "CHANNEL" if key is Channel else "NAME"
+        yield from ((f".{name}{behind}", section) for behind, section in _inside(value))
     elif get_origin(annotation) is tuple:
         yield from (("[]" + behind, section) for behind, section in _inside(get_args(annotation)[0]))
 

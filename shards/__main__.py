@@ -77,6 +77,8 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
     if result.unread.count:
         print(f"warning: {result.unread.warning(counts['records'])}")
+    for line in result.people:
+        print(f"people: {line}")
     for line in result.shared:
         print(f"warning: {line}")
     for folder, why in result.unlisted.items():
@@ -93,13 +95,15 @@ def _build(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from shards.verify import verify
+    from shards.verify import recordings_aside, verify
     from sleepfm.signals.files import local_path
 
     faults = 0
     for fault in verify(local_path(arguments.out, "OUT")):
         faults += 1
         print(fault, flush=True)
+    for line in recordings_aside(local_path(arguments.out, "OUT")):
+        print(line)
     print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")
     return 1 if faults else 0
 

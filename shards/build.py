@@ -13,6 +13,7 @@ from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
+from shards.people import Tables, check_moves, table_lines
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import Progress
@@ -54,6 +55,8 @@ class BuildResult:
     """Folders of the source that cannot be listed, each with the reason."""
     shared: tuple[str, ...] = ()
     """A line for each scoring that was taken for several recordings."""
+    people: tuple[str, ...] = ()
+    """What the tables of people say, and what in them is not understood, a line each."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,9 @@ def build(
             shards that ``rebuild`` would make anew; nothing is written.
         UsageError: ``out`` lies in ``source`` or the other way round.
         BusyError: ``out`` is being built by another process.
-        DatasetError: ``out`` is something else or holds a file that a build did not write, or its source has changed.
+        DatasetError: ``out`` is something else or holds a file that a build did not write, its source has changed, or people
+            would come into another split.
+        SubjectTableError: a table of people cannot be used; nothing is written.
         StorageError: ``out`` cannot be written to.
         ShardError: tasks failed.
     """
@@ -100,8 +105,10 @@ def build(
     files = {token(relative_name(path, root), config.privacy): relative_name(path, root) for path in recordings}
     found = {name: _size(root / path) for name, path in files.items()}
     known = {relative_name(path, root): found for path, found in recordings.items()}
+    people = Tables.read(source, config, move=rebuild)
     with only_writer(out):
         before = read_plan(out, wanted)
+        check_moves(out, config.split, people)
         stale = stale_shards(out, before, wanted, config)
         if not rebuild:
             refuse_stale(out, before, stale)
@@ -129,7 +136,7 @@ def build(
             printed = _run(todo, root, out, config, plan, workers, known, files)
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
-        description = write_manifest(out, plan)
+        description = write_manifest(out, plan, people)
     refused, texts, unscored, unread, scorings = [], TextCounts(), 0, UnreadNames(), SharedScorings()
     for sidecar in sidecars(out, plan, digest(wanted)):
         used = kept_of(sidecar)
@@ -145,7 +152,7 @@ def build(
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
     shared = tuple(scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    return BuildResult(description, refused, printed, texts, unscored, unread, folders, shared)
+    return BuildResult(description, refused, printed, texts, unscored, unread, folders, shared, tuple(table_lines(people)))
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

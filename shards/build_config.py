@@ -15,17 +15,24 @@ from sleepfm.data.format import SCHEMA
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
 from sleepfm.signals.cohorts.catalogue import AUTO, OWN_COHORTS, Rules, load_rules
-from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.signals.cohorts.cohort import Cohort, GrowingSection
+from sleepfm.signals.cohorts.subject_rules import SubjectsUse
 from sleepfm.signals.prepare import PROCESSING_VERSION
 from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule
 from sleepfm.signals.scorings.scoring import ScoringUse
 
+# By what splits can be made alike.
+Stratum = Literal["age", "sex", "ahi"]
 
-class SplitConfig(Config):
-    """Fractions of the subjects in each split, and the salt of the hash that places them."""
+
+class SplitConfig(GrowingSection):
+    """Fractions of the subjects in each split, the salt of the hash that places them, and what the splits are to have alike."""
+
+    _LATER = ("stratify",)
 
     salt: str
+    stratify: list[Stratum] = []
     pretrain: float = Field(ge=0, le=1)
     label: float = Field(ge=0, le=1)
     val: float = Field(ge=0, le=1)
@@ -77,6 +84,18 @@ class PrivacyConfig(Config):
     salt: str
 
 
+class SubjectsConfig(Config):
+    """Tables of what is known of people (``subjects`` in the cohort files); change no byte of a shard.
+
+    Attributes:
+        use: whether they are read.
+        folder: where they are, a path or URL; by default in the source.
+    """
+
+    use: SubjectsUse = "if_found"
+    folder: str | None = None
+
+
 class RayConfig(Config):
     """How the work is spread; changes no byte of the result."""
 
@@ -85,7 +104,7 @@ class RayConfig(Config):
 
 
 class BuildConfig(Config):
-    """Everything that shapes a data set, and ``ray``, which does not."""
+    """Everything that shapes a data set, and ``ray``, which does not. ``subjects`` shapes the manifest alone."""
 
     cohort: str
     require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
@@ -96,6 +115,7 @@ class BuildConfig(Config):
     split: SplitConfig
     quality: QualityConfig
     privacy: PrivacyConfig
+    subjects: SubjectsConfig = SubjectsConfig()
     ray: RayConfig
 
 
@@ -120,11 +140,11 @@ _MADE_BY = ("schema", "event_rule_version", "processing_version", "cohort_rules"
 
 
 def identity(config: BuildConfig) -> dict[str, Any]:
-    """What decides the bytes beside the recordings: format, configuration without ``ray``, and versions of the code.
+    """What decides the bytes of shards beside the recordings: format, configuration, and versions of the code.
 
     The rules of the cohorts that were used are known once recordings are converted: each shard keeps their digests.
     """
-    values = {key: value for key, value in to_dict(config).items() if key != "ray"}
+    values = {key: value for key, value in to_dict(config).items() if key not in ("ray", "subjects")}
     rules = chosen_cohort(config)
     return {
         "schema": SCHEMA,
@@ -139,6 +159,8 @@ def identity(config: BuildConfig) -> dict[str, Any]:
 def check_same(stored: dict[str, Any], wanted: dict[str, Any], folder: Path) -> None:
     """Raises :class:`ConfigError` that names the first choice in which a build in ``folder`` differs."""
     old, new = _flat(stored), _flat(wanted)
+    for values in (old, new):
+        values.setdefault("split.stratify", [])
     for key in sorted(old.keys() & new.keys()):
         if old[key] != new[key] and key not in _MADE_BY:
             raise ConfigError(

@@ -35,6 +35,8 @@ def info(path: Path) -> str:
     lines.append(_splits(description["split"], records))
     if len(records):
         lines += ["", _channels(records)]
+    if known := dataset.people.lines():
+        lines += ["", *(f"people   {line}" for line in known)]
     texts = TextCounts()
     for record, provenance in zip(records["source"], records["provenance"], strict=True):
         texts.add(record, json.loads(provenance))

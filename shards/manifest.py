@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from shards.build_config import QualityConfig, SplitConfig
+from shards.duplicates import Duplicates
 from shards.names import shown
+from shards.people import SUBJECTS, JoinedPeople, PersonKey, Tables, join_people, read_stored
 from shards.plan import Plan
-from shards.split import split_of
 from shards.task import read_sidecar
 from sleepfm.config import digest
 from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
@@ -61,11 +63,23 @@ SEGMENTS = pa.schema(
 )
 SHARDS = pa.schema([("shard", pa.string()), ("bytes", pa.int64()), ("sha256", pa.string()), ("records", pa.int32())])
 QUARANTINE = pa.schema([("source", pa.string()), ("source_bytes", pa.int64()), ("error", pa.string()), ("reason", pa.string())])
-TABLES = {"records": RECORDS, "segments": SEGMENTS, "shards": SHARDS, "quarantine": QUARANTINE}
+TABLES = {"records": RECORDS, "segments": SEGMENTS, "shards": SHARDS, "quarantine": QUARANTINE, "subjects": SUBJECTS}
+# Written as the shards are gone through.
+_BY_SHARD = tuple(name for name in TABLES if name != "subjects")
 
 
-def sidecars(out: Path, plan: Plan, build: str) -> Iterator[dict[str, Any]]:
-    """The sidecar of every planned shard in order. Raises :class:`DatasetError` for one that is not done."""
+def sidecars(out: Path, plan: Plan, build: str, duplicates: Duplicates | None = None) -> Iterator[dict[str, Any]]:
+    """The sidecar of every planned shard in order, without recordings that are ``duplicates``, which are found if not given.
+
+    Raises:
+        DatasetError: a shard is not done.
+    """
+    if duplicates is None:
+        duplicates = Duplicates.among(_as_written(out, plan, build))
+    return map(duplicates.without, _as_written(out, plan, build))
+
+
+def _as_written(out: Path, plan: Plan, build: str) -> Iterator[dict[str, Any]]:
     for shard in plan.shards:
         sidecar = read_sidecar(out, shard, build)
         if sidecar is None:
@@ -73,21 +87,38 @@ def sidecars(out: Path, plan: Plan, build: str) -> Iterator[dict[str, Any]]:
         yield sidecar
 
 
-def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
+def people_of(out: Path, plan: Plan, build: str, duplicates: Duplicates, tables: Tables) -> JoinedPeople:
+    """Everybody in the data set, with what ``tables`` and an earlier manifest say. Raises as :func:`join_people`."""
+    config = SplitConfig(**plan.identity["split"])
+    keys: set[PersonKey] = {
+        (record["subject"], record["visit"], record["cohort"])
+        for sidecar in sidecars(out, plan, build, duplicates)
+        for record in sidecar["records"]
+    }
+    return join_people(keys, config, tables, read_stored(out, config), out)
+
+
+def write_manifest(out: Path, plan: Plan, people_tables: Tables | None = None) -> dict[str, Any]:
     """Write ``manifest/*.parquet`` and then ``dataset.json``; returns the latter's content.
 
     A ``dataset.json`` that would change is removed first: the folder is a whole data set before and after, and
     not a data set in between.
 
+    Args:
+        people_tables: what is known of people; without them it is what the manifest said before.
+
     Raises:
-        DatasetError: a shard is not done.
+        DatasetError: a shard is not done, or people would come into another split.
         StorageError: the folder cannot be written to.
     """
     build = digest(plan.identity)
-    description = describe(out, plan, build)
+    duplicates = Duplicates.among(_as_written(out, plan, build))
+    people = people_of(out, plan, build, duplicates, people_tables or Tables())
+    description = describe(out, plan, build, people.splits, duplicates)
     path = out / DATASET_FILE
     current = {**description, "tables": table_digests(out)}
-    if _stored(path) == current:
+    same_people = people.people == read_stored(out, SplitConfig(**plan.identity["split"])).people
+    if same_people and _stored(path) == current:
         return current
     path.unlink(missing_ok=True)
     (out / MANIFEST_FOLDER).mkdir(exist_ok=True)
@@ -96,13 +127,13 @@ def write_manifest(out: Path, plan: Plan) -> dict[str, Any]:
         for name, schema in TABLES.items():
             file = stack.enter_context(atomic_file(out / MANIFEST_FOLDER / f"{name}.parquet"))
             writers[name] = stack.enter_context(pq.ParquetWriter(file, schema))
-        groups: dict[str, list[dict[str, Any]]] = {name: [] for name in TABLES}
-        for number, sidecar in enumerate(sidecars(out, plan, build), start=1):
+        groups: dict[str, list[dict[str, Any]]] = {name: [] for name in _BY_SHARD}
+        for number, sidecar in enumerate(sidecars(out, plan, build, duplicates), start=1):
             for name, group in groups.items():
-                group += rows(name, sidecar, plan)
+                group += rows(name, sidecar, plan, people.splits)
             if number % SHARDS_IN_ROW_GROUP == 0:
                 _write_groups(writers, groups)
-        _write_groups(writers, groups)
+        _write_groups(writers, {**groups, "subjects": people.rows()})
     description["tables"] = table_digests(out)
     write_json(path, description, compact=True)
     return description
@@ -134,20 +165,21 @@ def _stored(path: Path) -> Any:
         return None
 
 
-def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
+def describe(
+    out: Path, plan: Plan, build: str, splits: Mapping[str, str], duplicates: Duplicates | None = None
+) -> dict[str, Any]:
     """The content of ``dataset.json`` but the digests of the tables.
 
-    Counts the recordings, subjects and epochs of each split and gives the data set its digest.
+    Counts the recordings, subjects and epochs of each split, by the split of each subject, and gives the data set its digest.
     """
-    splits = SplitConfig(**plan.identity["split"])
     counts = dict.fromkeys(("shards", "records", "segments", "epochs", "bytes", "quarantined"), 0)
     split = {name: dict.fromkeys(("subjects", "records", "epochs"), 0) for name in SPLITS}
     subjects: dict[str, str] = {}
     content: list[Any] = []
     rules: dict[str, str | None] = {}
-    for sidecar in sidecars(out, plan, build):
+    for sidecar in sidecars(out, plan, build, duplicates):
         rules |= sidecar.get("rules", {})
-        counts["shards"] += bool(sidecar["records"])
+        counts["shards"] += bool(sidecar["bytes"])
         counts["bytes"] += sidecar["bytes"]
         counts["quarantined"] += len(rows("quarantine", sidecar, plan))
         members = []
@@ -155,13 +187,13 @@ def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
             counts["records"] += 1
             counts["segments"] += record["n_segments"]
             counts["epochs"] += record["n_epochs"]
-            name = split_of(record["subject"], splits)
+            name = splits[record["subject"]]
             split[name]["records"] += 1
             split[name]["epochs"] += record["n_epochs"]
             split[name]["subjects"] += record["subject"] not in subjects
             subjects[record["subject"]] = name
             members.append([record["record"], name])
-        if members:
+        if sidecar["bytes"]:
             content.append([sidecar["shard"], sidecar["sha256"], members])
     # A build of an older version names the rules of all cohorts in its identity.
     config = {"cohort_rules": dict(sorted(rules.items())), **plan.identity}
@@ -176,8 +208,10 @@ def describe(out: Path, plan: Plan, build: str) -> dict[str, Any]:
     }
 
 
-def rows(table: str, sidecar: dict[str, Any], plan: Plan) -> list[dict[str, Any]]:
-    """The rows that one shard gives to ``table``."""
+def rows(
+    table: str, sidecar: dict[str, Any], plan: Plan, splits: Mapping[str, str] = MappingProxyType({})
+) -> list[dict[str, Any]]:
+    """The rows that one shard gives to ``table``; ``splits`` of the subjects are for ``records``."""
     if table == "quarantine":
         # A recording that was planned again is judged by its latest shard alone.
         return [
@@ -185,7 +219,7 @@ def rows(table: str, sidecar: dict[str, Any], plan: Plan) -> list[dict[str, Any]
             for row in sidecar["quarantine"]
             if plan.latest[row["path"]] == sidecar["shard"]
         ]
-    if not sidecar["records"]:
+    if not sidecar["bytes"]:
         return []
     if table == "shards":
         return [
@@ -197,11 +231,10 @@ def rows(table: str, sidecar: dict[str, Any], plan: Plan) -> list[dict[str, Any]
             }
         ]
     if table == "records":
-        splits = SplitConfig(**plan.identity["split"])
         return [
             {
                 **record,
-                "split": split_of(record["subject"], splits),
+                "split": splits[record["subject"]],
                 "shard": sidecar["shard"],
                 "source": shown(record["source"]),
                 "signals": json.dumps(record["signals"], sort_keys=True),

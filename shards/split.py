@@ -1,17 +1,69 @@
-"""Splits by subject: all visits of a person together, whoever else is in the folder."""
+"""Splits by subject: all visits of a person, and all people of a family, together."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 from shards.build_config import SplitConfig
 from sleepfm.constants import SPLITS
 
+# Successive multiples of the golden section modulo 1 spread evenly, so that few people are spread well too.
+_GOLDEN = 0.6180339887498949
 
-def split_of(subject: str, config: SplitConfig) -> str:
-    """The split of a subject, from its key alone: no order and no other subject plays a part."""
-    value = hashlib.sha256(f"{config.salt}:{subject}".encode()).digest()
-    place = int.from_bytes(value[:8], "big") / 2**64
+
+def split_of(key: str, config: SplitConfig) -> str:
+    """The split of a person or family, from its key alone: no order and nobody else plays a part."""
+    return _at(_place(key, config), config)
+
+
+def splits_of(
+    subjects: Iterable[str],
+    family: Callable[[str], str],
+    config: SplitConfig,
+    stratum: Callable[[str], str] = lambda subject: "",
+    before: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, str]:
+    """The split of each subject.
+
+    Without ``config.stratify`` it depends on nobody else. With it, those of one stratum are spread evenly over the splits in the
+    order of their hashes. Who is added later would come in between, so that whoever is in ``before`` stays where that says.
+
+    Args:
+        family: what those share who must be together; the subject itself where nobody does.
+        stratum: what people are to be spread by.
+        before: splits of those who were in the data set before.
+    """
+    together: dict[str, list[str]] = defaultdict(list)
+    for subject in sorted(set(subjects)):
+        together[family(subject)].append(subject)
+    if not config.stratify:
+        return {subject: split_of(key, config) for key, members in together.items() for subject in members}
+    split: dict[str, str] = {}
+    taken: Counter[str] = Counter()
+    new = []
+    for key, members in together.items():
+        if (known := next((before[member] for member in members if member in before), None)) is not None:
+            split[key] = known
+            taken[stratum(members[0])] += 1
+        else:
+            new.append(key)
+    for key in sorted(new, key=lambda key: (_place(key, config), key)):
+        of = stratum(together[key][0])
+        split[key] = _at((_place(f"stratum {of}", config) + _GOLDEN * taken[of]) % 1.0, config)
+        taken[of] += 1
+    return {subject: split[key] for key, members in together.items() for subject in members}
+
+
+def _place(key: str, config: SplitConfig) -> float:
+    """Where ``key`` is in [0, 1)."""
+    value = hashlib.sha256(f"{config.salt}:{key}".encode()).digest()
+    return int.from_bytes(value[:8], "big") / 2**64
+
+
+def _at(place: float, config: SplitConfig) -> str:
     upper = 0.0
     for name in SPLITS:
         upper += getattr(config, name)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import tarfile
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ import pyarrow.lib
 import pyarrow.parquet as pq
 
 from shards.build_config import SplitConfig, made_differently
+from shards.duplicates import Duplicates, members_aside
 from shards.manifest import TABLES, describe, table_digests
-from shards.plan import PLAN_FILE, read_plan
+from shards.people import read_stored
+from shards.plan import PLAN_FILE, Plan, read_plan
 from shards.split import split_of
 from shards.task import read_sidecar, sidecar_path
 from sleepfm.config import digest
 from sleepfm.data.dataset import dataset_digest, read_description
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MEMBERS, SHARD_FOLDER
-from sleepfm.errors import DatasetError, SleepFMError
+from sleepfm.errors import DatasetError, DuplicateError, SleepFMError
 
 CHUNK = 2**20
 
@@ -53,6 +56,15 @@ def verify(path: Path) -> Iterator[str]:
         yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `python -m shards build` again"
 
 
+def recordings_aside(path: Path) -> Iterator[str]:
+    """A line for each recording that the data set in ``path`` sets aside as a duplicate of another, which is no fault."""
+    try:
+        rows = pq.read_table(path / MANIFEST_FOLDER / "quarantine.parquet").to_pylist()
+    except (OSError, pyarrow.lib.ArrowException):
+        return
+    yield from (f"set aside {row['source']}: {row['reason']}" for row in rows if row["error"] == DuplicateError.__name__)
+
+
 def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
     """``dataset.json`` against the plan and the shards' sidecars, from which a build goes on."""
     if not (path / PLAN_FILE).is_file():
@@ -70,7 +82,8 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
     undone = [shard.name for shard in plan.shards if read_sidecar(path, shard, build) is None]
     for name in undone:
         yield f"{sidecar_path(path, name)}: missing, damaged, or not that of its shard; run the same build again"
-    if not undone and {**describe(path, plan, build), "tables": description["tables"]} != description:
+    splits = read_stored(path, SplitConfig(**plan.identity["split"])).splits
+    if not undone and not _is_made(path, plan, build, splits, description):
         yield f"{path / DATASET_FILE}: is not what the plan and the shards make"
     expected = {name for shard in plan.shards for name in (shard.name, sidecar_path(path, shard.name).name)}
     for file in sorted((path / SHARD_FOLDER).iterdir()):
@@ -78,12 +91,23 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
             yield f"{file}: not a file of this data set; remove it"
 
 
+def _is_made(path: Path, plan: Plan, build: str, splits: Mapping[str, str], description: dict[str, Any]) -> bool:
+    """Whether plan and sidecars make ``description``, with the ``splits`` of people that the manifest says."""
+    try:
+        return {**describe(path, plan, build, splits), "tables": description["tables"]} == description
+    except KeyError:
+        # Somebody in a shard is not in the manifest.
+        return False
+
+
 def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
-    tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES}
+    tables = {name: _table(path / MANIFEST_FOLDER / f"{name}.parquet") for name in TABLES if name in description["tables"]}
     records = tables["records"].to_pylist()
     shards = tables["shards"].to_pylist()
     yield from _check_counts(path, description, tables)
-    yield from _check_splits(records, SplitConfig(**description["config"]["split"]))
+    people = tables["subjects"].to_pylist() if "subjects" in tables else []
+    yield from _check_splits(records, people, SplitConfig(**description["config"]["split"]))
+    yield from _check_duplicates(records)
     by_shard: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for record in records:
         by_shard[record["shard"]].append(record)
@@ -104,6 +128,7 @@ def _check_content(path: Path, description: dict[str, Any]) -> Iterator[str]:
             first += record["n_segments"]
             yield from _check_segments(record, own)
             members |= _members(own)
+        members |= _members_aside(path, shard["shard"], by_shard[shard["shard"]])
         yield from _check_shard(path / SHARD_FOLDER / shard["shard"], shard, members)
 
 
@@ -128,15 +153,39 @@ def _check_counts(path: Path, description: dict[str, Any], tables: dict[str, pa.
             yield f"{path / MANIFEST_FOLDER}: {found[name]} {name}, {DATASET_FILE} says {count}"
 
 
-def _check_splits(records: list[dict[str, Any]], config: SplitConfig) -> Iterator[str]:
+def _check_splits(records: list[dict[str, Any]], people: list[dict[str, Any]], config: SplitConfig) -> Iterator[str]:
+    """Every person and every family is in one split, which is that of its hash unless splits are stratified."""
+    families = {row["subject"]: row["family"] for row in people if row["family"]}
+    first: dict[str, str] = {}
     seen: set[str] = set()
+    listed = {row["subject"] for row in people}
     for row in records:
-        expected = split_of(row["subject"], config)
+        key = families.get(row["subject"]) or row["subject"]
+        expected = first.setdefault(key, row["split"]) if config.stratify else split_of(key, config)
         if row["split"] != expected:
-            yield f"{row['record']}: in split {row['split']}, its subject's is {expected}"
+            whose = "subject" if key == row["subject"] else "family"
+            yield f"{row['record']}: in split {row['split']}, its {whose}'s is {expected}"
         if row["record"] in seen:
             yield f"{row['record']}: listed twice"
         seen.add(row["record"])
+        if people and row["subject"] not in listed:
+            yield f"{row['record']}: its subject is not in subjects.parquet"
+
+
+def _check_duplicates(records: list[dict[str, Any]]) -> Iterator[str]:
+    """No two recordings that the manifest lists have the same signals."""
+    rows = ({**record, "provenance": json.loads(record["provenance"])} for record in records)
+    for later, first in Duplicates.among([{"records": rows}]).first.items():
+        yield f"{later}: has the same signals as {first}; run the same build again, which sets it aside"
+
+
+def _members_aside(path: Path, shard: str, records: list[dict[str, Any]]) -> dict[str, int]:
+    """Members of recordings in the tar that were set aside as duplicates, by the sidecar; its own check is another one."""
+    try:
+        sidecar = json.loads(sidecar_path(path, shard).read_text(encoding="utf-8"))
+        return members_aside(sidecar, {record["record"] for record in records})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 def _check_segments(record: dict[str, Any], segments: pa.Table) -> Iterator[str]:

@@ -20,6 +20,10 @@ class RecordingError(SleepFMError):
     """A recording (EDF, BDF) that cannot be read as what it claims to be."""
 
 
+class DuplicateError(RecordingError):
+    """A recording that is another one under a second name."""
+
+
 class MontageError(SleepFMError):
     """A channel that is missing, ambiguous, or unfit (unit, rate) for its canonical name."""
 
@@ -30,6 +34,10 @@ class AnnotationError(SleepFMError):
 
 class StageTextError(AnnotationError):
     """A scoring that has texts where stages stand which are not understood; its recording can be used without it."""
+
+
+class SubjectTableError(SleepFMError):
+    """A table of what is known of people that cannot be read, or that contradicts itself."""
 
 
 class SignalError(SleepFMError):

@@ -19,6 +19,8 @@ from sleepfm.config import digest
 from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
 from sleepfm.data.cache import FileCache
 from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, SCHEMA, SHARD_FOLDER
+from sleepfm.data.people import COLUMNS as PEOPLE_COLUMNS
+from sleepfm.data.people import People
 from sleepfm.data.remote import RemoteFolder, RemoteShards, description_bytes, is_url
 from sleepfm.errors import DatasetError, ShardError
 
@@ -140,6 +142,17 @@ class Dataset:
         ]
         rows = self._manifest("records", columns).to_pylist()
         return tuple(RecordRow(index=index, **{**row, "channels": tuple(row["channels"])}) for index, row in enumerate(rows))
+
+    @cached_property
+    def people(self) -> People:
+        """What is known of the people: families, age, sex, BMI, AHI. A data set of an earlier version knows nothing."""
+        table = self._manifest("records", ["subject", "visit", "cohort"])
+        known = (
+            self._manifest("subjects", list(PEOPLE_COLUMNS)).to_pylist()
+            if "subjects" in self.description.get("tables", {})
+            else []
+        )
+        return People(zip(*(column.to_pylist() for column in table.columns), strict=True), known)
 
     def index_of(self, record: str) -> int:
         """Row of the recording named ``record``. Raises :class:`DatasetError` where there is none."""

@@ -7,6 +7,7 @@ A data set folder is::
     manifest/shards.parquet         one row a shard: bytes, SHA-256
     manifest/segments.parquet       one row a sample: byte offsets of its members inside its tar
     manifest/quarantine.parquet     one row a refused recording, with the reason
+    manifest/subjects.parquet       one row a person and visit: family, age, sex, BMI, AHI; earlier versions have none
     shards/shard-000000.tar         WebDataset samples; shard-000000.json beside it says what it holds
 
 A sample is a segment of up to ``segment_epochs`` consecutive epochs of one recording, ``E`` of them. Members:
@@ -27,7 +28,7 @@ SCHEMA = 1
 DATASET_FILE = "dataset.json"
 MANIFEST_FOLDER = "manifest"
 SHARD_FOLDER = "shards"
-MANIFEST_TABLES = ("records", "segments", "shards", "quarantine")
+MANIFEST_TABLES = ("records", "segments", "shards", "quarantine", "subjects")
 
 LABELS = ("stage", "apnea", "hypopnea", "desaturation", "arousal")
 

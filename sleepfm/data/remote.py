@@ -99,15 +99,17 @@ class RemoteShards:
         if (self.local / DATASET_FILE).is_file():
             return
         temporary = self.local.with_name(f"{self.local.name}.{uuid.uuid4().hex}.tmp")
+        # One of an earlier version has fewer tables.
+        tables = [table for table in MANIFEST_TABLES if table in json.loads(description).get("tables", MANIFEST_TABLES)]
         try:
             (temporary / MANIFEST_FOLDER).mkdir(parents=True)
-            for table in MANIFEST_TABLES:
+            for table in tables:
                 name = f"{MANIFEST_FOLDER}/{table}.parquet"
                 (temporary / name).write_bytes(self._folder.read(name))
             check(temporary, json.loads(description), self.url)
             self._cache.claim(self._digest)
             (self.local / MANIFEST_FOLDER).mkdir(exist_ok=True)
-            for table in MANIFEST_TABLES:
+            for table in tables:
                 name = f"{MANIFEST_FOLDER}/{table}.parquet"
                 (temporary / name).replace(self.local / name)
             (temporary / DATASET_FILE).write_bytes(description)

@@ -217,6 +217,8 @@ def _make_channel(description: RecordingDescription, examination: Examination, d
     samples[np.isnan(samples)] = 0.0
     description.median[channel], description.iqr[channel], description.quality[channel] = median, iqr, quality
     entry = description.provenance["channels"][channel] = derivation.describe()
+    if digests := examination.recording.sample_digests.get(derivation.active.index):
+        entry["sample_digests"] = list(digests)
     entry["band"] = [low, high]
     if band.high is not None and high is not None and high < band.high:
         entry["band_cut"] = f"upper edge {band.high:g} Hz is above the Nyquist frequency; {high:g} Hz"

@@ -21,6 +21,7 @@ from sleepfm.errors import RecordingError
 from sleepfm.signals.edf.annotations import Annotation
 from sleepfm.signals.edf.blocks import iter_blocks
 from sleepfm.signals.edf.header import EdfHeader, SignalHeader, read_header
+from sleepfm.signals.edf.sample_digests import SampleDigests
 from sleepfm.signals.edf.timeline import Timeline, continuous, read_extent, read_timeline
 from sleepfm.signals.files import RandomFile, location, name_below, random_file
 
@@ -82,6 +83,8 @@ class Recording:
         canonical_names: signals named as a canonical channel ("EEG_C4") were named so by who made the recording.
         header: of its file; None for what is no EDF.
         names_below: the folder that messages and provenance name files relative to; None for whole paths.
+        sample_digests: of the signals that were read, by which they are known again in another file
+            (:mod:`sleepfm.signals.edf.sample_digests`); none for what is no EDF.
     """
 
     path: Path
@@ -97,6 +100,7 @@ class Recording:
     canonical_names: bool = False
     header: EdfHeader | None = field(default=None, repr=False, compare=False)
     names_below: Path | None = field(default=None, repr=False, compare=False)
+    sample_digests: dict[int, tuple[str, ...]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -159,6 +163,7 @@ def open_recording(file: RandomFile, path: Path, header: EdfHeader | None = None
             timeline = read_timeline(file, header, name) if header.has_annotations else continuous(header)
     else:
         timeline = continuous(header)
+    digests: dict[int, tuple[str, ...]] = {}
     return Recording(
         path=path,
         format=header.variant,
@@ -169,9 +174,10 @@ def open_recording(file: RandomFile, path: Path, header: EdfHeader | None = None
         gaps=timeline.gaps,
         annotations=timeline.annotations,
         warnings=header.warnings + timeline.warnings,
-        source=partial(_read_samples, file, name, header, timeline),
+        source=partial(_read_samples, file, name, header, timeline, digests),
         header=header,
         names_below=names_below,
+        sample_digests=digests,
     )
 
 
@@ -221,28 +227,36 @@ def _info(header: EdfHeader, timeline: Timeline, signal: SignalHeader) -> Signal
     )
 
 
-def _read_samples(file: RandomFile, name: str, header: EdfHeader, timeline: Timeline, index: int) -> NDArray[np.float32]:
+def _read_samples(
+    file: RandomFile, name: str, header: EdfHeader, timeline: Timeline, digests: dict[int, tuple[str, ...]], index: int
+) -> NDArray[np.float32]:
     signal = header.ordinary[index]
     rate = _rate(header, signal)
     gain = (signal.physical_max - signal.physical_min) / (signal.digital_max - signal.digital_min)
     offset = signal.physical_min - gain * signal.digital_min
     samples = np.full(timeline.n_samples(rate, signal.samples), np.nan, dtype=np.float32)
     end = signal.offset + signal.samples * header.sample_bytes
+    digest = SampleDigests(header.sample_bytes) if index not in digests else None
     with _reading(name), file:
         for piece in timeline.pieces:
             place = piece.place(rate)
-            for block in iter_blocks(file, header, name, signal.offset, end, piece.first, piece.stop):
+            for scattered in iter_blocks(file, header, name, signal.offset, end, piece.first, piece.stop):
+                block = np.ascontiguousarray(scattered)
+                if digest is not None:
+                    digest.add(block)
                 digital = _decode(block, header.sample_bytes)
                 samples[place : place + digital.size] = digital * gain + offset
                 place += digital.size
+    if digest is not None:
+        digests[index] = digest.kept
     return samples
 
 
 def _decode(block: NDArray[np.uint8], sample_bytes: int) -> NDArray[np.float64]:
-    """Little-endian two's complement integers of two or three bytes, [records, bytes] to [T]."""
+    """Little-endian two's complement integers of two or three bytes, contiguous [records, bytes] to [T]."""
     if sample_bytes == 2:
-        return np.ascontiguousarray(block).view("<i2").ravel().astype(np.float64)
-    triplets = np.ascontiguousarray(block).reshape(-1, 3)
+        return block.view("<i2").ravel().astype(np.float64)
+    triplets = block.reshape(-1, 3)
     digital = triplets[..., 0].astype(np.int32)
     digital |= triplets[..., 1].astype(np.int32) << 8
     digital |= triplets[..., 2].view(np.int8).astype(np.int32) << 16

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, SerializerFunctionWrapHandler, field
 from sleepfm.config import Config, digest, to_dict
 from sleepfm.constants import CHANNELS, EVENT_TYPES
 from sleepfm.signals.cohorts.label_grammar import read_label
+from sleepfm.signals.cohorts.subject_rules import SubjectTable
 
 # What a cohort's text means of which no source says what its scorers meant by it.
 UNCLEAR = "unclear"
@@ -354,6 +355,10 @@ class Cohort(Config):
         "all; `unknown` where a channel is left out.",
         examples=[{"EEG_C4": "inverted"}],
     )
+    subjects: tuple[SubjectTable, ...] = Field(
+        default=(),
+        description="Tables of what is known of people: age, sex, family. Of several, the first that has a value counts.",
+    )
 
 
 # Rules list a few hundred, and files repeat theirs.
@@ -368,5 +373,6 @@ def normalise_label(label: str) -> str:
 
 
 def rules_digest(cohort: Cohort) -> str:
-    """Digest of what ``cohort`` makes of a recording: neither the prose of its source nor how recordings of it are known."""
-    return digest({key: value for key, value in to_dict(cohort).items() if key not in ("source", "recognise")})
+    """Digest of what ``cohort`` makes of a recording: neither the prose of its source nor how recordings of it are known, nor
+    what is known of people."""
+    return digest({key: value for key, value in to_dict(cohort).items() if key not in ("source", "recognise", "subjects")})

@@ -38,11 +38,11 @@ def identify(path: Path, cohort: Cohort) -> Identity:
     rule = cohort.identity
     match = re.search(rule.pattern, path.name) if rule.pattern else None
     groups = match.groupdict() if match else {}
-    stem = _safe(path.stem)
+    stem = safe_key(path.stem)
     return Identity(
         record=stem,
-        subject=rule.prefix + _safe(groups.get("subject") or stem),
-        visit=_safe(groups.get("visit") or "1"),
+        subject=rule.prefix + safe_key(groups.get("subject") or stem),
+        visit=safe_key(groups.get("visit") or "1"),
         read=bool(groups.get("subject")),
     )
 
@@ -103,5 +103,6 @@ def proposed_pattern(names: Sequence[str]) -> tuple[str, str]:
     return pattern.replace("'", "''"), found[0].string
 
 
-def _safe(text: str) -> str:
+def safe_key(text: str) -> str:
+    """``text`` in characters that are safe in file names and archive members."""
     return _UNSAFE.sub("-", text).strip("-") or "record"
