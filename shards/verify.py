@@ -43,7 +43,7 @@ def verify(path: Path) -> Iterator[str]:
     path = path.resolve()
     description = read_description(path)
     try:
-        damaged = [name for name, found in table_digests(path).items() if found != description["tables"].get(name)]
+        damaged = [name for name, found in table_digests(path).items() if found != description["tables"].get(name, "")]
         for name in damaged:
             yield (
                 f"{path / MANIFEST_FOLDER / name}.parquet: missing, or its SHA-256 is not the one in {DATASET_FILE}; "

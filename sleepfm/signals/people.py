@@ -15,10 +15,11 @@ from sleepfm.errors import SubjectTableError
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import safe_key
 from sleepfm.signals.cohorts.subject_rules import NO_VALUE, OLDEST, QUANTITIES, SubjectColumn, SubjectTable
-from sleepfm.signals.files import is_folder, matching_files, name_below, random_file, refresh
+from sleepfm.signals.files import is_folder, matching_files, name_below, random_file
 
 # NSRR keeps tables in `datasets` beside `polysomnography`; a folder of cohorts has one below each.
-_PLACES = ("*.csv", "datasets/*.csv", "*/datasets/*.csv")
+_BESIDE = "datasets/*.csv"
+_PLACES = ("*.csv", _BESIDE, "*/datasets/*.csv")
 _EVERY_VISIT = ""
 # Stands in the place of a source of what two rows differ in.
 _DISPUTED = "disputed"
@@ -156,8 +157,9 @@ def _merged(first: Person, second: Person) -> Person:
 
 def _tables_in(root: Path) -> list[Path]:
     try:
-        refresh(root)
-        return [path for pattern in _PLACES for path in matching_files(root, pattern)]
+        # A store that has listed the folder need not be asked whether there is such a folder in it.
+        places = [place for place in _PLACES if place != _BESIDE or is_folder(root / "datasets")]
+        return [path for place in places for path in matching_files(root, place)]
     except OSError as error:
         raise SubjectTableError(f"{root}: cannot be searched for tables of people ({error.strerror or error})") from error
 
