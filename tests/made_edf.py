@@ -74,6 +74,16 @@ def write_edf(
     return path
 
 
+def write_another_night(source: Path, target: Path, number: int) -> None:
+    """``source`` as another night: its first record and record ``number`` change places."""
+    content = bytearray(source.read_bytes())
+    begin, records = int(content[184:192]), int(content[236:244])
+    size = (len(content) - begin) // records
+    first, other = (slice(begin + size * at, begin + size * (at + 1)) for at in (0, number))
+    content[first], content[other] = content[other], content[first]
+    target.write_bytes(content)
+
+
 def noise(n: int, seed: int = 0, scale: float = 3000.0) -> np.ndarray:
     """Digital samples of white noise [n]."""
     return np.clip(np.random.default_rng(seed).standard_normal(n) * scale, -32768, 32767).astype(int)

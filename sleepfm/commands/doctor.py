@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.constants import CHANNELS
+from sleepfm.errors import SubjectTableError
 from sleepfm.signals.cohorts.montage import NO_LABEL
 
 if TYPE_CHECKING:
@@ -38,18 +39,25 @@ def run(arguments: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from sleepfm.commands.doctor_summary import FolderSummary
-    from sleepfm.signals.cohorts.catalogue import load_rules
+    from sleepfm.signals.cohorts.catalogue import all_cohorts, load_rules
+    from sleepfm.signals.cohorts.cohort import Cohort
     from sleepfm.signals.cohorts.identity import check_identity
     from sleepfm.signals.doctor import Finding, examine_recordings, sample_of
     from sleepfm.signals.examine import discover
     from sleepfm.signals.files import location
+    from sleepfm.signals.people import KnownPeople, read_people
 
     rules, root = load_rules(arguments.cohort), location(arguments.folder)
     unlisted: dict[str, str] = {}
     found = discover(root, rules, unlisted=unlisted)
     check_identity(found, rules)
     chosen = sample_of(found, arguments.sample)
-    summary = FolderSummary(root, signals=not arguments.headers)
+    people, unusable = KnownPeople(), ""
+    try:
+        people = read_people(root, [rules] if isinstance(rules, Cohort) else (rules or all_cohorts()).all())
+    except SubjectTableError as error:
+        unusable = f"{error}; a build stops at it"
+    summary = FolderSummary(root, signals=not arguments.headers, people=people)
     for folder, why in unlisted.items():
         finding = Finding(folder, f"{why}; give the right to read it, since nothing is known of what is in it")
         print(_element(finding, summary.printed) if arguments.json else "\n".join(_lines(finding)), flush=True)
@@ -65,12 +73,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print("]")
     else:
-        print("\n".join(["", *summary.lines()]))
+        print("\n".join(["", *summary.lines(), *([f"people     {unusable}"] if unusable else [])]))
         if arguments.headers:
             print("headers and scorings alone: polarity and dead signals are told without --headers")
         if len(chosen) < len(found):
             print(f"a sample of {len(chosen)} of the {len(found)} recordings; the others were not looked at")
-    return 1 if summary.troubled else 0
+    return 1 if summary.troubled or unusable else 0
 
 
 def _element(finding: Finding, before: int) -> str:

@@ -13,6 +13,7 @@ from sleepfm.constants import CHANNELS
 from sleepfm.signals.cohorts.identity import UnreadNames
 from sleepfm.signals.cohorts.proposals import merged, scoring_patterns
 from sleepfm.signals.files import is_folder, location
+from sleepfm.signals.people import KnownPeople
 from sleepfm.signals.polarity import POLAR, was_weighed
 from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
@@ -32,14 +33,20 @@ class FolderSummary:
     Args:
         root: the folder, or the one recording.
         signals: whether samples were read: without them nothing is known of polarity.
+        people: what tables say of the people.
 
     Attributes:
         found, usable: recordings that were looked at, and those of them that a build would take.
         troubled: those that would be refused, or used without a scoring that they have.
     """
 
-    def __init__(self, root: Path, signals: bool) -> None:
+    def __init__(self, root: Path, signals: bool, people: KnownPeople | None = None) -> None:
         self._root = root
+        self._people = people or KnownPeople()
+        self._in_table: Counter[str] = Counter()
+        self._met: set[tuple[str, str, str]] = set()
+        self._digests: dict[str, str] = {}
+        self._same: dict[str, str] = {}
         self._folders = 0
         self.found = self.usable = self.troubled = 0
         self._signals = signals
@@ -99,6 +106,7 @@ class FolderSummary:
                     self._polarity[name, decision if weighed else "not weighed"] += 1
         self._cohorts[finding.cohort] += 1
         self._subjects.add(finding.subject)
+        self._add_person(finding)
         self._unscored += not finding.scoring
         self._not_used += bool(finding.scoring_refused)
         self._texts.merge(finding.texts)
@@ -108,6 +116,19 @@ class FolderSummary:
             _count(self._strange, text, finding.unclear.get(text, 0) + finding.ignored.get(text, 0))
             if text in self._strange:
                 self._stands.setdefault(text, f"{finding.path} at {timedelta(seconds=round(onset))}")
+
+    def _add_person(self, finding: Finding) -> None:
+        person = (finding.cohort, finding.subject, finding.visit)
+        if self._people.has_table(finding.cohort) and person not in self._met:
+            self._met.add(person)
+            for name in self._people.of(*person).sources or ("",):
+                self._in_table[name] += 1
+        # The first of several counts; of a folder of very many, the later ones are not compared.
+        first = next((self._digests[digest] for digest in finding.sample_digests if digest in self._digests), None)
+        if first is not None and len(self._same) < _KEPT:
+            self._same[finding.path] = first
+        elif len(self._digests) < 100 * _KEPT:
+            self._digests.update(dict.fromkeys(finding.sample_digests, finding.path))
 
     def lines(self) -> Iterable[str]:
         """The summary, a line each."""
@@ -119,6 +140,7 @@ class FolderSummary:
             yield f"subjects   {len(self._subjects)}; {self._unscored} of the usable recordings have no scoring{also}"
             yield from (f"texts      {line}" for line in self._texts.lines())
             yield from self._places()
+        yield from self._about_people()
         yield from self._not_mapped()
         yield from (f"scorings   {name}: looked for {where}" for name, where in sorted(self._looked_for.items()))
         yield from self._scoring_patterns()
@@ -138,6 +160,20 @@ class FolderSummary:
             share = f"{self._mapped[name]} of {self.usable}"
             counts = "".join(f"{self._polarity[name, word] if name in POLAR else '-':>14}" for word in words)
             yield f"{name:<10} {share:>20}{counts}"
+
+    def _about_people(self) -> Iterable[str]:
+        """Which tables of people there are, and how many of those who are here are in them; nights that are there twice."""
+        for report in self._people.reports:
+            yield from (f"people     {line}" for line in report.lines())
+        if self._people.reports:
+            known = ", ".join(f"{name} of {count}" for name, count in sorted(self._in_table.items()) if name)
+            people = len({subject for _, subject, _ in self._met})
+            total = len(self._subjects)
+            yield f"people     {people} of the {total} here are of a cohort with a table; known: {known or 'nothing'}"
+            if self._in_table[""]:
+                yield f"people     {self._in_table['']} of them at their visit are in no table"
+        for path, first in list(self._same.items())[:_SHOWN]:
+            yield f"warning    {path} has the same signals as {first}; a build sets one of them aside: remove it"
 
     def _places(self) -> Iterable[str]:
         """Where texts that are not understood stand first, the most frequent ones before others."""

@@ -18,7 +18,7 @@ from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
 from sleepfm.reports.lineage import from_registry
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report
-from sleepfm.stages.downstream_package import read_events, read_results, tells_seconds
+from sleepfm.stages.downstream_package import read_events, read_groups, read_results, tells_seconds
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.precision import native_bf16
@@ -106,6 +106,7 @@ def _results(plan: Plan) -> Iterator[Result]:
                 labelled_epochs=facts.get("labelled epochs"),
                 events=read_events(plan.output(name)).get("test"),
                 located=tells_seconds(plan.output(name)),
+                by_group=read_groups(plan.output(name)),
             )
 
 

@@ -23,6 +23,7 @@ from sleepfm.constants import CHANNEL_UNIT, EPOCH_SAMPLES, EPOCH_SECONDS, RATE_H
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import EventAgreement, event_family
+from sleepfm.evaluation.groups import FEW, Groups, group_rows
 from sleepfm.evaluation.metrics import Evaluation, Metric
 from sleepfm.files import write_atomic
 from sleepfm.reports import charts, plots
@@ -47,7 +48,8 @@ class Result:
     """What one model reached on one split.
 
     ``labelled_epochs`` is how many labelled epochs its head was trained on; ``events`` compares what the model found with the
-    scored events of the same recordings: events if ``located``, else runs of positive epochs.
+    scored events of the same recordings: events if ``located``, else runs of positive epochs; ``by_group`` has figures of groups
+    of people, by split.
     """
 
     title: str
@@ -57,6 +59,7 @@ class Result:
     labelled_epochs: int | None = None
     events: EventAgreement | None = None
     located: bool = False
+    by_group: Mapping[str, Groups] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,8 @@ def build_report(out_dir: Path, data: ReportData) -> Path:
         data=data,
         losses=_image(charts.losses_figure(traces)) if traces else "",
         confusions=[_image(figure) for figure in confusions],
+        by_group=[list(group_rows(result.by_group)) for result in data.results],
+        few=FEW,
         night=_night_context(data.night) if data.night else None,
         lineage=Markup(to_svg(data.lineage)) if data.lineage else "",
     )

@@ -40,7 +40,7 @@ class Finding:
     recording's own annotations; ``looked_for`` is where a scoring was looked for and not found,
     ``scoring_refused`` why one would not be used; ``unclear`` and ``ignored`` are texts of the scoring as in
     :class:`sleepfm.signals.scorings.text_counts.TextCounts`, and ``places`` the second at which those that are not understood
-    stand first.
+    stand first. ``sample_digests`` are of all its channels (:mod:`sleepfm.signals.edf.sample_digests`).
     """
 
     path: str
@@ -68,6 +68,7 @@ class Finding:
     ignored: dict[str, int] = field(default_factory=dict)
     places: dict[str, float] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+    sample_digests: list[str] = field(default_factory=list)
 
     @property
     def texts(self) -> TextCounts:
@@ -172,6 +173,7 @@ def _read_signals(finding: Finding, examination: Examination) -> None:
         if name in description.quality:
             told = description.provenance["channels"][name]
             finding.channels[name] |= {key: told[key] for key in ("polarity", "epochs_flagged", "epochs_unusable")}
+            finding.sample_digests += told.get("sample_digests", [])
         else:
             finding.missing[name] = f"{finding.channels.pop(name)['signal']!r} is {description.provenance['missing'][name]}"
     if not finding.channels:

@@ -221,7 +221,7 @@ def _read(
             columns[name] = (column, places[column.column.casefold()])
         else:
             report.add(f"has no column {column.column}, and says nothing of {name}", 0)
-    report.columns = tuple(columns)
+    report.columns = (*columns, *(("family",) if table.family else ()))
     sources = {name: f"{Path(report.file).name}: {column.column}" for name, (column, _) in columns.items()}
     place = {key: places[text.casefold()] for key, text in _keys(table).items()}
     seen: dict[tuple[str, str], Person] = {}

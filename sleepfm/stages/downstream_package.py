@@ -12,6 +12,7 @@ from typing import Any
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import TrainingError
+from sleepfm.evaluation import groups
 from sleepfm.evaluation.events import EventAgreement
 from sleepfm.evaluation.metrics import Evaluation
 from sleepfm.evaluation.prediction_figures import (
@@ -65,6 +66,12 @@ def package_contents(
         results["test"] = on_test.to_dict()
     binary = task.kind == "binary"
     splits = {"val": validation} | ({"test": test} if test is not None else {})
+    by_group = {}
+    for split, predictions in splits.items():
+        by_group[split] = groups.evaluate_groups(
+            dataset, predictions, lambda part: evaluate_predictions(task, part, threshold.value, **options)
+        )
+        goes_on()
     located = bool(task.event) and validation.seconds is not None
     step = 0.02 if test is not None else 0.1
     event_threshold = best_event_threshold(dataset, task.event, validation, step, goes_on) if located else threshold.value
@@ -77,6 +84,7 @@ def package_contents(
     events = {split: asdict(match) for split, match in matches.items()}
     timing = {split: timing_figures(errors) for split, (_, errors) in found.items()}
     content = {"facts": facts, "results": results, "events": events, "events_located": located, "event_timing": timing}
+    content["groups"] = {split: groups.to_dict(part) for split, part in by_group.items()}
     write_json(RunFolder(folder).evaluation, content)
     usage = Usage(
         task=task.name,
@@ -95,7 +103,7 @@ def package_contents(
     metrics |= {f"{split}/{name}": value for split, figures in timing.items() for name, value in figures.items()}
     title = f"{task.registered_name}: {', '.join(task.classes)} of {task.unit}s"
     shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
-    return Export(config, downstream_card(title, shown, on_val, on_test), metrics)
+    return Export(config, downstream_card(title, shown, on_val, on_test, by_group), metrics)
 
 
 def label_rule(dataset: Dataset) -> LabelRule:
@@ -132,6 +140,15 @@ def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
     """
     content = _evaluation(folder)
     return content["facts"], {split: Evaluation.from_dict(v) for split, v in content["results"].items()}
+
+
+def read_groups(folder: Path) -> dict[str, groups.Groups]:
+    """The figures of groups of people by split that :func:`package_contents` wrote into ``folder``; an older run has none.
+
+    Raises:
+        TrainingError: no finished downstream job wrote there.
+    """
+    return {split: groups.from_dict(part) for split, part in _evaluation(folder).get("groups", {}).items()}
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from types import MappingProxyType
 
+from sleepfm.evaluation.groups import FEW, Groups, group_rows
 from sleepfm.evaluation.metrics import Evaluation, Metric
 
 HEADLINES = (
@@ -23,8 +25,16 @@ HEADLINES = (
 )
 
 
-def downstream_card(title: str, facts: Mapping[str, object], validation: Evaluation, test: Evaluation | None) -> str:
-    """Markdown with a table of ``facts`` and one of figures; intervals are over resamples of subjects."""
+def downstream_card(
+    title: str,
+    facts: Mapping[str, object],
+    validation: Evaluation,
+    test: Evaluation | None,
+    by_group: Mapping[str, Groups] = MappingProxyType({}),
+) -> str:
+    """Markdown with a table of ``facts``, one of figures, and one of figures by group of people, by split; intervals are over
+    resamples of subjects.
+    """
     lines = [f"# {title}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
     lines += ["", "## Figures", "", "| figure | val | test |", "|---|---|---|"]
@@ -39,6 +49,7 @@ def downstream_card(title: str, facts: Mapping[str, object], validation: Evaluat
         "were selected on `val`; `test` was read once. `majority_accuracy` is what always naming the commonest "
         f"class reaches. Prevalence on `val`: {shares}.",
         "",
+        *_by_group(by_group, "auroc" if validation.threshold is not None else "kappa"),
         "## Limits",
         "",
         "For research; not a medical device. One prediction for each 30-s epoch; recordings unlike the "
@@ -46,6 +57,26 @@ def downstream_card(title: str, facts: Mapping[str, object], validation: Evaluat
         "",
     ]
     return "\n".join(lines)
+
+
+def _by_group(by_group: Mapping[str, Groups], figure: str) -> list[str]:
+    lines = ["## By group of people", ""]
+    rows = list(group_rows(by_group))
+    if not rows:
+        return [*lines, "Age, sex and AHI of the people are not known to the data set.", ""]
+    splits = list(by_group)
+    lines.append(f"| | group | {' | '.join(f'{split}: people | {figure}' for split in splits)} |")
+    lines.append(f"|---|---|{'---|---|' * len(splits)}")
+    for row in rows:
+        cells = []
+        for split in splits:
+            metrics = row.figures.get(split)
+            cells.append(f"{row.told(split)} | {_cell(metrics[figure]) if metrics else '–'}")
+        lines.append(f"| {row.grouping} | {row.group} | {' | '.join(cells)} |")
+    told = (
+        f"What is known of people is from the tables of their cohorts, the AHI by each cohort's own rule. Fewer than {FEW} people"
+    )
+    return [*lines, "", f"{told} tell little of others.", ""]
 
 
 def _cell(metric: Metric) -> str:

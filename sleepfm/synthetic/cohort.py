@@ -22,6 +22,7 @@ from sleepfm.synthetic.faults.truth import Fault, truth_document
 from sleepfm.synthetic.layout import layout_names, load_layout
 from sleepfm.synthetic.night import draw_night
 from sleepfm.synthetic.scoring_files import write_scoring
+from sleepfm.synthetic.subject_table import write_table
 from sleepfm.version import __version__
 
 STATEMENT = "synth.json"
@@ -41,10 +42,10 @@ def write_cohort(
     """Write ``subjects`` recordings of ``hours`` (rounded to epochs) below ``out`` and return the EDF paths.
 
     ``rates`` say how often a recording has which fault; clean nights where it is None. What was drawn into a faulty
-    recording stands in ``out/truth``.
+    recording stands in ``out/truth``, and what is told of the people in a table, where the cohort has one.
 
-    The bytes depend only on ``seed``, the subject's number, ``hours`` and ``rates``. Files are written beside their
-    place and renamed; a recording that is there whole under the same arguments is kept. ``out/synth.json``
+    The bytes of a recording depend only on ``seed``, the subject's number, ``hours`` and ``rates``. Files are written
+    beside their place and renamed; a recording that is there whole under the same arguments is kept. ``out/synth.json``
     states the arguments.
 
     Raises:
@@ -85,6 +86,10 @@ def write_cohort(
     else:
         with ProcessPoolExecutor(min(workers, subjects), mp_context=get_context("spawn")) as pool:
             paths = list(progress(pool.map(write, range(subjects))))
+    if (table := load_layout(cohort).table) is not None:
+        path = out / table.path
+        remove_temporaries(path.parent, re.escape(path.name))
+        write_table(path, table, load_layout(cohort).first, subjects, seed)
     _state(out / STATEMENT, statement, complete=True)
     return paths
 

@@ -16,6 +16,7 @@ from sleepfm.config import Config, load_config
 from sleepfm.synthetic.edf import Channel
 from sleepfm.synthetic.night import Night
 from sleepfm.synthetic.noise import Floats, band_noise, power_law
+from sleepfm.synthetic.subject_table import LayoutTable
 
 _FOLDER = Path(__file__).parent / "layouts"
 # What a drawn night offers: name here -> its signal and rate in Hz. Electrodes are against a mastoid.
@@ -86,6 +87,7 @@ class Layout(Config):
     scoring: LayoutScoring
     signals: dict[str, LayoutSignal]
     upside_down: UpsideDown | None = None
+    table: LayoutTable | None = None
 
     @cached_property
     def channels(self) -> tuple[Channel, ...]:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
+from made_edf import write_another_night
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.stream import EpochStream
@@ -52,7 +53,7 @@ def test_faulty_recordings_are_refused_with_reasons_and_the_rest_goes_on(faulty_
     # The recording that was cut short is fetched again, the scoring too: its shard is built again.
     truncated = faulty_cohort / "polysomnography/edfs/shhs1/shhs1-200002.edf"
     source = next(path for path in _cohort_files(faulty_cohort) if path.name == "shhs1-200001.edf")
-    shutil.copy(source, truncated)
+    write_another_night(source, truncated, 1)
     scoring = faulty_cohort / "polysomnography/annotations-events-nsrr/shhs1"
     for number in (2, 3):
         shutil.copy(scoring / "shhs1-200001-nsrr.xml", scoring / f"shhs1-20000{number}-nsrr.xml")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from made_edf import write_another_night
 
 from sleepfm.data.dataset import Dataset
 
@@ -28,12 +29,12 @@ NAMES = (
 
 @pytest.fixture
 def folder(cohort, tmp_path) -> Path:
-    """Every name a copy of one short night; beside them links that lead out, nowhere or in circles, a pipe and a device."""
+    """Every name a short night; beside them links that lead out, nowhere or in circles, a pipe and a device."""
     night = min(cohort.rglob("*.edf"))
     source = tmp_path / "source"
-    for name in NAMES:
+    for number, name in enumerate(NAMES, start=1):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(night, source / name)
+        write_another_night(night, source / name, number)
     shutil.copy(night, os.fsencode(source) + b"/caf\xe9.edf")
     shutil.copy(night, tmp_path / "elsewhere.edf")
     for name, target in {
@@ -131,7 +132,7 @@ def test_another_order_of_folders_moves_nobody(cohort, tmp_path, run):
         source = tmp_path / f"source{number}"
         for name in places:
             (source / name).parent.mkdir(parents=True)
-            shutil.copy(other if "200002" in name else edf, (source / name).with_suffix(".edf"))
+            write_another_night(other if "200002" in name else edf, (source / name).with_suffix(".edf"), "shhs2" in name)
         assert run(["build", source, tmp_path / f"out{number}", "--cohort", "shhs1"]).returncode == 0
         rows = Dataset.open(tmp_path / f"out{number}").records
         splits.append({row.record: (row.subject, row.split) for row in rows})
