@@ -99,21 +99,23 @@ class KnownPeople:
     def __init__(self) -> None:
         self.reports: list[TableReport] = []
         self.families: dict[str, str] = {}
-        self._people: dict[str, dict[str, dict[str, Person]]] = {}
+        # Of each cohort its tables in order, by subject and visit.
+        self._tables: dict[str, list[dict[tuple[str, str], Person]]] = {}
 
     def has_table(self, cohort: str) -> bool:
         """Whether a table of ``cohort`` was found."""
-        return cohort in self._people
+        return cohort in self._tables
 
     def of(self, cohort: str, subject: str, visit: str) -> Person:
         """What is known of ``subject`` at ``visit``; :data:`NOBODY` where no table has that person."""
-        visits = self._people.get(cohort, {}).get(subject, {})
-        person = _merged(visits.get(visit, NOBODY), visits.get(_EVERY_VISIT, NOBODY))
+        person = NOBODY
+        for table in self._tables.get(cohort, ()):
+            person = _merged(person, table.get((subject, visit)) or table.get((subject, _EVERY_VISIT), NOBODY))
         return replace(person, family=self.families.get(subject, ""))
 
-    def _add(self, cohort: str, subject: str, visit: str, person: Person) -> None:
-        visits = self._people.setdefault(cohort, {}).setdefault(subject, {})
-        visits[visit] = _merged(visits.get(visit, NOBODY), person)
+    def add(self, cohort: str, table: dict[tuple[str, str], Person]) -> None:
+        """A further table of ``cohort``, by subject and visit."""
+        self._tables.setdefault(cohort, []).append(table)
 
 
 def read_people(
@@ -142,8 +144,7 @@ def read_people(
             *older, file = found
             report = TableReport(cohort.name, name_below(file, root), older=tuple(name_below(path, root) for path in older))
             known.reports.append(report)
-            known._people.setdefault(cohort.name, {})
-            _read(file, table, cohort, known, report, kept)
+            known.add(cohort.name, _read(file, table, cohort, known.families, report, kept))
     return known
 
 
@@ -185,7 +186,7 @@ def _rows(path: Path, name: str) -> tuple[list[str], Iterator[tuple[int, list[st
     except OSError as error:
         raise SubjectTableError(f"{name}: cannot be read ({error.strerror or error})") from error
     # Free texts in other columns may be in any encoding; keys and codes are ASCII.
-    reader = csv.reader(io.StringIO(content.decode("utf-8-sig", "replace"), newline=""))
+    reader = csv.reader(io.StringIO(content.decode("utf-8-sig", "replace"), newline=""), strict=True)
     try:
         titles = next(reader, None)
     except csv.Error as error:
@@ -205,8 +206,9 @@ def _rows(path: Path, name: str) -> tuple[list[str], Iterator[tuple[int, list[st
 
 
 def _read(
-    path: Path, table: SubjectTable, cohort: Cohort, known: KnownPeople, report: TableReport, kept: Callable[[str], str]
-) -> None:
+    path: Path, table: SubjectTable, cohort: Cohort, families: dict[str, str], report: TableReport, kept: Callable[[str], str]
+) -> dict[tuple[str, str], Person]:
+    """What a table says, by subject and visit; families go into ``families``."""
     titles, rows = _rows(path, report.file)
     places = {title.casefold(): place for place, title in reversed(list(enumerate(titles)))}
     for needed, key in ((table.key, "key"), (table.visit, "visit"), (table.family, "family")):
@@ -238,7 +240,7 @@ def _read(
         subject = kept(cohort.identity.prefix + safe_key(key))
         if table.family and cells[place["family"]].casefold() not in NO_VALUE:
             family = kept(f"{cohort.identity.prefix}family-{safe_key(cells[place['family']])}")
-            if known.families.setdefault(subject, family) != family:
+            if families.setdefault(subject, family) != family:
                 raise SubjectTableError(
                     f"{report.file}: line {line} gives a person another family than an earlier line does, and relatives are not "
                     "to come into different splits; correct the table"
@@ -252,9 +254,8 @@ def _read(
         for visit in visits:
             before = seen.get((subject, visit))
             seen[subject, visit] = person if before is None else _agreed(before, person, report, line)
-    for (subject, visit), person in seen.items():
-        known._add(cohort.name, subject, visit, _undisputed(person))
     report.people = len({subject for subject, _ in seen})
+    return {key: _undisputed(person) for key, person in seen.items()}
 
 
 def _keys(table: SubjectTable) -> dict[str, str]:
