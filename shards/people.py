@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from shards.build_config import BuildConfig, PrivacyConfig, SplitConfig, chosen_cohort
 from shards.privacy import token
 from shards.split import splits_of
-from sleepfm.data.format import MANIFEST_FOLDER
+from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER
 from sleepfm.data.people import COLUMNS, person_of
 from sleepfm.errors import DatasetError
 from sleepfm.signals.cohorts.catalogue import all_cohorts
@@ -139,7 +139,8 @@ def read_stored(out: Path, config: SplitConfig) -> Stored:
         DatasetError: it is damaged, and the splits of ``config`` are known from it alone.
     """
     folder = out / MANIFEST_FOLDER
-    if not (folder / "records.parquet").exists():
+    # `dataset.json` comes last: without it a first manifest may be under way.
+    if not (folder / "records.parquet").exists() and not (config.stratify and (out / DATASET_FILE).exists()):
         return Stored()
     try:
         rows = pq.read_table(folder / "records.parquet", columns=["subject", "visit", "cohort", "split"]).to_pylist()
