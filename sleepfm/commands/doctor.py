@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sleepfm.console import warn
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import SubjectTableError
 from sleepfm.signals.cohorts.montage import NO_LABEL
@@ -52,11 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     found = discover(root, rules, unlisted=unlisted)
     check_identity(found, rules)
     chosen = sample_of(found, arguments.sample)
-    people, unusable = KnownPeople(), ""
+    people, unusable = KnownPeople(), False
     try:
         people = read_people(root, [rules] if isinstance(rules, Cohort) else (rules or all_cohorts()).all())
     except SubjectTableError as error:
-        unusable = f"{error}; a build stops at it"
+        warn(f"{error}; a build stops at it")
+        unusable = True
     summary = FolderSummary(root, signals=not arguments.headers, people=people)
     for folder, why in unlisted.items():
         finding = Finding(folder, f"{why}; give the right to read it, since nothing is known of what is in it")
@@ -73,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print("]")
     else:
-        print("\n".join(["", *summary.lines(), *([f"people     {unusable}"] if unusable else [])]))
+        print("\n".join(["", *summary.lines()]))
         if arguments.headers:
             print("headers and scorings alone: polarity and dead signals are told without --headers")
         if len(chosen) < len(found):

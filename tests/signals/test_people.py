@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import pytest
+from made_edf import Made, noise, write_edf
 
+from sleepfm.cli import main
 from sleepfm.errors import ConfigError, SubjectTableError
 from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
@@ -230,3 +233,23 @@ def test_what_else_is_asked_for_is_kept_by_its_codes_and_free_text_never(tmp_pat
 def test_a_wrong_rule_is_refused_by_name(changes: dict[str, object], reason: str) -> None:
     with pytest.raises((ConfigError, ValueError), match=reason.replace("(", "\\(") if "regular" not in reason else reason):
         own(**changes)
+
+
+def test_the_doctor_says_which_table_there_is_and_whom_it_knows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    edfs = tmp_path / "polysomnography" / "edfs" / "shhs1"
+    edfs.mkdir(parents=True)
+    signals = [Made(label, noise(300 * 125, seed), 125) for seed, label in enumerate(("EEG", "EEG(sec)", "EMG"))]
+    for number in (1, 2, 4):
+        write_edf(edfs / f"shhs1-20000{number}.edf", signals if number != 4 else [Made("EEG", noise(300 * 125, 9), 125)])
+    write(tmp_path, "200001,,1,51,,\n200004,,1,,,\n200009,,2,80,,\n")
+    assert main(["doctor", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "people     datasets/shhs1-dataset-0.21.0.csv (cohort shhs1): 3 people; age, sex, bmi, ahi known of them" in said
+    assert "people     3 of the 3 here are of a cohort with a table; known: age of 1, sex of 2" in said
+    assert "people     1 of them at their visit are in no table" in said
+    assert f"warning    {edfs / 'shhs1-200002.edf'} has the same signals as {edfs / 'shhs1-200001.edf'}" in said
+    write(tmp_path, "200001,,1\n")
+    assert main(["doctor", str(tmp_path), "--json", "--headers"]) == 1
+    done = capsys.readouterr()
+    assert len(json.loads(done.out)) == 3
+    assert "warning: datasets/shhs1-dataset-0.21.0.csv: line 2 has 3 cells, its first line 6" in done.err

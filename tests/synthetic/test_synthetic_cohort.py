@@ -24,8 +24,11 @@ from sleepfm.synthetic.cohort import write_cohort, write_subject
 from sleepfm.synthetic.edf import Channel, write_edf
 from sleepfm.synthetic.layout import load_layout
 from sleepfm.synthetic.night import draw_night
+from sleepfm.synthetic.subject import draw_subject
+from sleepfm.synthetic.subject_table import row_of
 
 EDFS = Path("polysomnography/edfs/shhs1")
+TABLE = "datasets/shhs1-dataset-0.21.0.csv"
 XMLS = Path("polysomnography/annotations-events-nsrr/shhs1")
 
 
@@ -43,6 +46,7 @@ def cohort(tmp_path_factory) -> Path:
 
 def test_layout(cohort):
     assert sorted(contents(cohort)) == [
+        TABLE,
         str(XMLS / "shhs1-200001-nsrr.xml"),
         str(XMLS / "shhs1-200002-nsrr.xml"),
         str(EDFS / "shhs1-200001.edf"),
@@ -77,7 +81,7 @@ def test_rerun_keeps_whole_files_makes_missing_ones_and_grows(tmp_path):
     assert contents(tmp_path) == before
     assert kept.stat().st_mtime_ns == stamp
     write_cohort(tmp_path, subjects=3, hours=0.2, seed=1)
-    assert contents(tmp_path).items() >= {k: v for k, v in before.items() if k != "synth.json"}.items()
+    assert contents(tmp_path).items() >= {k: v for k, v in before.items() if k not in ("synth.json", TABLE)}.items()
 
 
 def test_a_killed_run_leaves_nothing_that_looks_whole_and_is_finished_by_the_next(tmp_path):
@@ -216,3 +220,24 @@ def test_command_writes_and_says_where(tmp_path, capsys):
     assert main(["synth", str(tmp_path), "--subjects", "1", "--hours", "0.2", "--seed", "9", "--clean"]) == 0
     assert str(EDFS) in capsys.readouterr().out
     assert (tmp_path / EDFS / "shhs1-200001.edf").stat().st_size == 3840 + 720 * 1270
+
+
+def test_the_table_of_the_people_grows_with_them_and_is_nobody_elses(tmp_path):
+    write_cohort(tmp_path, subjects=3, hours=0.11, seed=1)
+    lines = (tmp_path / TABLE).read_text().splitlines()
+    assert lines[0] == "nsrrid,visitnumber,gender,age_s1,bmi_s1,ahi_a0h3a"
+    assert [line.split(",")[0] for line in lines[1:]] == ["200001", "200002", "200003"]
+    write_cohort(tmp_path, subjects=4, hours=0.11, seed=1)
+    assert (tmp_path / TABLE).read_text().splitlines()[:4] == lines
+    (tmp_path / TABLE).write_text("mine\n")
+    with pytest.raises(UsageError, match="is there, and is not the table of this cohort"):
+        write_cohort(tmp_path, subjects=4, hours=0.11, seed=1)
+    assert (tmp_path / TABLE).read_text() == "mine\n"
+
+
+def test_people_of_a_table_are_of_both_sexes_and_not_all_of_each_is_known():
+    rows = [row_of(draw_subject(1, number), number) for number in range(200)]
+    assert 70 < sum(row.sex == "female" for row in rows) < 130
+    assert 5 < sum(row.bmi is None for row in rows) < 40
+    assert all(17 < row.bmi < 45 for row in rows if row.bmi)
+    assert {row.family for row in rows[:6]} == {1, 2}
