@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from shards.build_config import BuildConfig, chosen_cohort
+from shards.people import Tables
 from shards.split import split_of
 from sleepfm.constants import CHANNEL_MODALITY, SPLITS
 from sleepfm.errors import DatasetError, SleepFMError
@@ -100,6 +101,7 @@ def take_census(folder: Path, config: BuildConfig) -> Census:
     Raises:
         RecordingError: no recording there.
         ConfigError: the cohort is not known, or its identity pattern fits no recording.
+        SubjectTableError: a table of people cannot be used.
     """
     from tqdm import tqdm
 
@@ -108,6 +110,8 @@ def take_census(folder: Path, config: BuildConfig) -> Census:
     found = discover(folder, rules, unlisted=census.unlisted)
     check_identity(found, rules)
     root = folder if is_folder(folder) else None
+    # Relatives come into one split.
+    families = Tables.read(folder, config, move=False).known.families
     with tqdm(total=len(found), desc="census", unit="recording", disable=None) as progress:
         # Not through the bar, which has no types: what it gives would be taken for anything.
         for path, known in found.items():
@@ -120,7 +124,8 @@ def take_census(folder: Path, config: BuildConfig) -> Census:
                 # The doctor says why, and so does the build.
                 census.refused += 1
                 continue
-            census.add(examination, split_of(examination.identity.subject, config.split))
+            subject = examination.identity.subject
+            census.add(examination, split_of(families.get(subject) or subject, config.split))
     return census
 
 
