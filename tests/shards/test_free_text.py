@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -34,7 +35,10 @@ START = ("02.03.04", "22.30.00")
 
 def made(path: Path, labels: tuple[str, ...] = ("C4-M1", "LOC-M2"), unit: str = "uV", texts=None, **fields) -> Path:
     """A recording with a note in each of its header's free fields, and ``texts`` as its annotations (onset, text)."""
-    signals = [Made(label, noise(100 * 30 * EPOCHS, seed), 100, unit) for seed, label in enumerate((*labels, f"{NAME} Aux 1"))]
+    first = zlib.crc32(path.name.encode())
+    signals = [
+        Made(label, noise(100 * 30 * EPOCHS, first + seed), 100, unit) for seed, label in enumerate((*labels, f"{NAME} Aux 1"))
+    ]
     stamps = None
     if texts is not None:
         at = dict(texts)

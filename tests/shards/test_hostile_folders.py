@@ -36,7 +36,7 @@ def folder(cohort, tmp_path) -> Path:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         write_another_night(night, source / name, number)
     shutil.copy(night, os.fsencode(source) + b"/caf\xe9.edf")
-    shutil.copy(night, tmp_path / "elsewhere.edf")
+    write_another_night(night, tmp_path / "elsewhere.edf", len(NAMES) + 1)
     for name, target in {
         "outside.edf": "../elsewhere.edf",
         "gone.edf": "nowhere/night.edf",

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from made_edf import write_another_night
 
 from shards.task import _digest
 from sleepfm.data.dataset import Dataset
@@ -147,9 +148,9 @@ def test_a_scoring_that_is_taken_for_two_recordings_is_named_with_both(cohort, t
     """By its name and its bytes: tables of one name in two folders are two scorings."""
     source = tmp_path / "source"
     edf, xml = cohort / EDFS / "shhs1-200001.edf", cohort / SCORINGS / "shhs1-200001-nsrr.xml"
-    for folder, name in (("a", "P1"), ("b", "P10"), ("c", "P3")):
+    for number, (folder, name) in enumerate((("a", "P1"), ("b", "P10"), ("c", "P3"))):
         (source / folder / "own").mkdir(parents=True)
-        shutil.copy(edf, source / folder / f"{name}.edf")
+        write_another_night(edf, source / folder / f"{name}.edf", number)
     (source / "tables").mkdir()
     shutil.copy(xml, source / "tables" / "P10_x.xml")
     shutil.copy(xml, source / "c" / "own" / "night.xml")
