@@ -87,15 +87,23 @@ def _as_written(out: Path, plan: Plan, build: str) -> Iterator[dict[str, Any]]:
         yield sidecar
 
 
-def people_of(out: Path, plan: Plan, build: str, duplicates: Duplicates, tables: Tables) -> JoinedPeople:
-    """Everybody in the data set, with what ``tables`` and an earlier manifest say. Raises as :func:`join_people`."""
+def _people_and_duplicates(out: Path, plan: Plan, build: str, tables: Tables) -> tuple[JoinedPeople, Duplicates]:
+    """Everybody in the data set, with what ``tables`` and an earlier manifest say, and which recordings are duplicates.
+
+    Raises as :func:`shards.people.join_people`.
+    """
     config = SplitConfig(**plan.identity["split"])
-    keys: set[PersonKey] = {
-        (record["subject"], record["visit"], record["cohort"])
-        for sidecar in sidecars(out, plan, build, duplicates)
-        for record in sidecar["records"]
-    }
-    return join_people(keys, config, tables, read_stored(out, config), out)
+    whose: dict[str, PersonKey] = {}
+
+    def noted() -> Iterator[dict[str, Any]]:
+        for sidecar in _as_written(out, plan, build):
+            for record in sidecar["records"]:
+                whose[record["source"]] = (record["subject"], record["visit"], record["cohort"])
+            yield sidecar
+
+    duplicates = Duplicates.among(noted())
+    keys = (key for source, key in whose.items() if source not in duplicates)
+    return join_people(keys, config, tables, read_stored(out, config), out), duplicates
 
 
 def write_manifest(out: Path, plan: Plan, people_tables: Tables | None = None) -> dict[str, Any]:
@@ -112,8 +120,7 @@ def write_manifest(out: Path, plan: Plan, people_tables: Tables | None = None) -
         StorageError: the folder cannot be written to.
     """
     build = digest(plan.identity)
-    duplicates = Duplicates.among(_as_written(out, plan, build))
-    people = people_of(out, plan, build, duplicates, people_tables or Tables())
+    people, duplicates = _people_and_duplicates(out, plan, build, people_tables or Tables())
     description = describe(out, plan, build, people.splits, duplicates)
     path = out / DATASET_FILE
     current = {**description, "tables": table_digests(out)}

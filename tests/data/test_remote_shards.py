@@ -19,6 +19,7 @@ import sleepfm.data.remote
 from sleepfm.data.ahead import AT_ONCE, fetching_ahead
 from sleepfm.data.cache import PART, FileCache
 from sleepfm.data.dataset import Dataset, read_description
+from sleepfm.data.format import MANIFEST_TABLES
 from sleepfm.data.in_order import iter_eval
 from sleepfm.data.stream import EpochStream, Reading
 from sleepfm.errors import ConfigError, DatasetError, ShardError
@@ -89,7 +90,7 @@ def test_only_what_is_read_is_fetched_and_once(local, url, tmp_path, monkeypatch
     for _ in range(2):  # the second finds the shard in the cache
         items(Dataset.open(url, cache(tmp_path, local)), 0, 5, reading)
     assert sum(name.endswith(".tar") for name in fetched) == 1
-    assert sum(name.endswith(".parquet") for name in fetched) == 4
+    assert sum(name.endswith(".parquet") for name in fetched) == len(MANIFEST_TABLES)
 
 
 def test_the_next_window_is_fetched_ahead(local, url, tmp_path):

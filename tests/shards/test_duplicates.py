@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -129,8 +130,13 @@ def test_what_is_added_later_is_the_second_and_moves_nothing(source: Path, tmp_p
 
 def test_a_manifest_with_a_night_twice_is_found(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
+
+    def none(cls: type[Duplicates], sidecars: Iterable[object]) -> Duplicates:
+        assert list(sidecars)
+        return cls({})
+
     with monkeypatch.context() as patch:
-        patch.setattr(Duplicates, "among", classmethod(lambda cls, sidecars: cls({})))
+        patch.setattr(Duplicates, "among", classmethod(none))
         build(source, out, [["shhs1-200001", "shhs1-200002"]])
     assert any("shhs1-200002.edf: has the same signals as shhs1-200001.edf" in fault for fault in verify(out))
 

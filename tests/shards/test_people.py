@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from collections import Counter
 from dataclasses import replace
@@ -19,6 +20,7 @@ from shards.plan import read_plan
 from shards.split import split_of, splits_of
 from shards.verify import verify
 from sleepfm.constants import SPLITS
+from sleepfm.data.cache import FileCache
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.signals.people import NOBODY
@@ -230,3 +232,22 @@ def test_stratified_splits_are_kept_in_the_manifest_alone_and_not_lost_with_it(o
     with pytest.raises(ConfigError, match=r"split\.stratify"):
         check_same(identity(config()), identity(config("split.stratify=[sex]")), out)
     assert "stratify" not in identity(config())["split"]
+
+
+def test_a_data_set_of_before_opens_behind_a_url(out: Path, tmp_path: Path) -> None:
+    content = json.loads((out / "dataset.json").read_text())
+    del content["tables"]["subjects"]
+    (out / "dataset.json").write_text(json.dumps(content))
+    (out / "manifest" / "subjects.parquet").unlink()
+    old = Dataset.open(f"file://{out}", FileCache(tmp_path / "cache", 1 << 30))
+    assert old.people.of(0) == NOBODY and len(old.people) == PEOPLE
+
+
+def test_a_build_joins_the_table_that_the_source_holds(built: Path, cohort: Path) -> None:
+    dataset = Dataset.open(built)
+    table = {line["nsrrid"]: line for line in csv.DictReader((cohort / "datasets/shhs1-dataset-0.21.0.csv").open())}
+    for index, record in enumerate(dataset.records):
+        line, person = table[record.subject.removeprefix("shhs-")], dataset.people.of(index)
+        assert person.age == float(line["age_s1"]) and person.sex == {"1": "male", "2": "female"}[line["gender"]]
+        assert person.ahi == pytest.approx(float(line["ahi_a0h3a"]), abs=0.01)
+        assert record.split == split_of(record.subject, config().split)

@@ -36,7 +36,7 @@ class SampleDigests:
             part = content[: self._next - self._count]
             if self._changes < _CHANGES:
                 self._changes += int(np.count_nonzero(part[1:, 0] != part[:-1, 0]))
-            self._hash.update(part)
+            self._hash.update(part.data)
             self._count += len(part)
             content = content[len(part) :]
             if self._count == self._next:
