@@ -79,7 +79,7 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"warning: {result.unread.warning(counts['records'])}")
     for line in result.people:
         print(f"people: {line}")
-    for line in result.shared:
+    for line in (*result.warnings, *result.shared):
         print(f"warning: {line}")
     for folder, why in result.unlisted.items():
         print(f"warning: {folder}: {why}; what is in it is not in the data set: give the right to read it, and build again")

@@ -13,7 +13,7 @@ from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
 from shards.manifest import rows, sidecars, write_manifest
 from shards.names import shown
-from shards.people import Tables, check_moves, table_lines
+from shards.people import Tables, check_moves, people_lines
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import Progress
@@ -57,6 +57,8 @@ class BuildResult:
     """A line for each scoring that was taken for several recordings."""
     people: tuple[str, ...] = ()
     """What the tables of people say, and what in them is not understood, a line each."""
+    warnings: tuple[str, ...] = ()
+    """What else is to be known of them."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,8 @@ def build(
             unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
     shared = tuple(scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    return BuildResult(description, refused, printed, texts, unscored, unread, folders, shared, tuple(table_lines(people)))
+    told, warnings = people_lines(out, config.split, people)
+    return BuildResult(description, refused, printed, texts, unscored, unread, folders, shared, tuple(told), tuple(warnings))
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

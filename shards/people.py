@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -164,10 +164,18 @@ def check_moves(out: Path, config: SplitConfig, tables: Tables) -> None:
     join_people(stored.people, config, tables, stored, out)
 
 
-def table_lines(tables: Tables) -> Iterator[str]:
-    """What was read, and what in it is not understood, a line each."""
-    for report in tables.known.reports:
-        yield from report.lines()
+def people_lines(out: Path, config: SplitConfig, tables: Tables) -> tuple[list[str], list[str]]:
+    """What was read of the people in ``out``, a line each, and warnings."""
+    people = read_stored(out, config).people
+    cohorts = {cohort for _, _, cohort in people}
+    related = {cohort for (_, _, cohort), person in people.items() if person.family}
+    warnings = [
+        f"cohort {cohort}: the table that names families was not found (looked for {', '.join(patterns)}), and relatives may "
+        "come into different splits; put it into `datasets` in the source, or give its folder with subjects.folder"
+        for cohort, patterns in sorted(tables.known.families_not_found.items())
+        if cohort in cohorts - related
+    ]
+    return list(tables.known.lines(cohorts)), warnings
 
 
 def _refuse_moves(splits: Mapping[str, str], before: Mapping[str, str], tables: Tables, out: Path) -> None:

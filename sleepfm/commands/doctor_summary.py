@@ -163,8 +163,7 @@ class FolderSummary:
 
     def _about_people(self) -> Iterable[str]:
         """Which tables of people there are, and how many of those who are here are in them; nights that are there twice."""
-        for report in self._people.reports:
-            yield from (f"people     {line}" for line in report.lines())
+        yield from (f"people     {line}" for line in self._people.lines(self._cohorts))
         if self._people.reports:
             known = ", ".join(f"{name} of {count}" for name, count in sorted(self._in_table.items()) if name)
             people = len({subject for _, subject, _ in self._met})

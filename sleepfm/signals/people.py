@@ -7,7 +7,7 @@ import fnmatch
 import io
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -94,11 +94,15 @@ class KnownPeople:
     Attributes:
         reports: of each table, in the order they were read.
         families: key of the family of each subject that has one.
+        not_found: patterns of the tables of each cohort of which none was found.
+        families_not_found: patterns of the tables with families of each cohort of which none of these was found.
     """
 
     def __init__(self) -> None:
         self.reports: list[TableReport] = []
         self.families: dict[str, str] = {}
+        self.not_found: dict[str, tuple[str, ...]] = {}
+        self.families_not_found: dict[str, tuple[str, ...]] = {}
         # Of each cohort its tables in order, by subject and visit.
         self._tables: dict[str, list[dict[tuple[str, str], Person]]] = {}
 
@@ -112,6 +116,13 @@ class KnownPeople:
         for table in self._tables.get(cohort, ()):
             person = _merged(person, table.get((subject, visit)) or table.get((subject, _EVERY_VISIT), NOBODY))
         return replace(person, family=self.families.get(subject, ""))
+
+    def lines(self, cohorts: Collection[str]) -> Iterator[str]:
+        """What was read, what in it is not understood, and of which of ``cohorts`` no table was found, a line each."""
+        for report in self.reports:
+            yield from report.lines()
+        for cohort in sorted(set(cohorts) & self.not_found.keys()):
+            yield f"cohort {cohort}: no table of its people was found (looked for {', '.join(self.not_found[cohort])})"
 
     def add(self, cohort: str, table: dict[tuple[str, str], Person]) -> None:
         """A further table of ``cohort``, by subject and visit."""
@@ -131,21 +142,34 @@ def read_people(
         kept: what stands for the key of a subject or a family in what is written.
 
     Raises:
-        SubjectTableError: a table cannot be read, lacks its key, or gives a person two families.
+        SubjectTableError: a table cannot be read, lacks its key, or gives a person two families, or there is none in ``folder``.
     """
     root = folder or (source if is_folder(source) else source.parent)
     known = KnownPeople()
-    rules = [(cohort, table) for cohort in cohorts for table in cohort.subjects]
-    if not rules:
-        return known
-    files = _tables_in(root)
-    for cohort, table in rules:
-        if found := _matching(files, table.files):
+    tabled = [cohort for cohort in cohorts if cohort.subjects]
+    files = _tables_in(root) if tabled else []
+    for cohort in tabled:
+        missing = []
+        for table in cohort.subjects:
+            if not (found := _matching(files, table.files)):
+                missing.append(table)
+                continue
             *older, file = found
             report = TableReport(cohort.name, name_below(file, root), older=tuple(name_below(path, root) for path in older))
             known.reports.append(report)
             known.add(cohort.name, _read(file, table, cohort, known.families, report, kept))
+        if len(missing) == len(cohort.subjects):
+            known.not_found[cohort.name] = _patterns(missing)
+        related = [table for table in cohort.subjects if table.family]
+        if related and all(table in missing for table in related):
+            known.families_not_found[cohort.name] = _patterns(related)
+    if folder is not None and not known.reports:
+        raise SubjectTableError(f"{folder}: no table of people is there that a cohort file names under `subjects`")
     return known
+
+
+def _patterns(tables: Iterable[SubjectTable]) -> tuple[str, ...]:
+    return tuple(pattern for table in tables for pattern in table.files)
 
 
 def _merged(first: Person, second: Person) -> Person:

@@ -15,7 +15,7 @@ from made_nights import make_dataset, make_night
 from shards.build_config import BuildConfig, SplitConfig, check_same, identity, load_build_config
 from shards.info import info
 from shards.manifest import write_manifest
-from shards.people import Tables, check_moves
+from shards.people import Tables, check_moves, people_lines
 from shards.plan import read_plan
 from shards.split import split_of, splits_of
 from shards.verify import verify
@@ -106,11 +106,16 @@ def test_what_the_table_says_is_in_the_manifest_and_families_are_together(out: P
 def test_a_table_that_comes_later_changes_no_shard_and_moves_nobody_unasked(out: Path, source: Path) -> None:
     before = splits(Dataset.open(out))
     assert Dataset.open(out).people.of(0) == NOBODY
+    told, (warning,) = people_lines(out, config().split, Tables.read(out, config(), move=False))
+    table, harmonised = "cfs-visit5-dataset-[0-9]*.csv", "cfs-visit5-harmonized-dataset-[0-9]*.csv"
+    assert told == [f"cohort cfs: no table of its people was found (looked for {table}, {harmonised})"]
+    assert warning.startswith(f"cohort cfs: the table that names families was not found (looked for {table})")
     stamps = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
     with pytest.raises(DatasetError, match=r"\d+ people would come into another split, such as cfs-8.*--rebuild"):
         write(out, source)
     assert splits(Dataset.open(out)) == before
     moved = write(out, source, move=True)
+    assert people_lines(out, config().split, Tables.read(out, config(), move=False))[1] == []
     assert splits(moved) != before
     assert {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()} == stamps
     # A table without families changes nothing but what is known.

@@ -120,6 +120,8 @@ def test_tables_are_found_where_a_download_has_them(place: str, tmp_path: Path) 
     write(tmp_path, "200001,,1,52,,\n", "elsewhere/shhs1-dataset-0.22.0.csv")
     found = read_people(tmp_path, [load_cohort("shhs1")], folder=tmp_path / "elsewhere")
     assert found.of("shhs1", "shhs-200001", "1").age == 52
+    with pytest.raises(SubjectTableError, match="no table of people is there that a cohort file names"):
+        read_people(tmp_path, [load_cohort("cfs")], folder=tmp_path / "elsewhere")
 
 
 def test_of_two_tables_the_first_that_knows_counts_and_visits_are_kept_apart(tmp_path: Path) -> None:
@@ -248,6 +250,10 @@ def test_the_doctor_says_which_table_there_is_and_whom_it_knows(tmp_path: Path, 
     assert "people     3 of the 3 here are of a cohort with a table; known: age of 1, sex of 2" in said
     assert "people     1 of them at their visit are in no table" in said
     assert f"warning    {edfs / 'shhs1-200002.edf'} has the same signals as {edfs / 'shhs1-200001.edf'}" in said
+    (tmp_path / "datasets" / "shhs1-dataset-0.21.0.csv").unlink()
+    assert main(["doctor", str(tmp_path), "--headers"]) == 0
+    looked = "looked for shhs1-dataset-[0-9]*.csv, shhs-harmonized-dataset-[0-9]*.csv"
+    assert f"people     cohort shhs1: no table of its people was found ({looked})" in capsys.readouterr().out
     write(tmp_path, "200001,,1\n")
     assert main(["doctor", str(tmp_path), "--json", "--headers"]) == 1
     done = capsys.readouterr()
