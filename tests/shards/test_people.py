@@ -154,6 +154,18 @@ def test_a_data_set_of_before_opens_without_the_table_and_a_build_adds_it(out: P
     assert table.is_file()
 
 
+def test_a_damaged_table_moves_nobody_and_is_written_anew(out: Path, source: Path) -> None:
+    dataset = write(out, source, move=True)
+    path = out / "manifest" / "records.parquet"
+    found = pq.read_table(path)
+    place = found.schema.get_field_index("split")
+    pq.write_table(found.set_column(place, found.schema.field(place), [found["split"].to_pylist()[::-1]]), path)
+    assert any("records.parquet" in fault for fault in verify(out))
+    again = write(out, source)
+    assert again.digest == dataset.digest and splits(again) == splits(dataset)
+    assert again.people.of(3) == dataset.people.of(3)
+
+
 def test_verify_finds_a_family_in_two_splits_and_a_person_in_none(out: Path, source: Path) -> None:
     write(out, source, move=True)
     for name, change in (("records", "split"), ("subjects", "subject")):
