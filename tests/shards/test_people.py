@@ -17,6 +17,7 @@ from shards.info import info
 from shards.manifest import write_manifest
 from shards.people import Tables, check_moves, people_lines
 from shards.plan import read_plan
+from shards.privacy import token
 from shards.split import split_of, splits_of
 from shards.verify import verify
 from sleepfm.constants import SPLITS
@@ -26,7 +27,8 @@ from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.signals.people import NOBODY
 from sleepfm.signals.prepare import PreparedRecording
 
-TITLES = "nsrrid,familyi,age,male,bmi,ahi_a0h3a"
+COLUMNS = ("age", "male", "bmi", "ahi_a0h3a")
+TITLES = f"nsrrid,familyi,{','.join(COLUMNS)}"
 PEOPLE = 24
 
 
@@ -191,16 +193,19 @@ def _describe_as_found(out: Path) -> None:
     (out / "dataset.json").write_text(json.dumps({**content, "tables": table_digests(out)}))
 
 
-def test_names_are_digests_where_privacy_says_so(out: Path, source: Path) -> None:
+def test_names_are_digests_where_privacy_says_so(tmp_path: Path, source: Path) -> None:
     """Sidecars have digests in the place of names then, and the table is joined by the same."""
-    from shards.privacy import token
-
-    private = config("privacy.names=digest")
-    tables = Tables.read(source, private, move=False)
-    subject = token("cfs-800001", private.privacy)
-    person = tables.known.of("cfs", subject, "5")
-    assert person.age == 23 and person.family == token("cfs-family-0", private.privacy)
-    assert tables.known.of("cfs", "cfs-800001", "5") == NOBODY
+    private = config("privacy.names=digest").privacy
+    subjects = [token(f"cfs-{800000 + number}", private) for number in (1, 2, 3)]
+    nights = [replace(night(number), subject=subject) for number, subject in enumerate(subjects, start=1)]
+    overrides = ["cohort=cfs", "privacy.names=digest"]
+    out = make_dataset(tmp_path / "private", nights, overrides=overrides).path
+    people = write(out, source, *overrides[1:], move=True).people
+    assert [people.of(index).age for index in range(3)] == [23, 26, 29]
+    families = [token(f"cfs-family-{number}", private) for number in (0, 0, 1)]
+    assert [people.family(subject) for subject in subjects] == families
+    assert people.of(0).sources == dict(zip(("age", "sex", "bmi", "ahi"), COLUMNS, strict=True))
+    assert "cfs-family" not in repr(pq.read_table(out / "manifest" / "subjects.parquet").to_pydict())
 
 
 def family_of(subject: str) -> str:
