@@ -105,9 +105,11 @@ def main() -> None:
     parser.add_argument("resp", type=Path)
     parser.add_argument("four", type=Path)
     parser.add_argument("--steps", type=int, default=120)
+    parser.add_argument("--encoders", default="pretrained", help="how their weights came about, for the results")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    content: dict[str, Any] = {"people": len(set(Dataset.open(arguments.shards).subjects)), "steps": arguments.steps}
+    people = len(set(Dataset.open(arguments.shards).subjects))
+    content: dict[str, Any] = {"people": people, "steps": arguments.steps, "encoders": arguments.encoders}
     for name, package in (("with respiratory channels", arguments.resp), ("without", arguments.four)):
         content[name] = measure(arguments.shards, package, arguments.steps)
         print(name, json.dumps(content[name], indent=1), flush=True)

@@ -119,4 +119,4 @@ def count_breathing(
 
 
 def _number(value: float) -> str:
-    return "no" if math.isnan(value) else f"{value:.1f}"
+    return "undefined" if math.isnan(value) else f"{value:.1f}"

@@ -19,8 +19,10 @@ from sleepfm.evaluation.desaturations import Desaturation
 from sleepfm.evaluation.events import event_family, index_per_hour, join_overlapping
 from sleepfm.signals.scorings.scoring import Event
 
-# The blood of an event reaches the finger 10 to 30 s later: its desaturation begins up to so many seconds after its end.
+# The blood of an event reaches the finger 10 to 30 s later: its desaturation begins up to so many seconds after its end, and is
+# lowest no earlier than so many after its onset. (Where it begins is less sure: oximeters tell whole per cents.)
 SATURATION_LAG = 30
+SOONEST_NADIR = 15
 # An arousal that ends an event begins up to so many seconds after it.
 AROUSAL_LAG = 5
 # Share of the seconds in which SpO2 must be scored for the lack of a desaturation to be known.
@@ -33,8 +35,9 @@ DEFINITIONS = {
 }
 COMMON = (
     "; per hour of the epochs staged as sleep in which all that the definition asks for was scored. A desaturation belongs to "
-    f"the last event before it, up to {SATURATION_LAG} s after the event's end, an arousal up to {AROUSAL_LAG} s after it. "
-    "A hypopnea of which this is not known takes its epochs out of the hours"
+    f"the last event that began {SOONEST_NADIR} s or more before its nadir, if it began within {SATURATION_LAG} s of that "
+    f"event's end; an arousal to an event that ended up to {AROUSAL_LAG} s before it. A hypopnea of which this is not known "
+    "takes its epochs out of the hours"
 )
 
 
@@ -78,7 +81,11 @@ def find_evidence(
     """
     depths: dict[int, float] = {}
     for fall in desaturations:
-        owners = [n for n, e in enumerate(events) if e.onset <= fall.onset <= e.onset + e.duration + SATURATION_LAG]
+        owners = [
+            number
+            for number, event in enumerate(events)
+            if event.onset + SOONEST_NADIR <= fall.end and fall.onset <= event.onset + event.duration + SATURATION_LAG
+        ]
         if owners:
             depths[owners[-1]] = max(depths.get(owners[-1], 0.0), fall.depth)
     values = None if saturation is None else np.asarray(saturation, dtype=float)

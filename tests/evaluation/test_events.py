@@ -141,7 +141,9 @@ def test_what_was_not_scored_is_null_and_runs_of_epochs_are_no_events():
 
     unstaged = count_breathing([-1] * 5, events_of([(40, 20, "apnea")]), (), {"apnea": [True] * 5, "hypopnea": [True] * 5}, KINDS)
     assert (unstaged.of("apnea").found, unstaged.of("apnea").asleep, unstaged.of("hypopnea").found) == (1, None, 0)
-    assert math.isnan(unstaged.ahi) and str(unstaged) == "AHI no" and "run is no event" not in " ".join(unstaged.definitions)
+    assert (
+        math.isnan(unstaged.ahi) and str(unstaged) == "AHI undefined" and "run is no event" not in " ".join(unstaged.definitions)
+    )
 
 
 def test_an_overlapping_apnea_and_hypopnea_count_once():

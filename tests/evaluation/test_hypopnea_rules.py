@@ -55,6 +55,9 @@ def test_a_desaturation_is_that_of_the_last_event_before_it():
     row = (Event(0, 20, "hypopnea"), Event(32, 20, "hypopnea"))
     one, other = find_evidence(row, SATURATION, [Desaturation(30, 10, 4, 92), Desaturation(60, 10, 3, 93)], None)
     assert (one, other) == (Evidence(4, None), Evidence(3, None))
+    # Whole per cents: the fall seems to begin before the event that it belongs to.
+    early = find_evidence(row[1:], SATURATION, [Desaturation(30, 20, 4, 92)], None)
+    assert early == (Evidence(4, None),)
     late = find_evidence(row[:1], SATURATION, [Desaturation(51, 10, 4, 92)], ())
     assert late == (Evidence(0.0, False),)
 
