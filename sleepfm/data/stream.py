@@ -24,9 +24,11 @@ from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.epochs import read_signals
+from sleepfm.data.format import QUALITY_MEMBER
 from sleepfm.data.order import Index, PassOrder, Window
-from sleepfm.data.reader import Ranges, ShardReader, plan_ahead
-from sleepfm.data.record_labels import RecordLabels, RecordPresence, usable_epochs
+from sleepfm.data.ranges import Ranges, member_ranges
+from sleepfm.data.reader import ShardReader, plan_ahead
+from sleepfm.data.record_labels import RecordLabels, RecordPresence, stored_labels, usable_epochs
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
 from sleepfm.data.tolerance import MAX_CORRUPT, Tolerance, TooManyCorruptError
 from sleepfm.data.windows import Items, load_windows, window_starts
@@ -48,7 +50,7 @@ class Reading:
         block: consecutive positions that one partition gives.
         max_corrupt: share of corrupt items above which reading stops.
         slow_seconds: accesses to a shard that take longer are reported.
-        read_ahead: read the shards of this and the next window into the page cache, or the cache of a URL's shards.
+        read_ahead: read what is wanted of this and the next window into the page cache, or the cache of a URL's shards.
         workers: processes that read a training plan, see :mod:`sleepfm.data.worker_pool`; 0 for a thread.
         max_open: files that are open at once; the reader's own number without.
     """
@@ -118,10 +120,9 @@ class Stream(ABC):
                 what this process reads in a pass if that is more (a missing shard is met all at once).
         """
         tolerated = self.tolerated(start, count) if tolerated is None else tolerated
-        parts = []
-        for window, chosen, asked in self._order.pieces(start, count):
-            parts.append(self._window_items(window, start + asked.start)[chosen])
-        items = Items.concatenate(parts)
+        self._ahead.passed(start, self._reader)
+        pieces = self._order.pieces(start, count)
+        items = Items.concatenate([self._window_items(window, start + asked.start)[chosen] for window, chosen, asked in pieces])
         self.report.items += count
         batch, intact = self._load_known(items)
         for slot in np.flatnonzero(~intact).tolist():
@@ -179,8 +180,9 @@ class Stream(ABC):
         if key not in self._windows:
             units = self._units(window)
             if self._reading.read_ahead:
-                self._read_ahead(window)
-                self._read_ahead(self._order.ahead(position))
+                left = self._order.leaves(position)
+                self._read_ahead(window, left)
+                self._read_ahead(self._order.ahead(position), self._order.leaves(left))
             order = self._order.shuffle(window)
             while len(self._windows) >= 2 * self._reading.partitions:
                 self._windows.popitem(last=False)
@@ -188,11 +190,11 @@ class Stream(ABC):
         self._windows.move_to_end(key)
         return self._windows[key]
 
-    def _read_ahead(self, window: Window) -> None:
+    def _read_ahead(self, window: Window, until: int) -> None:
         key = (window.pass_number, window.index)
         if key not in self._asked_ahead:
             self._asked_ahead.append(key)
-            self._ahead.ask(partial(self._ranges, self._units(window)))
+            self._ahead.ask(self._shards[window.shards].tolist(), partial(self._ranges, self._units(window)), until)
 
     def _units(self, window: Window) -> Index:
         return np.concatenate([np.arange(self._unit_range[shard], self._unit_range[shard + 1]) for shard in window.shards])
@@ -254,6 +256,7 @@ class EpochStream(Stream):
     def _expand(self, units: Index) -> Items:
         counts = self._unit_items[units]
         if self._good:
+            self._reader.have(member_ranges(self.dataset, np.unique(self._record[units]), (QUALITY_MEMBER,)))
             usable: dict[int, NDArray[np.bool_] | None] = {}
             parts = []
             for record, channel, count in zip(
@@ -342,10 +345,12 @@ class SequenceStream(Stream):
         self._labels = RecordLabels(dataset, self._reader, self._label_names, target, label_fraction, label_seed)
         self._presence = RecordPresence(dataset, self._reader, self._numbers)
         self._labelled_only = labelled_only
+        self._stored = stored_labels((*self._label_names, *([target] if labelled_only else [])))
         self._record = dataset.select(split, channels)
         self._record = self._record[dataset.usable[np.ix_(self._record, self._numbers)].any(axis=1)]
         if labelled_only:
-            items = np.array([len(self._starts(row)) for row in fetching_ahead(dataset, self._record.tolist())])
+            ahead = fetching_ahead(dataset, self._record.tolist(), (), (target,), self._reader)
+            items = np.array([len(self._starts(row)) for row in ahead])
             self._record, items = self._record[items > 0], items[items > 0]
         else:
             items = 1 + np.ceil(np.maximum(dataset.n_epochs[self._record] - length, 0) / self.stride).astype(int)
@@ -371,10 +376,11 @@ class SequenceStream(Stream):
 
     def _ranges(self, units: Index) -> Ranges:
         record, column = np.nonzero(self.dataset.present[self._record[units][:, None], self._numbers])
-        return plan_ahead(self.dataset, self._record[units][record], self._numbers[column])
+        return plan_ahead(self.dataset, self._record[units][record], self._numbers[column], self._stored)
 
     def _expand(self, units: Index) -> Items:
         counts = self._unit_items[units]
+        self._reader.have(member_ranges(self.dataset, self._record[units], (QUALITY_MEMBER, *self._stored)))
         starts = []
         for record, count in zip(self._record[units].tolist(), counts.tolist(), strict=True):
             try:

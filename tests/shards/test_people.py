@@ -21,7 +21,7 @@ from shards.privacy import token
 from shards.split import split_of, splits_of
 from shards.verify import verify
 from sleepfm.constants import SPLITS
-from sleepfm.data.cache import FileCache
+from sleepfm.data.cache import BlockCache
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.signals.people import NOBODY
@@ -261,7 +261,7 @@ def test_a_data_set_of_before_opens_behind_a_url(out: Path, tmp_path: Path) -> N
     del content["tables"]["subjects"]
     (out / "dataset.json").write_text(json.dumps(content))
     (out / "manifest" / "subjects.parquet").unlink()
-    old = Dataset.open(f"file://{out}", FileCache(tmp_path / "cache", 1 << 30))
+    old = Dataset.open(f"file://{out}", BlockCache(tmp_path / "cache", 1 << 30))
     assert old.people.of(0) == NOBODY and len(old.people) == PEOPLE
 
 
