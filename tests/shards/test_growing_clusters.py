@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -225,6 +226,8 @@ def autoscaled(folder: Path, environment: dict[str, str]) -> Iterator[tuple[str,
     path = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
     variables["PYTHONPATH"] = os.pathsep.join(path)
     with contextlib.ExitStack() as stack:
+        # Else other clusters' jobs would take this one for theirs; and paths of sockets must be short.
+        variables["RAY_TMPDIR"] = stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp"))
         # Ray gives a node half a minute to come up, which a busy machine may not have.
         for attempt in range(4):
             port = free_port()
