@@ -196,6 +196,8 @@ class ShardReader:
             file.mark(begin, end, present=False)
         if len(fresh):
             self.fetch(ranges)
+        for sample in runs.sample[chosen].tolist():
+            self._checksums.pop(sample, None)
         return chosen
 
     def _bounds(self, runs: Runs) -> list[tuple[int, int, int, int]]:

@@ -48,14 +48,15 @@ def read(folder: Path) -> dict[str, str]:
     reading = Reading(seed=3)
     channels = ["EEG_C4", "AIRFLOW", "SPO2", "ECG"]
     pooled = EpochStream(dataset, "pretrain", channels, reading)
-    windows = SequenceStream(dataset, "pretrain", channels, length=4, stride=2, reading=reading)
+    tasks = ("stage", "apnea", "hypopnea")
+    windows = SequenceStream(dataset, "pretrain", channels, length=4, stride=2, reading=reading, labels=tasks)
     found = {
         "digest": dataset.digest,
         "pooled": digest(pooled.batch(5, 40)),
         "windows": digest(windows.batch(2, 9)),
         "events": hashlib.sha256(repr(scored_events(dataset, ShardReader(dataset), 0)).encode()).hexdigest(),
     }
-    evaluated = iter_eval(dataset, "test", ["EEG_C4", "ECG"], length=3)
+    evaluated = iter_eval(dataset, "test", ["EEG_C4", "ECG"], length=3, labels=tasks)
     return found | {f"evaluated {number}": digest(batch) for number, batch in enumerate(evaluated)}
 
 
