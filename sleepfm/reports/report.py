@@ -23,7 +23,8 @@ from sleepfm.constants import CHANNEL_UNIT, EPOCH_SAMPLES, EPOCH_SECONDS, RATE_H
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import EventAgreement, event_family
-from sleepfm.evaluation.metrics import Evaluation, Metric
+from sleepfm.evaluation.intervals import Metric
+from sleepfm.evaluation.metrics import Evaluation
 from sleepfm.files import write_atomic
 from sleepfm.reports import charts, plots
 from sleepfm.reports.lineage import Lineage, to_svg
@@ -190,8 +191,8 @@ def event_rows(example: NightExample) -> dict[str, list[Event]]:
 def choose_page(example: NightExample) -> float:
     """Second at which the page of signals starts, a whole epoch.
 
-    The page shows the first apnea (else hypopnea) that a human scored and the model of its own family found; else the first event
-    that the models found, else one that a human scored; else the middle of N2.
+    The page shows the first apnea (else hypopnea) that a human scored and the model of its own family found; else the first
+    event that the models found, else one that a human scored; else the middle of N2.
     """
     score, prepared = example.score, example.prepared
     scored = [e for e in prepared.events if event_family(e.type) in KINDS]

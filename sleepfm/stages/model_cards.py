@@ -7,7 +7,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from sleepfm.evaluation.metrics import Evaluation, Metric
+from sleepfm.evaluation.intervals import Metric
+from sleepfm.evaluation.metrics import Evaluation
 
 HEADLINES = (
     "accuracy",
