@@ -12,15 +12,13 @@ from typing import Any
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import TrainingError
+from sleepfm.evaluation.calibration import calibrated, fit_temperature
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement
-from sleepfm.evaluation.metrics import Evaluation
-from sleepfm.evaluation.prediction_figures import (
-    best_event_threshold,
-    compare_events,
-    epoch_threshold,
-    evaluate_predictions,
-    timing_figures,
-)
+from sleepfm.evaluation.metrics import Evaluation, plain
+from sleepfm.evaluation.night_agreement import sleep_agreement
+from sleepfm.evaluation.paired import PairedAgreement
+from sleepfm.evaluation.prediction_figures import EventThreshold, best_event_threshold, epoch_threshold, evaluate_predictions
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.files import read_json, write_json
 from sleepfm.models.build import model_config
@@ -44,58 +42,76 @@ def package_contents(
     window: int,
     goes_on: Callable[[], None],
 ) -> Export:
-    """Choose the threshold on ``validation``, read ``test`` once, and write predictions and figures into
-    ``folder``. Without ``test`` (None) figures come without intervals and the threshold of seconds in coarser steps, since the
-    training waits.
+    """Fit the temperature and choose the thresholds on ``validation``, read ``test`` once, and write predictions (at the
+    temperature) and figures into ``folder``. Without ``test`` (None) figures come without intervals and the threshold of
+    seconds in coarser steps, since the training waits.
 
     ``facts`` go into the model card and, as they are, into ``config.yaml``; ``window`` is how many epochs the
     context sees at once; ``goes_on`` is called whenever this has come further.
     """
     task = TASKS[job.task]
-    threshold = epoch_threshold(task, validation)
-    options = {"resamples": job.evaluate.resamples if test is not None else 0, "seed": job.evaluate.seed}
-    on_val = evaluate_predictions(task, validation, threshold.value, **options)
-    goes_on()
-    on_test = evaluate_predictions(task, test, threshold.value, **options) if test is not None else None
-    goes_on()
-    validation.write(RunFolder(folder).predictions("val"))
-    results = {"val": on_val.to_dict()}
-    if test is not None and on_test is not None:
-        test.write(RunFolder(folder).predictions("test"))
-        results["test"] = on_test.to_dict()
-    binary = task.kind == "binary"
-    splits = {"val": validation} | ({"test": test} if test is not None else {})
-    located = bool(task.event) and validation.seconds is not None
-    step = 0.02 if test is not None else 0.1
-    event_threshold = best_event_threshold(dataset, task.event, validation, step, goes_on) if located else threshold.value
-    found = {
-        split: compare_events(dataset, task.event, predictions, event_threshold)
-        for split, predictions in splits.items()
-        if task.event
+    final = test is not None
+    options = {"resamples": job.evaluate.resamples if final else 0, "seed": job.evaluate.seed}
+    temperature = fit_temperature(validation.truth, validation.probability)
+    splits = {
+        split: calibrated(predictions, temperature.value)
+        for split, predictions in {"val": validation, "test": test}.items()
+        if predictions is not None
     }
-    matches = {split: match for split, (match, _) in found.items()}
-    events = {split: asdict(match) for split, match in matches.items()}
-    timing = {split: timing_figures(errors) for split, (_, errors) in found.items()}
-    content = {"facts": facts, "results": results, "events": events, "events_located": located, "event_timing": timing}
+    goes_on()
+    threshold = epoch_threshold(task, splits["val"])
+    results = {}
+    for split, predictions in splits.items():
+        results[split] = evaluate_predictions(task, predictions, threshold.value, **options)
+        predictions.write(RunFolder(folder).predictions(split))
+        goes_on()
+    located = bool(task.event) and validation.seconds is not None
+    content: dict[str, Any] = {
+        "facts": facts,
+        "results": {split: result.to_dict() for split, result in results.items()},
+        "temperature": plain(asdict(temperature)),
+        "events": {},
+        "events_located": located,
+    }
+    metrics = {name: value for split, result in results.items() for name, value in _flat(split, result).items()}
+    event_threshold: EventThreshold | None = None
+    if located:
+        step = 0.02 if final else 0.1
+        event_threshold = best_event_threshold(dataset, task.event, splits["val"], step, goes_on)
+        content["event_threshold"] = plain(asdict(event_threshold))
+    if task.event:
+        found = event_threshold.value if event_threshold is not None else threshold.value
+        events = {
+            split: EventResult.of(dataset, task.event, predictions, found, **options) for split, predictions in splits.items()
+        }
+        content["events"] = {split: asdict(result.matches) for split, result in events.items()}
+        content["event_results"] = {split: result.to_dict() for split, result in events.items()}
+        metrics |= {name: value for split, result in events.items() for name, value in result.flat(split).items()}
+    if task.name == "stage":
+        sleep = {split: sleep_agreement(predictions, **options) for split, predictions in splits.items()}
+        content["sleep"] = {s: {name: plain(each.to_dict()) for name, each in found.items()} for s, found in sleep.items()}
+    goes_on()
     write_json(RunFolder(folder).evaluation, content)
+    binary = task.kind == "binary"
     usage = Usage(
         task=task.name,
         classes=task.classes,
         window=window,
         threshold=threshold.value if binary else None,
         threshold_rule=threshold.rule if binary else None,
-        event_threshold=event_threshold if located else None,
+        event_threshold=event_threshold.value if event_threshold is not None else None,
+        event_threshold_rule=event_threshold.rule if event_threshold is not None else None,
         resolution_s=1 if located else 30,
         label_rule=label_rule(dataset) if binary else None,
+        temperature=temperature.value,
     )
     config = {"model": model_config(module), **usage.to_package(), "facts": facts}
-    metrics = _flat("val", on_val) | (_flat("test", on_test) if on_test is not None else {})
-    figure = "event_f1" if located else "positive_runs_f1"
-    metrics |= {f"{split}/{figure}": m.f1 for split, m in matches.items() if not math.isnan(m.f1)}
-    metrics |= {f"{split}/{name}": value for split, figures in timing.items() for name, value in figures.items()}
     title = f"{task.registered_name}: {', '.join(task.classes)} of {task.unit}s"
     shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
-    return Export(config, downstream_card(title, shown, on_val, on_test), metrics)
+    shown |= {"temperature": f"{temperature.value:.3f} ({temperature.rule})"}
+    if event_threshold is not None:
+        shown |= {"threshold of a second": f"{event_threshold.value:.2f} ({event_threshold.rule})"}
+    return Export(config, downstream_card(title, shown, results["val"], results.get("test")), metrics)
 
 
 def label_rule(dataset: Dataset) -> LabelRule:
@@ -122,6 +138,25 @@ def tells_seconds(folder: Path) -> bool:
         TrainingError: no finished downstream job wrote there.
     """
     return bool(_evaluation(folder).get("events_located", False))
+
+
+def read_event_results(folder: Path) -> dict[str, EventResult]:
+    """The figures of events by split that :func:`package_contents` wrote into ``folder``; empty where there are none.
+
+    Raises:
+        TrainingError: no finished downstream job wrote there.
+    """
+    return {split: EventResult.from_dict(found) for split, found in _evaluation(folder).get("event_results", {}).items()}
+
+
+def read_sleep(folder: Path) -> dict[str, dict[str, PairedAgreement]]:
+    """The agreement of sleep statistics by split and figure; empty for tasks other than sleep stages.
+
+    Raises:
+        TrainingError: no finished downstream job wrote there.
+    """
+    found = _evaluation(folder).get("sleep", {})
+    return {s: {name: PairedAgreement.from_dict(each) for name, each in figures.items()} for s, figures in found.items()}
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
