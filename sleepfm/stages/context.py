@@ -26,6 +26,7 @@ from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet
 from sleepfm.registry.registry import Package
 from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.people import people_of_pretraining
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export
 
@@ -115,6 +116,7 @@ class ContextStage:
         self.epochs_per_item = config.model.length
         self.dataset = Dataset.open(config.data.path)
         self.dataset_digest = self.dataset.digest
+        self.people = people_of_pretraining(config, [self.dataset], [package])
         sha256 = package.config["weights"]["sha256"]
         cache = EmbeddingCache(Path(config.cache), self.dataset, encoder, sha256, work=work, on_paper=on_paper)
         torch.manual_seed(config.train.seed)

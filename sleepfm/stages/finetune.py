@@ -24,6 +24,7 @@ from sleepfm.stages.classification_loss import class_weights, classification_los
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.downstream_package import package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point, training_labels
+from sleepfm.stages.people import people_of_downstream
 from sleepfm.stages.second_labels import SECONDS, SecondLabels, SecondsStream
 from sleepfm.stages.shared_predictions import shared_predictions
 from sleepfm.tasks import TASKS
@@ -50,7 +51,9 @@ class FinetuneStage:
         self.dataset = Dataset.open(config.data.path)
         self.dataset_digest = self.dataset.digest
         self.parents = [source.label]
-        encoder, context = starting_point(config, load_package(source).module, source)
+        package = load_package(source)
+        self.people = people_of_downstream(config, [self.dataset], package)
+        encoder, context = starting_point(config, package.module, source)
         plan = downstream_plan(config, encoder, source)
         torch.manual_seed(config.train.seed)
         self.module = Downstream(plan, encoder)
@@ -113,6 +116,7 @@ class FinetuneStage:
         tune, context = self.config.tune, self.config.context
         facts = {
             "encoder": self.parents[0],
+            "test people seen before": self.people.verdict,
             "dataset": self.dataset.digest,
             "training": f"fine-tune (encoder {tune.mode}, context {context.kind})",
             "labelled epochs": self.n_labelled,

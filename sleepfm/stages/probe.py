@@ -30,6 +30,7 @@ from sleepfm.stages.downstream_config import ProbeConfig
 from sleepfm.stages.downstream_package import package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, starting_point, training_labels
 from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.people import people_of_downstream
 from sleepfm.stages.shared_predictions import shared_predictions
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
@@ -120,6 +121,7 @@ class ProbeStage:
         self.dataset_digest = self.dataset.digest
         self.parents = [source.label]
         package = load_package(source)
+        self.people = people_of_downstream(config, [self.dataset], package)
         self.module = _build(config, package.module, source)
         self.cache = EmbeddingCache(
             Path(config.cache),
@@ -153,6 +155,7 @@ class ProbeStage:
         assert isinstance(module, Downstream)
         facts = {
             "encoder": self.parents[0],
+            "test people seen before": self.people.verdict,
             "dataset": self.dataset.digest,
             "training": f"probe ({self.config.head.kind} head on the frozen encoder)",
             "labelled epochs": len(self.stream),

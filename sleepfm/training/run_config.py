@@ -273,6 +273,8 @@ _INCIDENTAL = {
     "deepspeed": ("zero", "extra"),
     # The data set is known by its digest, wherever it lies.
     "data": ("path", "max_corrupt", "slow_read", "workers"),
+    # It says what is done with the figures.
+    "evaluate": ("allow_leakage",),
 }
 
 
