@@ -79,6 +79,7 @@ def package_contents(
         step = 0.02 if final else 0.1
         event_threshold = best_event_threshold(dataset, task.event, splits["val"], step, goes_on)
         content["event_threshold"] = plain(asdict(event_threshold))
+    events: dict[str, EventResult] = {}
     if task.event:
         found = event_threshold.value if event_threshold is not None else threshold.value
         events = {
@@ -111,7 +112,7 @@ def package_contents(
     shown |= {"temperature": f"{temperature.value:.3f} ({temperature.rule})"}
     if event_threshold is not None:
         shown |= {"threshold of a second": f"{event_threshold.value:.2f} ({event_threshold.rule})"}
-    return Export(config, downstream_card(title, shown, results["val"], results.get("test")), metrics)
+    return Export(config, downstream_card(title, shown, results["val"], results.get("test"), events), metrics)
 
 
 def label_rule(dataset: Dataset) -> LabelRule:
