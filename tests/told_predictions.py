@@ -29,4 +29,5 @@ def whole(dataset: Dataset, task: str, classes: int, certainty: float = 0.9) -> 
         texts = [np.full(number, text, object) for text in (name, subject)]
         columns.append((*texts, np.arange(number), truth, probability, seconds.reshape(number, 30)))
     joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
-    return Predictions(*joined[:5], joined[5] if task != "stage" else None)
+    record, subject, epoch, truth, probability, seconds = joined
+    return Predictions(record, subject, epoch, truth, probability, seconds if task != "stage" else None)

@@ -115,7 +115,7 @@ def _weighted(judge: Consensus, stages: NDArray[np.int64]) -> NDArray[np.float64
     """Confusion [K, K] of ``stages`` [E] with a consensus (rows), each epoch by its share of the votes."""
     there = (judge.stages >= 0) & (stages >= 0)
     cells = judge.stages[there] * K + stages[there]
-    return np.bincount(cells, judge.share[there], minlength=K * K).reshape(K, K)
+    return np.bincount(cells, judge.share[there], minlength=K * K).reshape(K, K).astype(float)
 
 
 def _votes(table: NDArray[np.int64]) -> NDArray[np.int64]:

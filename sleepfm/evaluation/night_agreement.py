@@ -21,6 +21,7 @@ from sleepfm.evaluation.events import ahi, find_events, join_overlapping
 from sleepfm.evaluation.paired import PairedAgreement, paired_agreement
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.evaluation.sleep_statistics import SleepStatistics, sleep_statistics
+from sleepfm.signals.scorings.scoring import Event
 
 # Figures of :class:`SleepStatistics` that are compared, with their units.
 SLEEP_FIGURES = {
@@ -80,7 +81,7 @@ def ahi_agreement(
         if not dataset.records[row].has_events or not all(own[kind].any() for kind in KINDS) or not (truth >= 0).any():
             continue
         both = (truth >= 0) & (stage >= 0)
-        found = []
+        found: list[Event] = []
         for kind in KINDS:
             predictions, mask = events[kind], own[kind]
             both &= (predictions.truth[mask] >= 0) & predictions.scored[mask]

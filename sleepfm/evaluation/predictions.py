@@ -45,12 +45,12 @@ class Predictions:
         try:
             table = pd.read_parquet(path)
             classes = [name for name in table.columns if re.fullmatch(r"p\d+", name)]
-            columns = (table[name].to_numpy() for name in ("record", "subject", "epoch", "truth"))
+            record, subject, epoch, truth = (table[name].to_numpy() for name in ("record", "subject", "epoch", "truth"))
             probability = table[classes].to_numpy(float)
         except (OSError, ValueError, KeyError) as error:
             raise DatasetError(f"{path}: cannot be read as predictions ({error}); train again") from error
         seconds = np.stack(table["seconds"].to_list()).astype(float) if "seconds" in table else None
-        return cls(*columns, probability, seconds)
+        return cls(record, subject, epoch, truth, probability, seconds)
 
     @property
     def scored(self) -> NDArray[np.bool_]:

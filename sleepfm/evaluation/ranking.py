@@ -84,7 +84,8 @@ def _rank_bins(positive: NDArray[np.bool_], score: Float, limit: int | None) -> 
     for side in (positive, ~positive):
         below = np.cumsum(np.bincount(inverse[side], minlength=len(values)))
         place += below * (limit // 2) // max(1, int(below[-1]))
-    return (np.cumsum(np.diff(place, prepend=place[0]) > 0))[inverse]
+    bins: NDArray[np.intp] = np.cumsum(np.diff(place, prepend=place[0]) > 0)
+    return bins[inverse]
 
 
 def _histogram(
