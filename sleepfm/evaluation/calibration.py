@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import minimize_scalar
 
 from sleepfm.evaluation.predictions import Predictions
 
@@ -38,6 +37,9 @@ def fit_temperature(truth: NDArray[np.integer], probability: NDArray[np.float64]
     1, with the reason in ``rule``, where fewer than two classes are scored, or the least loss is at either end of the range:
     such a fit would make probabilities certain, or all alike.
     """
+    # A job imports it at its end, not before its first step.
+    from scipy.optimize import minimize_scalar
+
     usable = (truth >= 0) & np.isfinite(probability).all(axis=1)
     truth, probability = truth[usable], probability[usable]
     if len(np.unique(truth)) < 2:

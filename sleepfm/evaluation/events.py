@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import linear_sum_assignment
 
 from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS
 from sleepfm.signals.scorings.scoring import Event
@@ -208,6 +207,9 @@ def _assigned(pairs: Sequence[tuple[float, int, int]]) -> list[tuple[int, int]]:
     rows, columns = (Counter(pair[side] for pair in pairs) for side in (1, 2))
     found = [(i, j) for _, i, j in pairs if rows[i] == columns[j] == 1]
     contested = [pair for pair in pairs if not rows[pair[1]] == columns[pair[2]] == 1]
+    if contested:
+        # A job that trains and finds no event need not wait for it.
+        from scipy.optimize import linear_sum_assignment
     # Of contested events those that hang together are few, and neighbours: pairs ascend with onsets.
     while contested:
         group_rows, group_columns = {contested[0][1]}, {contested[0][2]}
