@@ -20,8 +20,10 @@ from sleepfm.paths import config_root
 from sleepfm.registry.package import write_package
 from sleepfm.registry.people import PeopleOfStage, Seen, TestPeople
 from sleepfm.registry.registry import Resolved, load_package
+from sleepfm.stages.context import ContextStage
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.downstream_package import read_results
+from sleepfm.stages.encoders import MultimodalStage, UnimodalStage
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.people import people_of_downstream, people_of_pretraining
 from sleepfm.stages.pretrain import PretrainConfig
@@ -223,3 +225,26 @@ def test_weights_and_branches_that_a_run_starts_from_bring_their_people(dataset,
     folder.root.mkdir()
     keep_people(gone, config.model_copy(update={"branch_from": f"{tmp_path / 'nowhere'}@3"}), folder, None)
     assert "an earlier run" in gone.people.seen.unknown[0]
+
+
+def test_pretraining_stages_know_whom_they_and_their_encoders_have_seen(dataset, resplit, packaged, tmp_path):
+    own = Seen.of([dataset], PRETRAINED)
+    assert UnimodalStage(pretraining(dataset)).people.seen == own
+    sources = {}
+    for modality in ("EEG", "EOG", "EMG", "ECG"):
+        module = build_model(read_yaml(config_root() / "pretrain" / f"{modality.lower()}-tiny.yaml")["model"])
+        config = {"model": model_config(module)}
+        if modality == "EOG":
+            config |= {"training": {"people": Seen.of([resplit], {"pretrain": "pretraining"}).to_plain()}}
+        write_package(tmp_path / modality, module, config, "card")
+        sources[modality] = Resolved(str(tmp_path / modality), tmp_path / modality)
+    fixed = [f"data.path={dataset.path}", "train.output=run", *(f"encoders.{m}={s.uri}" for m, s in sources.items())]
+    config = load_config(PretrainConfig, config_root() / "pretrain" / "multimodal-tiny.yaml", fixed)
+    stage = MultimodalStage(config, sources)
+    assert stage.people.seen.people == (own | Seen.of([resplit], {"pretrain": "pretraining"})).people
+    assert len(stage.people.seen.unknown) == 3 and stage.parents == [source.label for source in sources.values()]
+    encoder = packaged(stage.people.seen)
+    fixed = [f"data.path={dataset.path}", "train.output=run", f"encoder={encoder.uri}"]
+    config = load_config(PretrainConfig, config_root() / "pretrain" / "context-tiny.yaml", fixed)
+    context = ContextStage(config, load_package(encoder), ALONE, on_paper=True)
+    assert context.people.seen == stage.people.seen and context.people.verdict == ""
