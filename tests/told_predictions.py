@@ -17,7 +17,7 @@ def whole(dataset: Dataset, task: str, classes: int, certainty: float = 0.9) -> 
     reader = ShardReader(dataset)
     labels = RecordLabels(dataset, reader, (task,), task)
     columns = []
-    for row, (name, subject) in enumerate(zip(dataset.names, dataset.subjects, strict=True)):
+    for row, whose in enumerate(zip(dataset.names, dataset.subjects, strict=True)):
         truth = labels.of(row)[task].astype(np.int64)
         probability = np.full((len(truth), classes), (1 - certainty) / (classes - 1))
         probability[np.arange(len(truth)), np.maximum(truth, 0)] = certainty
@@ -26,7 +26,7 @@ def whole(dataset: Dataset, task: str, classes: int, certainty: float = 0.9) -> 
             if event_family(event.type) == task:
                 seconds[round(event.onset) : round(event.onset + event.duration)] = certainty
         number = len(truth)
-        texts = [np.full(number, text, object) for text in (name, subject)]
+        texts = [np.full(number, text, object) for text in whose]
         columns.append((*texts, np.arange(number), truth, probability, seconds.reshape(number, 30)))
     joined = [np.concatenate(column) for column in zip(*columns, strict=True)]
     record, subject, epoch, truth, probability, seconds = joined

@@ -177,11 +177,6 @@ def match_events(detected: Sequence[Event], scored: Sequence[Event], min_iou: fl
     return EventAgreement(matched, len(scored) - matched, len(detected) - matched)
 
 
-def timing_errors(detected: Sequence[Event], scored: Sequence[Event], min_iou: float = MIN_IOU) -> NDArray[np.float64]:
-    """Onset and duration of each matched detected event less those of its scored one, in seconds [N, 2]."""
-    return timing_of([(detected[i], scored[j]) for i, j in matched_pairs(detected, scored, min_iou)])
-
-
 def timing_of(pairs: Sequence[tuple[Event, Event]]) -> NDArray[np.float64]:
     """Onset and duration of the first of each pair less those of the second, in seconds [N, 2]."""
     errors = [(mine.onset - theirs.onset, mine.duration - theirs.duration) for mine, theirs in pairs]

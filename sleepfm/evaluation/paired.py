@@ -7,7 +7,6 @@ ICC(A,1) of McGraw and Wong (1996).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -169,8 +168,3 @@ def _severity(reference: Float, estimate: Float, weights: Float, n_subjects: int
     whole = tuple(tuple(int(cell) for cell in row) for row in confusion[0])
     accuracy = metric_of(agreement.accuracy(confusion), n_subjects, undefined="no night")
     return Severity(whole, accuracy, metric_of(agreement.kappa(confusion), n_subjects, undefined="one class only"))
-
-
-def severity_of(ahi: float) -> str:
-    """Severity class of ``ahi`` per hour; empty where it is undefined."""
-    return "" if math.isnan(ahi) else SEVERITIES[int(np.digitize(ahi, SEVERITY_BOUNDS))]

@@ -86,7 +86,7 @@ class EventNights:
             both = (predictions.truth >= 0)[own] & predictions.scored[own]
             stage = stages.of(row)["stage"]
             asleep = stage > Stage.W if (stage >= 0).any() else None
-            self._nights.append((probability, ComparedNight(record, dataset.subjects[row], (), scored, both, asleep)))
+            self._nights.append((probability, ComparedNight(record, str(predictions.subject[own][0]), (), scored, both, asleep)))
 
     def at(self, threshold: float) -> list[ComparedNight]:
         """The nights with what is found at ``threshold``."""

@@ -22,31 +22,19 @@ MAX_BINS = 4096
 Float = NDArray[np.float64]
 
 
-def auroc(positive: NDArray[np.bool_], score: Float) -> float:
-    """Area under the ROC curve (Mann-Whitney, ties count one half); nan unless both classes occur."""
-    counts = _histogram(positive, _rank_bins(positive, score, None), np.zeros(len(score), int), 1)
-    return float(_auroc(*counts)[0])
-
-
-def average_precision(positive: NDArray[np.bool_], score: Float) -> float:
-    """Area under the precision-recall steps, no interpolation; nan unless a positive occurs."""
-    counts = _histogram(positive, _rank_bins(positive, score, None), np.zeros(len(score), int), 1)
-    return float(_average_precision(*counts)[0])
-
-
 @dataclass(frozen=True)
 class Ranking:
-    """Statistics of the ranks of one class's scores, [R] each, of every resample; nan where a resample lacks a side."""
+    """Statistics of the ranks of one class's scores, [R] each, of every resample.
+
+    Attributes:
+        auroc: area under the ROC curve (Mann-Whitney, ties count one half); nan unless both sides occur.
+        average_precision: area under the precision-recall steps, no interpolation; nan unless a positive occurs.
+        sensitivity: the largest of any threshold that is at least as specific as stated; nan unless both sides occur.
+    """
 
     auroc: Float
     average_precision: Float
     sensitivity: Float
-
-
-def sensitivity_at(positive: NDArray[np.bool_], score: Float, specificity: float) -> float:
-    """The largest sensitivity of any threshold whose specificity is at least ``specificity``; nan unless both classes occur."""
-    counts = _histogram(positive, _rank_bins(positive, score, None), np.zeros(len(score), int), 1)
-    return float(_sensitivity(*counts, specificity)[0])
 
 
 def resampled(
@@ -65,8 +53,13 @@ def resampled(
         pos, neg = (part @ above).astype(float), (part @ below).astype(float)
         found[:, start : start + block] = _statistics(pos, neg, specificity)
     whole = _statistics(above.sum(0, dtype=float)[None], below.sum(0, dtype=float)[None], specificity)[:, 0]
-    exact = (auroc(positive, score), average_precision(positive, score), sensitivity_at(positive, score, specificity))
-    return Ranking(*np.clip(found + (np.array(exact) - whole)[:, None], 0.0, 1.0))
+    exact = _statistics(*_whole(positive, score), specificity)[:, 0]
+    return Ranking(*np.clip(found + (exact - whole)[:, None], 0.0, 1.0))
+
+
+def _whole(positive: NDArray[np.bool_], score: Float) -> tuple[Float, Float]:
+    """Positives and negatives of everybody in one bin per distinct score, [1, B] both."""
+    return _histogram(positive, _rank_bins(positive, score, None), np.zeros(len(score), int), 1)
 
 
 def _statistics(pos: Float, neg: Float, specificity: float) -> Float:
