@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 from told_predictions import whole
 
 from sleepfm.config import load_config
+from sleepfm.demo import summary
+from sleepfm.demo.runner import Done, Journal
+from sleepfm.demo.steps import DemoConfig, Plan
 from sleepfm.errors import TrainingError
 from sleepfm.evaluation.calibration import calibrated
 from sleepfm.models.usage import Usage
@@ -107,3 +113,27 @@ def test_the_report_shows_events_ahi_and_sleep_statistics(dataset, jobs, tmp_pat
     assert "Bland-Altman plot of" in text or not ahi.n_nights
     missing = build_report(tmp_path, ReportData("T", results=results, ahi_missing="no model tells it")).read_text()
     assert "Not assessed: no model tells it." in missing
+
+
+def test_the_demos_closing_table_and_summary_give_events_and_ahi(dataset, jobs, tmp_path, monkeypatch, capsys):
+    folders, _ = jobs
+    for name in summary.JUDGED:
+        shutil.copytree(folders[name.split("-")[1]], tmp_path / name)
+        result = {"name": f"sleepfm-{name.split('-')[1]}", "version": "1", "metrics": {"val/kappa": 0.5}, "promoted": True}
+        (tmp_path / name / "result.json").write_text(json.dumps(result))
+    plan = Plan(load_config(DemoConfig, "demo/default.yaml"), tmp_path, 1, None)
+    plan.shards = dataset.path
+    journal = Journal(tmp_path / "demo.json", "x", {"synth": Done(["synth"], 1.0, 2**20)})
+    summary.print_table(plan, journal)
+    shown = capsys.readouterr().out
+    assert "event f1@0.2" in shown and "event f1@0.5" in shown and "AHI of test nights: mean error" in shown
+    # What it shows beside has no bearing on these figures.
+    monkeypatch.setattr(summary, "_environment", lambda plan: {})
+    summary.write_summary(plan, journal, 1.0)
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert set(found["events"]) == {"sleepfm-apnea v1", "sleepfm-hypopnea v1"} and found["ahi"]["name"] == "ahi"
+    assert "balanced_accuracy" in found["test"]["sleepfm-stage v1"]
+    shutil.rmtree(tmp_path / "probe-apnea")
+    shutil.copytree(tmp_path / "probe-stage", tmp_path / "probe-apnea")
+    summary.print_table(plan, journal)
+    assert "AHI of test nights: not assessed: no model of this run tells apnea to the second" in capsys.readouterr().out
