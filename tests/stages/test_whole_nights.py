@@ -109,6 +109,7 @@ def test_the_report_shows_events_ahi_and_sleep_statistics(dataset, jobs, tmp_pat
     text = build_report(tmp_path, ReportData("T", results=results, ahi=ahi)).read_text()
     for shown in ("Apnea-hypopnea index", "Limits of agreement", "ICC(2,1)", "50 % of the union", "total sleep time (min)"):
         assert shown in text, shown
+    assert "Event F1" in text and "at 20 % overlap" in text
     assert "Test people seen before: LEAK, allowed" in text and "Sensitivity at specificity 0.90" in text
     assert "Bland-Altman plot of" in text or not ahi.n_nights
     missing = build_report(tmp_path, ReportData("T", results=results, ahi_missing="no model tells it")).read_text()
