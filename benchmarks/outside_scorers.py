@@ -1,4 +1,4 @@
-"""Two scorers that nobody here wrote, over recordings; run by ``realism.py`` in an interpreter that has them.
+"""Two scorers that nobody here wrote, over recordings; ``realism.py`` and ``side_by_side.py`` run it in an interpreter with them.
 
     python benchmarks/outside_scorers.py FOLDER
 

@@ -6,9 +6,10 @@ A row is a figure, what it is compared with in the same run, their ratio, and th
 ratios, because seconds are of a machine; they leave room for one that is busy. Status 1: a ratio is past its limit.
 ``--quick`` runs the same scripts in miniature, to see that they work; its figures say nothing and its limits do not count.
 
-Not here: `realism.py` (needs a virtual environment with two scorers), `polarity.py` (hours), `context_pretraining.py` (needs
-a data set and a trained encoder), `scaling.py` and `roofline.py` (models, no measurements), and what the scripts measure
-beside a checkout of the released code (`--reference`). `results/` holds what they have found.
+Not here: `realism.py` and `side_by_side.py` (need a virtual environment with two scorers, the second also trained models),
+`polarity.py` (hours), `context_pretraining.py` (needs a data set and a trained encoder), `scaling.py` and `roofline.py` (models,
+no measurements), and what the scripts measure beside a checkout of the released code (`--reference`). `results/` holds what they
+have found.
 """
 
 from __future__ import annotations

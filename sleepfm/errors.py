@@ -84,6 +84,10 @@ class BusyError(SleepFMError):
     """A folder that another process is writing into."""
 
 
+class LeakageError(SleepFMError):
+    """A model that would be judged by people whom it, or a model that it was made from, has seen."""
+
+
 class CheckpointError(SleepFMError):
     """A training checkpoint that cannot be resumed."""
 

@@ -83,6 +83,11 @@ class Mixture:
             return data
         return cls([DataSource(Part(source_names([("", data.origin)])[0], data.digest, data.origin), data)])
 
+    @property
+    def datasets(self) -> list[Dataset]:
+        """The data sets of all sources."""
+        return [source.dataset for source in self.sources]
+
     def select(self, split: str, channels: Sequence[str] = ()) -> list[tuple[DataSource, Index]]:
         """The sources with recordings of ``split`` that have any of ``channels`` (see :meth:`Dataset.select`), and their rows.
 

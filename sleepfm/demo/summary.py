@@ -13,12 +13,23 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
 from sleepfm.demo.runner import Journal
 from sleepfm.demo.steps import Plan
+from sleepfm.evaluation.event_results import EventResult
+from sleepfm.evaluation.metrics import plain
+from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
 from sleepfm.reports.lineage import from_registry
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report
-from sleepfm.stages.downstream_package import read_events, read_groups, read_results, tells_seconds
+from sleepfm.stages.downstream_package import (
+    read_event_results,
+    read_events,
+    read_groups,
+    read_results,
+    read_sleep,
+    tells_seconds,
+)
+from sleepfm.stages.whole_nights import ahi_of_jobs
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.precision import native_bf16
@@ -39,12 +50,15 @@ def write_report(plan: Plan, journal: Journal) -> Path:
     size = plan.config.cohort
     faults = "without faults" if size.clean else "with the faults of real ones"
     origin = f"recordings of {plan.data}" if plan.data else f"{size.subjects} synthetic nights of {size.hours:g} h {faults}"
+    ahi, ahi_missing = _ahi(plan)
     data = ReportData(
         title="SleepFM: from recordings to scored nights",
         summary=f"{origin}, seed {plan.seed}: shards, pretraining, probes, fine-tuning and one unseen night.",
         results=list(_results(plan)),
         traces={name: RunFolder(plan.output(name)).trace for name in [*plan.trained, *plan.judged]},
         night=NightExample(score, night, "its subject is in the test split: no model has seen it"),
+        ahi=ahi,
+        ahi_missing=ahi_missing,
         # On val: the test split is read once per model.
         subsets=modality_subsets(scorer.models["stage"], Dataset.open(plan.shards), "val", progress=_subset_done),
         lineage=from_registry(versions),
@@ -71,9 +85,35 @@ def print_table(plan: Plan, journal: Journal) -> None:
             majority = f"{result.evaluation.metrics['majority_accuracy'].value:8.3f}" if name == "accuracy" else ""
             interval = f"[{metric.ci_low:.3f}, {metric.ci_high:.3f}]"
             print(f"{result.model:<24} {name:<10} {metric.value:6.3f}   {interval:<15} {majority}")
+        if found := result.event_result:
+            for name in ("f1_iou_0.2", "f1_iou_0.5"):
+                metric = found.metrics[name]
+                interval = f"[{metric.ci_low:.3f}, {metric.ci_high:.3f}]"
+                print(f"{result.model:<24} {_named(found, name):<10} {metric.value:6.3f}   {interval}")
+        if result.evaluation.few_people:
+            print(f"{'':<24} every {result.evaluation.few_people}")
+    ahi, missing = _ahi(plan)
+    print(f"AHI of test nights: {_told(ahi) if ahi is not None else f'not assessed: {missing}'}")
     seconds = sum(done.seconds for done in journal.steps.values())
     peak = max(done.peak_bytes for done in journal.steps.values())
     print(f"\n{len(journal.steps)} steps, {seconds / 60:.1f} minutes, peak memory {peak / 2**30:.1f} GiB")
+
+
+def _named(found: EventResult, name: str) -> str:
+    """Of events, or of what does for them."""
+    return f"{'event' if found.located else 'run'} {name.replace('_iou_', '@')}"
+
+
+def _told(ahi: PairedAgreement) -> str:
+    right = f", severity right in {ahi.severity.accuracy.value:.0%}" if ahi.severity is not None and ahi.n_nights else ""
+    return (
+        f"mean error {ahi.mae.value:.1f}/h, bias {ahi.bias.value:+.1f}/h, ICC {ahi.icc.value:.2f}{right} "
+        f"({ahi.n_nights} nights of {ahi.n_subjects} people)"
+    )
+
+
+def _ahi(plan: Plan) -> tuple[PairedAgreement | None, str]:
+    return ahi_of_jobs([plan.output(name) for name in plan.judged], Dataset.open(plan.shards))
 
 
 def write_summary(plan: Plan, journal: Journal, seconds: float) -> None:
@@ -86,7 +126,10 @@ def write_summary(plan: Plan, journal: Journal, seconds: float) -> None:
         for result in _results(plan)
     }
     steps = {name: {"seconds": done.seconds, "peak_mib": done.peak_bytes >> 20} for name, done in journal.steps.items()}
-    content = {"test": figures, "steps": steps, "seconds": round(seconds), "environment": _environment(plan)}
+    events = {result.model: result.event_result.to_dict() for result in _results(plan) if result.event_result is not None}
+    ahi, missing = _ahi(plan)
+    breathing = {"events": events, "ahi": plain(ahi.to_dict()) if ahi is not None else {"not_assessed": missing}}
+    content = {"test": figures} | breathing | {"steps": steps, "seconds": round(seconds), "environment": _environment(plan)}
     write_json(plan.folder / "summary.json", content)
 
 
@@ -105,6 +148,9 @@ def _results(plan: Plan) -> Iterator[Result]:
                 events=read_events(plan.output(name)).get("test"),
                 located=tells_seconds(plan.output(name)),
                 by_group=read_groups(plan.output(name)),
+                event_result=read_event_results(plan.output(name)).get("test"),
+                sleep=read_sleep(plan.output(name)).get("test", {}),
+                leakage=facts.get("test people seen before", ""),
             )
 
 

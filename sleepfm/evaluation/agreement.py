@@ -49,6 +49,13 @@ def recall(confusion: Float, which: int) -> Float:
     return _ratio(confusion[..., which, which], confusion[..., which, :].sum(axis=-1))
 
 
+def balanced_accuracy(confusion: Float) -> Float:
+    """Mean recall of the classes that the truth holds (Brodersen et al. 2010)."""
+    held = confusion.sum(axis=-1)
+    recalls = _ratio(np.diagonal(confusion, axis1=-2, axis2=-1), held)
+    return _ratio(np.where(held > 0, recalls, 0.0).sum(axis=-1), (held > 0).sum(axis=-1).astype(float))
+
+
 def precision(confusion: Float, which: int) -> Float:
     """Share of the epochs called ``which`` that are so."""
     return _ratio(confusion[..., which, which], confusion[..., :, which].sum(axis=-1))

@@ -1,13 +1,14 @@
 """Respiratory events, their index per hour of sleep, and agreement with scored events.
 
 A model with an event head tells seconds apart, and its events have an onset and a duration. A model of epochs says whether an
-epoch holds an event, not where: what it gives are runs of consecutive positive epochs. Two events in neighbouring epochs are one
-run, so that runs are counted as runs and never as events.
+epoch holds an event, not where: what it gives are runs of consecutive positive epochs. Two events in neighbouring epochs are
+one run, so that runs are counted as runs and never as events.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,7 +82,8 @@ def join_overlapping(events: Sequence[Event]) -> tuple[Event, ...]:
     """Events by onset, of which no hypopnea overlaps an apnea: such a hypopnea is part of the apnea that it overlaps most.
 
     An event of which a portion meets the criteria of an apnea is an apnea as a whole (AASM manual, notes to the apnea rule): it
-    lasts from the first onset to the last end of both, though not into another apnea or hypopnea. Other events stay as they are.
+    lasts from the first onset to the last end of both, though not into another apnea or hypopnea. Other events stay as they
+    are.
     """
     apneas = [e for e in events if event_family(e.type) == "apnea"]
     spans = np.array([(e.onset, e.onset + e.duration) for e in apneas], float).reshape(-1, 2)
@@ -110,6 +112,17 @@ def overlapping(events: Sequence[Event], epochs: ArrayLike) -> list[Event]:
     return [event for event in events if _overlaps(event, flags)]
 
 
+def mostly_within(event: Event, epochs: ArrayLike) -> bool:
+    """Whether at least half of ``event`` lies in true epochs of ``epochs`` [E]."""
+    flags = np.asarray(epochs, dtype=bool)
+    onset, end = event.onset, event.onset + event.duration
+    first, last = max(0, math.floor(onset / EPOCH_SECONDS)), min(len(flags), math.ceil(end / EPOCH_SECONDS))
+    inside = sum(
+        min(end, (epoch + 1) * EPOCH_SECONDS) - max(onset, epoch * EPOCH_SECONDS) for epoch in range(first, last) if flags[epoch]
+    )
+    return inside > 0 and inside >= event.duration / 2
+
+
 def index_per_hour(events: Sequence[Event], epochs: ArrayLike) -> float:
     """Those of ``events`` that overlap a true epoch of ``epochs`` [E], per hour of true epochs; nan without one."""
     hours = np.asarray(epochs, dtype=bool).sum() * EPOCH_SECONDS / 3600
@@ -117,7 +130,8 @@ def index_per_hour(events: Sequence[Event], epochs: ArrayLike) -> float:
 
 
 def ahi(events: Sequence[Event], asleep: ArrayLike) -> float:
-    """Apnea-hypopnea index by :data:`AHI_DEFINITION`; ``asleep`` [E] is true where an epoch is sleep and breathing was scored."""
+    """Apnea-hypopnea index by :data:`AHI_DEFINITION`; ``asleep`` [E] is true where an epoch is sleep and breathing was
+    scored."""
     return index_per_hour([e for e in join_overlapping(events) if e.type in RESPIRATORY_TYPES], asleep)
 
 
@@ -152,41 +166,72 @@ class EventAgreement:
         return EventAgreement(self.matched + other.matched, self.missed + other.missed, self.false + other.false)
 
 
-def match_events(detected: Sequence[Event], scored: Sequence[Event], min_iou: float = 0.2) -> EventAgreement:
-    """Match events one to one, greatest intersection over union first, down to ``min_iou`` (above 0).
+# Events that overlap by a fifth of their union are the same event, unless another share is stated.
+MIN_IOU = 0.2
 
-    0.2 lets an event of 15 s match the two epochs (60 s) it lies across. Ties go to the earlier events.
+
+def match_events(detected: Sequence[Event], scored: Sequence[Event], min_iou: float = MIN_IOU) -> EventAgreement:
+    """Match events one to one, as :func:`matched_pairs`, and count.
+
+    0.2 lets an event of 15 s match the two epochs (60 s) it lies across.
     """
-    matched = len(_matches(_spans(detected), _spans(scored), min_iou))
+    matched = len(matched_pairs(detected, scored, min_iou))
     return EventAgreement(matched, len(scored) - matched, len(detected) - matched)
 
 
-def timing_errors(detected: Sequence[Event], scored: Sequence[Event], min_iou: float = 0.2) -> NDArray[np.float64]:
-    """Onset and duration of each matched detected event less those of its scored one, in seconds [N, 2]."""
+def timing_of(pairs: Sequence[tuple[Event, Event]]) -> NDArray[np.float64]:
+    """Onset and duration of the first of each pair less those of the second, in seconds [N, 2]."""
+    errors = [(mine.onset - theirs.onset, mine.duration - theirs.duration) for mine, theirs in pairs]
+    return np.array(errors, float).reshape(-1, 2)
+
+
+def matched_pairs(detected: Sequence[Event], scored: Sequence[Event], min_iou: float = MIN_IOU) -> list[tuple[int, int]]:
+    """Indices of ``detected`` and ``scored`` events matched one to one.
+
+    Two events can be matched whose intersection over union is at least ``min_iou`` (above 0). As many are matched as can be
+    (the maximum matching of ``mir_eval``, Raffel et al. 2014), and of all such matchings the one with the greatest sum of
+    intersections over unions. The order of the events plays no part.
+    """
     first, second = _spans(detected), _spans(scored)
-    pairs = _matches(first, second, min_iou)
-    if not pairs:
-        return np.empty((0, 2))
-    mine, theirs = (spans[list(index)] for spans, index in zip((first, second), zip(*pairs, strict=True), strict=True))
-    return np.stack([mine[:, 0] - theirs[:, 0], np.diff(mine)[:, 0] - np.diff(theirs)[:, 0]], axis=1)
+    order = [np.lexsort((spans[:, 1], spans[:, 0])) for spans in (first, second)]
+    pairs = _overlapping_pairs(first[order[0]], second[order[1]], min_iou)
+    found = _assigned(pairs)
+    return [(int(order[0][i]), int(order[1][j])) for i, j in found]
 
 
-def _matches(first: NDArray[np.float64], second: NDArray[np.float64], min_iou: float) -> list[tuple[int, int]]:
-    """Pairs of rows of ``first`` and ``second`` [N, 2] matched one to one."""
-    pairs = _overlapping_pairs(first, second, min_iou)
-    found: dict[int, int] = {}
-    used: set[int] = set()
-    for _, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-        if i not in found and j not in used:
-            found[i] = j
-            used.add(j)
-    return list(found.items())
+def _assigned(pairs: Sequence[tuple[float, int, int]]) -> list[tuple[int, int]]:
+    """The maximum matching of ``pairs`` (weight of at most 1, row, column) with the greatest weight."""
+    rows, columns = (Counter(pair[side] for pair in pairs) for side in (1, 2))
+    found = [(i, j) for _, i, j in pairs if rows[i] == columns[j] == 1]
+    contested = [pair for pair in pairs if not rows[pair[1]] == columns[pair[2]] == 1]
+    if contested:
+        # A job that trains and finds no event need not wait for it.
+        from scipy.optimize import linear_sum_assignment
+    # Of contested events those that hang together are few, and neighbours: pairs ascend with onsets.
+    while contested:
+        group_rows, group_columns = {contested[0][1]}, {contested[0][2]}
+        size = 0
+        while size < len(group_rows) + len(group_columns):
+            size = len(group_rows) + len(group_columns)
+            for _, i, j in contested:
+                if i in group_rows or j in group_columns:
+                    group_rows.add(i)
+                    group_columns.add(j)
+        group = [pair for pair in contested if pair[1] in group_rows]
+        contested = [pair for pair in contested if pair[1] not in group_rows]
+        at_row, at_column = ({key: n for n, key in enumerate(sorted(keys))} for keys in (group_rows, group_columns))
+        weight = np.zeros((len(at_row), len(at_column)))
+        for ratio, i, j in group:
+            # One pair more is worth more than any ratios.
+            weight[at_row[i], at_column[j]] = 1 + ratio / (min(weight.shape) + 1)
+        there = {(at_row[i], at_column[j]): (i, j) for _, i, j in group}
+        found += [there[place] for place in zip(*linear_sum_assignment(weight, maximize=True), strict=True) if place in there]
+    return found
 
 
 def _spans(events: Sequence[Event]) -> NDArray[np.float64]:
-    """Onset and end [N, 2] by onset."""
-    spans = np.array([(event.onset, event.onset + event.duration) for event in events], float).reshape(-1, 2)
-    return spans[np.lexsort((spans[:, 1], spans[:, 0]))]
+    """Onset and end [N, 2]."""
+    return np.array([(event.onset, event.onset + event.duration) for event in events], float).reshape(-1, 2)
 
 
 def _overlapping_pairs(first: NDArray[np.float64], second: NDArray[np.float64], min_iou: float) -> list[tuple[float, int, int]]:

@@ -1,8 +1,8 @@
 """Metrics of a task with intervals over subjects, beside what a model that learned nothing would reach.
 
-An interval is the 2.5 to 97.5 percentile over resamples of *subjects* (nights of a person stay together),
-since epochs of one night are not independent. Undefined values are nan and carry the reason in ``note``;
-nothing is filled in.
+Intervals are over resamples of people, see :mod:`sleepfm.evaluation.intervals`. Undefined values are nan and carry the reason
+in ``note``; nothing is filled in. The figures are written in numpy, since a thousand resamples of a cohort by scikit-learn
+take hours; tests hold every one of them to scikit-learn's.
 """
 
 from __future__ import annotations
@@ -16,20 +16,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from sleepfm.errors import ModelError
 from sleepfm.evaluation import agreement, ranking
+from sleepfm.evaluation.intervals import Metric, few_people, metric_of, subject_counts
 from sleepfm.tasks import Task
 
 Float = NDArray[np.float64]
 CALIBRATION_BINS = 15
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A value with its 95 % interval over subjects; nan where undefined, with the reason in ``note``."""
-
-    value: float
-    ci_low: float = math.nan
-    ci_high: float = math.nan
-    note: str = ""
+STATED_SPECIFICITY = 0.9
 
 
 @dataclass(frozen=True)
@@ -48,15 +40,22 @@ class Evaluation:
     prevalence: dict[str, float]
     metrics: dict[str, Metric]
     confusion: tuple[tuple[int, ...], ...]
+    stated_specificity: float | None = None
+    """At which ``sensitivity_at_specificity`` is, of binary tasks."""
+
+    @property
+    def few_people(self) -> str:
+        """What is to be said of the intervals where they are from fewer than ten people, else empty."""
+        return few_people(self.n_subjects)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; nan becomes null."""
-        return _plain(asdict(self))
+        return plain(asdict(self))
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Evaluation:
         """Inverse of :meth:`to_dict`."""
-        metrics = {name: Metric(**_with_nan(entry)) for name, entry in values["metrics"].items()}
+        metrics = metrics_from(values["metrics"])
         prevalence = _with_nan(values["prevalence"])
         confusion = tuple(tuple(row) for row in values["confusion"])
         fixed = {"metrics": metrics, "prevalence": prevalence, "confusion": confusion}
@@ -72,6 +71,7 @@ def evaluate(
     threshold: float = 0.5,
     n_boot: int = 1000,
     seed: int = 0,
+    specificity: float = STATED_SPECIFICITY,
 ) -> Evaluation:
     """Every figure reported for ``task``.
 
@@ -82,6 +82,8 @@ def evaluate(
         threshold: binary tasks call an epoch positive from this probability on; chosen on ``val``, never
             here.
         n_boot: resamples of subjects; the same ``seed`` gives the same intervals.
+        specificity: of binary tasks, at which ``sensitivity_at_specificity`` is stated: the largest sensitivity of any
+            threshold that is at least so specific, here and in each resample.
 
     ``majority_accuracy`` is the accuracy of always naming the commonest class of ``truth``; ``brier`` is the
     mean squared error of the positive class (binary) or summed over classes (Brier 1950); ``ece`` bins the
@@ -104,17 +106,14 @@ def evaluate(
     else:
         predicted = probability_.argmax(axis=1)
 
-    counts = np.ones((1, n_subjects))
-    if n_subjects > 1:
-        rng = np.random.default_rng(seed)
-        counts = np.concatenate([counts, rng.multinomial(n_subjects, np.full(n_subjects, 1 / n_subjects), n_boot)])
+    counts = subject_counts(n_subjects, n_boot, seed)
     flat = (index * n_classes + truth_) * n_classes + predicted
     by_subject = np.bincount(flat, minlength=n_subjects * n_classes**2).reshape(n_subjects, n_classes**2)
     confusion = (counts @ by_subject).reshape(-1, n_classes, n_classes)
 
     values = _confusion_values(task, confusion, int(held.argmax()))
     values |= _calibration_values(task, truth_, probability_, predicted, index, counts)
-    values |= _ranking_values(task, truth_, probability_, index, counts, held)
+    values |= _ranking_values(task, truth_, probability_, index, counts, held, specificity)
     notes = _notes(task, held)
     return Evaluation(
         task=task.name,
@@ -123,9 +122,13 @@ def evaluate(
         n_unscored=n_unscored,
         n_subjects=n_subjects,
         threshold=float(threshold) if binary else None,
+        stated_specificity=float(specificity) if binary else None,
         majority_class=task.classes[int(held.argmax())],
         prevalence={name: float(held[k] / len(truth_)) if len(truth_) else math.nan for k, name in enumerate(task.classes)},
-        metrics={name: _metric(column, n_subjects, notes.get(name, notes[""])) for name, column in values.items()},
+        metrics={
+            name: metric_of(column, n_subjects, notes.get(name, notes[""]), "undefined: the model names one class only")
+            for name, column in values.items()
+        },
         confusion=tuple(tuple(int(cell) for cell in row) for row in confusion[0]),
     )
 
@@ -189,6 +192,7 @@ def _confusion_values(task: Task, confusion: Float, majority: int) -> dict[str, 
     f1 = agreement.class_f1(confusion)
     values = {
         "accuracy": agreement.accuracy(confusion),
+        "balanced_accuracy": agreement.balanced_accuracy(confusion),
         "majority_accuracy": share,
         "kappa": agreement.kappa(confusion),
         "macro_f1": agreement.macro_f1(confusion),
@@ -238,18 +242,19 @@ def _ranking_values(
     index: NDArray[np.intp],
     counts: Float,
     held: NDArray[np.intp],
+    specificity: float,
 ) -> dict[str, Float]:
-    positives = [1] if task.kind == "binary" else [k for k in range(len(held)) if held[k]]
-    areas, precisions = [], []
-    for k in positives if len(truth) else []:
-        positive, score = truth == k, probability[:, k]
-        area, precision = ranking.resampled(positive, score, index, counts[1:])
-        areas.append(np.append(ranking.auroc(positive, score), area))
-        precisions.append(np.append(ranking.average_precision(positive, score), precision))
-    if not areas:
-        undefined = np.full(len(counts), np.nan)
-        return {"auroc": undefined, "auprc": undefined}
-    return {"auroc": np.mean(areas, axis=0), "auprc": np.mean(precisions, axis=0)}
+    binary = task.kind == "binary"
+    positives = [1] if binary else [k for k in range(len(held)) if held[k]]
+    found = [ranking.resampled(truth == k, probability[:, k], index, counts, specificity) for k in positives if len(truth)]
+    undefined = np.full((1, len(counts)), np.nan)
+    values = {
+        "auroc": np.mean([each.auroc for each in found] or undefined, axis=0),
+        "auprc": np.mean([each.average_precision for each in found] or undefined, axis=0),
+    }
+    if binary:
+        values["sensitivity_at_specificity"] = np.mean([each.sensitivity for each in found] or undefined, axis=0)
+    return values
 
 
 def _notes(task: Task, held: NDArray[np.intp]) -> dict[str, str]:
@@ -259,7 +264,8 @@ def _notes(task: Task, held: NDArray[np.intp]) -> dict[str, str]:
     notes = {"": ""}
     if absent:
         missing = ", ".join(absent)
-        notes |= dict.fromkeys(("macro_f1", "auroc", "auprc", "kappa", "mcc"), f"{missing} absent in truth")
+        of_all = ("balanced_accuracy", "macro_f1", "auroc", "auprc", "kappa", "mcc", "sensitivity_at_specificity")
+        notes |= dict.fromkeys(of_all, f"{missing} absent in truth")
         notes |= {f"f1_{name}": f"{name} absent in truth" for name in absent}
         if task.kind == "binary":
             side = "specificity" if not held[0] else "sensitivity"
@@ -267,29 +273,18 @@ def _notes(task: Task, held: NDArray[np.intp]) -> dict[str, str]:
     return notes
 
 
-def _metric(column: Float, n_subjects: int, note: str) -> Metric:
-    value, resamples = float(column[0]), column[1:]
-    if math.isnan(value):
-        return Metric(math.nan, note=note or "undefined: the model names one class only")
-    if n_subjects < 2:
-        return Metric(value, note=_join(note, "one subject: no interval"))
-    valid = resamples[np.isfinite(resamples)]
-    if len(valid) < 0.9 * len(resamples) or not len(valid):
-        return Metric(value, note=_join(note, "no interval: undefined in over a tenth of the resamples"))
-    low, high = np.percentile(valid, [2.5, 97.5])
-    return Metric(value, float(low), float(high), note)
-
-
-def _join(*notes: str) -> str:
-    return "; ".join(note for note in notes if note)
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """``value`` with lists for tuples and None for nan, as JSON has them."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def metrics_from(values: dict[str, Any]) -> dict[str, Metric]:
+    """Figures by name from their plain JSON types."""
+    return {name: Metric(**_with_nan(entry)) for name, entry in values.items()}
 
 
 def _with_nan(values: dict[str, Any]) -> dict[str, Any]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sleepfm.constants import Stage
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.mixture import Mixture
 from sleepfm.data.reader import ShardReader
+from sleepfm.data.record_labels import RecordLabels
 from sleepfm.data.scored_events import scored_events
-from sleepfm.evaluation.events import EventAgreement, event_family, find_events, match_events, overlapping, timing_errors
+from sleepfm.evaluation.event_figures import ComparedNight, agreement_of_nights
+from sleepfm.evaluation.events import MIN_IOU, event_family, find_events
 from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
+from sleepfm.evaluation.paired import PairedAgreement, paired_agreement
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import Task
 
 # Headline figures on `val`.
@@ -56,61 +60,91 @@ def epoch_threshold(task: Task, predictions: Predictions) -> Threshold:
     return choose_threshold(predictions.truth[scored], predictions.probability[scored, 1])
 
 
-def compare_events(
-    dataset: Dataset | Mixture, kind: str, predictions: Predictions, threshold: float
-) -> tuple[EventAgreement, NDArray[np.float64]]:
-    """Detected against scored events of the same recordings, over those whose events were scored: counts of matches, and
-    onset and duration of matched events less those scored [N, 2], in seconds. What lies outside of the epochs that both scored
-    counts on neither side.
+def compared_nights(data: Dataset | Mixture, kind: str, predictions: Predictions, threshold: float) -> list[ComparedNight]:
+    """Detected and scored events of ``kind`` of every recording whose events were scored.
 
-    What is detected are events from the seconds of an event head, else runs of positive epochs, which are no events (the counts
-    then say how far runs do for them).
+    What is detected are events from the seconds of an event head, else runs of positive epochs, which are no events (the
+    figures then say how far runs do for them).
     """
-    total, errors = EventAgreement(0, 0, 0), [np.empty((0, 2))]
-    located = predictions.seconds is not None
-    for probability, both_scored, events in _nights(dataset, kind, predictions):
-        detected = overlapping(find_events(probability, threshold, kind, located), both_scored)
-        scored = overlapping(events, both_scored)
-        total += match_events(detected, scored)
-        errors.append(timing_errors(detected, scored))
-    return total, np.concatenate(errors)
+    return EventNights(data, kind, predictions).at(threshold)
+
+
+class EventNights:
+    """The recordings of ``predictions`` whose events of ``kind`` were scored, read once for any number of thresholds."""
+
+    def __init__(self, data: Dataset | Mixture, kind: str, predictions: Predictions) -> None:
+        # Of each data set by its digest.
+        read: dict[str, tuple[ShardReader, RecordLabels]] = {}
+        self._kind, self._located = kind, predictions.seconds is not None
+        self._nights: list[tuple[NDArray[np.float64], ComparedNight]] = []
+        for record in dict.fromkeys(predictions.record):
+            dataset, row = data.find(record)
+            if not dataset.records[row].has_events:
+                continue
+            if dataset.digest not in read:
+                reader = ShardReader(dataset)
+                read[dataset.digest] = reader, RecordLabels(dataset, reader, ("stage",))
+            reader, stages = read[dataset.digest]
+            own, seconds = predictions.record == record, predictions.seconds
+            probability = predictions.probability[own, 1] if seconds is None else seconds[own].reshape(-1)
+            scored = tuple(e for e in scored_events(dataset, reader, row) if event_family(e.type) == kind)
+            both = (predictions.truth >= 0)[own] & predictions.scored[own]
+            stage = stages.of(row)["stage"]
+            asleep = stage > Stage.W if (stage >= 0).any() else None
+            self._nights.append((probability, ComparedNight(record, str(predictions.subject[own][0]), (), scored, both, asleep)))
+
+    def at(self, threshold: float) -> list[ComparedNight]:
+        """The nights with what is found at ``threshold``."""
+        return [
+            replace(night, detected=find_events(probability, threshold, self._kind, self._located))
+            for probability, night in self._nights
+        ]
+
+
+@dataclass(frozen=True)
+class EventThreshold:
+    """From which probability of a second an event is found, by which rule, and what it gave where it was chosen.
+
+    ``index_error`` is the mean absolute error of events per hour of sleep at that threshold, nan where sleep was not staged.
+    """
+
+    value: float
+    rule: str
+    f1: float
+    index_error: float
 
 
 def best_event_threshold(
-    dataset: Dataset | Mixture, kind: str, predictions: Predictions, step: float = 0.02, goes_on: Callable[[], None] | None = None
-) -> float:
-    """The probability of a second, in steps of ``step``, from which events of ``predictions`` agree best (F1) with the scored
-    ones; 0.5 where none was scored. ``goes_on`` is called after each of them.
+    data: Dataset | Mixture, kind: str, predictions: Predictions, step: float = 0.02, goes_on: Callable[[], None] | None = None
+) -> EventThreshold:
+    """The probability of a second, in steps of ``step``, from which events of ``predictions`` agree best with the scored ones.
+
+    Chosen for the F1 of events, on ``val`` only, and judged by the events per hour of sleep, which is what a reader of the
+    night goes by. Where none was scored there is nothing to choose by: 0.5, and the rule says so. ``goes_on`` is called after
+    each step.
     """
-    steps, f1 = np.arange(step, 1, step), []
-    for threshold in steps.tolist():
-        f1.append(compare_events(dataset, kind, predictions, threshold)[0].f1)
+    nights, tried = EventNights(data, kind, predictions), []
+    for threshold in np.arange(step, 1, step).tolist():
+        found = nights.at(threshold)
+        tried.append((agreement_of_nights(found)[0].f1, -threshold, _index_error(found)))
         if goes_on is not None:
             goes_on()
-    return 0.5 if np.isnan(f1).all() or not np.nanmax(f1) else float(steps[int(np.nanargmax(f1))])
+    defined = [row for row in tried if row[0] > 0]
+    if not defined:
+        return EventThreshold(0.5, "default: no scored event to choose by", math.nan, math.nan)
+    f1, threshold, error = max(defined)
+    return EventThreshold(-threshold, f"max F1 of events (overlap of at least {MIN_IOU:.0%}) on val", f1, error)
 
 
-def timing_figures(errors: NDArray[np.float64]) -> dict[str, float]:
-    """Mean absolute errors in seconds of onset and duration of matched events [N, 2]; none without a match."""
-    if not len(errors):
-        return {}
-    onset, duration = np.abs(errors).mean(0).tolist()
-    return {"event_onset_error_s": onset, "event_duration_error_s": duration}
+def index_agreement(nights: Sequence[ComparedNight], kind: str, resamples: int = 1000, seed: int = 0) -> PairedAgreement:
+    """Events of ``kind`` per hour of the sleep that the human staged, by night: by the model against by the human."""
+    pairs = [night.indices() for night in nights]
+    theirs, mine = ([pair[side] for pair in pairs] for side in (0, 1))
+    people = [night.subject for night in nights]
+    return paired_agreement(f"{kind}_index", theirs, mine, people, unit="1/h", n_boot=resamples, seed=seed)
 
 
-def _nights(
-    dataset: Dataset | Mixture, kind: str, predictions: Predictions
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_], list[Event]]]:
-    """Of every recording with scored events: probability (of seconds where there are, else of epochs), the epochs that both the
-    scorer and the model scored, and the scored events.
-    """
-    readers: dict[str, ShardReader] = {}
-    for record in dict.fromkeys(predictions.record):
-        own_set, row = dataset.find(record)
-        if own_set.records[row].has_events:
-            reader = readers.setdefault(own_set.digest, ShardReader(own_set))
-            events = [e for e in scored_events(own_set, reader, row) if event_family(e.type) == kind]
-            own = predictions.record == record
-            seconds = predictions.seconds
-            both_scored = (predictions.truth >= 0)[own] & predictions.scored[own]
-            yield (predictions.probability[own, 1] if seconds is None else seconds[own].reshape(-1)), both_scored, events
+def _index_error(nights: Sequence[ComparedNight]) -> float:
+    pairs = np.array([night.indices() for night in nights], float).reshape(-1, 2)
+    error = np.abs(pairs[:, 1] - pairs[:, 0])
+    return float(np.nanmean(error)) if np.isfinite(error).any() else math.nan

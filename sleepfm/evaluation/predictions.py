@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sleepfm.errors import DatasetError
 from sleepfm.files import atomic_path
 
 
@@ -30,6 +32,25 @@ class Predictions:
         """Of no epoch."""
         number = np.empty(0, np.int64)
         return cls(np.empty(0, object), np.empty(0, object), number, number, np.empty((0, 0)))
+
+    @classmethod
+    def read(cls, path: Path) -> Predictions:
+        """What :meth:`write` wrote.
+
+        Raises:
+            DatasetError: it cannot be read as predictions.
+        """
+        import pandas as pd
+
+        try:
+            table = pd.read_parquet(path)
+            classes = [name for name in table.columns if re.fullmatch(r"p\d+", name)]
+            record, subject, epoch, truth = (table[name].to_numpy() for name in ("record", "subject", "epoch", "truth"))
+            probability = table[classes].to_numpy(float)
+        except (OSError, ValueError, KeyError) as error:
+            raise DatasetError(f"{path}: cannot be read as predictions ({error}); train again") from error
+        seconds = np.stack(table["seconds"].to_list()).astype(float) if "seconds" in table else None
+        return cls(record, subject, epoch, truth, probability, seconds)
 
     @property
     def scored(self) -> NDArray[np.bool_]:

@@ -22,11 +22,12 @@ def classify_night(model: Downstream, embedding: Tensor, length: int) -> NDArray
     The context sees windows of ``length`` epochs, as in training, that overlap by half; each epoch is taken
     once, from the window that shows most of its past (for a context that looks both ways, where it is nearest
     the middle). Epochs that are nan (no usable channel) stay nan; the context goes on across them as if they
-    were not there.
+    were not there. Logits are divided by the temperature of the model's usage, where it has one.
     """
     context = model.config.context
     window = 1 if context.kind == "none" else length
-    classify = _softmax(model.classify)
+    temperature = model.usage.temperature if model.usage is not None else 1.0
+    classify = _softmax(lambda batch: model.classify(batch) / temperature)
     return _by_windows(model, classify, embedding, window, context.bidirectional, (len(model.config.classes),))
 
 

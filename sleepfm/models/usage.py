@@ -38,6 +38,9 @@ class Usage(Config):
         event_threshold: probability from which a second belongs to an event, of models that tell seconds apart.
         resolution_s: seconds to which it tells events, 1 with an event head, else those of an epoch.
         label_rule: what labelled the epochs that it was trained on; None where that is not known, or no events are.
+        temperature: what the logits of an epoch are divided by before the softmax (:mod:`sleepfm.evaluation.calibration`),
+            fitted on ``val``; 1 of packages that do not say. ``threshold`` is of probabilities at this temperature.
+        event_threshold_rule: how ``event_threshold`` was chosen.
     """
 
     task: str
@@ -48,6 +51,8 @@ class Usage(Config):
     event_threshold: float | None = Field(default=None, ge=0, le=1)
     resolution_s: Literal[1, 30] = 30
     label_rule: LabelRule | None = None
+    temperature: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    event_threshold_rule: str | None = None
 
     @model_validator(mode="after")
     def _has_its_thresholds(self) -> Usage:

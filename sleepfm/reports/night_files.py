@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.evaluation.breathing import KINDS
-from sleepfm.evaluation.events import ahi, event_family, join_overlapping, match_events, overlapping
+from sleepfm.evaluation.event_figures import ComparedNight, agreement_of
+from sleepfm.evaluation.events import ahi, event_family, join_overlapping
 from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.files import write_json
@@ -134,7 +135,7 @@ def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any
         located = kind in score.event_threshold
         mine = [event for event in (score.events if located else score.runs) if event_family(event.type) == kind]
         theirs = [event for event in scored if event_family(event.type) == kind]
-        match = match_events(overlapping(mine, epochs), overlapping(theirs, epochs))
+        match, _ = agreement_of(ComparedNight(night.record, night.subject, tuple(mine), tuple(theirs), epochs))
         found[kind] = asdict(match) | {"f1": match.f1, "positive_runs": not located}
     if set(KINDS) <= score.event_threshold.keys() and (night.stage >= 0).any() and all(both_scored[kind].any() for kind in KINDS):
         both = both_scored["apnea"] & both_scored["hypopnea"]

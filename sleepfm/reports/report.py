@@ -22,11 +22,15 @@ from numpy.typing import NDArray
 from sleepfm.constants import CHANNEL_UNIT, EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ, STAGE_NAMES
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.breathing import KINDS
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement, event_family
 from sleepfm.evaluation.groups import FEW, Groups, group_rows
-from sleepfm.evaluation.metrics import Evaluation, Metric
+from sleepfm.evaluation.intervals import Metric
+from sleepfm.evaluation.metrics import Evaluation
+from sleepfm.evaluation.paired import SEVERITIES, PairedAgreement
 from sleepfm.files import write_atomic
 from sleepfm.reports import charts, plots
+from sleepfm.reports.agreement_charts import bland_altman_figure
 from sleepfm.reports.lineage import Lineage, to_svg
 from sleepfm.signals.quality import unusable
 from sleepfm.signals.scorings.scoring import Event
@@ -48,8 +52,9 @@ class Result:
     """What one model reached on one split.
 
     ``labelled_epochs`` is how many labelled epochs its head was trained on; ``events`` compares what the model found with the
-    scored events of the same recordings: events if ``located``, else runs of positive epochs; ``by_group`` has figures of groups
-    of people, by split.
+    scored events of the same recordings: events if ``located``, else runs of positive epochs. ``event_result`` says more of them,
+    with intervals; ``sleep`` compares sleep statistics night by night; ``leakage`` says whether a person of the split was seen
+    before; ``by_group`` has figures of groups of people, by split.
     """
 
     title: str
@@ -60,6 +65,9 @@ class Result:
     events: EventAgreement | None = None
     located: bool = False
     by_group: Mapping[str, Groups] = field(default_factory=dict)
+    event_result: EventResult | None = None
+    sleep: Mapping[str, PairedAgreement] = field(default_factory=dict)
+    leakage: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,6 +100,7 @@ class ReportData:
         results: one per model and split, in the order shown.
         traces: stage of training to its ``trace.jsonl``.
         night: the example night.
+        ahi: agreement of the nights' AHI, of the models' own stages and events; ``ahi_missing`` says why there is none.
         subsets: accuracy by subset of modalities, one task.
         lineage: from shards to models.
         environment: name to value (versions, processor, seed …); ``configuration``: name to YAML text.
@@ -103,6 +112,8 @@ class ReportData:
     results: Sequence[Result] = ()
     traces: Mapping[str, Path] = field(default_factory=dict)
     night: NightExample | None = None
+    ahi: PairedAgreement | None = None
+    ahi_missing: str = ""
     subsets: Sequence[SubsetResult] = ()
     lineage: Lineage | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -128,6 +139,8 @@ def build_report(out_dir: Path, data: ReportData) -> Path:
         few=FEW,
         night=_night_context(data.night) if data.night else None,
         lineage=Markup(to_svg(data.lineage)) if data.lineage else "",
+        bland_altman=_image(bland_altman_figure(data.ahi)) if data.ahi is not None and data.ahi.n_nights else "",
+        severities=SEVERITIES,
     )
     write_atomic(out_dir / "index.html", page)
     return out_dir / "index.html"
@@ -195,8 +208,8 @@ def event_rows(example: NightExample) -> dict[str, list[Event]]:
 def choose_page(example: NightExample) -> float:
     """Second at which the page of signals starts, a whole epoch.
 
-    The page shows the first apnea (else hypopnea) that a human scored and the model of its own family found; else the first event
-    that the models found, else one that a human scored; else the middle of N2.
+    The page shows the first apnea (else hypopnea) that a human scored and the model of its own family found; else the first
+    event that the models found, else one that a human scored; else the middle of N2.
     """
     score, prepared = example.score, example.prepared
     scored = [e for e in prepared.events if event_family(e.type) in KINDS]
@@ -276,6 +289,16 @@ def format_metric(metric: Metric | None, scale: float = 1.0) -> Markup:
     return text
 
 
+def format_quantity(metric: Metric | None, digits: int = 1) -> Markup:
+    """A figure with a unit, and its interval in small type; a dash where undefined."""
+    if metric is None or math.isnan(metric.value):
+        return Markup("–")
+    text = Markup(f"{metric.value:.{digits}f}")
+    if not math.isnan(metric.ci_low):
+        text += Markup(f' <span class="ci">{metric.ci_low:.{digits}f} to {metric.ci_high:.{digits}f}</span>')
+    return text
+
+
 def format_number(value: float | None, digits: int = 1) -> str:
     """``value`` with ``digits`` decimals, a dash for nan or nothing."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
@@ -297,5 +320,5 @@ def _render(template: str, **context: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"metric": format_metric, "number": format_number}
+    environment.filters |= {"metric": format_metric, "number": format_number, "quantity": format_quantity}
     return environment.get_template(template).render(version=__version__, **context)

@@ -27,6 +27,7 @@ from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet
 from sleepfm.registry.registry import Package
 from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.people import people_of_pretraining
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export
 
@@ -123,6 +124,7 @@ class ContextStage:
         self.epochs_per_item = config.model.length
         self.mixture = config.data.open()
         self.dataset_digest = self.mixture.digest
+        self.people = people_of_pretraining(config, self.mixture.datasets, [package])
         sha256 = package.config["weights"]["sha256"]
         self._caches = {
             source.name: EmbeddingCache(Path(config.cache), source.dataset, encoder, sha256, work=work, on_paper=on_paper)

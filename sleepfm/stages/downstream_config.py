@@ -30,6 +30,9 @@ class EvaluateConfig(Config):
     resamples: int = Field(default=1000, ge=0)
     seed: int = 0
     chunk: int = Field(default=64, ge=1)
+    allow_leakage: bool = False
+    """Go on, and mark what is reported, where a person of ``test`` was seen by the encoder or another ancestor; also
+    ``--allow-leakage``."""
 
 
 class SequenceConfig(Config):

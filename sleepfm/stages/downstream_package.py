@@ -14,15 +14,13 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.mixture import Mixture
 from sleepfm.errors import DatasetError, TrainingError
 from sleepfm.evaluation import groups
+from sleepfm.evaluation.calibration import calibrated, fit_temperature
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement
-from sleepfm.evaluation.metrics import Evaluation
-from sleepfm.evaluation.prediction_figures import (
-    best_event_threshold,
-    compare_events,
-    epoch_threshold,
-    evaluate_predictions,
-    timing_figures,
-)
+from sleepfm.evaluation.metrics import Evaluation, plain
+from sleepfm.evaluation.night_agreement import sleep_agreement
+from sleepfm.evaluation.paired import PairedAgreement
+from sleepfm.evaluation.prediction_figures import EventThreshold, best_event_threshold, epoch_threshold, evaluate_predictions
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.files import read_json, write_json
 from sleepfm.models.build import model_config
@@ -46,27 +44,29 @@ def package_contents(
     window: int,
     goes_on: Callable[[], None],
 ) -> Export:
-    """Choose the threshold on ``validation``, read ``test`` once, and write predictions and figures into
-    ``folder``. Without ``test`` (None) figures come without intervals and the threshold of seconds in coarser steps, since the
-    training waits.
+    """Fit the temperature and choose the thresholds on ``validation``, read ``test`` once, and write predictions (at the
+    temperature) and figures into ``folder``. Without ``test`` (None) figures come without intervals and the threshold of
+    seconds in coarser steps, since the training waits.
 
     ``facts`` go into the model card and, as they are, into ``config.yaml``; ``window`` is how many epochs the
     context sees at once; ``goes_on`` is called whenever this has come further.
     """
     task = TASKS[job.task]
-    threshold = epoch_threshold(task, validation)
-    options = {"resamples": job.evaluate.resamples if test is not None else 0, "seed": job.evaluate.seed}
-    on_val = evaluate_predictions(task, validation, threshold.value, **options)
+    final = test is not None
+    options = {"resamples": job.evaluate.resamples if final else 0, "seed": job.evaluate.seed}
+    temperature = fit_temperature(validation.truth, validation.probability)
+    splits = {
+        split: calibrated(predictions, temperature.value)
+        for split, predictions in {"val": validation, "test": test}.items()
+        if predictions is not None
+    }
     goes_on()
-    on_test = evaluate_predictions(task, test, threshold.value, **options) if test is not None else None
-    goes_on()
-    validation.write(RunFolder(folder).predictions("val"))
-    results = {"val": on_val.to_dict()}
-    if test is not None and on_test is not None:
-        test.write(RunFolder(folder).predictions("test"))
-        results["test"] = on_test.to_dict()
-    binary = task.kind == "binary"
-    splits = {"val": validation} | ({"test": test} if test is not None else {})
+    threshold = epoch_threshold(task, splits["val"])
+    results = {}
+    for split, predictions in splits.items():
+        results[split] = evaluate_predictions(task, predictions, threshold.value, **options)
+        predictions.write(RunFolder(folder).predictions(split))
+        goes_on()
     by_group = {}
     for split, predictions in splits.items():
         by_group[split] = groups.evaluate_groups(
@@ -74,37 +74,54 @@ def package_contents(
         )
         goes_on()
     located = bool(task.event) and validation.seconds is not None
-    step = 0.02 if test is not None else 0.1
-    event_threshold = best_event_threshold(dataset, task.event, validation, step, goes_on) if located else threshold.value
-    found = {
-        split: compare_events(dataset, task.event, predictions, event_threshold)
-        for split, predictions in splits.items()
-        if task.event
+    content: dict[str, Any] = {
+        "facts": facts,
+        "results": {split: result.to_dict() for split, result in results.items()},
+        "temperature": plain(asdict(temperature)),
+        "events": {},
+        "events_located": located,
+        "groups": {split: groups.to_dict(part) for split, part in by_group.items()},
     }
-    matches = {split: match for split, (match, _) in found.items()}
-    events = {split: asdict(match) for split, match in matches.items()}
-    timing = {split: timing_figures(errors) for split, (_, errors) in found.items()}
-    content = {"facts": facts, "results": results, "events": events, "events_located": located, "event_timing": timing}
-    content["groups"] = {split: groups.to_dict(part) for split, part in by_group.items()}
+    metrics = {name: value for split, result in results.items() for name, value in _flat(split, result).items()}
+    event_threshold: EventThreshold | None = None
+    if located:
+        step = 0.02 if final else 0.1
+        event_threshold = best_event_threshold(dataset, task.event, splits["val"], step, goes_on)
+        content["event_threshold"] = plain(asdict(event_threshold))
+    events: dict[str, EventResult] = {}
+    if task.event:
+        found = event_threshold.value if event_threshold is not None else threshold.value
+        events = {
+            split: EventResult.of(dataset, task.event, predictions, found, **options) for split, predictions in splits.items()
+        }
+        content["events"] = {split: asdict(result.matches) for split, result in events.items()}
+        content["event_results"] = {split: result.to_dict() for split, result in events.items()}
+        metrics |= {name: value for split, result in events.items() for name, value in result.flat(split).items()}
+    if task.name == "stage":
+        sleep = {split: sleep_agreement(predictions, **options) for split, predictions in splits.items()}
+        content["sleep"] = {s: {name: plain(each.to_dict()) for name, each in found.items()} for s, found in sleep.items()}
+    goes_on()
     write_json(RunFolder(folder).evaluation, content)
+    binary = task.kind == "binary"
     usage = Usage(
         task=task.name,
         classes=task.classes,
         window=window,
         threshold=threshold.value if binary else None,
         threshold_rule=threshold.rule if binary else None,
-        event_threshold=event_threshold if located else None,
+        event_threshold=event_threshold.value if event_threshold is not None else None,
+        event_threshold_rule=event_threshold.rule if event_threshold is not None else None,
         resolution_s=1 if located else 30,
         label_rule=label_rule(dataset) if binary else None,
+        temperature=temperature.value,
     )
     config = {"model": model_config(module), **usage.to_package(), "facts": facts}
-    metrics = _flat("val", on_val) | (_flat("test", on_test) if on_test is not None else {})
-    figure = "event_f1" if located else "positive_runs_f1"
-    metrics |= {f"{split}/{figure}": m.f1 for split, m in matches.items() if not math.isnan(m.f1)}
-    metrics |= {f"{split}/{name}": value for split, figures in timing.items() for name, value in figures.items()}
     title = f"{task.registered_name}: {', '.join(task.classes)} of {task.unit}s"
     shown = facts | ({"threshold": f"{threshold.value:.4f} ({threshold.rule})"} if binary else {})
-    return Export(config, downstream_card(title, shown, on_val, on_test, by_group), metrics)
+    shown |= {"temperature": f"{temperature.value:.3f} ({temperature.rule})"}
+    if event_threshold is not None:
+        shown |= {"threshold of a second": f"{event_threshold.value:.2f} ({event_threshold.rule})"}
+    return Export(config, downstream_card(title, shown, results["val"], results.get("test"), events, by_group), metrics)
 
 
 def label_rule(data: Dataset | Mixture) -> LabelRule:
@@ -145,14 +162,23 @@ def tells_seconds(folder: Path) -> bool:
     return bool(_evaluation(folder).get("events_located", False))
 
 
-def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """The facts and the evaluations by split that :func:`package_contents` wrote into ``folder``.
+def read_event_results(folder: Path) -> dict[str, EventResult]:
+    """The figures of events by split that :func:`package_contents` wrote into ``folder``; empty where there are none.
 
     Raises:
         TrainingError: no finished downstream job wrote there.
     """
-    content = _evaluation(folder)
-    return content["facts"], {split: Evaluation.from_dict(v) for split, v in content["results"].items()}
+    return {split: EventResult.from_dict(found) for split, found in _evaluation(folder).get("event_results", {}).items()}
+
+
+def read_sleep(folder: Path) -> dict[str, dict[str, PairedAgreement]]:
+    """The agreement of sleep statistics by split and figure; empty for tasks other than sleep stages.
+
+    Raises:
+        TrainingError: no finished downstream job wrote there.
+    """
+    found = _evaluation(folder).get("sleep", {})
+    return {s: {name: PairedAgreement.from_dict(each) for name, each in figures.items()} for s, figures in found.items()}
 
 
 def read_groups(folder: Path) -> dict[str, groups.Groups]:
@@ -162,6 +188,16 @@ def read_groups(folder: Path) -> dict[str, groups.Groups]:
         TrainingError: no finished downstream job wrote there.
     """
     return {split: groups.from_dict(part) for split, part in _evaluation(folder).get("groups", {}).items()}
+
+
+def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
+    """The facts and the evaluations by split that :func:`package_contents` wrote into ``folder``.
+
+    Raises:
+        TrainingError: no finished downstream job wrote there.
+    """
+    content = _evaluation(folder)
+    return content["facts"], {split: Evaluation.from_dict(v) for split, v in content["results"].items()}
 
 
 def _evaluation(folder: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,9 @@ from sleepfm.models.losses import LossOutput
 from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
 from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
-from sleepfm.registry.registry import Resolved, load_package
+from sleepfm.registry.registry import Package, Resolved, load_package
 from sleepfm.stages.monitor import Monitor
+from sleepfm.stages.people import people_of_pretraining
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.run_config import differing_keys
 from sleepfm.training.stage import Export, Stream
@@ -41,12 +42,13 @@ class PretrainStage:
 
     epochs_per_item = 1
 
-    def __init__(self, config: PretrainConfig, module: NeuroNet | SynthSleepNet, parents: list[str]) -> None:
+    def __init__(self, config: PretrainConfig, module: NeuroNet | SynthSleepNet, packages: Sequence[Package]) -> None:
         self.config = config
         self.module = module
-        self.parents = parents
+        self.parents = [package.source.label for package in packages]
         self.mixture = config.data.open()
         self.dataset_digest = self.mixture.digest
+        self.people = people_of_pretraining(config, self.mixture.datasets, packages)
         self.validation_items = config.data.validation_items
         self._monitor = (
             None if config.monitor == "none" else Monitor(self.mixture, tuple(module.channels), config.monitor, config.train.seed)
@@ -132,9 +134,10 @@ class MultimodalStage(PretrainStage):
 
     def __init__(self, config: PretrainConfig, sources: dict[str, Resolved]) -> None:
         assert isinstance(config.model, SynthSleepNetConfig)
-        encoders, before = {}, {}
+        encoders, before, packages = {}, {}, []
         for modality, source in sources.items():
             package = load_package(source)
+            packages.append(package)
             if not isinstance(package.module, NeuroNet) or package.module.config.modality != modality:
                 raise ConfigError(f"encoders.{modality}: {source.uri} is not a NeuroNet of {modality}")
             check_encoder(modality, config.model.encoder_config(modality), package.module.config, source.uri)
@@ -143,7 +146,7 @@ class MultimodalStage(PretrainStage):
         torch.manual_seed(config.train.seed)
         module = SynthSleepNet(config.model, encoders)
         assert_unchanged(module, before, {name: source.uri for name, source in sources.items()})
-        super().__init__(config, module, [source.label for source in sources.values()])
+        super().__init__(config, module, packages)
         self.stream: Stream = self._stream(config.data.split)
         self.validation: Stream = self._stream("val", natural=True)
 

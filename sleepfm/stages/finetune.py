@@ -27,6 +27,7 @@ from sleepfm.stages.downstream_package import label_rule, package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point, training_labels
 from sleepfm.stages.embedding_cache import FrameCache
 from sleepfm.stages.encoded_nights import EncodedStream, OnFrames
+from sleepfm.stages.people import people_of_downstream
 from sleepfm.stages.second_labels import KINDS, SECONDS, SecondLabels, SecondsStream
 from sleepfm.stages.shared_predictions import figures_by_source, joined_predictions, shared_predictions
 from sleepfm.tasks import TASKS
@@ -54,6 +55,7 @@ class FinetuneStage:
         self.dataset_digest = self.mixture.digest
         self.parents = [source.label]
         package = load_package(source)
+        self.people = people_of_downstream(config, self.mixture.datasets, package)
         encoder, context = starting_point(config, package.module, source)
         plan = downstream_plan(config, encoder, source)
         torch.manual_seed(config.train.seed)
@@ -173,6 +175,7 @@ class FinetuneStage:
         tune, context = self.config.tune, self.config.context
         facts = {
             "encoder": self.parents[0],
+            "test people seen before": self.people.verdict,
             "dataset": str(self.dataset_digest),
             **self.dataset_digest.tags(),
             "training": f"fine-tune (encoder {tune.mode}, context {context.kind})",

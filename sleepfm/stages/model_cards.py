@@ -8,11 +8,14 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.groups import FEW, Groups, group_rows
-from sleepfm.evaluation.metrics import Evaluation, Metric
+from sleepfm.evaluation.intervals import Metric
+from sleepfm.evaluation.metrics import Evaluation
 
 HEADLINES = (
     "accuracy",
+    "balanced_accuracy",
     "majority_accuracy",
     "kappa",
     "macro_f1",
@@ -20,6 +23,7 @@ HEADLINES = (
     "auprc",
     "sensitivity",
     "specificity",
+    "sensitivity_at_specificity",
     "brier",
     "ece",
 )
@@ -30,10 +34,11 @@ def downstream_card(
     facts: Mapping[str, object],
     validation: Evaluation,
     test: Evaluation | None,
+    events: Mapping[str, EventResult] = MappingProxyType({}),
     by_group: Mapping[str, Groups] = MappingProxyType({}),
 ) -> str:
-    """Markdown with a table of ``facts``, one of figures, and one of figures by group of people, by split; intervals are over
-    resamples of subjects.
+    """Markdown with a table of ``facts``, one of figures, with those of ``events`` by split, and one of figures by group of
+    people; intervals are over resamples of subjects.
     """
     lines = [f"# {title}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
@@ -42,12 +47,16 @@ def downstream_card(
         if name in validation.metrics:
             held = _cell(test.metrics[name]) if test else "–"
             lines.append(f"| {name} | {_cell(validation.metrics[name])} | {held} |")
+    lines += _of_events(events)
+    judged = {"val": validation} | ({"test": test} if test else {})
+    few = [f"On `{name}`, every {each.few_people}." for name, each in judged.items() if each.few_people]
     shares = ", ".join(f"{name} {share:.3f}" for name, share in validation.prevalence.items())
     lines += [
         "",
         "Values with 95 % intervals over resamples of subjects. The model and, for binary tasks, its threshold "
         "were selected on `val`; `test` was read once. `majority_accuracy` is what always naming the commonest "
         f"class reaches. Prevalence on `val`: {shares}.",
+        *few,
         "",
         *_by_group(by_group, "auroc" if validation.threshold is not None else "kappa"),
         "## Limits",
@@ -77,6 +86,18 @@ def _by_group(by_group: Mapping[str, Groups], figure: str) -> list[str]:
         f"What is known of people is from the tables of their cohorts, the AHI by each cohort's own rule. Fewer than {FEW} people"
     )
     return [*lines, "", f"{told} tell little of others.", ""]
+
+
+def _of_events(events: Mapping[str, EventResult]) -> list[str]:
+    """Rows of figures of events, or of the runs of positive epochs that do for them."""
+    if not events:
+        return []
+    first = next(iter(events.values()))
+    what = "events" if first.located else "positive runs, which are no events"
+    rows = [(f"{what}: {name}", {split: each.metrics[name] for split, each in events.items()}) for name in first.metrics]
+    rows += [(f"{first.kind} per hour, mean error", {split: each.index.mae for split, each in events.items()})]
+    rows += [(f"{first.kind} per hour, ICC(2,1)", {split: each.index.icc for split, each in events.items()})]
+    return [f"| {name} | {_cell(row['val'])} | {_cell(row['test']) if 'test' in row else '–'} |" for name, row in rows]
 
 
 def _cell(metric: Metric) -> str:

@@ -33,6 +33,7 @@ from sleepfm.stages.downstream_config import ProbeConfig
 from sleepfm.stages.downstream_package import label_rule, package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, starting_point, training_labels
 from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.people import people_of_downstream
 from sleepfm.stages.shared_predictions import figures_by_source, joined_predictions, shared_predictions
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
@@ -131,6 +132,7 @@ class ProbeStage:
         self.dataset_digest = self.mixture.digest
         self.parents = [source.label]
         package = load_package(source)
+        self.people = people_of_downstream(config, self.mixture.datasets, package)
         self.module = _build(config, package.module, source)
         if self.task.kind == "binary":
             label_rule(self.mixture)
@@ -181,6 +183,7 @@ class ProbeStage:
         assert isinstance(module, Downstream)
         facts = {
             "encoder": self.parents[0],
+            "test people seen before": self.people.verdict,
             "dataset": str(self.dataset_digest),
             **self.dataset_digest.tags(),
             "training": f"probe ({self.config.head.kind} head on the frozen encoder)",

@@ -32,6 +32,7 @@ from sleepfm.registry.pruning import prune
 from sleepfm.training.folder import NOTE, RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.run_config import RunConfig
+from sleepfm.training.seen_people import of_export, tags_of
 from sleepfm.training.stage import DrawsFromValidation, Export, Stage
 from sleepfm.training.state import sealed
 from sleepfm.training.state.selection import Best
@@ -269,9 +270,16 @@ class Exporter(Observer):
             **as_digest(self._stage.dataset_digest).to_record(),
             "parents": [*self._stage.parents, *self._folder.initial_versions(self._config)],
             "config": to_dict(self._config),
+            **of_export(self._folder),
         }
         content = weights.export.config | {"training": training}
-        tags = self._tags | {"step": str(weights.step)} | self._comparison(weights.export) | weights.export.tags
+        tags = (
+            self._tags
+            | tags_of(self._folder)
+            | {"step": str(weights.step)}
+            | self._comparison(weights.export)
+            | weights.export.tags
+        )
         with whole_folder(target, self._origin(target)) as folder:
             tags = write_package(folder, weights.path, content, weights.export.card, tags)
             sealed.check(folder / WEIGHTS)

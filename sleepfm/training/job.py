@@ -35,6 +35,7 @@ from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, leave_at_once, l
 from sleepfm.training.ranks.shared_work import SharedWork
 from sleepfm.training.ranks.watchdog import Watchdog
 from sleepfm.training.run_config import RunConfig
+from sleepfm.training.seen_people import keep_people
 from sleepfm.training.stage import Export, Stage
 from sleepfm.training.state import checkpoint
 from sleepfm.training.state.checkpoint import Saved
@@ -117,6 +118,9 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     parser.add_argument("config", help="YAML file, such as configs/pretrain/eeg-tiny.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help="for example train.steps=100")
     parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
+    if "evaluate" in schema.model_fields:
+        told = "go on where people of test were seen in training, and mark the report: evaluate.allow_leakage=true"
+        parser.add_argument("--allow-leakage", action="store_true", help=told)
     parser.add_argument("--dry-run", action="store_true", help="check everything, print configuration, memory and expected time")
     parser.add_argument("--processes", type=int, metavar="N", help="with --dry-run: as on N processes, whatever runs now")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
@@ -130,7 +134,8 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
             if not arguments.dry_run or arguments.processes < 1:
                 raise UsageError(f"--processes {arguments.processes}: a number of processes to try on paper, with --dry-run")
             planned = World(0, arguments.processes, 0, min(arguments.processes, GPUS_A_NODE))
-        config = load_config(schema, arguments.config, arguments.overrides)
+        allowed = ["evaluate.allow_leakage=true"] if getattr(arguments, "allow_leakage", False) else []
+        config = load_config(schema, arguments.config, [*arguments.overrides, *allowed])
         store = store_uri(config.tracking.uri)
         config = compute_dtype.as_begun(config, arguments.resume)
         preflight = Preflight(config, world, planned, store, arguments.resume, dataset_digest, arguments.dry_run)
@@ -255,6 +260,7 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
     def begin() -> None:
         branched = branch.origin(config.branch_from) if config.branch_from and not folder.is_run() else None
         folder.begin(config, dataset_digest, context.started_from, branched)
+        keep_people(stage, config, folder, weights)
         if config.branch_from and not checkpoint.steps(folder.checkpoints):
             branch.take(config.branch_from, folder)
 

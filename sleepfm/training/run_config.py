@@ -273,6 +273,8 @@ _INCIDENTAL = {
     "deepspeed": ("zero", "extra"),
     # The data sets are known by their digests, wherever they lie, and a mixture by its own, shares included.
     "data": ("path", "sources", "temperature", "max_corrupt", "slow_read", "workers"),
+    # It says what is done with the figures.
+    "evaluate": ("allow_leakage",),
 }
 
 

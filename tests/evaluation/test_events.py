@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+from scipy.sparse import csr_matrix
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from sleepfm.evaluation.breathing import KINDS, count_breathing
 from sleepfm.evaluation.events import (
@@ -16,9 +19,11 @@ from sleepfm.evaluation.events import (
     events_from_seconds,
     join_overlapping,
     match_events,
+    matched_pairs,
+    mostly_within,
     positive_runs,
     runs_of_epochs,
-    timing_errors,
+    timing_of,
 )
 from sleepfm.evaluation.sleep_statistics import sleep_statistics
 from sleepfm.signals.scorings.scoring import Event
@@ -152,24 +157,15 @@ def test_an_overlapping_apnea_and_hypopnea_count_once():
     assert ahi(events, [False, False, False, True] + [False] * 116) == 120.0
 
 
-def slow_match(detected, scored, min_iou):
-    """Repeatedly take the best remaining pair of the whole table."""
-    left = sorted((e.onset, e.onset + e.duration) for e in detected)
-    right = sorted((e.onset, e.onset + e.duration) for e in scored)
-    matched = 0
-    while True:
-        best = None
-        for a in left:
-            for b in right:
-                inter = min(a[1], b[1]) - max(a[0], b[0])
-                iou = inter / (a[1] - a[0] + b[1] - b[0] - inter)
-                if inter > 0 and iou >= min_iou and (best is None or iou > best[0]):
-                    best = (iou, a, b)
-        if best is None:
-            return EventAgreement(matched, len(right), len(left))
-        left.remove(best[1])
-        right.remove(best[2])
-        matched += 1
+def overlaps(detected, scored, min_iou):
+    """Intersection over union [N, M], 0 below ``min_iou``, from the whole table."""
+    table = np.zeros((len(detected), len(scored)))
+    for i, a in enumerate(detected):
+        for j, b in enumerate(scored):
+            inter = min(a.onset + a.duration, b.onset + b.duration) - max(a.onset, b.onset)
+            iou = inter / (a.duration + b.duration - inter)
+            table[i, j] = iou if inter > 0 and iou >= min_iou else 0.0
+    return table
 
 
 spans = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), max_size=9)
@@ -177,13 +173,48 @@ spans = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 12)), max_size=9)
 
 @settings(max_examples=300, deadline=None)
 @given(spans, spans, st.sampled_from([0.01, 0.2, 0.5, 1.0]))
-def test_matching_equals_the_slow_implementation(first, second, min_iou):
+def test_matching_is_the_maximum_matching_of_the_whole_table(first, second, min_iou):
+    """As many pairs as scipy's maximum bipartite matching (``mir_eval`` counts so), and of all such the best overlaps."""
     detected = [Event(float(a), float(d), "apnea") for a, d in first]
     scored = [Event(float(a), float(d), "apnea") for a, d in second]
-    got = match_events(detected, scored, min_iou)
-    assert got == slow_match(detected, scored, min_iou)
-    assert got.matched + got.missed == len(scored) and got.matched + got.false == len(detected)
+    got, table = match_events(detected, scored, min_iou), overlaps(detected, scored, min_iou)
+    most = 0
+    if table.size:
+        most = int((maximum_bipartite_matching(csr_matrix(table > 0), perm_type="column") >= 0).sum())
+    assert got == EventAgreement(most, len(scored) - most, len(detected) - most)
+    pairs = matched_pairs(detected, scored, min_iou)
+    assert len(pairs) == most and all(table[i, j] > 0 for i, j in pairs)
+    assert len({i for i, _ in pairs}) == len({j for _, j in pairs}) == most
+    if table.size:
+        best = linear_sum_assignment(np.where(table > 0, 100 + table, 0), maximize=True)
+        assert sum(table[i, j] for i, j in pairs) == pytest.approx(table[best].sum())
+    back = match_events(scored, detected, min_iou)
+    assert (back.matched, back.missed, back.false) == (got.matched, got.false, got.missed)
     assert match_events(scored, scored, min_iou).f1 == 1.0 or not scored
+
+
+def test_an_event_that_two_others_want_goes_where_both_find_one():
+    """The greatest overlap first would leave one of them alone."""
+    detected, scored = events_of([(0, 30, "apnea"), (25, 30, "apnea")]), events_of([(0, 22, "apnea"), (10, 32, "apnea")])
+    assert match_events(detected, scored) == EventAgreement(2, 0, 0)
+    assert matched_pairs(detected[::-1], scored) == [(1, 0), (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("onset", "duration", "flags", "within"),
+    [
+        (20, 20, [1, 0], True),
+        (21, 20, [1, 0], False),
+        (20, 20, [0, 1], True),
+        (10, 60, [1, 0, 1], True),
+        (10, 60, [0, 1, 0], True),
+        (40, 20, [1, 0], False),
+        (70, 10, [1, 1], False),
+        (50, 40, [0, 1], False),
+    ],
+)
+def test_an_event_belongs_to_the_epochs_in_which_half_of_it_lies(onset, duration, flags, within):
+    assert mostly_within(Event(float(onset), float(duration), "apnea"), flags) is within
 
 
 def test_agreement_adds_up_and_is_undefined_without_events():
@@ -255,8 +286,9 @@ def test_events_from_seconds_bridge_pauses_and_last_ten_seconds():
 def test_timing_errors_are_those_of_matched_events():
     scored = [Event(10, 20, "apnea"), Event(100, 15, "apnea"), Event(300, 10, "apnea")]
     detected = [Event(103, 10, "apnea"), Event(9, 22, "apnea"), Event(500, 10, "apnea")]
-    assert timing_errors(detected, scored).tolist() == [[-1, 2], [3, -5]]
-    assert timing_errors([], scored).shape == (0, 2)
+    pairs = sorted(matched_pairs(detected, scored), key=lambda pair: pair[1])
+    assert timing_of([(detected[i], scored[j]) for i, j in pairs]).tolist() == [[-1, 2], [3, -5]]
+    assert timing_of([]).shape == (0, 2)
 
 
 @settings(max_examples=100, deadline=None)

@@ -40,6 +40,7 @@ def test_stage_values_equal_sklearn():
     got = evaluate(STAGE, truth, probability, subject, n_boot=20)
     predicted = probability.argmax(axis=1)
     assert value(got, "accuracy") == pytest.approx(sk.accuracy_score(truth, predicted))
+    assert value(got, "balanced_accuracy") == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
     assert value(got, "kappa") == pytest.approx(sk.cohen_kappa_score(truth, predicted))
     assert value(got, "macro_f1") == pytest.approx(sk.f1_score(truth, predicted, average="macro"))
     assert value(got, "mcc") == pytest.approx(sk.matthews_corrcoef(truth, predicted))
@@ -64,7 +65,57 @@ def test_binary_values_equal_sklearn(ties):
     assert value(got, "specificity") == pytest.approx(sk.recall_score(truth, predicted, pos_label=0))
     assert value(got, "precision") == pytest.approx(sk.precision_score(truth, predicted))
     assert value(got, "brier") == pytest.approx(sk.brier_score_loss(truth, probability[:, 1]))
+    assert value(got, "balanced_accuracy") == pytest.approx(sk.balanced_accuracy_score(truth, predicted))
     assert got.threshold == 0.3
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("specificity", [0.5, 0.9, 0.95, 1.0])
+def test_sensitivity_at_a_stated_specificity_is_read_off_sklearns_roc(ties, specificity):
+    truth, probability, subject = night(n_classes=2, ties=ties, seed=4)
+    got = evaluate(APNEA, truth, probability, subject, n_boot=200, specificity=specificity)
+    alarms, hits, _ = sk.roc_curve(truth, probability[:, 1], drop_intermediate=False)
+    metric = got.metrics["sensitivity_at_specificity"]
+    assert metric.value == pytest.approx(hits[alarms <= 1 - specificity + 1e-12].max())
+    assert got.stated_specificity == specificity and metric.ci_low <= metric.value <= metric.ci_high
+
+
+def test_figures_of_a_rare_class_of_many_people_lie_amid_their_resamples():
+    """Bins of equal shares of all epochs held these 700 positives in two bins, and the interval lay far below the value."""
+    rng = np.random.default_rng(0)
+    people, epochs = 200, 6000
+    subject = np.repeat(np.arange(people), epochs)
+    truth = (rng.random(len(subject)) < 6e-4).astype(int)
+    score = rng.normal(size=len(subject)) + 4.5 * truth
+    positive = 1 / (1 + np.exp(3 - score))
+    got = evaluate(APNEA, truth, np.stack([1 - positive, positive], axis=1), subject, n_boot=200).metrics
+    assert got["auprc"].value == pytest.approx(sk.average_precision_score(truth, positive))
+    counts = np.random.default_rng(7).multinomial(people, np.full(people, 1 / people), 8).astype(float)
+    quick = ranking.resampled(truth == 1, positive, subject, counts)
+    for row, count in enumerate(counts):
+        weight = count[subject]
+        want = sk.average_precision_score(truth, positive, sample_weight=weight)
+        assert quick.average_precision[row] == pytest.approx(want, abs=1e-6)
+        assert quick.auroc[row] == pytest.approx(sk.roc_auc_score(truth, positive, sample_weight=weight), abs=5e-4)
+    for name in ("auprc", "auroc", "sensitivity_at_specificity"):
+        assert got[name].ci_low < got[name].value < got[name].ci_high, name
+    middle = (got["auprc"].ci_low + got["auprc"].ci_high) / 2
+    assert abs(got["auprc"].value - middle) < 0.25 * (got["auprc"].ci_high - got["auprc"].ci_low)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 14), st.booleans())
+def test_every_value_lies_within_its_own_interval_and_few_people_are_said(seed, people, sharp):
+    truth, probability, subject = night(n=60 * people, n_subjects=people, n_classes=2, seed=seed)
+    if sharp:
+        # Well calibrated: an error of calibration near zero grows in nearly every resample.
+        truth = (np.random.default_rng(seed).random(len(truth)) < probability[:, 1]).astype(int)
+    got = evaluate(APNEA, truth, probability, subject, n_boot=60)
+    for name, metric in got.metrics.items():
+        if not math.isnan(metric.ci_low):
+            assert metric.ci_low <= metric.value <= metric.ci_high, name
+            assert ("people only" in metric.note) == (got.n_subjects < 10), name
+    assert bool(got.few_people) == (1 < got.n_subjects < 10)
 
 
 def slow_ece(confidence, correct, n_bins=15):
@@ -105,7 +156,8 @@ def test_two_subjects_are_enough_for_an_interval():
     called = np.array([0, 1, 0, 1, 0, 0, 1, 1])
     got = evaluate(APNEA, truth, np.eye(2)[called], np.repeat(["a", "b"], 4), n_boot=200)
     accuracy = got.metrics["accuracy"]
-    assert (accuracy.value, accuracy.ci_low, accuracy.ci_high, accuracy.note) == (0.75, 0.5, 1.0, "")
+    assert (accuracy.value, accuracy.ci_low, accuracy.ci_high) == (0.75, 0.5, 1.0)
+    assert accuracy.note == got.few_people == "interval from 2 people only"
 
 
 def test_interval_equals_resampling_epochs_of_subjects_by_hand():
@@ -131,7 +183,8 @@ def test_resampling_with_more_scores_than_bins_stays_close():
     truth, probability, subject = night(n=30_000, n_classes=2, n_subjects=5)
     index = subject.astype(int)
     counts = np.array([[1, 1, 1, 1, 1], [2, 0, 1, 1, 1]], float)
-    aurocs, precisions = ranking.resampled(truth == 1, probability[:, 1], index, counts)
+    found = ranking.resampled(truth == 1, probability[:, 1], index, counts)
+    aurocs, precisions = found.auroc, found.average_precision
     assert aurocs[0] == pytest.approx(sk.roc_auc_score(truth, probability[:, 1]), abs=1e-3)
     assert precisions[0] == pytest.approx(sk.average_precision_score(truth, probability[:, 1]), abs=1e-3)
     take = np.concatenate([np.flatnonzero(index == 0)] * 2 + [np.flatnonzero(index > 1)])

@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from sleepfm.cli import main
-from sleepfm.config import load_config
+from sleepfm.config import load_config, read_yaml
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import RecordLabels
 from sleepfm.data.scored_events import scored_events
@@ -26,6 +26,7 @@ from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.usage import Usage
 from sleepfm.paths import config_root
+from sleepfm.registry.people import Seen
 from sleepfm.registry.registry import Resolved, load, resolve
 from sleepfm.reports.night_files import agreement_with
 from sleepfm.reports.report import ReportData, Result, build_report
@@ -84,7 +85,7 @@ def test_a_task_added_to_the_table_is_trained_registered_reported_and_scored(
     config = configuration(tmp_path, "arousal", dataset, encoder=str(encoder_package), **exact)
     (tmp_path / "launcher.py").write_text(LAUNCHER)
     done = subprocess.run(
-        [sys.executable, str(tmp_path / "launcher.py"), str(config)],
+        [sys.executable, str(tmp_path / "launcher.py"), str(config), "--allow-leakage"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -97,7 +98,14 @@ def test_a_task_added_to_the_table_is_trained_registered_reported_and_scored(
     output = tmp_path / "run"
     champion = resolve("models:/sleepfm-arousal@champion", store)
     assert champion.tags["selected_by"] == "val/auprc"
+    # Whom it has seen, as far as that is known: nobody told of the encoder.
+    package = read_yaml(champion.path / "config.yaml")
+    seen = Seen.of([dataset], {"label": "training", "val": "selection"})
+    assert Seen.of_package(package, "it").people == seen.people and champion.tags["people"] == seen.tags()["people"]
+    assert "encoder" in champion.tags["people.unknown"] and "unknown: nobody can tell" in done.stderr
+    assert package["training"]["config"]["evaluate"]["allow_leakage"] is True
     facts, evaluations = read_results(output)
+    assert facts["test people seen before"].startswith("unknown")
     test_rows = dataset.select("test")
     truth = np.concatenate([dataset_labels(dataset, row, "arousal") for row in test_rows])
     counted = evaluations["test"]
