@@ -1,10 +1,12 @@
-"""A bounded folder of shards that were fetched from elsewhere, shared by all processes of a node.
+"""A bounded folder of blocks of shards that lie elsewhere, shared by all processes of a node.
 
-A file appears under its name only when it is whole and its SHA-256 is right. While it is fetched it is ``NAME.part``,
-which has its full size from the beginning (so that it counts) and is locked by the process that fetches: others
-wait for that lock instead of fetching it again, and a part that nobody locks is what a killed process left, and is
-removed. Whoever needs room removes the shards that were asked for longest ago; a process that has one open reads on,
-because an unlinked file lives as long as it is open.
+Of a shard there is one file, ``NAME.blocks``: the blocks that were fetched, each at its place, holes elsewhere, and behind
+them a map that says which blocks are there. A block is marked in the map when it is on the disk, so that neither a killed
+process nor a power cut leaves a block that counts and is none.
+
+Whoever has such a file open holds a shared lock on it, and so keeps it from being removed. Room is made by removing files that
+nobody has open, those that were used longest ago first. Where these do not suffice, whoever needs bytes at once removes files
+that are open: their readers notice, and fetch again.
 
 The folder may hold other things: they neither count nor are they removed. The cache's own folders are those with its marker, and
 in them only files with names of shards are ever removed.
@@ -13,22 +15,30 @@ in them only files with names of shards are ever removed.
 from __future__ import annotations
 
 import fcntl
-import hashlib
+import mmap
 import os
 import re
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sleepfm.errors import ConfigError, ShardError
 
-PART = ".part"
+Index = NDArray[np.int64]
+
+BLOCK = 4096
+BLOCKS = ".blocks"
 LOCK = ".lock"
 MARKER = ".sleepfm-cache"
-_SHARD = re.compile(r"shard-[0-9]{6,}\.tar")
-_SHARD_PART = re.compile(rf"{_SHARD.pattern}{re.escape(PART)}")
-WAIT_SECONDS = 0.05
+# Whole shards and parts of them are what former versions kept.
+_SHARD = re.compile(rf"shard-[0-9]{{6,}}\.tar({re.escape(BLOCKS)}|\.part)?")
+# The map begins where any machine can map memory; before it stands the version of the shard.
+_ALIGNMENT = 2**16
+_VERSION_BYTES = 1024
+_ABSENT, _PRESENT = b"\0", b"\1"
 FOLDER_VARIABLE = "SLEEPFM_CACHE"
 LIMIT_VARIABLE = "SLEEPFM_CACHE_GIB"
 DEFAULT_GIB = 64.0
@@ -56,7 +66,61 @@ def bytes_from_environment(variable: str, default_gib: float) -> int:
     return size
 
 
-class FileCache:
+class CachedShard:
+    """The blocks of one shard, open for reading at ``handle`` and kept from being removed as long as this object lives."""
+
+    def __init__(self, path: Path, handle: int, size: int) -> None:
+        self.path = path
+        self.handle = handle
+        self.size = size
+        offset, length = _map_place(size)
+        self._map = mmap.mmap(handle, length, offset=offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_map"):
+            self._map.close()
+        os.close(self.handle)
+
+    @property
+    def version(self) -> str:
+        """What tells the object that the blocks came from; empty where that is not known."""
+        return self._map[:_VERSION_BYTES].rstrip(b"\0").decode()
+
+    @version.setter
+    def version(self, version: str) -> None:
+        self._map[:_VERSION_BYTES] = version.encode()[:_VERSION_BYTES].ljust(_VERSION_BYTES, b"\0")
+
+    @property
+    def removed(self) -> bool:
+        """Whether another process needed its room."""
+        return os.fstat(self.handle).st_nlink == 0
+
+    def holds(self, begin: int, end: int) -> bool:
+        """Whether the bytes ``begin .. end`` are there."""
+        return self._map.find(_ABSENT, _VERSION_BYTES + begin // BLOCK, _VERSION_BYTES - (-end // BLOCK)) < 0
+
+    def absent(self) -> NDArray[np.bool_]:
+        """Which blocks are not there, [B]."""
+        return np.frombuffer(self._map[_VERSION_BYTES : _VERSION_BYTES - (-self.size // BLOCK)], np.uint8) == 0
+
+    def mark(self, begin: int, end: int, present: bool = True) -> None:
+        """Note that the blocks of ``begin .. end`` are there, or that they are not to be used."""
+        first, last = begin // BLOCK, -(-end // BLOCK)
+        self._map[_VERSION_BYTES + first : _VERSION_BYTES + last] = (_PRESENT if present else _ABSENT) * (last - first)
+
+    @contextmanager
+    def fetching(self) -> Iterator[None]:
+        """Keep every other process and thread from fetching of this shard meanwhile."""
+        lock = self.path.with_name(self.path.name + LOCK)
+        while True:
+            with _locked(lock) as handle:
+                # Whoever held it before may have removed it: then the lock is on a file without that name.
+                if _names(lock, handle):
+                    yield
+                    return
+
+
+class BlockCache:
     """At most ``limit`` bytes of files below ``folder``; safe for any number of processes and threads of one machine.
 
     ``NAME`` is ``SET/…``. What else lies in the folder of a data set (its manifest) counts, but only shards are removed to make
@@ -68,41 +132,50 @@ class FileCache:
         self.limit = limit
 
     @staticmethod
-    def from_environment() -> FileCache:
+    def from_environment() -> BlockCache:
         """In ``$SLEEPFM_CACHE`` (else the user's cache folder), of ``$SLEEPFM_CACHE_GIB`` (else 64) GiB.
 
         Raises:
             ConfigError: the size is not a positive number.
         """
-        return FileCache(cache_folder(), bytes_from_environment(LIMIT_VARIABLE, DEFAULT_GIB))
+        return BlockCache(cache_folder(), bytes_from_environment(LIMIT_VARIABLE, DEFAULT_GIB))
 
-    def get(self, name: str, size: int, sha256: str, source: Callable[[], Iterable[bytes]]) -> Path:
-        """The path of file ``name`` (relative, with slashes), fetched from ``source()`` if it is not there.
+    def open(self, name: str, size: int) -> CachedShard:
+        """The shard ``name`` (relative, with slashes) of ``size`` bytes, without a block if it is new here.
 
         Raises:
-            ShardError: ``source`` gives anything but ``size`` bytes of that ``sha256``, or the folder cannot be
-                written to or is limited to less than ``size``.
-            Exception: whatever ``source`` raises; it should not be an ``OSError``.
+            ShardError: the folder cannot be written to.
         """
-        path = self.folder / name
-        if size > self.limit:
-            raise ShardError(
-                f"{name}: {size} bytes do not fit the cache {self.folder} of {self.limit} bytes; set {LIMIT_VARIABLE} higher"
-            )
+        path = self.folder / (name + BLOCKS)
         try:
             self.claim(Path(name).parts[0])
             path.parent.mkdir(parents=True, exist_ok=True)
-            with self._own_part(path, size) as handle:
-                if handle is not None:
-                    part = path.with_name(path.name + PART)
-                    self._reserve(part, handle, size)
-                    _fill(handle, name, size, sha256, source())
-                    part.replace(path)
+            # Files are made and removed under this lock.
+            with _locked(self.folder / LOCK):
+                return CachedShard(path, _opened(path, sum(_map_place(size))), size)
         except OSError as error:
-            raise ShardError(
-                f"{path}: cannot keep a copy here ({error.strerror or error}); make room, or set {FOLDER_VARIABLE}"
-            ) from error
-        return path
+            raise _cannot_keep(path, error) from error
+
+    def reserve(self, shard: CachedShard, begin: Index, end: Index, at_once: bool) -> bool:
+        """Take room for the blocks of ``begin .. end`` [N] of ``shard``; false where there is none.
+
+        Args:
+            at_once: remove also shards that are open, which their readers then fetch again.
+
+        Raises:
+            ShardError: the disk is full, or there would be no room ``at_once`` if all other shards were removed.
+        """
+        need = int((end - begin).sum())
+        try:
+            with _locked(self.folder / LOCK):
+                if not self._make_room(shard.path, need, at_once):
+                    return False
+                for first, last in zip(begin.tolist(), end.tolist(), strict=True):
+                    # Counts from now on, and a full disk shows before anything is fetched.
+                    os.posix_fallocate(shard.handle, first, last - first)
+        except OSError as error:
+            raise _cannot_keep(shard.path, error) from error
+        return True
 
     def claim(self, data_set: str) -> None:
         """Make the folder of a data set, and mark it as the cache's own.
@@ -120,78 +193,93 @@ class FileCache:
         marker.touch()
 
     def discard(self, name: str) -> None:
-        """Forget a file, so that the next :meth:`get` fetches it again."""
-        (self.folder / name).unlink(missing_ok=True)
+        """Forget all blocks of a shard, also for those who have it open."""
+        with _locked(self.folder / LOCK):
+            _remove(self.folder / (name + BLOCKS))
 
-    @contextmanager
-    def _own_part(self, path: Path, size: int) -> Iterator[int | None]:
-        """The locked part of ``path``, or None if the whole file is there, maybe after waiting for another process."""
-        part = path.with_name(path.name + PART)
-        while not _present(path, size):
-            with _locked(part) as handle:
-                # Whoever held it before may have renamed or removed it: then the lock is on a file without that name.
-                if not _names(part, handle):
-                    continue
-                try:
-                    yield None if _present(path, size) else handle
-                finally:
-                    if _names(part, handle):
-                        part.unlink(missing_ok=True)
-                return
-        yield None
+    def used(self) -> int:
+        """Bytes that the cache takes on its disk."""
+        return sum(file[1] for file in self._files())
 
-    def _reserve(self, part: Path, handle: int, size: int) -> None:
-        """Give ``part`` its full size as soon as there is room, removing what was asked for longest ago."""
-        while True:
-            with _locked(self.folder / LOCK):
-                if self._make_room(size, part):
-                    os.truncate(handle, size)
-                    return
-            # Other parts fill the folder. They become whole files, which can be removed.
-            time.sleep(WAIT_SECONDS)
-
-    def _files(self) -> Iterator[Path]:
-        """Every file in the folders that are the cache's own; links are not followed."""
+    def _files(self) -> list[tuple[float, int, Path]]:
+        """When each file in the folders that are the cache's own was used, and its bytes on the disk; links are not followed."""
+        found = []
         for marker in filter(Path.is_file, self.folder.glob(f"*/{MARKER}")):
             for place, _, names in os.walk(marker.parent):
-                yield from (path for name in names if not (path := Path(place) / name).is_symlink())
+                for name in names:
+                    path = Path(place) / name
+                    with suppress(FileNotFoundError):
+                        state = path.lstat()
+                        if not path.is_symlink():
+                            found.append((state.st_mtime, state.st_blocks * 512, path))
+        return sorted(found, key=lambda file: file[0])
 
-    def _make_room(self, size: int, own: Path) -> bool:
-        files: list[tuple[float, int, Path]] = []
-        used, fetching = 0, False
-        for path in self._files():
-            with suppress(FileNotFoundError):
-                found = path.stat()
-                if path == own:
-                    continue
-                if _SHARD_PART.fullmatch(path.name) and _abandoned(path):
-                    path.unlink()
-                    continue
-                fetching |= path.name.endswith(PART)
-                used += found.st_size
-                if _SHARD.fullmatch(path.name):
-                    files.append((found.st_mtime, found.st_size, path))
-        for _, bytes_, path in sorted(files, key=lambda file: file[0]):
-            if used + size <= self.limit:
-                break
-            path.unlink(missing_ok=True)
-            used -= bytes_
-        if used + size > self.limit and not fetching:
+    def _make_room(self, own: Path, need: int, at_once: bool) -> bool:
+        files = self._files()
+        used = sum(bytes_ for _, bytes_, _ in files)
+        removable = [(bytes_, path) for _, bytes_, path in files if path != own and _SHARD.fullmatch(path.name)]
+        for also_open in (False, True) if at_once else (False,):
+            for bytes_, path in removable:
+                if used + need <= self.limit:
+                    return True
+                if bytes_ and (also_open or _nobody_has_open(path)):
+                    _remove(path)
+                    used -= bytes_
+            removable = [(bytes_, path) for bytes_, path in removable if path.exists()]
+        if used + need > self.limit and at_once:
             raise ShardError(
-                f"{self.folder}: manifests leave no room for {size} bytes of {self.limit}; set {LIMIT_VARIABLE} higher"
+                f"{self.folder}: {need} bytes beside {used} others do not fit {self.limit} bytes; set {LIMIT_VARIABLE} higher"
             )
-        return used + size <= self.limit
+        return used + need <= self.limit
 
 
-def _present(path: Path, size: int) -> bool:
-    """Is the whole file there; if so, it counts as just asked for."""
+def _map_place(size: int) -> tuple[int, int]:
+    """Where the map of a shard of ``size`` bytes lies in its file, and how many bytes it has."""
+    return -(-size // _ALIGNMENT) * _ALIGNMENT, _VERSION_BYTES - (-size // BLOCK)
+
+
+def _opened(path: Path, size: int) -> int:
+    """A handle of the file, made with ``size`` bytes if need be, that keeps it from being removed."""
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            found = os.fstat(handle).st_size
+            if found == 0:
+                os.ftruncate(handle, size)
+            elif found != size:
+                # Of another size is what no data set of this digest has: it is made anew.
+                _remove(path)
+                os.close(handle)
+                continue
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            os.utime(handle)
+        except OSError:
+            os.close(handle)
+            raise
+        return handle
+
+
+def _nobody_has_open(path: Path) -> bool:
     try:
-        if path.stat().st_size != size:
-            return False
-        os.utime(path)
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
         return False
+    finally:
+        os.close(handle)
     return True
+
+
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.with_name(path.name + LOCK).unlink(missing_ok=True)
+
+
+def _cannot_keep(path: Path, error: OSError) -> ShardError:
+    return ShardError(f"{path}: cannot keep a copy here ({error.strerror or error}); make room, or set {FOLDER_VARIABLE}")
 
 
 @contextmanager
@@ -210,30 +298,3 @@ def _names(path: Path, handle: int) -> bool:
         return os.path.samestat(path.stat(), os.fstat(handle))
     except FileNotFoundError:
         return False
-
-
-def _abandoned(part: Path) -> bool:
-    with part.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-
-def _fill(handle: int, name: str, size: int, sha256: str, chunks: Iterable[bytes]) -> None:
-    hashed, done = hashlib.sha256(), 0
-    for chunk in chunks:
-        if done + len(chunk) > size:
-            raise ShardError(f"{name}: more bytes came than the {size} of the manifest")
-        hashed.update(chunk)
-        view = memoryview(chunk)
-        while view:
-            written = os.pwrite(handle, view, done)
-            view, done = view[written:], done + written
-    if done != size:
-        raise ShardError(f"{name}: {done} bytes came, the manifest says {size}")
-    if hashed.hexdigest() != sha256:
-        raise ShardError(f"{name}: its SHA-256 is not the manifest's")
-    # The name must not appear before the bytes do, also after a power cut.
-    os.fsync(handle)

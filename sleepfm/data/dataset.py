@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 
 from sleepfm.config import digest
 from sleepfm.constants import CHANNELS, SPLITS, STAGE_NAMES
-from sleepfm.data.cache import FileCache
+from sleepfm.data.cache import BlockCache, CachedShard
 from sleepfm.data.format import DATASET_FILE, LABELS, MANIFEST_FOLDER, SCHEMA, SHARD_FOLDER
 from sleepfm.data.remote import RemoteFolder, RemoteShards, description_bytes, is_url
 from sleepfm.errors import DatasetError, ShardError
@@ -39,6 +40,24 @@ class RecordRow:
     scored_epochs: int
     has_events: bool
     source: str
+
+
+class ShardFile:
+    """A shard on disk, open for reading at ``handle`` as long as this object lives."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        """Raises :class:`ShardError` for one that cannot be opened or is not of ``size`` bytes."""
+        try:
+            self.handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise ShardError(f"{path}: cannot read shard ({error.strerror}); restore it or build again") from error
+        found = os.fstat(self.handle).st_size
+        if found != size:
+            raise ShardError(f"{path}: {found} bytes, the manifest says {size}; restore it or build again")
+
+    def __del__(self) -> None:
+        if hasattr(self, "handle"):
+            os.close(self.handle)
 
 
 class Dataset:
@@ -100,11 +119,11 @@ class Dataset:
         self._label_counts: dict[str, NDArray[np.int64]] = {}
 
     @classmethod
-    def open(cls, path: str | Path, cache: FileCache | None = None) -> Dataset:
+    def open(cls, path: str | Path, cache: BlockCache | None = None) -> Dataset:
         """Open the data set folder ``path``, which may be an fsspec URL such as ``s3://bucket/folder``.
 
         Behind a URL (``file://`` too) the manifest is copied into ``cache`` (by default the one that
-        ``SLEEPFM_CACHE`` and ``SLEEPFM_CACHE_GIB`` name) and shards are fetched into it when they are read.
+        ``SLEEPFM_CACHE`` and ``SLEEPFM_CACHE_GIB`` name) and what is read of the shards is fetched into it.
 
         Raises:
             DatasetError: not a data set, not finished, or of another schema version.
@@ -115,7 +134,7 @@ class Dataset:
         folder = RemoteFolder(str(path))
         content = description_bytes(folder)
         description = _described(content, f"{folder.url}/{DATASET_FILE}")
-        remote = RemoteShards(folder, str(description["digest"]), cache or FileCache.from_environment())
+        remote = RemoteShards(folder, str(description["digest"]), cache or BlockCache.from_environment())
         remote.copy_manifest(content, check_digest)
         return cls(remote.local, description, remote)
 
@@ -193,26 +212,14 @@ class Dataset:
         """A shard's path or URL, for messages."""
         return f"{self.origin}/{SHARD_FOLDER}/{self.shard_paths[shard].name}" if self.remote else str(self.shard_paths[shard])
 
-    def shard_file(self, shard: int) -> Path:
-        """The local path of a shard, of the size that the manifest says; fetched if the data set is behind a URL.
+    def shard_file(self, shard: int) -> ShardFile | CachedShard:
+        """A shard, open for reading: the file of the size that the manifest says, or what the cache holds of one behind a URL.
 
         Raises:
             ShardError: missing, cut short, or not to be had.
         """
         path, size = self.shard_paths[shard], int(self.shard_bytes[shard])
-        if self.remote is not None:
-            return self.remote.get(path.name, size, self._sha256[shard])
-        try:
-            found = path.stat().st_size
-        except OSError as error:
-            raise ShardError(f"{path}: cannot read shard ({error.strerror}); restore it or build again") from error
-        if found != size:
-            raise ShardError(f"{path}: {found} bytes, the manifest says {size}; restore it or build again")
-        return path
-
-    @cached_property
-    def _sha256(self) -> list[str]:
-        return self._manifest("shards", ["sha256"])["sha256"].to_pylist()
+        return self.remote.open(path.name, size) if self.remote is not None else ShardFile(path, size)
 
     @cached_property
     def _index(self) -> dict[str, int]:

@@ -78,5 +78,6 @@ def iter_eval(
         ShardError: an epoch is corrupt.
     """
     reader = ShardReader(dataset)
-    for row in fetching_ahead(dataset, dataset.select(split, channels).tolist()):
+    read = tuple(TASKS) if labels is None else labels
+    for row in fetching_ahead(dataset, dataset.select(split, channels).tolist(), channels, read, reader):
         yield from iter_record(dataset, dataset.names[row], channels, length, windows, labels, reader)

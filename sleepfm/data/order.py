@@ -67,11 +67,15 @@ class PassOrder:
 
     def ahead(self, position: int) -> Window:
         """The window that the partition of ``position`` comes to when it has left the one of ``position``."""
+        number, place, _ = self._place(self.leaves(position))
+        return self._window(number, place)
+
+    def leaves(self, position: int) -> int:
+        """A position at which the partition of ``position`` has left the window of ``position``, and none after it is in it."""
         number, place, _ = self._place(position)
         window = self._window(number, place)
         rounds = -(-(window.start + window.size - place) // self.block)
-        number, place, _ = self._place(position + rounds * self.partitions * self.block)
-        return self._window(number, place)
+        return position + rounds * self.partitions * self.block
 
     def shuffle(self, window: Window) -> Index:
         """The permutation of the items of ``window``, [window.size]."""

@@ -9,22 +9,27 @@ from __future__ import annotations
 import os
 import zlib
 from collections import OrderedDict
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, suppress
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS
-from sleepfm.data.dataset import Dataset
-from sleepfm.data.format import CRC_BYTES, CRC_MEMBER, EPOCH_BYTES, channel_member
+from sleepfm.data.cache import LIMIT_VARIABLE, CachedShard
+from sleepfm.data.dataset import Dataset, ShardFile
+from sleepfm.data.format import CRC_BYTES, CRC_MEMBER, EPOCH_BYTES, QUALITY_MEMBER, SHARD_FOLDER, channel_member
+from sleepfm.data.ranges import Ranges, member_ranges, merged, sample_ranges, together
 from sleepfm.data.report import ReadReport
 from sleepfm.errors import ShardError
 
 Index = NDArray[np.int64]
 
-# Ranges this near are read ahead in one go; what a sample holds beside its signals takes less.
+# Ranges of a disk this near are read ahead in one go; what a sample holds beside its signals takes less.
 NEAR_BYTES = 2**16
+# How often what another process removes from the cache meanwhile is fetched for one read.
+ATTEMPTS = 3
 
 
 class Runs(NamedTuple):
@@ -44,25 +49,16 @@ class Runs(NamedTuple):
     first: Index
 
 
-class Ranges(NamedTuple):
-    """Bytes ``begin .. end`` of shards, [N] each, N > 0."""
-
-    shard: Index
-    begin: Index
-    end: Index
-
-
-def plan_ahead(dataset: Dataset, record: Index, channel: Index) -> Ranges:
-    """The bytes of whole recordings, a channel each; labels, quality and checksums, which lie together, included."""
-    size = dataset.segment_epochs
+def plan_ahead(dataset: Dataset, record: Index, channel: Index, members: Sequence[str] = ()) -> Ranges:
+    """The bytes of whole recordings, a channel each, with their quality, checksums and ``members``."""
     run = plan_runs(dataset, record, channel, np.zeros_like(record), dataset.n_epochs[record], np.zeros_like(record))
-    sample = dataset.first_segment[run.record] + run.first // size
-    crc = dataset.offsets(CRC_MEMBER)[sample]
-    return Ranges(
-        np.tile(run.shard, 2),
-        np.concatenate([run.offset, crc]),
-        np.concatenate([run.offset + run.epochs * EPOCH_BYTES, crc + NEAR_BYTES]),
-    )
+    small = member_ranges(dataset, np.unique(record), (CRC_MEMBER, QUALITY_MEMBER, *members))
+    return together(signal_ranges(run), small)
+
+
+def signal_ranges(runs: Runs) -> Ranges:
+    """Where the signals of ``runs`` lie."""
+    return Ranges(runs.shard, runs.offset, runs.offset + runs.epochs * EPOCH_BYTES)
 
 
 def plan_runs(dataset: Dataset, record: Index, channel: Index, first: Index, count: Index, row: Index) -> Runs:
@@ -103,14 +99,16 @@ def plan_runs(dataset: Dataset, record: Index, channel: Index, first: Index, cou
 class ShardReader:
     """Reads from the shards of a data set, keeping at most ``max_open`` files open. For one thread at a time.
 
-    What is not as it was written, or slow, goes into ``report``.
+    Of shards behind a URL, what is read and not in the cache is fetched: whole samples of a channel, whose other epochs are
+    usually read soon. What is not as it was written, or slow, goes into ``report``.
     """
 
-    def __init__(self, dataset: Dataset, report: ReadReport | None = None, max_open: int | None = None) -> None:
+    def __init__(self, dataset: Dataset, report: ReadReport | None = None, max_open: int = 64) -> None:
         self.dataset = dataset
-        # A shard that the cache has removed keeps its place on the disk as long as it is open.
-        self._max_open = max_open or (64 if dataset.remote is None else 16)
-        self._open: OrderedDict[int, int] = OrderedDict()
+        self._max_open = max_open
+        self._open: OrderedDict[int, ShardFile | CachedShard] = OrderedDict()
+        # Runs that fail and may be fetched once more, before they are reported.
+        self._doubted: list[int] | None = None
         self.report = report or ReadReport()
 
     def __reduce__(self) -> tuple[object, ...]:
@@ -123,7 +121,9 @@ class ShardReader:
         lines = memoryview(out.data).cast("B")
         order = np.lexsort((runs.offset, runs.shard))
         shards, starts = np.unique(runs.shard[order], return_index=True)
-        for shard, chosen in zip(shards.tolist(), np.split(order, starts[1:]), strict=True):
+        pieces = list(zip(shards.tolist(), np.split(order, starts[1:]), strict=True))
+        absent = self._fetch_absent(runs, pieces) if self.dataset.remote is not None else {}
+        for shard, chosen in pieces:
             with self.report.timed(self.dataset.shard_name(shard)):
                 try:
                     handle = self._handle(shard)
@@ -131,8 +131,112 @@ class ShardReader:
                     intact[chosen] = False
                     self._fault(shard, str(error))
                     continue
+                if shard in absent:
+                    handle, chosen = self._fetched(shard, runs, chosen, intact)
+                self._doubted = [] if self.dataset.remote is not None else None
                 self._read_shard(shard, handle, runs, chosen, lines, intact)
+                doubted, self._doubted = self._doubted, None
+                if doubted:
+                    again = self._fetch_again(shard, runs, np.array(doubted))
+                    intact[again] = True
+                    self._read_shard(shard, self._handle(shard), runs, again, lines, intact)
         return intact
+
+    def _fetch_absent(self, runs: Runs, pieces: list[tuple[int, Index]]) -> dict[int, Index]:
+        """Fetch what is not in the cache of the runs of each shard; of which these are, by shard."""
+        absent = {}
+        for shard, chosen in pieces:
+            # What cannot be opened is met again when it is read.
+            with suppress(ShardError):
+                there = self._holds(self._current(shard), runs, chosen)
+                if not there.all():
+                    absent[shard] = chosen[~there]
+        if absent:
+            self.fetch(self._whole_samples(runs, np.concatenate(list(absent.values()))))
+        return absent
+
+    def _fetched(self, shard: int, runs: Runs, chosen: Index, intact: NDArray[np.bool_]) -> tuple[int, Index]:
+        """A handle of a shard, and those of its runs ``chosen`` whose bytes are there; the others are reported."""
+        for _ in range(ATTEMPTS):
+            file = self._current(shard)
+            there = self._holds(file, runs, chosen)
+            if there.all():
+                return file.handle, chosen
+            failed = self.fetch(self._whole_samples(runs, chosen[~there]))
+            if failed:
+                break
+        file = self._current(shard)
+        there = self._holds(file, runs, chosen)
+        if not there.all():
+            intact[chosen[~there]] = False
+            self._fault(shard, str(failed.get(shard, self._pressed(shard))))
+        return file.handle, chosen[there]
+
+    def _fetch_again(self, shard: int, runs: Runs, chosen: Index) -> Index:
+        """Fetch runs that fail their checks once more, but for those that were; the runs, to be checked again."""
+        remote, file = self.dataset.remote, self._current(shard)
+        assert remote is not None
+        name = self.dataset.shard_paths[shard].name
+        fresh = chosen[[remote.doubt(name, offset) for offset in runs.offset[chosen].tolist()]]
+        ranges = together(signal_ranges(Runs(*(field[fresh] for field in runs))), self._checksums_of(runs, fresh))
+        for begin, end in zip(ranges.begin.tolist(), ranges.end.tolist(), strict=True):
+            file.mark(begin, end, present=False)
+        if len(fresh):
+            self.fetch(ranges)
+        return chosen
+
+    def _holds(self, file: CachedShard, runs: Runs, chosen: Index) -> NDArray[np.bool_]:
+        """Which of the runs ``chosen`` are in the cache, with their checksums."""
+        signals = signal_ranges(Runs(*(field[chosen] for field in runs)))
+        checks = self._checksums_of(runs, chosen)
+        holds = file.holds
+        bounds = zip(signals.begin.tolist(), signals.end.tolist(), checks.begin.tolist(), checks.end.tolist(), strict=True)
+        return np.array([holds(begin, end) and holds(first, last) for begin, end, first, last in bounds], np.bool_)
+
+    def _checksums_of(self, runs: Runs, chosen: Index) -> Ranges:
+        record = runs.record[chosen]
+        return sample_ranges(self.dataset, record, runs.first[chosen] // self.dataset.segment_epochs, CRC_MEMBER)
+
+    def _whole_samples(self, runs: Runs, chosen: Index) -> Ranges:
+        """The channels of the samples that runs lie in, with their checksums."""
+        size = self.dataset.segment_epochs
+        found = np.unique(np.stack([runs.record[chosen], runs.channel[chosen], runs.first[chosen] // size]), axis=1)
+        record, channel, segment = found
+        count = np.minimum(self.dataset.n_epochs[record] - segment * size, size)
+        whole = plan_runs(self.dataset, record, channel, segment * size, count, np.zeros_like(record))
+        return together(signal_ranges(whole), self._checksums_of(whole, np.arange(len(record))))
+
+    def fetch(self, ranges: Ranges, at_once: bool = True) -> dict[int, ShardError]:
+        """Have ``ranges`` of shards behind a URL in the cache; why that is not to be had, by shard. See :class:`RemoteShards`."""
+        remote = self.dataset.remote
+        if remote is None or not len(ranges.shard):
+            return {}
+        shard, begin, end = merged(ranges, 0)
+        shards, starts = np.unique(shard, return_index=True)
+        number = {self.dataset.shard_paths[one].name: int(one) for one in shards}
+        sizes = self.dataset.shard_bytes[shards].tolist()
+        parts = zip(sizes, np.split(begin, starts[1:]), np.split(end, starts[1:]), strict=True)
+        failed = remote.fetch(dict(zip(number, parts, strict=True)), at_once, self._watched)
+        return {number[name]: error for name, error in failed.items()}
+
+    def have(self, ranges: Ranges) -> None:
+        """Fetch, together, what the cache lacks of ``ranges`` of shards behind a URL, before they are read piece by piece.
+
+        What cannot be had is no error here: it is met again when it is read.
+        """
+        if self.dataset.remote is None:
+            return
+        lacking = np.zeros(len(ranges.shard), np.bool_)
+        with suppress(ShardError):
+            for number, (shard, begin, end) in enumerate(zip(*(field.tolist() for field in ranges), strict=True)):
+                lacking[number] = not self._current(shard).holds(begin, end)
+        self.fetch(Ranges(*(field[lacking] for field in ranges)))
+
+    def _watched(self, name: str) -> AbstractContextManager[None]:
+        return self.report.timed(f"{self.dataset.origin}/{SHARD_FOLDER}/{name}", "fetch")
+
+    def _pressed(self, shard: int) -> str:
+        return f"{self.dataset.shard_name(shard)}: removed from the cache as soon as it was fetched; set {LIMIT_VARIABLE} higher"
 
     def _read_shard(
         self, shard: int, handle: int, runs: Runs, chosen: Index, lines: memoryview, intact: NDArray[np.bool_]
@@ -165,33 +269,47 @@ class ShardReader:
                     intact[run] = self._bad(shard, runs, run, number, where)
                     break
 
-    def read_bytes(self, shard: int, offset: int, size: int) -> bytes:
-        """``size`` bytes of a shard. Raises :class:`ShardError` when it cannot give them."""
+    def read_bytes(self, shard: int, offset: int, size: int, anew: bool = False) -> bytes:
+        """``size`` bytes of a shard, behind a URL fetched ``anew``. Raises :class:`ShardError` when it cannot give them."""
         name = self.dataset.shard_name(shard)
         with self.report.timed(name):
+            handle = self._handle(shard)
+            if self.dataset.remote is not None:
+                handle = self._bytes_fetched(shard, offset, offset + size, anew)
             try:
-                content = os.pread(self._handle(shard), size, offset)
+                content = os.pread(handle, size, offset)
             except OSError as error:
                 raise ShardError(f"{name}: reading failed at byte {offset} ({error.strerror})") from error
         if len(content) != size:
             raise ShardError(f"{name}: ends before byte {offset + size}; restore it or build again")
         return content
 
+    def _bytes_fetched(self, shard: int, begin: int, end: int, anew: bool) -> int:
+        """A handle of a shard that has these bytes."""
+        if anew:
+            self._current(shard).mark(begin, end, present=False)
+        for _ in range(ATTEMPTS):
+            file = self._current(shard)
+            if file.holds(begin, end):
+                return file.handle
+            failed = self.fetch(Ranges(*np.array([[shard], [begin], [end]])))
+            if failed:
+                raise failed[shard]
+        raise ShardError(self._pressed(shard))
+
     def read_ahead(self, ranges: Ranges) -> None:
-        """Have ``ranges`` in the page cache; for a data set behind a URL this fetches the shards.
+        """Have ``ranges`` of shards on a disk in the page cache.
 
         What cannot be had is no error here: it is met again when it is needed.
         """
-        order = np.lexsort((ranges.begin, ranges.shard))
-        shard, begin, end = ranges.shard[order], ranges.begin[order], ranges.end[order]
-        apart = np.ones(len(order), np.bool_)
-        apart[1:] = (shard[1:] != shard[:-1]) | (begin[1:] > end[:-1] + NEAR_BYTES)
-        starts = np.flatnonzero(apart)
-        for number, first, last in zip(
-            shard[starts].tolist(), begin[starts].tolist(), np.maximum.reduceat(end, starts).tolist(), strict=True
-        ):
+        for number, first, last in zip(*(field.tolist() for field in merged(ranges, NEAR_BYTES)), strict=True):
             with suppress(ShardError, OSError), self.report.timed(self.dataset.shard_name(number), "read ahead"):
                 os.posix_fadvise(self._handle(number), first, last - first, os.POSIX_FADV_WILLNEED)
+
+    def release(self, shards: Iterable[int]) -> None:
+        """Close ``shards``, which are not read soon: those behind a URL may then be removed from the cache."""
+        for shard in shards:
+            self._open.pop(shard, None)
 
     def fault(self, record: int, reason: str) -> None:
         """Report that something of the recording in row ``record`` cannot be used."""
@@ -199,32 +317,35 @@ class ShardReader:
 
     def close(self) -> None:
         """Close all files."""
-        for handle in self._open.values():
-            os.close(handle)
         self._open.clear()
 
-    def __del__(self) -> None:
-        self.close()
-
     def _handle(self, shard: int) -> int:
+        return self._file(shard).handle
+
+    def _file(self, shard: int) -> ShardFile | CachedShard:
         if shard in self._open:
             self._open.move_to_end(shard)
             return self._open[shard]
         while len(self._open) >= self._max_open:
-            os.close(self._open.popitem(last=False)[1])
-        for last in (False, True):
-            path = self.dataset.shard_file(shard)
-            try:
-                self._open[shard] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                break
-            except OSError as error:
-                # Another process may have removed it from the cache just now: then it is fetched again.
-                if last or self.dataset.remote is None:
-                    raise ShardError(f"{path}: cannot read shard ({error.strerror}); restore it or build again") from error
+            self._open.popitem(last=False)
+        self._open[shard] = self.dataset.shard_file(shard)
         return self._open[shard]
+
+    def _current(self, shard: int) -> CachedShard:
+        """What the cache has of a shard now: another process may have removed what is open here."""
+        file = self._file(shard)
+        assert isinstance(file, CachedShard)
+        if file.removed:
+            self.release([shard])
+            file = self._file(shard)
+            assert isinstance(file, CachedShard)
+        return file
 
     def _bad(self, shard: int, runs: Runs, run: int, number: int, reason: str) -> bool:
         """Report epoch ``number`` of a run by the names that tell a person where to look; returns False."""
+        if self._doubted is not None:
+            self._doubted.append(run)
+            return False
         epoch = int(runs.first[run]) + number
         record, channel = self.dataset.names[int(runs.record[run])], CHANNELS[int(runs.channel[run])]
         sample = f"{record}_{epoch // self.dataset.segment_epochs:04d}"

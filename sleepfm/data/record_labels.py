@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,13 @@ from sleepfm.constants import CHANNELS, STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import LABELS, QUALITY_MEMBER, label_member
 from sleepfm.data.order import permutation
+from sleepfm.data.ranges import member_ranges
 from sleepfm.data.reader import ShardReader
 from sleepfm.errors import DatasetError, ShardError
 from sleepfm.signals.quality import UNUSABLE
 from sleepfm.tasks import TASKS, LabelRule
+
+T = TypeVar("T")
 
 
 class RecordLabels:
@@ -73,9 +76,12 @@ class RecordLabels:
         return self.of(record)[self._target] >= 0
 
     def _stored(self, record: int, name: str) -> NDArray[np.int8]:
-        values: NDArray[Any] = read_epochwise(self._dataset, self._reader, record, label_member(name), np.int8)[0]
-        self._check(record, name, values)
-        return values
+        def read(anew: bool) -> NDArray[np.int8]:
+            values: NDArray[Any] = read_epochwise(self._dataset, self._reader, record, label_member(name), np.int8, 1, anew)[0]
+            self._check(record, name, values)
+            return values
+
+        return checked(self._dataset, read)
 
     def _check(self, record: int, name: str, values: NDArray[np.int8]) -> None:
         """Labels have no checksum, but the manifest knows how many epochs have which: any one changed byte shows."""
@@ -107,10 +113,30 @@ def label_rule(name: str) -> LabelRule:
     return LabelRule(name)
 
 
+def checked(dataset: Dataset, read: Callable[[bool], T]) -> T:
+    """What ``read(anew)`` gives. What fails its check behind a URL is fetched anew, once: the copy in the cache may be bad.
+
+    Raises:
+        ShardError: what ``read`` raises, at last.
+    """
+    try:
+        return read(False)
+    except ShardError:
+        if dataset.remote is None:
+            raise
+        return read(True)
+
+
 def read_epochwise(
-    dataset: Dataset, reader: ShardReader, record: int, member: str, dtype: type[np.generic], rows: int = 1
+    dataset: Dataset,
+    reader: ShardReader,
+    record: int,
+    member: str,
+    dtype: type[np.generic],
+    rows: int = 1,
+    anew: bool = False,
 ) -> NDArray[np.generic]:
-    """A member with one value an epoch, joined over the samples of a recording: [rows, E].
+    """A member with one value an epoch, joined over the samples of a recording: [rows, E]; behind a URL fetched ``anew``.
 
     Raises:
         ShardError: the shard is missing or ends early.
@@ -119,12 +145,13 @@ def read_epochwise(
     first, epochs = int(dataset.first_segment[record]), int(dataset.n_epochs[record])
     offsets = dataset.offsets(member)
     values = np.empty((rows, epochs), dtype)
+    reader.have(member_ranges(dataset, np.array([record]), (member,)))
     for begin in range(0, epochs, dataset.segment_epochs):
         count = min(dataset.segment_epochs, epochs - begin)
         offset = int(offsets[first + begin // dataset.segment_epochs])
         if offset < 0:
             raise DatasetError(f"{dataset.origin}: {dataset.names[record]} has no member {member}")
-        content = reader.read_bytes(int(dataset.shard_of[record]), offset, rows * count * values.itemsize)
+        content = reader.read_bytes(int(dataset.shard_of[record]), offset, rows * count * values.itemsize, anew)
         values[:, begin : begin + count] = np.frombuffer(content, values.dtype).reshape(rows, count)
     return values
 
@@ -140,7 +167,19 @@ def usable_epochs(dataset: Dataset, reader: ShardReader, record: int) -> NDArray
 
 def _quality(dataset: Dataset, reader: ShardReader, record: int) -> NDArray[np.uint8]:
     rows = int(dataset.present[record].sum())
-    return read_epochwise(dataset, reader, record, QUALITY_MEMBER, np.uint8, rows)  # type: ignore[return-value]
+    quality = read_epochwise(dataset, reader, record, QUALITY_MEMBER, np.uint8, rows)
+    if dataset.remote is not None and _miscounted(dataset, record, quality).any():
+        quality = read_epochwise(dataset, reader, record, QUALITY_MEMBER, np.uint8, rows, anew=True)
+    return quality  # type: ignore[return-value]
+
+
+def _miscounted(dataset: Dataset, record: int, quality: NDArray[Any]) -> NDArray[np.bool_]:
+    """Of which channels of a recording, in the order of :data:`CHANNELS`, quality tells another number of good epochs than the
+    manifest.
+    """
+    numbers = np.flatnonzero(dataset.present[record])
+    good = (quality & np.uint8(dataset.description["quality_mask"])) == 0
+    return good.sum(axis=1)[dataset.channel_row[record, numbers]] != dataset.usable[record, numbers]
 
 
 class RecordPresence:
@@ -175,7 +214,7 @@ class RecordPresence:
         good = (quality & np.uint8(self._dataset.description["quality_mask"])) == 0
         found = good.sum(axis=1)[self._dataset.channel_row[record, numbers]]
         expected = self._dataset.usable[record, numbers]
-        for number in np.flatnonzero(found != expected)[:1]:
+        for number in np.flatnonzero(_miscounted(self._dataset, record, quality))[:1]:
             shard = self._dataset.shard_name(int(self._dataset.shard_of[record]))
             raise ShardError(
                 f"{shard}: quality of {CHANNELS[numbers[number]]} tells {found[number]} good epochs of "

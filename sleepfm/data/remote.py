@@ -1,32 +1,39 @@
-"""A data set behind a URL: its manifest copied once, its shards fetched into a bounded local cache as they are read."""
+"""A data set behind a URL: its manifest copied once; of its shards what is read fetched into a bounded local cache."""
 
 from __future__ import annotations
 
 import json
-import logging
 import re
+import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sleepfm.data.cache import FileCache
+from sleepfm.data.cache import BlockCache, CachedShard, Index
+from sleepfm.data.fetch import (
+    MissingError,
+    NoRoomError,
+    OutdatedError,
+    RemoteObject,
+    fetch_blocks,
+    in_parallel,
+    with_patience,
+)
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, ShardError
 from sleepfm.signals.files import location, random_file
 
-log = logging.getLogger(__name__)
-
 CHUNK = 2**23
-ATTEMPTS = 3
-FIRST_PAUSE = 0.5
 # A shard that could not be had is not asked for again at every item.
 RETRY_SECONDS = 60.0
-
-
-class MissingError(ShardError):
-    """There is no such file behind a URL; asking again does not help."""
+# Shards that are fetched at once, and those whose connections and handles are kept.
+AT_ONCE = 4
+KEPT_OPEN = 32
 
 
 def is_url(path: str | Path) -> bool:
@@ -60,7 +67,7 @@ class RemoteFolder:
 
     def read(self, name: str) -> bytes:
         """The whole content of a small file. Raises as :meth:`chunks`."""
-        return _with_patience(lambda: b"".join(self.chunks(name)))
+        return with_patience(lambda: b"".join(self.chunks(name)))
 
 
 def description_bytes(folder: RemoteFolder) -> bytes:
@@ -74,18 +81,29 @@ def description_bytes(folder: RemoteFolder) -> bytes:
 
 
 class RemoteShards:
-    """Shards of one data set, fetched on demand. ``local`` is the folder in the cache that stands for the data set."""
+    """Shards of one data set, of which blocks are fetched on demand. For any number of threads; a pickled copy fetches in another
+    process. ``local`` is the folder in the cache that stands for the data set.
+    """
 
-    def __init__(self, folder: RemoteFolder, digest: str, cache: FileCache) -> None:
+    def __init__(self, folder: RemoteFolder, digest: str, cache: BlockCache) -> None:
         """Raises :class:`DatasetError` for a digest that is none."""
         if not re.fullmatch(r"[0-9a-f]{16,64}", digest):
             raise DatasetError(f"{folder.url}/{DATASET_FILE}: digest {digest!r} is no digest; build the data set again")
         self.url = folder.url
-        self._folder = folder
-        self._cache = cache
-        self._digest = digest
-        self._failed: dict[str, tuple[float, str]] = {}
         self.local = cache.folder / digest
+        self.cache = cache
+        self._folder = folder
+        self._digest = digest
+        self._objects: dict[str, RemoteObject] = {}
+        self._recent: OrderedDict[str, RemoteObject] = OrderedDict()
+        self._failed: dict[str, tuple[float, ShardError]] = {}
+        self._doubted: set[tuple[str, int]] = set()
+        self._proved = False
+        self._first = threading.Lock()
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return RemoteShards, (self._folder, self._digest, self.cache)
 
     def copy_manifest(self, description: bytes, check: Callable[[Path, dict[str, Any], str], None]) -> None:
         """Copy the manifest into :attr:`local`, unless it is there; ``dataset.json`` comes last.
@@ -105,7 +123,7 @@ class RemoteShards:
                 name = f"{MANIFEST_FOLDER}/{table}.parquet"
                 (temporary / name).write_bytes(self._folder.read(name))
             check(temporary, json.loads(description), self.url)
-            self._cache.claim(self._digest)
+            self.cache.claim(self._digest)
             (self.local / MANIFEST_FOLDER).mkdir(exist_ok=True)
             for table in MANIFEST_TABLES:
                 name = f"{MANIFEST_FOLDER}/{table}.parquet"
@@ -121,36 +139,86 @@ class RemoteShards:
             if temporary.is_dir():
                 temporary.rmdir()
 
-    def get(self, shard: str, size: int, sha256: str) -> Path:
-        """The local path of a shard, fetched if it is not in the cache.
+    def open(self, name: str, size: int) -> CachedShard:
+        """What the cache holds of the shard ``name`` of ``size`` bytes.
 
         Raises:
-            ShardError: it cannot be had, after some attempts, or is not what the manifest says.
+            ShardError: the cache cannot be written to, or the shard behind the URL was replaced while it was read.
         """
-        since, reason = self._failed.get(shard, (-RETRY_SECONDS, ""))
-        if time.monotonic() - since < RETRY_SECONDS:
-            raise ShardError(reason)
-        name = f"{SHARD_FOLDER}/{shard}"
-        try:
-            return _with_patience(
-                lambda: self._cache.get(f"{self._digest}/{name}", size, sha256, lambda: self._folder.chunks(name))
-            )
-        except ShardError as error:
-            reason = str(error).replace(f"{self._digest}/{name}", f"{self.url}/{name}", 1)
-            self._failed[shard] = (time.monotonic(), f"{reason}; restore it or build again")
-            raise ShardError(self._failed[shard][1]) from error
+        shard = self.cache.open(f"{self._digest}/{SHARD_FOLDER}/{name}", size)
+        remote = self._object(name, size)
+        if remote.changed(shard.version):
+            # Another process has found another object, or an older one.
+            remote.confirm()
+        return shard
 
+    def fetch(
+        self,
+        wanted: Mapping[str, tuple[int, Index, Index]],
+        at_once: bool = True,
+        watch: Callable[[str], AbstractContextManager[None]] | None = None,
+    ) -> dict[str, ShardError]:
+        """Have bytes of shards in the cache; what keeps the bytes of a shard from coming, by its name.
 
-def _with_patience(attempt: Callable[[], Any]) -> Any:
-    """What ``attempt`` returns; networks fail and come back."""
-    for number in range(ATTEMPTS):
+        Args:
+            wanted: of each shard its size, and where ranges of bytes begin and end, [N] each.
+            at_once: they are needed now; else only room is taken that is of shards which nobody reads
+                (:class:`NoRoomError` where there is too little).
+            watch: entered while a shard is being fetched.
+        """
+        failed: dict[str, ShardError] = {}
+
+        def one(name: str, size: int, begin: Index, end: Index) -> None:
+            try:
+                with watch(name) if watch else nullcontext():
+                    self._fetch(name, size, begin, end, at_once)
+            except ShardError as error:
+                failed[name] = error
+
+        in_parallel([partial(one, name, *ranges) for name, ranges in wanted.items()], AT_ONCE)
+        return failed
+
+    def doubt(self, name: str, begin: int) -> bool:
+        """Whether bytes of a shard that fail their check are to be fetched again: once."""
+        if (name, begin) in self._doubted:
+            return False
+        self._doubted.add((name, begin))
+        return True
+
+    def _fetch(self, name: str, size: int, begin: Index, end: Index, at_once: bool) -> None:
+        since, failure = self._failed.get(name, (0.0, None))
+        if failure is not None and time.monotonic() - since < RETRY_SECONDS:
+            raise failure
+        remote = self._object(name, size)
         try:
-            return attempt()
-        except MissingError:
+            try:
+                fetch_blocks(self.cache, self.open(name, size), remote, begin, end, at_once)
+            except OutdatedError:
+                self.cache.discard(f"{self._digest}/{SHARD_FOLDER}/{name}")
+                fetch_blocks(self.cache, self.open(name, size), remote, begin, end, at_once)
+        except NoRoomError:
             raise
         except ShardError as error:
-            if number == ATTEMPTS - 1:
-                raise
-            log.warning("%s; trying again", error)
-            time.sleep(FIRST_PAUSE * 4**number)
-    raise AssertionError("unreachable")
+            self._failed[name] = (time.monotonic(), error)
+            raise
+
+    def _object(self, name: str, size: int) -> RemoteObject:
+        with self._lock:
+            if name not in self._objects:
+                self._objects[name] = RemoteObject(f"{self.url}/{SHARD_FOLDER}/{name}", size, self._asking)
+            found = self._recent[name] = self._objects[name]
+            self._recent.move_to_end(name)
+            idle = self._recent.popitem(last=False)[1] if len(self._recent) > KEPT_OPEN else None
+        if idle is not None:
+            idle.close()
+        return found
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around a request. The first is made alone: a server without ranges sends whole shards, and one is enough to know."""
+        if self._proved:
+            yield
+            return
+        with self._first:
+            yield
+            self._proved = True

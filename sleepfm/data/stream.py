@@ -23,10 +23,12 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.format import QUALITY_MEMBER, label_member
 from sleepfm.data.order import Index, PassOrder, Window
 from sleepfm.data.quantisation import dequantise_rows
-from sleepfm.data.reader import Ranges, ShardReader, plan_ahead, plan_runs
-from sleepfm.data.record_labels import RecordLabels, RecordPresence, usable_epochs
+from sleepfm.data.ranges import Ranges, member_ranges
+from sleepfm.data.reader import ShardReader, plan_ahead, plan_runs
+from sleepfm.data.record_labels import RecordLabels, RecordPresence, label_rule, usable_epochs
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
 from sleepfm.data.tolerance import MAX_CORRUPT, Tolerance, TooManyCorruptError
 from sleepfm.data.windows import Items, load_windows, window_starts
@@ -48,7 +50,7 @@ class Reading:
         block: consecutive positions that one partition gives.
         max_corrupt: share of corrupt items above which reading stops.
         slow_seconds: accesses to a shard that take longer are reported.
-        read_ahead: read the shards of this and the next window into the page cache, or the cache of a URL's shards.
+        read_ahead: read what is wanted of this and the next window into the page cache, or the cache of a URL's shards.
         workers: processes that read a training plan, see :mod:`sleepfm.data.worker_pool`; 0 for a thread.
     """
 
@@ -115,6 +117,7 @@ class Stream(ABC):
                 what this process reads in a pass if that is more (a missing shard is met all at once).
         """
         tolerated = self.tolerated(start, count) if tolerated is None else tolerated
+        self._ahead.passed(start, self._reader)
         parts = []
         for window, chosen, asked in self._order.pieces(start, count):
             parts.append(self._window_items(window, start + asked.start)[chosen])
@@ -176,8 +179,9 @@ class Stream(ABC):
         if key not in self._windows:
             units = self._units(window)
             if self._reading.read_ahead:
-                self._read_ahead(window)
-                self._read_ahead(self._order.ahead(position))
+                left = self._order.leaves(position)
+                self._read_ahead(window, left)
+                self._read_ahead(self._order.ahead(position), self._order.leaves(left))
             order = self._order.shuffle(window)
             while len(self._windows) >= 2 * self._reading.partitions:
                 self._windows.popitem(last=False)
@@ -185,11 +189,11 @@ class Stream(ABC):
         self._windows.move_to_end(key)
         return self._windows[key]
 
-    def _read_ahead(self, window: Window) -> None:
+    def _read_ahead(self, window: Window, until: int) -> None:
         key = (window.pass_number, window.index)
         if key not in self._asked_ahead:
             self._asked_ahead.append(key)
-            self._ahead.ask(partial(self._ranges, self._units(window)))
+            self._ahead.ask(self._shards[window.shards].tolist(), partial(self._ranges, self._units(window)), until)
 
     def _units(self, window: Window) -> Index:
         return np.concatenate([np.arange(self._unit_range[shard], self._unit_range[shard + 1]) for shard in window.shards])
@@ -250,6 +254,7 @@ class EpochStream(Stream):
     def _expand(self, units: Index) -> Items:
         counts = self._unit_items[units]
         if self._good:
+            self._reader.have(member_ranges(self.dataset, np.unique(self._record[units]), (QUALITY_MEMBER,)))
             usable: dict[int, NDArray[np.bool_] | None] = {}
             parts = []
             for record, channel, count in zip(
@@ -339,10 +344,13 @@ class SequenceStream(Stream):
         self._labels = RecordLabels(dataset, self._reader, self._label_names, target, label_fraction, label_seed)
         self._presence = RecordPresence(dataset, self._reader, self._numbers)
         self._labelled_only = labelled_only
+        read = {*self._label_names, *([target] if labelled_only else [])}
+        self._stored = tuple(sorted({label_member(label_rule(name).stored) for name in read}))
         self._record = dataset.select(split, channels)
         self._record = self._record[dataset.usable[np.ix_(self._record, self._numbers)].any(axis=1)]
         if labelled_only:
-            items = np.array([len(self._starts(row)) for row in fetching_ahead(dataset, self._record.tolist())])
+            rows = fetching_ahead(dataset, self._record.tolist(), labels=(target,), reader=self._reader)
+            items = np.array([len(self._starts(row)) for row in rows])
             self._record, items = self._record[items > 0], items[items > 0]
         else:
             items = 1 + np.ceil(np.maximum(dataset.n_epochs[self._record] - length, 0) / self.stride).astype(int)
@@ -368,10 +376,11 @@ class SequenceStream(Stream):
 
     def _ranges(self, units: Index) -> Ranges:
         record, column = np.nonzero(self.dataset.present[self._record[units][:, None], self._numbers])
-        return plan_ahead(self.dataset, self._record[units][record], self._numbers[column])
+        return plan_ahead(self.dataset, self._record[units][record], self._numbers[column], self._stored)
 
     def _expand(self, units: Index) -> Items:
         counts = self._unit_items[units]
+        self._reader.have(member_ranges(self.dataset, self._record[units], (QUALITY_MEMBER, *self._stored)))
         starts = []
         for record, count in zip(self._record[units].tolist(), counts.tolist(), strict=True):
             try:

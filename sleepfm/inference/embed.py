@@ -43,7 +43,7 @@ def recordings_ahead(
     """
 
     def chunks() -> Iterator[tuple[int, Epochs | None]]:
-        for row in fetching_ahead(dataset, rows):
+        for row in fetching_ahead(dataset, rows, channels):
             # Also of a recording without an epoch.
             yield row, None
             for epochs in stored_epochs(dataset, dataset.names[row], channels, chunk):

@@ -36,6 +36,10 @@ class RemoteError(OSError):
     """What an object store or web server answered instead of the bytes; an :class:`OSError` as a disk's would be."""
 
 
+class IgnoredRangeError(RemoteError):
+    """A server that sends a whole file where a part was asked for."""
+
+
 class FileState(NamedTuple):
     """What tells a file from one that has taken its place: ``size`` in bytes, and ``version``, which changes with its content.
 
@@ -351,6 +355,10 @@ class _RemoteFile:
         with _answering(self._path):
             self._file.seek(start)
             data = self._file.read(stop - start)
+        if len(data) > stop - start:
+            raise IgnoredRangeError(
+                f"its server sent {len(data)} bytes where {stop - start} were asked for; fetch it to a disk first"
+            )
         if len(data) != stop - start:
             raise RemoteError(f"{len(data)} bytes came of the {stop - start} from {start}; it changed, or the connection broke")
         return data

@@ -75,7 +75,7 @@ def labels_of_split(
 ) -> NDArray[np.int64]:
     """All labels of ``task`` in ``split``, joined; ``goes_on`` is called with every recording."""
     found = []
-    for row in fetching_ahead(dataset, dataset.select(split).tolist()):
+    for row in fetching_ahead(dataset, dataset.select(split).tolist(), labels=(task,)):
         found.append(labels.of(row)[task])
         goes_on()
     return np.concatenate(found).astype(np.int64)
