@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,11 +19,11 @@ from sleepfm.data.cache import CachedShard
 from sleepfm.data.dataset import Dataset, ShardFile
 from sleepfm.data.fetch import NoRoomError
 from sleepfm.data.format import QUALITY_MEMBER, label_member
-from sleepfm.data.ranges import Index, Ranges, member_ranges, together
+from sleepfm.data.ranges import NOTHING, Index, Ranges, member_ranges, together
 from sleepfm.data.reader import ShardReader, plan_ahead
 from sleepfm.data.record_labels import label_rule
 from sleepfm.data.report import ReadReport
-from sleepfm.errors import ShardError
+from sleepfm.errors import DatasetError, ShardError
 
 # Shards behind a URL that are fetched ahead of recordings which are gone through in order.
 AT_ONCE = 4
@@ -31,10 +32,9 @@ ROOM_SECONDS = 0.1
 
 @dataclass(eq=False)
 class _Stretch:
-    """Shards of which ``ranges()`` is read at positions before ``until``; ``held`` keeps them in the cache."""
+    """Shards that are read at positions before ``until``; ``held`` keeps them in the cache."""
 
     shards: tuple[int, ...]
-    ranges: Callable[[], Ranges]
     until: int
     held: list[ShardFile | CachedShard] = field(default_factory=list)
 
@@ -52,7 +52,7 @@ class ReadAhead:
 
     def __init__(self, dataset: Dataset, report: ReadReport, depth: int) -> None:
         self._reader = ShardReader(dataset, report)
-        self._asked: deque[_Stretch] = deque(maxlen=depth)
+        self._asked: deque[tuple[_Stretch, Callable[[], Ranges]]] = deque(maxlen=depth)
         self._kept: list[_Stretch] = []
         self._position = 0
         self._thread: threading.Thread | None = None
@@ -65,11 +65,12 @@ class ReadAhead:
     def ask(self, shards: Iterable[int], ranges: Callable[[], Ranges], until: int) -> None:
         """Read what ``ranges()`` gives of ``shards``, soon; it is needed at positions before ``until``."""
         with self._lock:
-            stretch = _Stretch(tuple(shards), ranges, until)
-            self._asked.append(stretch)
+            stretch = _Stretch(tuple(shards), until)
+            self._asked.append((stretch, ranges))
             self._kept.append(stretch)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, daemon=True, name="read ahead")
+                thread = threading.Thread(target=_work, args=(weakref.ref(self), self._reader), daemon=True, name="read ahead")
+                self._thread = thread
                 self._thread.start()
 
     def passed(self, position: int, reader: ShardReader) -> None:
@@ -85,35 +86,50 @@ class ReadAhead:
         for one in done:
             reader.release(set(one.shards) - needed)
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if not self._asked:
-                    self._thread = None
-                    return
-                stretch = self._asked.popleft()
-            if self._reader.dataset.remote is None:
-                self._reader.read_ahead(stretch.ranges())
-                self._reader.release(stretch.shards)
-            else:
-                self._fetch(stretch)
+    def next(self) -> tuple[_Stretch, Callable[[], Ranges]] | None:
+        """What is to be read now, for the thread; nothing ends it."""
+        with self._lock:
+            if self._asked:
+                return self._asked.popleft()
+            self._thread = None
+            return None
 
-    def _fetch(self, stretch: _Stretch) -> None:
+    def hold(self, stretch: _Stretch, file: ShardFile | CachedShard) -> None:
+        """Keep ``file`` in the cache for as long as ``stretch`` is needed."""
+        with self._lock:
+            if stretch in self._kept:
+                stretch.held.append(file)
+
+    def needs(self, stretch: _Stretch) -> bool:
+        """Whether ``stretch`` has not been passed."""
+        return stretch in self._kept
+
+
+def _work(whose: weakref.ref[ReadAhead], reader: ShardReader) -> None:
+    """What the thread of a :class:`ReadAhead` does, which ends with that object: it may be waiting for room."""
+    while (ahead := whose()) and (asked := ahead.next()):
+        # Nothing here may keep the one who asked alive while room is waited for.
+        stretch, plan = asked
+        ranges = NOTHING
+        with suppress(DatasetError):
+            ranges = plan()
+        del asked, plan
+        if reader.dataset.remote is None:
+            reader.read_ahead(ranges)
+            reader.release(stretch.shards)
+            continue
         for shard in stretch.shards:
             with suppress(ShardError):
-                file = self._reader.dataset.shard_file(shard)
-                with self._lock:
-                    if stretch not in self._kept:
-                        return
-                    stretch.held.append(file)
-        ranges = stretch.ranges()
-        while stretch in self._kept:
-            failed = self._reader.fetch(ranges, at_once=False)
+                ahead.hold(stretch, reader.dataset.shard_file(shard))
+        while ahead and ahead.needs(stretch):
+            del ahead
+            failed = reader.fetch(ranges, at_once=False)
             waiting = [shard for shard, error in failed.items() if isinstance(error, NoRoomError)]
             if not waiting:
-                return
+                break
             ranges = Ranges(*(values[np.isin(ranges.shard, waiting)] for values in ranges))
             time.sleep(ROOM_SECONDS)
+            ahead = whose()
 
 
 def fetching_ahead(

@@ -165,7 +165,10 @@ class BlockCache:
         Raises:
             ShardError: the disk is full, or there would be no room ``at_once`` if all other shards were removed.
         """
-        need = int((end - begin).sum())
+        place, length = _map_place(shard.size)
+        if not os.fstat(shard.handle).st_blocks:
+            begin, end = np.append(begin, place), np.append(end, place + length)
+        need = int((-(-(end - begin) // BLOCK) * BLOCK).sum())
         try:
             with _locked(self.folder / LOCK):
                 if not self._make_room(shard.path, need, at_once):

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import CHANNELS
-from sleepfm.data.cache import LIMIT_VARIABLE, CachedShard
+from sleepfm.data.cache import CachedShard
 from sleepfm.data.dataset import Dataset, ShardFile
 from sleepfm.data.format import CRC_BYTES, CRC_MEMBER, EPOCH_BYTES, QUALITY_MEMBER, SHARD_FOLDER, channel_member
 from sleepfm.data.ranges import Ranges, member_ranges, merged, sample_ranges, together
@@ -28,8 +28,6 @@ Index = NDArray[np.int64]
 
 # Ranges of a disk this near are read ahead in one go; what a sample holds beside its signals takes less.
 NEAR_BYTES = 2**16
-# How often what another process removes from the cache meanwhile is fetched for one read.
-ATTEMPTS = 3
 
 
 class Runs(NamedTuple):
@@ -157,24 +155,19 @@ class ShardReader:
 
     def _fetched(self, shard: int, runs: Runs, chosen: Index, intact: NDArray[np.bool_]) -> tuple[int, Index]:
         """A handle of a shard, and those of its runs ``chosen`` whose bytes are there; the others are reported."""
-        for _ in range(ATTEMPTS):
-            file = self._current(shard)
-            there = self._holds(file, runs, chosen)
-            if there.all():
-                return file.handle, chosen
+        failed: dict[int, ShardError] = {}
+        there = self._holds(self._cached(shard), runs, chosen)
+        if not there.all():
             failed = self.fetch(self._whole_samples(runs, chosen[~there]))
-            if failed:
-                break
-        file = self._current(shard)
-        there = self._holds(file, runs, chosen)
+            there = self._holds(self._cached(shard), runs, chosen)
         if not there.all():
             intact[chosen[~there]] = False
-            self._fault(shard, str(failed.get(shard, self._pressed(shard))))
-        return file.handle, chosen[there]
+            self._fault(shard, str(failed.get(shard, f"{self.dataset.shard_name(shard)}: could not be fetched")))
+        return self._handle(shard), chosen[there]
 
     def _fetch_again(self, shard: int, runs: Runs, chosen: Index) -> Index:
         """Fetch runs that fail their checks once more, but for those that were; the runs, to be checked again."""
-        remote, file = self.dataset.remote, self._current(shard)
+        remote, file = self.dataset.remote, self._cached(shard)
         assert remote is not None
         name = self.dataset.shard_paths[shard].name
         fresh = chosen[[remote.doubt(name, offset) for offset in runs.offset[chosen].tolist()]]
@@ -216,8 +209,19 @@ class ShardReader:
         number = {self.dataset.shard_paths[one].name: int(one) for one in shards}
         sizes = self.dataset.shard_bytes[shards].tolist()
         parts = zip(sizes, np.split(begin, starts[1:]), np.split(end, starts[1:]), strict=True)
-        failed = remote.fetch(dict(zip(number, parts, strict=True)), at_once, self._watched)
-        return {number[name]: error for name, error in failed.items()}
+        into: dict[str, CachedShard] = {}
+        if at_once:
+            for name, one in number.items():
+                # What cannot be opened is tried again by what fetches, which says why.
+                with suppress(ShardError):
+                    into[name] = self._cached(one)
+        failed = {}
+        for name, found in remote.fetch(dict(zip(number, parts, strict=True)), into, self._watched).items():
+            if isinstance(found, ShardError):
+                failed[number[name]] = found
+            elif name in into:
+                self._open[number[name]] = found
+        return failed
 
     def have(self, ranges: Ranges) -> None:
         """Fetch, together, what the cache lacks of ``ranges`` of shards behind a URL, before they are read piece by piece.
@@ -234,9 +238,6 @@ class ShardReader:
 
     def _watched(self, name: str) -> AbstractContextManager[None]:
         return self.report.timed(f"{self.dataset.origin}/{SHARD_FOLDER}/{name}", "fetch")
-
-    def _pressed(self, shard: int) -> str:
-        return f"{self.dataset.shard_name(shard)}: removed from the cache as soon as it was fetched; set {LIMIT_VARIABLE} higher"
 
     def _read_shard(
         self, shard: int, handle: int, runs: Runs, chosen: Index, lines: memoryview, intact: NDArray[np.bool_]
@@ -288,14 +289,10 @@ class ShardReader:
         """A handle of a shard that has these bytes."""
         if anew:
             self._current(shard).mark(begin, end, present=False)
-        for _ in range(ATTEMPTS):
-            file = self._current(shard)
-            if file.holds(begin, end):
-                return file.handle
-            failed = self.fetch(Ranges(*np.array([[shard], [begin], [end]])))
-            if failed:
-                raise failed[shard]
-        raise ShardError(self._pressed(shard))
+        if not self._current(shard).holds(begin, end):
+            for error in self.fetch(Ranges(*np.array([[shard], [begin], [end]]))).values():
+                raise error
+        return self._handle(shard)
 
     def read_ahead(self, ranges: Ranges) -> None:
         """Have ``ranges`` of shards on a disk in the page cache.
@@ -331,15 +328,16 @@ class ShardReader:
         self._open[shard] = self.dataset.shard_file(shard)
         return self._open[shard]
 
-    def _current(self, shard: int) -> CachedShard:
-        """What the cache has of a shard now: another process may have removed what is open here."""
+    def _cached(self, shard: int) -> CachedShard:
         file = self._file(shard)
         assert isinstance(file, CachedShard)
-        if file.removed:
-            self.release([shard])
-            file = self._file(shard)
-            assert isinstance(file, CachedShard)
         return file
+
+    def _current(self, shard: int) -> CachedShard:
+        """What the cache has of a shard now: another process may have removed what is open here."""
+        if self._cached(shard).removed:
+            self.release([shard])
+        return self._cached(shard)
 
     def _bad(self, shard: int, runs: Runs, run: int, number: int, reason: str) -> bool:
         """Report epoch ``number`` of a run by the names that tell a person where to look; returns False."""

@@ -155,28 +155,29 @@ class RemoteShards:
     def fetch(
         self,
         wanted: Mapping[str, tuple[int, Index, Index]],
-        at_once: bool = True,
+        into: Mapping[str, CachedShard] | None = None,
         watch: Callable[[str], AbstractContextManager[None]] | None = None,
-    ) -> dict[str, ShardError]:
-        """Have bytes of shards in the cache; what keeps the bytes of a shard from coming, by its name.
+    ) -> dict[str, CachedShard | ShardError]:
+        """Have bytes of shards in the cache: by its name, each shard with these bytes, or what keeps them from coming.
 
         Args:
             wanted: of each shard its size, and where ranges of bytes begin and end, [N] each.
-            at_once: they are needed now; else only room is taken that is of shards which nobody reads
-                (:class:`NoRoomError` where there is too little).
+            into: shards that are open and whose bytes are needed now, also where others have removed them from the cache
+                meanwhile. Without, only room is taken that is of shards which nobody reads (:class:`NoRoomError` where there
+                is too little).
             watch: entered while a shard is being fetched.
         """
-        failed: dict[str, ShardError] = {}
+        found: dict[str, CachedShard | ShardError] = {}
 
         def one(name: str, size: int, begin: Index, end: Index) -> None:
             try:
                 with watch(name) if watch else nullcontext():
-                    self._fetch(name, size, begin, end, at_once)
+                    found[name] = self._fetch(name, size, begin, end, into.get(name) if into else None)
             except ShardError as error:
-                failed[name] = error
+                found[name] = error
 
         in_parallel([partial(one, name, *ranges) for name, ranges in wanted.items()], AT_ONCE)
-        return failed
+        return found
 
     def doubt(self, name: str, begin: int) -> bool:
         """Whether bytes of a shard that fail their check are to be fetched again: once."""
@@ -185,17 +186,20 @@ class RemoteShards:
         self._doubted.add((name, begin))
         return True
 
-    def _fetch(self, name: str, size: int, begin: Index, end: Index, at_once: bool) -> None:
+    def _fetch(self, name: str, size: int, begin: Index, end: Index, into: CachedShard | None) -> CachedShard:
         since, failure = self._failed.get(name, (0.0, None))
         if failure is not None and time.monotonic() - since < RETRY_SECONDS:
             raise failure
         remote = self._object(name, size)
         try:
+            shard = into or self.open(name, size)
             try:
-                fetch_blocks(self.cache, self.open(name, size), remote, begin, end, at_once)
+                fetch_blocks(self.cache, shard, remote, begin, end, into is not None)
             except OutdatedError:
                 self.cache.discard(f"{self._digest}/{SHARD_FOLDER}/{name}")
-                fetch_blocks(self.cache, self.open(name, size), remote, begin, end, at_once)
+                shard = self.open(name, size)
+                fetch_blocks(self.cache, shard, remote, begin, end, into is not None)
+            return shard
         except NoRoomError:
             raise
         except ShardError as error:

@@ -67,11 +67,14 @@ class ReadReport:
     def timed(self, shard: str, what: str = "read") -> Iterator[None]:
         """Around an access to ``shard``; reports it if it takes longer than ``slow_seconds``."""
         thread, began = threading.get_ident(), time.perf_counter()
+        around = self._reading.get(thread)
         self._reading[thread] = (shard, began)
         try:
             yield
         finally:
             del self._reading[thread]
+            if around is not None:
+                self._reading[thread] = around
             self.took(shard, time.perf_counter() - began, what)
 
     def took(self, shard: str, seconds: float, what: str = "read") -> None:

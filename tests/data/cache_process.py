@@ -1,50 +1,76 @@
-"""What a rank does with a shared cache: asks for files in an order of its own and reads them. Arguments: see ``main``."""
+"""What a rank does with a shared cache: fetches blocks of shards in an order of its own and reads them. See ``main``."""
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
+import os
 import random
 import sys
 import time
-from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
-from sleepfm.data.cache import FileCache
+import numpy as np
 
-FILES, SIZE, LIMIT = 5, 300_000, 1_000_000
+from sleepfm.data.cache import BLOCK, BlockCache, CachedShard
+from sleepfm.data.fetch import NoRoomError, RemoteObject, fetch_blocks
+
+SHARDS, SIZE, LIMIT = 5, 300_000, 1_000_000
 
 
 def content_of(number: int) -> bytes:
     return random.Random(number).randbytes(SIZE)
 
 
-def slow_chunks(content: bytes, log: Path, pause: float) -> Iterator[bytes]:
-    with log.open("a") as file:
-        file.write("x")
-    for begin in range(0, len(content), 50_000):
-        time.sleep(pause)
-        yield content[begin : begin + 50_000]
+def name_of(number: int) -> str:
+    return f"d/shards/shard-{number:06d}.tar"
 
 
-def main(folder: Path, log: Path, pause: float, rounds: int, seed: int) -> None:
-    files, order = FileCache(folder, LIMIT), random.Random(seed)
+class LoggedObject(RemoteObject):
+    """A shard on disk, each of whose reads takes ``pause`` seconds and writes a line: shard, begin, end."""
+
+    def __init__(self, folder: Path, number: int, log: Path, pause: float) -> None:
+        path = folder / f"{number}.tar"
+        if not path.exists():
+            part = path.with_name(f"{path.name}.{os.getpid()}")
+            part.write_bytes(content_of(number))
+            # One file for all, whoever is first.
+            with contextlib.suppress(FileExistsError):
+                os.link(part, path)
+            part.unlink()
+        super().__init__(f"file://{path}", SIZE, contextlib.nullcontext)
+        self.number, self.log, self.pause = number, log, pause
+
+    def read(self, begin: int, end: int) -> bytes:
+        with self.log.open("a") as file:
+            file.write(f"{self.number} {begin} {end}\n")
+        time.sleep(self.pause)
+        return super().read(begin, end)
+
+
+def fetch(cache: BlockCache, remote: LoggedObject, begin: int, end: int, at_once: bool = True) -> CachedShard:
+    shard = cache.open(name_of(remote.number), SIZE)
+    fetch_blocks(cache, shard, remote, np.array([begin]), np.array([end]), at_once)
+    return shard
+
+
+def main(folder: Path, log: Path, pause: float, rounds: int, seed: int, limit: int = LIMIT) -> None:
+    cache, order = BlockCache(folder, limit), random.Random(seed)
+    objects = [LoggedObject(folder.parent, number, log, pause) for number in range(SHARDS)]
     for _ in range(rounds):
-        for number in order.sample(range(FILES), FILES):
-            content = content_of(number)
-            digest = hashlib.sha256(content).hexdigest()
-            for _ in range(10):
-                chunks = partial(slow_chunks, content, log, pause)
-                path = files.get(f"d/shards/shard-{number:06d}.tar", SIZE, digest, chunks)
+        for number in order.sample(range(SHARDS), SHARDS):
+            begin = order.randrange(0, SIZE - 60_000)
+            end = begin + order.randrange(1, 60_000)
+            while True:
                 try:
-                    found = path.read_bytes()
-                except FileNotFoundError:  # removed by another process between get and read, as readers know
-                    continue
-                assert found == content
-                break
-            else:
-                raise AssertionError(f"{number} was never there long enough to be read")
+                    shard = fetch(cache, objects[number], begin, end, at_once=False)
+                    break
+                except NoRoomError:  # until the other ranks have closed theirs
+                    time.sleep(0.01)
+            assert shard.holds(begin, end)
+            assert os.pread(shard.handle, end - begin, begin) == content_of(number)[begin:end]
+            for block in np.flatnonzero(~shard.absent()) * BLOCK:
+                assert os.pread(shard.handle, BLOCK, block)[: SIZE - block] == content_of(number)[block : block + BLOCK]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    main(Path(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]), *map(int, sys.argv[4:]))

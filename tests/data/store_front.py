@@ -117,7 +117,8 @@ def store_front(behind: str) -> Iterator[StoreFront]:
                 self.wfile.write(content[: len(content) // 2])
                 self.close_connection = True
                 return
-            self.wfile.write(content)
+            if self.command != "HEAD":
+                self.wfile.write(content)
             if of_object and answer.status in (200, 206):
                 begin = int((answer.headers.get("Content-Range") or "bytes 0-").split()[1].split("-")[0])
                 front.note(self.path.split("?")[0].lstrip("/").split("/", 1)[1], begin, len(content))

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -22,7 +23,7 @@ from shards.build_config import BuildConfig
 from shards.export import export_parquet
 from sleepfm.cli import main
 from sleepfm.config import load_config
-from sleepfm.data.cache import FileCache
+from sleepfm.data.cache import BlockCache
 from sleepfm.demo.__main__ import parser
 from sleepfm.demo.__main__ import run as demo
 from sleepfm.demo.runner import Journal, set_aside
@@ -239,9 +240,10 @@ def test_no_tree_of_foreign_files_changes(tree: dict[str, bytes], tmp_path_facto
         RunFolder(work).begin(config, "a" * 64, {})
 
     def fetch() -> None:
-        cache = FileCache(work, 3)
+        cache = BlockCache(work, 3)
         for number in range(3):
-            cache.get(f"{'f' * 64}/shards/shard-{number:06d}.tar", 3, "not that", lambda: [b"abc"])
+            shard = cache.open(f"{'f' * 64}/shards/shard-{number:06d}.tar", 3)
+            cache.reserve(shard, np.array([0]), np.array([3]), at_once=True)
 
     attempts = (
         whole,
