@@ -13,6 +13,9 @@ count, from the page cache unless the case says otherwise. An epoch is 30 s of o
 * `parquet`: one Parquet file an epoch, a column a channel (the layout of OSF), in random order.
 * `memory`: resident memory after the same number of epochs from 10 and from N recordings.
 * `disk`: epochs per second after the files were dropped from the page cache, with and without reading ahead.
+* `store`: one channel of four from a data set of 100 recordings, one pass each: from the local S3 server (which takes processor
+  time of this machine) into an empty cache, again from that cache, and from the folder, with the opening and whatever is waited
+  for; the processor time is that of the reader alone. What was fetched, in units of the channel's bytes.
 * `order`: shards touched by 10,000 consecutive items, of all.
 * `step`: share of a training step (NeuroNet tiny) that waits for data which one thread reads ahead meanwhile.
 * `beside`: a main thread launches operations as for a GPU (9,000 a step, forward and backward through a transformer too small for
@@ -44,6 +47,7 @@ from noise_nights import CHANNELS, EPOCHS, make_dataset
 
 BATCH = 256
 SIZES = (10, 1000)
+STORED = 100
 COUNTED = 40_000
 PARQUET_EPOCHS = 2_000
 WORKERS = (0, 1, 2, 4)
@@ -180,6 +184,31 @@ def disk(path: Path, **settings: Any) -> dict[str, float]:
     return rate(ours(stream, BATCH, 1), 1.5, warm=False)
 
 
+def store(path: Path) -> dict[str, float]:
+    """A pass over one channel from a store, from what it has left in the cache, and from the disk."""
+    sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
+    from object_store import object_store
+
+    from sleepfm.data.cache import BlockCache
+    from sleepfm.data.dataset import Dataset
+    from sleepfm.data.stream import EpochStream, Reading
+
+    def rates(source: str | Path, cache: BlockCache | None) -> tuple[float, float]:
+        begin, processor = time.perf_counter(), time.process_time()
+        stream = EpochStream(Dataset.open(source, cache), "pretrain", CHANNELS[:1], Reading())
+        for start in range(0, len(stream), BATCH):
+            stream.batch(start, min(BATCH, len(stream) - start))
+        return len(stream) / (time.perf_counter() - begin), len(stream) / (time.process_time() - processor)
+
+    with object_store() as server, tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        url, cache = server.upload(path, "nights"), BlockCache(Path(scratch), 2**40)
+        found = {"store": rates(url, cache), "cache": rates(url, cache), "disk": rates(path, None)}
+        fetched = cache.used() / (STORED * EPOCHS * 6000)
+    seconds = {f"epochs_per_second_{name}": rate for name, (rate, _) in found.items()}
+    processor = {f"epochs_per_processor_second_{name}": rate for name, (_, rate) in found.items()}
+    return seconds | processor | {"fetched_of_channel": fetched}
+
+
 def order(path: Path) -> dict[str, float]:
     stream = epoch_stream(path)
     window = set()
@@ -294,6 +323,7 @@ def cases(scratch: Path) -> dict[str, Callable[[], dict[str, float]]]:
         f"memory, {SIZES[1]} recordings": lambda: memory(large),
         "disk, reading ahead": lambda: disk(large),
         "disk, not reading ahead": lambda: disk(large, read_ahead=False),
+        "store, one channel of four": lambda: store(scratch / str(STORED)),
         f"order, {SIZES[1]} recordings": lambda: order(large),
         "step, 1 thread, a batch at hand": lambda: step(large, 1, False),
         "step, 1 thread, read ahead": lambda: step(large, 1, True),
@@ -339,7 +369,7 @@ def main() -> None:
         torch.set_num_threads(1)
         print(json.dumps(cases(scratch)[arguments.one]()))
         return
-    for size in SIZES:
+    for size in (*SIZES, STORED):
         if not (scratch / str(size) / "dataset.json").exists():
             print(f"making {size} recordings", flush=True)
             make_dataset(scratch / str(size), size)

@@ -201,8 +201,11 @@ class BlockCache:
             _remove(self.folder / (name + BLOCKS))
 
     def used(self) -> int:
-        """Bytes that the cache takes on its disk."""
-        return sum(file[1] for file in self._files())
+        """Bytes that the cache takes on its disk, while nothing is made or removed."""
+        if not self.folder.is_dir():
+            return 0
+        with _locked(self.folder / LOCK):
+            return sum(bytes_ for _, bytes_, _ in self._files())
 
     def _files(self) -> list[tuple[float, int, Path]]:
         """When each file in the folders that are the cache's own was used, and its bytes on the disk; links are not followed."""
