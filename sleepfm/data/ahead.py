@@ -18,10 +18,10 @@ from sleepfm.constants import CHANNELS
 from sleepfm.data.cache import CachedShard
 from sleepfm.data.dataset import Dataset, ShardFile
 from sleepfm.data.fetch import NoRoomError
-from sleepfm.data.format import QUALITY_MEMBER, label_member
+from sleepfm.data.format import QUALITY_MEMBER
 from sleepfm.data.ranges import NOTHING, Index, Ranges, member_ranges, together
 from sleepfm.data.reader import ShardReader, plan_ahead
-from sleepfm.data.record_labels import label_rule
+from sleepfm.data.record_labels import stored_labels
 from sleepfm.data.report import ReadReport
 from sleepfm.errors import DatasetError, ShardError
 
@@ -153,7 +153,7 @@ def fetching_ahead(
         return
     rows = np.asarray(records)
     numbers = np.array([CHANNELS.index(channel) for channel in channels], np.int64)
-    members = sorted({label_member(label_rule(name).stored) for name in labels})
+    members = stored_labels(labels)
     parts = iter(np.split(rows, np.flatnonzero(np.diff(dataset.shard_of[rows])) + 1))
     pool = ThreadPoolExecutor(AT_ONCE, "fetching ahead")
     try:

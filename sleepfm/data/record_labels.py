@@ -113,6 +113,11 @@ def label_rule(name: str) -> LabelRule:
     return LabelRule(name)
 
 
+def stored_labels(names: Sequence[str]) -> tuple[str, ...]:
+    """The members that hold what ``names``, tasks or stored labels, are read from."""
+    return tuple(sorted({label_member(label_rule(name).stored) for name in names}))
+
+
 def checked(dataset: Dataset, read: Callable[[bool], T]) -> T:
     """What ``read(anew)`` gives. What fails its check behind a URL is fetched anew, once: the copy in the cache may be bad.
 

@@ -23,12 +23,12 @@ from sleepfm.constants import CHANNELS, EPOCH_SAMPLES
 from sleepfm.data.ahead import ReadAhead, fetching_ahead
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.format import QUALITY_MEMBER, label_member
+from sleepfm.data.format import QUALITY_MEMBER
 from sleepfm.data.order import Index, PassOrder, Window
 from sleepfm.data.quantisation import dequantise_rows
 from sleepfm.data.ranges import Ranges, member_ranges
 from sleepfm.data.reader import ShardReader, plan_ahead, plan_runs
-from sleepfm.data.record_labels import RecordLabels, RecordPresence, label_rule, usable_epochs
+from sleepfm.data.record_labels import RecordLabels, RecordPresence, stored_labels, usable_epochs
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
 from sleepfm.data.tolerance import MAX_CORRUPT, Tolerance, TooManyCorruptError
 from sleepfm.data.windows import Items, load_windows, window_starts
@@ -118,10 +118,8 @@ class Stream(ABC):
         """
         tolerated = self.tolerated(start, count) if tolerated is None else tolerated
         self._ahead.passed(start, self._reader)
-        parts = []
-        for window, chosen, asked in self._order.pieces(start, count):
-            parts.append(self._window_items(window, start + asked.start)[chosen])
-        items = Items.concatenate(parts)
+        pieces = self._order.pieces(start, count)
+        items = Items.concatenate([self._window_items(window, start + asked.start)[chosen] for window, chosen, asked in pieces])
         self.report.items += count
         batch, intact = self._load_known(items)
         for slot in np.flatnonzero(~intact).tolist():
@@ -344,13 +342,12 @@ class SequenceStream(Stream):
         self._labels = RecordLabels(dataset, self._reader, self._label_names, target, label_fraction, label_seed)
         self._presence = RecordPresence(dataset, self._reader, self._numbers)
         self._labelled_only = labelled_only
-        read = {*self._label_names, *([target] if labelled_only else [])}
-        self._stored = tuple(sorted({label_member(label_rule(name).stored) for name in read}))
+        self._stored = stored_labels((*self._label_names, *([target] if labelled_only else [])))
         self._record = dataset.select(split, channels)
         self._record = self._record[dataset.usable[np.ix_(self._record, self._numbers)].any(axis=1)]
         if labelled_only:
-            rows = fetching_ahead(dataset, self._record.tolist(), labels=(target,), reader=self._reader)
-            items = np.array([len(self._starts(row)) for row in rows])
+            ahead = fetching_ahead(dataset, self._record.tolist(), (), (target,), self._reader)
+            items = np.array([len(self._starts(row)) for row in ahead])
             self._record, items = self._record[items > 0], items[items > 0]
         else:
             items = 1 + np.ceil(np.maximum(dataset.n_epochs[self._record] - length, 0) / self.stride).astype(int)

@@ -68,7 +68,7 @@ def main(folder: Path, log: Path, pause: float, rounds: int, seed: int, limit: i
                     time.sleep(0.01)
             assert shard.holds(begin, end)
             assert os.pread(shard.handle, end - begin, begin) == content_of(number)[begin:end]
-            for block in np.flatnonzero(~shard.absent()) * BLOCK:
+            for block in (np.flatnonzero(~shard.absent()) * BLOCK).tolist():
                 assert os.pread(shard.handle, BLOCK, block)[: SIZE - block] == content_of(number)[block : block + BLOCK]
 
 

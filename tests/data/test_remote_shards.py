@@ -16,9 +16,11 @@ from made_nights import make_dataset, make_night
 from store_front import StoreFront, store_front
 
 import sleepfm.data.fetch
+from sleepfm.constants import CHANNELS
 from sleepfm.data.cache import BLOCK, BlockCache
 from sleepfm.data.dataset import Dataset, read_description
 from sleepfm.data.fetch import GROUP_BYTES, REQUEST_BYTES, requests
+from sleepfm.data.format import CRC_MEMBER, QUALITY_MEMBER, channel_member, label_member
 from sleepfm.data.in_order import iter_eval
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.reader import ShardReader
@@ -271,7 +273,7 @@ def test_an_object_of_another_size_is_refused(local, front, altered, tmp_path):
 
 
 def test_a_bad_epoch_in_the_store_is_fetched_twice_and_then_corrupt(local, front, altered, tmp_path):
-    ecg = int(local.offsets("ECG.i16")[local.first_segment[4]])
+    ecg = int(local.offsets(channel_member("ECG"))[local.first_segment[4]])
     altered(4, ecg + 2 * 6000 + 17)
     remote = Dataset.open(URL, roomy(tmp_path))
     stream = EpochStream(remote, "pretrain", ["ECG"], Reading(0, 8), require_good_quality=False)
@@ -300,8 +302,9 @@ def test_what_has_gone_bad_in_the_cache_is_fetched_again(local, front, tmp_path)
     first = EpochStream(Dataset.open(URL, cache), "pretrain", ["ECG"], Reading(0, 8))
     first.batch(0, len(first))
     row = int(local.first_segment[5])
-    for member in ("ECG.i16", "quality.u8", "crc.u32"):
-        spoil(cache, 5, int(local.offsets(member)[row]) + 3 + 240 * (member == "crc.u32") * STORED.index("ECG"))
+    checksums_before = 4 * 60 * local.channel_row[5, CHANNELS.index("ECG")]
+    for member, place in ((channel_member("ECG"), 3), (QUALITY_MEMBER, 3), (CRC_MEMBER, 3 + checksums_before)):
+        spoil(cache, 5, int(local.offsets(member)[row]) + place)
     front.forget()
     stream, expected = (EpochStream(one, "pretrain", ["ECG"], Reading(0, 8)) for one in (Dataset.open(URL, cache), local))
     assert torch.equal(stream.batch(0, len(stream)).signals, expected.batch(0, len(stream)).signals)
@@ -313,7 +316,7 @@ def test_labels_that_have_gone_bad_in_the_cache_are_fetched_again(local, front, 
     expected = RecordLabels(local, ShardReader(local), ("stage",)).of(record)["stage"]
     remote = Dataset.open(URL, cache)
     RecordLabels(remote, ShardReader(remote), ("stage",)).of(record)
-    spoil(cache, 5, int(local.offsets("stage.i8")[local.first_segment[record]]))
+    spoil(cache, 5, int(local.offsets(label_member("stage"))[local.first_segment[record]]))
     found = RecordLabels(remote, ShardReader(remote), ("stage",)).of(record)["stage"]
     assert np.array_equal(found, expected)
 
