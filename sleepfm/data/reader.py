@@ -142,11 +142,11 @@ class ShardReader:
 
     def _fetch_absent(self, runs: Runs, pieces: list[tuple[int, Index]]) -> dict[int, Index]:
         """Fetch what is not in the cache of the runs of each shard; of which these are, by shard."""
-        absent = {}
+        absent, bounds = {}, self._bounds(runs)
         for shard, chosen in pieces:
             # What cannot be opened is met again when it is read.
             with suppress(ShardError):
-                there = self._holds(self._current(shard), runs, chosen)
+                there = _held(self._current(shard), bounds, chosen)
                 if not there.all():
                     absent[shard] = chosen[~there]
         if absent:
@@ -156,10 +156,11 @@ class ShardReader:
     def _fetched(self, shard: int, runs: Runs, chosen: Index, intact: NDArray[np.bool_]) -> tuple[int, Index]:
         """A handle of a shard, and those of its runs ``chosen`` whose bytes are there; the others are reported."""
         failed: dict[int, ShardError] = {}
-        there = self._holds(self._cached(shard), runs, chosen)
+        bounds = self._bounds(runs)
+        there = _held(self._cached(shard), bounds, chosen)
         if not there.all():
             failed = self.fetch(self._whole_samples(runs, chosen[~there]))
-            there = self._holds(self._cached(shard), runs, chosen)
+            there = _held(self._cached(shard), bounds, chosen)
         if not there.all():
             intact[chosen[~there]] = False
             self._fault(shard, str(failed.get(shard, f"{self.dataset.shard_name(shard)}: could not be fetched")))
@@ -178,13 +179,10 @@ class ShardReader:
             self.fetch(ranges)
         return chosen
 
-    def _holds(self, file: CachedShard, runs: Runs, chosen: Index) -> NDArray[np.bool_]:
-        """Which of the runs ``chosen`` are in the cache, with their checksums."""
-        signals = signal_ranges(Runs(*(field[chosen] for field in runs)))
-        checks = self._checksums_of(runs, chosen)
-        holds = file.holds
-        bounds = zip(signals.begin.tolist(), signals.end.tolist(), checks.begin.tolist(), checks.end.tolist(), strict=True)
-        return np.array([holds(begin, end) and holds(first, last) for begin, end, first, last in bounds], np.bool_)
+    def _bounds(self, runs: Runs) -> list[tuple[int, int, int, int]]:
+        """Of each run, where its signal begins and ends, and where the checksums of its sample do."""
+        signals, checks = signal_ranges(runs), self._checksums_of(runs, np.arange(len(runs.shard)))
+        return list(zip(*(field.tolist() for field in (*signals[1:], *checks[1:])), strict=True))
 
     def _checksums_of(self, runs: Runs, chosen: Index) -> Ranges:
         record = runs.record[chosen]
@@ -353,3 +351,9 @@ class ShardReader:
 
     def _fault(self, shard: int, reason: str) -> None:
         self.report.fault(self.dataset.shard_name(shard), reason)
+
+
+def _held(file: CachedShard, bounds: list[tuple[int, int, int, int]], chosen: Index) -> NDArray[np.bool_]:
+    """Which of the runs ``chosen`` with ``bounds`` are in the cache, with their checksums."""
+    holds, these = file.holds, map(bounds.__getitem__, chosen.tolist())
+    return np.array([holds(begin, end) and holds(first, last) for begin, end, first, last in these], np.bool_)

@@ -302,7 +302,7 @@ def test_what_has_gone_bad_in_the_cache_is_fetched_again(local, front, tmp_path)
     first = EpochStream(Dataset.open(URL, cache), "pretrain", ["ECG"], Reading(0, 8))
     first.batch(0, len(first))
     row = int(local.first_segment[5])
-    checksums_before = 4 * 60 * local.channel_row[5, CHANNELS.index("ECG")]
+    checksums_before = 4 * 60 * int(local.channel_row[5, CHANNELS.index("ECG")])
     for member, place in ((channel_member("ECG"), 3), (QUALITY_MEMBER, 3), (CRC_MEMBER, 3 + checksums_before)):
         spoil(cache, 5, int(local.offsets(member)[row]) + place)
     front.forget()
