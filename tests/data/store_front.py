@@ -19,13 +19,15 @@ PASSED_ON = ("range", "if-match", "authorization", "x-amz-date", "x-amz-content-
 class StoreFront:
     """Shares of the requests for objects that fail, seconds before each answer, and what was given.
 
-    ``given`` has of every object (its key) the bytes ``begin .. end`` of each answer that was sent whole.
+    Objects whose key ends in ``missing`` are not there. ``given`` has of every object (its key) the bytes ``begin .. end`` of
+    each answer that was sent whole.
     """
 
     errors: float = 0.0
     cuts: float = 0.0
     pause: float = 0.0
     ranges: bool = True
+    missing: str = ""
     given: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     failed: int = 0
     endpoint: str = ""
@@ -102,8 +104,9 @@ def store_front(behind: str) -> Iterator[StoreFront]:
             kept.connection.request(self.command, self.path, body or None, headers)
             answer = kept.connection.getresponse()
             content = answer.read()
-            if fate == "error":
-                self.send_response(503)
+            missing = bool(front.missing) and self.path.split("?")[0].endswith(front.missing)
+            if fate == "error" or missing:
+                self.send_response(404 if missing else 503)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
                 return
