@@ -90,7 +90,7 @@ class MixedStream:
         return _Stretch(begin, Interleave(counts, self._seed), sources, taken[:, sources].copy())
 
     def batch(self, start: int, count: int) -> Batch:
-        """The items at positions ``start .. start + count``, with their ``source``."""
+        """The items at positions ``start .. start + count``, with their ``source``, whose name is part of a recording's."""
         return self._joined(start, count, lambda stream, first, length: stream.batch(first, length))
 
     def _joined(self, start: int, count: int, read: Callable[[Any, int, int], Batch]) -> Batch:
@@ -104,7 +104,7 @@ class MixedStream:
         record = [""] * count
         for run, part in parts:
             for row, name in zip(run.tolist(), part.record, strict=True):
-                record[row] = name
+                record[row] = f"{self.names[int(source[row])]}/{name}"
         return Batch(
             signals=_scattered(count, parts, lambda batch: batch.signals),
             present=_scattered(count, parts, lambda batch: batch.present),

@@ -14,7 +14,7 @@ from typing import Any
 from sleepfm.data.identity import DataDigest
 from sleepfm.training.run_config import differences
 
-SOURCES = "data.sources"
+SOURCES, SHARES = "data.sources", "data.shares"
 _TRAIN = ("lr", "final_lr", "schedule", "warmup", "steps", "passes", "accumulation", "clip", "validate_every", "max_skipped")
 _STEERED = frozenset({f"train.{name}" for name in _TRAIN} | {"registry.metric", "registry.mode", "data.validation_items"})
 # Any of these, and what is below `monitor`, decides which weights are the best: figures before are of another kind.
@@ -62,7 +62,8 @@ def split_data(known: DataDigest, wanted: DataDigest) -> tuple[dict[str, tuple[A
     held = {part.digest for part in wanted.parts}
     missing = [part for part in known.parts if part.digest not in held]
     if not missing:
-        return {SOURCES: (known.shares(), wanted.shares())}, []
+        # With the same data sets, what is validated stays.
+        return {SHARES if known == wanted else SOURCES: (known.shares(), wanted.shares())}, []
     if len(known.parts) == 1 and len(wanted.parts) == 1:
         return {}, [f"data set digest ({known[:12]} -> {wanted[:12]})"]
     names = ", ".join(f"{part.name} {part.digest[:12]}".strip() for part in missing)

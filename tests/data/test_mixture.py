@@ -22,7 +22,7 @@ from sleepfm.data.identity import DataDigest, Part, source_names
 from sleepfm.data.interleave import Interleave
 from sleepfm.data.mixed_shards import MixedShardStream
 from sleepfm.data.mixed_stream import sources_of
-from sleepfm.data.mixture import Mixture, SourcePlan, read_digest
+from sleepfm.data.mixture import DataSource, Mixture, SourcePlan, read_digest
 from sleepfm.data.prefetch import Prefetcher
 from sleepfm.data.stream import EpochStream, Reading, SequenceStream
 from sleepfm.errors import ConfigError, DatasetError, EmptySplitError, ShardError
@@ -78,6 +78,11 @@ def keys(batch: Batch) -> list[tuple[str, int, int, bytes]]:
     return [(record, first, source, signals.numpy().tobytes()) for record, first, source, signals in columns]
 
 
+def named(source: DataSource, batch: Batch) -> list[str]:
+    """Recordings of one source as a mixture names them."""
+    return [f"{source.name}/{record}" for record in batch.record]
+
+
 def test_items_are_those_of_the_sources_one_by_one(folder: Path) -> None:
     """Beside an independent way: every position by itself, its source and place counted from the beginning."""
     data = mixture(folder, large=1.0, small=2.0, other=0.5)
@@ -90,11 +95,11 @@ def test_items_are_those_of_the_sources_one_by_one(folder: Path) -> None:
         name = stream.names[int(counts.places(position, 1)[0][0])]
         expected = alone[name].batch(given[name], 1)
         given[name] += 1
-        assert batch.record[position] == expected.record[0] and batch.first_epoch[position] == expected.first_epoch[0]
+        assert batch.record[position] == f"{name}/{expected.record[0]}" and batch.first_epoch[position] == expected.first_epoch[0]
         assert torch.equal(batch.signals[position], expected.signals[0])
         assert torch.equal(batch.present[position], expected.present[0])
         assert torch.equal(batch.labels["stage"][position], expected.labels["stage"][0])
-        assert batch.record[position].startswith(name) and stream.names[int(batch.source[position])] == name  # type: ignore[index]
+        assert stream.names[int(batch.source[position])] == name  # type: ignore[index]
     shares = {name: given[name] / (3 * len(stream)) for name in given}
     assert shares == pytest.approx({"large": 1 / 3.5, "small": 2 / 3.5, "other": 0.5 / 3.5}, abs=0.01)
     assert torch.equal(batch.item, torch.arange(3 * len(stream)))
@@ -152,7 +157,7 @@ def test_a_pass_by_size_gives_every_item_of_every_source_once(folder: Path, part
     for source in data.sources:
         own = SequenceStream(source.dataset, "pretrain", CHANNELS)
         batch = own.batch(0, len(own))
-        once.update(zip(batch.record, batch.first_epoch.tolist(), strict=True))
+        once.update(zip(named(source, batch), batch.first_epoch.tolist(), strict=True))
     if partitions == 1:
         assert whole == once
     else:
@@ -211,9 +216,9 @@ def test_urls_and_folders_mix(folder: Path, tmp_path: Path, monkeypatch: pytest.
     files = fsspec.filesystem("memory")
     files.put(str(folder / "small"), "/mixed-small", recursive=True)
     try:
-        data = Mixture.open([SourcePlan(str(folder / "large")), SourcePlan("memory://mixed-small")])
+        data = Mixture.open([SourcePlan(str(folder / "large")), SourcePlan("memory://mixed-small", "small")])
         assert keys(sequences(data).batch(0, 60)) == keys(sequences(mixture(folder, ("large", "small"))).batch(0, 60))
-        assert data.digest == read_digest([SourcePlan(str(folder / "large")), SourcePlan("memory://mixed-small")])
+        assert data.digest == read_digest([SourcePlan(str(folder / "large")), SourcePlan("memory://mixed-small", "small")])
     finally:
         files.rm("/mixed-small", recursive=True)
 
@@ -244,7 +249,7 @@ def test_a_source_that_joins_lets_the_others_go_on(folder: Path) -> None:
     for name, own in alone.items():
         rows = [row for row, number in enumerate(batch.source.tolist()) if stream.names[number] == name]  # type: ignore[union-attr]
         expected = own.batch(0, len(rows))
-        assert [batch.record[row] for row in rows] == expected.record
+        assert [batch.record[row] for row in rows] == [f"{name}/{record}" for record in expected.record]
         assert torch.equal(batch.signals[rows], expected.signals) and (name != "other" or min(rows) >= 36)
     # Also over the border, and in a process of its own.
     worn = pickle.loads(pickle.dumps(stream))
@@ -270,7 +275,7 @@ def test_partitions_go_on_too(folder: Path, partitions: int) -> None:
     for source in after.sources:
         own = SequenceStream(source.dataset, "pretrain", CHANNELS, reading=Reading(3, 2))
         batch = own.batch(0, len(own))
-        once = Counter(zip(batch.record, batch.first_epoch.tolist(), strict=True))
+        once = Counter(zip(named(source, batch), batch.first_epoch.tolist(), strict=True))
         of_source = {key: count for key, count in taken.items() if key[0].startswith(source.name)}
         assert sum(of_source.values()) < len(own) and all(count <= once[key] for key, count in of_source.items())
 

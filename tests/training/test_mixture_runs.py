@@ -36,7 +36,9 @@ def weighted(*weights: float) -> DataDigest:
 def test_a_run_takes_more_data_and_other_shares_and_keeps_what_it_has() -> None:
     assert split_data(weighted(1, 2), weighted(1, 2)) == ({}, [])
     steered, refused = split_data(weighted(1, 2), weighted(1, 3))
-    assert steered == {"data.sources": ("one weight 1, two weight 2", "one weight 1, two weight 3")} and not refused
+    assert steered == {"data.shares": ("one weight 1, two weight 2", "one weight 1, two weight 3")} and not refused
+    # What is validated stays the same, and so what is the best so far; with more data sets it does not.
+    assert not Segment(4, steered).selects and Segment(4, {"data.sources": ("", "")}).selects
     steered, refused = split_data(weighted(1, 2), weighted(1, 2, 1))
     assert steered["data.sources"][1] == "one weight 1, two weight 2, three weight 1" and not refused
     assert split_data(weighted(1, 2, 1), weighted(1, 2)) == (
@@ -46,7 +48,7 @@ def test_a_run_takes_more_data_and_other_shares_and_keeps_what_it_has() -> None:
     assert split_data(as_digest("a" * 64), weighted(1, 2))[0]["data.sources"] == ("aaaaaaaaaaaa", "one weight 1, two weight 2")
     assert split_data(as_digest("a" * 64), as_digest("b" * 64)) == ({}, ["data set digest (aaaaaaaaaaaa -> bbbbbbbbbbbb)"])
     warm, warmer = (DataDigest([ONE, TWO], temperature) for temperature in (2.0, 3.0))
-    assert split_data(warm, warmer)[0]["data.sources"] == ("one, two at temperature 2", "one, two at temperature 3")
+    assert split_data(warm, warmer)[0]["data.shares"] == ("one, two at temperature 2", "one, two at temperature 3")
     # Where they lie and what they are called is nothing to the run.
     moved = DataDigest([Part("x", ONE.digest, "s3://elsewhere", 1), Part("y", TWO.digest, "", 2)])
     assert split_data(weighted(1, 2), moved) == ({}, [])
@@ -72,7 +74,7 @@ def test_the_folder_of_a_run_knows_its_data_from_step_to_step(tmp_path: Path) ->
     assert "data.sources" in folder.lineage()["segment.1"]
     with pytest.raises(ConfigError, match="without three"):
         folder.check(config, weighted(1, 2), "auto")
-    with pytest.raises(ConfigError, match=r"data\.sources .*none is left to train"):
+    with pytest.raises(ConfigError, match=r"data\.shares .*none is left to train"):
         folder.steer(config, 10, 10, weighted(1, 1, 1))
 
 
