@@ -275,7 +275,7 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
             for name, out in (("folder", folder), ("url", location(f"s3://{BUCKET}/out"))):
                 shard = shard_of(source, paths[number % len(paths)], number, STORE_RECORDINGS)
                 with only_builder(out, config.store.lease_s, print) as (builder, _):
-                    seconds[name].append(ray.get(remote.remote(source, out, shard, config, "benchmark", {}, {}, builder)))
+                    seconds[name].append(ray.get(remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder)))
     # The first of each finds a cold worker.
     here, there = ([statistics.median(column) for column in zip(*seconds[name][1:], strict=True)] for name in ("folder", "url"))
     return {

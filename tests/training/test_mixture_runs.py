@@ -115,8 +115,7 @@ def kill_behind(folder: Path, steps: int, ranks: int, run: str, *overrides: str)
         assert job.poll() is None and time.monotonic() < deadline, log.read_text()
         time.sleep(0.02)
     os.killpg(job.pid, signal.SIGKILL)
-    job.wait()
-    assert not (folder / run / "result.json").exists()
+    assert job.wait() == -signal.SIGKILL, log.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +168,7 @@ def test_killed_and_resumed_on_other_ranks_it_has_the_same_losses(folder: Path, 
     expected = losses(folder, "whole")
     for run in (f"killed{ranks}", f"whole{ranks}"):
         for row, other in zip(losses(folder, run), expected, strict=True):
-            assert row == pytest.approx(other, rel=2e-4), run
+            assert row == pytest.approx(other, rel=1e-5), run
 
 
 @pytest.mark.slow
@@ -178,7 +177,7 @@ def test_a_source_is_added_at_a_step(folder: Path) -> None:
     assert launch(folder, 1, "train.output=grown", TWO_SOURCES, "train.steps=6").returncode == 0
     done = launch(folder, 2, "train.output=grown", THREE_SOURCES)
     assert done.returncode == 0, done.stderr
-    assert "goes on from step 6 with data.sources ('" in done.stdout
+    assert "goes on from step 6 with train.steps (6 -> 16), data.sources ('" in done.stdout
     rows = losses(folder, "grown")
     assert all("loss/three" not in row for row in rows[:6]) and any("loss/three" in row for row in rows[6:])
     # The run's history decides, and no process: what is done once more is the same.
@@ -187,11 +186,11 @@ def test_a_source_is_added_at_a_step(folder: Path) -> None:
     kill_behind(folder, 10, 1, "again", THREE_SOURCES)
     assert launch(folder, 1, "train.output=again", THREE_SOURCES).returncode == 0
     for row, other in zip(losses(folder, "again"), rows, strict=True):
-        assert row == pytest.approx(other, rel=2e-4)
+        assert row == pytest.approx(other, rel=1e-5)
     refused = launch(folder, 1, "train.output=grown", TWO_SOURCES)
     assert refused.returncode == 2 and "data.sources without three" in refused.stderr
     known = json.loads((folder / "grown" / "run.json").read_text())
-    assert [segment["step"] for segment in known["segments"]][:1] != [] and "mixture" in str(known["segments"])
+    assert [(segment["step"], "mixture" in segment) for segment in known["segments"]] == [(6, True)]
 
 
 @pytest.mark.slow
