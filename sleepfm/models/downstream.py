@@ -18,7 +18,6 @@ from sleepfm.models.heads import Head, HeadConfig
 from sleepfm.models.lora import LoRALinear, add_lora
 from sleepfm.models.neuronet import NeuroNet
 from sleepfm.models.normalisation import by_rows
-from sleepfm.tasks import TASKS
 
 if TYPE_CHECKING:
     from sleepfm.models.usage import Usage
@@ -43,7 +42,8 @@ class TuneConfig(Config):
 
 class DownstreamConfig(Config):
     """``encoder`` is the configuration of the pretrained model, as :func:`sleepfm.models.build.build_model` takes it;
-    ``events`` adds a head that tells seconds apart.
+    ``events`` adds a head that tells seconds apart; ``evidence`` are the encoder's channels of which one must be usable in an
+    epoch that is assessed.
     """
 
     kind: Literal["downstream"] = "downstream"
@@ -54,6 +54,7 @@ class DownstreamConfig(Config):
     context: ContextConfig = ContextConfig(kind="none")
     head: HeadConfig = HeadConfig()
     events: EventHeadConfig | None = None
+    evidence: tuple[str, ...] = ()
 
 
 class Downstream(nn.Module):
@@ -101,8 +102,7 @@ class Downstream(nn.Module):
     @property
     def evidence(self) -> tuple[str, ...]:
         """Channels of which one must be usable in an epoch, or the epoch is not assessed; none where the task asks for none."""
-        task = TASKS.get(self.config.task)
-        return task.needed(self.channels) if task else ()
+        return self.config.evidence
 
     def assessed(self, present: Tensor) -> Tensor:
         """Which epochs ``[...]`` with the channels ``present`` ``[..., C]`` the model says anything of."""

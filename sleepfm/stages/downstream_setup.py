@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +43,7 @@ def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) ->
         context=context,
         head=job.head,
         events=events,
+        evidence=task.needed(cast(Any, encoder).channels),
     )
 
 
