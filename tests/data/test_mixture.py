@@ -23,7 +23,6 @@ from sleepfm.data.interleave import Interleave
 from sleepfm.data.mixed_shards import MixedShardStream
 from sleepfm.data.mixed_stream import sources_of
 from sleepfm.data.mixture import DataSource, Mixture, SourcePlan, read_digest
-from sleepfm.data.mixture import DataSource, Mixture, SourcePlan, read_digest
 from sleepfm.data.people import COLUMNS, People
 from sleepfm.data.persons import check_persons
 from sleepfm.data.prefetch import Prefetcher
