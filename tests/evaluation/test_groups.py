@@ -103,7 +103,7 @@ def test_of_what_is_not_known_there_are_no_figures(tmp_path: Path, predictions: 
     found = evaluate_groups(dataset, predictions, figures)
     assert found == {}
     whole = figures(predictions)
-    assert "are not known to the data set" in downstream_card("Stages", {}, whole, None, {"val": found})
+    assert "are not known to the data set" in downstream_card("Stages", {}, whole, None, by_group={"val": found})
     page = build_report(tmp_path, ReportData("Run", results=[Result("Stages", "m", "test", whole, by_group={"test": found})]))
     assert "are not known to the data set" in page.read_text()
 
@@ -114,7 +114,7 @@ def test_card_and_report_show_every_group_with_how_few_its_people_are(
     found = evaluate_groups(dataset, predictions, figures)
     whole = figures(predictions)
     by_group = {"val": found, "test": {**found, "age": {"80 and above": found["age"]["80 and above"]}}}
-    card = downstream_card("Stages", {}, whole, whole, by_group)
+    card = downstream_card("Stages", {}, whole, whole, by_group=by_group)
     kappa = found["sex"]["male"].metrics["kappa"].value
     (male,) = [line for line in card.splitlines() if "| male |" in line]
     assert male.count(f"2 (fewer than {FEW}) | {kappa:.3f}") == 2

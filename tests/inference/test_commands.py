@@ -42,6 +42,7 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     folder = out / recordings[0].stem
     assert sorted(p.name for p in folder.iterdir()) == [
         ".sleepfm.json",
+        "desaturations.csv",
         "events.csv",
         "hypnodensity.csv",
         "night.png",

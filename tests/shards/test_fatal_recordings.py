@@ -26,7 +26,19 @@ def build(tmp_path: Path, shards_environment) -> Build:
 
     def run(source: Path, out: Path, *more: object) -> subprocess.CompletedProcess[str]:
         line: Sequence[object] = [
-            *(sys.executable, "-m", "shards", "build", source, out, "--cohort", "shhs1", "--workers", 2, "recordings=3"),
+            *(
+                sys.executable,
+                "-m",
+                "shards",
+                "build",
+                source,
+                out,
+                "--cohort",
+                "shhs1",
+                "--workers",
+                2,
+                "recordings_per_shard=3",
+            ),
             *more,
         ]
         variables = shards_environment(None) | {"FATAL_ONCE": str(tmp_path / "once"), "PYTHONPATH": path}
@@ -95,7 +107,7 @@ def test_one_that_hangs_is_refused_and_one_that_died_by_chance_is_not(cohort, bu
     assert "2 of 2 attempts: not done within ray.task_timeout_s=15 in sitecustomize.py, line " in reason
     assert (tmp_path / "once").exists()
     undisturbed = tmp_path / "undisturbed"
-    assert run(["build", source, undisturbed, "--cohort", "shhs1", "recordings=3"]).returncode == 0
+    assert run(["build", source, undisturbed, "--cohort", "shhs1", "recordings_per_shard=3"]).returncode == 0
     name = "shards/shard-000001.tar"
     assert digests(out)[name] == digests(undisturbed)[name]
 

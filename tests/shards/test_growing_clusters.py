@@ -62,7 +62,7 @@ def growing(head: Growing) -> Iterator[Growing]:
 
 
 def arguments(cohort: Path, out: Path, *more: str) -> list[object]:
-    return ["build", cohort, out, "--cohort", "shhs1", "recordings=2", *more]
+    return ["build", cohort, out, "--cohort", "shhs1", "recordings_per_shard=2", *more]
 
 
 def lines_of(driver: subprocess.Popen[str]) -> list[str]:

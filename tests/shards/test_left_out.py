@@ -45,7 +45,7 @@ def unfinish(out: Path, shard: str) -> None:
 
 def test_a_recording_that_is_gone_does_not_stop_a_build_and_comes_in_when_it_is_back(source, tmp_path, run, digests):
     out = tmp_path / "out"
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
     assert run(arguments).returncode == 0
     whole = digests(out)
     unfinish(out, "shard-000001")
@@ -66,10 +66,10 @@ def test_a_recording_that_is_gone_does_not_stop_a_build_and_comes_in_when_it_is_
 
 def test_another_folder_is_not_taken_for_one_whose_recordings_are_gone(source, cohort, tmp_path, run, digests):
     out = tmp_path / "out"
-    assert run(["build", source, out, "--cohort", "shhs1", "recordings=2"]).returncode == 0
+    assert run(["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]).returncode == 0
     unfinish(out, "shard-000001")
     before = digests(out)
-    result = run(["build", cohort, out, "--cohort", "shhs1", "recordings=2"])
+    result = run(["build", cohort, out, "--cohort", "shhs1", "recordings_per_shard=2"])
     assert (
         result.returncode == 1 and "none of the 5 recordings for which this build was planned is in the source" in result.stderr
     )
@@ -78,7 +78,7 @@ def test_another_folder_is_not_taken_for_one_whose_recordings_are_gone(source, c
 
 def test_a_shard_that_is_made_anew_does_not_lose_a_recording_whose_file_is_gone(source, tmp_path, run, digests, monkeypatch):
     out = tmp_path / "out"
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
     assert run(arguments).returncode == 0
     before = digests(out)
     monkeypatch.setattr("shards.build_config.PROCESSING_VERSION", 1_000_000)
@@ -90,7 +90,7 @@ def test_a_shard_that_is_made_anew_does_not_lose_a_recording_whose_file_is_gone(
 
 def test_what_is_excluded_is_left_out_before_and_after_it_was_converted(source, tmp_path, run, digests):
     out = tmp_path / "out"
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
     (source / "early/shhs1-2.edf").write_bytes(b"")  # it is not even opened
     result = run([*arguments, "--exclude", "shhs1-2.edf", "--exclude", f"{source}/late"])
     assert result.returncode == 0, result.stderr
@@ -118,7 +118,7 @@ def test_an_exclusion_that_fits_nothing_is_refused(source, tmp_path, run):
 
 def test_names_that_are_digests_are_excluded_by_what_they_stand_for(source, tmp_path, run):
     out = tmp_path / "out"
-    arguments = ["build", source, out, "--cohort", "shhs1", "recordings=2", "privacy.names=digest"]
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2", "privacy.names=digest"]
     assert run(arguments).returncode == 0
     result = run([*arguments, "--exclude", "early/shhs1-2.edf"])
     assert result.returncode == 0 and "shhs1-2" not in result.stdout + result.stderr

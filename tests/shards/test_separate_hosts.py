@@ -106,14 +106,14 @@ def source(cohort, s3) -> str:
 
 def test_a_submitted_job_builds_from_a_bucket_into_a_bucket(source, built, place, hosts):
     out = "s3://sleep/hosts/out"
-    done = hosts.submit("build", source, out, "--cohort", "shhs1", "recordings=2")
+    done = hosts.submit("build", source, out, "--cohort", "shhs1", "recordings_per_shard=2")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert place(out).digests() == place(built).digests()
     assert f"{out}: whole" in hosts.submit("verify", out).stdout
 
 
 def test_a_folder_of_one_host_is_refused_before_anything_is_converted(source, hosts):
-    done = hosts.submit("build", source, "/tmp/out", "--cohort", "shhs1", "recordings=2")
+    done = hosts.submit("build", source, "/tmp/out", "--cohort", "shhs1", "recordings_per_shard=2")
     assert done.returncode != 0
     assert "/tmp/out: on host node-b this is not the folder that the build writes into" in done.stdout + done.stderr
     assert "give URLs (s3://...)" in done.stdout + done.stderr and "recordings refused" not in done.stdout
@@ -122,12 +122,12 @@ def test_a_folder_of_one_host_is_refused_before_anything_is_converted(source, ho
 def test_a_source_of_one_host_is_refused(hosts, cohort):
     # On the head alone, in its own /tmp.
     hosts.copy_to_head(cohort, "/tmp/cohort")
-    done = hosts.submit("build", "/tmp/cohort", "/srv/elsewhere", "--cohort", "shhs1", "recordings=2")
+    done = hosts.submit("build", "/tmp/cohort", "/srv/elsewhere", "--cohort", "shhs1", "recordings_per_shard=2")
     assert done.returncode != 0
     assert "/tmp/cohort: is not there on host node-b" in done.stdout + done.stderr
 
 
 def test_a_folder_that_all_hosts_see_is_taken(source, built, place, hosts):
-    done = hosts.submit("build", source, "/srv/from-bucket", "--cohort", "shhs1", "recordings=2")
+    done = hosts.submit("build", source, "/srv/from-bucket", "--cohort", "shhs1", "recordings_per_shard=2")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert place(hosts.shared / "from-bucket").digests() == place(built).digests()

@@ -23,7 +23,7 @@ SLOWER = [(2, 0.05), (3, 0.2), (4, 0.2), (5, 2.0)]
 
 
 def arguments(source: Path, out: object) -> list[object]:
-    return ["build", source, out, "--cohort", "shhs1", "recordings=2"]
+    return ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
 
 
 def plant(folder: Path, s3, name: str) -> str:

@@ -38,7 +38,7 @@ PRETRAINED = {"pretrain": "pretraining", "val": "selection", "label": "selection
 
 def built(source, out, salt=None):
     chosen = [f"split.salt={salt}"] if salt else []
-    build(source, out, load_config(BuildConfig, config_root() / "shards.yaml", ["recordings=3", *chosen]), workers=1)
+    build(source, out, load_config(BuildConfig, config_root() / "shards.yaml", ["recordings_per_shard=3", *chosen]), workers=1)
     return Dataset.open(out)
 
 
