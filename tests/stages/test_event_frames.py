@@ -32,6 +32,7 @@ from sleepfm.reports.night_files import summary, write_night
 from sleepfm.signals.quality import Quality
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.finetune import FinetuneStage
+from sleepfm.stages.second_labels import SecondLabels
 from sleepfm.tasks import BREATHING, TASKS
 
 KINDS = ("obstructive_apnea", "central_apnea", "mixed_apnea")
@@ -94,7 +95,7 @@ def test_a_night_passes_through_the_encoder_once_for_every_task(dataset, source,
     assert len(again.stream) > 0
     monkeypatch.undo()
     row = int(dataset.select("label")[0])
-    night = again._cache.get(dataset.names[row])
+    night = next(iter(again._caches.values())).get(dataset.names[row])
     assert night.shape == (30, 27, 128 + 6)
     own = frame_features(stage.module, stored_epochs(dataset, dataset.names[row], BREATHING, 64))
     torch.testing.assert_close(night, own, equal_nan=True)
@@ -104,7 +105,7 @@ def test_kinds_of_seconds_are_those_of_the_scored_events(dataset, stage):
     reader = ShardReader(dataset)
     held = set()
     for row in range(len(dataset.records)):
-        found = stage.seconds.kinds_of(row, KINDS).numpy()
+        found = SecondLabels(dataset, stage.config.task).kinds_of(row, KINDS).numpy()
         events = scored_events(dataset, reader, row)
         for second in range(0, len(found), 3):
             inside = [e.type for e in events if e.type in KINDS and e.onset <= second + 0.5 < e.onset + e.duration]

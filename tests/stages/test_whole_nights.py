@@ -118,11 +118,11 @@ def test_the_report_shows_events_ahi_and_sleep_statistics(dataset, jobs, tmp_pat
 
 def test_the_demos_closing_table_and_summary_give_events_and_ahi(dataset, jobs, tmp_path, monkeypatch, capsys):
     folders, _ = jobs
-    for name in summary.JUDGED:
+    plan = Plan(load_config(DemoConfig, "demo/default.yaml"), tmp_path, 1, None)
+    for name in plan.judged:
         shutil.copytree(folders[name.split("-")[1]], tmp_path / name)
         result = {"name": f"sleepfm-{name.split('-')[1]}", "version": "1", "metrics": {"val/kappa": 0.5}, "promoted": True}
         (tmp_path / name / "result.json").write_text(json.dumps(result))
-    plan = Plan(load_config(DemoConfig, "demo/default.yaml"), tmp_path, 1, None)
     plan.shards = dataset.path
     journal = Journal(tmp_path / "demo.json", "x", {"synth": Done(["synth"], 1.0, 2**20)})
     summary.print_table(plan, journal)
@@ -134,7 +134,7 @@ def test_the_demos_closing_table_and_summary_give_events_and_ahi(dataset, jobs, 
     found = json.loads((tmp_path / "summary.json").read_text())
     assert set(found["events"]) == {"sleepfm-apnea v1", "sleepfm-hypopnea v1"} and found["ahi"]["name"] == "ahi"
     assert "balanced_accuracy" in found["test"]["sleepfm-stage v1"]
-    shutil.rmtree(tmp_path / "probe-apnea")
-    shutil.copytree(tmp_path / "probe-stage", tmp_path / "probe-apnea")
+    shutil.rmtree(tmp_path / "events-apnea")
+    shutil.copytree(tmp_path / "probe-stage", tmp_path / "events-apnea")
     summary.print_table(plan, journal)
     assert "AHI of test nights: not assessed: no model of this run tells apnea to the second" in capsys.readouterr().out
