@@ -257,7 +257,9 @@ def test_downstream_models_are_no_encoders_and_names_must_fit(dataset, downstrea
     with pytest.raises(ConfigError, match="downstream"):
         FinetuneStage(job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path), Resolved(str(folder), folder))
     with pytest.raises(ConfigError, match="sleepfm-apnea"):
-        job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path, "task=apnea")
+        job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path, "task=apnea", "registry.name=sleepfm-stage")
+    # Unless it is stated, the name follows from the task.
+    assert job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path, "task=apnea").registry.name == "sleepfm-apnea"
 
 
 def test_loss_is_a_mean_that_ranks_can_average():
