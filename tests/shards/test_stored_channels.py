@@ -57,7 +57,7 @@ def test_a_recording_without_any_wanted_channel_is_refused(cohort: Path, tmp_pat
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["recordings_per_shard=2"], "`recordings` is called `recordings_per_shard` now"),
+        (["recordings=2"], "`recordings` is called `recordings_per_shard` now"),
         (["channels=[]"], "channels"),
         (["channels=[ECG,C4]"], "C4"),
         (["channels=[ECG]", "require=[EEG_C4]"], "EEG_C4 are required and not among `channels`"),
