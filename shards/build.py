@@ -125,13 +125,15 @@ def _build(
 ) -> BuildResult:
     out = copy.folder
     wanted = identity(config)
-    read_plan(out, wanted)
+    planned = read_plan(out, wanted)
     # What a task may need is told from how long its recordings are.
     unlisted: dict[str, str] = {}
     exclusion = Exclusion(exclude, source)
     listing = ListingProgress(shown(str(source)))
     extents = config.ray.task_memory_mb == "auto"
     known = discover_names(source, chosen_cohort(config), extents, unlisted, exclusion, listing.update)
+    for entry in planned.entries():
+        exclusion(entry.path)  # it may be gone from the source
     exclusion.check()
     root = source
     if "" in known:  # it is a recording
@@ -157,6 +159,9 @@ def _build(
         late = _scored_since(done, files, known, root, config, rebuild)
         rescored = _to_do_again(before, done, found, late)
         withdrawn = _to_do_without(before, done, found, excluded)
+        if gone := dict.fromkeys(sorted(done.converted - found.keys() - excluded)):
+            kept = "what was converted stays in the data set, and --exclude takes it out"
+            print(f"{_recordings(gone)} gone from the source: {kept}", flush=True)
         refused = left_out(before, done.shards, stale, found.keys(), excluded)
         size = config.recordings_per_shard
         plan = _plan(replace(before, identity=wanted), done, found, root, size, retry_refused, late.keys())
@@ -284,10 +289,11 @@ def _to_do_without(plan: Plan, done: _Done, found: Container[str], excluded: Col
     """Finished shards with recordings that are excluded now; they are no longer among ``done``. Raises :class:`DatasetError`."""
     again = set()
     for shard in plan.shards:
-        own = [entry.path for entry in shard.entries if plan.latest[entry.path] == shard.name and entry.path in done.converted]
-        if shard.name not in done.shards or not (withdrawn := [path for path in own if path in excluded]):
+        own = [entry.path for entry in shard.entries if plan.latest[entry.path] == shard.name]
+        judged = (done.converted | done.refused) - done.set_aside
+        if shard.name not in done.shards or not (withdrawn := [path for path in own if path in excluded and path in judged]):
             continue
-        if gone := [path for path in own if path not in found and path not in excluded]:
+        if gone := [path for path in own if path in done.converted and path not in found and path not in excluded]:
             raise DatasetError(
                 f"{shown(withdrawn[0])}: excluded, but its {shard.name} cannot be built again without it: {shown(gone[0])} of "
                 "that shard is gone from the source; put it back, or build into another folder"

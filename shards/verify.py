@@ -26,7 +26,7 @@ from shards.task import read_sidecar, sidecar_path
 from shards.working_copy import WorkingCopy, copy_named, local_file, working_copy
 from sleepfm.config import digest
 from sleepfm.data.dataset import Dataset, dataset_digest, read_description
-from sleepfm.data.format import DATASET_FILE, HEADER_MEMBER, INDEX_FILE, LAYOUTS, MANIFEST_FOLDER, SHARD_FOLDER
+from sleepfm.data.format import DATASET_FILE, HEADER_MEMBER, INDEX_FILE, LAYOUTS, MANIFEST_FOLDER, SCHEMA, SHARD_FOLDER
 from sleepfm.errors import DatasetError, DuplicateError, SleepFMError
 from sleepfm.files import read_json, sha256_file
 from sleepfm.signals.files import is_remote
@@ -40,7 +40,8 @@ def verify(path: Path, starmap: StarMap = itertools.starmap) -> Iterator[str]:
 
     Checks the tables against ``dataset.json`` and its digest, the folder against the tables and the plan (missing
     and extra shards), size and SHA-256 of every tar, that every member stands where ``segments.parquet`` says, and
-    that ``dataset.json`` is what plan and sidecars make. Damaged tables end the check: nothing can be held against them.
+    that ``dataset.json`` is what plan and sidecars make. Where tables are damaged, tars are
+    held against what stands beside them.
 
     Args:
         starmap: how the tars are gone through, one by one or in parallel.
@@ -64,8 +65,12 @@ def _faults(copy: WorkingCopy, starmap: StarMap) -> Iterator[str]:
                 f"{path / MANIFEST_FOLDER / name}.parquet: missing, or its SHA-256 is not the one in {DATASET_FILE}; "
                 "run the same `python -m shards build` again to write it anew"
             )
-        yield from _check_plan(path, description)
-        if not damaged:
+        yield from _check_plan(path, description, whole=not damaged)
+        if damaged:
+            # Nothing can be held against the tables; what stands beside each tar says what it is.
+            for found in starmap(check_shard, _shards_by_sidecars(copy, description)):
+                yield from found
+        else:
             yield from _check_content(copy, description, starmap)
             yield from _check_index(path, description)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -81,8 +86,10 @@ def recordings_aside(path: str | Path) -> Iterator[str]:
     yield from (f"set aside {row['source']}: {row['reason']}" for row in rows if row["error"] == DuplicateError.__name__)
 
 
-def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
-    """``dataset.json`` against the plan and the shards' sidecars, from which a build goes on."""
+def _check_plan(path: Path, description: dict[str, Any], whole: bool) -> Iterator[str]:
+    """``dataset.json`` against the plan and the shards' sidecars, from which a build goes on; its content if the tables are
+    ``whole``, which say who is in which split.
+    """
     if not (path / PLAN_FILE).is_file():
         yield f"{path / PLAN_FILE}: missing; the data set can be read, but no build goes on in it"
         return
@@ -98,8 +105,8 @@ def _check_plan(path: Path, description: dict[str, Any]) -> Iterator[str]:
     undone = [shard.name for shard in plan.shards if read_sidecar(path, shard, build) is None]
     for name in undone:
         yield f"{sidecar_path(path, name)}: missing, damaged, or not that of its shard; run the same build again"
-    splits = read_stored(path, SplitConfig(**plan.identity["split"])).splits
-    if not undone and not _is_made(path, plan, build, splits, description):
+    splits = read_stored(path, SplitConfig(**plan.identity["split"])).splits if whole else {}
+    if whole and not undone and not _is_made(path, plan, build, splits, description):
         yield f"{path / DATASET_FILE}: is not what the plan and the shards make"
     expected = {name for shard in plan.shards for name in (shard.name, sidecar_path(path, shard.name).name)}
     for file in sorted((path / SHARD_FOLDER).iterdir()):
@@ -160,12 +167,28 @@ def _shards_to_check(
         yield copy.url / SHARD_FOLDER / shard["shard"], shard, members, faults
 
 
+def _shards_by_sidecars(
+    copy: WorkingCopy, description: dict[str, Any]
+) -> Iterator[tuple[Path, dict[str, Any], dict[str, int], list[str]]]:
+    """Arguments of :func:`check_shard` for each finished shard of the plan, as its sidecar says; none for a former schema."""
+    if description["schema"] != SCHEMA:
+        return
+    try:
+        plan = read_plan(copy.folder, description["config"])
+    except SleepFMError:
+        return
+    for shard in plan.shards:
+        sidecar = read_sidecar(copy.folder, shard, digest(plan.identity))
+        if sidecar is not None and sidecar["bytes"]:
+            yield copy.url / SHARD_FOLDER / shard.name, sidecar, members_aside(sidecar, ()), []
+
+
 def check_shard(tar: Path, shard: dict[str, Any], members: dict[str, int], faults: list[str]) -> list[str]:
     """Faults of one tar behind those that are known; what a Ray task runs.
 
     Args:
         tar: a file or a URL, which is fetched to be read.
-        shard: its row of ``shards.parquet``.
+        shard: its row of ``shards.parquet``, or its sidecar.
         members: name -> byte offset of what it holds.
     """
     return [*faults, *_check_shard(tar, shard, members)]

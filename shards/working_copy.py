@@ -96,7 +96,9 @@ class WorkingCopy:
         gone = self._published.keys() - local.keys()
         changed = {name for name, digest in local.items() if self._published.get(name) != digest}
         if changed - {PLAN_FILE} and DATASET_FILE in self._published:
+            # Put again, last, also where it says the same as before.
             gone |= {DATASET_FILE}
+            changed |= {DATASET_FILE} & local.keys()
         for name in sorted(gone, key=_order, reverse=True):
             check()
             self._store.remove(name)

@@ -116,7 +116,7 @@ def source_names(stated: Sequence[tuple[str, str]]) -> list[str]:
             return names
     names = named(longest)
     twice = next(name for name in names if names.count(name) > 1)
-    raise ConfigError(f"data.sources: two of them are called {twice!r}; give one of them another name:")
+    raise ConfigError(f"data.sources: two of them are called {twice!r}; give one of them another `name`")
 
 
 def is_name(text: str) -> bool:

@@ -76,7 +76,8 @@ def description_bytes(folder: RemoteFolder) -> bytes:
         return folder.read(DATASET_FILE)
     except MissingError:
         raise DatasetError(
-            f"{folder.url}: no {DATASET_FILE} here; copy a whole data set there, its {DATASET_FILE} last"
+            f"{folder.url}: no {DATASET_FILE} here: there is no such bucket or folder, a build into it has not finished (run it "
+            f"again), or a data set was copied without it (its {DATASET_FILE} goes last)"
         ) from None
 
 

@@ -78,11 +78,13 @@ def location(path: str | os.PathLike[str]) -> Path:
     """``path`` as a path, or as fsspec's path-like object where it is a URL; both have pathlib's interface.
 
     Raises:
-        ConfigError: a protocol that is unknown or whose package is not installed.
+        ConfigError: a protocol that is unknown or whose package is not installed, or a URL with one slash.
     """
     text = os.fspath(path) if isinstance(path, (str, Path)) else str(path)
     match = _URL.match(text)
     if match is None:
+        if isinstance(path, str) and _URL_AS_PATH.match(text) and not os.path.lexists(text):
+            raise ConfigError(f"{text}: there is no such path, and a URL has two slashes: {text.replace(':/', '://', 1)}")
         return path if isinstance(path, Path) else Path(text)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))

@@ -108,9 +108,25 @@ def test_what_is_excluded_is_left_out_before_and_after_it_was_converted(source, 
     assert "whole" in run(["verify", out]).stdout
 
 
+def test_what_is_gone_from_the_source_is_told_and_can_be_taken_out(source, tmp_path, run):
+    out = tmp_path / "out"
+    arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
+    (source / "early/shhs1-2.edf").write_bytes(b"")
+    assert run(arguments).returncode == 1
+    (source / "early/shhs1-2.edf").unlink()
+    (source / "early/shhs1-4.edf").unlink()
+    told = run(arguments).stdout
+    assert "early/shhs1-4.edf has gone from the source: what was converted stays" in told
+    assert built(out)[0] == names(1, 3, 4, 5)
+    result = run([*arguments, "--exclude", "shhs1-[24].edf"])
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert built(out) == (names(1, 3, 5), {f"early/shhs1-{number}.edf": "ExcludedError" for number in (2, 4)})
+    assert "whole" in run(["verify", out]).stdout
+
+
 def test_an_exclusion_that_fits_nothing_is_refused(source, tmp_path, run):
     result = run(["build", source, tmp_path / "out", "--exclude", "shhs1-7.edf"])
-    assert result.returncode == 2 and "--exclude shhs1-7.edf: fits no recording of the source" in result.stderr
+    assert result.returncode == 2 and "--exclude shhs1-7.edf: fits no recording of the source or the data set" in result.stderr
     result = run(["build", source, tmp_path / "out", "--exclude", "*.edf"])
     assert result.returncode == 1 and "every recording in this folder is excluded" in result.stderr
     assert not (tmp_path / "out").exists()

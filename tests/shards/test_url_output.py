@@ -105,6 +105,17 @@ def test_what_is_refused_of_a_folder_is_refused_of_a_url(cohort, s3, run):
     assert run([*arguments(cohort, f"{BUCKET}/marked"), "store.lease_s=5"]).returncode == 0
 
 
+@pytest.mark.parametrize("name", ["manifest/subjects.parquet", "manifest/records.parquet", "wids.json"])
+def test_the_same_build_repairs_a_damaged_table_and_leaves_a_whole_data_set(cohort, built, place, s3, run, name):
+    out = plant(built, s3, f"mended-{name.split('/')[-1][0]}")
+    before = place(out).digests()
+    s3.put(f"{out.removeprefix(BUCKET + '/')}/{name}", b"damaged")
+    assert run(["verify", out]).returncode == 1
+    assert run(arguments(cohort, out)).returncode == 0
+    assert place(out).digests() == before
+    assert run(["verify", out]).stdout == f"{out}: whole\n"
+
+
 def test_verify_names_what_is_amiss_by_its_url(cohort, built, s3, run):
     url = plant(built, s3, "amiss")
     assert run(["verify", url]).stdout == f"{url}: whole\n"

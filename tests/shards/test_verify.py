@@ -100,3 +100,13 @@ def test_on_ray_the_same_faults_are_found_in_the_same_order(copy, run, connectio
     assert len(alone) == 4 and any("notes.txt" in line for line in alone)
     result = run(["verify", copy])
     assert (result.returncode, result.stdout.splitlines()) == (1, [*alone, f"{copy}: 4 faults found"])
+
+
+def test_a_flipped_bit_of_a_tar_is_found_beside_a_damaged_table(copy):
+    tar, table = copy / "shards/shard-000000.tar", copy / "manifest/subjects.parquet"
+    for path in (tar, table):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 4
+        path.write_bytes(content)
+    found = faults(copy)
+    assert len(found) == 2 and str(table) in found[0] and f"{tar}: its SHA-256 is not the manifest's" in found[1], found

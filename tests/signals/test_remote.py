@@ -54,6 +54,14 @@ def test_a_recording_by_url_is_the_recording_on_disk(s3, shared_data):
             np.testing.assert_array_equal(remote.read(index), local.read(index))
 
 
+def test_a_url_with_one_slash_is_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match="a URL has two slashes: s3://bucket/out"):
+        location("s3:/bucket/out")
+    (tmp_path / "s3:").mkdir()
+    assert location("s3:/").is_dir()
+
+
 def test_discontinuous_recordings_keep_their_gaps(s3, tmp_path):
     path = write_edf(
         tmp_path / "d.edf",
