@@ -132,10 +132,6 @@ def test_a_store_that_is_none(tmp_path: Path, kind: str, capsys: pytest.CaptureF
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        ("shards", ("build", "src", "s3://bucket/out")),
-        ("shards", ("verify", "s3://bucket/out")),
-        ("shards", ("info", "gs://bucket/out")),
-        ("shards", ("export", "s3://bucket/out", "folder")),
         ("shards", ("export", "folder", "s3://bucket/out")),
         ("sleepfm", ("synth", "s3://bucket/out", "--subjects", "1", "--hours", "1")),
         ("sleepfm", ("score", "night.edf", "--out", "s3://bucket/out")),
