@@ -44,7 +44,7 @@ class Exclusion:
         unused = [pattern for pattern in self._patterns if pattern not in self._used]
         if unused:
             raise UsageError(
-                f"--exclude {shown(unused[0])}: fits no recording of the source or the data set; give a path relative to the source, "
+                f"--exclude {shown(unused[0])}: fits no recording of the source or the data set; give a path relative to it, "
                 "a folder, or a pattern such as 'shhs1-2000*.edf'"
             )
 
