@@ -64,9 +64,9 @@ LUNA_EVENT = {
 def not_assessed_text(families: Iterable[str]) -> str:
     """What is written over time in which events of ``families`` (breathing, arousal, desaturation) were not assessed.
 
-    No format has a word for it, and without one silence is read as "none". Profusion's scorers tag what they cannot judge "Unsure",
-    which this project's readers take for doubt about breathing; arousals and desaturations that are named in a text that is no
-    event are in doubt as well (:mod:`sleepfm.signals.scorings.doubt`).
+    No format has a word for it, and silence is read as "none". Profusion's scorers tag what they cannot judge "Unsure", which
+    this project's readers take for doubt about breathing; arousals and desaturations that a text names which is no event are in
+    doubt as well (:mod:`sleepfm.signals.scorings.doubt`).
     """
     missing = set(families)
     beside = [name for name in ("arousal", "desaturation") if name in missing]
