@@ -42,16 +42,26 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     folder = out / recordings[0].stem
     assert sorted(p.name for p in folder.iterdir()) == [
         ".sleepfm.json",
+        "desaturations.csv",
         "events.csv",
         "hypnodensity.csv",
+        "hypnogram.npy",
         "night.png",
         "positive_runs.csv",
+        "probabilities.parquet",
         "report.html",
+        "scoring-nsrr.xml",
+        "scoring-profusion.xml",
+        "scoring.annot",
+        "scoring.edf",
         "stages.csv",
         "summary.json",
     ]
     stages = pd.read_csv(folder / "stages.csv")
-    assert list(stages.columns) == ["epoch", "onset_s", "stage"] and len(stages) == 30
+    assert list(stages.columns) == [
+        "epoch", "onset_s", "clock", "stage", "confidence", "unscored_because", "events_not_assessed",
+    ]  # fmt: skip
+    assert len(stages) == 30 and set(stages["events_not_assessed"]) <= {"breathing arousal", "breathing arousal desaturation"}
     assert set(stages["stage"]) <= set(STAGE_NAMES)
     density = pd.read_csv(folder / "hypnodensity.csv")
     assert np.allclose(density[list(STAGE_NAMES)].sum(axis=1), 1, atol=1e-4)
