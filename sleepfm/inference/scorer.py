@@ -30,6 +30,7 @@ from sleepfm.inference.resolution import fine_hypnodensity
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import model_config
 from sleepfm.signals.cohorts.catalogue import load_rules
+from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.files import location
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.quality import unusable
@@ -82,6 +83,12 @@ class Scorer:
     def channels(self) -> tuple[str, ...]:
         """Every channel that some model can use."""
         return tuple(dict.fromkeys(name for entry in self.models.values() for name in entry.model.channels))
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """Task to the SHA-256 of its model's weights and of how it is used."""
+        usage = {task: repr(entry.usage).encode() for task, entry in self.models.items()}
+        return {t: hashlib.sha256(_digest(e.model).encode() + usage[t]).hexdigest() for t, e in self.models.items()}
 
     def score(self, night: PreparedRecording, chunk: int = 64, resolution: int = EPOCH_SECONDS) -> NightScore:
         """Score a prepared night with the channels it has.
@@ -239,16 +246,20 @@ def score(
 
 
 def prepare_night(
-    recording: str | Path | Recording | mne.io.BaseRaw, cohort: str = "auto", scoring: Path | FoundScoring | None = None
+    recording: str | Path | Recording | mne.io.BaseRaw, cohort: str | Cohort = "auto", scoring: Path | FoundScoring | None = None
 ) -> PreparedRecording:
     """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
-    rules = load_rules(cohort)
+    rules = load_rules(cohort) if isinstance(cohort, str) else cohort
     if not isinstance(recording, (str, Path, Recording)):
         recording = recording_from_raw(recording)
     path = recording.path if isinstance(recording, Recording) else location(recording)
-    # In an NSRR download the scoring lies beside `edfs`, not beside the recording.
-    root = next((above.parent for above in path.absolute().parents if above.name == "edfs"), None)
-    return prepare(recording, rules, root=root, scoring=scoring)
+    return prepare(recording, rules, root=scorings_root(path), scoring=scoring)
+
+
+def scorings_root(path: Path) -> Path | None:
+    """The folder below which the scoring of the recording at ``path`` may be, where it is not beside it."""
+    # In an NSRR download the scoring lies beside `edfs`.
+    return next((above.parent for above in path.absolute().parents if above.name == "edfs"), None)
 
 
 def _digest(module: nn.Module) -> str:

@@ -31,7 +31,13 @@ from sleepfm.tasks import TASKS
 from sleepfm.version import __version__
 
 
-def write_night(folder: Path, score: NightScore, night: PreparedRecording, start: datetime | None = None) -> None:
+def write_night(
+    folder: Path,
+    score: NightScore,
+    night: PreparedRecording,
+    start: datetime | None = None,
+    made_with: dict[str, Any] | None = None,
+) -> None:
     """Write the files of one scored night, none of which holds free text of the recording or its scoring.
 
     Epochs are numbered from 1 and seconds from 0 in each: ``stages.csv``, ``hypnodensity.csv``, ``events.csv``,
@@ -41,6 +47,7 @@ def write_night(folder: Path, score: NightScore, night: PreparedRecording, start
     Args:
         start: date and time of the recording's first sample, by which other programs lay EDF+ annotations over the recording; the
             clock time alone where it is not known.
+        made_with: what the files follow from beside the recording, in JSON types, for who asks whether they are up to date.
     """
     score = replace(score, warnings=tuple(map(without_texts, score.warnings)))
     names = [STAGE_NAMES[s] if s >= 0 else "" for s in score.stages]
@@ -51,7 +58,7 @@ def write_night(folder: Path, score: NightScore, night: PreparedRecording, start
     _spans(score.runs, names).to_csv(folder / "positive_runs.csv", index=False)
     for name, content in scoring_files(written_night(score, night, start)).items():
         (folder / name).write_bytes(content)
-    write_json(folder / "summary.json", summary(score, night))
+    write_json(folder / "summary.json", summary(score, night) | ({"made_with": made_with} if made_with else {}))
     example = NightExample(score, night)
     (folder / "night.png").write_bytes(figure_bytes(example))
     night_page(folder / "report.html", example)
