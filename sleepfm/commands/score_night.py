@@ -14,7 +14,7 @@ import torch
 
 from sleepfm.commands.score_inputs import Job
 from sleepfm.errors import MontageError, RecordingError, SleepFMError, UsageError
-from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, Lights
+from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE, Lights
 from sleepfm.files import read_json
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.scorer import Scorer, prepare_night, scorings_root
@@ -167,12 +167,13 @@ def choose_lights(recording: Recording, texts: Sequence[tuple[float, str]], off:
         RecordingError: lights on not after lights off, or a stated time outside of the recording.
     """
     noted = find_lights((onset, text) for onset, text in texts if 0 <= onset <= recording.duration)
-    lights = Lights()
-    for side, text, found in (("off", off, noted[0]), ("on", on, noted[1])):
-        if text is not None:
-            lights = replace(lights, **{side: _seconds(recording, f"--lights-{side}", text), f"{side}_from": BY_OPTION})
-        elif found is not None:
-            lights = replace(lights, **{side: found, f"{side}_from": BY_ANNOTATION})
+    (off_s, off_from), (on_s, on_from) = (
+        (_seconds(recording, option, text), BY_OPTION)
+        if text is not None
+        else (found, BY_ANNOTATION if found is not None else BY_RULE)
+        for option, text, found in (("--lights-off", off, noted[0]), ("--lights-on", on, noted[1]))
+    )
+    lights = Lights(off_s, on_s, off_from, on_from)
     if lights.off is not None and lights.on is not None and lights.on <= lights.off:
         raise RecordingError(
             f"{recording.name}: lights on at {lights.on:g} s ({lights.on_from}), not after lights off at {lights.off:g} s "

@@ -100,7 +100,8 @@ def _on_ray(plan: Plan, jobs: Sequence[Job], workers: int | None) -> Iterator[Ou
         reason = " ".join(str(error).split())[:300]
         raise ConfigError(f"{RAY_ADDRESS} {address}: no Ray cluster answers ({reason}); correct it, or unset it") from error
     try:
-        cpus = int(ray.cluster_resources().get("CPU", 1))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        cpus = int(resources.get("CPU", 1))
         count = max(1, min(workers or cpus, len(jobs)))
         actor = ray.remote(num_cpus=1, max_restarts=0)(NightScorer)
         plan = replace(plan, threads=1)
