@@ -52,9 +52,9 @@ def _nights(out: Path) -> Iterator[dict[str, Any]]:
             written, content = read_json(marker), read_json(marker.parent / "summary.json")
         except (OSError, ValueError):
             continue
-        if isinstance(written, dict) and isinstance(content, dict):
-            if written.get("kind") == "scored night" and written.get("finished"):
-                yield _row(content)
+        whole = isinstance(written, dict) and written.get("kind") == "scored night" and written.get("finished")
+        if whole and isinstance(content, dict):
+            yield _row(content)
 
 
 def _row(content: dict[str, Any]) -> dict[str, Any]:

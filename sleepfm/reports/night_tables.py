@@ -38,7 +38,8 @@ def write_tables(folder: Path, score: NightScore, night: PreparedRecording, cloc
         "events_not_assessed": _without_events(score),
     }
     pd.DataFrame(numbered | stages).to_csv(folder / "stages.csv", index=False, float_format="%.5f")
-    density: dict[str, Any] = {name: score.hypnodensity[:, k] for k, name in enumerate(STAGE_NAMES)} | score.probability
+    density: dict[str, Any] = {name: score.hypnodensity[:, k] for k, name in enumerate(STAGE_NAMES)}
+    density |= score.probability
     pd.DataFrame(numbered | density).to_csv(folder / "hypnodensity.csv", index=False, float_format="%.5f")
     if score.fine is not None:
         fine = {"onset_s": np.arange(len(score.fine.probability)) * score.fine.seconds}
