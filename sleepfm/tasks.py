@@ -87,11 +87,13 @@ class Task:
 
 # Airflow, or the effort that goes with it; saturation alone shows that something happened, not what.
 BREATHING = ("AIRFLOW", "THORAX", "ABDOMEN")
+# Sleep stages and arousals are defined in it (AASM manual).
+EEG = ("EEG_C3", "EEG_C4")
 
 TASKS = {
     task.name: task
     for task in (
-        Task("stage", STAGE_NAMES, "multiclass", LabelRule("stage"), "kappa"),
+        Task("stage", STAGE_NAMES, "multiclass", LabelRule("stage"), "kappa", evidence=EEG),
         Task("apnea", ("none", "apnea"), "binary", LabelRule("apnea"), "auroc", "apnea", BREATHING),
         Task("hypopnea", ("none", "hypopnea"), "binary", LabelRule("hypopnea"), "auroc", "hypopnea", BREATHING),
         Task(
@@ -101,7 +103,7 @@ TASKS = {
             LabelRule("arousal"),
             "auroc",
             event="arousal",
-            evidence=("EEG_C3", "EEG_C4"),
+            evidence=EEG,
             optional=True,
         ),
     )

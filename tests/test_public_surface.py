@@ -18,7 +18,10 @@ ROOT = Path(__file__).resolve().parents[1]
 SURFACE = {
     "sleepfm synth": {"OUT", "--subjects", "--hours", "--seed", "--cohort", "--clean", "--workers"},
     "sleepfm doctor": {"DIR", "--cohort", "--json", "--sample", "--headers"},
-    "sleepfm score": {"EDF", "--model", "--out", "--cohort", "--scoring", "--device"},
+    "sleepfm score": {
+        *("EDF", "--model", "--out", "--store", "--cohort", "--channel", "--device", "--scoring", "--lights-off", "--lights-on"),
+        *("--resolution", "--workers", "--again", "--json"),
+    },
     "sleepfm embed": {"SRC", "--model", "--out", "--cohort", "--device"},
     "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},
     "sleepfm models": {"--store", "--name", "--json", "--promote"},

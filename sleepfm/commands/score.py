@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import argparse
-import math
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepfm.commands.device_option import add_device
-from sleepfm.errors import RecordingError, SleepFMError, UsageError
+from sleepfm.errors import UsageError
 from sleepfm.files import make_folder
-from sleepfm.output import Origin, check_free, whole_folder
-from sleepfm.signals.files import file_sha256, is_file, location
+from sleepfm.signals.files import is_file, local_path, location
 
 if TYPE_CHECKING:
-    from sleepfm.inference.night_score import NightScore
+    from sleepfm.commands.score_night import Outcome
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm score``."""
-    parser.add_argument("recordings", nargs="*", metavar="EDF", help="recordings (EDF, EDF+, BDF)")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder that gets one folder a night")
+    parser.add_argument(
+        "recordings", nargs="*", metavar="EDF", help="recordings (EDF, EDF+, BDF), folders of them, patterns, URLs"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder that gets one folder a night, and a summary of all")
     parser.add_argument(
         "--model",
         nargs="+",
@@ -30,95 +31,139 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="URI",
         help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; the champions by default",
     )
+    parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
     parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
+    parser.add_argument(
+        "--channel",
+        action="append",
+        default=[],
+        metavar="NAME=SIGNAL",
+        help="make a canonical channel of this signal, or of a signal less its reference: EEG_C4=C4:A1",
+    )
     add_device(parser)
     parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
+    parser.add_argument("--lights-off", metavar="TIME", help="time of day (22:45) or seconds from the start (+900)")
+    parser.add_argument("--lights-on", metavar="TIME", help="as --lights-off; by default both as annotated, else by rule")
+    parser.add_argument(
+        "--resolution",
+        default="30s",
+        choices=("1s", "5s", "30s"),
+        help="of the hypnodensity; 5s takes 6 times as long, 1s 30",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes, each with its models; with RAY_ADDRESS actors of that Ray cluster"
+    )
+    parser.add_argument("--again", action="store_true", help="score also what is there already, made with the same")
+    parser.add_argument("--json", action="store_true", help="a line of JSON for each recording")
     parser.set_defaults(run=run, several="recordings")
-
-
-def headline(score: NightScore) -> str:
-    """The night in one line: what was scored, and nothing of what was not."""
-    parts = [f"{score.n_epochs} epochs"]
-    if "stage" in score.models:
-        stats = score.statistics
-        slept = stats.total_sleep_time
-        parts.append("no epoch staged" if math.isnan(slept) else f"{slept:.0f} min of sleep")
-        parts += [f"{stats.unscored:g} min unscored"] if stats.unscored else []
-    return ", ".join([*parts, *([str(score.breathing)] if score.breathing.counted else [])])
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Score every recording; 1 if any was refused, each with its reason."""
-    models, recordings = _models_and_recordings(arguments.model, arguments.recordings)
-    if not recordings:
-        raise UsageError("no recording stated; name EDF or BDF files")
-    if arguments.scoring and len(recordings) > 1:
-        raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
+    models, words = _models_and_recordings(arguments.model, arguments.recordings)
+    if not words:
+        raise UsageError("no recording stated; name EDF or BDF files, or folders of them")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UsageError(f"--workers {arguments.workers}: at least 1")
     scoring = _scoring(arguments.scoring)
-    from sleepfm.inference.scorer import Scorer, prepare_night
-    from sleepfm.models.device import choose_device
-    from sleepfm.reports.night_files import write_night
-    from sleepfm.signals.files import local_path
+    from sleepfm.commands.score_inputs import Job, find_jobs
+    from sleepfm.commands.score_night import Outcome, Plan, parse_time
+    from sleepfm.commands.score_pool import outcomes
+    from sleepfm.inference.scorer import CHAMPIONS
+    from sleepfm.reports.cohort_summary import check_summary, write_summary
+    from sleepfm.signals.cohorts.by_hand import parse_channels
+    from sleepfm.signals.cohorts.catalogue import load_rules
 
     out = local_path(arguments.out, "--out")
-    scorer = Scorer.load(models, device=choose_device(arguments.device))
+    for option, text in (("--lights-off", arguments.lights_off), ("--lights-on", arguments.lights_on)):
+        if text is not None:
+            parse_time(option, text)
+    plan = Plan(
+        models=tuple(models or CHAMPIONS),
+        out=out,
+        cohort=arguments.cohort,
+        store=arguments.store,
+        device=arguments.device,
+        channels=parse_channels(arguments.channel),
+        lights_off=arguments.lights_off,
+        lights_on=arguments.lights_on,
+        resolution=int(arguments.resolution.removesuffix("s")),
+        scoring=scoring,
+        again=arguments.again,
+    )
+    found = list(find_jobs(words, load_rules(arguments.cohort), out))
+    jobs = [job for job in found if isinstance(job, Job)]
+    if scoring and len(found) > 1:
+        raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
+    check_summary(out)
+    refused = {item.file: str(item.error) for item in found if not isinstance(item, Job)}
+    for reason in refused.values():
+        print(f"refused: {reason}", file=sys.stderr, flush=True)
+    names: dict[str, str] = {}
+    done = outcomes(plan, jobs, arguments.workers)
+    first = next(done, None)
+    # Models that are not there are told before anything is made.
     make_folder(out)
-    written: dict[str, str] = {}
-    refused = 0
-    for number, path in enumerate(recordings, 1):
-        prefix = f"[{number}/{len(recordings)}] {path}"
-        try:
-            night = prepare_night(path, arguments.cohort, scoring)
-            if night.record in written:
-                raise UsageError(f"{path}: named {night.record!r} like {written[night.record]}; use another --out")
-            folder, origin = out / night.record, _origin(path)
-            # Before the work.
-            check_free(folder, origin)
-            score = scorer.score(night)
-            with whole_folder(folder, origin) as unfinished:
-                write_night(unfinished, score, night)
-        except SleepFMError as error:
-            refused += 1
-            print(f"refused: {error}", file=sys.stderr, flush=True)
-            continue
-        written[night.record] = str(path)
-        print(f"{prefix}: {headline(score)} -> {folder}", flush=True)
-        for warning in score.warnings:
-            print(f"  {warning}", flush=True)
+    number = len(refused)
+    while first is not None:
+        number += 1
+        outcome = first
+        if outcome.status != "refused" and names.setdefault(outcome.record, outcome.file) != outcome.file:
+            reason = f"{outcome.file}: named {outcome.record!r} like {names[outcome.record]}; use another --out"
+            outcome = Outcome("refused", outcome.file, reason=reason)
+        if outcome.status == "refused":
+            refused[outcome.file] = outcome.reason
+        _tell(outcome, f"[{number}/{len(found)}]", arguments.json)
+        first = next(done, None)
+    if names:
+        folder = write_summary(out, refused)
+        if not arguments.json:
+            print(f"summary of all nights -> {folder}", flush=True)
     return 1 if refused else 0
+
+
+def _tell(outcome: Outcome, count: str, as_json: bool) -> None:
+    if outcome.status == "refused":
+        print(f"refused: {outcome.reason}", file=sys.stderr, flush=True)
+    if as_json:
+        content = {"status": outcome.status, "file": outcome.file}
+        if outcome.status == "refused":
+            content["reason"] = outcome.reason
+        else:
+            content |= {"record": outcome.record, "folder": outcome.folder}
+            summary = json.loads((Path(outcome.folder) / "summary.json").read_text(encoding="utf-8"))
+            content["summary"] = summary
+        print(json.dumps(content, allow_nan=False), flush=True)
+    elif outcome.status == "scored":
+        print(f"{count} {outcome.file}: {outcome.line} -> {outcome.folder}", flush=True)
+        for warning in outcome.warnings:
+            print(f"  {warning}", flush=True)
+    elif outcome.status == "done before":
+        print(f"{count} {outcome.file}: done before -> {outcome.folder} (--again scores it again)", flush=True)
 
 
 def _models_and_recordings(groups: list[list[str]], recordings: list[str]) -> tuple[list[str], list[str]]:
     """The words behind each ``--model``, and those that are recordings.
 
-    The first word behind an option is a model; of the others those that can be no recording: addresses and folders.
+    The first word behind an option is a model; of the others those that can be no recording: addresses and packages.
     """
     models: list[str] = []
     found: list[str] = []
     for first, *others in groups:
         models.append(first)
         for word in others:
-            (models if word.startswith("models:") or Path(word).is_dir() else found).append(word)
+            (models if word.startswith("models:") or (Path(word) / "config.yaml").is_file() else found).append(word)
     return models, [*found, *recordings]
 
 
-def _scoring(path: str | None) -> Path | None:
+def _scoring(path: str | None) -> str | None:
     """The file of ``--scoring``. What is in it may be of no use, and the night is scored without; a name that is wrong is not."""
     if path is None:
         return None
-    found = location(path)
     try:
-        there = is_file(found)
+        there = is_file(location(path))
     except OSError as error:
         raise UsageError(f"--scoring {path}: cannot be read ({error.strerror or error})") from error
     if not there:
         raise UsageError(f"--scoring {path}: no such file")
-    return found
-
-
-def _origin(path: str) -> Origin:
-    """What a scored night was made from: the bytes of its recording, since headers of different nights can be equal."""
-    try:
-        return Origin("scored night", file_sha256(location(path)), path)
-    except OSError as error:
-        raise RecordingError(f"{path}: cannot be read ({error})") from error
+    return path

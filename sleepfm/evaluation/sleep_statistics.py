@@ -17,7 +17,7 @@ MINUTES = EPOCH_SECONDS / 60
 class SleepStatistics:
     """Minutes and percentages of a night (AASM manual, parameters to be reported). What cannot be said is nan, the count None.
 
-    Lights out and lights on are not in an EDF: ``time_in_bed`` (TRT) runs from the first scored epoch to the last, so that what
+    Where lights out and lights on are not known, ``time_in_bed`` (TRT) runs from the first scored epoch to the last, so that what
     was recorded before the electrodes were on, or after they were off, belongs to no figure. From these:
 
     * ``total_sleep_time`` (TST): minutes of any sleep stage; ``efficiency``: TST / TRT in percent.
@@ -43,11 +43,20 @@ class SleepStatistics:
     stage_percent: dict[str, float]
 
 
-def sleep_statistics(stages: ArrayLike) -> SleepStatistics:
-    """Statistics of ``stages`` [E]; unscored epochs (-1) belong to no stage and are reported apart."""
+def sleep_statistics(stages: ArrayLike, in_bed: tuple[int | None, int | None] = (None, None)) -> SleepStatistics:
+    """Statistics of ``stages`` [E]; unscored epochs (-1) belong to no stage and are reported apart.
+
+    Args:
+        in_bed: first epoch after lights out and the one after the last before lights on; for None the first
+            and last scored epoch.
+    """
     recorded = np.asarray(stages)
+    first, stop = in_bed
     scored = np.flatnonzero(recorded >= 0)
-    stage = recorded[scored[0] : scored[-1] + 1] if len(scored) else recorded[:0]
+    scored = scored[(scored >= (first or 0)) & (scored < (len(recorded) if stop is None else stop))]
+    if len(scored):
+        first, stop = scored[0] if first is None else first, scored[-1] + 1 if stop is None else stop
+    stage = recorded[first:stop] if len(scored) else recorded[:0]
     asleep = np.flatnonzero(stage > Stage.W)
     tst = len(asleep) * MINUTES if len(scored) else math.nan
     latency = rem_latency = waso = math.nan
@@ -69,7 +78,7 @@ def sleep_statistics(stages: ArrayLike) -> SleepStatistics:
         rem_latency=rem_latency,
         waso=waso,
         awakenings=int((np.diff(awake.astype(np.int8)) == 1).sum()) if len(scored) else None,
-        unscored=(len(recorded) - len(scored)) * MINUTES,
+        unscored=float((recorded < 0).sum()) * MINUTES,
         unscored_in_bed=(len(stage) - len(scored)) * MINUTES,
         stage_minutes=minutes,
         stage_percent={name: 100 * minutes[name] / tst if len(asleep) else math.nan for name in STAGE_NAMES[1:]},

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sleepfm.constants import EPOCH_SAMPLES
@@ -81,6 +82,14 @@ def prepared_epochs(night: PreparedRecording, channels: Sequence[str], chunk: in
                 present[:, column] = ~unusable(night.quality[name][start : start + count])
                 signals[:, column] = np.where(present[:, column, None], rows, np.float32(0.0))
         yield torch.from_numpy(signals), torch.from_numpy(present)
+
+
+def epochs_with_any(night: PreparedRecording, channels: Sequence[str]) -> NDArray[np.bool_]:
+    """Epochs [E] in which one of ``channels`` is usable; all where none is named."""
+    if not channels:
+        return np.ones(night.n_epochs, bool)
+    there = [~unusable(night.quality[name]) for name in channels if name in night.channels]
+    return np.any(there, axis=0) if there else np.zeros(night.n_epochs, bool)
 
 
 def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:

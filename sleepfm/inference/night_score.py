@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import Stage
-from sleepfm.evaluation.breathing import Breathing, count_breathing
+from sleepfm.evaluation.breathing import KINDS, Breathing, count_breathing
 from sleepfm.evaluation.desaturations import Desaturation, Oximetry, find_desaturations, summarise_oximetry
 from sleepfm.evaluation.events import index_per_hour
 from sleepfm.evaluation.hypopnea_rules import (
@@ -20,9 +20,21 @@ from sleepfm.evaluation.hypopnea_rules import (
     breathing_events,
     find_evidence,
 )
+from sleepfm.evaluation.lights import Lights
 from sleepfm.evaluation.sleep_statistics import SleepStatistics, sleep_statistics
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
+
+
+@dataclass(frozen=True)
+class FineHypnodensity:
+    """``probability`` [30 E / seconds, 5] of each stage in stretches of ``seconds``; nan where unscored.
+
+    The value of a stretch is that of the 30-s epoch around it (:mod:`sleepfm.inference.resolution`).
+    """
+
+    seconds: int
+    probability: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -43,7 +55,11 @@ class NightScore:
         event_threshold: task to the probability from which a second belongs to an event; only tasks told to the second.
         inputs: task to the channels that its model was given.
         saturation: [30 E] SpO2 of every second in %, nan where unscored; None without oximetry.
-        without_evidence: tasks whose events no channel of the recording shows; whatever a model says, they are not assessed.
+        without_evidence: tasks whose events (or stages) no channel of the recording shows; whatever a model says, they are not
+            assessed.
+        seconds: task to [30 E] probability that an event goes on; only tasks told to the second.
+        lights: when the person was in bed, outside of which no epoch belongs to any figure of sleep.
+        fine: the hypnodensity at a finer resolution, where it was asked for.
     """
 
     record: str
@@ -60,6 +76,9 @@ class NightScore:
     inputs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     saturation: NDArray[np.float64] | None = None
     without_evidence: tuple[str, ...] = ()
+    seconds: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    lights: Lights = field(default_factory=Lights)
+    fine: FineHypnodensity | None = None
 
     @property
     def n_epochs(self) -> int:
@@ -69,12 +88,20 @@ class NightScore:
     @property
     def statistics(self) -> SleepStatistics:
         """Sleep time, efficiency, latencies and stage minutes."""
-        return sleep_statistics(self.stages)
+        return sleep_statistics(self.stages, self.lights.bounds(self.n_epochs))
+
+    @property
+    def in_bed(self) -> NDArray[np.int8]:
+        """:attr:`stages`, -1 before lights off and after lights on."""
+        off, on = self.lights.bounds(self.n_epochs)
+        inside = np.zeros(self.n_epochs, bool)
+        inside[off:on] = True
+        return np.where(inside, self.stages, np.int8(Stage.UNSCORED))
 
     @property
     def breathing(self) -> Breathing:
         """Counts and indices of respiratory events, or of runs of positive epochs; what was not scored is not in it."""
-        return count_breathing(self.stages, self.events, self.runs, self._assessed, tuple(self.event_threshold))
+        return count_breathing(self.in_bed, self.events, self.runs, self._assessed, tuple(self.event_threshold))
 
     @property
     def _assessed(self) -> dict[str, NDArray[np.bool_]]:
@@ -92,7 +119,7 @@ class NightScore:
         """ODI, time below 90 % and the lowest saturation of sleep; None without oximetry or stages."""
         if self.saturation is None or not (self.stages >= 0).any():
             return None
-        return summarise_oximetry(self.saturation, self.desaturations, self.stages > Stage.W)
+        return summarise_oximetry(self.saturation, self.desaturations, self.in_bed > Stage.W)
 
     @property
     def evidence(self) -> dict[Event, Evidence]:
@@ -109,23 +136,37 @@ class NightScore:
         if math.isnan(self.ahi):
             return dict.fromkeys(DEFINITIONS, math.nan)
         assessed = self._assessed
-        asleep = (self.stages > Stage.W) & assessed["apnea"] & assessed["hypopnea"]
-        oxygen = None
-        if self.saturation is not None:
-            oxygen = np.isfinite(self.saturation).reshape(self.n_epochs, -1).mean(axis=1) >= SCORED_SHARE
+        asleep = (self.in_bed > Stage.W) & assessed["apnea"] & assessed["hypopnea"]
         evidence = self.evidence
-        return ahi_by_definition(tuple(evidence), evidence, asleep, oxygen, self._arousals_scored)
+        return ahi_by_definition(tuple(evidence), evidence, asleep, self._oxygen_scored, self._arousals_scored)
+
+    @property
+    def assessed_families(self) -> dict[str, NDArray[np.bool_]]:
+        """Family (breathing, arousal, desaturation) to the epochs [E] in which its events were looked for to the second."""
+        assessed, found = self._assessed, {}
+        if set(KINDS) <= assessed.keys() & self.event_threshold.keys():
+            found["breathing"] = np.all([assessed[kind] for kind in KINDS], axis=0)
+        for family, scored in (("arousal", self._arousals_scored), ("desaturation", self._oxygen_scored)):
+            if scored is not None:
+                found[family] = scored
+        return found
 
     @property
     def arousal_index(self) -> float:
         """Arousals per hour of sleep in which they were scored; nan unless they were told to the second."""
         scored = self._arousals_scored
         arousals = [event for event in self.events if event.type == "arousal"]
-        return math.nan if scored is None else index_per_hour(arousals, scored & (self.stages > Stage.W))
+        return math.nan if scored is None else index_per_hour(arousals, scored & (self.in_bed > Stage.W))
 
     @property
     def _arousals_scored(self) -> NDArray[np.bool_] | None:
         return self._assessed.get("arousal") if "arousal" in self.event_threshold else None
+
+    @property
+    def _oxygen_scored(self) -> NDArray[np.bool_] | None:
+        if self.saturation is None:
+            return None
+        return np.isfinite(self.saturation).reshape(self.n_epochs, -1).mean(axis=1) >= SCORED_SHARE
 
     @property
     def ahi(self) -> float:

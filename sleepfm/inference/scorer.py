@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,17 +17,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
-from sleepfm.inference.embed import prepared_epochs
+from sleepfm.inference.embed import epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import NightScore
+from sleepfm.inference.resolution import fine_hypnodensity
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.build import model_config
 from sleepfm.signals.cohorts.catalogue import load_rules
+from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.files import location
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.quality import unusable
@@ -41,6 +45,8 @@ if TYPE_CHECKING:
     import mne
     from torch import nn
 
+# Recordings shorter than five minutes are told.
+_SHORT_EPOCHS = 10
 CHAMPIONS = tuple(f"models:/{task.registered_name}@champion" for task in TASKS.values() if not task.optional)
 
 
@@ -78,28 +84,43 @@ class Scorer:
         """Every channel that some model can use."""
         return tuple(dict.fromkeys(name for entry in self.models.values() for name in entry.model.channels))
 
-    def score(self, night: PreparedRecording, chunk: int = 64) -> NightScore:
+    @property
+    def digests(self) -> dict[str, str]:
+        """Task to the SHA-256 of its model's weights and of how it is used."""
+        usage = {task: repr(entry.usage).encode() for task, entry in self.models.items()}
+        return {t: hashlib.sha256(_digest(e.model).encode() + usage[t]).hexdigest() for t, e in self.models.items()}
+
+    def score(self, night: PreparedRecording, chunk: int = 64, resolution: int = EPOCH_SECONDS) -> NightScore:
         """Score a prepared night with the channels it has.
 
+        A model of which it has no channel assesses nothing, nor does one of stages without EEG.
+
+        Args:
+            resolution: seconds that one value of the hypnodensity stands for: 30, or 5 or 1 beside these
+                (:mod:`sleepfm.inference.resolution`).
+
         Raises:
-            MontageError: it has none that the models can use.
+            MontageError: it has none that any model can use.
         """
         used = [name for name in self.channels if name in night.channels]
-        for entry in self.models.values():
-            if not set(entry.model.channels) & set(used):
-                raise MontageError(
-                    f"{night.path}: none of the channels of {entry.address} ({', '.join(entry.model.channels)}); "
-                    f"found {', '.join(night.channels) or 'no canonical channel'}"
-                )
+        if not used:
+            raise MontageError(
+                f"{night.path}: none of the channels of {', '.join(entry.address for entry in self.models.values())} "
+                f"({', '.join(self.channels)}); found {', '.join(night.channels) or 'no canonical channel'}"
+            )
         embedded: dict[str, Tensor] = {}
         framed: dict[tuple[str, tuple[str, ...]], Tensor] = {}
         probability: dict[str, NDArray[np.float64]] = {}
         events: list[Event] = []
         runs: list[Event] = []
+        seconds: dict[str, NDArray[np.float64]] = {}
         for task, entry in self.models.items():
+            if not set(entry.model.channels) & set(used):
+                probability[task] = np.full((night.n_epochs, len(entry.usage.classes)), np.nan)
+                continue
             key, usage = self._encoder[task], entry.usage
             epochs = prepared_epochs(night, entry.model.channels, chunk)
-            assessed = _epochs_with_any(night, entry.model.evidence)
+            assessed = epochs_with_any(night, entry.model.evidence)
             # Event heads on one encoder share what they see.
             head = entry.model.config.events
             seen = (key, head.amplitudes if head is not None else ())
@@ -109,12 +130,21 @@ class Scorer:
             embedded[key], probability[task] = found.embedding, found.epochs
             if found.frames is not None:
                 framed[seen] = found.frames
+            if found.seconds is not None:
+                seconds[task] = found.seconds
+            if _lacks_evidence(task, night) and not TASKS[task].event:
+                # Whatever a model without these channels says.
+                probability[task] = np.full_like(found.epochs, np.nan)
             if TASKS[task].event:
                 mine = find_events(found.positive, usage.detection_threshold, task, usage.located)
                 if found.kinds is not None and entry.model.config.events is not None:
                     mine = tell_kinds(mine, found.kinds, entry.model.config.events.kinds)
                 (events if usage.located else runs).extend(mine)
-        return self._assemble(night, used, probability, events, runs)
+        score = self._assemble(night, used, probability, events, runs, seconds)
+        staged = self.models.get("stage")
+        if resolution == EPOCH_SECONDS or staged is None or not (score.stages >= 0).any():
+            return score
+        return replace(score, fine=fine_hypnodensity(staged, night, resolution, chunk))
 
     def _assemble(
         self,
@@ -123,6 +153,7 @@ class Scorer:
         probability: Mapping[str, NDArray[np.float64]],
         events: Sequence[Event],
         runs: Sequence[Event],
+        seconds: dict[str, NDArray[np.float64]],
     ) -> NightScore:
         density = probability.get("stage", np.full((night.n_epochs, len(TASKS["stage"].classes)), np.nan))
         unscored = np.isnan(density).any(axis=1)
@@ -133,6 +164,9 @@ class Scorer:
         if told := unscored_warning(night, nowhere):
             warnings.append(told)
         warnings += self._told_of_evidence(night)
+        if night.n_epochs < _SHORT_EPOCHS:
+            minutes = night.n_epochs * EPOCH_SECONDS / 60
+            warnings.append(f"only {minutes:g} min long: models see less around each epoch than in training, indices say little")
         warnings += _told_of_reading(night)
         return NightScore(
             record=night.record,
@@ -151,15 +185,19 @@ class Scorer:
             if "SPO2" in night.channels
             else None,
             without_evidence=tuple(task for task in self.models if _lacks_evidence(task, night)),
+            seconds=seconds,
         )
 
     def _told_of_evidence(self, night: PreparedRecording) -> list[str]:
-        """Which events could not be assessed, or were looked for in channels that do not show them."""
+        """Which stages and events could not be assessed, or were looked for in channels that do not show them."""
         told = []
         for task, entry in self.models.items():
             names = ", ".join(TASKS[task].evidence)
-            lost = int((~_epochs_with_any(night, entry.model.evidence)).sum())
-            if _lacks_evidence(task, night):
+            lost = int((~epochs_with_any(night, entry.model.evidence)).sum())
+            if not set(entry.model.channels) & set(night.channels):
+                has = ", ".join(entry.model.channels)
+                told.append(f"{task}: not assessed, since the recording has none of the channels of its model ({has})")
+            elif _lacks_evidence(task, night):
                 told.append(f"{task}: not assessed, since the recording has no usable channel of {names}")
             elif lost:
                 told.append(f"{task}: not assessed in {lost} of {night.n_epochs} epochs, which lack {names}")
@@ -168,18 +206,10 @@ class Scorer:
         return told
 
 
-def _epochs_with_any(night: PreparedRecording, channels: Sequence[str]) -> NDArray[np.bool_]:
-    """Epochs [E] in which one of ``channels`` is usable; all where none is named."""
-    if not channels:
-        return np.ones(night.n_epochs, bool)
-    there = [~unusable(night.quality[name]) for name in channels if name in night.channels]
-    return np.any(there, axis=0) if there else np.zeros(night.n_epochs, bool)
-
-
 def _lacks_evidence(task: str, night: PreparedRecording) -> bool:
     """Whether no epoch of ``night`` has a channel in which events of ``task`` show, whatever its model takes."""
     evidence = TASKS[task].evidence
-    return bool(evidence) and not _epochs_with_any(night, evidence).any()
+    return bool(evidence) and not epochs_with_any(night, evidence).any()
 
 
 def _told_of_reading(night: PreparedRecording) -> list[str]:
@@ -216,16 +246,20 @@ def score(
 
 
 def prepare_night(
-    recording: str | Path | Recording | mne.io.BaseRaw, cohort: str = "auto", scoring: Path | FoundScoring | None = None
+    recording: str | Path | Recording | mne.io.BaseRaw, cohort: str | Cohort = "auto", scoring: Path | FoundScoring | None = None
 ) -> PreparedRecording:
     """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
-    rules = load_rules(cohort)
+    rules = load_rules(cohort) if isinstance(cohort, str) else cohort
     if not isinstance(recording, (str, Path, Recording)):
         recording = recording_from_raw(recording)
     path = recording.path if isinstance(recording, Recording) else location(recording)
-    # In an NSRR download the scoring lies beside `edfs`, not beside the recording.
-    root = next((above.parent for above in path.absolute().parents if above.name == "edfs"), None)
-    return prepare(recording, rules, root=root, scoring=scoring)
+    return prepare(recording, rules, root=scorings_root(path), scoring=scoring)
+
+
+def scorings_root(path: Path) -> Path | None:
+    """The folder below which the scoring of the recording at ``path`` may be, where it is not beside it."""
+    # In an NSRR download the scoring lies beside `edfs`.
+    return next((above.parent for above in path.absolute().parents if above.name == "edfs"), None)
 
 
 def _digest(module: nn.Module) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -20,35 +21,54 @@ from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.files import write_json
 from sleepfm.inference.night_score import NightScore
+from sleepfm.reports.night_tables import clock_of, write_tables
 from sleepfm.reports.report import NightExample, figure_bytes, night_page
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.scorings.free_text import provenance_without_texts, without_texts
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.signals.scorings.writers.night import WrittenNight, scoring_files
 from sleepfm.tasks import TASKS
 from sleepfm.version import __version__
 
 
-def write_night(folder: Path, score: NightScore, night: PreparedRecording) -> None:
-    """Write ``stages.csv``, ``hypnodensity.csv``, ``events.csv``, ``desaturations.csv``, ``positive_runs.csv``,
-    ``summary.json``, ``night.png`` and
-    ``report.html``, none of which holds free text of the recording or its scoring.
+def write_night(
+    folder: Path,
+    score: NightScore,
+    night: PreparedRecording,
+    start: datetime | None = None,
+    made_with: dict[str, Any] | None = None,
+) -> None:
+    """Write the files of one scored night, none of which holds free text of the recording or its scoring.
+
+    Epochs are numbered from 1 and seconds from 0 in each: ``stages.csv``, ``hypnodensity.csv``, ``events.csv``,
+    ``desaturations.csv``, ``positive_runs.csv``, ``probabilities.parquet``, ``hypnogram.npy``, the scoring in the formats of
+    :func:`sleepfm.signals.scorings.writers.night.scoring_files`, ``summary.json``, ``night.png`` and ``report.html``.
+
+    Args:
+        start: date and time of the recording's first sample, by which other programs lay EDF+ annotations over the recording; the
+            clock time alone where it is not known.
+        made_with: what the files follow from beside the recording, in JSON types, for who asks whether they are up to date.
     """
     score = replace(score, warnings=tuple(map(without_texts, score.warnings)))
-    onset = np.arange(score.n_epochs) * EPOCH_SECONDS
     names = [STAGE_NAMES[s] if s >= 0 else "" for s in score.stages]
-    epoch = np.arange(score.n_epochs) + 1
-    pd.DataFrame({"epoch": epoch, "onset_s": onset, "stage": names}).to_csv(folder / "stages.csv", index=False)
-    density: dict[str, Any] = {"epoch": epoch, "onset_s": onset}
-    density |= {name: score.hypnodensity[:, k] for k, name in enumerate(STAGE_NAMES)}
-    density |= score.probability
-    pd.DataFrame(density).to_csv(folder / "hypnodensity.csv", index=False, float_format="%.5f")
-    _events(score, names).to_csv(folder / "events.csv", index=False)
+    clock = clock_of(start, night.provenance.get("clock"))
+    write_tables(folder, score, night, clock)
+    _events(score, names).assign(clock=[clock(event.onset) for event in score.events]).to_csv(folder / "events.csv", index=False)
     _desaturations(score, names).to_csv(folder / "desaturations.csv", index=False)
     _spans(score.runs, names).to_csv(folder / "positive_runs.csv", index=False)
-    write_json(folder / "summary.json", summary(score, night))
+    for name, content in scoring_files(written_night(score, night, start)).items():
+        (folder / name).write_bytes(content)
+    write_json(folder / "summary.json", summary(score, night) | ({"made_with": made_with} if made_with else {}))
     example = NightExample(score, night)
     (folder / "night.png").write_bytes(figure_bytes(example))
     night_page(folder / "report.html", example)
+
+
+def written_night(score: NightScore, night: PreparedRecording, start: datetime | None) -> WrittenNight:
+    """What goes into files of scorings: stages, events told to the second, desaturations, and where none were looked for."""
+    falls = [fall.as_event() for fall in score.desaturations]
+    events = sorted([*score.events, *falls], key=lambda event: (event.onset, event.type))
+    return WrittenNight(score.stages, tuple(events), score.assessed_families, start, night.provenance.get("clock"))
 
 
 def _events(score: NightScore, stages: Sequence[str]) -> pd.DataFrame:
@@ -92,6 +112,7 @@ def summary(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
         "thresholds": score.threshold,
         "event_thresholds": score.event_threshold,
         "sleep": asdict(score.statistics),
+        "lights": score.lights.to_json(),
         "breathing": score.breathing.to_json(),
         "ahi_by_definition": score.ahi_by_definition,
         "ahi_definitions": {name: text + COMMON for name, text in DEFINITIONS.items()},

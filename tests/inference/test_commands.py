@@ -38,21 +38,30 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     assert main(arguments(downstream_packages, out, recordings[0], broken, recordings[1])) == 1
     printed = capsys.readouterr()
     assert printed.err.count("\n") == 1 and "broken.edf" in printed.err
-    assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
+    assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem, "summary"]
     folder = out / recordings[0].stem
     assert sorted(p.name for p in folder.iterdir()) == [
         ".sleepfm.json",
         "desaturations.csv",
         "events.csv",
         "hypnodensity.csv",
+        "hypnogram.npy",
         "night.png",
         "positive_runs.csv",
+        "probabilities.parquet",
         "report.html",
+        "scoring-nsrr.xml",
+        "scoring-profusion.xml",
+        "scoring.annot",
+        "scoring.edf",
         "stages.csv",
         "summary.json",
     ]
     stages = pd.read_csv(folder / "stages.csv")
-    assert list(stages.columns) == ["epoch", "onset_s", "stage"] and len(stages) == 30
+    assert list(stages.columns) == [
+        "epoch", "onset_s", "clock", "stage", "confidence", "unscored_because", "events_not_assessed",
+    ]  # fmt: skip
+    assert len(stages) == 30 and set(stages["events_not_assessed"]) <= {"breathing arousal", "breathing arousal desaturation"}
     assert set(stages["stage"]) <= set(STAGE_NAMES)
     density = pd.read_csv(folder / "hypnodensity.csv")
     assert np.allclose(density[list(STAGE_NAMES)].sum(axis=1), 1, atol=1e-4)
@@ -62,10 +71,10 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     assert set(written["agreement"]) == {"stage", "apnea", "hypopnea"}
     assert written["agreement"]["stage"]["accuracy"] is not None
     before = (folder / "stages.csv").stat().st_mtime_ns
-    assert main(arguments(downstream_packages, out, recordings[0])) == 0
+    assert main([*arguments(downstream_packages, out, recordings[0]), "--again"]) == 0
     assert (folder / "stages.csv").stat().st_mtime_ns > before
     assert len(pd.read_csv(folder / "stages.csv")) == 30
-    assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem]
+    assert sorted(p.name for p in out.iterdir()) == [recordings[0].stem, recordings[1].stem, "summary"]
 
 
 def test_models_and_recordings_stand_in_any_order(downstream_packages, recordings, tmp_path, capsys):
@@ -75,7 +84,7 @@ def test_models_and_recordings_stand_in_any_order(downstream_packages, recording
     assert main(["score", *alike]) == 0
     assert main(["score", "--out", str(tmp_path / "b"), night, other, "--model", first, second]) == 0
     assert main(["score", night, "--model", first, "--model", second, other, "--out", str(tmp_path / "c")]) == 0
-    written = [sorted(path.relative_to(tmp_path / out) for path in (tmp_path / out).rglob("*.csv")) for out in "abc"]
+    written = [sorted(path.relative_to(tmp_path / out) for path in (tmp_path / out).glob("shhs*/*.csv")) for out in "abc"]
     assert written[0] == written[1] == written[2] and len({path.parts[0] for path in written[0]}) == 2
     for path in written[0]:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "c" / path).read_bytes()

@@ -9,7 +9,7 @@ import torch
 from made_nights import make_dataset
 
 import sleepfm
-from sleepfm.commands.score import headline
+from sleepfm.commands.score_night import headline
 from sleepfm.config import read_yaml
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.events import AHI_DEFINITION, event_family, join_overlapping, positive_runs

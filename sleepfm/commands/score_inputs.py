@@ -1,0 +1,103 @@
+"""Which recordings ``sleepfm score`` is given: files, folders, patterns and URLs."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from sleepfm.errors import RecordingError, SleepFMError, UsageError
+from sleepfm.signals.cohorts.catalogue import Rules
+from sleepfm.signals.examine import discover_names
+from sleepfm.signals.files import answering, is_folder, is_remote, location
+from sleepfm.signals.scorings.finder import FoundScoring
+
+
+@dataclass(frozen=True)
+class Job:
+    """A recording to score, and what looking for its scoring came to where somebody has looked."""
+
+    file: str
+    scoring: FoundScoring | None = None
+
+
+@dataclass(frozen=True)
+class NoJob:
+    """What was named and is no recording to score, and why."""
+
+    file: str
+    error: SleepFMError
+
+
+def find_jobs(words: Iterable[str], rules: Rules, out: Path) -> Iterator[Job | NoJob]:
+    """The recordings that ``words`` name, each once; in a folder those at any depth, but none below ``out``.
+
+    Raises:
+        UsageError: a pattern that matches nothing.
+    """
+    met: set[str] = set()
+    for word in words:
+        for path in _matching(word):
+            for job in _below(path, rules, out):
+                if job.file in met:
+                    yield NoJob(job.file, RecordingError(f"{job.file}: is named twice"))
+                    continue
+                met.add(job.file)
+                yield job
+
+
+def _matching(word: str) -> list[Path]:
+    """The files and folders that a word names; a name with wild cards in it may be that of a file."""
+    path = location(word)
+    if not glob.has_magic(word) or (not is_remote(path) and os.path.lexists(word)):
+        return [path]
+    if is_remote(path):
+        store = cast(Any, path)
+        with answering(path):
+            found = sorted(location(store.fs.unstrip_protocol(name)) for name in store.fs.glob(store.path))
+    else:
+        found = [Path(name) for name in sorted(glob.glob(word, recursive=True))]
+    if not found:
+        raise UsageError(f"{word}: matches no file and no folder")
+    return found
+
+
+def _below(path: Path, rules: Rules, out: Path) -> Iterator[Job | NoJob]:
+    try:
+        if not is_folder(path):
+            yield Job(str(path))
+            return
+        own = _inside(path, out)
+        unlisted: dict[str, str] = {}
+        exclude = None if own is None else (lambda name: name.startswith(f"{own}/"))
+        names = discover_names(path, rules, unlisted=unlisted, exclude=exclude)
+    except OSError as error:
+        yield NoJob(str(path), RecordingError(f"{path}: cannot be read ({error.strerror or error})"))
+        return
+    except SleepFMError as error:
+        yield NoJob(str(path), error)
+        return
+    for folder, why in unlisted.items():
+        yield NoJob(folder, RecordingError(f"{folder}: {why}"))
+    for name, found in names.items():
+        file = str(path / name) if name else str(path)
+        try:
+            found.check(file)
+        except SleepFMError as error:
+            yield NoJob(file, error)
+            continue
+        yield Job(file, found.scoring)
+
+
+def _inside(folder: Path, out: Path) -> str | None:
+    """``out`` relative to ``folder``, or None where it is not below it."""
+    if is_remote(folder):
+        return None
+    try:
+        relative = Path(os.path.abspath(out)).relative_to(os.path.abspath(folder)).as_posix()
+    except ValueError:
+        return None
+    return None if relative == "." else relative

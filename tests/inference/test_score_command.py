@@ -1,0 +1,179 @@
+"""``sleepfm score`` over many recordings: what it finds, skips, refuses and sums up."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+
+import fsspec
+import numpy as np
+import pandas as pd
+import psutil
+import pytest
+from ray.cluster_utils import Cluster
+
+from sleepfm.cli import main
+from sleepfm.commands.score_night import choose_lights
+from sleepfm.errors import RecordingError, UsageError
+from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE
+from sleepfm.signals.cohorts.by_hand import parse_channels
+from sleepfm.signals.recording import read_recording
+from sleepfm.signals.scorings.lights import find_lights
+
+
+@pytest.fixture(scope="module")
+def stage_model(downstream_packages):
+    return ["--model", str(downstream_packages["stage"])]
+
+
+@pytest.fixture
+def folder(recordings, tmp_path):
+    found = tmp_path / "recordings"
+    (found / "deep").mkdir(parents=True)
+    for number, path in enumerate(recordings[:3]):
+        shutil.copy(path, found / "deep" / path.name if number else found / path.name)
+    (found / "broken.edf").write_bytes(recordings[0].read_bytes()[:3000])
+    return found
+
+
+def lines(capsys):
+    printed = capsys.readouterr()
+    return printed.out.splitlines(), printed.err.splitlines()
+
+
+def test_a_folder_is_scored_once_and_summed_up(folder, stage_model, tmp_path, capsys):
+    """Results below the folder of recordings, in which the EDF+ scorings are no recordings of the next call."""
+    call = ["score", str(folder), *stage_model, "--out", str(folder / "scored"), "--json"]
+    assert main(call) == 1
+    printed, errors = lines(capsys)
+    told = [json.loads(line) for line in printed]
+    assert [item["status"] for item in told].count("scored") == 3 and len(errors) == 1 and "broken.edf" in errors[0]
+    table = pd.read_parquet(folder / "scored" / "summary" / "summary.parquet")
+    assert list(table["status"]).count("scored") == 3 and table["reason"].notna().sum() == 1
+    assert len(pd.read_csv(folder / "scored" / "summary" / "summary.csv")) == 4
+    scored = next(item for item in told if item["status"] == "scored")["summary"]
+    row = table[table["record"] == scored["record"]].iloc[0]
+    assert row["sleep_total_sleep_time"] == scored["sleep"]["total_sleep_time"]
+    # Nobody looked for events.
+    assert pd.isna(row["breathing_ahi"]) and scored["breathing"]["ahi"] is None
+
+    written = {path: path.stat().st_mtime_ns for path in (folder / "scored").glob("*/stages.csv")}
+    assert main(call) == 1
+    told = [json.loads(line) for line in lines(capsys)[0]]
+    assert [item["status"] for item in told].count("done before") == 3 and len(told) == 4
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    # Another option is another result, and so is a file that somebody took away.
+    one = folder / next(path for path in os.listdir(folder) if path.startswith("shhs"))
+    assert main(["score", str(one), *call[2:], "--lights-off", "+60"]) == 0
+    (summary,) = [json.loads(line) for line in lines(capsys)[0]]
+    assert summary["status"] == "scored" and summary["summary"]["lights"]["off_from"] == BY_OPTION
+
+
+def test_nothing_of_the_users_is_replaced(folder, stage_model, tmp_path, capsys):
+    out = tmp_path / "out"
+    (out / "summary").mkdir(parents=True)
+    (out / "summary" / "mine.txt").write_text("mine")
+    one = next(folder.glob("shhs*.edf"))
+    assert main(["score", str(one), *stage_model, "--out", str(out)]) == 1
+    assert "summary: holds files that this program did not write" in capsys.readouterr().err
+    assert [path.name for path in out.rglob("*") if path.is_file()] == ["mine.txt"]
+
+
+def test_patterns_and_urls_name_recordings(folder, stage_model, tmp_path, capsys):
+    one = next(folder.glob("shhs*.edf"))
+    store = fsspec.filesystem("memory")
+    store.pipe("/nights/a/" + one.name, one.read_bytes())
+    try:
+        assert main(["score", "memory://nights/*/shhs*.edf", *stage_model, "--out", str(tmp_path / "url")]) == 0
+    finally:
+        store.rm("/nights", recursive=True)
+    assert main(["score", str(folder / "shhs*.edf"), *stage_model, "--out", str(tmp_path / "disk")]) == 0
+    hypnograms = [np.load(next((tmp_path / name).glob("shhs*/hypnogram.npy"))) for name in ("url", "disk")]
+    assert np.array_equal(*hypnograms)
+    assert main(["score", str(folder / "nothing-*.edf"), *stage_model, "--out", str(tmp_path / "disk")]) == 2
+    assert "matches no file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_takes_no_recording_with_it(folder, stage_model, tmp_path):
+    """As the kernel ends one that takes too much memory: what it was at is scored by another."""
+    killed: list[int] = []
+
+    def kill_one():
+        while not killed:
+            for child in psutil.Process().children():
+                if "spawn_main" in " ".join(child.cmdline()) and child.cpu_times().user > 1.0:
+                    child.kill()
+                    killed.append(child.pid)
+                    return
+            time.sleep(0.05)
+
+    watcher = threading.Thread(target=kill_one, daemon=True)
+    watcher.start()
+    (folder / "broken.edf").unlink()
+    assert main(["score", str(folder), *stage_model, "--out", str(tmp_path / "out"), "--workers", "2"]) == 0
+    assert killed and len(list((tmp_path / "out").glob("shhs*/summary.json"))) == 3
+
+
+@pytest.mark.slow
+def test_processes_and_a_cluster_write_what_one_process_writes(folder, stage_model, tmp_path, capsys, monkeypatch):
+    call = ["score", str(folder), *stage_model, "--out"]
+    assert main([*call, str(tmp_path / "one")]) == 1
+    assert main([*call, str(tmp_path / "two"), "--workers", "2"]) == 1
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2})
+    monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    try:
+        assert main([*call, str(tmp_path / "ray")]) == 1
+        none = ["--model", str(tmp_path / "none"), "--out", str(tmp_path / "no")]
+        assert main(["score", str(folder), *none]) == 1
+        assert "none" in capsys.readouterr().err.splitlines()[-1] and not (tmp_path / "no").exists()
+    finally:
+        cluster.shutdown()
+    names = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").glob("shhs*/s*.[cex]*"))
+    assert len(names) >= 9
+    for other in ("two", "ray"):
+        for name in names:
+            assert (tmp_path / other / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), (other, name)
+
+
+def test_a_channel_by_hand_is_that_channel_or_a_refusal(folder, stage_model, tmp_path, capsys):
+    one = next(folder.glob("shhs*.edf"))
+    assert main(["score", str(one), *stage_model, "--out", str(tmp_path / "a"), "--channel", "EEG_C4=EEG(sec):EEG"]) == 0
+    summary = json.loads(next((tmp_path / "a").glob("shhs*/summary.json")).read_text())
+    used = summary["provenance"]["channels"]["EEG_C4"]
+    assert used["signal"] == "EEG(sec)" and used["reference"] == ["EEG"]
+    assert main(["score", str(one), *stage_model, "--out", str(tmp_path / "b"), "--channel", "EEG_C4=C9:A1"]) == 1
+    assert "EEG_C4=C9:A1" in capsys.readouterr().err and not list((tmp_path / "b").glob("shhs*"))
+    for wrong in ("EEG_C4", "EEG_C9=C4", "EEG_C4="):
+        with pytest.raises(UsageError, match="--channel"):
+            parse_channels([wrong])
+    with pytest.raises(UsageError, match="twice"):
+        parse_channels(["ECG=a", "ECG=b"])
+
+
+def test_lights_are_as_stated_else_as_annotated_else_by_rule(recordings):
+    recording = read_recording(recordings[0])
+    clock = recording.start.replace(second=0)
+    texts = [
+        (30.0, "Lights Off"),
+        (60.0, "lights on"),
+        (90.0, "Lights out|Lights out"),
+        (800.0, "Lights On"),
+        (5000.0, "Lights on"),
+    ]
+    assert find_lights(texts) == (30.0, 5000.0) and find_lights([(1.0, "Lights were on")]) == (None, None)
+    lights = choose_lights(recording, texts, None, None)
+    assert (lights.off, lights.on, lights.off_from) == (30.0, 800.0, BY_ANNOTATION)
+    later = clock.replace(minute=(clock.minute + 2) % 60, hour=(clock.hour + (clock.minute + 2) // 60) % 24)
+    lights = choose_lights(recording, (), later.strftime("%H:%M"), None)
+    assert lights.off == 120.0 - recording.start.second and (lights.off_from, lights.on_from) == (BY_OPTION, BY_RULE)
+    with pytest.raises(RecordingError, match="not after lights off"):
+        choose_lights(recording, (), "+300", "+200")
+    with pytest.raises(RecordingError, match="long"):
+        choose_lights(recording, (), "+9000", None)
+    for wrong in ("late", "+x", "25:00", "12"):
+        with pytest.raises(UsageError, match="--lights-off"):
+            choose_lights(recording, (), wrong, None)
