@@ -200,7 +200,7 @@ SHIPPED = [path for path in sorted((config_root() / "pretrain").glob("*.yaml")) 
 def test_every_shipped_configuration_is_valid_and_registers_under_its_contract(path: Path) -> None:
     found = load_config(PretrainConfig, path)
     kind = path.stem.split("-")[0]
-    names = {"multimodal": "sleepfm-synthsleepnet", "context": "sleepfm-context"}
+    names = {"multimodal": "sleepfm-synthsleepnet", "psg": "sleepfm-synthsleepnet", "context": "sleepfm-context"}
     assert found.registry.name == names.get(kind, f"sleepfm-neuronet-{kind}")
     assert found.registry.metric.startswith("val/")
     again = validate(PretrainConfig, found.model_dump(mode="json"), "itself")
