@@ -44,6 +44,7 @@ def made_model(task, seed=0, located=False, channels=None):
         encoder=model_config(encoder),
         context=ContextConfig(kind="mamba"),
         events=EventHeadConfig() if located else None,
+        evidence=TASKS[task].needed(encoder.channels),
     )
     model = Downstream(plan, encoder).eval()
     with torch.no_grad():
