@@ -42,7 +42,7 @@ def write_tables(folder: Path, score: NightScore, night: PreparedRecording, cloc
     density |= score.probability
     pd.DataFrame(numbered | density).to_csv(folder / "hypnodensity.csv", index=False, float_format="%.5f")
     if score.fine is not None:
-        fine = {"onset_s": np.arange(len(score.fine.probability)) * score.fine.seconds}
+        fine: dict[str, Any] = {"onset_s": np.arange(len(score.fine.probability)) * score.fine.seconds}
         fine |= {name: score.fine.probability[:, k] for k, name in enumerate(STAGE_NAMES)}
         path = folder / f"hypnodensity-{score.fine.seconds}s.csv"
         pd.DataFrame(fine).to_csv(path, index=False, float_format="%.5f")
