@@ -67,7 +67,9 @@ def write_night(
 def written_night(score: NightScore, night: PreparedRecording, start: datetime | None) -> WrittenNight:
     """What goes into files of scorings: stages, events told to the second, desaturations, and where none were looked for."""
     falls = [fall.as_event() for fall in score.desaturations]
-    events = sorted([*score.events, *falls], key=lambda event: (event.onset, event.type))
+    # What a model finds in a recording that cannot show it is nobody's scoring.
+    found = [event for event in score.events if event_family(event.type) not in score.without_evidence]
+    events = sorted([*found, *falls], key=lambda event: (event.onset, event.type))
     return WrittenNight(score.stages, tuple(events), score.assessed_families, start, night.provenance.get("clock"))
 
 

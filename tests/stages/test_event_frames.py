@@ -14,7 +14,7 @@ from sleepfm.config import load_config, read_yaml
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import epochs_with_any
 from sleepfm.data.scored_events import scored_events
-from sleepfm.errors import ConfigError, ModelError, MontageError
+from sleepfm.errors import ConfigError, ModelError
 from sleepfm.inference.embed import frame_features, stored_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.scorer import Scorer, prepare_night
@@ -28,7 +28,7 @@ from sleepfm.models.usage import Usage
 from sleepfm.paths import config_root
 from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import Resolved
-from sleepfm.reports.night_files import summary, write_night
+from sleepfm.reports.night_files import summary, write_night, written_night
 from sleepfm.signals.quality import Quality
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.finetune import FinetuneStage
@@ -184,11 +184,14 @@ def test_a_recording_without_airflow_and_effort_has_no_ahi(scorer, located_eeg_o
     night = prepare_night(recordings[0])
     for name in BREATHING:
         del night.channels[name]
-    with pytest.raises(MontageError, match="none of the channels of apnea"):
-        scorer.score(night)
+    # Models of airflow and belts have nothing to look at; that of stages goes on.
+    staged = scorer.score(night)
+    assert (staged.stages >= 0).all() and np.isnan(staged.ahi) and staged.breathing.counted == () and staged.events == ()
+    assert any("apnea: not assessed, since the recording has none of the channels" in warning for warning in staged.warnings)
     score = located_eeg_only.score(night)
     assert np.isfinite(score.probability["apnea"]).all() and score.events
     assert np.isnan(score.ahi) and score.breathing.counted == () and score.breathing.to_json()["apneas"] is None
+    assert written_night(score, night, None).events == tuple(fall.as_event() for fall in score.desaturations)
 
 
 @pytest.mark.parametrize("flag", [Quality.FLAT, Quality.DISCONNECTED])
