@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALL = {"models", "reading", "shards", "training", "doctor", "dead_time"}
 
 
+@pytest.mark.slow
 def test_every_benchmark_runs_in_miniature(tmp_path: Path) -> None:
     command = (ROOT / "Makefile").read_text().split("\nbench: $(STAMP)\n", 1)[1].splitlines()[0].split()
     assert command == ["$(BIN)/python", "benchmarks/run.py"]

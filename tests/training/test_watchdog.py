@@ -69,7 +69,8 @@ def test_a_rank_that_does_not_arrive_is_named(tmp_path: Path) -> None:
     assert "the same command goes on from the last checkpoint" in said[0]
 
 
-@pytest.mark.parametrize("stopped", [pytest.param(0, marks=pytest.mark.slow), 1])
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
 def test_a_rank_that_is_stopped_is_named_within_seconds(tmp_path: Path, stopped: int) -> None:
     (tmp_path / "toy.yaml").write_text(CONFIG)
     line = command(2, "train.steps=1000", "toy.seconds=0.05", "train.silent_s=6")
