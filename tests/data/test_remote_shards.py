@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import threading
@@ -48,7 +49,8 @@ def stored(local, s3) -> Iterator[StoreFront]:
     s3.upload(local.path, PREFIX)
     with store_front(s3.endpoint) as front, pytest.MonkeyPatch.context() as environment:
         environment.setenv("FSSPEC_S3_ENDPOINT_URL", front.endpoint)
-        before = dict(fsspec.config.conf)
+        # With the settings of each protocol, which are changed in place.
+        before = copy.deepcopy(fsspec.config.conf)
         fsspec.config.set_conf_env(fsspec.config.conf)
         yield front
         fsspec.config.conf.clear()

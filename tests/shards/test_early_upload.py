@@ -15,9 +15,6 @@ from sleepfm.errors import BusyError
 from sleepfm.files import atomic_file
 from sleepfm.signals.files import location
 
-# Now and then, behind other tests of the same process, the first part waits for more than a minute.
-pytestmark = pytest.mark.slow
-
 CONTENT = os.urandom(3 * PART_BYTES + 12_345)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
@@ -75,6 +72,7 @@ def test_bytes_that_changed_after_they_were_sent_are_not_put_together(s3, tmp_pa
     assert s3.names("early-changed") == s3.unfinished_uploads() == []
 
 
+@pytest.mark.slow
 def test_a_store_that_takes_no_parts_leaves_it_to_the_upload_of_the_whole(s3, tmp_path):
     early = begin(s3, tmp_path, "faulty")
     with s3.faults(errors=1.0):
