@@ -46,6 +46,8 @@ _SMALL = tuple(
 )
 _FETCHES_AT_ONCE = 16
 _SCRATCH = "sleepfm-shards-"
+# In every folder that :func:`scratch` makes, and in no other: a data set of the user's may have such a name, and a lock too.
+_MARKER = ".scratch"
 _ABANDONED_AFTER_S = 60.0
 _TRIES = 3
 
@@ -250,18 +252,23 @@ def scratch() -> Iterator[Path]:
         folder = Path(tempfile.mkdtemp(prefix=_SCRATCH))
     try:
         with locked(folder / LOCK_FILE, 0):
+            # What is worked on has nothing of this beside it.
+            inside = folder / "work"
+            with writing(folder):
+                (folder / _MARKER).touch()
+                inside.mkdir()
             for other in place.glob(f"{_SCRATCH}*"):
                 _remove_abandoned(other)
-            yield folder
+            yield inside
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Remove a folder of this user's that no process holds any more; a new one may not be held yet."""
+    """Remove a folder of :func:`scratch` for this user that no process holds any more; a new one may not be held yet."""
     with suppress(OSError):
         status = folder.lstat()
-        if status.st_uid != os.getuid() or time.time() - status.st_mtime < _ABANDONED_AFTER_S:
+        if not (folder / _MARKER).is_file() or status.st_uid != os.getuid() or time.time() - status.st_mtime < _ABANDONED_AFTER_S:
             return
         with suppress(BusyError), locked(folder / LOCK_FILE, 0):
             shutil.rmtree(folder, ignore_errors=True)

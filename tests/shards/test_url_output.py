@@ -197,9 +197,22 @@ def test_the_folder_of_a_task_that_died_is_removed_by_the_next(tmp_path, monkeyp
         dead = tmp_path / "sleepfm-shards-dead"
         dead.mkdir()
         (dead / "shard.tar").write_bytes(b"x")
+        (dead / ".scratch").touch()
         with scratch():
             assert held.is_dir() and not dead.exists()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_the_users_own_with_such_a_name_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(working_copy, "_ABANDONED_AFTER_S", 0.0)
+    mine = tmp_path / "sleepfm-shards-shhs"
+    mine.mkdir()
+    for name in (".lock", "dataset.json"):  # a data set has both
+        (mine / name).write_text("{}")
+    with scratch():
+        pass
+    assert {path.name for path in mine.iterdir()} == {".lock", "dataset.json"}
 
 
 @pytest.mark.slow
