@@ -198,10 +198,12 @@ def _check_index(path: Path, description: dict[str, Any]) -> Iterator[str]:
     """``wids.json``, which came with the second schema, against the tables and what was set aside."""
     if description["schema"] == 1:
         return
+    held: dict[str, dict[str, int]] = defaultdict(dict)
+    for row in _table(path / MANIFEST_FOLDER / "records.parquet").select(["record", "shard", "n_segments"]).to_pylist():
+        held[row["shard"]][row["record"]] = row["n_segments"]
     samples: dict[str, int] = {}
-    listed = _table(path / MANIFEST_FOLDER / "records.parquet").select(["record", "shard", "n_segments"]).to_pylist()
     for name in _table(path / MANIFEST_FOLDER / "shards.parquet")["shard"].to_pylist():
-        own = {row["record"]: row["n_segments"] for row in listed if row["shard"] == name}
+        own = held[name]
         aside = members_aside(_sidecar(path, name), own.keys())
         samples[f"{SHARD_FOLDER}/{name}"] = sum(own.values()) + sum(member.endswith(f".{HEADER_MEMBER}") for member in aside)
     if read_json(path / INDEX_FILE) != index_of(description["digest"], samples):
@@ -258,7 +260,7 @@ def _check_duplicates(records: list[dict[str, Any]]) -> Iterator[str]:
 def _sidecar(path: Path, shard: str) -> dict[str, Any]:
     """What stands beside a tar, empty where it cannot be read; its own check is another one."""
     try:
-        sidecar = json.loads(sidecar_path(path, shard).read_text(encoding="utf-8"))
+        sidecar = read_json(sidecar_path(path, shard))
         return sidecar if isinstance(sidecar, dict) else {}
     except (OSError, ValueError):
         return {}
