@@ -12,7 +12,6 @@ from typing import Any
 
 from sleepfm.commands.score_inputs import Job
 from sleepfm.commands.score_night import NightScorer, Outcome, Plan
-from sleepfm.errors import ConfigError
 from sleepfm.extras import require
 
 RAY_ADDRESS = "RAY_ADDRESS"
@@ -91,16 +90,10 @@ def _died(job: Job) -> Outcome:
 
 def _on_ray(plan: Plan, jobs: Sequence[Job], workers: int | None) -> Iterator[Outcome]:
     require("ray")
-    import ray
+    from shards.cluster import cluster
 
-    address = os.environ[RAY_ADDRESS]
-    try:
-        ray.init(address=address, log_to_driver=False, configure_logging=False)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{RAY_ADDRESS} {address}: no Ray cluster answers ({reason}); correct it, or unset it") from error
-    try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    with cluster(workers or 1) as ray:
+        resources: dict[str, float] = ray.cluster_resources()
         cpus = int(resources.get("CPU", 1))
         count = max(1, min(workers or cpus, len(jobs)))
         actor = ray.remote(num_cpus=1, max_restarts=0)(NightScorer)
@@ -121,5 +114,3 @@ def _on_ray(plan: Plan, jobs: Sequence[Job], workers: int | None) -> Iterator[Ou
                 raise error.cause from error
             idle.append(worker)
             yield outcome
-    finally:
-        ray.shutdown()
