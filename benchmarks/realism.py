@@ -143,15 +143,21 @@ def event_figures(truth: list[tuple[NDArray[np.int8], list[Event]]], found: list
     }
 
 
-def judge(work: Path, python: str, nights: int, hours: float, seed: int, clean: bool) -> dict[str, Any]:
-    """Both scorers' figures on one cohort."""
-    work.mkdir(parents=True, exist_ok=True)
-    truth = make_nights(work, nights, hours, seed, clean)
+def ask_outside(python: str, work: Path) -> dict[str, Any]:
+    """What `outside_scorers.py` says of the nights in ``work``. Ends the program where ``python`` does not have the scorers."""
     script = Path(__file__).with_name("outside_scorers.py")
     done = subprocess.run([python, str(script), str(work)], check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"{python} {script}: status {done.returncode}; does that interpreter have yasa and psgscoring?")
-    answer = json.loads(done.stdout)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def judge(work: Path, python: str, nights: int, hours: float, seed: int, clean: bool) -> dict[str, Any]:
+    """Both scorers' figures on one cohort."""
+    work.mkdir(parents=True, exist_ok=True)
+    truth = make_nights(work, nights, hours, seed, clean)
+    answer = ask_outside(python, work)
     found = [answer["nights"][name] for name in sorted(answer["nights"])]
     return {
         "versions": answer["versions"],

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 from machine import describe
 from numpy.typing import NDArray
-from realism import make_nights
+from realism import ask_outside, make_nights
 
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.event_figures import ComparedNight, event_metrics
@@ -73,11 +72,7 @@ def _of(kind: str, events: Sequence[Event]) -> tuple[Event, ...]:
 
 def outside(python: str, work: Path, truth: Sequence[tuple[Stages, Sequence[Event]]]) -> dict[str, Any]:
     """YASA's and psgscoring's figures. Ends the program where ``python`` does not have them."""
-    script = Path(__file__).with_name("outside_scorers.py")
-    done = subprocess.run([python, str(script), str(work)], check=False, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise SystemExit(f"{python} {script}: status {done.returncode}; does that interpreter have yasa and psgscoring?")
-    answer = json.loads(done.stdout)
+    answer = ask_outside(python, work)
     nights = [answer["nights"][name] for name in sorted(answer["nights"])]
     events = [[Event(onset, length, _type_of(kind)) for kind, onset, length in night["events"]] for night in nights]
     return {
