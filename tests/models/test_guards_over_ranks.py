@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import spawn_ranks
 from torch import Tensor
 
 from sleepfm.models import guards
@@ -44,12 +44,11 @@ def _rank(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world)
     Path(folder, f"{rank}.json").write_text(json.dumps(figures(rank, world)))
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_figures_do_not_depend_on_the_number_of_ranks(world: int, tmp_path: Path) -> None:
-    mp.spawn(_rank, args=(world, str(tmp_path)), nprocs=world)
+    spawn_ranks(_rank, (world, str(tmp_path)), world)
     alone = figures(0, 1)
     for rank in range(world):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import spawn_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -76,14 +76,13 @@ def _rank(rank: int, world: int, folder: str) -> None:
     loss = nt_xent(a, b, 0.1, valid)
     loss.backward()
     save_file({"loss": loss.detach(), "a": a.grad, "b": b.grad}, f"{folder}/{rank}.safetensors")
-    dist.destroy_process_group()
 
 
 def test_nt_xent_over_processes_equals_the_concatenated_batch(tmp_path: Path) -> None:
     a, b = torch.randn(8, 5, requires_grad=True), torch.randn(8, 5, requires_grad=True)
     valid = torch.tensor([1, 1, 0, 1, 1, 1, 1, 1]).bool()
     save_file({"a": a.detach(), "b": b.detach(), "valid": valid}, tmp_path / "pairs.safetensors")
-    mp.spawn(_rank, args=(2, str(tmp_path)), nprocs=2)
+    spawn_ranks(_rank, (2, str(tmp_path)), 2)
     parts = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(2)]
     expected = nt_xent(a, b, 0.1, valid)
     expected.backward()

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pydantic import TypeAdapter, ValidationError
+from ranks import spawn_ranks
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
@@ -97,12 +97,11 @@ def _rank(rank: int, world: int, folder: str) -> None:
         # Process groups are made once.
         assert compared(SETTINGS[name]).group is compared(SETTINGS[name]).group
     save_file(found, f"{folder}/{rank}.safetensors")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("world", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_over_ranks_it_is_the_mean_over_groups_of_the_loss_in_one_process(tmp_path: Path, world: int) -> None:
-    mp.spawn(_rank, args=(world, str(tmp_path)), nprocs=world)
+    spawn_ranks(_rank, (world, str(tmp_path)), world)
     ranks = [load_file(tmp_path / f"{rank}.safetensors") for rank in range(world)]
     for case in cases(world):
         name, empty, dtype = case.split("/")

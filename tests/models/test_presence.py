@@ -12,9 +12,9 @@ import pytest
 import row_selection
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ranks import spawn_ranks
 from torch import Tensor, nn
 
 from sleepfm.config import read_yaml
@@ -148,12 +148,11 @@ def rank_of_two(rank: int, folder: str) -> None:
     output = shared_step(model, slice(2 * rank, 2 * rank + 2))
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     torch.save((output.loss.detach(), gradients, dict(model.named_buffers())), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_ranks_that_hold_other_channels_are_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(rank_of_two, (str(tmp_path),), nprocs=2)
+    spawn_ranks(rank_of_two, (str(tmp_path),), 2)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
     model = encoder().double().train()
     whole = shared_step(model, slice(None)).loss

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
 from host_reads import HostReads
+from ranks import spawn_ranks
 from torch import Tensor, nn
 
 from sleepfm.models.normalisation import RowBatchNorm, mlp, only
@@ -97,12 +97,11 @@ def rank_of_three(rank: int, folder: str) -> None:
             part = slice(sum(counts[:rank]), sum(counts[: rank + 1]))
             found = steps(SynchronisedBatchNorm.of(plain(length)), case, part, dtype)
             torch.save(found, f"{folder}/{case}-{dtype}-{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_three_ranks_of_uneven_rows_are_one_process(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(rank_of_three, (str(tmp_path),), nprocs=3)
+    spawn_ranks(rank_of_three, (str(tmp_path),), 3)
     for dtype, tolerance in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         for case, (_, length) in enumerate(CASES):
             ranks = [torch.load(tmp_path / f"{case}-{dtype}-{rank}.pt", weights_only=True) for rank in range(3)]

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
+from ranks import spawn_ranks
 from safetensors.torch import load_file
 from torch import nn
 
@@ -56,7 +56,7 @@ def engine_of(model: nn.Module, zero: int) -> Any:
 
 
 def spawned(work: Callable[..., None], folder: Path) -> None:
-    torch.multiprocessing.spawn(work, (str(folder), free_port()), nprocs=RANKS)
+    spawn_ranks(work, (str(folder), free_port()), RANKS)
 
 
 def save_while_weights_change(rank: int, folder: str, port: str) -> None:
@@ -91,7 +91,6 @@ def save_while_weights_change(rank: int, folder: str, port: str) -> None:
     found = torch.load(output / "checkpoints" / "step-00000001" / "mp_rank_00_model_states.pt", weights_only=True)
     facts = {"synced": synced, "stopped": stopped, "kept": torch.equal(found["module"]["weight"], saved)}
     (output / f"{rank}.json").write_text(json.dumps(facts))
-    dist.destroy_process_group()
 
 
 def test_a_save_keeps_the_weights_of_its_step_however_slowly_it_is_written(tmp_path: Path) -> None:
@@ -111,7 +110,6 @@ def save_three(rank: int, folder: str, port: str) -> None:
     for step in (4, 8, 12):
         saving.save(step, {"ema.safetensors": {"weight": torch.ones(3)}})
     saving.finish()
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
@@ -200,7 +198,6 @@ def choose_apart(rank: int, folder: str, port: str) -> None:
     world = join(rank, port)
     saved = checkpoint.choose(Path(folder) / f"host{rank}" / "checkpoints", world)
     (Path(folder) / f"{rank}.txt").write_text(str(saved and saved.step))
-    dist.destroy_process_group()
 
 
 def test_ranks_on_hosts_that_see_other_files_agree(three: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -247,7 +244,6 @@ def save_over(rank: int, folder: str, port: str) -> None:
     except CheckpointError as error:
         said = str(error)
     (Path(folder) / f"{rank}.txt").write_text(said)
-    dist.destroy_process_group()
 
 
 def test_a_save_is_never_left_out_and_a_failed_one_ends_every_rank(tmp_path: Path) -> None:
