@@ -20,6 +20,7 @@ from sleepfm.errors import ConfigError
 from sleepfm.models import guards
 from sleepfm.models import mamba as own_mamba
 from sleepfm.models.device import set_tf32
+from sleepfm.models.recompute import is_unit
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.context import ContextStage
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
@@ -123,8 +124,9 @@ def step(options: Options, kind: str) -> Iterator[Row]:
 
 def _variant(steps: Steps, options: Options, dtype: str, compiled: bool, losses: dict[str, float]) -> Row:
     if compiled and options.rehearse:
-        # A rehearsal has no time for a compiler of C++.
-        steps.module.compile(backend="eager")
+        # The parts that a job compiles; a rehearsal has no time for a compiler of C++.
+        for part in filter(is_unit, steps.module.modules()):
+            part.compile(backend="eager")
     elif compiled:
         compile_module(steps.module, "on", options.device)
     cuda = options.device.type == "cuda"

@@ -97,7 +97,7 @@ class Mamba2(nn.Module):
         xbc = F.silu(self.conv1d(xbc.transpose(1, 2))[..., :length].transpose(1, 2)).float()
         x, b, c = xbc.split([self.d_inner, self.d_state, self.d_state], dim=-1)
         with torch.autocast(u.device.type, enabled=False):
-            heads = x.unflatten(-1, (self.heads, self.headdim))
+            heads = x.reshape(*x.shape[:-1], self.heads, self.headdim)
             step = F.softplus(dt.float() + self.dt_bias)
             rate = -self.A_log.exp()
             fused = fused_scan() if u.is_cuda else None
@@ -120,10 +120,7 @@ def state_space_duality(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, 
         y: ``[B, L, H, P]``.
     """
     batch, length, heads, size = x.shape
-    pad = -length % chunk
-    # Zero inputs after the end change nothing before it.
-    x, dt, b, c = (F.pad(v, (0, 0) * (v.ndim - 2) + (0, pad)) for v in (x, dt, b, c))
-    x, dt, b, c = (v.unflatten(1, (-1, chunk)) for v in (x, dt, b, c))  # [B, K, S, ...]
+    x, dt, b, c = _chunks(x, chunk), _chunks(dt, chunk), _chunks(b, chunk), _chunks(c, chunk)  # [B, K, S, ...]
     driven = x * dt[..., None]  # [B, K, S, H, P]
     decay = torch.cumsum(dt * a, dim=2)  # [B, K, S, H], log of the decay since the chunk's start
 
@@ -143,3 +140,10 @@ def state_space_duality(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, 
         state = kept[:, index, :, None, None] * state + gained[:, index]
     across = torch.einsum("bksn,bksh,bkhpn->bkshp", c, decay.exp(), torch.stack(carried, 1))
     return (inside + across).flatten(1, 2)[:, :length]
+
+
+def _chunks(v: Tensor, chunk: int) -> Tensor:
+    """``[B, L, ...]`` as ``[B, K, chunk, ...]``. Zero inputs after the end change nothing before it."""
+    padded = F.pad(v, (0, 0) * (v.dim() - 2) + (0, -v.shape[1] % chunk))
+    # Not `unflatten`, which the compiler does not see through while products are rounded (RoundedProducts).
+    return padded.reshape(v.shape[0], -1, chunk, *v.shape[2:])
