@@ -77,6 +77,7 @@ def main() -> None:
                 f"sequence.length={LENGTH}",
                 f"sequence.stride={LENGTH // 2}",
                 f"data.label_fraction={arguments.fraction}",
+                "data.label_draw=epochs",
                 f"data.label_seed={seed}",
                 f"train.seed={seed}",
                 f"train.steps={arguments.steps}",

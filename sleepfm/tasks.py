@@ -1,14 +1,16 @@
-"""The downstream tasks, each declared once: what is predicted for each 30-s epoch, from which label, and how it is judged.
+"""The downstream tasks, each declared once: what is predicted, from which label, and how it is judged.
 
-Configurations, defaults, the demo and scoring follow from :data:`TASKS`: a new task is an entry there and a configuration file.
+Configurations, defaults, the demo and scoring follow from :data:`TASKS`, of 30-s epochs, and :data:`RECORDING_TASKS`, of whole
+recordings: a new task is an entry there and a configuration file.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +87,97 @@ class Task:
         return f"sleepfm-{self.name}"
 
 
+@dataclass(frozen=True)
+class ValueRule:
+    """What is known of the person of a recording that a task reads, and which class each value is.
+
+    Attributes:
+        column: ``age``, ``sex``, ``bmi``, ``ahi``, or another name that the data set knows of people
+            (:class:`sleepfm.signals.people.Person`); of a table of the user's the same unless the job names another.
+        bounds: of classes of a number, the least value of the second class and so on; empty where the values are the classes.
+    """
+
+    column: str
+    bounds: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class RecordingTask:
+    """One label of a whole recording.
+
+    Attributes:
+        name: also the end of the registered model's name.
+        kind: whether a number is told, one of several classes is named, or one of two is found from a threshold on.
+        value: where the truth comes from.
+        metric: the figure that selects a model on ``val`` unless a configuration says otherwise; higher is better.
+        classes: of a task of classes, in order; of two the one that is found is the second.
+        unit: of a number.
+    """
+
+    name: str
+    kind: Literal["regression", "multiclass", "binary"]
+    value: ValueRule
+    metric: str
+    classes: tuple[str, ...] = ()
+    unit: str = ""
+
+    def __post_init__(self) -> None:
+        expected = {"regression": 0, "binary": 2}.get(self.kind, max(3, len(self.classes)))
+        if len(self.classes) != expected:
+            raise ValueError(f"task {self.name}: {len(self.classes)} classes do not go with {self.kind}")
+        bounds = self.value.bounds
+        if bounds and (len(bounds) != len(self.classes) - 1 or list(bounds) != sorted(set(bounds))):
+            raise ValueError(f"task {self.name}: bounds {bounds} do not part {len(self.classes)} classes")
+
+    def target(self, value: float | str | None) -> float:
+        """What is learnt of a person of whom ``value`` is known: the number, or the number of the class; nan of nothing.
+
+        Raises:
+            ValueError: ``value`` is no number where one is asked for, or the name of no class.
+        """
+        if value is None:
+            return math.nan
+        if self.kind == "regression" or self.value.bounds:
+            number = float(value)
+            if not math.isfinite(number):
+                raise ValueError(f"{number} is no number to learn")
+            return float(sum(number >= bound for bound in self.value.bounds)) if self.classes else number
+        if value not in self.classes:
+            raise ValueError(f"is none of the classes {', '.join(self.classes)}")
+        return float(self.classes.index(str(value)))
+
+    @property
+    def registered_name(self) -> str:
+        """Name of the task's model in the registry."""
+        return f"sleepfm-{self.name}"
+
+
+RECORDING_TASKS = {
+    task.name: task
+    for task in (
+        RecordingTask("age", "regression", ValueRule("age"), "r2", unit="years"),
+        RecordingTask("sex", "binary", ValueRule("sex"), "auroc", ("male", "female")),
+        # AASM Task Force, Sleep 1999;22:667.
+        RecordingTask(
+            "ahi-class", "multiclass", ValueRule("ahi", (5.0, 15.0, 30.0)), "kappa", ("none", "mild", "moderate", "severe")
+        ),
+    )
+}
+
+
+class Classes(Protocol):
+    """A task of classes, of epochs or of recordings, as figures see it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+
 # Airflow, or the effort that goes with it; saturation alone shows that something happened, not what.
 BREATHING = ("AIRFLOW", "THORAX", "ABDOMEN")
 # Sleep stages and arousals are defined in it (AASM manual).
@@ -111,20 +204,27 @@ TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """The task called ``name``. Raises :class:`ConfigError` naming the nearest one and all there are."""
+    """The task of epochs called ``name``. Raises :class:`ConfigError` naming the nearest one and all there are."""
     if name in TASKS:
         return TASKS[name]
-    near = difflib.get_close_matches(name, TASKS, n=1)
+    raise _unknown(name, TASKS)
+
+
+def _unknown(name: str, known: Iterable[str]) -> ConfigError:
+    near = difflib.get_close_matches(name, known, n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ConfigError(f"unknown task {name!r}; {hint}known tasks: {', '.join(TASKS)}")
+    return ConfigError(f"unknown task {name!r}; {hint}known tasks: {', '.join(known)}")
 
 
-def _known(name: str) -> str:
-    try:
-        return get_task(name).name
-    except ConfigError as error:
-        raise ValueError(str(error)) from error
+def _name_in(known: Mapping[str, object]) -> Callable[[str], str]:
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(str(_unknown(name, known)))
+        return name
+
+    return check
 
 
-# A task of the table, in a configuration.
-TaskName = Annotated[str, AfterValidator(_known)]
+# A task of a table, in a configuration.
+TaskName = Annotated[str, AfterValidator(_name_in(TASKS))]
+RecordingTaskName = Annotated[str, AfterValidator(_name_in(RECORDING_TASKS))]

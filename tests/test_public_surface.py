@@ -67,7 +67,7 @@ def test_python_names() -> None:
     assert all(callable(getattr(sleepfm, name)) for name in ("load", "read_recording", "score"))
 
 
-@pytest.mark.parametrize("script", ["pretrain", "probe", "finetune"])
+@pytest.mark.parametrize("script", ["pretrain", "probe", "finetune", "recordings"])
 def test_launch_scripts_are_importable_and_say_what_they_take(script: str) -> None:
     module = importlib.import_module(f"launch.{script}")
     assert "CONFIG [key=value" in (module.__doc__ or "")

@@ -39,6 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.models.device import choose_device
     from sleepfm.models.downstream import Downstream
     from sleepfm.models.masked_context import MaskedContext
+    from sleepfm.models.recording import RecordingModel
     from sleepfm.registry.registry import load_package
 
     source, out = location(arguments.source), local_path(arguments.out, "--out")
@@ -52,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     package = load_package(arguments.model)
     held = package.module.to(device)
-    encoder: Any = held.encoder if isinstance(held, (Downstream, MaskedContext)) else held
+    encoder: Any = held.encoder if isinstance(held, (Downstream, MaskedContext, RecordingModel)) else held
     schema = pa.schema(
         [
             ("record", pa.string()),

@@ -120,6 +120,7 @@ class Mixture:
         reading: Reading,
         noise: Noise | None = None,
         natural: bool = False,
+        gaps: bool = False,
     ) -> StreamT | MixedShardStream:
         """A stream of the items of all sources, in the order of the mixture; of one data set, its own stream.
 
@@ -128,34 +129,40 @@ class Mixture:
             noise: draws that of the items of the mixture.
             natural: whether sources give items by their size, whatever their shares, and those without an item are left out: what
                 is validated does not depend on how training is mixed.
+            gaps: whether sources without an item are left out where shares hold, too: of few labels some may have none.
 
         Raises:
-            EmptySplitError: a source (with ``natural``, every source) has no item.
+            EmptySplitError: a source (with ``natural`` or ``gaps``, every source) has no item.
         """
         if len(self.sources) == 1:
             return make(self.sources[0].dataset, reading=reading, noise=noise, report=None)
         report = ReadReport(reading.slow_seconds)
         own = replace(reading, max_open=max(_FEWEST_OPEN, _OPEN_FILES // len(self.sources)))
-        streams = self._streams(lambda source: make(source.dataset, reading=own, noise=None, report=report), natural)
+        streams = self._streams(lambda source: make(source.dataset, reading=own, noise=None, report=report), natural or gaps)
         return MixedShardStream(streams, self.digest, reading, report, noise, natural)
 
     def in_memory(
-        self, make: Callable[..., StreamT], seed: int, noise: Noise | None = None, natural: bool = False
+        self, make: Callable[..., StreamT], seed: int, noise: Noise | None = None, natural: bool = False, gaps: bool = False
     ) -> StreamT | MixedStream:
         """The same of streams that read nothing from shards: ``make`` is called with each source, its ``seed`` and ``noise``."""
         if len(self.sources) == 1:
             return make(self.sources[0], seed=seed, noise=noise)
-        streams = self._streams(lambda source: make(source, seed=seed, noise=None), natural)
+        streams = self._streams(lambda source: make(source, seed=seed, noise=None), natural or gaps)
         return MixedStream(streams, self.digest, seed, noise, natural)
 
-    def _streams(self, make: Callable[[DataSource], Any], natural: bool) -> dict[str, Any]:
+    def _streams(self, make: Callable[[DataSource], Any], gaps: bool) -> dict[str, Any]:
         """By the digest of each source."""
-        found = self.where_not_empty(make) if natural else [(source, make(source)) for source in self.sources]
+        found = self.where_not_empty(make) if gaps else [(source, make(source)) for source in self.sources]
         return {source.part.digest: stream for source, stream in found}
 
     def label(self, source: DataSource, name: str) -> str:
         """``name`` of a recording or a person of ``source`` among those of all sources."""
         return name if len(self.sources) == 1 else f"{source.name}/{name}"
+
+    def person(self, source: DataSource, row: int) -> str:
+        """Key of the person of recording ``row`` of ``source``: somebody in two data sets of one cohort is one person."""
+        dataset = source.dataset
+        return dataset.subjects[row] if len(self.sources) == 1 else f"{dataset.cohorts[row]}/{dataset.subjects[row]}"
 
     def find(self, record: str) -> tuple[Dataset, int]:
         """The data set and the row of the recording that :meth:`label` names. Raises :class:`DatasetError`: there is none."""

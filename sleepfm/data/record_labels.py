@@ -32,7 +32,8 @@ class RecordLabels:
     replacement and stratified by class: ``max(1, round(fraction * n))`` of the ``n`` epochs of every class. So
     every subject keeps at least one epoch of each class it has (one positive, where one exists), also at 1 %,
     which then is a little more than 1 % of the rare classes. The draw depends on (``seed``, recording name) only, and
-    a smaller fraction is a subset of a larger one. All labels of the other epochs become -1.
+    a smaller fraction is a subset of a larger one. All labels of the other epochs become -1, and so do those of all
+    recordings but ``rows``, where these are given.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class RecordLabels:
         fraction: float = 1.0,
         seed: int = 0,
         cache: int = 4096,
+        rows: frozenset[int] | None = None,
     ) -> None:
         if not 0 < fraction <= 1:
             raise DatasetError(f"label fraction {fraction}: expected a number above 0 and at most 1")
@@ -54,10 +56,13 @@ class RecordLabels:
         self._fraction = fraction
         self._seed = seed
         self._cache = cache
+        self._rows = rows
         self._kept: OrderedDict[int, dict[str, NDArray[np.int8]]] = OrderedDict()
 
     def of(self, record: int) -> dict[str, NDArray[np.int8]]:
         """The labels of the recording in row ``record``. Raises :class:`ShardError` if unreadable or corrupt."""
+        if self._rows is not None and record not in self._rows:
+            return {name: np.full(int(self._dataset.n_epochs[record]), -1, np.int8) for name in self._rules}
         if record in self._kept:
             self._kept.move_to_end(record)
             return self._kept[record]

@@ -327,8 +327,9 @@ class SequenceStream(Stream):
         labelled_only: bool = False,
         noise: Noise | None = None,
         report: ReadReport | None = None,
+        label_rows: frozenset[int] | None = None,
     ) -> None:
-        """``labels`` are those of every task by default, ``()`` none.
+        """``labels`` are those of every task by default, ``()`` none; with ``label_rows`` other recordings have none.
 
         Raises:
             DatasetError: the split holds no such window.
@@ -342,7 +343,7 @@ class SequenceStream(Stream):
         self.stride = stride or length
         self._numbers = np.array([CHANNELS.index(channel) for channel in channels])
         self._label_names = tuple(TASKS if labels is None else labels)
-        self._labels = RecordLabels(dataset, self._reader, self._label_names, target, label_fraction, label_seed)
+        self._labels = RecordLabels(dataset, self._reader, self._label_names, target, label_fraction, label_seed, rows=label_rows)
         self._presence = RecordPresence(dataset, self._reader, self._numbers)
         self._labelled_only = labelled_only
         self._stored = stored_labels((*self._label_names, *([target] if labelled_only else [])))

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from sleepfm.errors import ModelError
 from sleepfm.evaluation import agreement, ranking
 from sleepfm.evaluation.intervals import Metric, few_people, metric_of, subject_counts
-from sleepfm.tasks import Task
+from sleepfm.tasks import Classes
 
 Float = NDArray[np.float64]
 CALIBRATION_BINS = 15
@@ -63,7 +63,7 @@ class Evaluation:
 
 
 def evaluate(
-    task: Task,
+    task: Classes,
     truth: ArrayLike,
     probability: ArrayLike,
     subject: ArrayLike,
@@ -162,7 +162,7 @@ def choose_threshold(truth: ArrayLike, positive_probability: ArrayLike) -> Thres
 
 
 def _checked(
-    task: Task, truth: ArrayLike, probability: ArrayLike, subject: ArrayLike
+    task: Classes, truth: ArrayLike, probability: ArrayLike, subject: ArrayLike
 ) -> tuple[NDArray[np.intp], Float, NDArray[Any]]:
     truth_ = np.asarray(truth).astype(np.intp)
     probability_, subject_ = np.asarray(probability, dtype=float), np.asarray(subject)
@@ -185,7 +185,7 @@ def _checked(
     return truth_, probability_, subject_
 
 
-def _confusion_values(task: Task, confusion: Float, majority: int) -> dict[str, Float]:
+def _confusion_values(task: Classes, confusion: Float, majority: int) -> dict[str, Float]:
     held = confusion.sum(axis=-1)
     total = held.sum(axis=-1)
     share = np.divide(held[:, majority], total, out=np.full(len(total), np.nan), where=total > 0)
@@ -206,7 +206,7 @@ def _confusion_values(task: Task, confusion: Float, majority: int) -> dict[str, 
 
 
 def _calibration_values(
-    task: Task,
+    task: Classes,
     truth: NDArray[np.intp],
     probability: Float,
     predicted: NDArray[np.intp],
@@ -236,7 +236,7 @@ def _calibration_values(
 
 
 def _ranking_values(
-    task: Task,
+    task: Classes,
     truth: NDArray[np.intp],
     probability: Float,
     index: NDArray[np.intp],
@@ -257,7 +257,7 @@ def _ranking_values(
     return values
 
 
-def _notes(task: Task, held: NDArray[np.intp]) -> dict[str, str]:
+def _notes(task: Classes, held: NDArray[np.intp]) -> dict[str, str]:
     absent = [name for k, name in enumerate(task.classes) if not held[k]]
     if not held.sum():
         return {"": "no scored epoch"}

@@ -20,13 +20,13 @@ from sleepfm.evaluation.events import MIN_IOU, event_family, find_events
 from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
 from sleepfm.evaluation.paired import PairedAgreement, paired_agreement
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.tasks import Task
+from sleepfm.tasks import Classes
 
 # Headline figures on `val`.
 VALIDATION_FIGURES = ("val/accuracy", "val/majority_accuracy", "val/kappa", "val/macro_f1", "val/auroc", "val/auprc")
 
 
-def validation_figures(task: Task, predictions: Predictions) -> dict[str, float]:
+def validation_figures(task: Classes, predictions: Predictions) -> dict[str, float]:
     """``val/<figure>`` of the headline figures, without intervals; binary ones at the threshold of max F1."""
     threshold = epoch_threshold(task, predictions)
     result = evaluate_predictions(task, predictions, threshold.value, resamples=0, seed=0)
@@ -34,7 +34,7 @@ def validation_figures(task: Task, predictions: Predictions) -> dict[str, float]
 
 
 def evaluate_predictions(
-    task: Task, predictions: Predictions, threshold: float, resamples: int = 1000, seed: int = 0
+    task: Classes, predictions: Predictions, threshold: float, resamples: int = 1000, seed: int = 0
 ) -> Evaluation:
     """Every figure of ``predictions``; epochs without a prediction (no usable channel) are left out as
     unscored.
@@ -52,7 +52,7 @@ def evaluate_predictions(
     )
 
 
-def epoch_threshold(task: Task, predictions: Predictions) -> Threshold:
+def epoch_threshold(task: Classes, predictions: Predictions) -> Threshold:
     """The threshold of an epoch that gives the highest F1 on ``predictions`` of ``val``; nan for tasks of several classes."""
     if task.kind != "binary":
         return Threshold(math.nan, "argmax", math.nan)

@@ -12,6 +12,7 @@ from sleepfm.errors import ConfigError
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.masked_context import MaskedContext, MaskedContextConfig
 from sleepfm.models.neuronet import NeuroNet, NeuroNetConfig
+from sleepfm.models.recording import RecordingModel, RecordingModelConfig
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 
 
@@ -29,6 +30,7 @@ KINDS = {
     "synthsleepnet": Kind(SynthSleepNetConfig, SynthSleepNet),
     "context": Kind(MaskedContextConfig, MaskedContext, on_encoder=True),
     "downstream": Kind(DownstreamConfig, Downstream, on_encoder=True),
+    "recording": Kind(RecordingModelConfig, RecordingModel, on_encoder=True),
 }
 
 

@@ -2,26 +2,62 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from sleepfm.config import Config
 from sleepfm.evaluation.prediction_figures import VALIDATION_FIGURES
+from sleepfm.evaluation.regression import FIGURES as REGRESSION_FIGURES
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
 from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.heads import HeadConfig
+from sleepfm.models.recording import PoolConfig
 from sleepfm.stages.data_config import SourceConfig
-from sleepfm.tasks import TASKS, TaskName
+from sleepfm.stages.person_values import ValueTable
+from sleepfm.tasks import RECORDING_TASKS, TASKS, RecordingTaskName, TaskName
 from sleepfm.training.run_config import LocalFolder, RunConfig
 
 
 class LabelledData(SourceConfig):
-    """Which labelled epochs train the head: a share of those of each recording of ``label``."""
+    """Which labels train the head and select it: all, or ``label_fraction`` of those of ``label`` and of ``val``.
+
+    ``label_draw`` says of what: ``people``, with all of their recordings (the default), or ``epochs`` of every recording.
+    """
 
     label_fraction: float = Field(default=1.0, gt=0, le=1)
     label_seed: int = 0
+    label_draw: Literal["people", "epochs"] | None = None
+    """None where nothing is drawn."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drawn_by_person(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        drawn = None if values.get("label_fraction", 1) == 1 else values.get("label_draw") or "people"
+        return values | {"label_draw": drawn}
+
+
+class GridConfig(Config):
+    """Learning rates and weight decays that are all tried, pair by pair, on linear heads; the best on ``val`` is taken."""
+
+    lr: tuple[Annotated[float, Field(gt=0)], ...] = Field(min_length=1)
+    weight_decay: tuple[Annotated[float, Field(ge=0)], ...] = Field(min_length=1)
+
+    def pairs(self) -> list[tuple[float, float]]:
+        """Every pair, the smallest rate first."""
+        return [(rate, decay) for rate in sorted(set(self.lr)) for decay in sorted(set(self.weight_decay))]
+
+
+class CurveConfig(Config):
+    """A learning curve: heads from each of ``fractions`` of the labels, drawn with each of ``seeds`` (0, 1 and so on)."""
+
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(default=(0.01, 0.05, 0.1, 1.0), min_length=1)
+    seeds: int = Field(default=5, ge=1)
+    draw: Literal["people", "epochs"] = "people"
 
 
 class EvaluateConfig(Config):
@@ -42,28 +78,25 @@ class SequenceConfig(Config):
     stride: int = Field(default=10, ge=1)
 
 
-class DownstreamJob(RunConfig):
-    """What the probe and the fine-tune share.
+class TaskJob(RunConfig):
+    """What jobs share that train for one of the declared ``tasks``.
 
-    ``weighting`` ``inverse`` weighs each class by the inverse of its frequency among the labelled epochs
-    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's. ``registry.name``,
-    ``registry.metric`` and ``train.output`` follow from the task unless stated.
+    ``registry.name``, ``registry.metric`` and ``train.output`` follow from the task unless stated.
     """
 
     job: ClassVar[str]
     """Begins the name of the run's folder."""
+    tasks: ClassVar[Mapping[str, Any]]
+    """By name."""
 
-    task: TaskName
+    task: str
     encoder: str = "models:/sleepfm-synthsleepnet@champion"
-    data: LabelledData
-    head: HeadConfig = HeadConfig()
-    weighting: Literal["none", "inverse"] = "none"
     evaluate: EvaluateConfig = EvaluateConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _registered_as_the_task_says(cls, values: Any) -> Any:
-        task = TASKS.get(str(values.get("task"))) if isinstance(values, dict) else None
+        task = cls.tasks.get(str(values.get("task"))) if isinstance(values, dict) else None
         if task is None or not isinstance(stated := values.get("registry", {}), dict):
             return values
         found = values | {"registry": {"name": task.registered_name, "metric": f"val/{task.metric}", "mode": "max"} | stated}
@@ -76,6 +109,28 @@ class DownstreamJob(RunConfig):
         """The encoder, beside those of every job."""
         return super().parents() | {"encoder": self.encoder}
 
+    @model_validator(mode="after")
+    def _registered_under_its_task(self) -> TaskJob:
+        expected = self.tasks[self.task].registered_name
+        if self.registry.name != expected:
+            raise ValueError(f"registry.name: task {self.task} is registered as {expected!r}")
+        return self
+
+
+class DownstreamJob(TaskJob):
+    """What the probe and the fine-tune share, whose tasks are of epochs.
+
+    ``weighting`` ``inverse`` weighs each class by the inverse of its frequency among the labelled epochs
+    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's.
+    """
+
+    tasks = TASKS
+
+    task: TaskName
+    data: LabelledData
+    head: HeadConfig = HeadConfig()
+    weighting: Literal["none", "inverse"] = "none"
+
     def figures(self) -> tuple[str, ...]:
         """The headline figures of the task."""
         return VALIDATION_FIGURES
@@ -84,21 +139,34 @@ class DownstreamJob(RunConfig):
         """All of them."""
         return VALIDATION_FIGURES
 
-    @model_validator(mode="after")
-    def _registered_under_its_task(self) -> DownstreamJob:
-        expected = TASKS[self.task].registered_name
-        if self.registry.name != expected:
-            raise ValueError(f"registry.name: task {self.task} is registered as {expected!r}")
-        return self
-
 
 class ProbeConfig(DownstreamJob):
     """A head on a frozen encoder. Embeddings are kept in ``cache`` for the next job on the same encoder and
     data set.
+
+    ``grid`` chooses ``train.lr`` and ``train.weight_decay`` on ``val`` before the head is trained; ``curve`` adds what linear
+    heads reach on ``test`` from fewer labels.
     """
 
     job = "probe"
     cache: LocalFolder = "runs/cache/embeddings"
+    grid: GridConfig | None = None
+    curve: CurveConfig | None = None
+
+    @model_validator(mode="after")
+    def _tried_on_linear_heads(self) -> ProbeConfig:
+        asked = "grid" if self.grid is not None else "curve" if self.curve is not None else ""
+        if asked and self.head.kind != "linear":
+            raise ValueError(f"{asked}: all its heads are linear; set head.kind=linear")
+        if asked and self.train.clip:
+            raise ValueError(f"{asked}: heads that learn together are not clipped together; set train.clip=0")
+        if self.curve is not None and self.data.label_fraction != 1:
+            raise ValueError("curve: states its own fractions; leave data.label_fraction at 1")
+        return self
+
+    def tried(self) -> list[tuple[float, float]]:
+        """Pairs of learning rate and weight decay that are tried: those of ``grid``, else the one of ``train``."""
+        return self.grid.pairs() if self.grid is not None else [(self.train.lr, self.train.weight_decay)]
 
     def rows_per_item(self) -> int:
         """An epoch in the hidden layers of the head."""
@@ -113,7 +181,8 @@ class FinetuneConfig(DownstreamJob):
     """Encoder, temporal context and head together; ``encoder`` may name a pretrained context, which is then started from.
 
     ``events`` adds a head that finds onset and duration to the second, for tasks that are about events. With ``cache``, a folder,
-    the frames of a frozen encoder are computed once and kept there for every job with an event head on it.
+    what context and heads see of a frozen encoder is computed once and kept there for the next job on it: embeddings, or frames
+    under an event head. With ``layer_decay`` below 1 each layer of the encoder learns at that share of the rate of the one above.
     """
 
     job = "finetune"
@@ -122,6 +191,7 @@ class FinetuneConfig(DownstreamJob):
     sequence: SequenceConfig = SequenceConfig()
     events: EventHeadConfig | None = None
     cache: LocalFolder | None = None
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
 
     def is_built_at_once(self) -> bool:
         """With a cache not before the data set is encoded."""
@@ -132,9 +202,15 @@ class FinetuneConfig(DownstreamJob):
         return self.sequence.length if self.head.kind == "mlp" or self.context.kind != "none" else 0
 
     @model_validator(mode="after")
-    def _only_frozen_frames_are_kept(self) -> FinetuneConfig:
-        if self.cache is not None and (self.tune.mode != "frozen" or self.events is None):
-            raise ValueError("cache: frames are kept of a frozen encoder under an event head; set tune.mode=frozen and `events`")
+    def _only_frozen_encoders_are_computed_once(self) -> FinetuneConfig:
+        if self.cache is not None and self.tune.mode != "frozen":
+            raise ValueError("cache: is of what a frozen encoder gives; set tune.mode=frozen")
+        return self
+
+    @model_validator(mode="after")
+    def _layers_that_learn(self) -> FinetuneConfig:
+        if self.layer_decay < 1 and self.tune.mode == "frozen":
+            raise ValueError("layer_decay: no layer of a frozen encoder learns; set tune.mode=lora or full, or leave it out")
         return self
 
     @model_validator(mode="after")
@@ -142,3 +218,36 @@ class FinetuneConfig(DownstreamJob):
         if self.events is not None and not TASKS[self.task].event:
             raise ValueError(f"events: task {self.task} has no onset and duration; leave the section out")
         return self
+
+
+class RecordingProbeConfig(TaskJob):
+    """A head on the frozen embeddings of whole recordings; these are kept in ``cache``, where the probe keeps its own.
+
+    ``values`` is a table of the user's with what is to be learnt; without it, it is what the data set knows of its people.
+    """
+
+    job = "probe"
+    tasks = RECORDING_TASKS
+
+    task: RecordingTaskName
+    data: SourceConfig
+    pool: PoolConfig = PoolConfig()
+    weighting: Literal["none", "inverse"] = "none"
+    values: ValueTable | None = None
+    cache: LocalFolder = "runs/cache/embeddings"
+
+    def figures(self) -> tuple[str, ...]:
+        """The headline figures of the task."""
+        return REGRESSION_FIGURES if RECORDING_TASKS[self.task].kind == "regression" else VALIDATION_FIGURES
+
+    def smaller_is_better(self) -> tuple[str, ...]:
+        """The errors."""
+        return tuple(name for name in self.figures() if name in ("val/mae", "val/rmse"))
+
+    def larger_is_better(self) -> tuple[str, ...]:
+        """The others."""
+        return tuple(name for name in self.figures() if name not in self.smaller_is_better())
+
+    def is_built_at_once(self) -> bool:
+        """Not before the data set is embedded."""
+        return False

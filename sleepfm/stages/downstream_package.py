@@ -5,9 +5,10 @@ share.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from sleepfm.data.dataset import Dataset
@@ -43,13 +44,14 @@ def package_contents(
     facts: dict[str, Any],
     window: int,
     goes_on: Callable[[], None],
+    more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Export:
     """Fit the temperature and choose the thresholds on ``validation``, read ``test`` once, and write predictions (at the
     temperature) and figures into ``folder``. Without ``test`` (None) figures come without intervals and the threshold of
     seconds in coarser steps, since the training waits.
 
     ``facts`` go into the model card and, as they are, into ``config.yaml``; ``window`` is how many epochs the
-    context sees at once; ``goes_on`` is called whenever this has come further.
+    context sees at once; ``goes_on`` is called whenever this has come further; ``more`` is kept beside the figures.
     """
     task = TASKS[job.task]
     final = test is not None
@@ -81,6 +83,7 @@ def package_contents(
         "events": {},
         "events_located": located,
         "groups": {split: groups.to_dict(part) for split, part in by_group.items()},
+        **more,
     }
     metrics = {name: value for split, result in results.items() for name, value in _flat(split, result).items()}
     event_threshold: EventThreshold | None = None

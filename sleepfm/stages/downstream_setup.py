@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from sleepfm.data.ahead import fetching_ahead
 from sleepfm.data.dataset import Dataset
-from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import RecordLabels
 from sleepfm.errors import ConfigError
 from sleepfm.models.build import model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
 from sleepfm.models.masked_context import MaskedContext
+from sleepfm.models.recording import RecordingModel
 from sleepfm.registry.registry import Resolved
-from sleepfm.stages.downstream_config import DownstreamJob, FinetuneConfig, LabelledData
+from sleepfm.stages.downstream_config import DownstreamJob, FinetuneConfig
 from sleepfm.tasks import TASKS
 
 
@@ -29,8 +29,7 @@ def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) ->
     Raises:
         ConfigError: the encoder is a downstream model.
     """
-    if isinstance(encoder, Downstream):
-        raise ConfigError(f"encoder: {source.uri} is a downstream model; name a pretrained encoder")
+    _check_pretrained(encoder, source)
     task = TASKS[job.task]
     tune, context, events = TuneConfig(mode="frozen"), ContextConfig(kind="none"), None
     if isinstance(job, FinetuneConfig):
@@ -45,6 +44,17 @@ def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) ->
         events=events,
         evidence=task.needed(cast(Any, encoder).channels),
     )
+
+
+def _check_pretrained(encoder: nn.Module, source: Resolved) -> None:
+    if isinstance(encoder, Downstream | RecordingModel):
+        raise ConfigError(f"encoder: {source.uri} is a downstream model; name a pretrained encoder")
+
+
+def pretrained_encoder(model: nn.Module, source: Resolved) -> nn.Module:
+    """The encoder in ``model``, which may be a pretrained context around it. Raises :class:`ConfigError`: a downstream model."""
+    _check_pretrained(model, source)
+    return model.encoder if isinstance(model, MaskedContext) else model
 
 
 def starting_point(job: DownstreamJob, model: nn.Module, source: Resolved) -> tuple[nn.Module, dict[str, Tensor] | None]:
@@ -64,12 +74,6 @@ def starting_point(job: DownstreamJob, model: nn.Module, source: Resolved) -> tu
             f"context: {source.uri} holds a pretrained context with {stated}; ask for the same, or name its encoder"
         )
     return model.encoder, model.context.state_dict()
-
-
-def training_labels(dataset: Dataset, task: str, data: LabelledData) -> RecordLabels:
-    """Labels of ``task`` with everything outside ``data.label_fraction`` at -1."""
-    reader = ShardReader(dataset)
-    return RecordLabels(dataset, reader, (task,), task, data.label_fraction, data.label_seed)
 
 
 def labels_of_split(

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sleepfm.config import digest
 from sleepfm.data.dataset import Dataset
-from sleepfm.errors import SleepFMError
+from sleepfm.errors import EmptySplitError, SleepFMError
 from sleepfm.inference.embed import Epochs, embed, frame_features, recordings_ahead
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
@@ -83,19 +83,23 @@ class EmbeddingCache:
     def _encoded(self, epochs: Iterable[Epochs]) -> Tensor:
         return embed(self._encoder, epochs)
 
-    def split(self, split: str) -> dict[str, Tensor]:
-        """Embeddings [E, D] of every recording of ``split`` by name, the same numbers on every rank; they stay in their files and
-        are mapped into memory. Every rank calls this.
+    def split(self, split: str, only: frozenset[int] | None = None) -> dict[str, Tensor]:
+        """Embeddings [E, D] of every recording of ``split`` by name, of those in the rows ``only`` if these are given; the same
+        numbers on every rank; they stay in their files and are mapped into memory. Every rank calls this.
 
         The ranks divide the recordings that no node has. What a node then lacks, or has with other bytes, it gets from the first
         that has it, so that nodes with different processors learn from the same numbers. An epoch without a channel is nan.
 
         Raises:
-            DatasetError: the split is empty.
+            DatasetError: the split, or what ``only`` leaves of it, is empty.
             ShardError: an epoch is corrupt.
             StorageError: a file cannot be written.
         """
         rows = self._dataset.select(split, self._encoder.channels).tolist()
+        if only is not None:
+            rows = [row for row in rows if row in only]
+            if not rows:
+                raise EmptySplitError(f"{self._dataset.origin}: no recording of split {split!r} was drawn")
         if self._on_paper:
             # One row in memory for all epochs.
             zeros = torch.zeros(1, *self.shape)

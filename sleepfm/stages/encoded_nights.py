@@ -1,4 +1,4 @@
-"""Sequences of encoded epochs: what an event head is trained on when the encoder below it is frozen.
+"""Sequences of encoded epochs: what context and heads are trained on when the encoder below them is frozen.
 
 Each night passes through the encoder once, whatever the number of steps and tasks; a step then costs the heads alone.
 """
@@ -39,9 +39,10 @@ class EncodedStream:
     features [B, L, F, D'] of its frames, ``present`` [B, L, 1] says which epochs can be assessed.
 
     Args:
-        nights: features [E, F, D'] of the frames of every recording by name; nan in epochs without a channel.
+        nights: features [E, F, D'] of the frames of every recording by name, or its embeddings as [E, 1, D]; nan in epochs
+            without a channel.
         labels: of the epochs; a window of which none has a label is no item.
-        seconds: labels of the seconds; ``kinds`` those of events that are told apart.
+        seconds: labels of the seconds, where there is an event head; ``kinds`` those of events that are told apart.
         evidence: channels of which one must be usable in an epoch.
     """
 
@@ -50,7 +51,7 @@ class EncodedStream:
         dataset: Dataset,
         nights: Mapping[str, Tensor],
         labels: RecordLabels,
-        seconds: SecondLabels,
+        seconds: SecondLabels | None,
         task: str,
         sequence: SequenceConfig,
         kinds: Sequence[str],
@@ -67,9 +68,10 @@ class EncodedStream:
             seen = torch.from_numpy(epochs_with_any(dataset, reader, row, evidence)) & night.isfinite().flatten(1).all(1)
             mine = labels.of(row)
             epochs = torch.where(seen, torch.from_numpy(mine[task].astype(np.int64)), -1)
-            there = seen.repeat_interleave(EPOCH_SECONDS)
-            held = {task: epochs, SECONDS: torch.where(there, seconds.of(row, mine), -1)}
-            if kinds:
+            held = {task: epochs}
+            if seconds is not None:
+                held[SECONDS] = torch.where(seen.repeat_interleave(EPOCH_SECONDS), seconds.of(row, mine), -1)
+            if seconds is not None and kinds:
                 held[KINDS] = torch.where(held[SECONDS] == 1, seconds.kinds_of(row, kinds), -1)
             self._labels.append(held)
             self._seen.append(seen)

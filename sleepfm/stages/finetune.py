@@ -4,13 +4,13 @@ head.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.batch import Batch
@@ -18,15 +18,17 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.mixture import DataSource
 from sleepfm.data.stream import Noise, SequenceStream
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.inference.predict import predict_encoded_nights, predict_nights
+from sleepfm.inference.predict import NightPrediction, predict_embedded_nights, predict_encoded_nights, predict_nights
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.downstream_package import label_rule, package_contents
-from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point, training_labels
-from sleepfm.stages.embedding_cache import FrameCache
+from sleepfm.stages.downstream_setup import downstream_plan, labels_of_split, starting_point
+from sleepfm.stages.embedding_cache import EmbeddingCache, FrameCache
 from sleepfm.stages.encoded_nights import EncodedStream, OnFrames
+from sleepfm.stages.label_draw import LabelDraw
+from sleepfm.stages.layer_rates import layer_rates
 from sleepfm.stages.people import people_of_downstream
 from sleepfm.stages.second_labels import KINDS, SECONDS, SecondLabels, SecondsStream
 from sleepfm.stages.shared_predictions import figures_by_source, joined_predictions, shared_predictions
@@ -62,21 +64,24 @@ class FinetuneStage:
         self.module = (OnFrames if config.cache else Downstream)(plan, encoder)
         if context is not None:
             self.module.context.load_state_dict(context)
+        self._rates = layer_rates(self.module, config.layer_decay) if config.layer_decay < 1 else lambda name: 1.0
         if self.task.kind == "binary":
             label_rule(self.mixture)
         self._kinds = config.events.kinds if config.events is not None else ()
+        self.draw = LabelDraw(self.mixture, config.task, config.data, work.goes_on)
+        if work.world.is_main:
+            self.draw.warn_of_missing()
+        gaps = bool(self.draw.drawn)
         # Of each source by its name; none where signals pass through the encoder in every step.
-        self._caches: dict[str, FrameCache] = {}
+        self._caches: dict[str, EmbeddingCache] = {}
         if config.cache:
             settings = (package.config["weights"]["sha256"], config.evaluate.chunk, work, on_paper)
-            self._caches = {
-                of.name: FrameCache(Path(config.cache), of.dataset, self.module, *settings) for of in self.mixture.sources
-            }
-            self.stream: Stream = self.mixture.in_memory(self._of_frames, config.train.seed)
+            self._caches = {of.name: self._cache(Path(config.cache), of.dataset, *settings) for of in self.mixture.sources}
+            self.stream: Stream = self.mixture.in_memory(self._of_encoded, config.train.seed, gaps=gaps)
         else:
-            self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed))
-        for split in ("val", "test"):
-            self.mixture.select(split, self.module.channels)
+            self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed), gaps=gaps)
+        self.draw.select("val", self.module.channels)
+        self.mixture.select("test", self.module.channels)
         self._weigh(work)
         self._validated: tuple[str, Predictions] | None = None
 
@@ -92,22 +97,34 @@ class FinetuneStage:
             self.module.channels,
             length=config.sequence.length,
             stride=config.sequence.stride,
-            label_fraction=config.data.label_fraction,
+            label_fraction=self.draw.epoch_fraction,
             label_seed=config.data.label_seed,
+            label_rows=self.draw.rows(dataset),
             labels=(config.task,),
             target=config.task,
             labelled_only=True,
             **shared,
         )
 
-    def _of_frames(self, source: DataSource, seed: int, noise: Noise | None) -> EncodedStream:
-        """Sequences of frames that have passed through it."""
-        config = self.config
+    def _cache(self, folder: Path, dataset: Dataset, *settings: Any) -> EmbeddingCache:
+        """Of frames where an event head sees them, else of embeddings, which the probe keeps in the same way."""
+        if self.config.events is not None:
+            return FrameCache(folder, dataset, self.module, *settings)
+        return EmbeddingCache(folder, dataset, self.module.encoder, *settings)
+
+    def _as_frames(self, night: Tensor) -> Tensor:
+        """What a cache holds of a night as features of frames: an embedding is the mean of its frames, and so of one."""
+        return night if self.config.events is not None else night[:, None]
+
+    def _of_encoded(self, source: DataSource, seed: int, noise: Noise | None) -> EncodedStream:
+        """Sequences of epochs that have passed through it."""
+        config, dataset = self.config, source.dataset
+        nights = self._caches[source.name].split("label", self.draw.rows(dataset))
         return EncodedStream(
-            source.dataset,
-            self._caches[source.name].split("label"),
-            training_labels(source.dataset, config.task, config.data),
-            SecondLabels(source.dataset, config.task),
+            dataset,
+            {name: self._as_frames(night) for name, night in nights.items()},
+            self.draw.labels(dataset),
+            SecondLabels(dataset, config.task) if config.events is not None else None,
             config.task,
             config.sequence,
             self._kinds,
@@ -120,7 +137,7 @@ class FinetuneStage:
         config = self.config
         labels, every = [], []
         for source, rows in self.mixture.select("label"):
-            kept = training_labels(source.dataset, config.task, config.data)
+            kept = self.draw.labels(source.dataset)
             labels.append(torch.from_numpy(labels_of_split(source.dataset, kept, "label", config.task, work.goes_on)))
             if config.events is not None:
                 seconds = SecondLabels(source.dataset, config.task)
@@ -131,6 +148,19 @@ class FinetuneStage:
         if config.events is not None:
             self.second_weights = class_weights(torch.cat(every), 2, config.weighting)
             self.kind_weights = torch.ones(max(1, len(self._kinds)))
+
+    def rate_of(self, name: str) -> float:
+        """Factor of ``train.lr``, by the layer of the parameter ``name``."""
+        return self._rates(name)
+
+    @property
+    def weight_decay(self) -> float:
+        """As the configuration says."""
+        return self.config.train.weight_decay
+
+    def measure(self, metric: str) -> Mapping[str, Any]:
+        """Which labels of ``val`` were drawn, if not all."""
+        return self.draw.measure()
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         """Cross-entropy of every scored epoch of the sequences, and of every scored second where there is an event head;
@@ -181,6 +211,7 @@ class FinetuneStage:
             "training": f"fine-tune (encoder {tune.mode}, context {context.kind})",
             "labelled epochs": self.n_labelled,
             "label fraction": self.config.data.label_fraction,
+            **self.draw.facts(),
             "class weighting": self.config.weighting,
         } | ({"events": "per-second head"} if self.config.events is not None else {})
         validation = self._validation(module, work)
@@ -205,12 +236,21 @@ class FinetuneStage:
 
         def of_source(source: DataSource, rows: list[int]) -> Predictions:
             dataset = source.dataset
+            predict: Callable[[Sequence[int]], Iterable[NightPrediction]]
             if self._caches:
-                nights = self._caches[source.name].split(split)
-                predict = partial(predict_encoded_nights, model, dataset, nights=nights.__getitem__, window=window)
+                nights = self._caches[source.name].split(split, frozenset(rows))
+                if model.events is not None:
+                    predict = partial(predict_encoded_nights, model, dataset, nights=nights.__getitem__, window=window)
+                else:
+                    predict = partial(predict_embedded_nights, model, dataset, nights=nights, window=window)
             else:
                 predict = partial(predict_nights, model, dataset, window=window, chunk=chunk, at_chunk=work.goes_on)
-            return shared_predictions(work, f"recordings of {split}", dataset, rows, predict)
+            found = shared_predictions(work, f"recordings of {split}", dataset, rows, predict)
+            return self.draw.in_proportion(dataset, found) if split == "val" else found
 
-        found = [(source, of_source(source, rows.tolist())) for source, rows in self.mixture.select(split, model.channels)]
-        return joined_predictions(self.mixture, found)
+        chosen: Iterable[tuple[DataSource, Sequence[int]]]
+        if split == "val":
+            chosen = self.draw.select(split, model.channels)
+        else:
+            chosen = [(source, rows.tolist()) for source, rows in self.mixture.select(split, model.channels)]
+        return joined_predictions(self.mixture, [(source, of_source(source, [*rows])) for source, rows in chosen])

@@ -6,41 +6,35 @@ head together, so that it scores a night by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sleepfm.data.batch import Batch
-from sleepfm.data.dataset import Dataset
-from sleepfm.data.mixed_stream import MixedStream, streams_of
+from sleepfm.data.mixed_stream import streams_of
 from sleepfm.data.mixture import DataSource
-from sleepfm.data.order import permutation
-from sleepfm.data.reader import ShardReader
-from sleepfm.data.record_labels import RecordLabels, epochs_with_any
-from sleepfm.data.stream import Noise
-from sleepfm.errors import EmptySplitError
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.inference.predict import predict_embedded_nights
 from sleepfm.models.downstream import Downstream
 from sleepfm.registry.registry import Resolved, load_package
-from sleepfm.stages.classification_loss import class_weights, classification_loss
+from sleepfm.stages.classification_loss import classification_loss
 from sleepfm.stages.downstream_config import ProbeConfig
 from sleepfm.stages.downstream_package import label_rule, package_contents
-from sleepfm.stages.downstream_setup import downstream_plan, starting_point, training_labels
+from sleepfm.stages.downstream_setup import downstream_plan, starting_point
 from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.label_curve import draws, measure_curve, write_curve
+from sleepfm.stages.label_draw import LabelDraw
+from sleepfm.stages.linear_grid import Tried, best_of
+from sleepfm.stages.linear_probes import Labelled, LinearProbes, Nights
 from sleepfm.stages.people import people_of_downstream
 from sleepfm.stages.shared_predictions import figures_by_source, joined_predictions, shared_predictions
 from sleepfm.tasks import TASKS
+from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export, StepLoss
-
-# Embeddings [E, D] by recording, of every source that has any.
-Nights = Sequence[tuple[DataSource, Mapping[str, Tensor]]]
 
 
 class Probe(Downstream):
@@ -51,71 +45,15 @@ class Probe(Downstream):
         return self.classify(embedding)
 
 
-class EmbeddingStream:
-    """Labelled epochs as items, embedding and label, in the order of a permutation of (seed, pass).
-
-    ``nights`` are embeddings [E, D] by recording; epochs without a label in ``labels`` or without a channel
-    are left out, and those without one of ``evidence`` (:attr:`Downstream.evidence`). ``goes_on`` is called with every recording
-    whose labels were read.
-    """
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        nights: Mapping[str, Tensor],
-        labels: RecordLabels,
-        task: str,
-        seed: int,
-        goes_on: Callable[[], None],
-        evidence: Sequence[str] = (),
-    ) -> None:
-        reader = ShardReader(dataset)
-        self._task, self._seed = task, seed
-        self._names = list(nights)
-        embeddings, targets, epochs, night = [], [], [], []
-        for number, (name, embedding) in enumerate(nights.items()):
-            row = dataset.index_of(name)
-            target = torch.from_numpy(labels.of(row)[task].astype(np.int64))
-            seen = torch.from_numpy(epochs_with_any(dataset, reader, row, evidence))
-            kept = torch.nonzero((target >= 0) & seen & torch.isfinite(embedding).all(dim=1))[:, 0]
-            embeddings.append(embedding[kept])
-            targets.append(target[kept])
-            epochs.append(kept)
-            night.append(torch.full_like(kept, number))
-            goes_on()
-        self._embedding, self.labels = torch.cat(embeddings), torch.cat(targets)
-        self._epoch, self._night = torch.cat(epochs), torch.cat(night)
-        if not len(self):
-            raise EmptySplitError(f"{dataset.path}: no epoch of split 'label' has a label for task {task!r}")
-        self._order = lru_cache(2)(lambda number: permutation(len(self), seed, number))
-
-    def __len__(self) -> int:
-        """Labelled epochs, the items of one pass."""
-        return len(self.labels)
-
-    def batch(self, start: int, count: int) -> Batch:
-        """Items ``start`` to ``start + count`` of the infinite sequence; ``signals`` are embeddings [B, 1,
-        D].
-        """
-        position = np.arange(start, start + count)
-        row = torch.tensor([self._order(p // len(self))[p % len(self)] for p in position.tolist()])
-        ones = torch.ones(count, 1, dtype=torch.bool)
-        return Batch(
-            signals=self._embedding[row][:, None],
-            present=ones,
-            valid=ones,
-            labels={self._task: self.labels[row][:, None]},
-            item=torch.from_numpy(position),
-            record=[self._names[number] for number in self._night[row].tolist()],
-            first_epoch=self._epoch[row],
-        )
-
-
 class ProbeStage:
     """The training job of one probe, for :func:`sleepfm.training.engine.train`.
 
     Construct it on every rank after the process group has started: the ranks share the ``work`` of embedding.
     ``source`` is the package of the encoder. With ``on_paper`` nothing is embedded, and only shapes are right.
+
+    Attributes:
+        tried: with ``config.grid`` every pair of learning rate and weight decay with its figure on ``val``; the best is
+            ``chosen``, which this job learns with.
 
     Raises:
         RegistryError: the encoder's bytes have changed.
@@ -148,25 +86,45 @@ class ProbeStage:
             )
             for source in self.mixture.sources
         }
-        self.stream = self._stream(work)
-        self.validation = self._nights("val")
+        self.draw = LabelDraw(self.mixture, config.task, config.data, work.goes_on)
+        if work.world.is_main:
+            self.draw.warn_of_missing()
+        self._linear = LinearProbes(config, self.mixture, self.module, work)
+        self.stream: Labelled = self._linear.stream(self._nights("label", self.draw), self.draw)
+        self.validation = self._nights("val", self.draw)
         self.mixture.select("test", self.module.channels)
         self._validated: Predictions | None = None
-        labels = torch.cat([part.labels for part in streams_of(self.stream)])
-        self.n_labelled = len(labels)
-        self.weights = class_weights(labels, len(self.task.classes), config.weighting)
+        self.n_labelled = sum(len(part) for part in streams_of(self.stream))
+        self.weights = self._linear.weights(self.stream)
+        self.tried: list[Tried] = []
+        self.chosen = config.tried()[0]
+        if config.grid is not None and not on_paper:
+            embeddings = [cache.folder.name for cache in self._caches.values()]
+            self.tried = self._linear.tried(self.stream, self.validation, self.draw, embeddings)
+            best = self.tried[best_of(self.tried)]
+            self.chosen = (best.lr, best.weight_decay)
 
-    def _stream(self, work: SharedWork) -> EmbeddingStream | MixedStream:
-        config = self.config
+    def _nights(self, split: str, draw: LabelDraw | None = None) -> Nights:
+        """Embeddings of the recordings of ``split``, of those alone whose labels ``draw`` leaves. Every rank calls this."""
 
-        def make(source: DataSource, seed: int, noise: Noise | None) -> EmbeddingStream:
-            nights, labels = self._caches[source.name].split("label"), training_labels(source.dataset, config.task, config.data)
-            return EmbeddingStream(source.dataset, nights, labels, config.task, seed, work.goes_on, self.module.evidence)
+        def of(source: DataSource) -> Mapping[str, Tensor]:
+            rows = draw.rows(source.dataset) if draw is not None else None
+            return self._caches[source.name].split(split, rows)
 
-        return self.mixture.in_memory(make, config.train.seed)
+        return self.mixture.where_not_empty(of)
 
-    def _nights(self, split: str) -> Nights:
-        return self.mixture.where_not_empty(lambda source: self._caches[source.name].split(split))
+    def rate_of(self, name: str) -> float:
+        """Factor of ``train.lr``: that of the pair that was chosen."""
+        return self.chosen[0] / self.config.train.lr
+
+    @property
+    def weight_decay(self) -> float:
+        """That of the pair that was chosen."""
+        return self.chosen[1]
+
+    def measure(self, metric: str) -> Mapping[str, Any]:
+        """Which labels of ``val`` were drawn, if not all."""
+        return self.draw.measure()
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         """Cross-entropy of the batch's embeddings; ``seed`` is not used, dropout has its own."""
@@ -179,7 +137,9 @@ class ProbeStage:
         return work.on_main(lambda: figures_by_source(self.mixture, self.task, found))
 
     def export(self, module: nn.Module, folder: Path, work: SharedWork = ALONE, final: bool = True) -> Export | None:
-        """The package of encoder and head; reads ``test``, for the first and only time, if ``final``."""
+        """The package of encoder and head; reads ``test``, for the first and only time, if ``final``, and then measures the
+        learning curve that is asked for.
+        """
         assert isinstance(module, Downstream)
         facts = {
             "encoder": self.parents[0],
@@ -189,25 +149,42 @@ class ProbeStage:
             "training": f"probe ({self.config.head.kind} head on the frozen encoder)",
             "labelled epochs": self.n_labelled,
             "label fraction": self.config.data.label_fraction,
+            **self.draw.facts(),
             "class weighting": self.config.weighting,
         }
+        more: dict[str, Any] = {}
+        if self.tried:
+            rate, decay = self.chosen
+            facts["learning rate, weight decay"] = f"{rate:g}, {decay:g} (best of {len(self.tried)} pairs on val)"
+            more["grid"] = {"metric": self.config.registry.metric, "tried": [each.to_plain() for each in self.tried]}
         validation = self._predict(module, "val", self.validation, work) if final or not self._validated else self._validated
         test = self._predict(module, "test", self._nights("test"), work) if final else None
+        if final and self.config.curve is not None:
+            self._measure_curve(RunFolder(folder).label_curve, work)
         return work.only_on_main(
-            lambda: package_contents(self.config, module, self.mixture, folder, validation, test, facts, 1, work.goes_on)
+            lambda: package_contents(self.config, module, self.mixture, folder, validation, test, facts, 1, work.goes_on, more)
         )
 
+    def _measure_curve(self, path: Path, work: SharedWork) -> None:
+        curve = self.config.curve
+        assert curve is not None
+        label, val, test = (self._nights(split) for split in ("label", "val", "test"))
+        held = self._linear.joined(test, self.draw)
+        points = measure_curve(draws(self.config.data, curve), work, lambda data: self._linear.point(data, label, val, held))
+        work.only_on_main(lambda: write_curve(path, self.task, curve, points, self.config.evaluate))
+
     def _predict(self, module: nn.Module, split: str, nights: Nights, work: SharedWork) -> Predictions:
-        """Predictions on ``split``, whose embeddings are ``nights``; on rank 0."""
+        """Predictions on ``split``, whose embeddings are ``nights``; on rank 0. Of ``val`` the labels that were drawn count."""
         model = module
         assert isinstance(model, Downstream)
 
         def of_source(source: DataSource, found: Mapping[str, Tensor]) -> Predictions:
             dataset = source.dataset
             rows = [dataset.index_of(name) for name in found]
-            return shared_predictions(
+            predictions = shared_predictions(
                 work, split, dataset, rows, lambda own: predict_embedded_nights(model, dataset, own, found, window=1)
             )
+            return self.draw.in_proportion(dataset, predictions) if split == "val" else predictions
 
         return joined_predictions(self.mixture, [(source, of_source(source, found)) for source, found in nights])
 

@@ -66,12 +66,9 @@ def joined_predictions(mixture: Mixture, found: Sequence[tuple[DataSource, Predi
 
 
 def _labelled(mixture: Mixture, source: DataSource, predictions: Predictions) -> Predictions:
-    dataset = source.dataset
-    cohort = {name: dataset.cohorts[dataset.index_of(name)] for name in dict.fromkeys(predictions.record)}
+    person = {name: mixture.person(source, source.dataset.index_of(name)) for name in dict.fromkeys(predictions.record)}
     record = np.array([mixture.label(source, name) for name in predictions.record], dtype=object)
-    subject = np.array(
-        [f"{cohort[name]}/{person}" for name, person in zip(predictions.record, predictions.subject, strict=True)], dtype=object
-    )
+    subject = np.array([person[name] for name in predictions.record], dtype=object)
     return replace(predictions, record=record, subject=subject)
 
 

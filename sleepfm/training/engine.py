@@ -6,7 +6,6 @@ rate. A run that is killed and resumed from the checkpoint of step ``s`` repeats
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -34,8 +33,8 @@ from sleepfm.training.ranks.precision import bf16_products
 from sleepfm.training.ranks.preemption import Preemption
 from sleepfm.training.ranks.shared_work import SharedWork
 from sleepfm.training.run_config import RunConfig, config_digest
-from sleepfm.training.schedule import learning_rate, parameter_groups
-from sleepfm.training.stage import Stage, ValidatesLoss
+from sleepfm.training.schedule import learning_rate, parameter_groups, steps_of
+from sleepfm.training.stage import HasOwnRates, Stage, ValidatesLoss
 from sleepfm.training.state import checkpoint, universal
 from sleepfm.training.state.checkpoint import Saved
 from sleepfm.training.state.ema import FILE as EMA_FILE
@@ -61,10 +60,7 @@ class Trained:
 
 def total_steps(config: RunConfig, stage: Stage) -> int:
     """Optimiser steps of the whole run."""
-    if config.train.steps is not None:
-        return config.train.steps
-    assert config.train.passes is not None
-    return max(1, math.ceil(config.train.passes * len(stage.stream) / config.train.global_batch))
+    return steps_of(config.train, len(stage.stream))
 
 
 def is_logged(config: RunConfig, step: int, steps: int) -> bool:
@@ -113,7 +109,8 @@ class _Run:
                 "give the model that it was saved with, or start in a new folder with init_from= for the weights that fit"
             )
         self.step = saved.step if saved else 0
-        groups = parameter_groups(module, config.train.weight_decay)
+        own = (stage.weight_decay, stage.rate_of) if isinstance(stage, HasOwnRates) else (config.train.weight_decay,)
+        groups = parameter_groups(module, *own)
         universal_folder = None
         if saved is not None and not saved.fits(world.size, self.zero):
             universal_folder = universal.convert(saved, world, groups, module)
@@ -146,6 +143,8 @@ class _Run:
         # Since when a step takes its time, and how long data had been waited for by then.
         self.clock = (0.0, 0.0)
         self.leaves = self.saves = False
+        # Also where a run that goes on had come to its end before.
+        self.stops = on_main(world, self._is_stuck)
 
     def run(self) -> Trained:
         train = self.config.train
@@ -154,7 +153,7 @@ class _Run:
         finished = True
         try:
             with Preemption() as preemption:
-                while self.step < self.steps:
+                while self.step < self.steps and not self.stops:
                     self._step(preemption)
                     last = self.step == self.steps
                     validates = last or (train.validate_every > 0 and self.step % train.validate_every == 0)
@@ -163,6 +162,7 @@ class _Run:
                         self._learn()
                     if validates:
                         self._validate()
+                        last = last or self.stops
                     # Weights do not change while steps are skipped, and the checkpoints before may be what is needed.
                     due = not self.skipped_in_row and (self.saves or self.step % train.checkpoint_every == 0)
                     if last or self.leaves or due:
@@ -182,6 +182,21 @@ class _Run:
             share_state(self.module, self.world)
         return Trained(self.step, finished, self.module, self.best, time.perf_counter() - began)
 
+    def _is_stuck(self) -> bool:
+        """Whether so many validations as ``train.patience`` were no better than the best, so that the run ends here, of which the
+        observer is told. On rank 0, which has the best.
+        """
+        train = self.config.train
+        if not train.patience or not self.best.figures or self.step >= self.steps:
+            return False
+        # Of another segment, in which something was changed, validations count anew.
+        since = max(self.best.step, self.folder.segments()[-1].step)
+        validated = self.step - self.step % train.validate_every
+        stuck = validated - since >= train.patience * train.validate_every
+        if stuck:
+            self.observer.ends_early(self.step)
+        return stuck
+
     def _votes(self, asked_to_leave: bool) -> dict[str, bool]:
         """What this rank tells the others with the figures of a step."""
         minutes = self.config.train.checkpoint_minutes
@@ -196,7 +211,7 @@ class _Run:
             self.clock = (time.perf_counter(), feed.waited_seconds)
         rate = learning_rate(train, self.step, self.steps)
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["lr_factor"]
         self.guard.keep()
         sums = Sums(sources_of(self.stage.stream))
         records: list[list[str]] = []
@@ -316,13 +331,15 @@ class _Run:
             figures = losses | self.stage.validate(self.module, self.work)
             state = whole_state(self.module, self.world)
 
-            def conclude() -> dict[str, float]:
+            def conclude() -> dict[str, Any]:
                 self.observer.goes_on("keeping the weights", seconds_for(self.bytes))
                 best = self.best.keep_if_better(self.step, figures, state)
+                stuck = self._is_stuck()
                 self.observer.validated(self.step, figures, self.module, state, best)
-                return figures
+                return {"figures": figures, "stuck": stuck}
 
-            figures = on_main(self.world, conclude)
+            told = on_main(self.world, conclude)
+            figures, self.stops = told["figures"], told["stuck"]
         self.module.train()
         return figures
 

@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sleepfm.config import to_dict
-from sleepfm.console import warn
+from sleepfm.console import say, warn
 from sleepfm.data.identity import as_digest
 from sleepfm.errors import CheckpointError, RegistryError, SleepFMError
 from sleepfm.files import read_json, write_json
@@ -106,6 +106,11 @@ class Exporter(Observer):
             return
         if best:
             self._submit(folder)
+
+    def ends_early(self, step: int) -> None:
+        """The weights of ``step`` are the last."""
+        self._steps = step
+        say(f"{self._stage.name}: ends at step {step}, {self._config.train.patience} validations after the best")
 
     def report(self, step: int, row: dict[str, Any]) -> None:
         """With the last step: start the process that will load the last packages, so that it is ready when they are."""

@@ -56,6 +56,7 @@ class RunFolder:
         figures, tracking: what goes to the tracking server, and how far it has got.
         goodput: where the wall time of the run went, see :mod:`sleepfm.training.tracking.goodput`.
         profile: the trace of the steps of ``train.profile``.
+        label_curve: what is reached from fewer labels, of a probe that was asked for it.
         people: whom the model and its ancestors have seen, see :mod:`sleepfm.registry.people`.
         evaluation: what a stage says of its best weights at the end; its predictions are :meth:`predictions`.
         checkpoints: folder of :mod:`sleepfm.training.state.checkpoint`.
@@ -77,6 +78,7 @@ class RunFolder:
         self.profile = self.root / "profile.json"
         self.evaluation = self.root / "evaluation.json"
         self.people = self.root / "people.json"
+        self.label_curve = self.root / "label_curve.json"
         self.checkpoints = self.root / "checkpoints"
         self.best = self.root / "best" / WEIGHTS
         self.package = self.root / "package"
@@ -85,7 +87,7 @@ class RunFolder:
         # Without the record, which is removed last.
         self._files = (
             *(self.result, self.config, self.trace, self.environment, self.tracking, self.figures),
-            *(self.goodput, self.profile, self.people),
+            *(self.goodput, self.profile, self.people, self.label_curve),
             *(self.evaluation, self.predictions("val"), self.predictions("test")),
         )
         self._packages = (self.package, self.last)

@@ -27,6 +27,9 @@ class Observer:
     def report(self, step: int, row: dict[str, Any]) -> None:
         """On rank 0, after every step (``loss``, ``parts``, ``lr`` …) and every validation (keys with a slash)."""
 
+    def ends_early(self, step: int) -> None:
+        """On rank 0, before :meth:`validated`, where ``step`` turns out to be the last (``train.patience``)."""
+
     def validated(
         self, step: int, figures: Mapping[str, float], module: nn.Module, state: Mapping[str, Tensor], best: bool
     ) -> None:
@@ -65,6 +68,10 @@ class Observers(Observer):
     def report(self, step: int, row: dict[str, Any]) -> None:
         for observer in self._observers:
             observer.report(step, row)
+
+    def ends_early(self, step: int) -> None:
+        for observer in self._observers:
+            observer.ends_early(step)
 
     def validated(
         self, step: int, figures: Mapping[str, float], module: nn.Module, state: Mapping[str, Tensor], best: bool

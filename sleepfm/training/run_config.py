@@ -65,6 +65,8 @@ class TrainConfig(Config):
     seed: int = 777
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 validates once, after the last step."""
+    patience: int = Field(default=0, ge=0)
+    """Validations in a row that are no better than the best after which the run ends; 0 goes on to the last step."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints."""
     checkpoint_minutes: float = Field(default=0.0, ge=0)
@@ -114,6 +116,12 @@ class TrainConfig(Config):
     def _one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.passes is None):
             raise ValueError("train.steps or train.passes: state exactly one of them")
+        return self
+
+    @model_validator(mode="after")
+    def _patient_between_validations(self) -> TrainConfig:
+        if self.patience and not self.validate_every:
+            raise ValueError("train.patience: counts validations; set train.validate_every")
         return self
 
 
@@ -278,6 +286,15 @@ _INCIDENTAL = {
 }
 
 
+# Settings of later versions, by the value with which they say nothing: then they are absent, as in the records of runs that began
+# before there were any.
+_LATER: dict[tuple[str, ...], Any] = {
+    ("grid",): None,
+    ("curve",): None,
+    ("layer_decay",): 1.0,
+    ("data", "label_draw"): None,
+    ("train", "patience"): 0,
+}
 # Names that settings had in earlier versions, by section. Records and digests of runs that began then still hold.
 _FORMER_NAMES = {"data": {"partitions": "lanes"}}
 
@@ -311,7 +328,10 @@ def decisive_settings(config: RunConfig) -> dict[str, Any]:
         plain[section] = {key: value for key, value in plain[section].items() if key not in keys}
     # As in the records of runs that began when it was a truth value. What `auto` does is the device's, which is not in it either.
     plain["train"]["compile"] = plain["train"]["compile"] == "on"
-    # Absent where they say nothing, as in the records of runs that began before there were any.
+    for *sections, key in _LATER:
+        holder = plain.get(sections[0], {}) if sections else plain
+        if key in holder and holder[key] == _LATER[(*sections, key)]:
+            del holder[key]
     return {key: value for key, value in plain.items() if key not in ("init_from", "branch_from") or value}
 
 

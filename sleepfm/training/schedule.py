@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
@@ -11,6 +13,14 @@ from sleepfm.training.run_config import TrainConfig
 # Parameters of the state-space model that hold rates and gains rather than weights (Mamba-2 does not
 # decay them).
 _UNDECAYED_NAMES = ("A_log", "D", "dt_bias")
+
+
+def steps_of(config: TrainConfig, items: int) -> int:
+    """Optimiser steps of a run over a stream of which one pass has so many ``items``."""
+    if config.steps is not None:
+        return config.steps
+    assert config.passes is not None
+    return max(1, math.ceil(config.passes * items / config.global_batch))
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -35,12 +45,18 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return not any("token" in part or "pos_embed" in part for part in name.split("."))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Trainable parameters of ``module`` as a decayed and an undecayed group, without empty groups."""
-    groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
+def parameter_groups(
+    module: nn.Module, weight_decay: float, factor: Callable[[str], float] = lambda name: 1.0
+) -> list[dict[str, Any]]:
+    """Trainable parameters of ``module`` as groups without empty ones: decayed and undecayed, each by the ``factor`` of its
+    learning rate, ``lr_factor`` of the group.
+    """
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {(decayed, 1.0): [] for decayed in (True, False)}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            groups[is_decayed(name, parameter)].append(parameter)
+            groups.setdefault((is_decayed(name, parameter), factor(name)), []).append(parameter)
     return [
-        {"params": members, "weight_decay": weight_decay if decayed else 0.0} for decayed, members in groups.items() if members
+        {"params": members, "weight_decay": weight_decay if decayed else 0.0, "lr_factor": rate}
+        for (decayed, rate), members in groups.items()
+        if members
     ]

@@ -15,8 +15,11 @@ from sleepfm.data.identity import DataDigest
 from sleepfm.training.run_config import differences
 
 SOURCES, SHARES = "data.sources", "data.shares"
-_TRAIN = ("lr", "final_lr", "schedule", "warmup", "steps", "passes", "accumulation", "clip", "validate_every", "max_skipped")
-_STEERED = frozenset({f"train.{name}" for name in _TRAIN} | {"registry.metric", "registry.mode", "data.validation_items"})
+_TRAIN = ("lr", "final_lr", "schedule", "warmup", "steps", "passes", "accumulation", "clip", "max_skipped")
+_VALIDATION = ("validate_every", "patience")
+_STEERED = frozenset(
+    {f"train.{name}" for name in (*_TRAIN, *_VALIDATION)} | {"registry.metric", "registry.mode", "data.validation_items"}
+)
 # Any of these, and what is below `monitor`, decides which weights are the best: figures before are of another kind.
 _SELECTION = frozenset({"registry.metric", "registry.mode", "data.validation_items", SOURCES})
 _MONITOR = "monitor"

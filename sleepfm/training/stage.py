@@ -150,3 +150,15 @@ class DrawsFromValidation(Protocol):
 
     def measure(self, metric: str) -> Mapping[str, Any]:
         """What decides the value of ``metric`` beside the data set and the model; figures with other values are not compared."""
+
+
+@runtime_checkable
+class HasOwnRates(Protocol):
+    """A stage whose parameters learn at other rates than ``train.lr``, or decay otherwise than by ``train.weight_decay``."""
+
+    def rate_of(self, name: str) -> float:
+        """By what the learning rate of a step is multiplied for the parameter ``name`` of the module."""
+
+    @property
+    def weight_decay(self) -> float:
+        """Of the parameters that are decayed."""

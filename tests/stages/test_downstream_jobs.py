@@ -138,12 +138,13 @@ def test_stream_order_is_a_permutation_of_each_pass(dataset, source, tmp_path):
 def test_label_fraction_is_obeyed_and_counted(dataset, source, tmp_path):
     sizes = []
     for fraction in (1.0, 0.25):
-        config = job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path, f"data.label_fraction={fraction}")
+        drawn = (f"data.label_fraction={fraction}", "data.label_draw=epochs")
+        config = job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path, *drawn)
         sizes.append(len(ProbeStage(config, source, ALONE).stream))
     rows = dataset.select("label")
     assert sizes[0] == sum(dataset.records[row].scored_epochs for row in rows)
     assert 0.2 * sizes[0] < sizes[1] < 0.35 * sizes[0]
-    config = job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, "data.label_fraction=0.25")
+    config = job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, *drawn)
     assert FinetuneStage(config, source).n_labelled == sizes[1]
 
 

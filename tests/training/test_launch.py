@@ -25,17 +25,19 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def plain_steps(ranks: int) -> Iterator[tuple[ToyModule, float, float]]:
+def plain_steps(ranks: int, outer_rate: float = 1.0) -> Iterator[tuple[ToyModule, float, float]]:
     """Module, loss and gradient norm before the first and after every step of a loop without DeepSpeed; ranks take turns."""
     train = TrainConfig(output="", steps=12, global_batch=8, accumulation=2, lr=0.01, warmup=3)
     torch.manual_seed(train.seed)
     module, stream = ToyModule(ToyConfig()).train(), ToyStream()
-    optimiser = torch.optim.AdamW(parameter_groups(module, 0.1), lr=train.lr)
+    factor = {"outer.weight": outer_rate, "outer.bias": outer_rate}
+    optimiser = torch.optim.AdamW(parameter_groups(module, 0.1, lambda name: factor.get(name, 1.0)), lr=train.lr)
+    assert {p.shape for g in optimiser.param_groups if g["lr_factor"] != 1 for p in g["params"]} <= {(8, 16), (8,)}
     micro = 8 // 2 // ranks
     yield module, math.nan, math.nan
     for step in range(12):
         for group in optimiser.param_groups:
-            group["lr"] = learning_rate(train, step, 12)
+            group["lr"] = learning_rate(train, step, 12) * group["lr_factor"]
         optimiser.zero_grad()
         total = 0.0
         for part in range(2):
@@ -93,6 +95,17 @@ def test_a_wrong_key_is_one_line_from_one_rank_and_status_two(tmp_path: Path) ->
     said = [line for line in done.stderr.splitlines() if "error" in line]
     assert said == ["error: toy.yaml: unknown key 'train.stepz'; did you mean 'train.steps'?"]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_parameters_with_a_rate_of_their_own_learn_at_it(undisturbed: Path, zero: int) -> None:
+    run = f"own-rate{zero}"
+    done = launch(undisturbed, 2, "toy.outer_rate=0.1", f"deepspeed.zero={zero}", f"train.output={run}")
+    assert done.returncode == 0, done.stderr
+    losses = [loss for _, loss, _ in plain_steps(2, 0.1)][1:]
+    assert [row["loss"] for row in trace(undisturbed, run)] == pytest.approx(losses, abs=1e-5)
+    assert losses[-1] != pytest.approx(trace(undisturbed)[-1]["loss"], abs=1e-3)
 
 
 @pytest.mark.slow

@@ -33,6 +33,9 @@ class Tracker(Observer):
     def validated(self, step: int, figures: Any, module: nn.Module, state: Any, best: bool) -> None:
         self._note("validated", step, figures, best)
 
+    def ends_early(self, step: int) -> None:
+        self._note("ends_early", step)
+
     def exported(self, step: int, figures: Any) -> None:
         self._note("exported", step, figures)
 
@@ -49,6 +52,7 @@ def test_each_observer_is_told_everything_in_order_and_closed_in_reverse() -> No
     observers.at("waiting", patient=True)
     observers.goes_on("3 of 4", 60.0)
     observers.report(1, {"loss": 2.0})
+    observers.ends_early(1)
     observers.validated(1, {"val/loss": 1.0}, nn.Identity(), {}, True)
     observers.exported(1, {"test/kappa": 0.5})
     observers.ended("FINISHED")
@@ -56,6 +60,7 @@ def test_each_observer_is_told_everything_in_order_and_closed_in_reverse() -> No
         ("at", "waiting", True),
         ("goes_on", "3 of 4", 60.0),
         ("report", 1, {"loss": 2.0}),
+        ("ends_early", 1),
         ("validated", 1, {"val/loss": 1.0}, True),
         ("exported", 1, {"test/kappa": 0.5}),
         ("ended", "FINISHED"),

@@ -61,6 +61,8 @@ class ToyConfig(Config):
     fail_flag: str = ""
     errors: tuple[float, ...] = ()
     """What validations say, one after the other, instead of the error."""
+    outer_rate: float = 1.0
+    """Factor of the learning rate of the last layer."""
     builder: str = "build_toy"
     """What makes the module when the package is load-tested."""
 
@@ -118,6 +120,7 @@ class ToyStage:
 
     def __init__(self, config: ToyRunConfig, context: Context) -> None:
         self.toy = config.toy
+        self.weight_decay = config.train.weight_decay
         torch.manual_seed(config.train.seed + (context.world.rank if config.toy.differ else 0))
         self.module = ToyModule(config.toy)
         if config.toy.trains:
@@ -153,6 +156,9 @@ class ToyStage:
         # Sum and sum of squares say which items a step took, whichever rank took them.
         items = batch.item.double()
         return StepLoss(error.mean(), {"largest": error.max(), "items": items.mean(), "squares": items.square().mean()})
+
+    def rate_of(self, name: str) -> float:
+        return self.toy.outer_rate if name.startswith("outer.") else 1.0
 
     def validate(self, module: nn.Module, work: SharedWork) -> dict[str, float]:
         seconds = self.toy.validate_s
