@@ -7,9 +7,9 @@ ratios, because seconds are of a machine; they leave room for one that is busy. 
 ``--quick`` runs the same scripts in miniature, to see that they work; its figures say nothing and its limits do not count.
 
 Not here: `realism.py` and `side_by_side.py` (need a virtual environment with two scorers, the second also trained models),
-`polarity.py` (hours), `laboratory.py` (an hour), `context_pretraining.py` (needs a data set and a trained encoder), `scaling.py` and `roofline.py` (models,
-no measurements), and what the scripts measure beside a checkout of the released code (`--reference`). `results/` holds what they
-have found.
+`polarity.py` (hours), `laboratory.py` (an hour), `context_pretraining.py` (needs a data set and a trained encoder),
+`scaling.py` and `roofline.py` (models, no measurements), and what the scripts measure beside a checkout of the released code
+(`--reference`). `results/` holds what they have found.
 """
 
 from __future__ import annotations
