@@ -8,7 +8,7 @@ def describe() -> str:
 
     Imports torch, whose memory a process passes on to the peaks of those it starts: call it after what is measured.
     """
-    from sleepfm.training.ranks.precision import native_bf16
+    from sleepfm.models.device import native_bf16
     from sleepfm.training.tracking.machine import environment
 
     facts = environment("")

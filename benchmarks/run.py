@@ -7,9 +7,9 @@ ratios, because seconds are of a machine; they leave room for one that is busy. 
 ``--quick`` runs the same scripts in miniature, to see that they work; its figures say nothing and its limits do not count.
 
 Not here: `realism.py` and `side_by_side.py` (need a virtual environment with two scorers, the second also trained models),
-`polarity.py` (hours), `context_pretraining.py` (needs a data set and a trained encoder), `scaling.py` and `roofline.py` (models,
-no measurements), and what the scripts measure beside a checkout of the released code (`--reference`). `results/` holds what they
-have found.
+`polarity.py` (hours), `laboratory.py` (an hour), `context_pretraining.py` (needs a data set and a trained encoder),
+`scaling.py` and `roofline.py` (models, no measurements), and what the scripts measure beside a checkout of the released code
+(`--reference`). `results/` holds what they have found.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ SCRIPTS = (
     ),
     Script("doctor", "--headers 10000", "--headers 40"),
     Script("dead_time", "--hours 3 --kinds mains rail", "--hours 0.5 --kinds zeros", file_option=""),
+    Script("scoring", "--sizes tiny", "--sizes tiny --hours 0.25"),
 )
 
 
@@ -150,6 +151,16 @@ def ahi(key: str) -> Callable[[Figures], float]:
     return lambda found: float(max(found["nights"], key=change)[key])
 
 
+def scored(figure: str) -> Callable[[Figures], float]:
+    """Seconds of a part of scoring a night with models of tiny size in ``scoring.py``."""
+    return lambda found: float(found["sizes"]["tiny"]["seconds"][figure])
+
+
+def scoring_memory(found: Figures) -> float:
+    """Peak GiB of the same."""
+    return float(found["sizes"]["tiny"]["peak_bytes"] / 2**30)
+
+
 ONE, POOLED = "single channel (1 of 4)", "single channels (4 pooled)"
 BASE, TINY = "neuronet-base", "neuronet-tiny"
 WORK = "working_gigabytes"
@@ -197,6 +208,9 @@ ROWS = (
     Row("doctor", "headers of 10,000 nights, a core", "s", headers, "a minute", lambda found: 60.0, (0, 1)),
     Row("dead_time", "stages kept beside dead signal", "", stages_kept, "with a gap", lambda found: 1.0, (0.99, ANY)),
     Row("dead_time", "AHI where it differs most", "1/h", ahi("ahi_good"), "with a gap", ahi("ahi_good_reference"), (0.95, 1.05)),
+    Row("scoring", "a night of 8 h, tiny size", "s", scored("whole"), "ten seconds", lambda found: 10.0, (0, 1.5)),
+    Row("scoring", "imports of it", "s", scored("imports"), "four seconds", lambda found: 4.0, (0, 1.5)),
+    Row("scoring", "peak memory of it", "GiB", scoring_memory, "3 GiB", lambda found: 3.0, (0, 1)),
 )
 
 

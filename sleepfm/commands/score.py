@@ -41,6 +41,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="make a canonical channel of this signal, or of a signal less its reference: EEG_C4=C4:A1",
     )
     add_device(parser)
+    parser.add_argument(
+        "--precision",
+        default="auto",
+        choices=("auto", "fp32", "bf16"),
+        help="of encoders; auto: bf16 for large ones where the processor multiplies in it, else fp32",
+    )
     parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
     parser.add_argument("--lights-off", metavar="TIME", help="time of day (22:45) or seconds from the start (+900)")
     parser.add_argument("--lights-on", metavar="TIME", help="as --lights-off; by default both as annotated, else by rule")
@@ -90,6 +96,8 @@ def run(arguments: argparse.Namespace) -> int:
         resolution=int(arguments.resolution.removesuffix("s")),
         scoring=scoring,
         again=arguments.again,
+        precision=arguments.precision,
+        progress=not arguments.json,
     )
     found = list(find_jobs(words, load_rules(arguments.cohort), out))
     jobs = [job for job in found if isinstance(job, Job)]

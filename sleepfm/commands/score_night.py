@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime, time
-from functools import cached_property
+from functools import cached_property, lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from tqdm import tqdm
 
 from sleepfm.commands.score_inputs import Job
 from sleepfm.errors import MontageError, RecordingError, SleepFMError, UsageError
@@ -18,9 +22,8 @@ from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE, Lights
 from sleepfm.files import read_json
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.scorer import Scorer, prepare_night, scorings_root
-from sleepfm.models.device import choose_device
+from sleepfm.models.device import Precision, choose_device
 from sleepfm.output import Origin, check_free, strangers, whole_folder
-from sleepfm.reports.night_files import write_night
 from sleepfm.signals.cohorts.by_hand import with_channels
 from sleepfm.signals.cohorts.catalogue import Rules, load_rules, recognise_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
@@ -53,6 +56,8 @@ class Plan:
     scoring: str | None = None
     again: bool = False
     threads: int | None = None
+    precision: Precision = "auto"
+    progress: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,8 @@ class NightScorer:
     def _scorer(self) -> Scorer:
         if self._plan.threads is not None:
             torch.set_num_threads(self._plan.threads)
-        return Scorer.load(self._plan.models, self._plan.store, choose_device(self._plan.device))
+        plan = self._plan
+        return Scorer.load(plan.models, plan.store, choose_device(plan.device), plan.precision)
 
     def score(self, job: Job) -> Outcome:
         """Score and write a night, unless its folder holds the very same already. Refusals are outcomes, not errors.
@@ -113,13 +119,25 @@ class NightScorer:
             others = found.scoring.others if found.scoring else ()
             texts = [(item.onset, item.text) for item in recording.annotations] + [(item.onset, item.type) for item in others]
             lights = choose_lights(recording, texts, plan.lights_off, plan.lights_on)
+            writing = report_writer()
             night = prepare_night(recording, cohort, FoundScoring(found.scoring_file) if scoring is None else scoring)
             _check_channels(night, plan.channels)
             start = recording.start
-        score = replace(scorer.score(night, resolution=plan.resolution), lights=lights)
+        with self._progress(scorer, night) as progress:
+            found = scorer.score(night, resolution=plan.resolution, progress=progress)
+        score = replace(found, lights=lights)
         with whole_folder(folder, origin) as unfinished:
-            write_night(unfinished, score, night, start, made_with)
+            writing.result().write_night(unfinished, score, night, start, made_with)
         return Outcome("scored", job.file, record, str(folder), headline(score), score.warnings)
+
+    @contextmanager
+    def _progress(self, scorer: Scorer, night: PreparedRecording) -> Iterator[Callable[[int], object] | None]:
+        """Counts epochs through encoders on a terminal."""
+        total = night.n_epochs * scorer.passes(self._plan.resolution)
+        with tqdm(
+            total=total, desc=night.record, unit="epoch", leave=False, disable=None if self._plan.progress else True
+        ) as bar:
+            yield bar.update
 
     def _made_with(self, cohort: Cohort, scoring: Path | None) -> dict[str, Any]:
         """All that the files of a night follow from, beside the recording's bytes, in JSON types."""
@@ -131,12 +149,24 @@ class NightScorer:
             "channels": plan.channels,
             "lights": [plan.lights_off, plan.lights_on],
             "resolution_s": plan.resolution,
+            "precision": self._scorer.precisions,
             "scoring_sha256": None if scoring is None else _sha256(str(scoring)),
         }
 
     @cached_property
     def _digests(self) -> dict[str, str]:
         return self._scorer.digests
+
+
+@lru_cache(1)
+def report_writer() -> Future[Any]:
+    """The module that writes nights, :mod:`sleepfm.reports.night_files`. A thread imports it while the first recording is read,
+    for what draws and makes tables takes a second or two.
+    """
+    threads = ThreadPoolExecutor(1, "imports")
+    found = threads.submit(import_module, "sleepfm.reports.night_files")
+    threads.shutdown(wait=False)
+    return found
 
 
 def is_done(folder: Path, made_with: dict[str, Any]) -> bool:

@@ -32,7 +32,9 @@ def outcomes(plan: Plan, jobs: Sequence[Job], workers: int | None) -> Iterator[O
         yield from map(scorer.score, jobs)
     else:
         workers = min(workers, len(jobs))
-        yield from _in_processes(replace(plan, threads=max(1, (os.cpu_count() or 1) // workers)), jobs, workers)
+        threads = max(1, (os.cpu_count() or 1) // workers)
+        # One bar cannot tell of several nights at once.
+        yield from _in_processes(replace(plan, threads=threads, progress=False), jobs, workers)
 
 
 # The models of a process.
@@ -97,7 +99,7 @@ def _on_ray(plan: Plan, jobs: Sequence[Job], workers: int | None) -> Iterator[Ou
         cpus = int(resources.get("CPU", 1))
         count = max(1, min(workers or cpus, len(jobs)))
         actor = ray.remote(num_cpus=1, max_restarts=0)(NightScorer)
-        plan = replace(plan, threads=1)
+        plan = replace(plan, threads=1, progress=False)
         idle: list[Any] = [actor.remote(plan) for _ in range(count)]
         waiting, running = list(reversed(jobs)), dict[Any, tuple[Any, Job]]()
         while waiting or running:

@@ -19,6 +19,7 @@ from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
+from sleepfm.models.device import native_bf16
 from sleepfm.reports.lineage import from_registry
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report
 from sleepfm.stages.downstream_package import (
@@ -32,7 +33,6 @@ from sleepfm.stages.downstream_package import (
 from sleepfm.stages.whole_nights import ahi_of_jobs
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
-from sleepfm.training.ranks.precision import native_bf16
 from sleepfm.training.tracking.machine import cpu_model
 
 SYNTHETIC_NOTE = "Synthetic nights are far easier than patients: the figures show that the chain works, not more."

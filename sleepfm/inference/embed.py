@@ -18,7 +18,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.epochs import stored_and_read
 from sleepfm.data.in_order import iter_record
 from sleepfm.data.prefetch import Ahead
-from sleepfm.models.device import full_precision
+from sleepfm.models.device import Precision, full_precision, products_in
 from sleepfm.models.downstream import Downstream
 from sleepfm.models.inputs import held_channels
 from sleepfm.signals.prepare import PreparedRecording
@@ -92,14 +92,23 @@ def epochs_with_any(night: PreparedRecording, channels: Sequence[str]) -> NDArra
     return np.any(there, axis=0) if there else np.zeros(night.n_epochs, bool)
 
 
-def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
+def counted(epochs: Iterable[Epochs], progress: Callable[[int], object] | None) -> Iterator[Epochs]:
+    """``epochs``; ``progress`` is called with the number of those in a chunk when the next one is asked for."""
+    for signals, present in epochs:
+        yield signals, present
+        if progress is not None:
+            progress(len(signals))
+
+
+def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None, precision: Precision = "fp32") -> Tensor:
     """Embeddings [E, D] of all ``epochs``; an epoch without any channel gives nan.
 
     Args:
         encoder: a module with ``encode(signals [B, C, T], present [B, C], channels) -> [B, D]`` and the names ``channels``.
         keep: [C], channels the encoder may use; all by default.
+        precision: of its products, ``fp32`` or ``bf16``.
     """
-    return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep)
+    return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep, precision)
 
 
 def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
@@ -108,9 +117,12 @@ def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | 
     return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
 
 
-def frame_features(model: Downstream, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
+def frame_features(
+    model: Downstream, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None, precision: Precision = "fp32"
+) -> Tensor:
     """What the heads of ``model`` see of all ``epochs``, [E, F, D'], as :func:`embed`: frame tokens, behind them amplitudes."""
-    return _encoded(model, model.frame_features, (len(model.encoder.frame_times), model.feature_dim), epochs, keep)
+    shape = (len(model.encoder.frame_times), model.feature_dim)
+    return _encoded(model, model.frame_features, shape, epochs, keep, precision)
 
 
 def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Sequence[Sequence[bool]]) -> Tensor:
@@ -132,7 +144,14 @@ def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Sequence[Sequ
 
 @full_precision()
 @torch.inference_mode()
-def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable[Epochs], keep: Sequence[bool] | None) -> Tensor:
+def _encoded(
+    encoder: Any,
+    encode: Any,
+    shape: tuple[int, ...],
+    epochs: Iterable[Epochs],
+    keep: Sequence[bool] | None,
+    precision: Precision = "fp32",
+) -> Tensor:
     device = next(encoder.parameters()).device
     rows = [torch.empty(0, *shape)]
     for signals, present in epochs:
@@ -141,6 +160,8 @@ def _encoded(encoder: Any, encode: Any, shape: tuple[int, ...], epochs: Iterable
         whole = torch.full((len(signals), *shape), torch.nan)
         if usable.any():
             given, held, channels = held_channels(signals[usable], there[usable], encoder.channels)
-            whole[usable] = encode(given.to(device), held.to(device), channels).float().cpu()
+            with products_in(precision, device):
+                found = encode(given.to(device), held.to(device), channels)
+            whole[usable] = found.float().cpu()
         rows.append(whole)
     return torch.cat(rows)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sleepfm.inference.embed import Epochs, embed, frame_features
 from sleepfm.inference.windows import classify_night, locate_night
+from sleepfm.models.device import Precision
 from sleepfm.models.downstream import Downstream
 
 
@@ -47,6 +48,7 @@ def apply_to_epochs(
     embedding: Tensor | None = None,
     assessed: NDArray[np.bool_] | None = None,
     frames: Tensor | None = None,
+    precision: Precision = "fp32",
 ) -> NightOutput:
     """What ``model`` (in eval mode) gives for a night.
 
@@ -59,12 +61,15 @@ def apply_to_epochs(
         assessed: [E], epochs that the task can be assessed in (:attr:`Downstream.evidence`); all by default. The others are as
             epochs without a usable channel, but in the embedding.
         frames: [E, F, D'] of the same ``epochs``, where a model with an equal encoder and the same amplitudes has made them.
+        precision: of the encoder's products, ``fp32`` or ``bf16``; context and heads compute in fp32.
     """
     if model.config.events is not None:
         if frames is None:
-            frames = frame_features(model, epochs, keep)
+            frames = frame_features(model, epochs, keep, precision)
         return apply_to_frames(model, frames, window, assessed)
-    return apply_to_embedding(model, embed(model.encoder, epochs, keep) if embedding is None else embedding, window, assessed)
+    if embedding is None:
+        embedding = embed(model.encoder, epochs, keep, precision)
+    return apply_to_embedding(model, embedding, window, assessed)
 
 
 def apply_to_frames(model: Downstream, frames: Tensor, window: int, assessed: NDArray[np.bool_] | None = None) -> NightOutput:

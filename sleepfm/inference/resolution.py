@@ -8,6 +8,7 @@ beginning and the end of the night of the first and last whole epoch. Among thes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,17 +16,26 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
 from sleepfm.errors import UsageError
-from sleepfm.inference.embed import epochs_with_any, prepared_epochs
+from sleepfm.inference.embed import counted, epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import FineHypnodensity
 from sleepfm.inference.task_model import TaskModel
+from sleepfm.models.device import Precision
 from sleepfm.signals.prepare import PreparedRecording
 
 RESOLUTIONS = (1, 5, EPOCH_SECONDS)
 
 
-def fine_hypnodensity(entry: TaskModel, night: PreparedRecording, seconds: int, chunk: int = 64) -> FineHypnodensity:
-    """The probability of each stage in stretches of ``seconds`` (1, 5 or 30), by the model of stages ``entry``.
+def fine_hypnodensity(
+    entry: TaskModel,
+    night: PreparedRecording,
+    seconds: int,
+    chunk: int = 64,
+    precision: Precision = "fp32",
+    progress: Callable[[int], object] | None = None,
+) -> FineHypnodensity:
+    """The probability of each stage in stretches of ``seconds`` (1, 5 or 30), by the model of stages ``entry``; ``precision`` and
+    ``progress`` as in :meth:`sleepfm.inference.scorer.Scorer.score`.
 
     Raises:
         UsageError: another resolution.
@@ -41,9 +51,10 @@ def fine_hypnodensity(entry: TaskModel, night: PreparedRecording, seconds: int, 
         shifted = shifted_night(night, offset)
         found = apply_to_epochs(
             entry.model,
-            prepared_epochs(shifted, entry.model.channels, chunk),
+            counted(prepared_epochs(shifted, entry.model.channels, chunk), progress),
             entry.usage.window,
             assessed=epochs_with_any(shifted, entry.model.evidence),
+            precision=precision,
         )
         mine = starts % EPOCH_SECONDS == offset
         probability[mine] = found.epochs[starts[mine] // EPOCH_SECONDS]

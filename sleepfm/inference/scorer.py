@@ -7,7 +7,7 @@ training and inference cannot differ.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,12 +23,13 @@ from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
-from sleepfm.inference.embed import epochs_with_any, prepared_epochs
+from sleepfm.inference.embed import counted, epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.resolution import fine_hypnodensity
 from sleepfm.inference.task_model import TaskModel
-from sleepfm.models.build import model_config
+from sleepfm.models.device import Precision, choose_precision
+from sleepfm.models.sharing import same_encoder, share_encoder, state_digest
 from sleepfm.signals.cohorts.catalogue import load_rules
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.files import location
@@ -53,12 +54,18 @@ CHAMPIONS = tuple(f"models:/{task.registered_name}@champion" for task in TASKS.v
 class Scorer:
     """Models loaded once, for any number of nights; at most one for each task."""
 
-    def __init__(self, models: Sequence[TaskModel]) -> None:
+    def __init__(self, models: Sequence[TaskModel], precision: Precision = "fp32") -> None:
+        """``precision`` of encoders, see :func:`sleepfm.models.device.choose_precision`; contexts and heads compute in fp32."""
         self.models = {get_task(model.task).name: model for model in models}
         if len(self.models) < len(models):
             raise ModelError(f"two models for one task: {', '.join(m.address for m in models)}; give one for each")
-        # Probes of one encoder share it, and each night then passes through it once.
-        self._encoder = {task: _digest(entry.model.encoder) for task, entry in self.models.items()}
+        self.precision: Precision = precision
+        # Models of one encoder share what it makes of a night, which then passes through it once.
+        entries = list(self.models.values())
+        self._encoder = {
+            task: next(number for number, other in enumerate(entries) if same_encoder(other.model, entry.model))
+            for task, entry in self.models.items()
+        }
 
     @classmethod
     def load(
@@ -66,18 +73,24 @@ class Scorer:
         addresses: Sequence[str | Path] | None = None,
         store: str | None = None,
         device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
     ) -> Scorer:
         """Load models by registry address or package folder onto ``device``; the champion of every task by default.
+
+        Of an encoder that several of them have in common there is one copy.
 
         Raises:
             RegistryError: nothing registered there, or bytes that have changed.
             ModelError: a model that is not a downstream model, or two for one task.
             ConfigError: a task that is not in the table.
         """
-        models = [TaskModel.load(address, store) for address in (addresses or CHAMPIONS)]
-        for entry in models:
+        models: list[TaskModel] = []
+        for address in addresses or CHAMPIONS:
+            entry = TaskModel.load(address, store, mapped=True)
+            share_encoder(entry.model, [other.model for other in models])
             entry.model.to(device)
-        return cls(models)
+            models.append(entry)
+        return cls(models, precision)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -88,9 +101,27 @@ class Scorer:
     def digests(self) -> dict[str, str]:
         """Task to the SHA-256 of its model's weights and of how it is used."""
         usage = {task: repr(entry.usage).encode() for task, entry in self.models.items()}
-        return {t: hashlib.sha256(_digest(e.model).encode() + usage[t]).hexdigest() for t, e in self.models.items()}
+        parts: dict[int, str] = {}
+        weights = {task: state_digest(entry.model, parts).encode() for task, entry in self.models.items()}
+        return {task: hashlib.sha256(weights[task] + usage[task]).hexdigest() for task in self.models}
 
-    def score(self, night: PreparedRecording, chunk: int = 64, resolution: int = EPOCH_SECONDS) -> NightScore:
+    @property
+    def precisions(self) -> dict[str, str]:
+        """Task to the precision that its encoder computes in."""
+        return {task: self._precision_of(entry) for task, entry in self.models.items()}
+
+    def passes(self, resolution: int = EPOCH_SECONDS) -> int:
+        """How often the epochs of a night go through an encoder."""
+        fine = EPOCH_SECONDS // resolution if resolution != EPOCH_SECONDS and "stage" in self.models else 0
+        return len(set(self._encoder.values())) + fine
+
+    def score(
+        self,
+        night: PreparedRecording,
+        chunk: int = 64,
+        resolution: int = EPOCH_SECONDS,
+        progress: Callable[[int], object] | None = None,
+    ) -> NightScore:
         """Score a prepared night with the channels it has.
 
         A model of which it has no channel assesses nothing, nor does one of stages without EEG.
@@ -98,6 +129,8 @@ class Scorer:
         Args:
             resolution: seconds that one value of the hypnodensity stands for: 30, or 5 or 1 beside these
                 (:mod:`sleepfm.inference.resolution`).
+            progress: called with the number of epochs that have gone through an encoder since the last call, of
+                ``passes(resolution)`` times those of the night.
 
         Raises:
             MontageError: it has none that any model can use.
@@ -114,18 +147,25 @@ class Scorer:
         events: list[Event] = []
         runs: list[Event] = []
         seconds: dict[str, NDArray[np.float64]] = {}
-        for task, entry in self.models.items():
+        # Those that need frames first: their mean is the embedding, so that the others need no pass of their own.
+        for task, entry in sorted(self.models.items(), key=lambda item: item[1].model.events is None):
             if not set(entry.model.channels) & set(used):
                 probability[task] = np.full((night.n_epochs, len(entry.usage.classes)), np.nan)
                 continue
             key, usage = self._encoder[task], entry.usage
-            epochs = prepared_epochs(night, entry.model.channels, chunk)
+            epochs = counted(prepared_epochs(night, entry.model.channels, chunk), progress)
             assessed = epochs_with_any(night, entry.model.evidence)
             # Event heads on one encoder share what they see.
             head = entry.model.config.events
             seen = (key, head.amplitudes if head is not None else ())
             found = apply_to_epochs(
-                entry.model, epochs, usage.window, embedding=embedded.get(key), assessed=assessed, frames=framed.get(seen)
+                entry.model,
+                epochs,
+                usage.window,
+                embedding=embedded.get(key),
+                assessed=assessed,
+                frames=framed.get(seen),
+                precision=self._precision_of(entry),
             )
             embedded[key], probability[task] = found.embedding, found.epochs
             if found.frames is not None:
@@ -144,7 +184,11 @@ class Scorer:
         staged = self.models.get("stage")
         if resolution == EPOCH_SECONDS or staged is None or not (score.stages >= 0).any():
             return score
-        return replace(score, fine=fine_hypnodensity(staged, night, resolution, chunk))
+        fine = fine_hypnodensity(staged, night, resolution, chunk, self._precision_of(staged), progress)
+        return replace(score, fine=fine)
+
+    def _precision_of(self, entry: TaskModel) -> Precision:
+        return choose_precision(self.precision, entry.model.encoder)
 
     def _assemble(
         self,
@@ -260,12 +304,3 @@ def scorings_root(path: Path) -> Path | None:
     """The folder below which the scoring of the recording at ``path`` may be, where it is not beside it."""
     # In an NSRR download the scoring lies beside `edfs`.
     return next((above.parent for above in path.absolute().parents if above.name == "edfs"), None)
-
-
-def _digest(module: nn.Module) -> str:
-    # The number of heads, say, is in no weight.
-    digest = hashlib.sha256(repr(model_config(module)).encode())
-    for name, tensor in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()

@@ -29,15 +29,16 @@ class TaskModel:
         return self.usage.task
 
     @classmethod
-    def load(cls, item: str | Path | nn.Module, store: str | None = None) -> TaskModel:
-        """The model at a registry address or in a package folder, or a module that :func:`sleepfm.load` gave.
+    def load(cls, item: str | Path | nn.Module, store: str | None = None, mapped: bool = False) -> TaskModel:
+        """The model at a registry address or in a package folder, or a module that :func:`sleepfm.load` gave; ``mapped`` as in
+        :func:`sleepfm.registry.registry.load_package`.
 
         Raises:
             RegistryError: nothing registered there, or bytes that have changed.
             ModelError: not a downstream model, or a module that does not say how it is used.
         """
         if isinstance(item, (str, Path)):
-            package = load_package(item, store)
+            package = load_package(item, store, mapped)
             module, address = package.module, package.source.uri
             what = f"{address}: a {package.config['model']['kind']}"
         else:

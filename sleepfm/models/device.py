@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 
 from sleepfm.errors import ConfigError, UsageError
+
+Precision = Literal["auto", "fp32", "bf16"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+# Encoders with fewer parameters take seconds for a night; in fp32 they then give the same on every processor.
+_LARGE = 20_000_000
+_X86 = ("x86_64", "AMD64")
 
 
 def accelerator() -> str:
@@ -59,3 +68,32 @@ def full_precision() -> Iterator[None]:
     finally:
         torch.set_float32_matmul_precision(products)
         torch.backends.cudnn.allow_tf32 = convolutions
+
+
+def native_bf16(device: torch.device | str) -> bool:
+    """Whether ``device`` multiplies in bf16 itself: a GPU of Ampere or later, or a CPU with AVX512-BF16, AMX or ARM's BF16."""
+    kind = torch.device(device).type
+    if kind == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if kind != "cpu":
+        return True
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return False
+    # oneDNN says so of every x86 processor with AVX-512, and emulates the products of those without the instructions.
+    return platform.machine() not in _X86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def choose_precision(asked: Precision, module: nn.Module) -> Precision:
+    """``asked``, where ``auto`` is bf16 for a large ``module`` on a CPU that multiplies in it, and fp32 otherwise: a GPU is fast
+    enough in fp32.
+    """
+    if asked != "auto":
+        return asked
+    device = next(module.parameters()).device
+    is_large = sum(parameter.numel() for parameter in module.parameters()) >= _LARGE
+    return "bf16" if device.type == "cpu" and is_large and native_bf16(device) else "fp32"
+
+
+def products_in(precision: Precision, device: torch.device) -> AbstractContextManager[Any]:
+    """Within it products and convolutions on ``device`` are formed in bf16 and summed in fp32, if ``precision`` is bf16."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()

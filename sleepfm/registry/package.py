@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -153,24 +154,31 @@ def verify(folder: Path, label: str, registered: Mapping[str, str] | None = None
     return config
 
 
-def build_module(folder: Path, config: Mapping[str, Any], builder: Callable[[dict[str, Any]], nn.Module]) -> nn.Module:
+def build_module(
+    folder: Path, config: Mapping[str, Any], builder: Callable[[dict[str, Any]], nn.Module], *, mapped: bool = False
+) -> nn.Module:
     """The module in eval mode of the package in ``folder``, whose ``config`` was verified; a downstream one says how it is used.
+
+    With ``mapped`` no initial values are drawn, and the weights are those of the file as it is mapped into memory: nothing is
+    copied. The file must not be written to while the module is in use.
 
     Raises:
         ModelError: weights or a usage that do not fit the model.
     """
     from sleepfm.models.downstream import Downstream
+    from sleepfm.models.undrawn import Undrawn
     from sleepfm.models.usage import Usage
 
-    module = builder(config["model"]).eval()
-    load_weights(module, folder / WEIGHTS)
+    with Undrawn() if mapped else nullcontext():
+        module = builder(config["model"]).eval()
+    load_weights(module, folder / WEIGHTS, mapped)
     if isinstance(module, Downstream):
         module.usage = Usage.from_package(config, module.config, str(folder / CONFIG))
     return module
 
 
-def load_weights(module: nn.Module, path: Path) -> dict[str, str]:
-    """Load ``path`` into ``module`` strictly and return the file's metadata.
+def load_weights(module: nn.Module, path: Path, mapped: bool = False) -> dict[str, str]:
+    """Load ``path`` into ``module`` strictly and return the file's metadata; ``mapped`` as in :func:`build_module`.
 
     Raises:
         ModelError: names or shapes do not fit the module.
@@ -181,7 +189,7 @@ def load_weights(module: nn.Module, path: Path) -> dict[str, str]:
         state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata() or {}
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=mapped)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{path}: does not fit its configuration ({reason})") from error

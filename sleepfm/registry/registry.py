@@ -24,6 +24,7 @@ from sleepfm.registry.artifacts import beside, upload
 from sleepfm.registry.package import CONFIG, build_module, read_config, verify
 from sleepfm.registry.package_cache import cached_package
 from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
+from sleepfm.registry.sqlite_look_up import StoredVersion, stored_version
 from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, set_defaults, shown, store_uri, versions_of
 
 if TYPE_CHECKING:
@@ -101,8 +102,13 @@ def look_up(uri: str | Path, store: str | None = None) -> Entry:
             )
         digests = {"sha256": read_config(folder)["weights"]["sha256"], "sha256.config": sha256_file(folder / CONFIG)}
         return Entry(text, text, store_uri(store), tags=digests)
-    with answering(store):
-        version = version_at(text, client(store))
+    match = _ADDRESS.match(text)
+    version: ModelVersion | StoredVersion | None = None
+    if match is not None:
+        version = stored_version(match["name"], match["alias"], match["version"], store)
+    if version is None:
+        with answering(store):
+            version = version_at(text, client(store))
     if not version.source:
         raise RegistryError(f"{text}: is registered without files; name a version that this program registered")
     return Entry(
@@ -173,13 +179,16 @@ def version_at(address: str, mlflow_client: MlflowClient) -> ModelVersion:
         raise RegistryError(f"{address}: no {wanted} of {name!r}; {_holdings(mlflow_client, name)}") from error
 
 
-def load_package(source: str | Path | Resolved, store: str | None = None) -> Package:
-    """Load a package with every digest checked. Raises :class:`RegistryError` and :class:`ModelError`."""
+def load_package(source: str | Path | Resolved, store: str | None = None, mapped: bool = False) -> Package:
+    """Load a package with every digest checked. Raises :class:`RegistryError` and :class:`ModelError`.
+
+    ``mapped`` is for who only computes with it: the weights stay where the file is mapped into memory, and are not copied.
+    """
     from sleepfm.models.build import build_model
 
     found = source if isinstance(source, Resolved) else resolve(source, store)
     config = verify(found.path, found.label, found.tags if found.name else None)
-    return Package(build_module(found.path, config, build_model), config, found)
+    return Package(build_module(found.path, config, build_model, mapped=mapped), config, found)
 
 
 def load(uri: str | Path, store: str | None = None) -> nn.Module:

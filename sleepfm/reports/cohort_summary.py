@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
-
 from sleepfm.files import read_json
 from sleepfm.output import MARKER, Origin, check_free, whole_folder
 
@@ -31,6 +29,9 @@ def write_summary(out: Path, refused: dict[str, str]) -> Path:
     Raises:
         StorageError: there is something else, or it cannot be written.
     """
+    # Imported here: where a table may be written is asked before the work.
+    import pandas as pd
+
     rows = [*_nights(out), *({"status": "refused", "file": file, "reason": why} for file, why in refused.items())]
     table = pd.DataFrame(rows)
     first = [name for name in ("record", "file", "status", "reason") if name in table]

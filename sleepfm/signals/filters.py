@@ -21,6 +21,7 @@ from sleepfm.constants import RATE_HZ
 from sleepfm.errors import SignalError
 from sleepfm.signals.cohorts.catalogue import GENERIC, load_cohort
 from sleepfm.signals.cohorts.cohort import Band
+from sleepfm.signals.fir import band_filter, kaiser, low_pass
 
 # Ratios of rates are exact up to this denominator; the error beyond is below 1e-8.
 _LARGEST_DENOMINATOR = 10_000
@@ -181,11 +182,7 @@ def finite_runs(signal: NDArray[np.float32]) -> Iterator[tuple[int, int]]:
 @lru_cache(maxsize=64)
 def design(low: float | None, high: float | None) -> NDArray[np.float32]:
     """Taps of the symmetric FIR at 100 Hz, odd in number."""
-    # Imported here: reading a recording must not pay for it.
-    from mne.filter import create_filter
-
-    taps = create_filter(None, float(RATE_HZ), low, high, verbose="error")
-    return np.asarray(taps, dtype=np.float32)
+    return band_filter(low, high, float(RATE_HZ)).astype(np.float32)
 
 
 def stop_edge(high: float) -> float:
@@ -202,9 +199,7 @@ def _taps(low: float | None, high: float, fill: int = 1) -> NDArray[np.float64]:
     taps = design(low, high).astype(np.float64)
     if fill == 1:
         return taps
-    from scipy.signal import firwin
-
-    return np.convolve(taps, fill * firwin(20 * fill + 1, 1 / fill, window=("kaiser", 5.0)))
+    return np.convolve(taps, fill * low_pass(20 * fill + 1, 1 / fill, kaiser(5.0)))
 
 
 @lru_cache(maxsize=64)

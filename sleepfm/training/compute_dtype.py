@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TypeVar
 
 from sleepfm.errors import StorageError
+from sleepfm.models.device import native_bf16
 from sleepfm.training.branch import parse
 from sleepfm.training.folder import Resume, RunFolder
 from sleepfm.training.ranks.distributed import World, gather_json
-from sleepfm.training.ranks.precision import native_bf16
 from sleepfm.training.run_config import RunConfig
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)

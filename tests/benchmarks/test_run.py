@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-ALL = {"models", "reading", "shards", "training", "doctor", "dead_time"}
+ALL = {"models", "reading", "shards", "training", "doctor", "dead_time", "scoring"}
 
 
 @pytest.mark.slow

@@ -14,10 +14,11 @@ from toy import ToyRunConfig
 
 from sleepfm.config import read_yaml, validate
 from sleepfm.errors import ConfigError, StorageError
+from sleepfm.models.device import native_bf16
 from sleepfm.paths import config_root
 from sleepfm.training.compute_dtype import as_begun, settle
 from sleepfm.training.folder import RunFolder
-from sleepfm.training.ranks.precision import RoundedProducts, bf16_products, native_bf16
+from sleepfm.training.ranks.precision import RoundedProducts, bf16_products
 from sleepfm.training.ranks.shared_work import ALONE
 from sleepfm.training.run_config import config_digest
 

@@ -7,7 +7,6 @@ fp32 kernel, and the result is rounded to bf16: what hardware with bf16 does, up
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
+
+from sleepfm.models.device import native_bf16
 
 # The products that autocast computes in bf16 on CPUs and that our models call.
 PRODUCTS = frozenset(
@@ -30,22 +31,6 @@ PRODUCTS = frozenset(
         torch.Tensor.__matmul__,
     }
 )
-
-
-_X86 = ("x86_64", "AMD64")
-
-
-def native_bf16(device: torch.device | str) -> bool:
-    """Whether ``device`` multiplies in bf16 itself: a GPU of Ampere or later, or a CPU with AVX512-BF16, AMX or ARM's BF16."""
-    kind = torch.device(device).type
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind != "cpu":
-        return True
-    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        return False
-    # oneDNN says so of every x86 processor with AVX-512, and emulates the products of those without the instructions.
-    return platform.machine() not in _X86 or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def bf16_products(device: torch.device | str) -> AbstractContextManager[Any]:

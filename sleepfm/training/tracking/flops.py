@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from sleepfm.models.device import native_bf16
 from sleepfm.training.ranks.distributed import World
-from sleepfm.training.ranks.precision import native_bf16
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking.devices import known_device
 
