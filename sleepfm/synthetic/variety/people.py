@@ -52,10 +52,11 @@ def vary(subject: Subject, variety: Variety) -> Subject:
     """
     knobs: list[tuple[str, object, Callable[..., dict[str, float | str]]]] = [
         ("age", variety.age, _age),
+        # Before sex, by which the number of events differs.
+        ("apnea", variety.apnea, _apnea),
         ("sex", variety.sex, _sex),
         ("traits", variety.traits, _traits),
         ("insomnia", variety.insomnia, _some),
-        ("apnea", variety.apnea, _apnea),
         ("alpha_intrusion", variety.alpha_intrusion, _alpha_intrusion),
         ("rem_without_atonia", variety.rem_without_atonia, _without_atonia),
         ("medication", variety.medication, _some),
@@ -104,17 +105,11 @@ def _some(subject: Subject, some: Some, rng: np.random.Generator) -> dict[str, f
 def _apnea(subject: Subject, apnea: Apnea, rng: np.random.Generator) -> dict[str, float | str]:
     few, central = rng.random() < apnea.none, rng.random() < apnea.central
     index = ratio(rng, apnea.index)
-    # What sex makes of the index stays.
-    own = uniform(rng, (0.0, apnea.few)) if few else index * _of_sex(subject)
+    own = uniform(rng, (0.0, apnea.few)) if few else index
     shares = {"apnea_share": uniform(rng, apnea.apnea_share), "mixed_share": uniform(rng, apnea.mixed_share)}
     central_share = float(rng.beta(4.0, 1.5) if central else rng.beta(1.0, 8.0))
     drawn = {trait: ratio(rng, bounds) for trait, bounds in apnea.ratios.items()}
     return {"index": own, "central_share": central_share, **shares} | _times(subject, drawn)
-
-
-def _of_sex(subject: Subject) -> float:
-    """More men than women have apnea (Young et al. 1993, N Engl J Med 328:1230: 24 % and 9 % above 5 an hour)."""
-    return {"male": 1.25, "female": 0.8}.get(subject.sex, 1.0)
 
 
 def _alpha_intrusion(subject: Subject, alpha: AlphaIntrusion, rng: np.random.Generator) -> dict[str, float | str]:

@@ -213,11 +213,11 @@ def _noise(subject: Subject, noise: Noise | None, signals: dict[str, LayoutSigna
         return None
     rng = subject.rng("variety/noise")
     hertz, sensor = float(choose(rng, noise.hertz)), ratio(rng, noise.breathing)
-    sizes: list[dict[str, float]] = []
+    sizes: dict[str, dict[str, float]] = {}
     for kind, bounds in (("white", noise.white), ("mains", noise.mains), ("drift", noise.drift)):
         streams = {label: subject.rng(f"variety/noise/{kind}/{next(iter(item.source))}") for label, item in signals.items()}
-        sizes.append({label: ratio(stream, bounds) for label, stream in streams.items()})
-    return AddedNoise(*sizes, hertz=hertz, sensor=sensor)
+        sizes[kind] = {label: ratio(stream, bounds) for label, stream in streams.items()}
+    return AddedNoise(sizes["white"], sizes["mains"], sizes["drift"], hertz, sensor)
 
 
 def _added(rng: np.random.Generator, noise: AddedNoise, label: str, n: int, rate: int) -> Floats:
