@@ -82,6 +82,5 @@ def _fill(
         epoch = stop
         weights = np.array(phase.jumps[name])
         weights[[Stage.W, Stage.N1]] *= subject.fragmentation
-        weights[Stage.W] *= subject.wakefulness
         weights[Stage.N3] *= subject.depth
         stage = Stage(int(rng.choice(len(weights), p=weights / weights.sum())))

@@ -45,7 +45,7 @@ class Subject:
         mains, ecg_leak: amplitude of 60 Hz in µV, share of ECG (µV for mV/1000) seen in EEG and EMG.
         sex: "female" or "male"; empty where no signal depends on it, and a table draws it.
         mixed_share: share of mixed apneas among apneas.
-        sleep_latency, wakefulness: how long falling asleep takes, how long and frequent wake is, relative to the population.
+        sleep_latency, wakefulness: how long falling asleep takes and wake in the night lasts, relative to the population.
         least_share: of each stage; a night that has less of one is drawn again.
         rem_without_atonia: share of REM in which chin tone is kept.
         alpha_intrusion: µV (root mean square) of alpha in N2 and N3 beside what everybody has.
