@@ -1,4 +1,4 @@
-# Public targets: demo, test, check, bench, gpu-check, mutants. All but gpu-check run in .venv, which is made on first use.
+# Public targets: demo, weights, test, check, bench, gpu-check, mutants. All but gpu-check run in .venv, which is made on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ TORCH_INDEX ?=
 
 export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 
-.PHONY: demo test test-slow check bench gpu-check mutants install clean
+.PHONY: demo weights test test-slow check bench gpu-check mutants install clean
 install: $(STAMP)
 
 $(STAMP): setup.cfg constraints.txt scripts/preflight.sh
@@ -32,6 +32,10 @@ $(STAMP): setup.cfg constraints.txt scripts/preflight.sh
 
 demo: $(STAMP)
 	$(BIN)/python -m sleepfm.demo --seed $(SEED) --out "$(OUT)" $(if $(DATA),--data "$(DATA)") $(if $(COHORT),--cohort "$(COHORT)") $(if $(SALT),--salt "$(SALT)") $(if $(FRESH),--fresh)
+
+# The built-in scorer, trained on synthetic nights; hours, and goes on where it was. docs/synthetic.md.
+weights: $(STAMP)
+	$(BIN)/python -m sleepfm.demo.weights --seed $(SEED)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadscope --no-loadscope-reorder -m "not slow and not gpu"

@@ -16,7 +16,10 @@ from sleepfm.cli import COMMANDS
 ROOT = Path(__file__).resolve().parents[1]
 
 SURFACE = {
-    "sleepfm synth": {"OUT", "--subjects", "--hours", "--seed", "--cohort", "--clean", "--workers"},
+    "sleepfm synth": {
+        *("OUT", "--subjects", "--hours", "--seed", "--cohort", "--clean", "--workers", "--config", "--set", "--shards"),
+        "--build",
+    },
     "sleepfm doctor": {"DIR", "--cohort", "--json", "--sample", "--headers"},
     "sleepfm score": {
         *("EDF", "--model", "--out", "--store", "--cohort", "--channel", "--device", "--scoring", "--lights-off", "--lights-on"),

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sleepfm import builtin
 from sleepfm.commands.device_option import add_device
 from sleepfm.errors import UsageError
 from sleepfm.files import make_folder
@@ -29,7 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URI",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; the champions by default",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, builtin or a package folder; the champions by default, "
+        "or the built-in models without any",
     )
     parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
     parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
@@ -75,6 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.commands.score_inputs import Job, find_jobs
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
     from sleepfm.commands.score_pool import outcomes
+    from sleepfm.inference.no_model_named import champions_or_builtin
     from sleepfm.inference.scorer import CHAMPIONS
     from sleepfm.reports.cohort_summary import check_summary, write_summary
     from sleepfm.signals.cohorts.by_hand import parse_channels
@@ -85,7 +89,7 @@ def run(arguments: argparse.Namespace) -> int:
         if text is not None:
             parse_time(option, text)
     plan = Plan(
-        models=tuple(models or CHAMPIONS),
+        models=tuple(builtin.expand(models)),
         out=out,
         cohort=arguments.cohort,
         store=arguments.store,
@@ -108,6 +112,8 @@ def run(arguments: argparse.Namespace) -> int:
     for reason in refused.values():
         print(f"refused: {reason}", file=sys.stderr, flush=True)
     names: dict[str, str] = {}
+    if jobs and not plan.models:
+        plan = replace(plan, models=champions_or_builtin(CHAMPIONS, arguments.store))
     done = outcomes(plan, jobs, arguments.workers)
     first = next(done, None)
     # Models that are not there are told before anything is made.
@@ -160,8 +166,12 @@ def _models_and_recordings(groups: list[list[str]], recordings: list[str]) -> tu
     for first, *others in groups:
         models.append(first)
         for word in others:
-            (models if word.startswith("models:") or (Path(word) / "config.yaml").is_file() else found).append(word)
+            (models if _is_model(word) else found).append(word)
     return models, [*found, *recordings]
+
+
+def _is_model(word: str) -> bool:
+    return word.startswith("models:") or builtin.is_address(word) or (Path(word) / "config.yaml").is_file()
 
 
 def _scoring(path: str | None) -> str | None:

@@ -13,21 +13,52 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--subjects", type=int, required=True, metavar="N", help="number of recordings")
     parser.add_argument("--hours", type=float, required=True, metavar="H", help="length of each recording")
     parser.add_argument("--seed", type=int, default=1, metavar="S", help="same seed, same bytes (default 1)")
-    parser.add_argument("--cohort", default="shhs1", help="whose layout, labels and rates (default shhs1)")
+    parser.add_argument("--cohort", help="whose layout, labels and rates (default shhs1)")
     parser.add_argument("--clean", action="store_true", help="nights and scorings without the faults of real ones")
     parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: all cores)")
+    parser.add_argument(
+        "--config", metavar="FILE", help="nights that vary more than people do, such as synthetic/train.yaml; instead of --cohort"
+    )
+    parser.add_argument(
+        "--shards",
+        type=Path,
+        metavar="DIR",
+        help="with --config: build this data set, and remove each recording once it is in it",
+    )
+    parser.add_argument(
+        "--build", action="append", default=[], metavar="key=value", help="with --shards: see configs/shards.yaml"
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="key=value", help="on top of --config; age=null leaves a knob out"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the cohort and say where it is."""
+    from sleepfm.errors import UsageError
     from sleepfm.signals.files import local_path
     from sleepfm.synthetic.cohort import write_cohort
     from sleepfm.synthetic.faults.rates import default_rates
+    from sleepfm.synthetic.variety.config import load_variety
 
     out = local_path(arguments.out, "OUT")
     workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))
-    rates = None if arguments.clean else default_rates()
-    paths = write_cohort(out, arguments.subjects, arguments.hours, arguments.seed, arguments.cohort, workers, rates)
+    if arguments.config is None and (arguments.set or arguments.shards):
+        raise UsageError("--set and --shards belong to --config; name a file of configs/synthetic")
+    if arguments.build and arguments.shards is None:
+        raise UsageError("--build belongs to --shards; name the data set to build")
+    if arguments.config is not None and arguments.cohort is not None:
+        raise UsageError("--cohort and --config: state one of them; with --config every recording has a layout of its own")
+    variety = None if arguments.config is None else load_variety(arguments.config, tuple(arguments.set))
+    has_faults = not arguments.clean and (variety is None or variety.faults)
+    rates = default_rates() if has_faults else None
+    size = (arguments.subjects, arguments.hours, arguments.seed)
+    if variety is not None and arguments.shards is not None:
+        from sleepfm.commands.synth_shards import People, stream_to_shards
+
+        shards = local_path(arguments.shards, "--shards")
+        return stream_to_shards(out, shards, People(*size), variety, rates, workers, arguments.build)
+    paths = write_cohort(out, *size, arguments.cohort or "shhs1", workers, rates, variety)
     print(f"{len(paths)} recordings in {paths[0].parent}")
     return 0

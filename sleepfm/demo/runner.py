@@ -21,6 +21,7 @@ from sleepfm.signals.scorings.free_text import without_texts
 NOISE = ("[20", "[W", "[I", "Setting ds_accelerator", "warnings.warn", "  warnings.warn", "/", "WARNING", "INFO")
 RELAY_SECONDS = 2.0
 JOURNAL_FILE = "demo.json"
+START_OVER = "make demo FRESH=1 sets it aside and starts over, OUT=FOLDER takes another folder"
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,9 @@ class Journal:
     steps: dict[str, Done] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, folder: Path, identity: str) -> Journal:
-        """The journal in ``folder``, or a new one where there is nothing; nothing is written.
+    def open(cls, folder: Path, identity: str, instead: str = START_OVER) -> Journal:
+        """The journal in ``folder``, or a new one where there is nothing; nothing is written. ``instead`` tells what to do where
+        it is another one's.
 
         Raises:
             UsageError: the folder holds a demo of other data or settings, or anything else.
@@ -66,10 +68,7 @@ class Journal:
         if stored is not None and stored["identity"] == identity:
             return cls(path, identity, {name: Done(**done) for name, done in stored["steps"].items()})
         if stored is not None:
-            raise UsageError(
-                f"{folder}: holds a demo of other data or settings, which is kept; make demo FRESH=1 sets it aside and starts "
-                "over, OUT=FOLDER takes another folder"
-            )
+            raise UsageError(f"{folder}: holds a demo of other data or settings, which is kept; {instead}")
         is_new = not os.path.lexists(folder)
         if not is_new and (not folder.is_dir() or any(item.name != LOCK_FILE for item in folder.iterdir())):
             raise UsageError(f"{folder}: holds what no demo has made; give another folder (make demo OUT=FOLDER)")

@@ -51,6 +51,9 @@ class DemoConfig(Config):
 class Plan:
     """The demo's commands in ``folder``. Later ones depend on what earlier ones registered."""
 
+    size = "tiny"
+    """End of the names of the configurations."""
+
     def __init__(self, config: DemoConfig, folder: Path, seed: int, data: Path | None, cohort: str = AUTO) -> None:
         self.config = config
         self.folder = folder
@@ -118,7 +121,7 @@ class Plan:
     def pretrain(self, modality: str) -> Step:
         """Pretrain one modality's NeuroNet."""
         name = modality.lower()
-        return self._train(f"pretrain-{name}", "pretrain", f"pretrain/{name}-tiny", self.config.unimodal)
+        return self._train(f"pretrain-{name}", "pretrain", f"pretrain/{name}-{self.size}", self.config.unimodal)
 
     def multimodal(self) -> Step:
         """Pretrain SynthSleepNet on the four NeuroNets."""
@@ -135,12 +138,14 @@ class Plan:
         if not self.breathes:
             return self.probe(task)
         overrides = [f"encoder={self.address('pretrain-resp')}", f"cache={self.folder / 'cache' / 'frames'}", *self.config.events]
-        return self._train(f"events-{task}", "finetune", f"downstream/events-{task}-tiny", overrides)
+        return self._train(f"events-{task}", "finetune", f"downstream/events-{task}-{self.size}", overrides)
 
     def finetune(self) -> Step:
         """Fine-tune for sleep stages with Mamba context."""
         encoder = f"encoder={self.address('pretrain-multimodal')}"
-        return self._train("finetune-stage", "finetune", "downstream/finetune-stage-tiny", [encoder, *self.config.finetune])
+        return self._train(
+            "finetune-stage", "finetune", f"downstream/finetune-stage-{self.size}", [encoder, *self.config.finetune]
+        )
 
     def score(self) -> Step:
         """Score one night of the test split."""

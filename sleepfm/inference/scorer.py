@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sleepfm import builtin
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.desaturations import read_saturation
@@ -26,6 +27,7 @@ from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
 from sleepfm.inference.embed import counted, epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import NightScore
+from sleepfm.inference.no_model_named import champions_or_builtin
 from sleepfm.inference.resolution import fine_hypnodensity
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.device import Precision, choose_precision
@@ -75,7 +77,8 @@ class Scorer:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> Scorer:
-        """Load models by registry address or package folder onto ``device``; the champion of every task by default.
+        """Load models by registry address or package folder onto ``device``; by default the champion of every task, or the
+        built-in models where the registry has no champion.
 
         Of an encoder that several of them have in common there is one copy.
 
@@ -85,7 +88,7 @@ class Scorer:
             ConfigError: a task that is not in the table.
         """
         models: list[TaskModel] = []
-        for address in addresses or CHAMPIONS:
+        for address in builtin.expand(addresses or champions_or_builtin(CHAMPIONS, store)):
             entry = TaskModel.load(address, store, mapped=True)
             share_encoder(entry.model, [other.model for other in models])
             entry.model.to(device)
@@ -208,6 +211,7 @@ class Scorer:
         if told := unscored_warning(night, nowhere):
             warnings.append(told)
         warnings += self._told_of_evidence(night)
+        warnings += builtin.statement(entry.address for entry in self.models.values())
         if night.n_epochs < _SHORT_EPOCHS:
             minutes = night.n_epochs * EPOCH_SECONDS / 60
             warnings.append(f"only {minutes:g} min long: models see less around each epoch than in training, indices say little")
@@ -275,8 +279,8 @@ def score(
 
     Args:
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
-        model: registry address, package folder or module that :func:`sleepfm.load` gave, or several; the champions of
-            ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea`` by default.
+        model: registry address, package folder, ``builtin`` or module that :func:`sleepfm.load` gave, or several; the champions
+            of ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea`` by default, or the built-in models without such.
         cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them, a folder of files joins it.
 
     Raises:
@@ -284,9 +288,9 @@ def score(
         RegistryError, ModelError: the models cannot.
     """
     if model is None:
-        model = CHAMPIONS
+        model = champions_or_builtin(CHAMPIONS)
     chosen = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
-    return Scorer([TaskModel.load(item) for item in chosen]).score(prepare_night(recording, cohort))
+    return Scorer([TaskModel.load(item) for item in builtin.expand(chosen)]).score(prepare_night(recording, cohort))
 
 
 def prepare_night(

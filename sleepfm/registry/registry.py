@@ -3,8 +3,9 @@
 A registered version's tags hold the digests of its package's files, the digests of data and configuration,
 the git commit, the parent versions and the metrics; a changed byte is refused on load.
 
-Addresses: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, or the folder of a package. :func:`look_up` says what an address
-means, and :func:`fetch` brings that to the node of whoever asks: a job asks once what it starts from, and fetches on every node.
+Addresses: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, the folder of a package, or ``builtin``
+(:mod:`sleepfm.builtin`). :func:`look_up` says what an address means, and :func:`fetch` brings that to the node of whoever asks: a
+job asks once what it starts from, and fetches on every node.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm import builtin
 from sleepfm.data.identity import DataDigest
 from sleepfm.errors import RegistryError
 from sleepfm.files import sha256_file
@@ -94,14 +96,14 @@ def look_up(uri: str | Path, store: str | None = None) -> Entry:
         RegistryError: not an address, or nothing registered under it, where the message lists what is; or no answer.
     """
     text = str(uri)
-    if not text.startswith("models:"):
-        folder = Path(text)
+    if builtin.is_address(text) or not text.startswith("models:"):
+        folder = builtin.package(text) if builtin.is_address(text) else Path(text)
         if not text or not folder.is_dir():
             raise RegistryError(
                 f"{text or 'an empty address'}: no such folder, and not models:/NAME@ALIAS or models:/NAME/VERSION"
             )
         digests = {"sha256": read_config(folder)["weights"]["sha256"], "sha256.config": sha256_file(folder / CONFIG)}
-        return Entry(text, text, store_uri(store), tags=digests)
+        return Entry(text, str(folder), store_uri(store), tags=digests)
     match = _ADDRESS.match(text)
     version: ModelVersion | StoredVersion | None = None
     if match is not None:

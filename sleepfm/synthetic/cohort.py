@@ -14,6 +14,7 @@ from sleepfm.config import digest, to_dict
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import UsageError
 from sleepfm.files import atomic_path, make_folder, read_json, remove_temporaries, sha256_file, write_json
+from sleepfm.lock import LOCK_FILE
 from sleepfm.synthetic.edf import write_edf
 from sleepfm.synthetic.faults.draw import add_faults
 from sleepfm.synthetic.faults.rates import FaultRates
@@ -23,6 +24,9 @@ from sleepfm.synthetic.layout import layout_names, load_layout
 from sleepfm.synthetic.night import draw_night
 from sleepfm.synthetic.scoring_files import write_scoring
 from sleepfm.synthetic.subject_table import write_table
+from sleepfm.synthetic.variety.config import Variety
+from sleepfm.synthetic.variety.recorder import record, varied_layout
+from sleepfm.synthetic.variety.recording import draw_varied
 from sleepfm.version import __version__
 
 STATEMENT = "synth.json"
@@ -38,15 +42,19 @@ def write_cohort(
     cohort: str = "shhs1",
     workers: int = 1,
     rates: FaultRates | None = None,
+    variety: Variety | None = None,
+    part: range | None = None,
 ) -> list[Path]:
     """Write ``subjects`` recordings of ``hours`` (rounded to epochs) below ``out`` and return the EDF paths.
 
     ``rates`` say how often a recording has which fault; clean nights where it is None. What was drawn into a faulty
-    recording stands in ``out/truth``, and what is told of the people in a table, where the cohort has one.
+    recording stands in ``out/truth``, and what is told of the people in a table, where the cohort has one. With ``variety``
+    each recording has a layout of its own, and ``cohort`` is not used. ``part`` are the numbers of those that are written now, of
+    a cohort without a table; all by default.
 
-    The bytes of a recording depend only on ``seed``, the subject's number, ``hours`` and ``rates``. Files are written
-    beside their place and renamed; a recording that is there whole under the same arguments is kept. ``out/synth.json``
-    states the arguments.
+    The bytes of a recording depend only on ``seed``, the subject's number, ``hours``, ``rates`` and ``variety``. Files are
+    written beside their place and renamed; a recording that is there whole under the same arguments is kept.
+    ``out/synth.json`` states the arguments.
 
     Raises:
         UsageError: arguments out of range, an unknown cohort, or an ``out`` made with other arguments.
@@ -54,7 +62,8 @@ def write_cohort(
     """
     if cohort not in layout_names():
         raise UsageError(f"--cohort {cohort!r}: expected one of {', '.join(layout_names())}")
-    most = load_layout(cohort).most
+    places = load_layout(cohort) if variety is None else varied_layout({})
+    most = places.most
     if not 1 <= subjects <= most:
         raise UsageError(f"--subjects {subjects}: expected 1 to {most}")
     if not LEAST_HOURS < hours <= MOST_HOURS:
@@ -74,48 +83,66 @@ def write_cohort(
         "faults": digest(to_dict(rates)) if rates else "none",
         "subjects": subjects,
     }
-    write = partial(write_subject, out, cohort, seed, n_epochs, rates=rates)
-    progress = partial(tqdm, total=subjects, desc="synth", unit="night")
+    if variety is not None:
+        statement |= {"cohort": "varied", "variety": digest(variety)}
+    write = partial(write_subject, out, cohort, seed, n_epochs, rates=rates, variety=variety)
+    numbers = range(subjects) if part is None else part
+    progress = partial(tqdm, total=len(numbers), desc="synth", unit="night")
     _state(out / STATEMENT, statement, complete=False)
     remove_temporaries(out, re.escape(STATEMENT))
-    for path in {place for number in range(subjects) for place in load_layout(cohort).place(out, number)}:
+    for path in {place for number in numbers for place in places.place(out, number)}:
         remove_temporaries(path.parent, re.escape(path.name))
         remove_temporaries(out / TRUTH, re.escape(f"{path.stem}.json"))
-    if workers == 1 or subjects == 1:
-        paths = [write(number) for number in progress(range(subjects))]
+    if workers == 1 or len(numbers) == 1:
+        paths = [write(number) for number in progress(numbers)]
     else:
-        with ProcessPoolExecutor(min(workers, subjects), mp_context=get_context("spawn")) as pool:
-            paths = list(progress(pool.map(write, range(subjects))))
-    if (table := load_layout(cohort).table) is not None:
+        with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=get_context("spawn")) as pool:
+            paths = list(progress(pool.map(write, numbers)))
+    if part is not None:
+        return paths
+    if (table := places.table) is not None:
         path = out / table.path
         remove_temporaries(path.parent, re.escape(path.name))
-        write_table(path, table, load_layout(cohort).first, subjects, seed)
+        write_table(path, table, places.first, subjects, seed)
     _state(out / STATEMENT, statement, complete=True)
     return paths
 
 
-def write_subject(out: Path, cohort: str, seed: int, n_epochs: int, number: int, rates: FaultRates | None = None) -> Path:
-    """Write the EDF, the scoring and, with faults, the truth of subject ``number`` (0-based) unless they are there; returns
-    the EDF's path."""
-    layout = load_layout(cohort)
+def write_subject(
+    out: Path,
+    cohort: str,
+    seed: int,
+    n_epochs: int,
+    number: int,
+    rates: FaultRates | None = None,
+    variety: Variety | None = None,
+) -> Path:
+    """Write the EDF, the scoring and, with faults or ``variety``, the truth of subject ``number`` (0-based) unless they are
+    there; returns the EDF's path."""
+    layout = load_layout(cohort) if variety is None else varied_layout({})
     edf, scoring = layout.place(out, number)
     truth = out / TRUTH / f"{edf.stem}.json"
-    if edf.exists() and scoring.exists() and (rates is None or truth.exists()):
+    tells_truth = rates is not None or variety is not None
+    if edf.exists() and scoring.exists() and (truth.exists() or not tells_truth):
         return edf
-    night = draw_night(seed, number, n_epochs)
+    varied = None if variety is None else draw_varied(seed, number, n_epochs, variety)
+    night = draw_night(seed, number, n_epochs) if varied is None else varied.night
+    layout = layout if varied is None else varied.recorder.layout
     faults: tuple[Fault, ...] = ()
+    clean = night
     if rates is not None:
-        clean = night
         night, faults = add_faults(clean, rates, layout.scoring.format)
+    if tells_truth and not truth.exists():
         sources = {label: signal.source for label, signal in layout.signals.items()}
         document = truth_document(edf.relative_to(out).as_posix(), clean, len(night.codes) * EPOCH_SECONDS, faults, sources)
-        del clean
-        if not truth.exists():
-            write_json(truth, document, compact=True)
+        write_json(truth, document if varied is None else document | varied.told(), compact=True)
+    del clean
     for path in (edf, scoring):
         make_folder(path.parent)
     with atomic_path(edf) as new_edf, atomic_path(scoring) as new_scoring:
-        signals = spoil(layout.draw(night, number), layout, night.subject, faults)
+        drawn = layout.draw(night, number)
+        recorded = drawn if varied is None else record(drawn, varied.recorder, night.subject)
+        signals = spoil(recorded, layout, night.subject, faults)
         write_edf(new_edf, layout.channels, signals, len(night.codes) * EPOCH_SECONDS, night.start)
         write_scoring(layout.scoring.format, new_scoring, night)
         for path, new in ((edf, new_edf), (scoring, new_scoring)):
@@ -131,7 +158,7 @@ def _state(path: Path, statement: dict[str, str | int | float], complete: bool) 
         found = read_json(path)
     except (OSError, ValueError):
         found = "no statement"
-    if found is None and path.parent.exists() and any(path.parent.iterdir()):
+    if found is None and path.parent.exists() and any(item.name != LOCK_FILE for item in path.parent.iterdir()):
         raise UsageError(f"{path.parent}: holds what was not made here; give a new or an empty folder")
     if found is not None and not isinstance(found, dict):
         raise UsageError(f"{path}: does not describe a cohort; give another folder")

@@ -110,7 +110,7 @@ def _draw_event(subject: Subject, rng: np.random.Generator, onset: float, stages
     else:
         reduction = 1.0
         choice = rng.random()
-        if choice < chosen.mixed_share:
+        if choice < subject.mixed_share:
             kind, central = "mixed_apnea", float(rng.uniform(0.35, 0.6))
             duration = max(duration, 14.0)
         elif rng.random() < subject.central_share:
@@ -128,7 +128,7 @@ def draw_arousals(
     A hypopnea without one of the ``desaturations`` always ends in an arousal: without either it is none (AASM rule 1A).
     """
     rng = subject.rng("arousals")
-    chosen, fitted = statistics().chosen, statistics().respiration
+    fitted = statistics().respiration
     probability = {
         **fitted.arousal_probability,
         "mixed_apnea": fitted.arousal_probability["obstructive_apnea"],
@@ -140,7 +140,7 @@ def draw_arousals(
         if rng.random() < probability[event.kind] or (event.kind == "hypopnea" and not lowest):
             arousals.append(_arousal(rng, event.end - rng.uniform(0.0, 1.5)))
     seconds = len(stages) * EPOCH_SECONDS
-    count = rng.poisson(chosen.spontaneous_arousals_per_hour * seconds / 3600.0)
+    count = rng.poisson(subject.arousals_per_hour * seconds / 3600.0)
     taken = [(event.onset - AROUSAL_DISTANCE, event.end + AROUSAL_DISTANCE) for event in events]
     for onset in np.sort(rng.uniform(0.0, seconds - 20.0, count)).tolist():
         stage = stages[int(onset) // EPOCH_SECONDS]

@@ -84,6 +84,8 @@ def _levels(subject: Subject, micro: Microstates, rng: np.random.Generator) -> d
         wander = np.exp(0.18 * drift(rng, seconds, 25.0) + 0.15 * drift(rng, seconds, 2.0))
         factor = 1.0 + micro.arousal * (AROUSAL_FACTOR[name] - 1.0)
         levels[name] = (levels[name] * wander * factor).astype(np.float32)
+    deep = (state == Stage.N2) | (state == Stage.N3)
+    levels["alpha"] += deep * np.float32(subject.alpha_intrusion)
     levels["alpha"] += micro.arousal * ~awake * np.float32(AROUSAL_ALPHA * np.sqrt(subject.alpha))
     return levels
 

@@ -22,10 +22,10 @@ def draw_hypnogram(subject: Subject, n_epochs: int) -> NDArray[np.int8]:
 
     Lengths of periods and stages are those of whole nights, compressed in recordings too short for
     ``least_cycles`` cycles. Recordings of half an hour or more are drawn again while a stage has less than
-    ``least_share``.
+    ``subject.least_share``.
     """
     rng = subject.rng("hypnogram")
-    least = statistics().chosen.least_share * n_epochs
+    least = subject.least_share * n_epochs
     for _ in range(ATTEMPTS if n_epochs >= LONG_ENOUGH else 1):
         stages = _draw(subject, rng, n_epochs)
         if np.bincount(stages, minlength=len(STAGE_NAMES)).min() >= least:
@@ -38,7 +38,7 @@ def _draw(subject: Subject, rng: np.random.Generator, n_epochs: int) -> NDArray[
     hours = n_epochs / (60 * EPOCHS_PER_MINUTE)
     pace = min(1.0, hours / (chosen.cycle_hours * chosen.least_cycles))
     latency = EPOCHS_PER_MINUTE * fitted.latency_minutes.draw(rng, min(1.0, hours / FULL_NIGHT_HOURS))
-    onset = max(1, int(min(latency, LATENCY_LIMIT * n_epochs)))
+    onset = max(1, int(subject.sleep_latency * min(latency, LATENCY_LIMIT * n_epochs)))
     stages = np.full(n_epochs, Stage.W, dtype=np.int8)
     last_awake = int(rng.uniform(0.0, 0.03) * n_epochs)
     end = max(onset + 1, n_epochs - last_awake)
@@ -75,6 +75,8 @@ def _fill(
             dwell /= subject.fragmentation
         else:
             dwell *= subject.fragmentation
+        if stage == Stage.W:
+            dwell *= subject.wakefulness
         stop = epoch + max(1, round(dwell))
         stages[epoch:stop] = stage
         epoch = stop

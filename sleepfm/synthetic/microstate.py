@@ -26,8 +26,6 @@ MIXTURE = np.array(
     ]
 )
 BOUT_SECONDS = 8.0
-# Share of REM in which chin tone is kept.
-REM_WITHOUT_ATONIA = 0.12
 # Standard deviation of where a stage really changes, around the epoch's edge (s).
 EDGE_SECONDS = 6.0
 OPEN_SECONDS, CLOSED_SECONDS = 20.0, 30.0
@@ -66,7 +64,7 @@ def draw_microstates(subject: Subject, stages: NDArray[np.int8], arousals: Seque
     state = (MIXTURE.cumsum(axis=1)[stages[place]] < chosen[:, None]).sum(axis=1).astype(np.int8)
     state = np.minimum(state, Stage.REM).astype(np.int8)
     dreaming = (stages[place] == Stage.REM) & (state != Stage.W)
-    tense = rng.random(int(bout[-1]) + 1)[bout] < REM_WITHOUT_ATONIA
+    tense = rng.random(int(bout[-1]) + 1)[bout] < subject.rem_without_atonia
     body = np.where(dreaming, np.where(tense, Stage.N2, Stage.REM), state).astype(np.int8)
 
     arousal = np.zeros(seconds, dtype=np.float32)

@@ -12,7 +12,7 @@ from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.synthetic.artefact import add_movements
 from sleepfm.synthetic.belts import record_breathing
 from sleepfm.synthetic.drawn_events import Event, draw_arousals, draw_position, draw_respiratory_events
-from sleepfm.synthetic.ecg import beat_times, draw_ecg, heart_rate
+from sleepfm.synthetic.ecg import beat_times, draw_ecg, draw_ectopic, heart_rate
 from sleepfm.synthetic.eeg import draw_eeg
 from sleepfm.synthetic.emg import draw_emg
 from sleepfm.synthetic.eog import draw_eog
@@ -75,7 +75,11 @@ class Night:
 
 def draw_night(seed: int, number: int, n_epochs: int) -> Night:
     """Night of subject ``number`` in the cohort with ``seed``, ``n_epochs`` 30-s epochs long."""
-    subject = draw_subject(seed, number)
+    return night_of(draw_subject(seed, number), n_epochs)
+
+
+def night_of(subject: Subject, n_epochs: int) -> Night:
+    """The night of ``subject``, ``n_epochs`` 30-s epochs long."""
     rng = subject.rng("night")
     seconds = n_epochs * EPOCH_SECONDS
     stages = draw_hypnogram(subject, n_epochs)
@@ -85,8 +89,8 @@ def draw_night(seed: int, number: int, n_epochs: int) -> Night:
     desaturations = find_desaturations(breathing.spo2, respiratory, subject.delay)
     arousals = draw_arousals(subject, stages, respiratory, desaturations)
     micro = draw_microstates(subject, stages, arousals)
-    beats = beat_times(subject, stages, breathing, arousals)
-    ecg = draw_ecg(subject, seconds, beats, breathing)
+    beats, ectopic = draw_ectopic(subject, beat_times(subject, stages, breathing, arousals))
+    ecg = draw_ecg(subject, seconds, beats, breathing, ectopic)
     eeg = draw_eeg(subject, micro, ecg)
     eyes = draw_eog(subject, micro, eeg)
     emg = draw_emg(subject, micro, breathing, ecg)

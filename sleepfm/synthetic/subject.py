@@ -13,6 +13,9 @@ from sleepfm.synthetic.statistics import statistics
 # Successive multiples of the golden section modulo 1 spread evenly, so that a small cohort spans all
 # severities too.
 GOLDEN = 0.6180339887498949
+REM_WITHOUT_ATONIA = 0.12
+# Medians of traits at 40 years, and the years after which they would have fallen by 1.
+AGING = {"depth": (1.25, 100.0), "spindle_rate": (1.1, 150.0), "slow_wave": (1.15, 130.0)}
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,13 @@ class Subject:
             flow, at first.
         delay: seconds from lung to oximeter.
         mains, ecg_leak: amplitude of 60 Hz in µV, share of ECG (µV for mV/1000) seen in EEG and EMG.
+        sex: "female" or "male"; empty where no signal depends on it, and a table draws it.
+        mixed_share: share of mixed apneas among apneas.
+        sleep_latency, wakefulness: how long falling asleep takes and wake in the night lasts, relative to the population.
+        least_share: of each stage; a night that has less of one is drawn again.
+        rem_without_atonia: share of REM in which chin tone is kept.
+        alpha_intrusion: µV (root mean square) of alpha in N2 and N3 beside what everybody has.
+        arousals_per_hour: spontaneous ones; ectopic_per_hour: premature ventricular beats.
     """
 
     number: int
@@ -75,10 +85,25 @@ class Subject:
     delay: float
     mains: float
     ecg_leak: float
+    sex: str
+    mixed_share: float
+    sleep_latency: float
+    wakefulness: float
+    least_share: float
+    rem_without_atonia: float
+    alpha_intrusion: float
+    arousals_per_hour: float
+    ectopic_per_hour: float
 
     def rng(self, part: str) -> np.random.Generator:
         """The stream of one part of the simulation: changing one part leaves the others as they are."""
         return _rng(self.seed, self.number, part)
+
+
+def at_age(trait: str, age: float) -> float:
+    """Median of a trait that falls with age, at ``age`` years."""
+    median, years = AGING[trait]
+    return median - (age - 40.0) / years
 
 
 def draw_subject(seed: int, number: int) -> Subject:
@@ -103,14 +128,14 @@ def draw_subject(seed: int, number: int) -> Subject:
         apnea_share=float(np.clip(rng.normal(chosen.apnea_share.mean, chosen.apnea_share.sd), 0.15, 0.85)),
         central_share=float(rng.beta(1.0, apneas / fitted.kinds["central_apnea"] - 1.0)),
         fragmentation=spread(1.0 + 0.12 * severity, 0.15),
-        depth=spread(1.25 - (age - 40.0) / 100.0, 0.3),
+        depth=spread(at_age("depth", age), 0.3),
         eeg_gain=spread(1.0, 0.18),
         eeg_slope=float(rng.normal(1.25, 0.15)),
         alpha_hz=float(rng.normal(9.6, 0.7)),
         alpha=spread(1.0, 0.4),
         spindle_hz=float(rng.normal(13.2, 0.6)),
-        spindle_rate=spread(1.1 - (age - 40.0) / 150.0, 0.3),
-        slow_wave=spread(1.15 - (age - 40.0) / 130.0, 0.15),
+        spindle_rate=spread(at_age("spindle_rate", age), 0.3),
+        slow_wave=spread(at_age("slow_wave", age), 0.15),
         theta=spread(1.0, 0.2),
         beta=spread(1.0, 0.3),
         eye=spread(1.0, 0.2),
@@ -129,6 +154,15 @@ def draw_subject(seed: int, number: int) -> Subject:
         delay=float(rng.uniform(14.0, 24.0)),
         mains=spread(0.5, 0.6),
         ecg_leak=spread(0.004, 0.8),
+        sex="",
+        mixed_share=chosen.mixed_share,
+        sleep_latency=1.0,
+        wakefulness=1.0,
+        least_share=chosen.least_share,
+        rem_without_atonia=REM_WITHOUT_ATONIA,
+        alpha_intrusion=0.0,
+        arousals_per_hour=chosen.spontaneous_arousals_per_hour,
+        ectopic_per_hour=0.0,
     )
 
 

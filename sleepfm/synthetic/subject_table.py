@@ -44,10 +44,10 @@ class TableRow:
 def row_of(subject: Subject, number: int) -> TableRow:
     """The row of a person whose recording has ``number`` in its name."""
     rng = subject.rng("table")
-    sex = "female" if rng.random() < 0.5 else "male"
+    drawn = "female" if rng.random() < 0.5 else "male"
     bmi = float(_BMI_MEDIAN * np.exp(_BMI_LOG_SD * np.clip(rng.standard_normal(), -2.5, 2.5)))
     known = None if rng.random() < _BMI_MISSING else bmi
-    return TableRow(number, 1 + subject.number // _FAMILY, sex, subject.age, known, subject.index)
+    return TableRow(number, 1 + subject.number // _FAMILY, subject.sex or drawn, subject.age, known, subject.index)
 
 
 def write_table(path: Path, table: LayoutTable, first: int, subjects: int, seed: int) -> None:

@@ -1,0 +1,83 @@
+"""The scorer that an installation may bring with it: models trained on synthetic nights alone, a package a task in ``weights/``.
+
+``builtin`` and ``models:/sleepfm-scorer@builtin`` name all of them, ``builtin/stage`` and the like one each; where one model is
+asked for, ``builtin`` is that of stages. A folder of that name is given as ``./builtin``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sleepfm.errors import RegistryError
+from sleepfm.files import read_json
+
+WEIGHTS = Path(__file__).parent / "weights"
+ABOUT = "about.json"
+NAME, SCORER = "builtin", "models:/sleepfm-scorer@builtin"
+_FIRST = "stage"
+
+
+def is_there() -> bool:
+    """Whether this installation has weights."""
+    return (WEIGHTS / ABOUT).is_file()
+
+
+def is_address(address: str) -> bool:
+    """Whether ``address`` names built-in models."""
+    return address in (NAME, SCORER) or address.startswith(f"{NAME}/")
+
+
+def addresses() -> tuple[str, ...]:
+    """The address of each built-in model. Raises :class:`RegistryError` where there is none."""
+    return tuple(f"{NAME}/{task}" for task in _about()["tasks"])
+
+
+def expand(named: Iterable[Any]) -> list[Any]:
+    """``named`` with the addresses of all built-in models in the place of their common one; whatever else stands there stays.
+
+    Raises:
+        RegistryError: this installation has none.
+    """
+    return [each for item in named for each in (addresses() if str(item) in (NAME, SCORER) else (item,))]
+
+
+def package(address: str) -> Path:
+    """The folder of the model that ``address`` names.
+
+    Raises:
+        RegistryError: this installation has no weights, or none for that task.
+    """
+    tasks = _about()["tasks"]
+    task = _FIRST if address in (NAME, SCORER) else address.removeprefix(f"{NAME}/")
+    if task not in tasks:
+        raise RegistryError(
+            f"{address}: no built-in model of that name; there are {', '.join(f'{NAME}/{name}' for name in tasks)}"
+        )
+    return WEIGHTS / task
+
+
+def statement(used: Iterable[str]) -> list[str]:
+    """A line for whoever reads what models at the addresses ``used`` say, if a built-in one is among them; else none."""
+    if not any(is_address(address) for address in used):
+        return []
+    about = _about()
+    return [
+        f"built-in models: trained on {about['trained_on']}; measured on {about['measured_on']}; not a medical device, "
+        "and no diagnosis may rest on it"
+    ]
+
+
+def _about() -> dict[str, Any]:
+    try:
+        found = read_json(WEIGHTS / ABOUT)
+    except ValueError as error:
+        raise RegistryError(f"{WEIGHTS / ABOUT}: cannot be read; reinstall sleepfm") from error
+    if found is None:
+        raise RegistryError(
+            f"{NAME}: this installation has no built-in weights; `make weights` in a checkout trains them on synthetic nights "
+            "and says where they belong, or name another model (sleepfm models lists what a registry holds)"
+        )
+    content: dict[str, Any] = found
+    return content

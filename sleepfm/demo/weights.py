@@ -1,0 +1,173 @@
+"""``python -m sleepfm.demo.weights``: what ``make weights`` calls. It trains the built-in scorer on synthetic nights.
+
+The steps are those of the demo with configurations of their own (``configs/synthetic/weights.yaml``): nights that vary more than
+people do, straight into shards; a NeuroNet a modality, SynthSleepNet on them with modalities left out, and a head a task.
+The models are then gathered into a folder as an installation has it (:mod:`sleepfm.builtin`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from pathlib import Path
+
+from pydantic import Field
+
+from sleepfm import builtin
+from sleepfm.config import Config, digest, load_config, to_dict
+from sleepfm.console import accept_every_character
+from sleepfm.demo.runner import Journal, Runner, Step
+from sleepfm.demo.steps import BIN, MODALITIES, DemoConfig, Plan
+from sleepfm.errors import ModelError, exit_with
+from sleepfm.extras import require
+from sleepfm.files import make_folder, write_json
+from sleepfm.lock import only_writer
+from sleepfm.signals.files import local_path
+from sleepfm.version import __version__
+
+MOST_BYTES = 20_000_000
+EVENTS = {"apnea": "resp", "hypopnea": "resp", "arousal": "eeg"}
+TRAINED_ON = "synthetic nights alone, no recording of a person"
+
+
+class VariedCohort(Config):
+    """People of a file of ``configs/synthetic``, and how long their nights are."""
+
+    config: str
+    subjects: int = Field(ge=1)
+    hours: float = Field(gt=0)
+
+
+class WeightsConfig(Config):
+    """Settings: overrides (``key=value``) for every kind of job, on top of its own configuration file."""
+
+    cohort: VariedCohort
+    processes: int = Field(2, ge=1)
+    build: list[str] = []
+    unimodal: list[str] = []
+    multimodal: list[str] = []
+    events: list[str] = []
+    finetune: list[str] = []
+
+
+class WeightsPlan(Plan):
+    """The commands in ``folder``, in the order in which :func:`run` has them."""
+
+    size = "small"
+
+    def __init__(self, config: WeightsConfig, folder: Path, seed: int) -> None:
+        jobs = to_dict(config) | {"cohort": {"subjects": config.cohort.subjects, "hours": config.cohort.hours}}
+        super().__init__(DemoConfig(**jobs), folder, seed, None)
+        self.varied = config.cohort
+
+    @property
+    def tasks(self) -> dict[str, str]:
+        """The job that makes the model of each task."""
+        return {"stage": "finetune-stage", **{task: f"events-{task}" for task in EVENTS}}
+
+    @property
+    def n_steps(self) -> int:
+        """Commands in all."""
+        return 1 + len(MODALITIES) + 1 + 1 + len(self.tasks)
+
+    def synth(self) -> Step:
+        """Make the cohort and its shards; recordings are removed as soon as they are in them."""
+        size = ["--subjects", str(self.varied.subjects), "--hours", f"{self.varied.hours:g}", "--seed", str(self.seed)]
+        shards = ["--shards", str(self.shards), *(word for item in self.config.build for word in ("--build", item))]
+        workers = ["--config", self.varied.config, "--workers", str(self.config.processes)]
+        return Step("synth", [str(BIN / "sleepfm"), "synth", str(self.folder / "recordings"), *size, *workers, *shards])
+
+    def multimodal(self) -> Step:
+        """Pretrain SynthSleepNet on the five NeuroNets."""
+        encoders = [f"encoders.{m}={self.address(f'pretrain-{m.lower()}')}" for m in (*MODALITIES, "RESP")]
+        return self._train("pretrain-multimodal", "pretrain", "pretrain/psg-small", [*encoders, *self.config.multimodal])
+
+    def events(self, task: str) -> Step:
+        """Train an event head on the frozen network that sees such events."""
+        encoder = f"encoder={self.address(f'pretrain-{EVENTS[task]}')}"
+        cache = f"cache={self.folder / 'cache' / EVENTS[task]}"
+        return self._train(f"events-{task}", "finetune", f"downstream/events-{task}-small", [encoder, cache, *self.config.events])
+
+
+def main() -> int:
+    """Parse the arguments and run every step."""
+    accept_every_character()
+    parser = argparse.ArgumentParser(prog="python -m sleepfm.demo.weights", description=__doc__)
+    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
+    parser.add_argument("--config", default="synthetic/weights.yaml", help="settings: a file, or a shipped one by its name")
+    parser.add_argument("--out", type=Path, default=Path("runs/weights"), help="folder for everything that is made")
+    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    arguments = parser.parse_args()
+    return exit_with(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the nights, the models and the folder of the built-in scorer."""
+    require("ray", "deepspeed")
+    out = local_path(arguments.out, "--out")
+    config = load_config(WeightsConfig, arguments.config, arguments.overrides)
+    plan = WeightsPlan(config, out, arguments.seed)
+    # A registry of its own: what is trained here is no champion among the user's models.
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out.resolve() / 'mlflow.db'}"
+    identity = digest({"config": to_dict(config), "seed": arguments.seed})
+    journal = Journal.open(out, identity, "give another folder with --out")
+    started = time.monotonic()
+    with only_writer(out):
+        runner = Runner(out, journal, lambda: plan.n_steps)
+        runner.run(plan.synth())
+        for modality in (*MODALITIES, "RESP"):
+            runner.run(plan.pretrain(modality))
+        runner.run(plan.multimodal())
+        runner.run(plan.finetune())
+        for task in EVENTS:
+            runner.run(plan.events(task))
+        folder = gather(plan)
+    print(
+        f"{folder}: {size_of(folder) / 1e6:.1f} MB in {(time.monotonic() - started) / 3600:.1f} h; copied to {builtin.WEIGHTS} "
+        "they are the built-in models of a wheel that is made there"
+    )
+    return 0
+
+
+def gather(plan: WeightsPlan) -> Path:
+    """The models of every task in ``OUT/builtin``, as :mod:`sleepfm.builtin` reads them; returns the folder.
+
+    Raises:
+        ModelError: together they are larger than a wheel is to carry.
+    """
+    from sleepfm.registry.package import CARD, CONFIG, WEIGHTS, link_or_copy
+    from sleepfm.registry.registry import resolve
+
+    folder = plan.folder / "builtin"
+    tasks = {}
+    for task, job in plan.tasks.items():
+        source = resolve(plan.address(job))
+        make_folder(folder / task)
+        for name in (CONFIG, WEIGHTS, CARD):
+            if not (folder / task / name).exists():
+                link_or_copy(source.path / name, folder / task / name)
+        tasks[task] = {"sha256": source.tags.get("sha256", ""), "dataset_digest": source.tags.get("dataset_digest", "")}
+    if (total := size_of(folder)) > MOST_BYTES:
+        raise ModelError(f"{folder}: {total / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that a wheel is to carry")
+    about = {
+        "trained_on": TRAINED_ON,
+        "measured_on": f"people of the same synthetic cohort (configs {plan.varied.config}) that were not trained on",
+        "seed": plan.seed,
+        "subjects": plan.varied.subjects,
+        "hours": plan.varied.hours,
+        "version": __version__,
+        "tasks": tasks,
+    }
+    write_json(folder / builtin.ABOUT, about)
+    return folder
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of the weights below ``folder``."""
+    return sum(path.stat().st_size for path in folder.glob("*/*.safetensors"))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""``make weights`` in miniature: synthetic nights to the folder of the built-in scorer, ended once on the way."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sleepfm
+from sleepfm import builtin
+from sleepfm.config import load_config
+from sleepfm.demo.weights import WeightsConfig, WeightsPlan, size_of
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.synthetic.cohort import write_cohort
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.timeout(3600)
+COMMAND = [sys.executable, "-u", "-m", "sleepfm.demo.weights", "--config", "synthetic/weights-miniature.yaml", "--seed", "3"]
+
+
+def start(folder: Path) -> subprocess.Popen[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
+    options = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(COMMAND, start_new_session=True, **options)  # type: ignore[call-overload,no-any-return]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder, and what the second of two runs printed, the first of which was killed in its third step."""
+    folder = tmp_path_factory.mktemp("weights")
+    first = start(folder)
+    assert first.stdout is not None
+    for line in first.stdout:
+        if line.startswith("[ 3/11]"):
+            break
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    second = start(folder)
+    printed, _ = second.communicate()
+    assert second.returncode == 0, printed
+    return folder / "runs" / "weights", printed
+
+
+@pytest.mark.parametrize("name", ["weights", "weights-miniature"])
+def test_the_first_step_streams_people_of_a_shipped_configuration(name: str, tmp_path: Path) -> None:
+    plan = WeightsPlan(load_config(WeightsConfig, f"synthetic/{name}.yaml"), tmp_path, 7)
+    command = plan.synth().command
+    words = dict(itertools.pairwise(command))
+    assert (
+        words["--config"] == "synthetic/train.yaml" and words["--shards"] == str(tmp_path / "shards") and words["--seed"] == "7"
+    )
+    assert command.count("--build") == len(plan.config.build) > 0
+    # Synth, five NeuroNets, SynthSleepNet, four heads.
+    assert plan.n_steps == 1 + 5 + 1 + 4 and len(plan.tasks) == 4
+
+
+@pytest.mark.slow
+def test_it_goes_on_where_it_was_and_leaves_no_recording(made: tuple[Path, str]) -> None:
+    folder, printed = made
+    assert re.findall(r"^\[ ?(\d+)/11] [a-z-]+: done before", printed, re.MULTILINE) == ["1", "2"]
+    assert not list(folder.rglob("*.edf"))
+    # What is trained here is nothing of the user's registry.
+    assert (folder / "mlflow.db").exists() and not (folder.parent / "mlflow.db").exists()
+
+
+@pytest.mark.slow
+def test_its_models_score_any_subset_of_the_channels(
+    made: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder, _ = made
+    monkeypatch.setattr(builtin, "WEIGHTS", folder / "builtin")
+    about = json.loads((folder / "builtin" / builtin.ABOUT).read_text())
+    assert list(about["tasks"]) == ["stage", "apnea", "hypopnea", "arousal"] and about["seed"] == 3
+    assert all((folder / "builtin" / task / "MODEL_CARD.md").read_text().strip() for task in about["tasks"])
+    assert 10_000_000 < size_of(folder / "builtin") < 20_000_000
+    night = write_cohort(tmp_path / "cohort", 1, 0.25, 9)[0]
+    scorer = Scorer.load(["builtin"])
+    assert set(scorer.channels) == {
+        "EEG_C3",
+        "EEG_C4",
+        "EOG_L",
+        "EOG_R",
+        "EMG_CHIN",
+        "ECG",
+        "AIRFLOW",
+        "THORAX",
+        "ABDOMEN",
+        "SPO2",
+    }
+    whole = scorer.score(prepare_night(night))
+    assert (whole.stages >= 0).mean() > 0.9 and set(whole.probability) == {"apnea", "hypopnea", "arousal"}
+    prepared = prepare_night(night)
+    one = {name: {"EEG_C4": getattr(prepared, name)["EEG_C4"]} for name in ("channels", "quality")}
+    alone = scorer.score(replace(prepared, **one))
+    assert alone.channels == ("EEG_C4",) and (alone.stages >= 0).mean() > 0.9
+    assert np.isnan(alone.probability["apnea"]).all() and any("not a medical device" in text for text in alone.warnings)
+    assert sleepfm.load("builtin").usage.task == "stage"
