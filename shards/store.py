@@ -22,7 +22,7 @@ from sleepfm.signals.files import refresh, size_and_sha256
 ATTEMPTS = 3  # beside those that a client makes by itself
 FIRST_PAUSE = 0.5
 PART_BYTES = 8 * 2**20  # of an upload in parts, of which a few are in memory at once
-_PARTS_AT_ONCE = 4
+PARTS_AT_ONCE = 3
 # What a store calls a state of an object: by any of these fsspec's clients tell another one.
 _VERSIONS = ("ETag", "etag", "generation", "md5Hash", "LastModified", "last_modified", "mtime", "created")
 _T = TypeVar("_T")
@@ -44,12 +44,17 @@ class Store:
         self._fs: Any = cast(Any, url).fs
         self._root: str = cast(Any, url).path.rstrip("/")
 
-    def objects(self, folder: str = "") -> dict[str, Found]:
-        """Every object at any depth below ``folder``, which need not exist. Raises :class:`DatasetError`."""
+    def objects(self, folder: str = "", beginning: str = "") -> dict[str, Found]:
+        """Every object at any depth below ``folder``, which need not exist, whose name in it has this ``beginning``.
+
+        One request for some thousands of them. Raises :class:`DatasetError`.
+        """
         prefix = self._root + "/"
-        found = self._listed(folder, lambda: self._fs.find(self._key(folder), detail=True).items())
+        options = {"prefix": beginning} if beginning and self._takes("_find", "prefix") else {}
+        found = self._listed(folder, lambda: self._fs.find(self._key(folder), detail=True, **options).items())
         # Consoles make objects that stand for folders.
-        keys = {key: info for key, info in found if key.startswith(prefix) and not key.endswith("/") and info["type"] == "file"}
+        begin = self._key(f"{folder}/{beginning}" if folder else beginning) if beginning else prefix
+        keys = {key: info for key, info in found if key.startswith(begin) and not key.endswith("/") and info["type"] == "file"}
         return {key.removeprefix(prefix): _found(info) for key, info in keys.items()}
 
     def top(self) -> dict[str, Found | None]:
@@ -67,7 +72,9 @@ class Store:
 
     def read(self, name: str) -> bytes:
         """The content of an object. Raises :class:`FileNotFoundError`, or :class:`DatasetError` where it cannot be read."""
-        return self._reading(name, lambda: bytes(self._fs.cat_file(self._key(name))))
+        # In one request: what is read whole is small, and need not be asked for its size.
+        options = {"max_concurrency": 1} if self._takes("_cat_file", "max_concurrency") else {}
+        return self._reading(name, lambda: bytes(self._fs.cat_file(self._key(name), **options)))
 
     def size(self, name: str) -> int | None:
         """Bytes of an object; None where there is none. Raises :class:`DatasetError`."""
@@ -104,7 +111,7 @@ class Store:
             pass
         options: dict[str, Any] = {"mode": "create"}
         if self.takes_parts:
-            options |= {"chunksize": PART_BYTES, "max_concurrency": _PARTS_AT_ONCE}
+            options |= {"chunksize": PART_BYTES, "max_concurrency": PARTS_AT_ONCE}
         if not self._created(name, lambda: self._fs.put_file(str(file), self._key(name), **options)):
             return False
         if (size := self.size(name)) != file.stat().st_size:
@@ -113,15 +120,12 @@ class Store:
 
     @property
     def takes_parts(self) -> bool:
-        """Whether :meth:`begin` is to be had."""
-        return self._takes("_put_file", "max_concurrency")
+        """Whether :meth:`begin` is to be had: of a client of S3."""
+        return hasattr(self._fs, "call_s3")
 
-    def begin(self, name: str) -> Any:
-        """A file whose ``write`` sends parts, of which ``close`` sends the last and ``commit`` makes an object where none is.
-
-        ``discard`` drops them instead. Raises what the client does.
-        """
-        return self._fs.open(self._key(name), "xb", block_size=PART_BYTES, autocommit=False)
+    def begin(self, name: str) -> Upload:
+        """An upload of which parts are sent, maybe several at once. Raises what the client does."""
+        return Upload(self._fs, self._key(name))
 
     def remove(self, name: str) -> None:
         """Remove an object, if it is there. Raises :class:`StorageError`."""
@@ -138,10 +142,11 @@ class Store:
         Raises:
             StorageError: the store does not let them be dropped.
         """
-        if not hasattr(self._fs, "list_multipart_uploads"):
+        if not self.takes_parts:
             return
         bucket, _, root = self._key(folder).partition("/")
-        for upload in self._writing(folder, lambda: self._fs.list_multipart_uploads(bucket)):
+        listed = self._writing(folder, lambda: self._fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{root}/"))
+        for upload in listed.get("Uploads", ()):
             if upload["Key"].startswith(f"{root}/") and re.fullmatch(pattern, upload["Key"].removeprefix(f"{root}/")):
                 self._writing(folder, partial(self._fs.abort_mpu, bucket, upload["Key"], upload["UploadId"]))
 
@@ -210,6 +215,33 @@ class Store:
                     raise
             time.sleep(FIRST_PAUSE * 2**attempt)
         raise AssertionError("unreachable")
+
+
+class Upload:
+    """An object of S3 on its way in parts, which are no object until :meth:`commit`. Methods raise what the client does."""
+
+    def __init__(self, fs: Any, key: str) -> None:
+        self._call = fs.call_s3
+        bucket, _, name = key.partition("/")
+        self._object = {"Bucket": bucket, "Key": name}
+        self._id = self._call("create_multipart_upload", **self._object)["UploadId"]
+        self._tags: dict[int, str] = {}
+
+    def send(self, number: int, part: bytes) -> None:
+        """Send part ``number``, from 1 on; all but the last have :data:`PART_BYTES`. Several threads may."""
+        answer = self._call("upload_part", **self._object, UploadId=self._id, PartNumber=number, Body=part)
+        self._tags[number] = answer["ETag"]
+
+    def commit(self) -> None:
+        """Make the parts an object, where none of its name is."""
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in sorted(self._tags.items())]
+        self._call(
+            "complete_multipart_upload", **self._object, UploadId=self._id, MultipartUpload={"Parts": parts}, IfNoneMatch="*"
+        )
+
+    def discard(self) -> None:
+        """Drop the parts."""
+        self._call("abort_multipart_upload", **self._object, UploadId=self._id)
 
 
 def _found(info: dict[str, Any]) -> Found:
