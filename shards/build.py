@@ -32,7 +32,7 @@ from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import UnreadNames, check_identity
-from sleepfm.signals.examine import Discovered
+from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import file_size, is_remote, name_below
 from sleepfm.signals.prepare import discover_names
 from sleepfm.signals.scorings.finder import SharedScorings

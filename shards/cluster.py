@@ -20,7 +20,7 @@ from shards.schedule import IN_FLIGHT_PER_CPU, News, Schedule, Work
 from shards.task import Outcome, Refusal, build_shard
 from shards.time_limit import time_limit
 from sleepfm.errors import ConfigError, ShardError, UsageError
-from sleepfm.signals.examine import Discovered
+from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import is_remote, location
 
 __all__ = ["IN_FLIGHT_PER_CPU", "check_paths", "cluster", "in_ray_job", "run_shards", "run_task"]

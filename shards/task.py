@@ -31,7 +31,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
 from sleepfm.errors import AnnotationError, InternalError, RecordingError, SleepFMError
 from sleepfm.files import atomic_file, write_json
-from sleepfm.signals.examine import Discovered
+from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import name_below
 from sleepfm.signals.prepare import prepare_in_turn
 from sleepfm.signals.recording import Recording, opened_recording

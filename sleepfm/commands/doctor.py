@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.signals.cohorts.cohort import Cohort
     from sleepfm.signals.cohorts.identity import check_identity
     from sleepfm.signals.doctor import Finding, examine_recordings, sample_of
-    from sleepfm.signals.examine import discover
+    from sleepfm.signals.discover import discover
     from sleepfm.signals.files import location
     from sleepfm.signals.people import KnownPeople, read_people
 

@@ -17,7 +17,8 @@ from sleepfm.cli import main
 from sleepfm.errors import RecordingError
 from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.doctor import examine_recordings, sample_of
-from sleepfm.signals.examine import Discovered, discover, examine
+from sleepfm.signals.discover import Discovered, discover
+from sleepfm.signals.examine import examine
 from sleepfm.signals.files import matching_files
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.recording import Recording
