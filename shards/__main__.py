@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.interruption import interruptible
 from sleepfm.console import accept_every_character
 from sleepfm.errors import exit_with
 
@@ -53,7 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     run = {"build": _build, "verify": _verify, "info": _info, "export": _export}[arguments.command]
     arguments.rest = rest
-    return exit_with(lambda: run(arguments))
+
+    def interruptibly() -> int:
+        going_on = "what is finished is kept, and the same command goes on"
+        with interruptible(going_on if arguments.command == "build" else ""):
+            return run(arguments)
+
+    return exit_with(interruptibly)
 
 
 def _build(arguments: argparse.Namespace) -> int:

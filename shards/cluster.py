@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.build_config import BuildConfig
+from shards.interruption import listen_again
 from shards.lease import Builder
 from shards.plan import ShardPlan
 from shards.schedule import IN_FLIGHT_PER_CPU, News, Schedule, Work
@@ -118,6 +119,7 @@ def cluster(workers: int) -> Iterator[Any]:
             raise ConfigError(_folder_of_sockets(error)) from error
         raise ShardError(f"Ray did not start ({reason}); if the machine is busy, run the same command again") from error
     try:
+        listen_again()
         yield ray
     finally:
         ray.shutdown()
