@@ -174,6 +174,8 @@ def only_builder(out: Path, lease_s: float, say: Callable[[str], object]) -> Ite
 
 def _acquire(store: Store, lease_s: float, say: Callable[[str], object]) -> Lease:
     store.require_conditional()
+    # What has no such object says whether it lets others be removed, which a lease leaves behind at each renewal.
+    store.remove(_name(0))
     record = {
         "token": uuid.uuid4().hex,
         "host": socket.gethostname(),
