@@ -44,29 +44,15 @@ from typing import Any
 import numpy as np
 from machine import describe
 from noise_nights import CHANNELS, EPOCHS, make_dataset
+from other_readers import make_parquet, parquet_batches, webdataset_batches
 
 BATCH = 256
 SIZES = (10, 1000)
 STORED = 100
 COUNTED = 40_000
-PARQUET_EPOCHS = 2_000
 WORKERS = (0, 1, 2, 4)
 # Of 3,022 operations.
 PASSES = 3
-
-
-def make_parquet(out: Path, scratch: Path) -> None:
-    """Epochs of the small data set, a file each."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    stream = sequence_stream(scratch / "10", 1)
-    out.mkdir(parents=True)
-    for start in range(0, PARQUET_EPOCHS, 100):
-        signals = stream.batch(start, 100).signals[:, 0].numpy()
-        for number, epoch in enumerate(signals):
-            table = pa.table(dict(zip(CHANNELS, epoch, strict=True)))
-            pq.write_table(table, out / f"{start + number:06d}.parquet")
 
 
 def epoch_stream(path: Path, channels: tuple[str, ...] = CHANNELS, **settings: Any) -> Any:
@@ -103,47 +89,6 @@ def ours(stream: Any, items: int, epochs: int) -> Iterator[int]:
         assert len(stream.batch(start, items)) == items
         start += items
         yield items * epochs
-
-
-def webdataset_batches(path: Path, channels: tuple[str, ...]) -> Iterator[int]:
-    """A user's loader of the same tars."""
-    import torch
-    import webdataset as wds
-
-    def epochs(samples: Iterator[dict[str, Any]]) -> Iterator[torch.Tensor]:
-        for sample in samples:
-            for channel in channels:
-                for epoch in sample[f"{channel.lower()}.npy"]:
-                    yield torch.from_numpy(epoch * np.float32(32 / 32767))
-
-    urls = [str(tar) for tar in sorted((path / "shards").glob("*.tar"))]
-    data = wds.DataPipeline(
-        wds.SimpleShardList(urls, seed=0),
-        wds.shuffle(8),
-        wds.tarfile_to_samples(),
-        wds.decode(),
-        epochs,
-        wds.shuffle(1000),
-        wds.batched(BATCH, collation_fn=torch.stack),
-    )
-    while True:
-        for batch in data:
-            yield len(batch)
-
-
-def parquet_batches(folder: Path, columns: tuple[str, ...]) -> Iterator[int]:
-    import pyarrow.parquet as pq
-    import torch
-
-    files = sorted(folder.glob("*.parquet"))
-    order = np.random.default_rng(0)
-    each = BATCH // len(columns)
-    while True:
-        for begin in range(0, len(files) - each, each):
-            chosen = order.choice(len(files), each, replace=False) if begin == 0 else order.integers(0, len(files), each)
-            tables = [pq.read_table(files[index], columns=list(columns), memory_map=False) for index in chosen]
-            batch = torch.from_numpy(np.stack([np.stack([column.to_numpy() for column in table.columns]) for table in tables]))
-            yield len(batch) * len(columns)
 
 
 def resident() -> float:
@@ -315,10 +260,10 @@ def cases(scratch: Path) -> dict[str, Callable[[], dict[str, float]]]:
         "ours, single channel (1 of 4)": lambda: rate(ours(epoch_stream(large, one), BATCH, 1)),
         "ours, four channels at once": lambda: rate(ours(sequence_stream(large, 1), BATCH // 4, 4)),
         "ours, sequences of 20 x 4": lambda: rate(ours(sequence_stream(large, 20), 4, 80)),
-        "webdataset, single channels (4 pooled)": lambda: rate(webdataset_batches(large, CHANNELS)),
-        "webdataset, single channel (1 of 4)": lambda: rate(webdataset_batches(large, one), 0.25),
-        "parquet, single channel": lambda: rate(parquet_batches(scratch / "parquet", one), 0.1),
-        "parquet, four channels at once": lambda: rate(parquet_batches(scratch / "parquet", CHANNELS), 0.2),
+        "webdataset, single channels (4 pooled)": lambda: rate(webdataset_batches(large, CHANNELS, BATCH)),
+        "webdataset, single channel (1 of 4)": lambda: rate(webdataset_batches(large, one, BATCH), 0.25),
+        "parquet, single channel": lambda: rate(parquet_batches(scratch / "parquet", one, BATCH), 0.1),
+        "parquet, four channels at once": lambda: rate(parquet_batches(scratch / "parquet", CHANNELS, BATCH), 0.2),
         "memory, 10 recordings": lambda: memory(small),
         f"memory, {SIZES[1]} recordings": lambda: memory(large),
         "disk, reading ahead": lambda: disk(large),
@@ -375,7 +320,7 @@ def main() -> None:
             make_dataset(scratch / str(size), size)
     wanted = tuple(name for name in arguments.only.split(",") if name)
     if not (scratch / "parquet").exists() and (not wanted or any(name.startswith("parquet") for name in wanted)):
-        make_parquet(scratch / "parquet", scratch)
+        make_parquet(scratch / "parquet", sequence_stream(scratch / str(SIZES[0]), 1))
     if arguments.build:
         return
     found: dict[str, dict[str, float]] = {}

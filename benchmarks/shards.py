@@ -14,7 +14,8 @@ with one thread and warm (the first night does not count):
 * `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
   is one, to a file system in memory, which takes the disk out of it.
 * `store`: wall time of a build into a bucket of a local S3 server (moto, a process of its own) beside one into a folder, shard
-  for shard in turns on one Ray worker that is warm, so that what else the machine does meets both; and its processor time.
+  for shard in turns on one Ray worker that is warm, so that what else the machine does meets both; its processor time, and the
+  requests that the server counts (with any renewal of the lease meanwhile).
 * `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s, seconds per thousand.
 
 CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
@@ -25,18 +26,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from conversion import edfs, measure_bound, measure_ours, measure_reference, output, shard_of
 from machine import describe
 
 # This file bears the name of the package: where it lies must not hide it, here and in Ray's workers.
@@ -60,135 +60,6 @@ def synthesise(folder: Path, nights: int, hours: float) -> Path:
     command = [sys.executable, "-m", "sleepfm.cli", "synth", str(place), "--seed", "1", "--clean"]
     subprocess.run([*command, "--subjects", str(nights), "--hours", f"{hours:g}"], check=True, capture_output=True)
     return place
-
-
-def edfs(source: Path) -> list[Path]:
-    return sorted(source.rglob("*.edf"))
-
-
-def shard_of(source: Path, path: Path, number: int, recordings: int = 1) -> Any:
-    from shards.plan import Entry, ShardPlan
-
-    place, size = path.relative_to(source).as_posix(), path.stat().st_size
-    entries = tuple(Entry(place, size, f"{path.stem}-{turn}" if turn else path.stem) for turn in range(recordings))
-    return ShardPlan(f"shard-{number:06d}.tar", entries)
-
-
-@contextmanager
-def output(place: str | None = None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="shards-", dir=place) as folder:
-        (Path(folder) / "shards").mkdir()
-        yield Path(folder)
-
-
-def processor_seconds(work: Callable[[Path], Any], paths: list[Path]) -> list[float]:
-    """Processor time of ``work`` on each path, the first as often as it takes to be warm: once more."""
-    seconds = []
-    for path in [paths[0], *paths]:
-        begin = time.process_time()
-        work(path)
-        seconds.append(time.process_time() - begin)
-    return seconds[1:]
-
-
-def measure_ours(source: Path, *_: str) -> dict[str, Any]:
-    from shards.build_config import load_build_config
-    from shards.task import build_shard
-
-    config, hours, size = load_build_config(None, ["cohort=shhs1"]), [], []
-    with output() as out:
-
-        def work(path: Path) -> None:
-            shard = shard_of(source, path, 0)
-            outcome = build_shard(source, out, shard, config, "benchmark")
-            assert outcome.converted == 1, outcome.refusals
-            hours.append(outcome.hours)
-            size.append((out / "shards" / shard.name).stat().st_size)
-
-        seconds = processor_seconds(work, edfs(source))
-        saved = spared(next((out / "shards").glob("*.tar")))  # of the last night, in the place of those before
-    return {
-        "processor_seconds_per_night": statistics.median(seconds),
-        "psg_hours_per_core_second": sum(hours[1:]) / sum(seconds),
-        "bytes_per_psg_hour": sum(size) / sum(hours),
-        "bytes_per_psg_hour_at_100_hz": (size[-1] + saved) / hours[-1],
-        "source_bytes_per_psg_hour": sum(path.stat().st_size for path in edfs(source)) / sum(hours[1:]),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-
-
-def spared(tar: Path) -> int:
-    """Bytes that the channels of a tar would take beyond those they take, were all of them at 100 Hz."""
-    import tarfile
-
-    found = 0
-    with tarfile.open(tar) as archive:
-        for member in archive:
-            if member.name.endswith(".json"):
-                header = json.load(archive.extractfile(member))  # type: ignore[arg-type]
-                found += sum(2 * 30 * (100 - rate) * header["epochs"] for rate in header["rate"].values())
-    return found
-
-
-def measure_reference(source: Path, checkout: str, *_: str) -> dict[str, Any]:
-    """The released parser and saver; it takes relative paths alone and swallows no error here."""
-    sys.path.insert(0, str(Path(checkout).resolve()))
-    os.chdir(source)
-    from dataset.data_parser import SHHS  # type: ignore[import-not-found]
-
-    parser, hours = SHHS(), []
-    with tempfile.TemporaryDirectory(prefix="reference-") as folder:
-
-        def work(path: Path) -> None:
-            import pyarrow.parquet as pq
-
-            target = Path(folder) / path.stem
-            parser.save(path.relative_to(source).as_posix(), str(target))
-            x, y = (pq.read_metadata(Path(folder) / path.stem.split("-")[-1] / f"{name}.parquet") for name in "xy")
-            assert x.num_columns == 7 and x.num_rows == y.num_rows * 3000 > 0, (x, y)
-            hours.append(y.num_rows / 120)
-
-        seconds = processor_seconds(work, edfs(source))
-    return {
-        "processor_seconds_per_night": statistics.median(seconds),
-        "psg_hours_per_core_second": sum(hours[1:]) / sum(seconds),
-        "peak_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-    }
-
-
-def measure_bound(source: Path, *_: str) -> dict[str, Any]:
-    import numpy as np
-    from scipy import fft
-
-    from sleepfm.signals.cohorts.catalogue import load_cohort
-    from sleepfm.signals.cohorts.montage import resolve
-    from sleepfm.signals.recording import read_edf_header, read_recording
-
-    cohort, block = load_cohort("shhs1"), 16_384
-    reading, transforms = [], []
-    for path in [edfs(source)[0], *edfs(source)]:
-        header, montage = read_edf_header(path), resolve(read_recording(path), cohort)
-        begin = time.process_time()
-        raw = np.frombuffer(path.read_bytes(), np.uint8, offset=header.data_offset)
-        records = raw[: header.n_records * header.record_bytes].reshape(header.n_records, header.record_bytes)
-        signals = {}
-        for channel, derivation in montage.channels.items():
-            signal = header.ordinary[derivation.active.index]
-            part = records[:, signal.offset : signal.offset + 2 * signal.samples]
-            signals[channel] = np.ascontiguousarray(part).view("<i2").ravel().astype(np.float32), derivation.rate
-        middle = time.process_time()
-        for samples, rate in signals.values():
-            if rate < 10:
-                continue  # oximetry is held, not filtered
-            length = round(block * rate / 100) if rate < 100 else block
-            padded = np.resize(samples, -(-len(samples) // length) * length).reshape(-1, length)
-            target = round(length * 100 / rate)
-            spectrum = fft.rfft(padded, axis=1)
-            kept = min(spectrum.shape[1], target // 2 + 1)
-            fft.irfft(spectrum[:, :kept], target, axis=1)
-        reading.append(middle - begin)
-        transforms.append(time.process_time() - middle)
-    return {"reading_seconds": statistics.median(reading[1:]), "transform_seconds": statistics.median(transforms[1:])}
 
 
 def resident_mib(field: str) -> float:
@@ -269,13 +140,16 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
 
     config, paths = load_build_config(None, ["cohort=shhs1"]), edfs(source)
     seconds: dict[str, list[tuple[float, float]]] = {"folder": [], "url": []}
-    with object_store(), output() as folder, cluster(1) as ray:
+    asked: list[int] = []
+    with object_store() as store, output() as folder, cluster(1) as ray:
         remote = ray.remote(num_cpus=1)(timed_task)
         for number in range(STORE_SHARDS + 1):
             for name, out in (("folder", folder), ("url", location(f"s3://{BUCKET}/out"))):
                 shard = shard_of(source, paths[number % len(paths)], number, STORE_RECORDINGS)
                 with only_builder(out, config.store.lease_s, print) as (builder, _):
+                    before = len(store.requests())
                     seconds[name].append(ray.get(remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder)))
+                    asked += [len(store.requests()) - before] if name == "url" else []
     # The first of each finds a cold worker.
     here, there = ([statistics.median(column) for column in zip(*seconds[name][1:], strict=True)] for name in ("folder", "url"))
     return {
@@ -287,6 +161,7 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
         "processor_seconds_into_a_folder": here[1],
         "processor_seconds_into_a_url": there[1],
         "times_the_processor_time": there[1] / here[1],
+        "requests_of_a_shard": statistics.median(asked),
     }
 
 

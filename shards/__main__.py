@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.interruption import interruptible
 from sleepfm.console import accept_every_character
 from sleepfm.errors import exit_with
 
@@ -53,7 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognised arguments: {' '.join(rest)}")
     run = {"build": _build, "verify": _verify, "info": _info, "export": _export}[arguments.command]
     arguments.rest = rest
-    return exit_with(lambda: run(arguments))
+
+    def interruptibly() -> int:
+        going_on = "what is finished is kept, and the same command goes on"
+        with interruptible(going_on if arguments.command == "build" else ""):
+            return run(arguments)
+
+    return exit_with(interruptibly)
 
 
 def _build(arguments: argparse.Namespace) -> int:
@@ -61,7 +68,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.build_config import load_build_config
     from shards.cluster import check_paths, joined_cluster
     from shards.privacy import where_texts_are
-    from shards.summary import refused_lines, status
+    from shards.summary import refusal_line, refused_lines, status
     from sleepfm.extras import require
     from sleepfm.signals.files import location
 
@@ -103,10 +110,12 @@ def _build(arguments: argparse.Namespace) -> int:
         print(f"warning: {folder}: {why}; what is in it is not in the data set: give the right to read it, and build again")
     for row in result.quarantine:
         if row["source"] not in result.printed:
-            print(f"refused {row['source']}: {row['error']}: {row['reason']}")
-    for line in refused_lines(result.quarantine, f"{arguments.out}/manifest/quarantine.parquet"):
+            print(refusal_line(row["source"], row["error"], row["reason"]))
+    for line in refused_lines(result.quarantine, f"{arguments.out}/manifest/quarantine.parquet", result.gone):
         print(line)
-    return 1 if result.unlisted else status(counts, result.quarantine, result.texts.refusals, config.max_refused)
+    if result.unlisted:
+        return 1
+    return status(counts, result.quarantine, result.texts.refusals, config.max_refused, result.gone)
 
 
 def _verify(arguments: argparse.Namespace) -> int:

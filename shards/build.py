@@ -7,21 +7,22 @@ import re
 from collections.abc import Collection, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
 from shards.lease import Builder, Check, only_builder
 from shards.left_out import SET_ASIDE, Exclusion, left_out
-from shards.manifest import rows, sidecars, write_manifest
+from shards.manifest import write_manifest
 from shards.names import shown
 from shards.nodes import require_shared
 from shards.people import Tables, check_moves, people_lines
 from shards.plan import PLAN_FILE, Plan, ShardPlan, extend, read_plan, write_plan
 from shards.privacy import kept_scoring, token
 from shards.progress import ListingProgress, Progress
+from shards.result import BuildResult, Told
 from shards.schedule import News
 from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
+from shards.split import empty_splits
 from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import Refusal, read_sidecar, sidecar_path
 from shards.working_copy import WorkingCopy, working_copy
@@ -31,38 +32,12 @@ from sleepfm.errors import DatasetError, UsageError
 from sleepfm.files import make_folder, remove_temporaries
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.cohorts.identity import UnreadNames, check_identity
-from sleepfm.signals.examine import Discovered
+from sleepfm.signals.cohorts.identity import check_identity
+from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import file_size, is_remote, name_below
 from sleepfm.signals.prepare import discover_names
-from sleepfm.signals.scorings.finder import SharedScorings
-from sleepfm.signals.scorings.text_counts import TextCounts
 
 _SHARD_FILES = r"shard-[0-9]{6,}\.(?:tar|json)"
-
-
-@dataclass(frozen=True)
-class BuildResult:
-    """The written ``dataset.json``, all rows of the quarantine, the paths whose refusal was printed on the way, and what the
-    scorings of converted recordings say that is no stage and no event.
-    """
-
-    description: dict[str, Any]
-    quarantine: list[dict[str, Any]]
-    printed: set[str]
-    texts: TextCounts
-    unscored: int = 0
-    """Converted recordings for which no scoring was found."""
-    unread: UnreadNames = field(default_factory=UnreadNames)
-    """Converted recordings whose file name does not say whose it is."""
-    unlisted: dict[str, str] = field(default_factory=dict)
-    """Folders of the source that cannot be listed, each with the reason."""
-    shared: tuple[str, ...] = ()
-    """A line for each scoring that was taken for several recordings."""
-    people: tuple[str, ...] = ()
-    """What the tables of people say, and what in them is not understood, a line each."""
-    warnings: tuple[str, ...] = ()
-    """What else is to be known of them."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +118,7 @@ def _build(
     found = {name: _size(root / path) if known[path].size is None else known[path].size or 0 for name, path in files.items()}
     excluded = {token(name, config.privacy) for name in exclusion.names}
     people = Tables.read(source, config, move=rebuild)
+    printed: set[str] = set()
     with only_builder(copy.url, config.store.lease_s, lambda said: print(said, flush=True)) as (builder, check):
         copy.pull()
         before = read_plan(out, wanted)
@@ -179,31 +155,31 @@ def _build(
         copy.abandon_uploads()
         copy.publish(check)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
-        printed: set[str] = set()
         if todo:
             printed = _run(todo, root, copy.url, config, plan, workers, known, files, refused, builder, check)
             copy.pull()
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
-        description = write_manifest(out, plan, people)
+        told = Told(plan, config)
+        description = write_manifest(out, plan, people, told.see)
         copy.publish(check)
-    quarantine, texts, unscored, unread, scorings = [], TextCounts(), 0, UnreadNames(), SharedScorings()
-    for sidecar in sidecars(out, plan, digest(wanted)):
-        used = kept_of(sidecar)
-        quarantine += rows("quarantine", sidecar, plan)
-        for record in sidecar["records"]:
-            provenance = record["provenance"]
-            # One name in two folders is one scoring where the bytes are the same.
-            if provenance.get("scoring") and (file := used.get(record["source"])):
-                scorings.add(file, shown(record["source"]))
-            texts.add(shown(record["source"]), provenance)
-            if not provenance.get("subject_read", True):
-                unread.add(shown(record["source"]))
-            unscored += config.scoring != "ignore" and provenance.get("scoring") is None and not provenance.get("scoring_refused")
-    shared = tuple(scorings.lines(lambda file: shown(file.name)))
+    shared = tuple(told.scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    told, warnings = people_lines(out, config.split, people)
-    return BuildResult(description, quarantine, printed, texts, unscored, unread, folders, shared, tuple(told), tuple(warnings))
+    known_of, warnings = people_lines(out, config.split, people)
+    warnings += empty_splits(description["split"], config.split)
+    return BuildResult(
+        description,
+        told.quarantine,
+        printed,
+        told.texts,
+        told.unscored,
+        told.unread,
+        folders,
+        shared,
+        {shown(path) for path in plan.latest.keys() - found.keys() - excluded} - printed,
+        tuple(known_of),
+        tuple(warnings),
+    )
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

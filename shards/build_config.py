@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from sleepfm.config import Config, digest, load_config, to_dict
 from sleepfm.constants import CHANNELS
@@ -22,6 +22,14 @@ from sleepfm.signals.quality import UNUSABLE, Quality
 from sleepfm.signals.scorings.labels import RULE_VERSION, EventRule
 from sleepfm.signals.scorings.scoring import ScoringUse
 
+
+def _once(values: list[str]) -> list[str]:
+    """Raises :class:`ValueError` where one of ``values`` stands twice: the second may be meant for another."""
+    if twice := sorted({value for value in values if values.count(value) > 1}):
+        raise ValueError(f"{', '.join(twice)} stands there more than once")
+    return values
+
+
 # By what splits can be made alike.
 Stratum = Literal["age", "sex", "ahi"]
 
@@ -32,7 +40,7 @@ class SplitConfig(GrowingSection):
     _LATER = ("stratify",)
 
     salt: str
-    stratify: list[Stratum] = []
+    stratify: Annotated[list[Stratum], AfterValidator(_once)] = []
     pretrain: float = Field(ge=0, le=1)
     label: float = Field(ge=0, le=1)
     val: float = Field(ge=0, le=1)
@@ -118,8 +126,8 @@ class BuildConfig(Config):
     """
 
     cohort: str
-    require: list[Literal[CHANNELS]]  # type: ignore[valid-type]
-    channels: list[Literal[CHANNELS]] = Field(min_length=1)  # type: ignore[valid-type]
+    require: Annotated[list[Literal[CHANNELS]], AfterValidator(_once)]  # type: ignore[valid-type]
+    channels: Annotated[list[Literal[CHANNELS]], AfterValidator(_once)] = Field(min_length=1)  # type: ignore[valid-type]
     scoring: ScoringUse = "if_valid"
     event_rule: EventRule
     segment_epochs: int = Field(ge=1, le=1200)

@@ -14,13 +14,14 @@ from types import MappingProxyType
 from typing import Any
 
 from shards.build_config import BuildConfig
+from shards.interruption import listen_again
 from shards.lease import Builder
 from shards.plan import ShardPlan
 from shards.schedule import IN_FLIGHT_PER_CPU, News, Schedule, Work
 from shards.task import Outcome, Refusal, build_shard
 from shards.time_limit import time_limit
 from sleepfm.errors import ConfigError, ShardError, UsageError
-from sleepfm.signals.examine import Discovered
+from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import is_remote, location
 
 __all__ = ["IN_FLIGHT_PER_CPU", "check_paths", "cluster", "in_ray_job", "run_shards", "run_task"]
@@ -118,6 +119,7 @@ def cluster(workers: int) -> Iterator[Any]:
             raise ConfigError(_folder_of_sockets(error)) from error
         raise ShardError(f"Ray did not start ({reason}); if the machine is busy, run the same command again") from error
     try:
+        listen_again()
         yield ray
     finally:
         ray.shutdown()

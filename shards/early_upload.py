@@ -10,11 +10,13 @@ import hashlib
 import logging
 import re
 import threading
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
-from shards.store import PART_BYTES, Store
+from shards.store import PART_BYTES, PARTS_AT_ONCE, Store, Upload
 from sleepfm.errors import BusyError, ShardError
 from sleepfm.files import temporaries
 
@@ -32,7 +34,10 @@ class EarlyUpload:
     def __init__(self, store: Store, name: str, file: Path) -> None:
         self._store, self._name, self._path = store, name, file
         self._source: BinaryIO | None = None
-        self._target: Any = None
+        self._upload: Upload | None = None
+        self._pool = ThreadPoolExecutor(PARTS_AT_ONCE, "part of an upload")
+        self._under_way: deque[Future[None]] = deque()
+        self._count = 0
         self._failed = False
         self._sent = hashlib.sha256()
         self._end = threading.Event()
@@ -49,13 +54,13 @@ class EarlyUpload:
         self._stop()
         done = False
         try:
-            if self._target is not None and not self._failed:
+            if self._upload is not None and not self._failed:
                 self._send(self._path.stat().st_size)
-                self._target.close()
+                self._await(0)
                 if self._sent.hexdigest() != sha256:
                     raise ShardError("its first bytes were changed after they had been written")
                 check()
-                self._target.commit()
+                self._upload.commit()
                 done = self._store.size(self._name) == self._path.stat().st_size
         except BusyError:
             raise
@@ -91,11 +96,18 @@ class EarlyUpload:
         if self._source is None:
             return
         while (begin := self._source.tell()) < until:
-            if self._target is None:
-                self._target = self._store.begin(self._name)
+            if self._upload is None:
+                self._upload = self._store.begin(self._name)
             part = self._source.read(min(PART_BYTES, until - begin))
             self._sent.update(part)
-            self._target.write(part)
+            self._await(PARTS_AT_ONCE - 1)
+            self._count += 1
+            self._under_way.append(self._pool.submit(self._upload.send, self._count, part))
+
+    def _await(self, most: int) -> None:
+        """Until ``most`` parts are under way, so that no more of them are in memory. Raises what sending one did."""
+        while len(self._under_way) > most:
+            self._under_way.popleft().result()
 
     def _stop(self) -> None:
         self._end.set()
@@ -108,10 +120,11 @@ class EarlyUpload:
     def _close(self, discard: bool) -> None:
         if self._source is not None:
             self._source.close()
-        if self._target is not None and discard:
+        # A part that arrives after the others were dropped would stay.
+        self._pool.shutdown(cancel_futures=True)
+        if self._upload is not None and discard:
             try:
-                self._target.discard()
+                self._upload.discard()
             except Exception as error:
                 # Parts that nobody puts together are no object; the next build drops them.
                 log.warning("%s: parts of an upload that broke off may stay in the store (%s)", self._name, error)
-            self._target.closed = True

@@ -10,9 +10,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from shards.privacy import where_texts_are
+from shards.summary import refusal_line
 from sleepfm.constants import CHANNELS, EPOCH_SECONDS, RATE_HZ, SPLITS, STAGE_NAMES
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import MANIFEST_FOLDER
+from sleepfm.errors import ExcludedError
 from sleepfm.signals.scorings.labels import describe_rule
 from sleepfm.signals.scorings.text_counts import TextCounts
 
@@ -22,13 +24,16 @@ def info(path: str | Path) -> str:
     dataset = Dataset.open(path)
     description = dataset.description
     counts = description["counts"]
+    quarantine = pq.read_table(dataset.path / MANIFEST_FOLDER / "quarantine.parquet").to_pandas()
+    excluded = int((quarantine["error"] == ExcludedError.__name__).sum())
     lines = [
         dataset.origin,
         f"digest   {dataset.digest}",
         f"cohort   {dataset.config['cohort']}, samples of {dataset.segment_epochs} epochs",
         f"events   {describe_rule(dataset.config['event_rule'], dataset.config.get('event_rule_version', 1))}",
         f"holds    {counts['records']} recordings, {counts['epochs'] * EPOCH_SECONDS / 3600:.1f} h, "
-        f"{counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB; {counts['quarantined']} refused",
+        f"{counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB; {len(quarantine) - excluded} refused"
+        f"{f', {excluded} excluded' if excluded else ''}",
         "",
     ]
     records = pq.read_table(dataset.path / MANIFEST_FOLDER / "records.parquet").to_pandas()
@@ -42,9 +47,9 @@ def info(path: str | Path) -> str:
         texts.add(record, json.loads(provenance))
     if found := texts.lines():
         lines += ["", *found]
-    quarantine = pq.read_table(dataset.path / MANIFEST_FOLDER / "quarantine.parquet").to_pandas()
     for row in quarantine.itertuples():
-        lines.append(f"refused  {row.source}: {row.error}: {row.reason}")
+        word, told = refusal_line(row.source, row.error, row.reason).split(" ", 1)
+        lines.append(f"{word:<8} {told}")
     if told := where_texts_are([*found, *quarantine["reason"]], "SRC"):
         lines.append(told)
     return "\n".join(lines)

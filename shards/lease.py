@@ -36,6 +36,9 @@ _TRUSTED = 0.75  # of its time a lease is taken for held without asking the stor
 _POLLS = 20  # looks of a waiting builder in the time of a lease
 _DIGITS = 8
 
+# Raises :class:`BusyError` once another one builds.
+Check = Callable[[], None]
+
 
 @dataclass(frozen=True)
 class Builder:
@@ -44,17 +47,23 @@ class Builder:
     out: Path
     token: str
 
-    def check(self) -> None:
+    def check(self, seen: int = 0) -> int:
         """Pass where this builder is the one that builds into ``out``, as seen from this host.
+
+        Args:
+            seen: a number of this builder's lease that an earlier check has given: while it is the highest it is not read again.
 
         Raises:
             BusyError: another one is now.
             StorageError: a folder that is not the one the builder writes into, or a store that cannot be asked.
         """
         if is_remote(self.out):
-            if (found := _highest(Store(self.out))) is None or found[1]["token"] != self.token:
+            store = Store(self.out)
+            if seen and _numbers(store)[-1:] == [seen]:
+                return seen
+            if (found := _highest(store)) is None or found[1]["token"] != self.token:
                 raise BusyError(_lost(self.out, found and found[1]))
-            return
+            return found[0]
         try:
             stands = (self.out / LOCK_FILE).read_text(encoding="utf-8")
         except OSError as error:
@@ -64,6 +73,17 @@ class Builder:
                 f"{self.out}: on host {socket.gethostname()} this is not the folder that the build writes into; give a URL "
                 "(s3://...) or a folder that all nodes share"
             )
+        return 0
+
+    def checks(self) -> Check:
+        """:meth:`check`, to be called again and again."""
+        seen = 0
+
+        def check() -> None:
+            nonlocal seen
+            seen = self.check(seen)
+
+        return check
 
 
 class Lease:
@@ -125,9 +145,6 @@ class Lease:
                 self._store.remove(_name(number))
 
 
-Check = Callable[[], None]
-
-
 @contextmanager
 def only_builder(out: Path, lease_s: float, say: Callable[[str], object]) -> Iterator[tuple[Builder, Check]]:
     """Keep every other builder out of ``out`` until the block ends.
@@ -157,6 +174,8 @@ def only_builder(out: Path, lease_s: float, say: Callable[[str], object]) -> Ite
 
 def _acquire(store: Store, lease_s: float, say: Callable[[str], object]) -> Lease:
     store.require_conditional()
+    # What has no such object says whether it lets others be removed, which a lease leaves behind at each renewal.
+    store.remove(_name(0))
     record = {
         "token": uuid.uuid4().hex,
         "host": socket.gethostname(),

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -89,26 +90,42 @@ def _as_written(out: Path, plan: Plan, build: str) -> Iterator[dict[str, Any]]:
         yield sidecar
 
 
-def _people_and_duplicates(out: Path, plan: Plan, build: str, tables: Tables) -> tuple[JoinedPeople, Duplicates]:
-    """Everybody in the data set, with what ``tables`` and an earlier manifest say, and which recordings are duplicates.
+@dataclass(frozen=True)
+class _Whole:
+    """What is known once all sidecars were read: everybody in the data set, which recordings are duplicates, and the samples of
+    each tar, by its path below the data set; those of duplicates stay in the tar.
+    """
+
+    people: JoinedPeople
+    duplicates: Duplicates
+    samples: dict[str, int]
+
+
+def _read_whole(out: Path, plan: Plan, build: str, tables: Tables) -> _Whole:
+    """Read all sidecars once; people with what ``tables`` and an earlier manifest say.
 
     Raises as :func:`shards.people.join_people`.
     """
     config = SplitConfig(**plan.identity["split"])
     whose: dict[str, PersonKey] = {}
+    samples: dict[str, int] = {}
 
     def noted() -> Iterator[dict[str, Any]]:
         for sidecar in _as_written(out, plan, build):
+            if sidecar["records"]:
+                samples[f"{SHARD_FOLDER}/{sidecar['shard']}"] = sum(record["n_segments"] for record in sidecar["records"])
             for record in sidecar["records"]:
                 whose[record["source"]] = (record["subject"], record["visit"], record["cohort"])
             yield sidecar
 
     duplicates = Duplicates.among(noted())
     keys = (key for source, key in whose.items() if source not in duplicates)
-    return join_people(keys, config, tables, read_stored(out, config), out), duplicates
+    return _Whole(join_people(keys, config, tables, read_stored(out, config), out), duplicates, samples)
 
 
-def write_manifest(out: Path, plan: Plan, people_tables: Tables | None = None) -> dict[str, Any]:
+def write_manifest(
+    out: Path, plan: Plan, people_tables: Tables | None = None, see: Callable[[dict[str, Any]], object] = lambda sidecar: None
+) -> dict[str, Any]:
     """Write ``manifest/*.parquet`` and then ``dataset.json``; returns the latter's content.
 
     A ``dataset.json`` that would change is removed first: the folder is a whole data set before and after, and
@@ -116,17 +133,19 @@ def write_manifest(out: Path, plan: Plan, people_tables: Tables | None = None) -
 
     Args:
         people_tables: what is known of people; without them it is what the manifest said before.
+        see: gets every sidecar, in order, with duplicates in its quarantine.
 
     Raises:
         DatasetError: a shard is not done, or people would come into another split.
         StorageError: the folder cannot be written to.
     """
     build = digest(plan.identity)
-    people, duplicates = _people_and_duplicates(out, plan, build, people_tables or Tables())
-    description = describe(out, plan, build, people.splits, duplicates)
+    whole = _read_whole(out, plan, build, people_tables or Tables())
+    people, duplicates = whole.people, whole.duplicates
+    description = describe(out, plan, build, people.splits, duplicates, see)
     path = out / DATASET_FILE
     current = {**description, "tables": table_digests(out)}
-    index = index_of(description["digest"], samples_of(out, plan, build))
+    index = index_of(description["digest"], whole.samples)
     same_people = people.people == read_stored(out, SplitConfig(**plan.identity["split"])).people
     if same_people and _stored(path) == current and _stored(out / INDEX_FILE) == index:
         return current
@@ -148,15 +167,6 @@ def write_manifest(out: Path, plan: Plan, people_tables: Tables | None = None) -
     write_json(out / INDEX_FILE, index)
     write_json(path, description, compact=True)
     return description
-
-
-def samples_of(out: Path, plan: Plan, build: str) -> dict[str, int]:
-    """How many samples each tar holds, by its path below ``out``; those of duplicates stay in the tar."""
-    return {
-        f"{SHARD_FOLDER}/{sidecar['shard']}": sum(record["n_segments"] for record in sidecar["records"])
-        for sidecar in _as_written(out, plan, build)
-        if sidecar["records"]
-    }
 
 
 def _write_groups(writers: dict[str, pq.ParquetWriter], groups: dict[str, list[dict[str, Any]]]) -> None:
@@ -186,11 +196,17 @@ def _stored(path: Path) -> Any:
 
 
 def describe(
-    out: Path, plan: Plan, build: str, splits: Mapping[str, str], duplicates: Duplicates | None = None
+    out: Path,
+    plan: Plan,
+    build: str,
+    splits: Mapping[str, str],
+    duplicates: Duplicates | None = None,
+    see: Callable[[dict[str, Any]], object] = lambda sidecar: None,
 ) -> dict[str, Any]:
     """The content of ``dataset.json`` but the digests of the tables.
 
     Counts the recordings, subjects and epochs of each split, by the split of each subject, and gives the data set its digest.
+    ``see`` as for :func:`write_manifest`.
     """
     counts = dict.fromkeys(("shards", "records", "segments", "epochs", "bytes", "quarantined"), 0)
     split = {name: dict.fromkeys(("subjects", "records", "epochs"), 0) for name in SPLITS}
@@ -198,6 +214,7 @@ def describe(
     content: list[Any] = []
     rules: dict[str, str | None] = {}
     for sidecar in sidecars(out, plan, build, duplicates):
+        see(sidecar)
         rules |= sidecar.get("rules", {})
         counts["shards"] += bool(sidecar["bytes"])
         counts["bytes"] += sidecar["bytes"]

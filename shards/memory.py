@@ -19,8 +19,8 @@ from sleepfm.errors import RecordingError
 from sleepfm.signals.cohorts.catalogue import Rules, all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort, normalise_label
 from sleepfm.signals.cohorts.label_grammar import read_label, without_running_numbers
+from sleepfm.signals.discover import Discovered
 from sleepfm.signals.edf.header import EdfHeader
-from sleepfm.signals.examine import Discovered
 from sleepfm.signals.recording import read_edf_extent
 
 # A Ray worker with its libraries.

@@ -6,7 +6,9 @@ import time
 
 from shards.names import shown
 from shards.schedule import News
+from shards.summary import refusal_line
 from shards.task import Outcome
+from sleepfm.errors import ExcludedError
 
 SECONDS_BETWEEN_LINES = 3.0
 
@@ -14,7 +16,7 @@ SECONDS_BETWEEN_LINES = 3.0
 class Progress:
     """Counts what became of shards, prints a line every few seconds and every refusal and failure as it comes.
 
-    ``refused`` holds the paths whose refusal was printed.
+    ``refused`` holds the paths whose refusal, or exclusion, was printed.
     """
 
     def __init__(self, shards: int, recordings: int) -> None:
@@ -22,7 +24,7 @@ class Progress:
         self._recordings = recordings
         self._started = time.monotonic()
         self._printed = self._started
-        self._done = self._converted = self._failed = self._lost = 0
+        self._done = self._converted = self._failed = self._lost = self._excluded = 0
         self._hours = 0.0
         self.refused: set[str] = set()
 
@@ -36,7 +38,8 @@ class Progress:
             self._hours += news.hours
             for refusal in news.refusals:
                 self.refused.add(shown(refusal.path))
-                print(f"refused {shown(refusal.path)}: {refusal.error}: {refusal.reason}", flush=True)
+                self._excluded += refusal.error == ExcludedError.__name__
+                print(refusal_line(shown(refusal.path), refusal.error, refusal.reason), flush=True)
         elif news is not None:
             self._failed += 1
             self._lost += len(news.recordings)
@@ -56,7 +59,7 @@ class Progress:
         return (
             f"shards {self._done}/{self._shards}  recordings {recordings}/{self._recordings}  "
             f"{rate * 60:.1f} recordings/min  {self._hours / seconds * 60:.0f} h of signal/min  "
-            f"refused {len(self.refused)}  failed {self._failed} shards  ETA {_clock(left)}"
+            f"refused {len(self.refused) - self._excluded}  failed {self._failed} shards  ETA {_clock(left)}"
         )
 
 

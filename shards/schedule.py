@@ -23,7 +23,7 @@ from shards.plan import Entry, ShardPlan
 from shards.task import Failure, Outcome, Refusal
 from shards.time_limit import time_limit
 from sleepfm.errors import FatalRecordingError, ShardError, SleepFMError
-from sleepfm.signals.examine import Discovered
+from sleepfm.signals.discover import Discovered
 
 # Enough to keep every worker busy while a finished task is replaced; the rest waits in the driver as plain names.
 IN_FLIGHT_PER_CPU = 2

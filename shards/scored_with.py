@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from sleepfm.errors import AnnotationError, RecordingError
 from sleepfm.signals.cohorts.catalogue import Rules, recognise_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.examine import Discovered
+from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import size_and_sha256
 from sleepfm.signals.recording import read_edf_header
 from sleepfm.signals.scorings.finder import find_scoring

@@ -57,6 +57,20 @@ def splits_of(
     return {subject: split[key] for key, members in together.items() for subject in members}
 
 
+def empty_splits(counts: Mapping[str, Mapping[str, int]], config: SplitConfig) -> list[str]:
+    """A warning where splits that have a share hold nobody; ``counts`` of each split as in ``dataset.json``."""
+    people = sum(of["subjects"] for of in counts.values())
+    empty = [name for name in SPLITS if getattr(config, name) > 0 and not counts[name]["subjects"]]
+    if not people or not empty:
+        return []
+    shares = ", ".join(f"split.{name}={getattr(config, name):g}" for name in empty)
+    spread = f", in groups of like {', '.join(config.stratify)}" if config.stratify else ""
+    return [
+        f"nobody is in {' or '.join(empty)} ({shares} of {people} people{spread}); add people, or build into another folder with "
+        "another split.salt or other fractions"
+    ]
+
+
 def _place(key: str, config: SplitConfig) -> float:
     """Where ``key`` is in [0, 1)."""
     value = hashlib.sha256(f"{config.salt}:{key}".encode()).digest()

@@ -31,7 +31,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
 from sleepfm.errors import AnnotationError, InternalError, RecordingError, SleepFMError
 from sleepfm.files import atomic_file, write_json
-from sleepfm.signals.examine import Discovered
+from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import name_below
 from sleepfm.signals.prepare import prepare_in_turn
 from sleepfm.signals.recording import Recording, opened_recording
@@ -152,7 +152,8 @@ def build_shard(
     while True:
         try:
             with task_folder(out, shard.name, builder) as folder:
-                content = write_shard(folder, shard, night_of, config, build, source)
+                # What goes on to a store need not survive a power cut here.
+                content = write_shard(folder, shard, night_of, config, build, source, durable=folder == out)
             break
         except (SleepFMError, OSError, MemoryError):
             raise
@@ -193,11 +194,12 @@ def write_shard(
     config: BuildConfig,
     build: str,
     source: Path,
+    durable: bool = True,
 ) -> dict[str, Any]:
     """Write the tar and then the sidecar of ``shard`` and return the sidecar's content.
 
     ``night_of`` is called once an entry, in order; one night is in memory at a time. A shard of which every
-    recording is refused has a sidecar but no tar.
+    recording is refused has a sidecar but no tar. ``durable`` files survive a power cut.
 
     Raises:
         StorageError: the output folder cannot be written to.
@@ -206,7 +208,7 @@ def write_shard(
     refusals: list[Refusal] = []
     scored: dict[str, ScoredWith] = {}
     tar = out / SHARD_FOLDER / shard.name
-    with atomic_file(tar) as file, closing(ShardWriter(file)) as writer:
+    with atomic_file(tar, durable) as file, closing(ShardWriter(file)) as writer:
         for entry in shard.entries:
             with _named(source / entry.path):
                 night = night_of(entry)
@@ -229,7 +231,7 @@ def write_shard(
         "quarantine": [asdict(refusal) for refusal in refusals],
         "scored_with": scored,
     }
-    write_json(sidecar_path(out, shard.name), {**content, "digest": _digest(content)}, compact=True)
+    write_json(sidecar_path(out, shard.name), {**content, "digest": _digest(content)}, compact=True, durable=durable)
     return content
 
 

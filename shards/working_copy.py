@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from shards.early_upload import EarlyUpload
-from shards.lease import LEASE_FOLDER, Builder
+from shards.lease import LEASE_FOLDER, Builder, Check
 from shards.plan import PLAN_FILE
 from shards.store import Found, Store
 from sleepfm.data.format import DATASET_FILE, INDEX_FILE, MANIFEST_FOLDER, SHARD_FOLDER
@@ -197,7 +197,7 @@ def task_folder(out: Path, shard: str, builder: Builder | None) -> Iterator[Path
         BusyError: another one builds.
         StorageError: this host does not see the output folder, or the store cannot be written to.
     """
-    check = builder.check if builder else lambda: None
+    check = builder.checks() if builder else lambda: None
     check()
     if not is_remote(out):
         yield out
@@ -206,8 +206,9 @@ def task_folder(out: Path, shard: str, builder: Builder | None) -> Iterator[Path
     sidecar = str(Path(tar).with_suffix(".json"))
     with scratch() as folder:
         make_folder(folder / SHARD_FOLDER)
-        # What a task that died has left under this name is compared first.
-        early = EarlyUpload(store, tar, folder / tar) if store.takes_parts and store.size(tar) is None else None
+        # What a task that died, or an earlier build, has left under these names is compared first.
+        there = store.objects(SHARD_FOLDER, f"{Path(shard).stem}.").keys()
+        early = EarlyUpload(store, tar, folder / tar) if store.takes_parts and tar not in there else None
         try:
             yield folder
         except BaseException:
@@ -217,26 +218,35 @@ def task_folder(out: Path, shard: str, builder: Builder | None) -> Iterator[Path
         if (folder / tar).exists():
             sha256 = json.loads((folder / sidecar).read_bytes())["sha256"]
             if early is None or not early.finish(sha256, check):
-                _put_once(store, tar, folder / tar, check)
+                _put_once(store, tar, folder / tar, check, lambda: store.upload(tar, folder / tar), tar in there)
         elif early is not None:
             early.give_up()
-        _put_once(store, sidecar, folder / sidecar, check)
+        content = (folder / sidecar).read_bytes()
+        # It holds its own digest, and need not be asked for its size.
+        _put_once(store, sidecar, folder / sidecar, check, lambda: store.create(sidecar, content), sidecar in there)
 
 
-def _put_once(store: Store, name: str, file: Path, check: Callable[[], None]) -> None:
+def _put_once(store: Store, name: str, file: Path, check: Check, put: Callable[[], bool], there: bool) -> None:
     """Put ``file`` under a name of this build's own, of which a task that died, or one of an earlier build, may have put it.
 
     What is there is never written over unseen: a task that lags behind another builder's cannot change what that one has put.
+
+    Args:
+        put: puts it where nothing is, or says that something is.
+        there: whether something was there before; else that is found out by putting.
     """
     for _ in range(_TRIES):
-        check()
-        if (size := store.size(name)) is None:
-            if store.upload(name, file):
+        if not there:
+            check()
+            if put():
                 return
-        elif size == file.stat().st_size and store.sha256(name) == sha256_file(file):
+        check()
+        size = store.size(name)
+        if size == file.stat().st_size and store.sha256(name) == sha256_file(file):
             return
-        else:
+        if size is not None:
             store.remove(name)
+        there = False
     raise ShardError(f"{store.url / name}: comes back with other bytes whenever it is put; end what else writes there")
 
 

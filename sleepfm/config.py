@@ -26,6 +26,8 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Characters of a wrong value that an error repeats.
 _LONGEST_VALUE = 60
 _NAMED = 4
+# Where overrides come from, in errors.
+COMMAND_LINE = "command line"
 
 
 class _Loader(_LOADER):
@@ -120,16 +122,17 @@ def merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
     return merged
 
 
-def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """``values`` with every ``dotted.key=value`` of ``overrides`` applied.
+def apply_overrides(values: dict[str, Any], overrides: Iterable[str], origin: str = "configuration") -> dict[str, Any]:
+    """``values`` with every ``dotted.key=value`` of ``overrides`` applied; ``origin`` names their file in errors.
 
     Raises:
-        ConfigError: an override without ``=``, with a malformed key or with a value that is no YAML.
+        ConfigError: an override without ``=``, with a malformed key or with a value that is no YAML, or a reference (``${key}``)
+            to what is not there.
     """
     overrides = list(overrides)
     for item in overrides:
         if "=" not in item or item.startswith("="):
-            raise ConfigError(f"override {item!r}: expected key=value, for example train.steps=100")
+            raise ConfigError(f"{COMMAND_LINE}: override {item!r}: expected key=value, for example train.steps=100")
     # OmegaConf takes a tenth of a second and more for a cohort, of which a process may read twenty.
     if not overrides and "${" not in repr(values):
         return values
@@ -142,17 +145,26 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
     except yaml.YAMLError as error:
         reason = getattr(error, "problem", None) or error
         example = "write the value as in a file, such as {key: value} or [1, 2]"
-        raise ConfigError(f"override {item!r}: not valid YAML ({reason}); {example}") from error
+        raise ConfigError(f"{COMMAND_LINE}: override {item!r}: not valid YAML ({reason}); {example}") from error
     except OmegaConfBaseException as error:
-        raise ConfigError(f"overrides {overrides}: {str(error).splitlines()[0]}") from error
+        if overrides:
+            apply_overrides(values, (), origin)  # where that fails too, the file is at fault
+            origin = f"{COMMAND_LINE}: overrides {', '.join(overrides)}"
+        raise ConfigError(f"{origin}: {str(error).splitlines()[0]}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
 
 
 def validate(
-    schema: type[ConfigT], values: dict[str, Any], origin: str, place: Callable[[Location], str] = lambda location: ""
+    schema: type[ConfigT],
+    values: dict[str, Any],
+    origin: str,
+    place: Callable[[Any], tuple[str, str]] | None = None,
 ) -> ConfigT:
-    """``values`` as a ``schema``; ``origin`` names the file in errors, ``place`` where in it a key stands, or is empty.
+    """``values`` as a ``schema``; ``origin`` names the file in errors.
+
+    Args:
+        place: what a fault (of pydantic) is to be looked for in, in the place of ``origin``, and the line there, or an empty one.
 
     Raises:
         ConfigError: listing every wrong key with its line, what was expected and the nearest known name.
@@ -160,31 +172,44 @@ def validate(
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        told = []
-        for item in error.errors():
-            # What pydantic says of a key itself.
-            item["loc"] = tuple(part for part in item["loc"] if part != "[key]")
-            where = place(item["loc"])
-            told.append(f"{where}: {_explain(schema, item)}" if where else _explain(schema, item))
-        raise ConfigError(f"{origin}: " + "; ".join(told)) from error
+        told: dict[str, list[str]] = {}
+        for item in _faults(error):
+            source, line = place(item) if place else (origin, "")
+            told.setdefault(source, []).append(f"{line}: {_explain(schema, item)}" if line else _explain(schema, item))
+        raise ConfigError("; ".join(f"{source}: {'; '.join(faults)}" for source, faults in told.items())) from error
+
+
+def _faults(error: ValidationError) -> Iterator[Any]:
+    for item in error.errors():
+        # What pydantic says of a key itself.
+        item["loc"] = tuple(part for part in item["loc"] if part != "[key]")
+        yield item
 
 
 def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str] = ()) -> ConfigT:
     """Read ``path`` (a file, or the name of a shipped one), apply ``overrides`` and validate as ``schema``.
 
     Raises:
-        ConfigError: see :func:`read_yaml`, :func:`apply_overrides` and :func:`validate`.
+        ConfigError: see :func:`read_yaml`, :func:`apply_overrides` and :func:`validate`. Faults of ``overrides`` are told of the
+            command line.
     """
     found = find_config(path)
-    stated = [tuple(item.split("=", 1)[0].split(".")) for item in overrides]
+    stated = read_yaml(found)
+    values = apply_overrides(stated, overrides, str(path))
+    given = [tuple(item.split("=", 1)[0].split(".")) for item in overrides]
 
-    def place(location: Location) -> str:
-        names = tuple(map(str, location))
-        # A key that was given by an override stands in no file.
-        return "" if any(names[: len(key)] == key for key in stated) else line_of(found, location)
+    def place(fault: Any) -> tuple[str, str]:
+        names = _names(values, fault["loc"])
+        if any(names[: len(key)] == key for key in given):
+            return COMMAND_LINE, ""
+        # Of a section: the file may say what does not go with the command line.
+        inside = sorted({".".join(key) for key in given if key[: len(names)] == names})
+        if inside and not _stands_alone(schema, stated, fault):
+            return f"{path} with {', '.join(inside)} of the {COMMAND_LINE}", ""
+        return str(path), line_of(found, fault["loc"])
 
     try:
-        return validate(schema, apply_overrides(read_yaml(found), overrides), str(path), place)
+        return validate(schema, values, str(path), place)
     except ConfigError as error:
         lacks = isinstance(error.__cause__, ValidationError) and any(
             item["type"] == "missing" for item in error.__cause__.errors()
@@ -196,6 +221,30 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
         raise ConfigError(
             f"{error}; this file is a part of other configurations, which state the rest: {', '.join(whole[:_NAMED])}{more}"
         ) from error
+
+
+def _names(values: Any, location: Location) -> tuple[str, ...]:
+    """The keys at ``location``, of a fault in ``values``, without the names of members of unions, which stand nowhere."""
+    names = []
+    for number, part in enumerate(location):
+        listed = isinstance(values, list) and isinstance(part, int) and part < len(values)
+        if listed or (isinstance(values, dict) and part in values):
+            values = values[part]
+        elif number < len(location) - 1:
+            continue
+        names.append(str(part))
+    return tuple(names)
+
+
+def _stands_alone(schema: type[BaseModel], stated: dict[str, Any], fault: Any) -> bool:
+    """Whether a file that states these values has the ``fault`` without any override."""
+    try:
+        schema.model_validate(apply_overrides(stated, ()))
+    except ValidationError as error:
+        return any((item["loc"], item["msg"]) == (fault["loc"], fault["msg"]) for item in _faults(error))
+    except ConfigError:
+        pass
+    return False
 
 
 def _extended_by(path: Path) -> list[str]:

@@ -47,8 +47,11 @@ def make_folder(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, durable: bool = True) -> Iterator[Path]:
     """A free path that becomes the file ``path`` when the block ends without an error, and vanishes otherwise.
+
+    Args:
+        durable: whether it is to survive a power cut, which waits for the disk.
 
     Raises:
         StorageError: it cannot be written; what was at ``path`` is still there.
@@ -57,39 +60,41 @@ def atomic_path(path: Path) -> Iterator[Path]:
     try:
         with writing(path):
             yield temporary
-            sync_file(temporary)
+            if durable:
+                sync_file(temporary)
             temporary.replace(path)
-            sync_folder(path.parent)
+            if durable:
+                sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
+def atomic_file(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """:func:`atomic_path`, opened to write bytes."""
-    with atomic_path(path) as temporary, temporary.open("xb") as file:
+    with atomic_path(path, durable) as temporary, temporary.open("xb") as file:
         yield file
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write ``content`` (text as UTF-8) to ``path``, whose folder is made if need be.
+def write_atomic(path: Path, content: str | bytes, durable: bool = True) -> None:
+    """Write ``content`` (text as UTF-8) to ``path``, whose folder is made if need be; ``durable`` as for :func:`atomic_path`.
 
     Raises:
         StorageError: it cannot be written; what was at ``path`` is still there.
     """
     make_folder(path.parent)
-    with atomic_file(path) as file:
+    with atomic_file(path, durable) as file:
         file.write(content.encode() if isinstance(content, str) else content)
 
 
-def write_json(path: Path, value: Any, *, compact: bool = False) -> None:
+def write_json(path: Path, value: Any, *, compact: bool = False, durable: bool = True) -> None:
     """Write ``value`` as JSON, atomically; ``compact`` for large ones, whose bytes do not depend on the order of keys either.
 
     ASCII alone: a file name that is no UTF-8 is read back as the same bytes.
     """
     text = json.dumps(value, sort_keys=True, separators=(",", ":")) if compact else json.dumps(value, indent=1) + "\n"
-    write_atomic(path, text)
+    write_atomic(path, text, durable)
 
 
 def read_json(path: Path) -> Any | None:

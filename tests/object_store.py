@@ -55,7 +55,7 @@ class ObjectStore:
         return [line.strip() for line in self._lines]
 
     @contextmanager
-    def faults(self, **kinds: float) -> Iterator[None]:
+    def faults(self, **kinds: Any) -> Iterator[None]:
         """Until the block ends requests meet faults of these kinds (``object_store_server.FAULTS``)."""
         from object_store_server import FAULTS
 

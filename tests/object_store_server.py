@@ -22,9 +22,11 @@ FAULTS: dict[str, Any] = {
     "lost": 0.0,  # share that is carried out and never answered
     "cut": 0.0,  # share of answers that break off half way
     "delay_s": 0.0,  # longest time before an answer
+    "denied": [],  # methods that these credentials must not use
     "conditions": True,  # without: If-None-Match is overlooked, as by stores that do not know it
     "seed": 0,
 }
+_DENIAL = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
 _REFUSAL = b"<Error><Code>ServiceUnavailable</Code><Message>planted</Message></Error>"
 _drawing = threading.Lock()
 _deciding = threading.Lock()
@@ -53,6 +55,10 @@ class Handler(moto.server.MotoRequestHandler):
         with _drawing:
             drawn, waits = _draws.random(), _draws.random() * FAULTS["delay_s"]
         time.sleep(waits)
+        if self.command in FAULTS["denied"]:
+            self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            self._answer(403, b"" if self.command == "HEAD" else _DENIAL)
+            return
         for kind in ("errors", "lost", "cut"):
             if drawn < FAULTS[kind]:
                 say(f"! {kind} {self.command} {self.path}")

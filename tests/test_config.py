@@ -6,12 +6,12 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter, model_validator
 
 import sleepfm
 from sleepfm.config import Config, apply_overrides, digest, load_config, read_yaml, to_dict, to_yaml
@@ -97,6 +97,71 @@ def test_interpolations_are_resolved_with_and_without_overrides(tmp_path: Path) 
     path = write(tmp_path, "i.yaml", "name: run-${optimiser.steps}\noptimiser: {steps: 7}\n")
     assert load_config(Job, path).name == "run-7"
     assert load_config(Job, path, ["optimiser.steps=8"]).name == "run-8"
+
+
+class Fast(Config):
+    kind: Literal["fast"] = "fast"
+    steps: int = 1
+
+
+class Slow(Config):
+    kind: Literal["slow"] = "slow"
+    rest: float = 1.0
+
+
+class Split(Config):
+    train: float = 0.5
+    test: float = 0.5
+
+    @model_validator(mode="after")
+    def _whole(self) -> Split:
+        if self.train + self.test != 1:
+            raise ValueError(f"the fractions sum to {self.train + self.test:g}")
+        return self
+
+
+class Run(Config):
+    name: str
+    split: Split = Split()
+    plan: Annotated[Fast | Slow, Field(discriminator="kind")] = Fast()
+    sources: list[Split] = []
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "told"),
+    [
+        ("name: a\n", ["split.trian=1"], r"command line: unknown key 'split\.trian'; did you mean 'split\.train'\?"),
+        ("name: a\n", ["split.train=all"], "command line: key 'split.train': Input should be a valid number.*"),
+        ("name: a\n", ["split=7"], "command line: key 'split': .*"),
+        # What stands in the file is the file's, whatever else is given.
+        ("name: a\nsplti: {}\n", ["split.train=0.5"], r".*run\.yaml: line 2: unknown key 'splti'; did you mean 'split'\?"),
+        (
+            "name: a\nsplti: {}\n",
+            ["split.tset=1", "nmae=b"],
+            r"command line: unknown key 'split\.tset'.*; unknown key 'nmae'.*; \S*run\.yaml: line 2: unknown key 'splti'.*",
+        ),
+        # One that the override takes the place of is no fault any more.
+        ("name: a\nsplit: {train: all}\n", ["split.train=half"], "command line: key 'split.train': .*found 'half'.*"),
+        # Neither is wrong alone.
+        (
+            "name: a\nsplit: {test: 0.3, train: 0.7}\n",
+            ["split.train=0.9"],
+            r".*run\.yaml with split\.train of the command line: .*1\.2",
+        ),
+        ("name: a\nsplit: {test: 0.3}\n", ["name=b"], r".*run\.yaml: line 2: key 'split': the fractions sum to 0\.8.*"),
+        # Members of a union have names of their own, which no key has.
+        ("name: a\nplan: {kind: slow}\n", ["plan.rest=long"], "command line: key 'plan.slow.rest': .*"),
+        ("name: a\nplan: {kind: slow, rest: long}\n", ["name=b"], r".*run\.yaml: line 2: key 'plan\.slow\.rest': .*"),
+        ("name: ${nope}\n", [], r".*run\.yaml: Interpolation key 'nope' not found"),
+        ("name: ${nope}\n", ["split.train=0.5"], r".*run\.yaml: Interpolation key 'nope' not found"),
+        ("name: a\n", ["name=${nope}"], r"command line: overrides name=\$\{nope\}: Interpolation key 'nope' not found"),
+    ],
+)
+def test_what_is_wrong_is_looked_for_where_it_was_stated(tmp_path: Path, text: str, overrides: list[str], told: str) -> None:
+    path = write(tmp_path, "run.yaml", text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(Run, path, overrides)
+    assert re.fullmatch(told, str(caught.value)), str(caught.value)
 
 
 def test_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:

@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.signals.cohorts.catalogue import all_cohorts, load_rules
     from sleepfm.signals.cohorts.cohort import Cohort
     from sleepfm.signals.cohorts.identity import check_identity
+    from sleepfm.signals.discover import discover
     from sleepfm.signals.doctor import Finding, examine_recordings, sample_of
-    from sleepfm.signals.examine import discover
     from sleepfm.signals.files import location
     from sleepfm.signals.people import KnownPeople, read_people
 
@@ -77,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(["", *summary.lines()]))
         if arguments.headers:
-            print("headers and scorings alone: polarity and dead signals are told without --headers")
+            print("headers and scorings alone: polarity, dead signals and nights under two names are told without --headers")
         if len(chosen) < len(found):
             print(f"a sample of {len(chosen)} of the {len(found)} recordings; the others were not looked at")
     return 1 if summary.troubled or unusable else 0

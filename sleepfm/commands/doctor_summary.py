@@ -36,7 +36,8 @@ class FolderSummary:
         people: what tables say of the people.
 
     Attributes:
-        found, usable: recordings that were looked at, and those of them that a build would take.
+        found, usable: recordings that were looked at, and those of them that can be converted.
+        duplicates: usable ones that hold the signals of another one, of which a build sets one aside.
         troubled: those that would be refused, or used without a scoring that they have.
     """
 
@@ -48,7 +49,7 @@ class FolderSummary:
         self._digests: dict[str, str] = {}
         self._same: dict[str, str] = {}
         self._folders = 0
-        self.found = self.usable = self.troubled = 0
+        self.found = self.usable = self.duplicates = self.troubled = 0
         self._signals = signals
         self._mapped: Counter[str] = Counter()
         self._polarity: Counter[tuple[str, str]] = Counter()
@@ -93,8 +94,19 @@ class FolderSummary:
             self._opened += 1
             if not finding.subject_read:
                 self._unread.add(finding.path)
-        if not finding.refused:
-            self._add_usable(finding)
+        if finding.refused:
+            return
+        self.duplicates += self._is_duplicate(finding)
+        self._add_usable(finding)
+
+    def _is_duplicate(self, finding: Finding) -> bool:
+        """Whether an earlier one has its signals; of a folder of very many, the later ones are not compared."""
+        first = next((self._digests[digest] for digest in finding.sample_digests if digest in self._digests), None)
+        if first is not None and len(self._same) < _KEPT:
+            self._same[finding.path] = first
+        elif len(self._digests) < 100 * _KEPT:
+            self._digests.update(dict.fromkeys(finding.sample_digests, finding.path))
+        return first is not None
 
     def _add_usable(self, finding: Finding) -> None:
         self.usable += 1
@@ -123,12 +135,6 @@ class FolderSummary:
             self._met.add(person)
             for name in self._people.of(*person).sources or ("",):
                 self._in_table[name] += 1
-        # The first of several counts; of a folder of very many, the later ones are not compared.
-        first = next((self._digests[digest] for digest in finding.sample_digests if digest in self._digests), None)
-        if first is not None and len(self._same) < _KEPT:
-            self._same[finding.path] = first
-        elif len(self._digests) < 100 * _KEPT:
-            self._digests.update(dict.fromkeys(finding.sample_digests, finding.path))
 
     def lines(self) -> Iterable[str]:
         """The summary, a line each."""
@@ -149,7 +155,8 @@ class FolderSummary:
             yield f"warning    {self._unread.warning(self._opened)}"
         if self._folders:
             yield f"folders    {self._folders} cannot be listed; what is in them is not counted"
-        yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be quarantined"
+        twice = f"; {self.duplicates} of the usable under a second name, set aside by a build" if self.duplicates else ""
+        yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be quarantined{twice}"
 
     def _channels(self) -> Iterable[str]:
         """Of each channel the recordings that have it; where signals were read, what became of its polarity."""
@@ -172,7 +179,8 @@ class FolderSummary:
             if self._in_table[""]:
                 yield f"people     {self._in_table['']} of them at their visit are in no table"
         for path, first in list(self._same.items())[:_SHOWN]:
-            yield f"warning    {path} has the same signals as {first}; a build sets one of them aside: remove it"
+            told = "a build sets aside the one without a scoring, else the later: remove it"
+            yield f"warning    {path} has the same signals as {first}; {told}"
 
     def _places(self) -> Iterable[str]:
         """Where texts that are not understood stand first, the most frequent ones before others."""

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from sleepfm.errors import RecordingError, SleepFMError, UsageError
 from sleepfm.signals.cohorts.catalogue import Rules
-from sleepfm.signals.examine import discover_names
+from sleepfm.signals.discover import discover_names
 from sleepfm.signals.files import answering, is_folder, is_remote, location
 from sleepfm.signals.scorings.finder import FoundScoring
 

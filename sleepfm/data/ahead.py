@@ -20,9 +20,10 @@ from sleepfm.data.dataset import Dataset, ShardFile
 from sleepfm.data.fetch import NoRoomError
 from sleepfm.data.format import QUALITY_MEMBER
 from sleepfm.data.ranges import NOTHING, Index, Ranges, member_ranges, together
-from sleepfm.data.reader import ShardReader, plan_ahead
+from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import stored_labels
 from sleepfm.data.report import ReadReport
+from sleepfm.data.runs import plan_ahead
 from sleepfm.errors import DatasetError, ShardError
 
 # Shards behind a URL that are fetched ahead of recordings which are gone through in order.

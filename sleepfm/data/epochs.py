@@ -9,7 +9,9 @@ from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.format import CHANNEL_SCALE, INT16_MAX, SAMPLE_BYTES, epoch_bytes
 from sleepfm.data.quantisation import dequantise, quantise, scales_of
-from sleepfm.data.reader import Index, ShardReader, plan_runs
+from sleepfm.data.ranges import Index
+from sleepfm.data.reader import ShardReader
+from sleepfm.data.runs import plan_runs
 from sleepfm.signals.rates import HELD_HZ, SLOW_HZ, hold, interpolate, thin_out
 
 # Epochs that are interpolated at once, so that the products stay in the processor's cache.

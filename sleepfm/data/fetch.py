@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sleepfm.data.cache import BLOCK, BlockCache, CachedShard, Index
 from sleepfm.errors import ShardError
-from sleepfm.signals.files import IgnoredRangeError, RandomFile, location, random_file, refresh
+from sleepfm.signals.files import DeniedError, IgnoredRangeError, RandomFile, location, random_file, refresh
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -41,6 +41,10 @@ class UnavailableError(ShardError):
 
 class MissingError(UnavailableError):
     """There is no such file behind a URL."""
+
+
+class RefusedError(UnavailableError):
+    """A store that does not let these credentials read."""
 
 
 class NoRoomError(ShardError):
@@ -123,6 +127,8 @@ class RemoteObject:
             raise MissingError(f"{self.url}: missing; restore it or build again") from error
         except IgnoredRangeError as error:
             raise UnavailableError(f"{self.url}: {error}") from error
+        except DeniedError as error:
+            raise RefusedError(refused(self.url, error)) from error
         except OSError as error:
             # It may have been replaced: then the next attempt must not go by what was known of it.
             refresh(location(self.url))
@@ -252,6 +258,14 @@ def in_parallel(jobs: Sequence[Callable[[], object]], most: int) -> None:
         thread.join()
     if errors:
         raise errors[0]
+
+
+def refused(url: str, error: DeniedError) -> str:
+    """What to say where a store does not let these credentials read ``url``."""
+    return (
+        f"{url}: the store does not let these credentials read it ({error}); give them the right to list and to read objects, or "
+        "give others by the environment of this process"
+    )
 
 
 def with_patience(attempt: Callable[[], T]) -> T:

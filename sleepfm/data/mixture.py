@@ -70,9 +70,9 @@ class Mixture:
 
         Raises:
             ConfigError: two of the same name.
-            DatasetError: see :meth:`Dataset.open` and above.
+            DatasetError: see :meth:`Dataset.open` and above, of every data set that cannot be opened.
         """
-        datasets = [Dataset.open(plan.path) for plan in plans]
+        datasets = _each(plans, Dataset.open)
         parts = _parts(plans, [dataset.digest for dataset in datasets])
         return cls([DataSource(part, dataset) for part, dataset in zip(parts, datasets, strict=True)], temperature)
 
@@ -180,10 +180,26 @@ def read_digest(plans: Sequence[SourcePlan], temperature: float = 1.0) -> DataDi
 
     Raises:
         ConfigError: two of the same name.
-        DatasetError: no data set, or the same one twice.
+        DatasetError: those that are no data sets, or the same one twice.
     """
-    found = DataDigest(_parts(plans, [str(read_description(plan.path)["digest"]) for plan in plans]), temperature)
+    found = DataDigest(_parts(plans, _each(plans, lambda path: str(read_description(path)["digest"]))), temperature)
     _all_different(found)
+    return found
+
+
+def _each(plans: Sequence[SourcePlan], read: Callable[[str], T]) -> list[T]:
+    """What ``read`` gives of the path of each plan. Raises the errors of all as one, which has the class of the first."""
+    found, errors = [], []
+    for plan in plans:
+        try:
+            found.append(read(plan.path))
+        except (ConfigError, DatasetError) as error:
+            errors.append(error)
+    if len(errors) == 1:
+        raise errors[0]
+    if errors:
+        kind = ConfigError if isinstance(errors[0], ConfigError) else DatasetError
+        raise kind(f"{len(errors)} of {len(plans)} sources cannot be read: {'; '.join(map(str, errors))}") from errors[0]
     return found
 
 
@@ -195,9 +211,10 @@ def _parts(plans: Sequence[SourcePlan], digests: Sequence[str]) -> list[Part]:
 
 
 def _all_different(digest: DataDigest) -> None:
-    for one, other in zip(digest.parts, digest.parts[1:], strict=False):
-        if one.digest == other.digest:
-            raise ConfigError(
-                f"data.sources: {one.name} ({one.path}) and {other.name} ({other.path}) are the same data set {one.digest[:12]}; "
-                "name it once, with the share of both"
-            )
+    same = [
+        f"{one.name} ({one.path}) and {other.name} ({other.path}) are the same data set {one.digest[:12]}"
+        for one, other in zip(digest.parts, digest.parts[1:], strict=False)
+        if one.digest == other.digest
+    ]
+    if same:
+        raise ConfigError(f"data.sources: {'; '.join(same)}; name each once, with the share of both")

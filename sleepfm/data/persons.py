@@ -20,19 +20,22 @@ def check_persons(datasets: Mapping[str, Dataset]) -> None:
     compared, since one has digests in their place or both have digests of another salt, nobody can tell.
 
     Raises:
-        DatasetError: a person in two splits, or people that cannot be compared; with the names of both data sets.
+        DatasetError: people in two splits, or people that cannot be compared; with the names of all pairs of such data sets.
     """
     cohorts = {name: set(dataset.cohorts) for name, dataset in datasets.items()}
     shared: set[str] = set()
+    unlike = []
     for one, other in combinations(datasets, 2):
         common = cohorts[one] & cohorts[other]
         if common and _keys(datasets[one]) != _keys(datasets[other]):
-            raise DatasetError(
-                f"{_place(one, datasets)} and {_place(other, datasets)} both hold people of cohort {min(common)}, whose keys are "
-                "written in different ways (privacy.names, privacy.salt), so that nobody can tell whether one person is in two "
-                "splits; build them with the same privacy.names and privacy.salt, or leave one of them out"
-            )
+            unlike.append(f"{_place(one, datasets)} and {_place(other, datasets)} both hold people of cohort {min(common)}")
         shared |= common
+    if unlike:
+        raise DatasetError(
+            f"{'; '.join(unlike)}: their keys are written in different ways (privacy.names, privacy.salt), so that nobody can "
+            "tell whether one person is in two splits; build them with the same privacy.names and privacy.salt, or leave one of "
+            "each two out"
+        )
     if not shared:
         return
     seen: dict[tuple[str, str], tuple[str, int]] = {}
@@ -48,12 +51,15 @@ def check_persons(datasets: Mapping[str, Dataset]) -> None:
                     who = subject if key == subject else f"{subject}, of family {family},"
                     text = f"{who} of cohort {cohort} is in split {SPLITS[split]} of {name} and in {SPLITS[before]} of {first}"
                     found.setdefault((first, name), []).append(text)
+    told = []
     for (first, name), persons in found.items():
         people = sorted(set(persons))
         more = f" and {len(people) - _NAMED} more" if len(people) > _NAMED else ""
+        told.append(f"{_place(first, datasets)} and {_place(name, datasets)}: {'; '.join(people[:_NAMED])}{more}")
+    if told:
         raise DatasetError(
-            f"{_place(first, datasets)} and {_place(name, datasets)}: {'; '.join(people[:_NAMED])}{more}; splits hold by person: "
-            "build both with the same split.salt and fractions, or leave one of them out"
+            f"{'; '.join(told)}; splits hold by person: build them with the same split.salt and fractions, or leave one of each "
+            "two out"
         )
 
 

@@ -19,14 +19,16 @@ from sleepfm.data.fetch import (
     MissingError,
     NoRoomError,
     OutdatedError,
+    RefusedError,
     RemoteObject,
     fetch_blocks,
     in_parallel,
+    refused,
     with_patience,
 )
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
 from sleepfm.errors import DatasetError, ShardError
-from sleepfm.signals.files import location, random_file
+from sleepfm.signals.files import DeniedError, location, random_file
 
 CHUNK = 2**23
 # A shard that could not be had is not asked for again at every item.
@@ -62,6 +64,8 @@ class RemoteFolder:
                     yield file.read(start, CHUNK)
         except FileNotFoundError as error:
             raise MissingError(f"{self.url}/{name}: missing") from error
+        except DeniedError as error:
+            raise RefusedError(refused(f"{self.url}/{name}", error)) from error
         except OSError as error:
             raise ShardError(f"{self.url}/{name}: cannot be read ({error})") from error
 

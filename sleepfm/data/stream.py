@@ -27,11 +27,12 @@ from sleepfm.data.epochs import read_signals
 from sleepfm.data.format import QUALITY_MEMBER
 from sleepfm.data.order import Index, PassOrder, Window
 from sleepfm.data.ranges import Ranges, member_ranges
-from sleepfm.data.reader import ShardReader, plan_ahead
+from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import RecordLabels, RecordPresence, stored_labels, usable_epochs
 from sleepfm.data.report import SLOW_SECONDS, ReadReport
+from sleepfm.data.runs import plan_ahead
 from sleepfm.data.tolerance import MAX_CORRUPT, Tolerance, TooManyCorruptError
-from sleepfm.data.windows import Items, load_windows, window_starts
+from sleepfm.data.windows import Items, filled_up, load_windows, window_starts, with_any
 from sleepfm.errors import EmptySplitError, ShardError
 from sleepfm.tasks import TASKS
 
@@ -365,15 +366,10 @@ class SequenceStream(Stream):
 
     def _starts(self, record: int) -> Index:
         starts = window_starts(int(self.dataset.n_epochs[record]), self.length, self.stride)
-        counted = self._presence.of(record).any(axis=1)
+        usable = self._presence.of(record).any(axis=1)
         if self._labelled_only:
-            counted = counted & self._labels.labelled(record)
-        before = np.concatenate([[0], np.cumsum(counted)])
-        ends = np.minimum(starts + self.length, len(before) - 1)
-        live = starts[before[ends] > before[starts]]
-        if self._labelled_only or not len(live):
-            return live if self._labelled_only else starts
-        return np.where(before[ends] > before[starts], starts, live[np.arange(len(starts)) % len(live)])
+            return starts[with_any(starts, self.length, usable & self._labels.labelled(record))]
+        return filled_up(starts, with_any(starts, self.length, usable))
 
     def _ranges(self, units: Index) -> Ranges:
         record, column = np.nonzero(self.dataset.present[self._record[units][:, None], self._numbers])

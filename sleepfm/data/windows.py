@@ -49,6 +49,19 @@ def window_starts(epochs: int, length: int, stride: int) -> Index:
     return np.minimum(starts, last)
 
 
+def with_any(starts: Index, length: int, counted: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which of the windows from ``starts`` [W] on hold an epoch that is ``counted`` [E], [W]."""
+    before = np.concatenate([[0], np.cumsum(counted)])
+    ends = np.minimum(starts + length, len(before) - 1)
+    return np.asarray(before[ends] > before[starts])
+
+
+def filled_up(starts: Index, live: NDArray[np.bool_]) -> Index:
+    """``starts`` [W], those that are ``live`` [W] in the place of the others too; as they are where none is."""
+    kept = starts[live]
+    return np.where(live, starts, kept[np.arange(len(starts)) % len(kept)]) if len(kept) else starts
+
+
 def load_windows(
     dataset: Dataset,
     reader: ShardReader,

@@ -11,7 +11,8 @@ from shards.split import split_of
 from sleepfm.constants import CHANNEL_MODALITY, SPLITS
 from sleepfm.errors import DatasetError, SleepFMError
 from sleepfm.signals.cohorts.identity import check_identity
-from sleepfm.signals.examine import Examination, discover, examine, require_channels
+from sleepfm.signals.discover import discover
+from sleepfm.signals.examine import Examination, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.recording import read_recording
 from sleepfm.signals.scorings.labels import stage_labels

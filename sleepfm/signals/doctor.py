@@ -17,7 +17,8 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import RecordingError, SignalError, SleepFMError
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.cohorts.proposals import unmapped
-from sleepfm.signals.examine import Discovered, Examination, examine, require_channels
+from sleepfm.signals.discover import Discovered
+from sleepfm.signals.examine import Examination, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.prepare import describe, make_channels
 from sleepfm.signals.recording import opened_recording

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 from sleepfm.errors import ConfigError, UsageError
+from sleepfm.signals.denied import is_denied
 
 _URL = re.compile(r"(?P<protocol>[A-Za-z][A-Za-z0-9+.-]*)(?:://|::)")
 _URL_AS_PATH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -38,6 +39,10 @@ class RemoteError(OSError):
 
 class IgnoredRangeError(RemoteError):
     """A server that sends a whole file where a part was asked for."""
+
+
+class DeniedError(RemoteError, PermissionError):
+    """What a store does not give to whoever asks: asking again does not help."""
 
 
 class FileState(NamedTuple):
@@ -346,10 +351,14 @@ def answering(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError:
+    except FileNotFoundError:
         raise
     except Exception as error:
         if not is_remote(path):
+            raise
+        if is_denied(error):
+            raise DeniedError(" ".join(f"{error or type(error).__name__}".split())) from error
+        if isinstance(error, OSError):
             raise
         raise RemoteError(f"{type(error).__name__}: {error}") from error
 

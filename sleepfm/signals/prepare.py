@@ -17,7 +17,8 @@ from sleepfm.errors import SignalError
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.cohorts.cohort import Band, Cohort, QualityLimits, rules_digest
 from sleepfm.signals.cohorts.montage import Derivation, derive
-from sleepfm.signals.examine import Examination, discover, discover_names, examine, require_channels
+from sleepfm.signals.discover import discover, discover_names
+from sleepfm.signals.examine import Examination, examine, require_channels
 from sleepfm.signals.filters import effective_band, preprocess, quartiles, robust_scale
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable

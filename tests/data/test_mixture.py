@@ -333,8 +333,23 @@ def test_people_whose_keys_cannot_be_compared_are_refused(tmp_path: Path) -> Non
         make_dataset(tmp_path / name, [make_night(f"{name}{n}", 5) for n in range(2)], overrides=[*ALL_PRETRAIN, *overrides])
         paths.append(SourcePlan(str(tmp_path / name)))
     for pair in (paths[:2], paths[1:], paths[::2]):
-        with pytest.raises(DatasetError, match=r"both hold people of cohort made, whose keys are written in different ways"):
+        with pytest.raises(DatasetError, match=r"both hold people of cohort made: their keys are written in different ways"):
             Mixture.open(pair)
+    with pytest.raises(DatasetError) as raised:
+        Mixture.open(paths)
+    assert str(raised.value).count("both hold people of cohort made") == 3
+
+
+@pytest.mark.parametrize("read", [Mixture.open, read_digest])
+def test_every_source_that_cannot_be_read_is_named(folder: Path, tmp_path: Path, read) -> None:
+    (tmp_path / "unfinished").mkdir()
+    wrong = [str(tmp_path / "nowhere"), str(tmp_path / "unfinished"), "unheard://of/it"]
+    with pytest.raises(DatasetError) as raised:
+        read([SourcePlan(str(folder / "large")), *map(SourcePlan, wrong)])
+    text = str(raised.value)
+    assert text.startswith("3 of 4 sources cannot be read: ") and all(path in text for path in wrong) and "large" not in text
+    with pytest.raises(ConfigError, match=r"^unheard://.*no protocol"):
+        read([SourcePlan(str(folder / "large")), SourcePlan(wrong[2])])
 
 
 def test_names_and_wrong_lists_of_sources(folder: Path) -> None:
@@ -346,6 +361,11 @@ def test_names_and_wrong_lists_of_sources(folder: Path) -> None:
         Mixture.open([SourcePlan(str(folder / "large"), "a"), SourcePlan(f"{folder}/large/", "b")])
     with pytest.raises(ConfigError, match=r"are the same data set"):
         read_digest([SourcePlan(str(folder / "large"), "a"), SourcePlan(f"{folder}/large/", "b")])
+    twice = [
+        SourcePlan(f"{folder}/{name}{slash}", f"{name}{2 if slash else 1}") for name in ("large", "small") for slash in ("", "/")
+    ]
+    with pytest.raises(ConfigError, match=r"are the same data set .*; .*are the same data set"):
+        read_digest(twice)
     with pytest.raises(DatasetError, match=r"small0'?.*sources are|no recording"):
         mixture(folder).find("nowhere/small0")
     data = mixture(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,12 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from made_edf import Made, write_edf
 
+from shards import manifest
 from shards.__main__ import main as shards
 from shards.build_config import identity, load_build_config
 from shards.duplicates import Duplicates
 from shards.info import info
 from shards.manifest import write_manifest
-from shards.plan import Entry, Plan, ShardPlan, write_plan
+from shards.plan import Entry, Plan, ShardPlan, read_plan, write_plan
 from shards.task import build_shard
 from shards.verify import verify
 from sleepfm.config import digest
@@ -25,6 +27,8 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.in_order import iter_eval
 from sleepfm.signals.edf.sample_digests import SampleDigests
 from sleepfm.signals.recording import read_recording
+from sleepfm.signals.scorings.writers.nsrr_xml import ScoredEvent, nsrr_xml
+from sleepfm.signals.scorings.writers.texts import NSRR_STAGE
 
 RATE, RECORDS = 125, 30 * 24
 CONFIG = ["cohort=shhs1", "split.pretrain=1", "split.label=0", "split.val=0", "split.test=0"]
@@ -62,6 +66,13 @@ def build(source: Path, out: Path, shards: list[list[str]], add: bool = False) -
         build_shard(source, out, shard, config, digest(plan.identity))
     write_manifest(out, plan)
     return Dataset.open(out)
+
+
+UNSCORED = {"scored_epochs": 0, "has_events": False}
+
+
+def dataset_rows(out: Path) -> list[dict[str, object]]:
+    return pq.read_table(out / "manifest" / "records.parquet").to_pylist()
 
 
 def aside(out: Path) -> dict[str, str]:
@@ -128,6 +139,23 @@ def test_what_is_added_later_is_the_second_and_moves_nothing(source: Path, tmp_p
     assert list(verify(out)) == []
 
 
+def test_of_one_night_the_name_with_the_scoring_counts(source: Path, tmp_path: Path) -> None:
+    """In whatever order they come; and a scoring that comes later brings its night in."""
+    stages = [ScoredEvent("Stages|Stages", NSRR_STAGE[2], 0.0, float(RECORDS))]
+    (source / "shhs1-200002-nsrr.xml").write_text(nsrr_xml(stages, float(RECORDS), "02.03.99 21.00.00"))
+    orders = ([["shhs1-200001", "shhs1-200002"]], [["shhs1-200003"], ["shhs1-200002", "shhs1-200001"]])
+    for number, shards_of in enumerate(orders):
+        out = tmp_path / f"out{number}"
+        dataset = build(source, out, shards_of)
+        assert dataset.names == ["shhs1-200002"]
+        assert {row["source"] for row in dataset_rows(out)} == {"shhs1-200002.edf"}
+        told = "has the same signals as shhs1-200002.edf, whose scoring says more, and would be"
+        assert aside(out).keys() == {f"{name}.edf" for shard in shards_of for name in shard} - {"shhs1-200002.edf"}
+        assert all(reason.startswith(told) for reason in aside(out).values())
+        assert dataset.description["split"]["pretrain"] == {"subjects": 1, "records": 1, "epochs": 24}
+        assert list(verify(out)) == []
+
+
 def test_a_manifest_with_a_night_twice_is_found(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
 
@@ -141,9 +169,28 @@ def test_a_manifest_with_a_night_twice_is_found(source: Path, tmp_path: Path, mo
     assert any("shhs1-200002.edf: has the same signals as shhs1-200001.edf" in fault for fault in verify(out))
 
 
+def test_each_sidecar_is_read_few_times(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a cohort they are a gigabyte of JSON."""
+    out, reads, read = tmp_path / "out", Counter[str](), manifest.read_sidecar
+    build(source, out, [["shhs1-200001"], ["shhs1-200005"]])
+    plan = read_plan(out, identity(load_build_config(None, CONFIG)))
+
+    def counted(folder: Path, shard: ShardPlan, of: str) -> dict[str, object] | None:
+        reads[shard.name] += 1
+        return read(folder, shard, of)
+
+    monkeypatch.setattr(manifest, "read_sidecar", counted)
+    seen: list[str] = []
+    write_manifest(out, plan, see=lambda sidecar: seen.append(sidecar["shard"]))
+    assert set(reads.values()) == {2}
+    (out / "dataset.json").unlink()
+    write_manifest(out, plan)
+    assert set(reads.values()) == {2 + 3} and seen == [shard.name for shard in plan.shards]
+
+
 def test_recordings_of_an_earlier_version_are_compared_with_none(source: Path, tmp_path: Path) -> None:
-    record = {"source": "a.edf", "provenance": {"channels": {"EEG_C4": {"signal": "EEG"}}}}
-    known = {"source": "b.edf", "provenance": {"channels": {"EEG_C4": {"sample_digests": ["0f" * 8]}}}}
+    record = {**UNSCORED, "source": "a.edf", "provenance": {"channels": {"EEG_C4": {"signal": "EEG"}}}}
+    known = {**UNSCORED, "source": "b.edf", "provenance": {"channels": {"EEG_C4": {"sample_digests": ["0f" * 8]}}}}
     found = Duplicates.among([{"records": [record, known]}, {"records": [{**known, "source": "c.edf"}]}])
     assert found.first == {"c.edf": "b.edf"} and found.unknown == 1
 
@@ -153,15 +200,27 @@ def test_firsts_are_those_of_a_slow_search(seed: int) -> None:
     """Random recordings of three signals each, of which some are shared."""
     rng = np.random.default_rng(seed)
     of = [set(rng.integers(0, 60, 3).tolist()) for _ in range(40)]
+    # What is scored comes before what is not, and events count beside stages; the first seed has no scoring at all.
+    scored = rng.integers(0, 3 if seed else 1, 40).tolist()
     records = [
-        {"source": str(n), "provenance": {"channels": {str(v): {"sample_digests": [f"{v:016x}"]} for v in values}}}
+        {
+            "source": str(n),
+            "scored_epochs": 7 * (scored[n] > 0),
+            "has_events": scored[n] > 1,
+            "provenance": {"channels": {str(v): {"sample_digests": [f"{v:016x}"]} for v in values}},
+        }
         for n, values in enumerate(of)
     ]
     found = Duplicates.among([{"records": records}])
-    assert set(found.first) == {str(n) for n in range(40) if any(of[n] & of[m] for m in range(n))}
+
+    def before(m: int, n: int) -> bool:
+        return (-scored[m], m) < (-scored[n], n)
+
+    assert set(found.first) == {str(n) for n in range(40) if any(of[n] & of[m] and before(m, n) for m in range(40))}
     kept = [n for n in range(40) if str(n) not in found.first]
     assert all(not of[a] & of[b] for a in kept for b in kept if a != b)
-    assert all(int(first) < int(later) and first not in found.first for later, first in found.first.items())
+    assert all(before(int(first), int(later)) and first not in found.first for later, first in found.first.items())
+    assert found.unscored == {later for later, first in found.first.items() if scored[int(first)] > scored[int(later)]}
 
 
 @pytest.mark.parametrize("bdf", [False, True])

@@ -160,6 +160,19 @@ def test_a_task_makes_anew_what_another_has_left(s3):
         assert s3.contents("lease-left/shards")["shard-000000.tar"] == b"these bytes"
 
 
+@pytest.mark.parametrize(("content", "further"), [(b"x", 0), (b"x" * 3 * PART_BYTES, 4)], ids=["small", "in parts"])
+def test_a_shard_takes_few_requests(s3, content, further):
+    """A store is as far away as its answers are late: each request that is not needed counts for every shard."""
+    place = url(f"few-{len(content)}")
+    with only_builder(place, 600, print) as (builder, _):
+        asked = len(s3.requests())
+        with task_folder(place, "shard-000000.tar", builder) as folder:
+            make_shard(folder, content)
+        lines = [line for line in s3.requests()[asked:] if f"/lease-few-{len(content)}" in line.replace("prefix=", "/")]
+    # Whose the lease is, once read and twice seen; what is there of the shard; the tar and its size; the sidecar.
+    assert len(lines) == 8 + further, "\n".join(lines)
+
+
 @pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 9))])
 def test_of_many_at_once_one_builds_at_a_time_though_answers_are_lost(s3, seed):
     """Eight threads, as eight machines would; answers of every kind of request are lost or come late."""
@@ -184,7 +197,7 @@ def test_of_many_at_once_one_builds_at_a_time_though_answers_are_lost(s3, seed):
 
 
 def test_a_store_that_knows_no_condition_is_refused(s3):
-    said = r"If-None-Match.*build into a folder and copy it there"
+    said = r"If-None-Match.*Build into a folder and copy it there"
     with s3.faults(conditions=False), pytest.raises(ConfigError, match=said), only_builder(url("none"), 5, print):
         pytest.fail("two could build at once")
     with pytest.raises(ConfigError, match=said), only_builder(location("memory://x"), 5, print):

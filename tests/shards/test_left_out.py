@@ -100,7 +100,9 @@ def test_what_is_excluded_is_left_out_before_and_after_it_was_converted(source, 
     result = run([*arguments, "--exclude", "*/shhs1-[24].edf"])
     assert result.returncode == 0 and "shard-000001.tar is built again: without recordings that are excluded now" in result.stdout
     assert built(out) == (names(1, 3, 5), {"early/shhs1-4.edf": "ExcludedError"})
-    assert "1 recordings excluded" in result.stdout and "0 recordings refused" not in result.stdout
+    assert "1 recordings excluded" in result.stdout and "refused early" not in result.stdout
+    told = run(["info", out]).stdout
+    assert "; 0 refused, 1 excluded\n" in told and "\nexcluded early/shhs1-4.edf" in told and "\nrefused" not in told
     assert digests(out)["shards/shard-000000.tar"] == before["shards/shard-000000.tar"]
     # No longer excluded, it is converted; the empty file is refused now.
     assert run(arguments).returncode == 1
@@ -115,8 +117,12 @@ def test_what_is_gone_from_the_source_is_told_and_can_be_taken_out(source, tmp_p
     assert run(arguments).returncode == 1
     (source / "early/shhs1-2.edf").unlink()
     (source / "early/shhs1-4.edf").unlink()
-    told = run(arguments).stdout
-    assert "early/shhs1-4.edf has gone from the source: what was converted stays" in told
+    result = run(arguments)
+    assert "early/shhs1-4.edf has gone from the source: what was converted stays" in result.stdout
+    # Who has removed a file that cannot be used has seen to it.
+    assert "1 recordings that were refused before are gone from the source, and do not count" in result.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "recordings refused" not in result.stdout
     assert built(out)[0] == names(1, 3, 4, 5)
     result = run([*arguments, "--exclude", "shhs1-[24].edf"])
     assert result.returncode == 0, result.stdout + result.stderr
@@ -186,6 +192,9 @@ def test_the_status_follows_the_share_of_refused_recordings():
     assert status({"records": 95}, rows, 1, 0.05) == 1
     assert status({"records": 95}, rows, 0, 0.0) == status({"records": 0}, rows, 0, 1.0) == 1
     assert status({"records": 95}, [], 0, 0.0) == 0
+    removed = [{"error": "RecordingError", "source": name} for name in "abc"]
+    assert status({"records": 95}, removed, 0, 0.0, {"a", "b", "c"}) == 0
+    assert status({"records": 95}, removed, 0, 0.0, {"a", "b"}) == 1
     rows += [{"error": "InternalError"}, {"error": "ExcludedError"}]
     lines = refused_lines(rows, "there")
     assert lines[:3] == ["6 recordings refused, see there:", "       5  RecordingError", "       1  InternalError"]

@@ -18,7 +18,7 @@ from shards.manifest import write_manifest
 from shards.people import Tables, check_moves, people_lines
 from shards.plan import read_plan
 from shards.privacy import token
-from shards.split import split_of, splits_of
+from shards.split import empty_splits, split_of, splits_of
 from shards.verify import verify
 from sleepfm.constants import SPLITS
 from sleepfm.data.cache import BlockCache
@@ -210,6 +210,17 @@ def test_names_are_digests_where_privacy_says_so(tmp_path: Path, source: Path) -
 
 def family_of(subject: str) -> str:
     return subject.partition("-")[0]
+
+
+def test_a_split_with_a_share_and_nobody_in_it_is_told() -> None:
+    split = config("split.stratify=[sex]", "split.val=0", "split.test=0.25").split
+    counts = {name: {"subjects": count} for name, count in (("pretrain", 5), ("label", 2), ("val", 0), ("test", 0))}
+    (told,) = empty_splits(counts, split)
+    assert told.startswith("nobody is in test (split.test=0.25 of 7 people, in groups of like sex)") and "split.salt" in told
+    (told,) = empty_splits(counts, split.model_copy(update={"val": 0.1, "stratify": []}))
+    assert told.startswith("nobody is in val or test (split.val=0.1, split.test=0.25 of 7 people)")
+    assert empty_splits({name: {"subjects": 1} for name in counts}, split) == []
+    assert empty_splits({name: {"subjects": 0} for name in counts}, split) == []
 
 
 @pytest.mark.parametrize("stratify", [[], ["sex"]])

@@ -105,6 +105,28 @@ def test_what_is_refused_of_a_folder_is_refused_of_a_url(cohort, s3, run):
     assert run([*arguments(cohort, f"{BUCKET}/marked"), "store.lease_s=5"]).returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "right"),
+    [
+        ("GET", "list objects (s3:ListBucket)"),
+        ("PUT", "put objects (s3:PutObject)"),
+        ("DELETE", "delete objects (s3:DeleteObject)"),
+    ],
+)
+def test_a_right_that_the_credentials_lack_ends_a_build_at_once_and_is_named(cohort, s3, run, method, right):
+    out, asked = f"{BUCKET}/denied-{method.lower()}", len(s3.requests())
+    with s3.faults(denied=[method]):
+        result = run(arguments(cohort, out))
+        seen = run(["info", out]) if method == "GET" else None
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert f"the store does not let these credentials {right} (" in result.stderr and out in result.stderr
+    assert "the environment of every node" in result.stderr
+    assert len(s3.requests()) - asked <= 8, "it was asked again and again"
+    assert s3.names(out.removeprefix(f"{BUCKET}/")) == []
+    if seen is not None:
+        assert seen.returncode == 1 and "the store does not let these credentials read it" in seen.stderr
+
+
 @pytest.mark.parametrize("name", ["manifest/subjects.parquet", "manifest/records.parquet", "wids.json"])
 def test_the_same_build_repairs_a_damaged_table_and_leaves_a_whole_data_set(cohort, built, place, s3, run, name):
     out = plant(built, s3, f"mended-{name.split('/')[-1][0]}")

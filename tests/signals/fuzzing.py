@@ -208,8 +208,8 @@ def read_as_scoring(place: Path) -> None:
 
 
 def read_as_folder(place: Path) -> None:
+    from sleepfm.signals.discover import discover
     from sleepfm.signals.doctor import examine_recordings
-    from sleepfm.signals.examine import discover
 
     for finding in examine_recordings(discover(place), place, None):
         assert finding.refused or finding.epochs

@@ -15,8 +15,8 @@ from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohorts.catalogue import load_cohort
+from sleepfm.signals.discover import discover
 from sleepfm.signals.doctor import examine_recordings
-from sleepfm.signals.examine import discover
 from sleepfm.signals.scorings.finder import find_scoring
 from sleepfm.signals.scorings.labels import stage_labels
 from sleepfm.signals.scorings.reader import read_scoring

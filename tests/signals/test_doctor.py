@@ -16,8 +16,9 @@ from made_edf import Made, noise, write_edf
 from sleepfm.cli import main
 from sleepfm.errors import RecordingError
 from sleepfm.signals.cohorts.catalogue import load_cohort
+from sleepfm.signals.discover import Discovered, discover
 from sleepfm.signals.doctor import examine_recordings, sample_of
-from sleepfm.signals.examine import Discovered, discover, examine
+from sleepfm.signals.examine import examine
 from sleepfm.signals.files import matching_files
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.recording import Recording
@@ -200,11 +201,12 @@ def test_headers_alone_tell_all_but_what_is_in_the_signals(tmp_path, capsys, mon
     (tmp_path / "b.edf").write_bytes(scored.read_bytes())
     (tmp_path / "b.csv").write_text("onset,duration,stage\n90000,30,W\n")
     status, text = run_doctor(tmp_path, capsys)
-    assert status == 1 and "4 recordings: 2 usable, 2 would be quarantined" in text
+    twice = "; 1 of the usable under a second name, set aside by a build"
+    assert status == 1 and f"4 recordings: 2 usable, 2 would be quarantined{twice}" in text
     monkeypatch.setattr(Recording, "read", lambda *_: pytest.fail("a sample was read"))
     status, text = run_doctor(tmp_path, capsys, "--headers")
-    assert status == 1 and "4 recordings: 3 usable, 1 would be quarantined" in text
-    assert "polarity and dead signals are told without --headers" in text and "undecided" not in text
+    assert status == 1 and "4 recordings: 3 usable, 1 would be quarantined\n" in text
+    assert "polarity, dead signals and nights under two names are told without --headers" in text and "undecided" not in text
     assert "a.csv: 10 epochs scored" in text and "'Foobar' 1, first in" in text and "NOT USED" in text
     assert "'Brain L'" in text and "My chin 7" in text
     whole = json.loads(run_doctor(tmp_path, capsys, "--headers", "--json")[1])

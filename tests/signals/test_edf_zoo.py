@@ -7,8 +7,8 @@ import re
 import pytest
 
 from sleepfm.errors import RecordingError
+from sleepfm.signals.discover import discover
 from sleepfm.signals.doctor import examine_recordings
-from sleepfm.signals.examine import discover
 from sleepfm.signals.recording import read_recording
 
 SHORT = r"{} s long, shorter than one 30-s epoch"

@@ -16,7 +16,8 @@ from fsspec.spec import AbstractBufferedFile
 from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.signals.cohorts.catalogue import load_cohort
-from sleepfm.signals.examine import discover, examine
+from sleepfm.signals.discover import discover
+from sleepfm.signals.examine import examine
 from sleepfm.signals.files import location
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.recording import read_edf_header, read_recording
@@ -104,7 +105,7 @@ def test_a_remote_header_is_two_requests_on_the_whole_way(tmp_path, requests, mo
     edf = sleep_edf(tmp_path, variant)
     rules = load_cohort(cohort) if cohort else None
     if large:  # so that a folder is listed without its header, unless the scoring of a recording cannot be found without
-        monkeypatch.setattr("sleepfm.signals.examine._LARGEST_ANNOTATIONS", edf.stat().st_size - 1)
+        monkeypatch.setattr("sleepfm.signals.discover._LARGEST_ANNOTATIONS", edf.stat().st_size - 1)
     for path in tmp_path.iterdir():
         MemoryFileSystem().pipe_file(f"/{tmp_path.name}/{path.name}", path.read_bytes())
     root = location(f"memory://{tmp_path.name}")
@@ -129,7 +130,7 @@ def test_a_file_that_has_changed_since_has_its_header_read_again(tmp_path):
 
 
 def test_headers_beyond_a_number_are_not_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr("sleepfm.signals.examine._MOST_HEADERS", 2)
+    monkeypatch.setattr("sleepfm.signals.discover._MOST_HEADERS", 2)
     for name in "abc":
         write_edf(tmp_path / f"{name}.edf", [Made("EEG", noise(40 * 4), 4)])
     assert [found.header is not None for found in discover(tmp_path).values()] == [True, True, False]

@@ -15,7 +15,7 @@ import sleepfm
 from sleepfm.cli import main
 from sleepfm.errors import AnnotationError, ConfigError, RecordingError
 from sleepfm.signals.cohorts.catalogue import load_cohort
-from sleepfm.signals.examine import discover
+from sleepfm.signals.discover import discover
 from sleepfm.signals.files import file_size, location
 from sleepfm.signals.prepare import prepare
 from sleepfm.signals.scorings.finder import find_scoring

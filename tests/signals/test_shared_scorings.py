@@ -11,8 +11,8 @@ from sleepfm.cli import main
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.cohorts.catalogue import load_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.signals.discover import discover
 from sleepfm.signals.doctor import examine_recordings
-from sleepfm.signals.examine import discover
 from sleepfm.signals.scorings.finder import SharedScorings, find_scoring
 
 

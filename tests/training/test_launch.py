@@ -93,7 +93,7 @@ def test_a_wrong_key_is_one_line_from_one_rank_and_status_two(tmp_path: Path) ->
     done = launch(tmp_path, 2, "train.stepz=3")
     assert done.returncode == 2
     said = [line for line in done.stderr.splitlines() if "error" in line]
-    assert said == ["error: toy.yaml: unknown key 'train.stepz'; did you mean 'train.steps'?"]
+    assert said == ["error: command line: unknown key 'train.stepz'; did you mean 'train.steps'?"]
     assert not (tmp_path / "run").exists()
 
 
