@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup
@@ -17,15 +17,6 @@ from sleepfm.reports.svg import Picture, Scale, polyline, ticks
 
 WIDTH, HEIGHT = 340, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 36
-
-
-@dataclass(frozen=True)
-class LabelPoint:
-    """What a model reached with the labels of a ``fraction`` (0 to 1) of the people, drawn by ``seed``."""
-
-    fraction: float
-    seed: int
-    kappa: float
 
 
 class _Chart:
@@ -85,8 +76,8 @@ def confusion_chart(confusion: ArrayLike, classes: Sequence[str]) -> Markup:
             # In tenths, each a tint on which text can be read.
             picture.rect(x, y, cell - 2, cell - 2, f"cell c{round(10 * share[row, column])}")
             shown = f"{100 * share[row, column]:.0f} %" if totals[row] else "–"
-            picture.text(x + cell / 2 - 1, y + cell / 2 - 2, shown, "small strong" if row == column else "small", "middle")
-            picture.text(x + cell / 2 - 1, y + cell / 2 + 13, f"{counts[row, column]:.0f}", "small", "middle")
+            picture.text(x + cell / 2 - 1, y + cell / 2 - 2, shown, "small strong" if row == column else "plain", "middle")
+            picture.text(x + cell / 2 - 1, y + cell / 2 + 13, f"{counts[row, column]:.0f}", "plain", "middle")
     return picture.markup()
 
 
@@ -154,21 +145,28 @@ def people_chart(people: Sequence[PersonFigure], name: str) -> Markup:
     return chart.markup()
 
 
-def label_chart(points: Sequence[LabelPoint]) -> Markup:
-    """Kappa against the share of people whose labels were used: a point for each draw, a line through the means."""
-    fractions = sorted({point.fraction for point in points})
-    means = [float(np.mean([point.kappa for point in points if point.fraction == fraction])) for fraction in fractions]
+def label_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Kappa against the share of people whose labels were used: a point for each draw, a line through the means.
+
+    ``rows`` have ``fraction`` (0 to 1) and ``kappa``, one for each draw (``seed``); a draw without a kappa is left out.
+    Without any there is no picture.
+    """
+    points = [(float(row["fraction"]), float(row["kappa"])) for row in rows if row["kappa"] is not None]
+    if not points:
+        return Markup("")
+    fractions = sorted({fraction for fraction, _ in points})
+    means = [float(np.mean([kappa for share, kappa in points if share == fraction])) for fraction in fractions]
     told = ", ".join(f"{100 * fraction:g} %: {mean:.2f}" for fraction, mean in zip(fractions, means, strict=True))
     low, high = math.log10(fractions[0]) - 0.1, math.log10(fractions[-1]) + 0.1
     chart = _Chart(
         f"Label curve, mean kappa by share of labelled people: {told}.",
         (low, high, "people with labels"),
-        (min(0.0, *(point.kappa for point in points)), 1.0, "κ"),
+        (min(0.0, *(kappa for _, kappa in points)), 1.0, "κ"),
         x_ticks={math.log10(fraction): f"{100 * fraction:g} %" for fraction in fractions},
     )
     chart.line(np.log10(fractions), means, "trace")
-    for point in points:
-        chart.dot(math.log10(point.fraction), point.kappa)
+    for fraction, kappa in points:
+        chart.dot(math.log10(fraction), kappa)
     return chart.markup()
 
 

@@ -16,7 +16,7 @@ from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.evaluation.reliability import HEADLINE, person_figures, reliability
 from sleepfm.files import write_atomic
-from sleepfm.reports.charts import LabelPoint, bland_altman_chart, confusion_chart, label_chart, people_chart, reliability_chart
+from sleepfm.reports.charts import bland_altman_chart, confusion_chart, label_chart, people_chart, reliability_chart
 from sleepfm.reports.rendering import render
 from sleepfm.tasks import TASKS
 
@@ -31,7 +31,8 @@ class Result:
     scored events of the same recordings: events if ``located``, else runs of positive epochs. ``event_result`` says more of them,
     with intervals; ``sleep`` compares sleep statistics night by night; ``leakage`` says whether a person of the split was seen
     before; ``by_group`` has figures of groups of people, by split. ``predictions`` of the split give the reliability curve and
-    the figures of each person; ``label_curve`` what other shares of the labels gave.
+    the figures of each person; ``label_curve`` has what other shares of the labels gave, in rows of ``fraction``, ``seed`` and
+    ``kappa``.
     """
 
     title: str
@@ -46,7 +47,7 @@ class Result:
     sleep: Mapping[str, PairedAgreement] = field(default_factory=dict)
     leakage: str = ""
     predictions: Predictions | None = None
-    label_curve: Sequence[LabelPoint] = ()
+    label_curve: Sequence[Mapping[str, Any]] = ()
 
 
 def evaluation_page(path: Path, result: Result) -> None:
@@ -74,7 +75,7 @@ def evaluation_context(result: Result) -> dict[str, Any]:
         "reliability": "",
         "people": "",
         "unknown_people": 0,
-        "labels": label_chart(result.label_curve) if result.label_curve else "",
+        "labels": label_chart(result.label_curve),
         "index": "",
         "sleep_charts": [],
     }

@@ -23,7 +23,7 @@ PER_PAGE = 24
 # Values a second of flow and belts (0.05 to 1 Hz), coarser where a night has very many events, and the bytes that all may take.
 RATES = (4, 2, 1)
 BUDGET = 1_600_000
-_BREATHING = {"AIRFLOW": "flow", "THORAX": "chest", "ABDOMEN": "abdomen"}
+_BREATHING = {"AIRFLOW": "flow", "THORAX": "chest", "ABDOMEN": "abdom."}
 _ROW, _FOOT = 26, 4
 # Where a value a second is not a whole step of the picture.
 _BYTES_A_VALUE = 4.2

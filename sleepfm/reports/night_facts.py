@@ -18,6 +18,7 @@ from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS, breathing_eve
 from sleepfm.evaluation.paired import severity_of
 from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.night_tables import clock_of
+from sleepfm.signals.position import BodyPosition
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality, unusable
 from sleepfm.signals.scorings.free_text import provenance_without_texts
@@ -33,14 +34,6 @@ DEFINITION_NAMES = {
     "ahi_3_percent_or_arousal": "hypopneas with 3 % or an arousal",
     "ahi_4_percent": "hypopneas with 4 %",
 }
-
-
-@dataclass(frozen=True)
-class BodyPosition:
-    """In which position the person lay: ``names``, and of each epoch [E] the number of one of them, -1 where it is not known."""
-
-    names: tuple[str, ...]
-    epochs: NDArray[np.int8]
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,6 @@ from sleepfm.files import write_json
 from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.night_comparison import agreement_with, has_human_scoring
 from sleepfm.reports.night_facts import (
-    BodyPosition,
     NightExample,
     ahi_by_position,
     ahi_by_stage,
@@ -28,6 +27,7 @@ from sleepfm.reports.night_facts import (
 from sleepfm.reports.night_page import night_page
 from sleepfm.reports.night_tables import clock_of, write_tables
 from sleepfm.reports.plots import night_png
+from sleepfm.signals.position import BodyPosition
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.scorings.free_text import provenance_without_texts, without_texts
 from sleepfm.signals.scorings.scoring import Event

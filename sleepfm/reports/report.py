@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.paired import SEVERITIES, PairedAgreement
 from sleepfm.files import write_atomic
-from sleepfm.reports.charts import LabelPoint, bland_altman_chart, loss_charts
+from sleepfm.reports.charts import bland_altman_chart, loss_charts
 from sleepfm.reports.evaluation_page import Result, evaluation_context, evaluation_page, page_name
 from sleepfm.reports.lineage import Lineage, as_list, to_svg
 from sleepfm.reports.night_facts import NightExample
@@ -26,7 +26,7 @@ from sleepfm.training.tracking.trace import read_trace
 if TYPE_CHECKING:
     from sleepfm.inference.subsets import SubsetResult
 
-__all__ = ["LabelPoint", "NightExample", "ReportData", "Result", "StepCost", "build_report", "loss_columns"]
+__all__ = ["NightExample", "ReportData", "Result", "StepCost", "build_report", "loss_columns"]
 
 NIGHT_PAGE = "night.html"
 

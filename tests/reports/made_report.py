@@ -15,7 +15,8 @@ from sleepfm.evaluation.lights import BY_OPTION, Lights
 from sleepfm.evaluation.stretches import stretch_warnings
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.scorer import prepare_night
-from sleepfm.reports.night_facts import BodyPosition, NightExample
+from sleepfm.reports.night_facts import NightExample
+from sleepfm.signals.position import BodyPosition
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality, unusable
 from sleepfm.signals.scorings.scoring import Event
@@ -86,7 +87,7 @@ def without_breathing(example: NightExample) -> NightExample:
         score=replace(
             score,
             channels=tuple(kept),
-            events=(),
+            events=tuple(event for event in score.events if event.type == "arousal"),
             probability={"arousal": score.probability["arousal"], **unheard},
             seconds={"arousal": score.seconds["arousal"]},
             saturation=None,

@@ -14,7 +14,6 @@ from made_report import made_example, without_breathing
 
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.reports.charts import LabelPoint
 from sleepfm.reports.evaluation_page import Result, evaluation_page
 from sleepfm.reports.night_page import night_page
 from sleepfm.tasks import TASKS
@@ -43,9 +42,8 @@ def made_result(n_people: int = 12, n_epochs: int = 60) -> Result:
     subject = np.repeat([f"person-{n}" for n in range(n_people)], n_epochs)
     found = evaluate(TASKS["stage"], truth, density, subject, n_boot=50)
     predictions = Predictions(subject, subject, np.tile(np.arange(n_epochs), n_people), truth, density)
-    curve = [
-        LabelPoint(fraction, seed, 0.8 - 0.2 * (1 - fraction) - 0.02 * seed) for fraction in (0.01, 0.1, 1.0) for seed in range(3)
-    ]
+    rows = [(fraction, seed) for fraction in (0.01, 0.1, 1.0) for seed in range(3)]
+    curve = [{"fraction": fraction, "seed": seed, "kappa": 0.6 + 0.2 * fraction - 0.02 * seed} for fraction, seed in rows]
     result = Result("Stages", "sleepfm-stage v3", "test", found, 700, predictions=predictions, label_curve=curve)
     return replace(result, leakage="none")
 
