@@ -23,7 +23,7 @@ SURFACE = {
     "sleepfm doctor": {"DIR", "--cohort", "--json", "--sample", "--headers"},
     "sleepfm score": {
         *("EDF", "--model", "--out", "--store", "--cohort", "--channel", "--device", "--scoring", "--lights-off", "--lights-on"),
-        *("--resolution", "--workers", "--again", "--json", "--precision"),
+        *("--resolution", "--workers", "--again", "--json", "--precision", "--position", "--show-identity"),
     },
     "sleepfm embed": {"SRC", "--model", "--out", "--cohort", "--device"},
     "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},

@@ -51,6 +51,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="of encoders; auto: bf16 for large ones where the processor multiplies in it, else fp32",
     )
     parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
+    parser.add_argument(
+        "--position",
+        metavar="LABEL=CODES",
+        help="signal of the body's position and what its values mean: POSITION=0:right,1:left,2:supine,3:prone",
+    )
+    parser.add_argument(
+        "--show-identity",
+        action="store_true",
+        help="the report names the person, as the header does, and the date; without, neither",
+    )
     parser.add_argument("--lights-off", metavar="TIME", help="time of day (22:45) or seconds from the start (+900)")
     parser.add_argument("--lights-on", metavar="TIME", help="as --lights-off; by default both as annotated, else by rule")
     parser.add_argument(
@@ -83,11 +93,14 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.reports.cohort_summary import check_summary, write_summary
     from sleepfm.signals.cohorts.by_hand import parse_channels
     from sleepfm.signals.cohorts.catalogue import load_rules
+    from sleepfm.signals.position import parse_position
 
     out = local_path(arguments.out, "--out")
     for option, text in (("--lights-off", arguments.lights_off), ("--lights-on", arguments.lights_on)):
         if text is not None:
             parse_time(option, text)
+    if arguments.position is not None:
+        parse_position(arguments.position)
     plan = Plan(
         models=tuple(builtin.expand(models)),
         out=out,
@@ -102,6 +115,8 @@ def run(arguments: argparse.Namespace) -> int:
         again=arguments.again,
         precision=arguments.precision,
         progress=not arguments.json,
+        position=arguments.position,
+        show_identity=arguments.show_identity,
     )
     found = list(find_jobs(words, load_rules(arguments.cohort), out))
     jobs = [job for job in found if isinstance(job, Job)]

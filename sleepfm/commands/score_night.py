@@ -29,6 +29,7 @@ from sleepfm.signals.cohorts.catalogue import Rules, load_rules, recognise_cohor
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.examine import examine
 from sleepfm.signals.files import file_sha256, location
+from sleepfm.signals.position import parse_position, read_position
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.recording import Recording, opened_recording
 from sleepfm.signals.scorings.finder import FoundScoring
@@ -58,6 +59,8 @@ class Plan:
     threads: int | None = None
     precision: Precision = "auto"
     progress: bool = False
+    position: str | None = None
+    show_identity: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,11 +126,13 @@ class NightScorer:
             night = prepare_night(recording, cohort, FoundScoring(found.scoring_file) if scoring is None else scoring)
             _check_channels(night, plan.channels)
             start = recording.start
+            position = read_position(recording, parse_position(plan.position), night.n_epochs) if plan.position else None
+            identity = recording.patient.strip() if plan.show_identity else None
         with self._progress(scorer, night) as progress:
             found = scorer.score(night, resolution=plan.resolution, progress=progress)
         score = replace(found, lights=lights)
         with whole_folder(folder, origin) as unfinished:
-            writing.result().write_night(unfinished, score, night, start, made_with)
+            writing.result().write_night(unfinished, score, night, start, made_with, identity, position)
         return Outcome("scored", job.file, record, str(folder), headline(score), score.warnings)
 
     @contextmanager
@@ -150,6 +155,8 @@ class NightScorer:
             "lights": [plan.lights_off, plan.lights_on],
             "resolution_s": plan.resolution,
             "precision": self._scorer.precisions,
+            "position": plan.position,
+            "show_identity": plan.show_identity,
             "scoring_sha256": None if scoring is None else _sha256(str(scoring)),
         }
 

@@ -16,6 +16,7 @@ from sleepfm.demo.steps import Plan
 from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.metrics import plain
 from sleepfm.evaluation.paired import PairedAgreement
+from sleepfm.evaluation.predictions import Predictions
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
@@ -151,6 +152,7 @@ def _results(plan: Plan) -> Iterator[Result]:
                 event_result=read_event_results(plan.output(name)).get("test"),
                 sleep=read_sleep(plan.output(name)).get("test", {}),
                 leakage=facts.get("test people seen before", ""),
+                predictions=Predictions.read(RunFolder(plan.output(name)).predictions("test")),
             )
 
 

@@ -118,5 +118,41 @@ def count_breathing(
     return Breathing(tuple(counted), ahi(events, every) if both else math.nan, hours)
 
 
+@dataclass(frozen=True)
+class IndexOfPart:
+    """Events of a part of the night: ``found`` in ``hours`` of it, ``per_hour`` of them (nan in no time)."""
+
+    name: str
+    found: int
+    hours: float
+    per_hour: float
+
+
+def index_by_part(events: Sequence[Event], part: ArrayLike, names: Sequence[str]) -> tuple[IndexOfPart, ...]:
+    """Index of ``events`` in each part of the night, such as its stages or positions.
+
+    Args:
+        part: [E], number of the part that an epoch is of in ``names``; -1 where it is of none, as outside of scored sleep.
+
+    An event belongs to the part of the epoch that most of it lies in (of equals the first), so that the parts' events add up to
+    those of :func:`sleepfm.evaluation.events.index_per_hour` over all of them.
+    """
+    parts = np.asarray(part)
+    found = np.zeros(len(names), int)
+    for event in overlapping(events, parts >= 0):
+        first = max(0, math.floor(event.onset / EPOCH_SECONDS))
+        stop = max(first + 1, math.ceil((event.onset + event.duration) / EPOCH_SECONDS))
+        edges = np.arange(first, stop + 1) * float(EPOCH_SECONDS)
+        shared = np.minimum(edges[1:], event.onset + event.duration) - np.maximum(edges[:-1], event.onset)
+        there = parts[first:stop]
+        shared = np.where(there >= 0, shared[: len(there)], -1.0)
+        found[there[int(shared.argmax())]] += 1
+    hours = np.bincount(parts[parts >= 0], minlength=len(names)) * EPOCH_SECONDS / 3600
+    return tuple(
+        IndexOfPart(name, int(count), float(time), float(count / time) if time else math.nan)
+        for name, count, time in zip(names, found, hours, strict=True)
+    )
+
+
 def _number(value: float) -> str:
     return "undefined" if math.isnan(value) else f"{value:.1f}"

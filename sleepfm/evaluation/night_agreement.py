@@ -32,6 +32,8 @@ SLEEP_FIGURES = {
     "waso": "min",
     "awakenings": "",
 }
+# The same, and minutes of each stage.
+SLEEP_UNITS = SLEEP_FIGURES | {f"minutes_{name}": "min" for name in STAGE_NAMES}
 
 
 def sleep_agreement(predictions: Predictions, resamples: int = 1000, seed: int = 0) -> dict[str, PairedAgreement]:
@@ -45,14 +47,13 @@ def sleep_agreement(predictions: Predictions, resamples: int = 1000, seed: int =
         both = (truth >= 0) & (stage >= 0)
         if both.any():
             people.append(subject)
-            theirs.append(_figures(sleep_statistics(np.where(both, truth, -1))))
-            mine.append(_figures(sleep_statistics(np.where(both, stage, -1))))
-    units = SLEEP_FIGURES | {f"minutes_{name}": "min" for name in STAGE_NAMES}
+            theirs.append(sleep_figures(sleep_statistics(np.where(both, truth, -1))))
+            mine.append(sleep_figures(sleep_statistics(np.where(both, stage, -1))))
     return {
         name: paired_agreement(
             name, [row[name] for row in theirs], [row[name] for row in mine], people, unit=unit, n_boot=resamples, seed=seed
         )
-        for name, unit in units.items()
+        for name, unit in SLEEP_UNITS.items()
     }
 
 
@@ -106,7 +107,8 @@ def _nights(
     return found
 
 
-def _figures(statistics: SleepStatistics) -> dict[str, float]:
+def sleep_figures(statistics: SleepStatistics) -> dict[str, float]:
+    """The figures of :data:`SLEEP_UNITS`; nan where one is not defined."""
     values = {name: getattr(statistics, name) for name in SLEEP_FIGURES}
     values |= {f"minutes_{name}": minutes for name, minutes in statistics.stage_minutes.items()}
     return {name: math.nan if value is None else float(value) for name, value in values.items()}

@@ -83,6 +83,11 @@ class PairedAgreement:
         return cls(**{**values, **metrics, **pairs, "severity": severity})
 
 
+def severity_of(ahi: float) -> str:
+    """Which of :data:`SEVERITIES` an ``ahi`` is; empty where it is not defined."""
+    return SEVERITIES[int(np.digitize(ahi, SEVERITY_BOUNDS))] if np.isfinite(ahi) else ""
+
+
 def intraclass_correlation(ratings: ArrayLike, weights: ArrayLike | None = None) -> Float:
     """ICC(2,1) of ``ratings`` [N, K], N targets by K raters; with ``weights`` [R, N], how often each target counts, of each
     resample [R].

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +99,7 @@ class NightScore:
         inside[off:on] = True
         return np.where(inside, self.stages, np.int8(Stage.UNSCORED))
 
-    @property
+    @cached_property
     def breathing(self) -> Breathing:
         """Counts and indices of respiratory events, or of runs of positive epochs; what was not scored is not in it."""
         return count_breathing(self.in_bed, self.events, self.runs, self._assessed, tuple(self.event_threshold))
@@ -109,7 +110,7 @@ class NightScore:
         scored = {t: np.isfinite(p) for t, p in self.probability.items() if t not in self.without_evidence}
         return {task: epochs for task, epochs in scored.items() if epochs.any() or not TASKS[task].evidence}
 
-    @property
+    @cached_property
     def desaturations(self) -> tuple[Desaturation, ...]:
         """By rule from :attr:`saturation`."""
         return () if self.saturation is None else find_desaturations(self.saturation)
@@ -121,7 +122,7 @@ class NightScore:
             return None
         return summarise_oximetry(self.saturation, self.desaturations, self.in_bed > Stage.W)
 
-    @property
+    @cached_property
     def evidence(self) -> dict[Event, Evidence]:
         """What followed each apnea and hypopnea of :attr:`events`."""
         events = breathing_events(self.events)

@@ -13,8 +13,6 @@ from sleepfm.tasks import TASKS
 BOX_WIDTH, LINE_HEIGHT, GAP_X, GAP_Y, MARGIN = 236, 15, 70, 18, 10
 # Tags that name the data sets of a mixture.
 _SOURCE = "source."
-FILL = {"data": "#eef5ec", "pretrained": "#eaf1f9", "downstream": "#f6eef8"}
-STROKE = {"data": "#6a9c5c", "pretrained": "#4c7fb0", "downstream": "#8e5ba6"}
 
 
 @dataclass(frozen=True)
@@ -87,13 +85,21 @@ def to_svg(lineage: Lineage) -> str:
             y += _height(node) + GAP_Y
     nodes = {node.key: node for node in lineage.nodes}
     width, height = 2 * MARGIN + n_columns * BOX_WIDTH + (n_columns - 1) * GAP_X, tall + 2 * MARGIN
+    told = f"Lineage of {len(lineage.nodes)} data sets and models, {len(lineage.edges)} steps from shards to models."
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="100%" '
-        f'style="max-width:{width}px" role="img" aria-label="lineage from shards to models">'
+        f'style="max-width:{width}px" role="img" aria-label="{told}">'
     ]
     parts += [_edge(place[a], nodes[a], place[b], nodes[b]) for a, b in lineage.edges]
     parts += [_box(node, *place[node.key]) for node in lineage.nodes]
     return "\n".join([*parts, "</svg>"])
+
+
+def as_list(lineage: Lineage) -> list[tuple[Node, tuple[str, ...]]]:
+    """The graph for a narrow page: each node after all its parents, with their titles."""
+    column, titles = _columns(lineage), {node.key: node.title for node in lineage.nodes}
+    parents = {node.key: tuple(titles[a] for a, b in lineage.edges if b == node.key) for node in lineage.nodes}
+    return [(node, parents[node.key]) for node in sorted(lineage.nodes, key=lambda node: column[node.key])]
 
 
 def _columns(lineage: Lineage) -> dict[str, int]:
@@ -121,17 +127,17 @@ def _edge(start: tuple[float, float], a: Node, end: tuple[float, float], b: Node
     bend = GAP_X * 0.6
     path = f"M{x0:g},{y0:g} C{x0 + bend:g},{y0:g} {x1 - bend:g},{y1:g} {x1 - 6:g},{y1:g}"
     head = f"M{x1:g},{y1:g} l-7,-3.5 v7 z"
-    return f'<path d="{path}" fill="none" stroke="#9aa7b3" stroke-width="1.2"/><path d="{head}" fill="#9aa7b3"/>'
+    return f'<path d="{path}" class="edge"/><path d="{head}" class="tip"/>'
 
 
 def _box(node: Node, x: float, y: float) -> str:
     lines: Sequence[str] = node.lines
-    texts = [f'<text x="{x + 10:g}" y="{y + 20:g}" font-size="12.5" font-weight="600" fill="#22303c">{escape(node.title)}</text>']
+    texts = [f'<text x="{x + 10:g}" y="{y + 20:g}" class="strong">{escape(node.title)}</text>']
     texts += [
-        f'<text x="{x + 10:g}" y="{y + 20 + LINE_HEIGHT * (i + 1):g}" font-size="11" fill="#52616e">{escape(line)}</text>'
+        f'<text x="{x + 10:g}" y="{y + 20 + LINE_HEIGHT * (i + 1):g}" class="small">{escape(line)}</text>'
         for i, line in enumerate(lines)
     ]
     return (
         f'<rect x="{x:g}" y="{y:g}" width="{BOX_WIDTH}" height="{_height(node)}" rx="6" '
-        f'fill="{FILL[node.kind]}" stroke="{STROKE[node.kind]}" stroke-width="1.2"/>' + "".join(texts)
+        f'class="node node-{node.kind}"/>' + "".join(texts)
     )

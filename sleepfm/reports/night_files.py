@@ -9,25 +9,29 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
-from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
-from sleepfm.evaluation.breathing import KINDS
-from sleepfm.evaluation.event_figures import ComparedNight, agreement_of
-from sleepfm.evaluation.events import ahi, event_family, join_overlapping
+from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES
+from sleepfm.evaluation.events import event_family
 from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS
-from sleepfm.evaluation.metrics import evaluate
+from sleepfm.evaluation.paired import severity_of
 from sleepfm.files import write_json
 from sleepfm.inference.night_score import NightScore
+from sleepfm.reports.night_comparison import agreement_with, has_human_scoring
+from sleepfm.reports.night_facts import (
+    NightExample,
+    ahi_by_position,
+    ahi_by_stage,
+    event_confidence,
+)
+from sleepfm.reports.night_page import night_page
 from sleepfm.reports.night_tables import clock_of, write_tables
-from sleepfm.reports.report import NightExample, figure_bytes, night_page
+from sleepfm.reports.plots import night_png
+from sleepfm.signals.position import BodyPosition
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.scorings.free_text import provenance_without_texts, without_texts
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.writers.night import WrittenNight, scoring_files
-from sleepfm.tasks import TASKS
 from sleepfm.version import __version__
 
 
@@ -37,6 +41,8 @@ def write_night(
     night: PreparedRecording,
     start: datetime | None = None,
     made_with: dict[str, Any] | None = None,
+    identity: str | None = None,
+    position: BodyPosition | None = None,
 ) -> None:
     """Write the files of one scored night, none of which holds free text of the recording or its scoring.
 
@@ -47,6 +53,8 @@ def write_night(
     Args:
         start: date and time of the recording's first sample, by which other programs lay EDF+ annotations over the recording; the
             clock time alone where it is not known.
+        identity: who the person is, in the report with the date; None for a report without either.
+        position: of the body, where the recording tells it.
         made_with: what the files follow from beside the recording, in JSON types, for who asks whether they are up to date.
     """
     score = replace(score, warnings=tuple(map(without_texts, score.warnings)))
@@ -58,9 +66,9 @@ def write_night(
     _spans(score.runs, names).to_csv(folder / "positive_runs.csv", index=False)
     for name, content in scoring_files(written_night(score, night, start)).items():
         (folder / name).write_bytes(content)
-    write_json(folder / "summary.json", summary(score, night) | ({"made_with": made_with} if made_with else {}))
-    example = NightExample(score, night)
-    (folder / "night.png").write_bytes(figure_bytes(example))
+    example = NightExample(score, night, start=start, identity=identity, position=position)
+    write_json(folder / "summary.json", summary(score, night, position) | ({"made_with": made_with} if made_with else {}))
+    (folder / "night.png").write_bytes(night_png(example))
     night_page(folder / "report.html", example)
 
 
@@ -81,6 +89,7 @@ def _events(score: NightScore, stages: Sequence[str]) -> pd.DataFrame:
     of = [evidence.get(event) for event in score.events]
     rows["desaturation_percent"] = [found.depth if found else None for found in of]
     rows["arousal"] = [found.arousal if found else None for found in of]
+    rows["confidence"] = [round(event_confidence(score, event), 4) for event in score.events]
     return rows
 
 
@@ -102,7 +111,7 @@ def _spans(spans: Sequence[Event], stages: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def summary(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
+def summary(score: NightScore, night: PreparedRecording, position: BodyPosition | None = None) -> dict[str, Any]:
     """What ``summary.json`` holds: plain JSON types, undefined values null."""
     content: dict[str, Any] = {
         "record": score.record,
@@ -116,63 +125,21 @@ def summary(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
         "sleep": asdict(score.statistics),
         "lights": score.lights.to_json(),
         "breathing": score.breathing.to_json(),
+        "severity": severity_of(score.ahi) or None,
         "ahi_by_definition": score.ahi_by_definition,
         "ahi_definitions": {name: text + COMMON for name, text in DEFINITIONS.items()},
+        "ahi_by_stage": {part.name: asdict(part) for part in ahi_by_stage(score)} or None,
+        "ahi_by_position": {part.name: asdict(part) for part in ahi_by_position(NightExample(score, night, position=position))}
+        or None,
         "oximetry": None if score.oximetry is None else score.oximetry.to_json(),
         "arousal_index": score.arousal_index,
         "warnings": list(score.warnings),
         "provenance": provenance_without_texts(night.provenance),
         "sleepfm": __version__,
     }
-    if (night.stage >= 0).any() or night.events:
+    if has_human_scoring(night):
         content["agreement"] = agreement_with(score, night)
     return _plain(content)
-
-
-def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any]:
-    """How the model agrees with the recording's human scoring: of stages and of other epochs, of events family by family, and of
-    the AHI.
-
-    ``positive_runs`` says whether the model's side of a family are runs of positive epochs instead of events. Events outside of
-    the epochs that both scored count on neither side.
-    """
-    found: dict[str, Any] = {}
-    if "stage" in score.models:
-        truth = np.where(score.stages >= 0, night.stage, -1)
-        figures = evaluate(TASKS["stage"], truth, score.hypnodensity, [night.subject] * score.n_epochs, n_boot=0)
-        found["stage"] = {name: m.value for name, m in figures.metrics.items()}
-    truths = {task: _truth(night, task) for task in score.threshold}
-    both_scored = {task: np.isfinite(score.probability[task]) & (truth >= 0) for task, truth in truths.items()}
-    scored = join_overlapping(night.events)
-    for kind, epochs in both_scored.items():
-        if not epochs.any():
-            continue
-        if not TASKS[kind].event:
-            chance = score.probability[kind]
-            density = np.stack([1 - chance, chance], axis=1)
-            truth = np.where(epochs, truths[kind], -1)
-            people = [night.subject] * score.n_epochs
-            figures = evaluate(TASKS[kind], truth, density, people, threshold=score.threshold[kind], n_boot=0)
-            found[kind] = {name: m.value for name, m in figures.metrics.items()}
-            continue
-        located = kind in score.event_threshold
-        mine = [event for event in (score.events if located else score.runs) if event_family(event.type) == kind]
-        theirs = [event for event in scored if event_family(event.type) == kind]
-        match, _ = agreement_of(ComparedNight(night.record, night.subject, tuple(mine), tuple(theirs), epochs))
-        found[kind] = asdict(match) | {"f1": match.f1, "positive_runs": not located}
-    if set(KINDS) <= score.event_threshold.keys() and (night.stage >= 0).any() and all(both_scored[kind].any() for kind in KINDS):
-        both = both_scored["apnea"] & both_scored["hypopnea"]
-        found["ahi"] = {
-            "model": ahi(score.events, both & (score.stages > Stage.W)),
-            "scored": ahi(scored, both & (night.stage > Stage.W)),
-        }
-    return found
-
-
-def _truth(night: PreparedRecording, task: str) -> NDArray[np.int8]:
-    """Classes [E] of ``task`` by the recording's human scoring, -1 where unscored."""
-    rule = TASKS[task].label
-    return rule.classes(night.stage if rule.stored == "stage" else night.labels[rule.stored])
 
 
 def _plain(value: Any) -> Any:

@@ -2,32 +2,59 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sleepfm.reports.lineage import BOX_WIDTH, Lineage, Node, to_svg
-from sleepfm.reports.plots import page_figure
-from sleepfm.signals.scorings.scoring import Event
+from sleepfm.reports.night_drawing import time_ticks
+from sleepfm.reports.night_tables import clock_of
+from sleepfm.reports.svg import Scale, envelope, ticks, trace
 
 
-def test_events_of_a_page_are_named_at_their_middle_and_cut_at_its_edges():
-    events = [Event(590.0, 20.0, "central_apnea"), Event(620.0, 5.0, "mixed_apnea"), Event(630.0, 20.0, "obstructive_apnea")]
-    signals = {"AIRFLOW": np.zeros(6000), "SPO2": np.linspace(90, 99, 6000)}
-    figure = page_figure(signals, {"SPO2": "%"}, 600.0, 60.0, {"apnea, model": events}, title="A page", used=["SPO2"])
-    flow, oximetry, track = figure.axes
-    assert figure.get_figheight() == pytest.approx(0.9 + 3 * 0.62)  # two signals and the line of events, beside title and axis
-    assert flow.get_ylabel() == "AIRFLOW\nnot used" and oximetry.get_ylabel() == "SPO2\n(%)"
-    assert [(text.get_position(), text.get_text()) for text in track.texts] == [
-        ((605.0, 0), "central apnea"),
-        ((622.5, 0), ""),
-        ((640.0, 0), "obstructive apnea"),
-    ]
-    assert track.get_xlim() == (600.0, 660.0)
-    assert [tuple(np.round(line.get_xdata()[[0, -1]], 2)) for axis in (flow, oximetry) for line in axis.lines] == [
-        (600, 659.99)
-    ] * 2
+def test_a_trace_goes_through_its_values_and_stops_where_there_are_none():
+    commands = trace([0.0, 1.0, 0.5, np.nan, 0.25, 0.25], 20)
+    assert commands == "M0 20l1-20 1 10M4 15l1 0"
+    assert trace([np.nan, np.nan], 20) == "" and trace([0.5], 20) == "M0 10l0 0"
+
+
+@given(st.lists(st.one_of(st.floats(0, 1), st.just(math.nan)), min_size=1, max_size=50))
+def test_a_trace_can_be_read_back(values):
+    points, place = {}, None
+    for command, numbers in re.findall(r"([Ml])([^Ml]*)", trace(values, 40)):
+        pairs = [tuple(map(int, pair)) for pair in re.findall(r"(-?\d+) ?(-?\d+)", numbers)]
+        if command == "M":
+            ((x, y),) = pairs
+            place = [x, y]
+            points[x] = y
+            continue
+        for across, down in pairs:
+            place = [place[0] + across, place[1] + down]
+            points[place[0]] = place[1]
+    expected = {n: round((1 - value) * 40) for n, value in enumerate(values) if not math.isnan(value)}
+    assert points == expected
+
+
+def test_an_envelope_holds_every_value_and_ticks_are_round():
+    seconds = np.sin(np.arange(1000) / 30) * 10 + 90
+    seconds[400:450] = np.nan
+    shape = envelope(Scale(0, 1000, 0, 100), Scale(80, 100, 100, 0), seconds, 100)
+    numbers = np.array(re.findall(r"[ML]([\d.]+) ([\d.]+)", shape), float)
+    assert shape.count("M") == 2 == shape.count("Z") and numbers[:, 1].min() <= 0.5 and numbers[:, 1].max() >= 99.5
+    assert not ((numbers[:, 0] > 40.5) & (numbers[:, 0] < 44.5)).any()
+    assert ticks(0, 1, 6) == [0, 0.2, 0.4, 0.6, 0.8, 1] and ticks(85, 100, 4) == [85, 90, 95, 100] and ticks(3, 3, 5) == [3]
+
+
+@pytest.mark.parametrize(
+    ("begin", "expected"),
+    [("22:41:30", [(1110.0, "23:00"), (4710.0, "00:00")]), ("", [(0.0, "0 h"), (3600.0, "1 h"), (7200.0, "2 h")])],
+)
+def test_the_time_axis_has_round_hours_of_the_day_or_from_the_start(begin, expected):
+    assert time_ticks(clock_of(None, begin or None), 7200.0, 3) == expected
 
 
 def test_edges_of_the_lineage_go_from_the_right_of_a_box_to_the_left_of_another_at_half_their_heights():

@@ -1,0 +1,120 @@
+"""A scored night whose models say nearly what its human says, with doubt, errors and everything that a page shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from pathlib import Path
+
+import numpy as np
+
+from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.evaluation.desaturations import read_saturation
+from sleepfm.evaluation.events import event_family
+from sleepfm.evaluation.lights import BY_OPTION, Lights
+from sleepfm.evaluation.stretches import stretch_warnings
+from sleepfm.inference.night_score import NightScore
+from sleepfm.inference.scorer import prepare_night
+from sleepfm.reports.night_facts import NightExample
+from sleepfm.signals.position import BodyPosition
+from sleepfm.signals.prepare import PreparedRecording
+from sleepfm.signals.quality import Quality, unusable
+from sleepfm.signals.scorings.scoring import Event
+
+EVENT_TASKS = ("apnea", "hypopnea", "arousal")
+BREATHING = ("AIRFLOW", "THORAX", "ABDOMEN")
+
+
+def made_example(recording: Path | PreparedRecording, times: int = 1, seed: int = 0) -> NightExample:
+    """The night of ``recording``, scored, ``times`` in a row: stages with a confidence, events with probabilities of seconds."""
+    night = recording if isinstance(recording, PreparedRecording) else prepare_night(recording)
+    night = repeated(night, times)
+    rng, n_epochs = np.random.default_rng(seed), night.n_epochs
+    truth = np.where(night.stage >= 0, night.stage, 0)
+    density = rng.dirichlet(np.full(5, 0.7), n_epochs) * 0.6
+    density[np.arange(n_epochs), truth] += 0.4
+    density[n_epochs // 3 : n_epochs // 3 + 2] = np.nan
+    unscored = np.isnan(density).any(axis=1)
+    stages = np.where(unscored, -1, np.nan_to_num(density).argmax(axis=1)).astype(np.int8)
+    events, seconds = [], {task: rng.uniform(0, 0.3, n_epochs * EPOCH_SECONDS) for task in EVENT_TASKS}
+    for event in night.events:
+        family = event_family(event.type)
+        if family not in EVENT_TASKS or rng.random() < 0.1:
+            continue
+        onset = max(0.0, np.round(event.onset + rng.normal(0, 2)))
+        moved = Event(float(onset), float(max(10, np.round(event.duration))), event.type)
+        if moved.onset + moved.duration < n_epochs * EPOCH_SECONDS:
+            events.append(moved)
+            seconds[family][int(onset) : int(onset + moved.duration)] = rng.uniform(0.5, 1)
+    lost = "EEG_C4"
+    night.quality[lost][n_epochs // 3 : n_epochs // 3 + 2] |= np.uint8(Quality.DISCONNECTED)
+    night.quality["ECG"][n_epochs // 2 : n_epochs // 2 + 20] |= np.uint8(Quality.MAINS)
+    score = NightScore(
+        record=night.record,
+        channels=tuple(night.channels)[:9],
+        models={"stage": "models:/sleepfm-stage/3"} | {task: f"models:/sleepfm-{task}/2" for task in EVENT_TASKS},
+        stages=stages,
+        hypnodensity=density,
+        probability={t: s.reshape(n_epochs, -1).max(axis=1) for t, s in seconds.items()},
+        threshold=dict.fromkeys(EVENT_TASKS, 0.5),
+        events=tuple(sorted(set(events), key=lambda event: (event.onset, event.type))),
+        warnings=tuple(stretch_warnings(night, tuple(night.channels))),
+        event_threshold=dict.fromkeys(EVENT_TASKS, 0.5),
+        inputs={
+            "stage": tuple(name for name in night.channels if name not in (*BREATHING, "SPO2")),
+            "apnea": BREATHING,
+            "hypopnea": BREATHING,
+            "arousal": ("EEG_C3", "EEG_C4"),
+        },
+        saturation=read_saturation(night.channels["SPO2"], unusable(night.quality["SPO2"])),
+        seconds=seconds,
+        lights=Lights(n_epochs * 1.0, n_epochs * 29.0, BY_OPTION, BY_OPTION),
+    )
+    lying = np.repeat(np.arange(-(-n_epochs // 40)) % 3, 40)[:n_epochs].astype(np.int8)
+    position = BodyPosition(("supine", "left", "right"), lying)
+    return NightExample(score, night, start=datetime(2021, 3, 4, 22, 41, 30), position=position)
+
+
+def without_breathing(example: NightExample) -> NightExample:
+    """The same recording without flow, belts and oximetry, and nobody's scoring."""
+    score, night = example.score, example.prepared
+    gone = (*BREATHING, "SPO2")
+    kept = {name: samples for name, samples in night.channels.items() if name not in gone}
+    unheard = dict.fromkeys(("apnea", "hypopnea"), np.full(night.n_epochs, np.nan))
+    return replace(
+        example,
+        position=None,
+        score=replace(
+            score,
+            channels=tuple(kept),
+            events=tuple(event for event in score.events if event.type == "arousal"),
+            probability={"arousal": score.probability["arousal"], **unheard},
+            seconds={"arousal": score.seconds["arousal"]},
+            saturation=None,
+            without_evidence=("apnea", "hypopnea"),
+            inputs={"stage": tuple(kept), "apnea": (), "hypopnea": (), "arousal": ("EEG_C3", "EEG_C4")},
+            warnings=("apnea: not assessed, since the recording has no usable channel of AIRFLOW, THORAX, ABDOMEN",),
+        ),
+        prepared=replace(
+            night,
+            channels=kept,
+            quality={name: night.quality[name] for name in kept},
+            events=(),
+            stage=np.full_like(night.stage, -1),
+            labels={name: np.full_like(values, -1) for name, values in night.labels.items()},
+        ),
+    )
+
+
+def repeated(night: PreparedRecording, times: int) -> PreparedRecording:
+    """``times`` the night, one after the other."""
+    length = night.n_epochs * float(EPOCH_SECONDS)
+    return replace(
+        night,
+        n_epochs=night.n_epochs * times,
+        channels={name: np.tile(samples, times) for name, samples in night.channels.items()},
+        quality={name: np.tile(flags, times) for name, flags in night.quality.items()},
+        stage=np.tile(night.stage, times),
+        labels={name: np.tile(values, times) for name, values in night.labels.items()},
+        events=tuple(replace(e, onset=e.onset + length * n) for n in range(times) for e in night.events),
+    )
