@@ -20,8 +20,7 @@ from sleepfm.evaluation.agreement import kappa
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.prediction_figures import validation_figures
 from sleepfm.paths import config_root
-from sleepfm.registry.package import write_package
-from sleepfm.registry.registry import Resolved, load_package
+from sleepfm.registry.registry import Resolved
 from sleepfm.stages import linear_probes
 from sleepfm.stages.classification_loss import classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig, LabelledData, ProbeConfig
@@ -42,11 +41,11 @@ GRID = ("head={kind: linear}", "train.clip=0", "grid={lr: [0.03, 0.0001], weight
 
 @pytest.fixture(scope="module")
 def nights(tmp_path_factory):
-    """Thirty people of 10 epochs, every other with a second night."""
+    """Twenty-four people of 8 epochs, every other with a second night."""
     made = []
-    for number in range(30):
+    for number in range(24):
         for visit in range(1 + number % 2):
-            made.append(make_night(f"p{number}-{visit}", 10, ["EEG_C4", "ECG"], subject=f"person{number}", seed=visit))
+            made.append(make_night(f"p{number}-{visit}", 8, ["EEG_C4", "ECG"], subject=f"person{number}", seed=visit))
     overrides = ("split.pretrain=0.1", "split.label=0.4", "split.val=0.3", "split.test=0.2")
     return make_dataset(tmp_path_factory.mktemp("few") / "set", made, 8, overrides)
 
@@ -68,7 +67,13 @@ def cache_of(nights):
 
 def probe(nights, tmp_path, *overrides, name="probe-stage-tiny"):
     fixed = [f"data.path={nights.path}", f"train.output={tmp_path / 'run'}", f"cache={cache_of(nights)}", "train.steps=20"]
-    fixed += ["train.global_batch=32", "train.checkpoint_every=20", "train.validate_every=10", "deepspeed.dtype=fp32"]
+    fixed += [
+        "train.global_batch=32",
+        "train.checkpoint_every=20",
+        "train.validate_every=10",
+        "deepspeed.dtype=fp32",
+        "evaluate.resamples=20",
+    ]
     return load_config(ProbeConfig, config_root() / "downstream" / f"{name}.yaml", [*fixed, *overrides])
 
 
@@ -281,6 +286,7 @@ def test_a_fine_tune_learns_from_the_people_who_are_drawn(nights, source, tmp_pa
     assert stage.measure("val/kappa")["label_draw"] == "people"
 
 
+@pytest.mark.slow
 def test_a_frozen_encoder_is_passed_once_and_gives_what_it_gives_in_every_step(nights, source, tmp_path):
     """Context and head on kept embeddings: losses and predictions are those of a frozen encoder that computes in every step."""
     fixed = [
@@ -298,7 +304,8 @@ def test_a_frozen_encoder_is_passed_once_and_gives_what_it_gives_in_every_step(n
     for name, stage in (("direct", direct), ("kept", kept)):
         stage.module.eval()
         found = {}
-        for start in range(len(stage.stream)):
+        # The encoder takes its time in every step of the first.
+        for start in range(8 if name == "direct" else len(stage.stream)):
             batch = stage.stream.batch(start, 1)
             found[batch.record[0], int(batch.first_epoch[0])] = stage.loss(stage.module, batch, 0).loss.item()
         by_window[name] = found
@@ -362,12 +369,3 @@ def test_kappa_of_summed_confusions_is_that_of_their_epochs():
     rng = np.random.default_rng(1)
     parts = rng.integers(0, 9, (5, 3, 3)).astype(float)
     assert kappa(np.tensordot(np.ones((1, 5)), parts, axes=1))[0] == pytest.approx(kappa(parts.sum(0)))
-
-
-def test_a_package_of_a_grid_opens_as_any_other(nights, source, tmp_path):
-    stage = ProbeStage(probe(nights, tmp_path, *GRID), source, ALONE)
-    stage.module.eval()
-    export = stage.export(stage.module, tmp_path)
-    write_package(tmp_path / "package", stage.module, export.config, export.card)
-    loaded = load_package(tmp_path / "package").module
-    assert torch.equal(loaded.head.layers.weight, stage.module.head.layers.weight)
