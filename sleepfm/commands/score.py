@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepfm.commands.device_option import add_device
+from sleepfm.console import say
 from sleepfm.errors import UsageError
 from sleepfm.files import make_folder
 from sleepfm.signals.files import is_file, local_path, location
@@ -29,7 +30,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URI",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; the champions by default",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder; by default the champion of sleepfm-scorer, else "
+        "those of the tasks",
     )
     parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
     parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
@@ -69,7 +71,6 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.commands.score_inputs import Job, find_jobs
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
     from sleepfm.commands.score_pool import outcomes
-    from sleepfm.inference.scorer import CHAMPIONS
     from sleepfm.reports.cohort_summary import check_summary, write_summary
     from sleepfm.signals.cohorts.by_hand import parse_channels
     from sleepfm.signals.cohorts.catalogue import load_rules
@@ -79,7 +80,7 @@ def run(arguments: argparse.Namespace) -> int:
         if text is not None:
             parse_time(option, text)
     plan = Plan(
-        models=tuple(models or CHAMPIONS),
+        models=tuple(models or _default_models(arguments.store)),
         out=out,
         cohort=arguments.cohort,
         store=arguments.store,
@@ -120,6 +121,15 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"summary of all nights -> {folder}", flush=True)
     return 1 if refused else 0
+
+
+def _default_models(store: str | None) -> tuple[str, ...]:
+    """By version, so that all processes take the same; says which they are."""
+    from sleepfm.inference.default_models import default_models
+
+    addresses, said = default_models(store)
+    say(said)
+    return addresses
 
 
 def _tell(outcome: Outcome, count: str, as_json: bool) -> None:

@@ -23,11 +23,12 @@ from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
+from sleepfm.inference.default_models import default_models
 from sleepfm.inference.embed import epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.resolution import fine_hypnodensity
-from sleepfm.inference.task_model import TaskModel
+from sleepfm.inference.task_model import TaskModel, load_task_models
 from sleepfm.models.build import model_config
 from sleepfm.signals.cohorts.catalogue import load_rules
 from sleepfm.signals.cohorts.cohort import Cohort
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
 
 # Recordings shorter than five minutes are told.
 _SHORT_EPOCHS = 10
-CHAMPIONS = tuple(f"models:/{task.registered_name}@champion" for task in TASKS.values() if not task.optional)
 
 
 class Scorer:
@@ -67,14 +67,15 @@ class Scorer:
         store: str | None = None,
         device: torch.device | str = "cpu",
     ) -> Scorer:
-        """Load models by registry address or package folder onto ``device``; the champion of every task by default.
+        """Load models, or scorers of several, by registry address or package folder onto ``device``; by default those of
+        :func:`sleepfm.inference.default_models.default_models`.
 
         Raises:
             RegistryError: nothing registered there, or bytes that have changed.
             ModelError: a model that is not a downstream model, or two for one task.
             ConfigError: a task that is not in the table.
         """
-        models = [TaskModel.load(address, store) for address in (addresses or CHAMPIONS)]
+        models = [model for address in addresses or default_models(store)[0] for model in load_task_models(address, store)]
         for entry in models:
             entry.model.to(device)
         return cls(models)
@@ -231,8 +232,8 @@ def score(
 
     Args:
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
-        model: registry address, package folder or module that :func:`sleepfm.load` gave, or several; the champions of
-            ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea`` by default.
+        model: registry address, package folder or module that :func:`sleepfm.load` gave, or several; by default the champion
+            of ``sleepfm-scorer``, or else those of ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea``.
         cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them, a folder of files joins it.
 
     Raises:
@@ -240,9 +241,10 @@ def score(
         RegistryError, ModelError: the models cannot.
     """
     if model is None:
-        model = CHAMPIONS
+        model = default_models()[0]
     chosen = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
-    return Scorer([TaskModel.load(item) for item in chosen]).score(prepare_night(recording, cohort))
+    models = [found for item in chosen for found in load_task_models(item)]
+    return Scorer(models).score(prepare_night(recording, cohort))
 
 
 def prepare_night(

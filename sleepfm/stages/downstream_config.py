@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from sleepfm.config import Config
 from sleepfm.evaluation.prediction_figures import VALIDATION_FIGURES
+from sleepfm.inference.default_models import CHAMPIONS
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
 from sleepfm.models.event_head import EventHeadConfig
@@ -75,6 +76,10 @@ class DownstreamJob(RunConfig):
     def parents(self) -> dict[str, str]:
         """The encoder, beside those of every job."""
         return super().parents() | {"encoder": self.encoder}
+
+    def bound_champions(self) -> dict[str, str]:
+        """Those of all tasks that are scored by default, if this is one of them."""
+        return CHAMPIONS if self.task in CHAMPIONS else {}
 
     def figures(self) -> tuple[str, ...]:
         """The headline figures of the task."""
