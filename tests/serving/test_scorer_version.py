@@ -7,19 +7,25 @@ from pathlib import Path
 
 import pytest
 import yaml
-from registered_models import register_champion
+from registered_models import DIGEST, register_champion
 
 import sleepfm
 from sleepfm.cli import main
+from sleepfm.config import load_config
 from sleepfm.errors import ModelError, RegistryError
 from sleepfm.files import sha256_file
 from sleepfm.inference.default_models import CHAMPIONS, default_models
 from sleepfm.inference.scorer import Scorer
+from sleepfm.paths import config_root
 from sleepfm.registry import registry
 from sleepfm.registry.lineage import lineage
-from sleepfm.registry.package import CONFIG
+from sleepfm.registry.package import CONFIG, WEIGHTS
 from sleepfm.registry.promotion import promote_by_hand
 from sleepfm.registry.scorer_version import bind_champions, parts_of
+from sleepfm.registry.store import experiment_id
+from sleepfm.stages.downstream_config import ProbeConfig
+from sleepfm.training.export import register
+from sleepfm.training.folder import RunFolder
 
 
 @pytest.fixture
@@ -60,6 +66,25 @@ def test_equal_models_are_bound_once_and_others_anew(
     register_champion(own, "sleepfm-hypopnea", encoder_package, {})
     with pytest.raises(ModelError, match="gives no stages or events"):
         bind_champions(CHAMPIONS, own)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_job_that_makes_a_champion_binds_it_when_it_ends(
+    own: str, downstream_packages: dict[str, Path], tmp_path: Path, finished: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    overrides = [f"train.output={tmp_path / 'run'}", f"data.path={tmp_path}"]
+    config = load_config(ProbeConfig, config_root() / "downstream" / "probe-apnea-tiny.yaml", overrides)
+    shutil.copytree(downstream_packages["apnea"], folder.package)
+    digests = {key: sha256_file(folder.package / name) for key, name in (("sha256", WEIGHTS), ("sha256.config", CONFIG))}
+    tags = digests | {"dataset_digest": DIGEST}
+    client = registry.client(own)
+    run = client.create_run(experiment_id(client, own, "test")).info.run_id
+    result = {"tags": tags, "metrics": {config.registry.metric: 0.9}, "parents": [], "finished": finished}
+    assert register(config, result, run, own)["promoted"]
+    bound = "sleepfm-apnea: bound with the champions of the other tasks as sleepfm-scorer:2\n"
+    assert (bound in capsys.readouterr().out) == finished
+    assert default_models(own)[0] == ("models:/sleepfm-scorer/2" if finished else "models:/sleepfm-scorer/1",)
 
 
 @pytest.mark.slow
