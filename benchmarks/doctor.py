@@ -25,7 +25,7 @@ from typing import Any
 from machine import describe
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.synthetic.edf import edf_header
+from sleepfm.signals.edf.writer import edf_header
 from sleepfm.synthetic.layout import layout_names, load_layout
 from sleepfm.synthetic.night import draw_night
 from sleepfm.synthetic.scoring_files import write_scoring

@@ -8,12 +8,14 @@ from sleepfm.version import __version__
 
 if TYPE_CHECKING:
     from sleepfm.inference.scorer import score
+    from sleepfm.registry.hub import from_pretrained
     from sleepfm.registry.registry import load
     from sleepfm.signals.recording import read_recording
 
-__all__ = ["__version__", "load", "read_recording", "score"]
+__all__ = ["__version__", "from_pretrained", "load", "read_recording", "score"]
 
 _HOME = {
+    "from_pretrained": "sleepfm.registry.hub",
     "load": "sleepfm.registry.registry",
     "score": "sleepfm.inference.scorer",
     "read_recording": "sleepfm.signals.recording",

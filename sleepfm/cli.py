@@ -18,6 +18,7 @@ COMMANDS = {
     "embed": "write one embedding per 30-s epoch to Parquet",
     "convert": "convert a reference best_model.pth into this project's format",
     "models": "show what the registry holds: versions, aliases, metrics, lineage",
+    "export": "write a registered model into a folder that opens without a registry",
 }
 
 

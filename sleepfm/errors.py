@@ -112,6 +112,10 @@ class RegistryError(SleepFMError):
     """A model, version or alias that the registry does not hold, or whose bytes have changed."""
 
 
+class MissingVersionError(RegistryError):
+    """A model, version or alias that a registry, which answers, does not hold."""
+
+
 class ConfigError(SleepFMError):
     """A configuration file or ``key=value`` override that is wrong."""
 

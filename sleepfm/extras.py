@@ -10,6 +10,9 @@ from sleepfm.errors import DependencyError
 _EXTRAS = {
     "ray": ("Ray", "shards"),
     "deepspeed": ("DeepSpeed", "train"),
+    "onnx": ("ONNX", "onnx"),
+    "onnxscript": ("ONNX Script", "onnx"),
+    "onnxruntime": ("ONNX Runtime", "onnx"),
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.synthetic.edf import write_edf
+from sleepfm.signals.edf.writer import write_edf
 from sleepfm.synthetic.layout import Layout, load_layout
 from sleepfm.synthetic.night import Night, draw_night
 

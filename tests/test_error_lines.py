@@ -52,7 +52,8 @@ def night(tmp_path: Path) -> str:
         ("score", "night.edf", "--out", "scored"),
         ("embed", "night.edf", "--model", "models:/sleepfm-stage@champion", "--out", "e.parquet"),
         ("models",),
-        ("models", "--promote", "models:/sleepfm-stage/1"),
+        ("models", "promote", "sleepfm-stage", "1"),
+        ("export", "models:/sleepfm-stage@champion", "--to", "exported"),
     ],
     ids=lambda words: " ".join(words[:2]),
 )
@@ -113,7 +114,7 @@ def test_a_server_that_is_no_registry(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     address = f"http://127.0.0.1:{web.server_port}"
     assert main(["models", "--store", address]) == 1
-    assert main(["models", "--store", address, "--promote", "models:/x/1"]) == 1
+    assert main(["models", "promote", "x", "1", "--store", address]) == 1
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and all(line.startswith(f"error: {address}: the registry does not answer") for line in lines)
     assert max(map(len, lines)) < 600

@@ -27,7 +27,11 @@ SURFACE = {
     },
     "sleepfm embed": {"SRC", "--model", "--out", "--cohort", "--device"},
     "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},
-    "sleepfm models": {"--store", "--name", "--json", "--promote"},
+    "sleepfm models": {"--store", "--name", "--json", "ACTION"},
+    "sleepfm models promote": {"NAME", "VERSION", "--store"},
+    "sleepfm models prune": {"NAME", "--keep", "--store"},
+    "sleepfm models bind": {"--store"},
+    "sleepfm export": {"MODEL", "--to", "--store", "--no-onnx"},
     "python -m shards build": {
         *("SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused", "--rebuild", "--exclude"),
     },
@@ -62,12 +66,14 @@ def test_a_command_has_exactly_its_arguments(command: str) -> None:
 
 
 def test_the_list_of_commands_is_whole() -> None:
-    assert {f"sleepfm {name}" for name in COMMANDS} == {name for name in SURFACE if name.startswith("sleepfm")}
+    assert {f"sleepfm {name}" for name in COMMANDS} == {
+        " ".join(name.split()[:2]) for name in SURFACE if name.startswith("sleepfm")
+    }
 
 
 def test_python_names() -> None:
-    assert set(sleepfm.__all__) == {"__version__", "load", "read_recording", "score"}
-    assert all(callable(getattr(sleepfm, name)) for name in ("load", "read_recording", "score"))
+    assert set(sleepfm.__all__) == {"__version__", "from_pretrained", "load", "read_recording", "score"}
+    assert all(callable(getattr(sleepfm, name)) for name in ("from_pretrained", "load", "read_recording", "score"))
 
 
 @pytest.mark.parametrize("script", ["pretrain", "probe", "finetune", "recordings"])

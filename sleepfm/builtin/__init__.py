@@ -16,6 +16,8 @@ from sleepfm.files import read_json
 WEIGHTS = Path(__file__).parent / "weights"
 ABOUT = "about.json"
 NAME, SCORER = "builtin", "models:/sleepfm-scorer@builtin"
+# What names all models.
+ALL = (NAME, SCORER)
 _FIRST = "stage"
 
 
@@ -26,21 +28,12 @@ def is_there() -> bool:
 
 def is_address(address: str) -> bool:
     """Whether ``address`` names built-in models."""
-    return address in (NAME, SCORER) or address.startswith(f"{NAME}/")
+    return address in ALL or address.startswith(f"{NAME}/")
 
 
 def addresses() -> tuple[str, ...]:
     """The address of each built-in model. Raises :class:`RegistryError` where there is none."""
     return tuple(f"{NAME}/{task}" for task in _about()["tasks"])
-
-
-def expand(named: Iterable[Any]) -> list[Any]:
-    """``named`` with the addresses of all built-in models in the place of their common one; whatever else stands there stays.
-
-    Raises:
-        RegistryError: this installation has none.
-    """
-    return [each for item in named for each in (addresses() if str(item) in (NAME, SCORER) else (item,))]
 
 
 def package(address: str) -> Path:
@@ -50,7 +43,7 @@ def package(address: str) -> Path:
         RegistryError: this installation has no weights, or none for that task.
     """
     tasks = _about()["tasks"]
-    task = _FIRST if address in (NAME, SCORER) else address.removeprefix(f"{NAME}/")
+    task = _FIRST if address in ALL else address.removeprefix(f"{NAME}/")
     if task not in tasks:
         raise RegistryError(
             f"{address}: no built-in model of that name; there are {', '.join(f'{NAME}/{name}' for name in tasks)}"

@@ -1,40 +1,55 @@
-"""``sleepfm models``: what the registry holds."""
+"""``sleepfm models``: what the registry holds, and what is done with it by hand."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+from sleepfm.errors import UsageError
+from sleepfm.inference.default_models import CHAMPIONS
 from sleepfm.registry import registry
+from sleepfm.registry.lineage import lineage
 from sleepfm.registry.promotion import CHAMPION, promote_by_hand
+from sleepfm.registry.pruning import prune_all
+from sleepfm.registry.scorer_version import SCORER, bind_champions
 from sleepfm.registry.store import shown, store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _HEADER = ("model", "version", "alias", "selected by", "data set", "made from")
+_STORE = "MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db"
+_METRIC = "metric."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
-    parser.add_argument("--name", help="only the versions of this model, with every metric")
+    """Add the arguments of ``sleepfm models`` and of what stands behind it."""
+    parser.add_argument("--store", help=_STORE)
+    parser.add_argument("--name", help="only the versions of this model, with every figure and what each was made from")
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
-    parser.add_argument(
-        "--promote",
-        metavar="URI",
-        help="have the alias champion mean models:/NAME/VERSION, whatever its figures are compared with",
-    )
     parser.set_defaults(run=run)
+    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+
+    def action(name: str, does: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        added = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        # Behind the action as before it; one that is not there must not hide the other.
+        added.add_argument("--store", default=argparse.SUPPRESS, help=_STORE)
+        added.set_defaults(run=does)
+        return added
+
+    promote = action("promote", _promote, "have the alias champion mean a version, whatever its figures are compared with")
+    promote.add_argument("model", metavar="NAME")
+    promote.add_argument("version", metavar="VERSION")
+    prune = action("prune", _prune, "remove what runs registered on their way, but the newest of each, and what nobody uses")
+    prune.add_argument("model", nargs="?", metavar="NAME", help="of this model alone")
+    prune.add_argument("--keep", type=int, default=1, metavar="N", help="how many of each run stay (1)")
+    action("bind", _bind, f"make the champions of all tasks a version of {SCORER}, and that its champion")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a table of versions, or move an alias; raises :class:`RegistryError` where there is no store."""
-    if arguments.promote is not None:
-        now, before = promote_by_hand(arguments.promote, CHAMPION, arguments.store)
-        print(f"{now} is {CHAMPION} now{f', {before} was' if before else ''}")
-        return 0
+    """Print a table of versions; raises :class:`RegistryError` where there is no store."""
     found = registry.versions(arguments.store)
     if arguments.name:
         found = [version for version in found if version.name == arguments.name]
@@ -45,13 +60,42 @@ def run(arguments: argparse.Namespace) -> int:
         what = f"no version of {arguments.name!r}" if arguments.name else "no models"
         print(f"{shown(store_uri(arguments.store))}: {what} registered yet")
         return 0
-    rows = [_row(version) for version in found]
-    print(_table([_HEADER, *rows]))
+    print(_table([_HEADER, *(_row(version) for version in found)]))
     if arguments.name:
         for version in found:
             print(f"\n{version.name}:{version.version}")
+            intervals = _intervals(version)
             for key, value in sorted(_metrics(version).items()):
-                print(f"  {key:32} {value:.4f}")
+                print(f"  {key:32} {_figure(value, intervals.get(key))}")
+            for line in _tree(lineage(version.name, str(version.version), arguments.store)["parents"]):
+                print(f"  {line}")
+    return 0
+
+
+def _promote(arguments: argparse.Namespace) -> int:
+    now, before = promote_by_hand(f"models:/{arguments.model}/{arguments.version}", CHAMPION, arguments.store)
+    print(f"{now} is {CHAMPION} now{f', {before} was' if before and before != now else ''}")
+    if f"models:/{arguments.model}@{CHAMPION}" in CHAMPIONS.values():
+        version = bind_champions(CHAMPIONS, arguments.store)
+        if version is not None:
+            print(f"{SCORER}:{version} binds it with the champions of the other tasks, and is {CHAMPION} now")
+    return 0
+
+
+def _prune(arguments: argparse.Namespace) -> int:
+    if arguments.keep < 1:
+        raise UsageError(f"--keep {arguments.keep}: at least 1")
+    removed = prune_all(arguments.keep, arguments.model, arguments.store)
+    print("\n".join(f"{label} removed" for label in removed) if removed else "nothing to remove")
+    return 0
+
+
+def _bind(arguments: argparse.Namespace) -> int:
+    version = bind_champions(CHAMPIONS, arguments.store)
+    if version is None:
+        missing = [address for address in CHAMPIONS.values() if registry.look_up_if_there(address, arguments.store) is None]
+        raise UsageError(f"{SCORER} needs a model of every task; {', '.join(missing)} is not there: train one, or promote one")
+    print(f"{SCORER}:{version} is {CHAMPION} now")
     return 0
 
 
@@ -62,15 +106,27 @@ def _plain(version: ModelVersion) -> dict[str, object]:
         "version": str(version.version),
         "aliases": list(version.aliases),
         "metrics": _metrics(version),
+        "intervals": _intervals(version),
         "parents": json.loads(tags.get("parents", "[]")),
         "run_id": version.run_id,
-        "tags": {key: value for key, value in tags.items() if not key.startswith("metric.") and key != "parents"},
+        "tags": {key: value for key, value in tags.items() if not key.startswith(_METRIC) and key not in _SHOWN_APART},
     }
 
 
+_SHOWN_APART = ("parents", registry.INTERVALS)
+
+
 def _metrics(version: ModelVersion) -> dict[str, float]:
-    prefix = "metric."
-    return {key[len(prefix) :]: float(value) for key, value in version.tags.items() if key.startswith(prefix)}
+    return {key.removeprefix(_METRIC): float(value) for key, value in version.tags.items() if key.startswith(_METRIC)}
+
+
+def _intervals(version: ModelVersion) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = json.loads(version.tags.get(registry.INTERVALS, "{}"))
+    return found
+
+
+def _figure(value: float, interval: Sequence[float] | None) -> str:
+    return f"{value:.4f}" if interval is None else f"{value:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
 
 
 def _row(version: ModelVersion) -> tuple[str, ...]:
@@ -80,10 +136,20 @@ def _row(version: ModelVersion) -> tuple[str, ...]:
         version.name,
         str(version.version),
         ", ".join(version.aliases),
-        f"{metric} {value:.4f}" if value is not None else "",
+        f"{metric} {_figure(value, _intervals(version).get(metric))}" if value is not None else "",
         version.tags.get("dataset_digest", "")[:12],
         ", ".join(json.loads(version.tags.get("parents", "[]"))),
     )
+
+
+def _tree(parents: Sequence[dict[str, Any]], depth: int = 0) -> Iterator[str]:
+    """A line for each ancestor, further in than what was made from it."""
+    for parent in parents:
+        label = f"{parent['name']}:{parent['version']}" if parent["version"] else parent["name"]
+        digest = parent["tags"].get("dataset_digest", "")
+        known = f"data set {digest[:12]}" if digest else "data set not known" if parent["tags"] else "not in this registry"
+        yield f"{'  ' * depth}made from {label} ({known})"
+        yield from _tree(parent["parents"], depth + 1)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from sleepfm import builtin
 from sleepfm.commands.device_option import add_device
+from sleepfm.console import say
 from sleepfm.errors import UsageError
 from sleepfm.files import make_folder
 from sleepfm.signals.files import is_file, local_path, location
@@ -31,8 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URI",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, builtin or a package folder; the champions by default, "
-        "or the built-in models without any",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, builtin or a package folder; by default the champion of sleepfm-scorer, "
+        "else those of the tasks, else the built-in models",
     )
     parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
     parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
@@ -88,8 +89,6 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.commands.score_inputs import Job, find_jobs
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
     from sleepfm.commands.score_pool import outcomes
-    from sleepfm.inference.no_model_named import champions_or_builtin
-    from sleepfm.inference.scorer import CHAMPIONS
     from sleepfm.reports.cohort_summary import check_summary, write_summary
     from sleepfm.signals.cohorts.by_hand import parse_channels
     from sleepfm.signals.cohorts.catalogue import load_rules
@@ -102,7 +101,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.position is not None:
         parse_position(arguments.position)
     plan = Plan(
-        models=tuple(builtin.expand(models)),
+        models=tuple(models),
         out=out,
         cohort=arguments.cohort,
         store=arguments.store,
@@ -128,7 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"refused: {reason}", file=sys.stderr, flush=True)
     names: dict[str, str] = {}
     if jobs and not plan.models:
-        plan = replace(plan, models=champions_or_builtin(CHAMPIONS, arguments.store))
+        plan = replace(plan, models=_default_models(arguments.store))
     done = outcomes(plan, jobs, arguments.workers)
     first = next(done, None)
     # Models that are not there are told before anything is made.
@@ -149,6 +148,15 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"summary of all nights -> {folder}", flush=True)
     return 1 if refused else 0
+
+
+def _default_models(store: str | None) -> tuple[str, ...]:
+    """By version, so that all processes take the same; says which they are."""
+    from sleepfm.inference.default_models import default_models
+
+    addresses, said = default_models(store)
+    say(said)
+    return addresses
 
 
 def _tell(outcome: Outcome, count: str, as_json: bool) -> None:

@@ -24,12 +24,12 @@ from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
+from sleepfm.inference.default_models import default_models
 from sleepfm.inference.embed import counted, epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import NightScore
-from sleepfm.inference.no_model_named import champions_or_builtin
 from sleepfm.inference.resolution import fine_hypnodensity
-from sleepfm.inference.task_model import TaskModel
+from sleepfm.inference.task_model import TaskModel, load_task_models
 from sleepfm.models.device import Precision, choose_precision
 from sleepfm.models.sharing import same_encoder, share_encoder, state_digest
 from sleepfm.signals.cohorts.catalogue import load_rules
@@ -50,7 +50,6 @@ if TYPE_CHECKING:
 
 # Recordings shorter than five minutes are told.
 _SHORT_EPOCHS = 10
-CHAMPIONS = tuple(f"models:/{task.registered_name}@champion" for task in TASKS.values() if not task.optional)
 
 
 class Scorer:
@@ -77,8 +76,8 @@ class Scorer:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> Scorer:
-        """Load models by registry address or package folder onto ``device``; by default the champion of every task, or the
-        built-in models where the registry has no champion.
+        """Load models, or scorers of several, by registry address or package folder onto ``device``; by default those of
+        :func:`sleepfm.inference.default_models.default_models`.
 
         Of an encoder that several of them have in common there is one copy.
 
@@ -88,8 +87,8 @@ class Scorer:
             ConfigError: a task that is not in the table.
         """
         models: list[TaskModel] = []
-        for address in builtin.expand(addresses or champions_or_builtin(CHAMPIONS, store)):
-            entry = TaskModel.load(address, store, mapped=True)
+        named = addresses or default_models(store)[0]
+        for entry in (model for address in named for model in load_task_models(address, store, mapped=True)):
             share_encoder(entry.model, [other.model for other in models])
             entry.model.to(device)
             models.append(entry)
@@ -279,8 +278,9 @@ def score(
 
     Args:
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
-        model: registry address, package folder, ``builtin`` or module that :func:`sleepfm.load` gave, or several; the champions
-            of ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea`` by default, or the built-in models without such.
+        model: registry address, package folder, ``builtin`` or module that :func:`sleepfm.load` gave, or several; by default the
+            champion of ``sleepfm-scorer``, or else those of ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea``, or the
+            built-in models without such.
         cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them, a folder of files joins it.
 
     Raises:
@@ -288,9 +288,10 @@ def score(
         RegistryError, ModelError: the models cannot.
     """
     if model is None:
-        model = champions_or_builtin(CHAMPIONS)
+        model = default_models()[0]
     chosen = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
-    return Scorer([TaskModel.load(item) for item in builtin.expand(chosen)]).score(prepare_night(recording, cohort))
+    models = [found for item in chosen for found in load_task_models(item)]
+    return Scorer(models).score(prepare_night(recording, cohort))
 
 
 def prepare_night(

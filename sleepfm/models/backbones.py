@@ -103,7 +103,8 @@ class Backbones(nn.Module):
             encoder = self._folded[name]()
             with adapters(encoder, [members.index(places[column]) for column in columns]):
                 out = encoder(torch.cat([signals[:, column] for column in columns]))[:, 1:]
-            for column, part in zip(columns, out.chunk(len(columns)), strict=True):
+            parts = out.unflatten(0, (len(columns), signals.shape[0])).unbind(0)
+            for column, part in zip(columns, parts, strict=True):
                 tokens[column] = part
         return tokens
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 CONFIG = "config.yaml"
 CARD = "MODEL_CARD.md"
+# Of a package without weights, which names others (:mod:`sleepfm.registry.scorer_version`).
+SCORER_KIND = "scorer"
 
 
 def write_package(
@@ -124,9 +126,16 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise RegistryError(f"{folder}: not a model package, no {CONFIG} ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RegistryError(f"{folder / CONFIG}: not valid YAML; the package is damaged") from error
-    if not isinstance(content, dict) or "model" not in content or "sha256" not in content.get("weights", {}):
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+        raise RegistryError(f"{folder / CONFIG}: no section 'model'; not a model package")
+    if "sha256" not in content.get("weights", {}) and not is_scorer(content):
         raise RegistryError(f"{folder / CONFIG}: no keys 'model' and 'weights.sha256'; not a model package")
     return content
+
+
+def is_scorer(config: Mapping[str, Any]) -> bool:
+    """Whether this is the ``config.yaml`` of a scorer, which names packages and has no weights."""
+    return bool(config["model"].get("kind") == SCORER_KIND)
 
 
 def verify(folder: Path, label: str, registered: Mapping[str, str] | None = None) -> dict[str, Any]:
@@ -138,9 +147,9 @@ def verify(folder: Path, label: str, registered: Mapping[str, str] | None = None
         RegistryError: naming the file whose bytes have changed.
     """
     config = read_config(folder)
-    expected = {WEIGHTS: config["weights"]["sha256"]}
+    expected = {} if is_scorer(config) else {WEIGHTS: config["weights"]["sha256"]}
     if registered is not None:
-        expected = {CONFIG: registered.get("sha256.config", ""), WEIGHTS: registered.get("sha256", "")}
+        expected = {CONFIG: registered.get("sha256.config", "")} | dict.fromkeys(expected, registered.get("sha256", ""))
     for file, digest in expected.items():
         path = folder / file
         if not path.is_file():
@@ -155,9 +164,14 @@ def verify(folder: Path, label: str, registered: Mapping[str, str] | None = None
 
 
 def build_module(
-    folder: Path, config: Mapping[str, Any], builder: Callable[[dict[str, Any]], nn.Module], *, mapped: bool = False
+    folder: Path,
+    config: Mapping[str, Any],
+    builder: Callable[[dict[str, Any]], nn.Module],
+    file: str = CONFIG,
+    mapped: bool = False,
 ) -> nn.Module:
-    """The module in eval mode of the package in ``folder``, whose ``config`` was verified; a downstream one says how it is used.
+    """The module in eval mode of the package in ``folder``, whose ``config``, from ``file`` there, was verified; a downstream one
+    says how it is used.
 
     With ``mapped`` no initial values are drawn, and the weights are those of the file as it is mapped into memory: nothing is
     copied. The file must not be written to while the module is in use.
@@ -173,7 +187,7 @@ def build_module(
         module = builder(config["model"]).eval()
     load_weights(module, folder / WEIGHTS, mapped)
     if isinstance(module, Downstream):
-        module.usage = Usage.from_package(config, module.config, str(folder / CONFIG))
+        module.usage = Usage.from_package(config, module.config, str(folder / file))
     return module
 
 

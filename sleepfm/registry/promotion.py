@@ -99,7 +99,7 @@ def promote(
             if differs and holder is not None:
                 note = (
                     f"not compared with {alias} {name}:{holder.version}, which has {' and '.join(differs)}; to make this one "
-                    f"{alias}: sleepfm models --promote models:/{name}/{version}"
+                    f"{alias}: sleepfm models promote {name} {version}"
                 )
             elif holder is not None and key not in holder.tags:
                 note = f"{name}:{holder.version}, {alias} until now, has no {metric}"

@@ -17,8 +17,9 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.config import digest
+from sleepfm.errors import RegistryError
 from sleepfm.registry.artifacts import remove
-from sleepfm.registry.store import answering, client, pages, versions_of
+from sleepfm.registry.store import answering, client, pages, shown, store_uri, versions_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -78,6 +79,21 @@ def prune(name: str, run_id: str, keep: int, store: str | None = None) -> list[s
                 removed.append(str(version.version))
         _remove_artifacts(mlflow_client, run_id, store)
     return removed
+
+
+def prune_all(keep: int, name: str | None = None, store: str | None = None) -> list[str]:
+    """:func:`prune` for every run of every model, or of ``name`` alone; the removed versions as ``name:version``.
+
+    Raises:
+        RegistryError: the store does not answer, or holds no model ``name``.
+    """
+    mlflow_client = client(store)
+    with answering(store):
+        everything = _everything(mlflow_client)
+    runs = sorted({(v.name, v.run_id) for v in everything if v.run_id and AUTOMATIC in v.tags and name in (None, v.name)})
+    if name is not None and name not in {version.name for version in everything}:
+        raise RegistryError(f"{name}: no such model in {shown(store_uri(store))}; `sleepfm models` lists those that there are")
+    return [f"{model}:{version}" for model, run_id in runs for version in prune(model, run_id, keep, store)]
 
 
 def _remove_artifacts(mlflow_client: MlflowClient, run_id: str, store: str | None) -> None:

@@ -13,17 +13,18 @@ from __future__ import annotations
 import json
 import re
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleepfm import builtin
-from sleepfm.data.identity import DataDigest
-from sleepfm.errors import RegistryError
+from sleepfm.errors import MissingVersionError, ModelError, RegistryError
 from sleepfm.files import sha256_file
 from sleepfm.registry.artifacts import beside, upload
-from sleepfm.registry.package import CONFIG, build_module, read_config, verify
+from sleepfm.registry.mlflow_model import write_mlflow_files
+from sleepfm.registry.package import CONFIG, build_module, is_scorer, read_config, verify
 from sleepfm.registry.package_cache import cached_package
 from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
 from sleepfm.registry.sqlite_look_up import StoredVersion, stored_version
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-_LABEL = re.compile(r"(?P<name>[^/:@]+):(?P<version>\d+)")
+# The tag that holds the intervals of figures: a JSON object of [low, high] by the figure's name.
+INTERVALS = "intervals"
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))$")
 
 
@@ -102,7 +104,9 @@ def look_up(uri: str | Path, store: str | None = None) -> Entry:
             raise RegistryError(
                 f"{text or 'an empty address'}: no such folder, and not models:/NAME@ALIAS or models:/NAME/VERSION"
             )
-        digests = {"sha256": read_config(folder)["weights"]["sha256"], "sha256.config": sha256_file(folder / CONFIG)}
+        weights = read_config(folder).get("weights", {})
+        whole = sha256_file(folder / CONFIG)
+        digests = {"sha256": weights.get("sha256", whole), "sha256.config": whole}
         return Entry(text, str(folder), store_uri(store), tags=digests)
     match = _ADDRESS.match(text)
     version: ModelVersion | StoredVersion | None = None
@@ -111,8 +115,20 @@ def look_up(uri: str | Path, store: str | None = None) -> Entry:
     if version is None:
         with answering(store):
             version = version_at(text, client(store))
+    return _entry(text, version, store)
+
+
+def look_up_if_there(address: str, store: str | None = None) -> Entry | None:
+    """What the ``models:`` address names, None where the registry holds no such version or alias. Raises as :func:`look_up`."""
+    try:
+        return look_up(address, store)
+    except MissingVersionError:
+        return None
+
+
+def _entry(address: str, version: ModelVersion | StoredVersion, store: str | None) -> Entry:
     if not version.source:
-        raise RegistryError(f"{text}: is registered without files; name a version that this program registered")
+        raise RegistryError(f"{address}: is registered without files; name a version that this program registered")
     return Entry(
         uri=f"models:/{version.name}/{version.version}",
         source=version.source,
@@ -152,6 +168,19 @@ def fetch(entry: Entry) -> Resolved:
     return Resolved(entry.uri, path, entry.name, entry.version, entry.tags)
 
 
+def fetch_config(entry: Entry) -> dict[str, Any]:
+    """The ``config.yaml`` of a registered version, without its weights.
+
+    Raises:
+        RegistryError: it cannot be fetched, or is not as it was registered.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _folder_in_sight(entry) or _download(entry, Path(scratch), CONFIG).parent
+        if sha256_file(folder / CONFIG) != entry.tags.get("sha256.config"):
+            raise RegistryError(f"{entry.uri}: its {CONFIG} is not as it was registered; restore the file or train again")
+        return read_config(folder)
+
+
 def find(address: str, store: str | None = None) -> ModelVersion:
     """The version that a ``models:`` address names, without its files.
 
@@ -178,7 +207,7 @@ def version_at(address: str, mlflow_client: MlflowClient) -> ModelVersion:
         if error.error_code not in NOT_THERE:
             raise
         wanted = f"alias {alias!r}" if alias else f"version {number}"
-        raise RegistryError(f"{address}: no {wanted} of {name!r}; {_holdings(mlflow_client, name)}") from error
+        raise MissingVersionError(f"{address}: no {wanted} of {name!r}; {_holdings(mlflow_client, name)}") from error
 
 
 def load_package(source: str | Path | Resolved, store: str | None = None, mapped: bool = False) -> Package:
@@ -190,6 +219,8 @@ def load_package(source: str | Path | Resolved, store: str | None = None, mapped
 
     found = source if isinstance(source, Resolved) else resolve(source, store)
     config = verify(found.path, found.label, found.tags if found.name else None)
+    if is_scorer(config):
+        raise ModelError(f"{found.uri}: a scorer of several models, not one; name it to sleepfm.score or sleepfm score --model")
     return Package(build_module(found.path, config, build_model, mapped=mapped), config, found)
 
 
@@ -246,6 +277,9 @@ def register(
         # By both files: packages of the same weights that say different things of them are both whole.
         artifacts = f"package-{every_tag['sha256'][:12]}-{every_tag['sha256.config'][:12]}"
         upload(mlflow_client, run_id, Path(folder), artifacts)
+        with tempfile.TemporaryDirectory() as others:
+            write_mlflow_files(Path(others), read_config(Path(folder)))
+            upload(mlflow_client, run_id, Path(others), artifacts)
         source = f"{mlflow_client.get_run(run_id).info.artifact_uri}/{artifacts}"
         every_tag["artifacts"] = artifacts
         if automatic:
@@ -284,57 +318,6 @@ def versions(store: str | None = None) -> list[ModelVersion]:
     return found
 
 
-def lineage(name: str, version: str, store: str | None = None) -> dict[str, Any]:
-    """What a version was made from: its tags and, recursively, its parents. No artifact is fetched.
-
-    A parent that is a folder has no version, and as tags what its package says of itself, as far as it is still there; nothing is
-    known of a parent that the registry does not hold any more.
-
-    Raises:
-        RegistryError: no such version, or no answer.
-    """
-    mlflow_client = client(store)
-    with answering(store):
-        return _ancestry(version_at(f"models:/{name}/{version}", mlflow_client), mlflow_client)
-
-
-def _ancestry(version: ModelVersion, mlflow_client: MlflowClient) -> dict[str, Any]:
-    tags = dict(version.tags)
-    parents = [_parent(label, mlflow_client) for label in json.loads(tags.get("parents", "[]"))]
-    return {"name": version.name, "version": str(version.version), "tags": tags, "parents": parents}
-
-
-def _parent(label: str, mlflow_client: MlflowClient) -> dict[str, Any]:
-    from mlflow.exceptions import MlflowException
-
-    match = _LABEL.fullmatch(label)
-    if match is None:
-        return _unregistered(label, mlflow_client)
-    try:
-        return _ancestry(mlflow_client.get_model_version(match["name"], match["version"]), mlflow_client)
-    except MlflowException as error:
-        if error.error_code not in NOT_THERE:
-            raise
-        return {"name": match["name"], "version": match["version"], "tags": {}, "parents": []}
-
-
-def _unregistered(folder: str, mlflow_client: MlflowClient) -> dict[str, Any]:
-    """The ancestry of a package in a folder, by its own ``config.yaml``."""
-    tags: dict[str, str] = {}
-    parents: list[str] = []
-    try:
-        content = read_config(Path(folder))
-    except RegistryError:
-        pass
-    else:
-        training = content.get("training") or {}
-        tags["sha256"] = str(content["weights"]["sha256"])
-        if training.get("dataset_digest"):
-            tags |= {"dataset_digest": str(training["dataset_digest"])} | DataDigest.from_record(training).tags()
-        parents = [str(label) for label in training.get("parents", [])]
-    return {"name": folder, "version": "", "tags": tags, "parents": [_parent(label, mlflow_client) for label in parents]}
-
-
 def _folder_in_sight(entry: Entry) -> Path | None:
     """The registered package where the store keeps it, if that is a folder that this node sees."""
     artifacts = entry.tags.get("artifacts")
@@ -356,15 +339,16 @@ def _folder_in_sight(entry: Entry) -> Path | None:
     return path
 
 
-def _download(entry: Entry, folder: Path) -> Path:
-    """Fetch the files of ``entry`` into ``folder``; where in it they are."""
+def _download(entry: Entry, folder: Path, file: str = "") -> Path:
+    """Fetch the files of ``entry``, or one of them, into ``folder``; where in it they are, or it is."""
     set_defaults()
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
     print(f"fetching {entry.uri}", file=sys.stderr, flush=True)
     try:
-        return Path(download_artifacts(artifact_uri=entry.source, dst_path=str(folder), tracking_uri=entry.store))
+        source = f"{entry.source}/{file}" if file else entry.source
+        return Path(download_artifacts(artifact_uri=source, dst_path=str(folder), tracking_uri=entry.store))
     # ImportError: the library of an object store that is not installed.
     except (MlflowException, OSError, ImportError) as error:
         raise RegistryError(

@@ -41,7 +41,7 @@ def from_registry(models: Iterable[tuple[str, str]], store: str | None = None) -
     Raises:
         RegistryError: no such version.
     """
-    from sleepfm.registry.registry import lineage
+    from sleepfm.registry.lineage import lineage
 
     nodes: dict[str, Node] = {}
     edges: dict[tuple[str, str], None] = {}

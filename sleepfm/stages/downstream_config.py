@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from sleepfm.config import Config
 from sleepfm.evaluation.prediction_figures import VALIDATION_FIGURES
 from sleepfm.evaluation.regression import FIGURES as REGRESSION_FIGURES
+from sleepfm.inference.default_models import CHAMPIONS
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
 from sleepfm.models.event_head import EventHeadConfig
@@ -108,6 +109,10 @@ class TaskJob(RunConfig):
     def parents(self) -> dict[str, str]:
         """The encoder, beside those of every job."""
         return super().parents() | {"encoder": self.encoder}
+
+    def bound_champions(self) -> dict[str, str]:
+        """Those of all tasks that are scored by default, if this is one of them."""
+        return CHAMPIONS if self.task in CHAMPIONS else {}
 
     @model_validator(mode="after")
     def _registered_under_its_task(self) -> TaskJob:

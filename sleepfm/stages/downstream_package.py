@@ -4,6 +4,7 @@ share.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from sleepfm.files import read_json, write_json
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.models.usage import LabelRule, Usage
+from sleepfm.registry.registry import INTERVALS
 from sleepfm.stages.downstream_config import DownstreamJob
 from sleepfm.stages.model_cards import downstream_card
 from sleepfm.tasks import TASKS
@@ -124,7 +126,9 @@ def package_contents(
     shown |= {"temperature": f"{temperature.value:.3f} ({temperature.rule})"}
     if event_threshold is not None:
         shown |= {"threshold of a second": f"{event_threshold.value:.2f} ({event_threshold.rule})"}
-    return Export(config, downstream_card(title, shown, results["val"], results.get("test"), events, by_group), metrics)
+    card = downstream_card(title, shown, results["val"], results.get("test"), events, by_group)
+    intervals = {name: each for split, result in results.items() for name, each in _intervals(split, result).items()}
+    return Export(config, card, metrics, {INTERVALS: json.dumps(intervals)} if intervals else {})
 
 
 def label_rule(data: Dataset | Mixture) -> LabelRule:
@@ -214,6 +218,12 @@ def _evaluation(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not {"facts", "results"} <= content.keys():
         raise TrainingError(f"{path}: is not what a probe or fine-tune writes; it is damaged: train again")
     return content
+
+
+def _intervals(split: str, result: Evaluation) -> dict[str, list[float]]:
+    """``split/figure`` to the ends of its interval, for the figures that have one."""
+    bounds = {f"{split}/{name}": [round(m.ci_low, 4), round(m.ci_high, 4)] for name, m in result.metrics.items()}
+    return {name: ends for name, ends in bounds.items() if not any(map(math.isnan, ends))}
 
 
 def _flat(split: str, result: Evaluation) -> dict[str, float]:

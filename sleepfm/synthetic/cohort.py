@@ -15,7 +15,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import UsageError
 from sleepfm.files import atomic_path, make_folder, read_json, remove_temporaries, sha256_file, write_json
 from sleepfm.lock import LOCK_FILE
-from sleepfm.synthetic.edf import write_edf
+from sleepfm.signals.edf.writer import write_edf
 from sleepfm.synthetic.faults.draw import add_faults
 from sleepfm.synthetic.faults.rates import FaultRates
 from sleepfm.synthetic.faults.spoil import spoil

@@ -13,7 +13,7 @@ from pydantic import Field
 from scipy.signal import resample_poly
 
 from sleepfm.config import Config, load_config
-from sleepfm.synthetic.edf import Channel
+from sleepfm.signals.edf.writer import Channel
 from sleepfm.synthetic.night import Night
 from sleepfm.synthetic.noise import Floats, band_noise, power_law
 from sleepfm.synthetic.subject_table import LayoutTable

@@ -27,8 +27,9 @@ from sleepfm.registry import registry
 from sleepfm.registry.artifacts import seconds_for
 from sleepfm.registry.load_test import LoadTest
 from sleepfm.registry.package import WEIGHTS, copy_file, link_or_copy, read_config, verify, write_package
-from sleepfm.registry.promotion import comparison, promote
+from sleepfm.registry.promotion import CHAMPION, comparison, promote
 from sleepfm.registry.pruning import prune
+from sleepfm.registry.scorer_version import SCORER, bind_champions
 from sleepfm.training.folder import NOTE, RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.run_config import RunConfig
@@ -339,12 +340,25 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
             newest = registry.register(name, folder.last, run_id, last["tags"], last["metrics"], result["parents"], store)
         if newest is not None:
             registry.name_version(name, newest, LAST_ALIAS, store)
+    if result.get("finished") and promotion.promoted and promotion.alias == CHAMPION and config.bound_champions():
+        _bind_champions(config, store)
     try:
         prune(name, run_id, settings.keep, store)
     except RegistryError as error:
         # A server may allow additions alone; the version is registered all the same.
         warn(f"{name}: older bests of this run stay registered ({error})")
     return {"version": version, "run_id": run_id} | asdict(promotion)
+
+
+def _bind_champions(config: RunConfig, store: str) -> None:
+    """With the new champion the champions of all tasks become a version of the scorer."""
+    try:
+        version = bind_champions(config.bound_champions(), store)
+    except SleepFMError as error:
+        warn(f"{config.registry.name}: is champion, but {SCORER} is not bound anew ({error}); sleepfm models bind")
+    else:
+        if version is not None:
+            print(f"{config.registry.name}: bound with the champions of the other tasks as {SCORER}:{version}", flush=True)
 
 
 def describe(config: RunConfig, result: Mapping[str, Any]) -> str:

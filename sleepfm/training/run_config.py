@@ -217,6 +217,10 @@ class RunConfig(Config):
         """Addresses of the models that the job starts from, by the key that names each."""
         return {"init_from": self.init_from} if self.init_from else {}
 
+    def bound_champions(self) -> dict[str, str]:
+        """Addresses of the champions that a new one of this job is bound with as a scorer, by task; none by default."""
+        return {}
+
     def figures(self) -> tuple[str, ...]:
         """Figures of a validation beside :meth:`losses`, by which ``registry.metric`` may select; none if unknown here."""
         return ()

@@ -15,8 +15,8 @@ from sleepfm.config import load_config, to_dict
 from sleepfm.constants import CHANNELS
 from sleepfm.demo.weights import EVENTS, MOST_BYTES
 from sleepfm.errors import RegistryError
-from sleepfm.inference.no_model_named import champions_or_builtin
-from sleepfm.inference.scorer import CHAMPIONS, Scorer
+from sleepfm.inference.default_models import CHAMPIONS, default_models
+from sleepfm.inference.scorer import Scorer
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.neuronet import NeuroNetConfig
@@ -57,7 +57,7 @@ def test_an_installation_without_weights_says_so_and_what_to_do(tmp_path: Path, 
         with pytest.raises(RegistryError, match="no built-in weights; `make weights`"):
             sleepfm.load(address)
     with pytest.raises(RegistryError, match=r"no registry at .*: train a model first .* no built-in weights either"):
-        champions_or_builtin(CHAMPIONS)
+        default_models()
     assert builtin.statement(["models:/sleepfm-stage@champion"]) == []
 
 
@@ -95,21 +95,21 @@ def test_they_score_where_nothing_is_registered_and_the_report_says_so(
 
 @pytest.mark.slow
 def test_a_champion_goes_before_them(shipped: Path, tmp_path: Path) -> None:
-    assert champions_or_builtin(CHAMPIONS) == builtin.addresses()
+    assert default_models()[0] == builtin.addresses()
     from sleepfm.registry.store import client
 
     store = f"sqlite:///{tmp_path / 'mlflow.db'}"
     run = client(store, create=True).create_run("0")
     # A registry without champions is as none.
-    assert champions_or_builtin(CHAMPIONS, store) == builtin.addresses()
+    assert default_models(store)[0] == builtin.addresses()
     package = shipped / "stage"
     tags = dict(resolve(package).tags)
     version = register("sleepfm-stage", package, run.info.run_id, tags, {}, store=store)
     client(store).set_registered_model_alias("sleepfm-stage", "champion", version)
-    assert champions_or_builtin(CHAMPIONS, store) == CHAMPIONS
+    assert default_models(store)[0] == tuple(CHAMPIONS.values())
     # One that does not answer is not one without champions.
     with pytest.raises(RegistryError, match="does not answer"):
-        champions_or_builtin(CHAMPIONS, "http://127.0.0.1:9")
+        default_models("http://127.0.0.1:9")
 
 
 def test_the_demo_uses_them_nowhere() -> None:

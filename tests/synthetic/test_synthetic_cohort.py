@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from sleepfm.cli import main
 from sleepfm.errors import UsageError
+from sleepfm.signals.edf.writer import Channel, write_edf
 from sleepfm.synthetic.cohort import write_cohort, write_subject
-from sleepfm.synthetic.edf import Channel, write_edf
 from sleepfm.synthetic.layout import load_layout
 from sleepfm.synthetic.night import draw_night
 from sleepfm.synthetic.subject import draw_subject

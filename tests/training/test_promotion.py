@@ -93,7 +93,7 @@ def test_a_version_of_another_kind_gets_an_alias_of_its_own_and_says_why(store: 
     better = offer(store, name, 0.9, **kind)
     assert not better.promoted and holder(store, name) == "1"
     assert better.alias.startswith("champion-") and holder(store, name, better.alias) == "2"
-    assert re.search(said, better.note) and f"sleepfm models --promote models:/{name}/2" in better.note
+    assert re.search(said, better.note) and f"sleepfm models promote {name} 2" in better.note
     worse, best = offer(store, name, 0.8, **kind), offer(store, name, 0.95, **kind)
     assert (worse.promoted, worse.alias) == (False, "")
     assert best.alias == better.alias and holder(store, name, better.alias) == "4"
@@ -132,7 +132,7 @@ def test_another_kind_is_promoted_by_hand_and_competes_with_its_own_from_then_on
     offer(store, name, 0.3, model=BASE)
     parser = argparse.ArgumentParser()
     configure(parser)
-    arguments = parser.parse_args(["--store", store, "--promote", f"models:/{name}/2"])
+    arguments = parser.parse_args(["--store", store, "promote", name, "2"])
     assert arguments.run(arguments) == 0
     assert holder(store, name) == "2"
     assert offer(store, name, 0.4, model=BASE).promoted

@@ -17,6 +17,7 @@ from torch import nn
 from sleepfm.errors import ModelError, RegistryError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.registry import registry
+from sleepfm.registry.lineage import lineage
 from sleepfm.registry.package import CONFIG, WEIGHTS, load_weights, read_config, verify, write_package
 from sleepfm.registry.store import DEFAULT_STORE, experiment_id
 from sleepfm.registry.store import client as mlflow_client
@@ -120,7 +121,7 @@ def test_lineage_goes_back_to_the_first_parents(store: str, module: nn.Module) -
     publish(module, store, "sleepfm-a", 0.1)
     publish(module, store, "sleepfm-b", 0.2, ("sleepfm-a:1",))
     publish(module, store, "sleepfm-c", 0.3, ("sleepfm-b:1", "sleepfm-a:1"))
-    tree = registry.lineage("sleepfm-c", "1")
+    tree = lineage("sleepfm-c", "1")
     assert [parent["name"] for parent in tree["parents"]] == ["sleepfm-b", "sleepfm-a"]
     assert tree["parents"][0]["parents"][0]["name"] == "sleepfm-a"
     listed = [(version.name, version.version) for version in registry.versions()]
@@ -135,7 +136,7 @@ def test_lineage_knows_folders_and_what_is_gone_and_fetches_nothing(
     tags = write_package(tmp_path / "it:1", module, {"model": model_config(module), "training": training}, "")
     publish(module, store, "second", 0.2, (str(tmp_path / "it:1"), "first:9", "never:1"))
     shutil.rmtree(folder / "runs" / "mlartifacts")
-    tree = registry.lineage("second", "1")
+    tree = lineage("second", "1")
     unregistered, deleted, never = tree["parents"]
     assert unregistered["tags"] == {"sha256": tags["sha256"], "dataset_digest": "d" * 64}
     assert (unregistered["name"], unregistered["version"]) == (str(tmp_path / "it:1"), "")
@@ -143,7 +144,7 @@ def test_lineage_knows_folders_and_what_is_gone_and_fetches_nothing(
     assert unregistered["parents"][0]["tags"]["sha256"] and unregistered["parents"][1]["tags"] == {}
     assert [(deleted["name"], deleted["version"]), (never["name"], never["version"])] == [("first", "9"), ("never", "1")]
     with pytest.raises(RegistryError, match="no version 2"):
-        registry.lineage("second", "2")
+        lineage("second", "2")
 
 
 def test_a_listing_reads_every_page(store: str) -> None:

@@ -8,7 +8,6 @@ and value. MLflow itself is imported inside the thread.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sleepfm.data.identity import as_digest
 from sleepfm.errors import RegistryError
 from sleepfm.files import read_json, set_aside, write_json
+from sleepfm.registry.entities import log_datasets
 from sleepfm.registry.store import client as mlflow_client
 from sleepfm.registry.store import experiment_id, reason_of, shown
 from sleepfm.training.folder import RunFolder
@@ -213,21 +213,16 @@ class Tracker:
 
     def _describe(self, client: MlflowClient, run_id: str) -> None:
         """Parameters and data set, which MLflow lets nobody change afterwards."""
-        from mlflow.entities import Dataset, DatasetInput, InputTag, Param
+        from mlflow.entities import Param
 
         items = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in self._parameters.items()]
         for start in range(0, len(items), 100):
             client.log_batch(run_id, params=items[start : start + 100])
         if self._dataset_digest:
-            # MLflow holds 36 characters of a digest; the tag `dataset_digest` holds all.
             parts = as_digest(self._dataset_digest).parts
             names = [part.name for part in parts] if len(parts) > 1 else ["shards"]
-            inputs = [
-                Dataset(name, part.digest[:36], "sleepfm shards", json.dumps({"digest": part.digest}))
-                for name, part in zip(names, parts, strict=True)
-            ]
-            tags = [InputTag("mlflow.data.context", "training")]
-            client.log_inputs(run_id, [DatasetInput(data, tags) for data in inputs])
+            digests = {name: part.digest for name, part in zip(names, parts, strict=True)}
+            log_datasets(client, run_id, digests, "training")
 
     def _deliver(self, client: MlflowClient) -> None:
         from mlflow.entities import Metric

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from sleepfm.synthetic.noise import Floats
+Floats = NDArray[np.float32]
 
 # Written at a time, to bound memory.
 BLOCK_SECONDS = 1800

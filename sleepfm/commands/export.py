@@ -1,0 +1,27 @@
+"""``sleepfm export``: a registered model into a folder that opens without a registry."""
+
+from __future__ import annotations
+
+import argparse
+
+from sleepfm.console import say
+from sleepfm.signals.files import local_path
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of ``sleepfm export``."""
+    parser.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder")
+    parser.add_argument("--to", required=True, metavar="DIR", help="new folder, or one that holds the same model")
+    parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
+    parser.add_argument("--no-onnx", action="store_true", help="leave out the encoder as an ONNX file")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the folder, whole or not at all."""
+    from sleepfm.serving.export_folder import export_model
+
+    folder = local_path(arguments.to, "--to")
+    found = export_model(arguments.model, folder, arguments.store, not arguments.no_onnx, say)
+    print(f"{found.uri} -> {folder}")
+    return 0

@@ -1,0 +1,241 @@
+"""Registered versions are models of MLflow's own: what it loads, predicts and evaluates is what ``sleepfm.score`` says."""
+
+from __future__ import annotations
+
+import base64
+import configparser
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model
+from mlflow.pyfunc.scoring_server import invocations
+
+import sleepfm
+from sleepfm.inference.default_models import CHAMPIONS
+from sleepfm.inference.scorer import prepare_night
+from sleepfm.registry.mlflow_model import CODE, REQUIRED, requirements, write_mlflow_files
+from sleepfm.registry.registry import look_up
+from sleepfm.registry.store import client
+from sleepfm.serving.inputs import FOLDER_VARIABLE, LIMIT_VARIABLE, NIGHTS_VARIABLE
+from sleepfm.serving.night_scores import plain_score
+
+ROOT = Path(__file__).resolve().parents[2]
+SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
+
+
+@pytest.fixture(autouse=True)
+def _this_store(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+
+
+@pytest.fixture(scope="module")
+def scorer(store: str) -> Any:
+    mlflow.set_tracking_uri(store)
+    mlflow.set_registry_uri(store)
+    return mlflow.pyfunc.load_model("models:/sleepfm-scorer@champion")
+
+
+def paths(*files: Path) -> pd.DataFrame:
+    return pd.DataFrame({"recording": [str(file) for file in files]})
+
+
+def test_a_scorer_says_through_mlflow_what_scoring_says(scorer: Any, recordings: list[Path]) -> None:
+    found = scorer.predict(paths(*recordings[:2])).to_dict("records")
+    assert [row["record"] for row in found] == [path.stem for path in recordings[:2]]
+    for row, path in zip(found[:1], recordings, strict=False):
+        score = sleepfm.score(path)
+        assert row.pop("start").startswith("19")
+        assert json.loads(json.dumps(row)) == json.loads(json.dumps(plain_score(score)))
+        assert row["stages"] == score.stages.tolist() and len(row["stages"]) == score.n_epochs
+        assert np.allclose(np.array(row["hypnodensity"], float), score.hypnodensity, equal_nan=True)
+        assert row["models"] == {task: f"models:/sleepfm-{task}/1" for task in CHAMPIONS}
+        # These models tell no event to the second, and nothing that was not looked for is none.
+        assert row["events"] is None and len(row["positive_runs"]) == len(score.runs) and row["breathing"]["ahi"] is None
+
+
+@pytest.mark.slow
+def test_bytes_are_scored_like_the_file_of_that_name(scorer: Any, recordings: list[Path]) -> None:
+    given = pd.DataFrame({"edf": [recordings[0].read_bytes()], "name": [recordings[0].name]})
+    assert scorer.predict(given).to_dict("records") == scorer.predict(paths(recordings[0])).to_dict("records")
+
+
+@pytest.mark.slow
+def test_an_encoder_gives_the_embedding_of_every_epoch(recordings: list[Path]) -> None:
+    model = mlflow.pyfunc.load_model("models:/sleepfm-synthsleepnet@champion")
+    (row,) = model.predict(paths(recordings[0]), params={"cohort": "shhs1"}).to_dict("records")
+    from sleepfm.inference.embed import embed, prepared_epochs
+
+    encoder = sleepfm.load("models:/sleepfm-synthsleepnet@champion")
+    expected = embed(encoder, prepared_epochs(prepare_night(recordings[0]), encoder.channels, 64)).numpy()
+    assert np.allclose(np.array(row["embedding"], float), expected, equal_nan=True, atol=1e-6)
+    assert set(row["channels"]) == set(encoder.channels)
+
+
+def refusal(model: Any, rows: pd.DataFrame, **params: str) -> str:
+    with pytest.raises(MlflowException) as caught:
+        model.predict(rows, params=params or None)
+    assert caught.value.get_http_status_code() == 400
+    return str(caught.value)
+
+
+def test_what_is_no_night_is_refused_with_its_reason(
+    scorer: Any, recordings: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "nowhere.edf" in refusal(scorer, paths(tmp_path / "nowhere.edf"))
+    broken = pd.DataFrame({"edf": [recordings[0].read_bytes()[:3000]]})
+    said = refusal(scorer, broken)
+    assert said.startswith("recording.edf: ") and "/tmp" not in said
+    assert "either 'recording'" in refusal(scorer, pd.DataFrame({"recording": ["a.edf"], "edf": [b"0"]}))
+    assert "expected a file's name" in refusal(scorer, pd.DataFrame({"edf": [b"0"], "name": ["../../x.edf"]}))
+    assert "no recording" in refusal(scorer, pd.DataFrame())
+    assert "nowhere" in refusal(scorer, paths(recordings[0]), cohort="nowhere")
+    monkeypatch.setenv(LIMIT_VARIABLE, str(1000 / 2**30))
+    assert "MiB are taken at once" in refusal(scorer, broken)
+    monkeypatch.setenv(NIGHTS_VARIABLE, "1")
+    assert "2 recordings, and 1 are taken" in refusal(scorer, paths(*recordings[:2]))
+
+
+def test_a_server_reads_below_its_folder_alone(
+    scorer: Any, recordings: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(SERVING, "true")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link.edf").symlink_to(recordings[0])
+    for path in (str(recordings[0]), "link.edf", "../x.edf", "s3://bucket/x.edf", "file:///etc/passwd"):
+        assert "reads recordings below its folder alone" in refusal(scorer, pd.DataFrame({"recording": [path]}))
+    (tmp_path / "own.yaml").write_text("name: own")
+    assert "a server knows auto" in refusal(scorer, paths(recordings[0]), cohort=str(tmp_path / "own.yaml"))
+    monkeypatch.setenv(FOLDER_VARIABLE, str(recordings[0].parent))
+    assert len(scorer.predict(pd.DataFrame({"recording": [recordings[0].name]}))) == 1
+
+
+def test_what_a_server_answers_is_json(scorer: Any, recordings: list[Path]) -> None:
+    """The way of a request through MLflow's server, without the network."""
+    schema = scorer.metadata.get_input_schema()
+    content = base64.b64encode(recordings[0].read_bytes()).decode()
+    for body in (
+        {"dataframe_records": [{"edf": content, "name": recordings[0].name}]},
+        {"inputs": {"recording": [str(recordings[0])]}},
+    ):
+        answer = invocations(json.dumps(body).encode(), "application/json", scorer, schema)
+        (row,) = json.loads(answer.response)["predictions"]
+        assert row["record"] == recordings[0].stem and len(row["stages"]) == 30 and "NaN" not in answer.response
+
+
+@pytest.mark.slow
+def test_the_input_example_is_one(store: str, downstream_packages: dict[str, Path]) -> None:
+    folder = mlflow.artifacts.download_artifacts("models:/sleepfm-stage@champion")
+    example = Model.load(folder).load_input_example(folder)
+    (row,) = mlflow.pyfunc.load_model(folder).predict(example).to_dict("records")
+    assert row["record"] == "example" and len(row["stages"]) == 1
+
+
+def test_a_version_is_plain_files_of_which_none_is_pickled(store: str) -> None:
+    entry = look_up("models:/sleepfm-stage@champion", store)
+    folder = Path(mlflow.artifacts.download_artifacts(entry.source))
+    # MLflow notes beside them by which name they were asked for.
+    assert {file.name for file in folder.iterdir()} - {"registered_model_meta"} == {
+        *("model.safetensors", "config.yaml", "MODEL_CARD.md", "MLmodel", CODE, "requirements.txt", "python_env.yaml"),
+        *("conda.yaml", "input_example.json", "serving_input_example.json"),
+    }
+    flavour = yaml.safe_load((folder / "MLmodel").read_text())["flavors"]
+    assert list(flavour) == ["python_function"] and flavour["python_function"]["model_code_path"] == CODE
+    assert "python_model" not in flavour["python_function"]
+    assert str(Path.home()) not in (folder / "MLmodel").read_text() and "/tmp" not in (folder / "MLmodel").read_text()
+
+
+def test_requirements_are_those_of_the_package_at_versions_that_an_index_has() -> None:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert {line.split(">")[0] for line in setup["options"]["install_requires"].split()} == set(REQUIRED)
+    named = dict(line.split("==") for line in requirements() if "==" in line)
+    for name, version in named.items():
+        assert importlib.metadata.version(name).split("+")[0] == version and "+" not in version
+
+
+@pytest.mark.slow
+def test_the_figures_of_a_split_are_what_mlflow_evaluates(store: str, recordings: list[Path]) -> None:
+    from sleepfm.serving.evaluation import stage_metrics
+
+    nights = [prepare_night(path) for path in recordings[:2]]
+    data = paths(*recordings[:2]).assign(scored=[night.stage.tolist() for night in nights])
+    found = mlflow.models.evaluate(
+        model="models:/sleepfm-stage@champion",
+        data=data,
+        targets="scored",
+        predictions="stages",
+        extra_metrics=stage_metrics(),
+        evaluator_config={"log_model_explainability": False},
+    )
+    from sklearn.metrics import cohen_kappa_score
+
+    stages = np.concatenate([sleepfm.score(path, "models:/sleepfm-stage@champion").stages for path in recordings[:2]])
+    truth = np.concatenate([night.stage for night in nights])
+    both = (stages >= 0) & (truth >= 0)
+    assert found.metrics["kappa/all_epochs"] == pytest.approx(cohen_kappa_score(truth[both], stages[both]))
+
+
+def test_a_run_of_a_scorer_holds_figures_and_data_sets_as_entities(store: str) -> None:
+    entry = look_up("models:/sleepfm-scorer@champion", store)
+    run = client(store).get_run(entry.run_id)
+    assert run.data.metrics == {f"{task}/val/f1": 0.5 for task in CHAMPIONS}
+    inputs = {item.dataset.name: json.loads(item.dataset.source)["digest"] for item in run.inputs.dataset_inputs}
+    assert inputs == dict.fromkeys(CHAMPIONS, "d" * 64)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["downstream", "neuronet"])
+def test_the_files_are_what_mlflow_itself_would_write(tmp_path: Path, kind: str) -> None:
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    ours.mkdir()
+    write_mlflow_files(ours, {"model": {"kind": kind}})
+    model = Model.load(str(ours))
+    example = pd.DataFrame({"edf": [b"0"], "name": ["a.edf"]})
+    mlflow.pyfunc.save_model(
+        path=theirs,
+        python_model=ours / CODE,
+        signature=model.signature,
+        input_example=example,
+        pip_requirements=requirements(),
+        metadata={"sleepfm": sleepfm.__version__},
+    )
+    assert {file.name for file in ours.iterdir()} == {file.name for file in theirs.iterdir()}
+    mine, its = (yaml.safe_load((folder / "MLmodel").read_text()) for folder in (ours, theirs))
+    its["flavors"]["python_function"]["model_code_path"] = CODE
+    for content in (mine, its):
+        for key in ("model_uuid", "utc_time_created", "model_size_bytes"):
+            content.pop(key, None)
+        for key in ("cloudpickle_version", "code", "streamable"):
+            assert not content["flavors"]["python_function"].pop(key, None) or key == "cloudpickle_version"
+    assert mine == its
+    for name in ("input_example.json", "serving_input_example.json"):
+        assert (ours / name).read_text()[:20] == (theirs / name).read_text().replace("\n", "").replace("  ", "")[:20]
+    assert (ours / "requirements.txt").read_text().split("\n")[:-1] == (theirs / "requirements.txt").read_text().split("\n")
+
+
+@pytest.mark.slow
+def test_a_process_that_knows_mlflow_alone_loads_and_predicts(store: str, recordings: list[Path], tmp_path: Path) -> None:
+    program = (
+        "import sys, json, mlflow, pandas as pd\n"
+        "model = mlflow.pyfunc.load_model('models:/sleepfm-stage@champion')\n"
+        "(row,) = model.predict(pd.DataFrame({'recording': [sys.argv[1]]})).to_dict('records')\n"
+        "print(json.dumps(row['stages']))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": store}
+    command = [sys.executable, "-c", program, str(recordings[0])]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == sleepfm.score(recordings[0], "models:/sleepfm-stage@champion").stages.tolist()
