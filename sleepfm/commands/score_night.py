@@ -129,8 +129,7 @@ class NightScorer:
             position = read_position(recording, parse_position(plan.position), night.n_epochs) if plan.position else None
             identity = recording.patient.strip() if plan.show_identity else None
         with self._progress(scorer, night) as progress:
-            found = scorer.score(night, resolution=plan.resolution, progress=progress)
-        score = replace(found, lights=lights)
+            score = replace(scorer.score(night, resolution=plan.resolution, progress=progress), lights=lights)
         with whole_folder(folder, origin) as unfinished:
             writing.result().write_night(unfinished, score, night, start, made_with, identity, position)
         return Outcome("scored", job.file, record, str(folder), headline(score), score.warnings)

@@ -128,7 +128,7 @@ class _Night:
                     commands.append(f"V{y(min(float(edge[column]), 1.0)):.1f}H{right:.1f}")
                 commands.append(f"V{y.start:.1f}z")
             self._picture.path("".join(commands), f"s-{stage.name} layer")
-        self._hatch(np.isnan(density).any(axis=1), self._top, height)
+        self._hatch(np.asarray(np.isnan(density).any(axis=1)), self._top, height)
         for share, name in ((0.0, "0"), (0.5, "½"), (1.0, "1")):
             self._picture.text(self._left - 6, y(share) + 4, name, "small", "end")
         self._top += height + _GAP
@@ -212,8 +212,8 @@ class _Night:
     def finished(self) -> Picture:
         """The picture with its axes of time, and lights off and on."""
         bottom = self._top
-        for second, label in self._time_labels:
-            x = self._x(second)
+        for tick, label in self._time_labels:
+            x = self._x(tick)
             self._picture.line(x, 20, x, bottom, "grid")
             self._picture.text(x, 12, label, "small", "middle")
             self._picture.text(x, bottom + 14, label, "small", "middle")
