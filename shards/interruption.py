@@ -11,8 +11,9 @@ from types import FrameType
 from sleepfm.errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
-# What is said of the command that is to be interrupted; None outside one.
+# What is said of the command that is to be interrupted, None outside one; and the signal that came.
 _told: str | None = None
+_came: int | None = None
 
 
 @contextmanager
@@ -21,15 +22,20 @@ def interruptible(told: str = "") -> Iterator[None]:
 
     A second signal ends the process at once.
     """
-    global _told
+    global _told, _came
     if threading.current_thread() is not threading.main_thread():
         # Signals go to the main thread alone.
         yield
         return
-    before, _told = {number: signal.getsignal(number) for number in _SIGNALS}, told
+    before, _told, _came = {number: signal.getsignal(number) for number in _SIGNALS}, told, None
     listen_again()
     try:
         yield
+    except KeyboardInterrupt:
+        # While it waits, Ray raises one of its own for whatever a handler raises.
+        if _came is None:
+            raise
+        raise Interrupted(_came, told) from None
     finally:
         _told = None
         for number, handler in before.items():
@@ -44,6 +50,8 @@ def listen_again() -> None:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    global _came
+    _came = number
     for other in _SIGNALS:
         signal.signal(other, signal.SIG_DFL)
-    raise Interrupted(number, _told or "")
+    raise KeyboardInterrupt

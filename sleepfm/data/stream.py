@@ -366,10 +366,10 @@ class SequenceStream(Stream):
 
     def _starts(self, record: int) -> Index:
         starts = window_starts(int(self.dataset.n_epochs[record]), self.length, self.stride)
-        usable = np.asarray(self._presence.of(record).any(axis=1))
+        counted: NDArray[np.bool_] = np.asarray(self._presence.of(record).any(axis=1))
         if self._labelled_only:
-            return starts[with_any(starts, self.length, usable & self._labels.labelled(record))]
-        return filled_up(starts, with_any(starts, self.length, usable))
+            return starts[with_any(starts, self.length, counted & self._labels.labelled(record))]
+        return filled_up(starts, with_any(starts, self.length, counted))
 
     def _ranges(self, units: Index) -> Ranges:
         record, column = np.nonzero(self.dataset.present[self._record[units][:, None], self._numbers])

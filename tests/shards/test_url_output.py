@@ -121,7 +121,8 @@ def test_a_right_that_the_credentials_lack_ends_a_build_at_once_and_is_named(coh
     assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
     assert f"the store does not let these credentials {right} (" in result.stderr and out in result.stderr
     assert "the environment of every node" in result.stderr
-    assert len(s3.requests()) - asked <= 8, "it was asked again and again"
+    refused = [line for line in s3.requests()[asked:] if line.startswith(f"{method} ") and "/-faults" not in line]
+    assert 1 <= len(refused) <= 3, refused
     assert s3.names(out.removeprefix(f"{BUCKET}/")) == []
     if seen is not None:
         assert seen.returncode == 1 and "the store does not let these credentials read it" in seen.stderr
