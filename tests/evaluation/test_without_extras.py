@@ -91,6 +91,7 @@ def test_reading_scoring_and_embedding_need_no_extra(
     assert (tmp_path / "e.parquet").stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_scoring_by_the_champion_of_a_registry_needs_no_extra(
     bare: Path, tmp_path: Path, recordings: list[Path], downstream_packages: dict[str, Path]
 ) -> None:

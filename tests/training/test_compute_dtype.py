@@ -122,6 +122,7 @@ def test_somebody_elses_record_is_left_to_the_check_of_the_folder(tmp_path: Path
         RunFolder(tmp_path).check(auto, DATA, "auto")
 
 
+@pytest.mark.slow
 def test_ranks_with_other_processors_agree_and_a_resumed_run_stays(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(CONFIG.replace("dtype: fp32", "dtype: auto"))
     toy = MIXED.with_name("toy.py")

@@ -53,6 +53,7 @@ def test_what_is_learnt_of_a_step_is_what_was_sent() -> None:
     assert Sums().means(WORLD) == {}
 
 
+@pytest.mark.slow
 def test_rows_that_come_later_are_those_that_come_at_once(tmp_path: Path) -> None:
     """With a skipped step, validations and saves between them."""
     settings = ("toy.nan_at=[35]", "train.ema=0.9", "train.steps=13")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 from launching import CONFIG, alone, trace
 
 
+@pytest.mark.slow
 def test_a_run_starts_over_in_the_folder_of_a_whole_one(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(CONFIG)
     first = alone(tmp_path)
