@@ -16,7 +16,6 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
@@ -93,7 +92,7 @@ def location(path: str | os.PathLike[str]) -> Path:
         return path if isinstance(path, Path) else Path(text)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
-    _require_protocol(match["protocol"])
+    _require_protocol(text, match["protocol"])
     if not isinstance(path, str):
         return cast(Path, path)
     from upath import UPath
@@ -363,8 +362,7 @@ def answering(path: Path) -> Iterator[None]:
         raise RemoteError(f"{type(error).__name__}: {error}") from error
 
 
-@lru_cache(maxsize=32)
-def _require_protocol(protocol: str) -> None:
+def _require_protocol(url: str, protocol: str) -> None:
     import fsspec
 
     try:
@@ -372,6 +370,6 @@ def _require_protocol(protocol: str) -> None:
     except ImportError as error:
         package = _EXTRAS.get(protocol)
         install = f"pip install {package}" if package else "install it"
-        raise ConfigError(f"{protocol}:// needs a package that is not here ({error}); {install}") from error
+        raise ConfigError(f"{url}: {protocol}:// needs a package that is not here ({error}); {install}") from error
     except ValueError as error:
-        raise ConfigError(f"{protocol}:// is no protocol that fsspec knows; give a path or another URL") from error
+        raise ConfigError(f"{url}: {protocol}:// is no protocol that fsspec knows; give a path or another URL") from error
