@@ -90,8 +90,10 @@ class Scorer:
         named = addresses or default_models(store)[0]
         for entry in (model for address in named for model in load_task_models(address, store, mapped=True)):
             share_encoder(entry.model, [other.model for other in models])
-            entry.model.to(device)
             models.append(entry)
+        # When all are compared: a tensor of the host and one of a device cannot be.
+        for entry in models:
+            entry.model.to(device)
         return cls(models, precision)
 
     @property
