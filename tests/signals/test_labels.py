@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, describe_rule, event_labels, stage_labels
+from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, describe_rule, event_labels, stage_labels, touched
 from sleepfm.signals.scorings.scoring import Event, Scoring, StageInterval
 
 N_EPOCHS = 12
@@ -98,11 +100,30 @@ def test_what_is_not_understood_is_never_a_negative(events, unclear, rule):
         for epoch in range(N_EPOCHS):
             low, high = epoch * 30, (epoch + 1) * 30
             touched = any(
-                (e.onset < high and e.onset + e.duration > low) or (e.duration == 0 and low <= e.onset < high) for e in unclear
+                (e.onset < high and e.onset + e.duration > low)
+                # Without a duration, or with one that its onset has no digits for.
+                or (e.onset + e.duration == e.onset and low <= e.onset < high)
+                for e in unclear
             )
             assert after[epoch] == (-1 if touched and before[epoch] == 0 else before[epoch])
     for types in (LABEL_EVENTS["arousal"], LABEL_EVENTS["desaturation"]):
         assert event_labels(doubtful, N_EPOCHS, types).tolist() == event_labels(plain, N_EPOCHS, types).tolist()
+
+
+@pytest.mark.parametrize(
+    ("onset", "duration", "expected"),
+    [
+        (0.0, 5e-324, [True, False, False]),
+        (30.0, 5e-324, [False, True, False]),
+        (30.0, 0.0, [False, True, False]),
+        (math.nextafter(30.0, 0.0), 0.0, [True, False, False]),
+        (math.nextafter(30.0, 0.0), 1.0, [True, True, False]),
+        (0.0, math.nextafter(30.0, 60.0), [True, True, False]),
+        (30.0, 30.0, [False, True, False]),
+    ],
+)
+def test_what_an_event_touches_is_decided_at_the_border(onset, duration, expected):
+    assert touched([Event(onset, duration, "Unsure")], 3, 30).tolist() == expected
 
 
 def test_an_apnea_of_unknown_kind_is_an_apnea_and_no_other_kind_is_denied_by_it():

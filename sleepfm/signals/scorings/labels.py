@@ -93,9 +93,12 @@ def touched(events: Iterable[Event], n: int, seconds: float) -> NDArray[np.bool_
     """Which of ``n`` consecutive stretches of ``seconds`` an event overlaps, or begins in if it has no duration: [n]."""
     covered = np.zeros(n, dtype=np.bool_)
     for event in events:
-        first = math.floor(event.onset / seconds)
-        stop = max(math.ceil((event.onset + event.duration) / seconds), first + (event.duration == 0))
-        covered[max(first, 0) : max(stop, 0)] = True
+        end = event.onset + event.duration
+        first, stop = math.floor(event.onset / seconds), math.ceil(end / seconds)
+        # A quotient may be rounded to the border that its time is a little before or after.
+        first -= first * seconds > event.onset
+        stop += stop * seconds < end
+        covered[max(first, 0) : max(stop, first + 1, 0)] = True
     return covered
 
 
