@@ -88,7 +88,12 @@ def _check(module: nn.Module, path: Path, channels: int) -> float:
         signals, present = _noise(epochs, channels)
         with torch.inference_mode():
             expected = module(signals, present).numpy()
-        (found,) = session.run([EMBEDDING], {SIGNALS: signals.numpy(), PRESENT: present.numpy()})
+        try:
+            (found,) = session.run([EMBEDDING], {SIGNALS: signals.numpy(), PRESENT: present.numpy()})
+        except Exception as error:  # the library's own types, which have no base in common
+            raise ModelError(
+                f"{path.name}: ONNX Runtime cannot run this encoder ({' '.join(str(error).split())[:300]})"
+            ) from error
         worst = max(worst, float(np.abs(found - expected).max() / np.abs(expected).max()))
     if not worst <= TOLERANCE:
         raise ModelError(f"{path.name}: ONNX Runtime's embeddings differ from torch's by {worst:.1e}, relative to the largest")
