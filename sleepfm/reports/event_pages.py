@@ -25,8 +25,10 @@ RATES = (4, 2, 1)
 BUDGET = 1_600_000
 _BREATHING = {"AIRFLOW": "flow", "THORAX": "chest", "ABDOMEN": "abdom."}
 _ROW, _FOOT = 26, 4
-# Where a value a second is not a whole step of the picture.
+# Bytes that a step of a trace takes, on average.
 _BYTES_A_VALUE = 4.2
+# SpO2 changes slowly; of each two seconds the first is drawn.
+_OXYGEN_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,8 @@ def _draw(
         if np.isfinite(values).any():
             lowest, highest = float(np.nanmin(values)), float(np.nanmax(values))
             floor, ceiling = lowest - 1, max(highest, lowest + 6)
-            shape = trace((values - floor) / (ceiling - floor), _ROW - 4)
-            parts.append(f'<path class="t o" transform="translate(0 {top})scale({rate} 1)" d="{shape}"/>')
+            shape = trace((values[::_OXYGEN_STEP] - floor) / (ceiling - floor), _ROW - 4)
+            parts.append(f'<path class="t o" transform="translate(0 {top})scale({rate * _OXYGEN_STEP} 1)" d="{shape}"/>')
             told = f", SpO₂ {highest:.0f} to {lowest:.0f} %"
     within = [e for e in marks.arousals if e.onset < stop and e.onset + e.duration > start]
     parts.append(f'<path class="e-arousal" d="{_bars(within, start, stop, rate, height - _FOOT, _FOOT)}"/>' if within else "")

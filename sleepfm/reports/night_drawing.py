@@ -128,7 +128,7 @@ class _Night:
                     commands.append(f"V{y(min(float(edge[column]), 1.0)):.1f}H{right:.1f}")
                 commands.append(f"V{y.start:.1f}z")
             self._picture.path("".join(commands), f"s-{stage.name} layer")
-        self._hatch(np.asarray(np.isnan(density).any(axis=1)), self._top, height)
+        self._hatch(~np.isfinite(density.sum(axis=1)), self._top, height)
         for share, name in ((0.0, "0"), (0.5, "½"), (1.0, "1")):
             self._picture.text(self._left - 6, y(share) + 4, name, "small", "end")
         self._top += height + _GAP
@@ -218,11 +218,12 @@ class _Night:
             self._picture.text(x, 12, label, "small", "middle")
             self._picture.text(x, bottom + 14, label, "small", "middle")
         lights = self._example.score.lights
-        for second, name in ((lights.off, "lights off"), (lights.on, "lights on")):
-            if second is not None:
-                self._picture.line(self._x(second), 20, self._x(second), bottom + 4, "lights")
-                right = self._x(second) > (self._left + self._x.stop) / 2
-                self._picture.text(self._x(second), bottom + 28, name, "small strong", "end" if right else "start")
+        for at, name in ((lights.off, "lights off"), (lights.on, "lights on")):
+            if at is not None:
+                x = self._x(at)
+                self._picture.line(x, 20, x, bottom + 4, "lights")
+                anchor = "end" if x > (self._left + self._x.stop) / 2 else "start"
+                self._picture.text(x, bottom + 28, name, "small strong", anchor)
         self._picture.height = bottom + (34 if (lights.off, lights.on) != (None, None) else 20)
         return self._picture
 

@@ -154,6 +154,24 @@ def test_a_channel_by_hand_is_that_channel_or_a_refusal(folder, stage_model, tmp
         parse_channels(["ECG=a", "ECG=b"])
 
 
+def test_the_report_has_name_date_and_position_on_the_users_word_alone(folder, stage_model, tmp_path, capsys):
+    one = next(folder.glob("shhs*.edf"))
+    content = bytearray(one.read_bytes())
+    content[8:88] = b"X F 02-MAY-1951 Doe_Jane".ljust(80)
+    one.write_bytes(content)
+    call = ["score", str(one), *stage_model, "--out", str(tmp_path / "out")]
+    started = read_recording(one).start.date().isoformat()
+    assert main(call) == 0
+    (path,) = (tmp_path / "out").glob("*/report.html")
+    assert "Doe_Jane" not in path.read_text() and started not in path.read_text() and ">Supine<" not in path.read_text()
+    told = ["--show-identity", "--position", "POSITION=0:right,1:left,2:supine,3:prone"]
+    assert main([*call, *told]) == 0
+    assert "Doe_Jane" in path.read_text() and started in path.read_text()
+    assert any(f">{name}</text>" in path.read_text() for name in ("Right", "Left", "Supine", "Prone"))
+    assert main([*call, "--position", "Body=0:supine"]) == 1 and "no signals of that label" in lines(capsys)[1][-1]
+    assert main([*call, "--position", "Body"]) == 2
+
+
 def test_lights_are_as_stated_else_as_annotated_else_by_rule(recordings):
     recording = read_recording(recordings[0])
     clock = recording.start.replace(second=0)
