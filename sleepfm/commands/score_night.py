@@ -124,8 +124,8 @@ class NightScorer:
             _check_channels(night, plan.channels)
             start = recording.start
         with self._progress(scorer, night) as progress:
-            found = scorer.score(night, resolution=plan.resolution, progress=progress)
-        score = replace(found, lights=lights)
+            scored = scorer.score(night, resolution=plan.resolution, progress=progress)
+        score = replace(scored, lights=lights)
         with whole_folder(folder, origin) as unfinished:
             writing.result().write_night(unfinished, score, night, start, made_with)
         return Outcome("scored", job.file, record, str(folder), headline(score), score.warnings)

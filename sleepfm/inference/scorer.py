@@ -141,8 +141,8 @@ class Scorer:
                 f"{night.path}: none of the channels of {', '.join(entry.address for entry in self.models.values())} "
                 f"({', '.join(self.channels)}); found {', '.join(night.channels) or 'no canonical channel'}"
             )
-        embedded: dict[str, Tensor] = {}
-        framed: dict[tuple[str, tuple[str, ...]], Tensor] = {}
+        embedded: dict[int, Tensor] = {}
+        framed: dict[tuple[int, tuple[str, ...]], Tensor] = {}
         probability: dict[str, NDArray[np.float64]] = {}
         events: list[Event] = []
         runs: list[Event] = []
