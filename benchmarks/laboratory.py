@@ -17,6 +17,7 @@ import datetime
 import math
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -122,9 +123,13 @@ def random_weights(address: str, folder: Path) -> None:
     from sleepfm.registry.package import write_package
     from sleepfm.registry.registry import load_package
 
+    if folder.is_dir():
+        return  # whole, since it is renamed to this name
     torch.manual_seed(SEED)
     model = build_model(model_config(load_package(address).module))
-    write_package(folder, model, {"model": model_config(model)}, "# Random weights\n\nFor comparison with pretrained ones.\n")
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
+    write_package(unfinished, model, {"model": model_config(model)}, "# Random weights\n\nFor comparison with pretrained ones.\n")
+    unfinished.rename(folder)
 
 
 def kappa(plan: Laboratory, name: str, split: str = "test") -> float:
