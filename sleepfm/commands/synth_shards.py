@@ -60,7 +60,6 @@ def stream_to_shards(
     require("ray")
     config = load_build_config(None, [*build_options, f"cohort={config_root() / RULES}"])
     size = SHARDS_AT_A_TIME * config.recordings_per_shard
-    places = varied_layout({})
     with only_writer(recordings):
         done = _done(recordings)
         if done and not shards.is_dir():
@@ -68,6 +67,8 @@ def stream_to_shards(
                 f"{shards}: is not there, and the first {done} recordings of {recordings} were removed after they "
                 "came into it; bring it back, or start with two new folders"
             )
+        # A call may have been ended before it removed those of its part.
+        _remove(recordings, range(done))
         for first in range(done, people.subjects, size):
             part = range(first, min(first + size, people.subjects))
             write_cohort(
@@ -82,11 +83,17 @@ def stream_to_shards(
             for line in refused_lines(result.quarantine, f"{shards}/manifest/quarantine.parquet"):
                 print(line, flush=True)
             write_json(recordings / JOURNAL, {"recordings": part.stop})
-            for number in part:
-                for path in places.place(recordings, number):
-                    path.unlink(missing_ok=True)
+            _remove(recordings, part)
     print(f"{shards}: whole")
     return 0
+
+
+def _remove(recordings: Path, numbers: range) -> None:
+    """Remove the EDF and the scoring of each, if they are there."""
+    places = varied_layout({})
+    for number in numbers:
+        for path in places.place(recordings, number):
+            path.unlink(missing_ok=True)
 
 
 def _done(recordings: Path) -> int:
