@@ -137,6 +137,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float, str]:
     return folder, time.time() - began, first.stdout + second.stdout
 
 
+@pytest.mark.slow
 def test_a_job_that_was_killed_knows_what_its_time_went_into(killed: tuple[Path, float, str]) -> None:
     folder, wall, said = killed
     record, result = read_json(folder / "run/goodput.json"), read_json(folder / "run/result.json")
@@ -155,6 +156,7 @@ def test_a_job_that_was_killed_knows_what_its_time_went_into(killed: tuple[Path,
     assert sum(run.data.metrics[f"goodput/{cause}"] for cause in CAUSES) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_a_profile_has_the_steps_that_were_asked_for(killed: tuple[Path, float, str]) -> None:
     folder, _, said = killed
     assert "train.profile: steps 2 to 3 are in run/profile.json" in said

@@ -21,6 +21,7 @@ def result(folder: Path, run: str) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_it_ends_where_validations_are_no_better_and_not_before(tmp_path: Path) -> None:
     done = alone(tmp_path, *PATIENT)
     assert done.returncode == 0, done.stderr

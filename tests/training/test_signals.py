@@ -81,20 +81,18 @@ def assert_saved_and_gone(folder: Path, run: str, processes: list[psutil.Process
     assert (folder / run / "checkpoints" / f"step-{step:08d}").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("who", "number"),
     [
-        ("command", signal.SIGTERM),
-        *(
-            pytest.param(who, number, marks=pytest.mark.slow)
-            for who, numbers in {
-                "command": [signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL],
-                "launcher": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL],
-                "rank 1": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1],
-                "all": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
-            }.items()
-            for number in numbers
-        ),
+        (who, number)
+        for who, numbers in {
+            "command": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL],
+            "launcher": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGKILL],
+            "rank 1": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1],
+            "all": [signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
+        }.items()
+        for number in numbers
     ],
     ids=lambda value: getattr(value, "name", value),
 )

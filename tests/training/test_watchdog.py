@@ -139,7 +139,7 @@ def test_a_phase_that_hangs_ends_after_the_stated_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize("hangs", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_alone_too_what_goes_on_is_left_and_what_hangs_is_ended(tmp_path: Path, hangs: bool) -> None:
     tail = f"toy.hang_in_validation={str(hangs).lower()}"
-    done = alone(tmp_path, "toy.validate_s=[1,1,1,1,1,1]", "train.stall_s=4", "train.steps=5", tail)
+    done = alone(tmp_path, "toy.validate_s=[2,2,2,2,2,2]", "train.stall_s=8", "train.steps=5", tail)
     assert done.returncode == (LostRankError.exit_status if hangs else 0), done.stderr
     assert ("s (train.stall_s) validating step 5 (items, 6 of 6)" in done.stderr) == hangs
 
