@@ -48,7 +48,12 @@ def step_there(kind: str, dataset: Path, packages: Path, folder: Path) -> dict[s
     return take_step(kind, DEVICE, dataset, packages, folder)
 
 
-@pytest.mark.parametrize("kind", STAGES)
+# One of each kind of stage in every run of the tests, its other settings in the long ones.
+FIRST = {"unimodal", "multimodal", "context", "probe", "fine-tune", "events on frames"}
+EVERY = [pytest.param(kind, marks=() if kind in FIRST else pytest.mark.slow) for kind in STAGES]
+
+
+@pytest.mark.parametrize("kind", EVERY)
 def test_a_stage_runs_where_only_cudas_kernels_are(
     there: Run, dataset: Dataset, packages: Path, tmp_path: Path, kind: str
 ) -> None:
