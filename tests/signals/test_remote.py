@@ -199,16 +199,13 @@ def test_a_protocol_without_its_package_names_the_package(url, reason):
 def test_s3_names_its_extra(monkeypatch):
     import fsspec
 
-    from sleepfm.signals import files
 
     def absent(protocol):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", absent)
-    files._require_protocol.cache_clear()
     with pytest.raises(ConfigError, match=r"Install s3fs.*pip install 'sleepfm\[s3\]'"):
         sleepfm.read_recording("s3://bucket/night.edf")
-    files._require_protocol.cache_clear()
 
 
 def test_other_file_systems_of_fsspec(tmp_path):
