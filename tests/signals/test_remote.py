@@ -199,7 +199,6 @@ def test_a_protocol_without_its_package_names_the_package(url, reason):
 def test_s3_names_its_extra(monkeypatch):
     import fsspec
 
-
     def absent(protocol):
         raise ImportError("Install s3fs to access S3")
 
