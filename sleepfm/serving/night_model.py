@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _OURS = (ModelError, RegistryError, InternalError)
 _PLACE = re.compile(re.escape(tempfile.gettempdir()) + r"/sleepfm-[^/\s]+/\d+/")
 
 
-class NightModel(PythonModel):
+class NightModel(PythonModel, ABC):
     """A package in a folder, loaded by MLflow; of a server's parallel requests one night at a time is worked on.
 
     A night takes all processors and up to gigabytes of memory, so that several at once would neither be faster nor fit.
@@ -41,9 +42,9 @@ class NightModel(PythonModel):
         """Load the package, with its digests checked. Raises :class:`RegistryError` and :class:`ModelError`."""
         self._row = self.load(self._folder)
 
+    @abstractmethod
     def load(self, folder: Path) -> Callable[[str, str], dict[str, Any]]:
         """What makes a row from the path of a recording and the name of a cohort, by the package in ``folder``."""
-        raise NotImplementedError
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One row for each recording.

@@ -44,13 +44,15 @@ def write_cohort(
     rates: FaultRates | None = None,
     variety: Variety | None = None,
     part: range | None = None,
+    compare: bool = False,
 ) -> list[Path]:
     """Write ``subjects`` recordings of ``hours`` (rounded to epochs) below ``out`` and return the EDF paths.
 
     ``rates`` say how often a recording has which fault; clean nights where it is None. What was drawn into a faulty
     recording stands in ``out/truth``, and what is told of the people in a table, where the cohort has one. With ``variety``
     each recording has a layout of its own, and ``cohort`` is not used. ``part`` are the numbers of those that are written now, of
-    a cohort without a table; all by default.
+    a cohort without a table; all by default. With ``compare`` what is there whole is drawn again, and refused if it has other
+    bytes.
 
     The bytes of a recording depend only on ``seed``, the subject's number, ``hours``, ``rates`` and ``variety``. Files are
     written beside their place and renamed; a recording that is there whole under the same arguments is kept.
@@ -85,7 +87,7 @@ def write_cohort(
     }
     if variety is not None:
         statement |= {"cohort": "varied", "variety": digest(variety)}
-    write = partial(write_subject, out, cohort, seed, n_epochs, rates=rates, variety=variety)
+    write = partial(write_subject, out, cohort, seed, n_epochs, rates=rates, variety=variety, compare=compare)
     numbers = range(subjects) if part is None else part
     progress = partial(tqdm, total=len(numbers), desc="synth", unit="night")
     _state(out / STATEMENT, statement, complete=False)
@@ -116,14 +118,15 @@ def write_subject(
     number: int,
     rates: FaultRates | None = None,
     variety: Variety | None = None,
+    compare: bool = False,
 ) -> Path:
     """Write the EDF, the scoring and, with faults or ``variety``, the truth of subject ``number`` (0-based) unless they are
-    there; returns the EDF's path."""
+    there; returns the EDF's path. ``compare`` as in :func:`write_cohort`."""
     layout = load_layout(cohort) if variety is None else varied_layout({})
     edf, scoring = layout.place(out, number)
     truth = out / TRUTH / f"{edf.stem}.json"
     tells_truth = rates is not None or variety is not None
-    if edf.exists() and scoring.exists() and (truth.exists() or not tells_truth):
+    if not compare and edf.exists() and scoring.exists() and (truth.exists() or not tells_truth):
         return edf
     varied = None if variety is None else draw_varied(seed, number, n_epochs, variety)
     night = draw_night(seed, number, n_epochs) if varied is None else varied.night

@@ -304,6 +304,28 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path, capsys: pyt
     assert not (tmp_path / "x").exists()
 
 
+def test_streaming_removes_no_file_that_it_has_not_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import sleepfm.commands.synth_shards as streaming
+    from sleepfm.files import sha256_file, write_json
+
+    people, shards = tmp_path / "people", tmp_path / "shards"
+    words = ["synth", str(people), "--subjects", "2", "--hours", "0.11", "--workers", "1", "--config", "synthetic/train.yaml"]
+    assert main(words) == 0
+    edfs = sorted(people.rglob("*.edf"))
+    written = {path.relative_to(people).as_posix(): sha256_file(path) for path in edfs}
+    edfs[0].write_bytes(edfs[0].read_bytes() + b"mine")
+    # In the place of a recording that is still to come into the data set.
+    assert main([*words, "--shards", str(shards)]) == 2
+    assert "is not the recording of this cohort" in capsys.readouterr().err
+    assert all(path.exists() for path in edfs) and not shards.exists()
+    # After it has come there.
+    shards.mkdir()
+    write_json(people / streaming.JOURNAL, {"recordings": 2, "files": written})
+    assert main([*words, "--shards", str(shards)]) == 0
+    assert [path.exists() for path in edfs] == [True, False]
+    assert edfs[0].read_bytes().endswith(b"mine") and len(list(people.rglob("*.xml"))) == 2
+
+
 @pytest.mark.slow
 def test_a_data_set_made_part_by_part_is_that_of_all_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where it was ended between a part and the removal of its recordings."""
