@@ -26,7 +26,7 @@ from sleepfm.models.neuronet import NeuroNet
 from sleepfm.models.noise import noise_for
 from sleepfm.models.synthsleepnet import SynthSleepNet
 from sleepfm.registry.registry import Package
-from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.embedding_cache import CHUNK, caches_of
 from sleepfm.stages.people import people_of_pretraining
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
 from sleepfm.training.stage import Export
@@ -126,10 +126,7 @@ class ContextStage:
         self.dataset_digest = self.mixture.digest
         self.people = people_of_pretraining(config, self.mixture.datasets, [package])
         sha256 = package.config["weights"]["sha256"]
-        self._caches = {
-            source.name: EmbeddingCache(Path(config.cache), source.dataset, encoder, sha256, work=work, on_paper=on_paper)
-            for source in self.mixture.sources
-        }
+        self._caches = caches_of(self.mixture, config.cache, encoder, sha256, CHUNK, work, on_paper)
         torch.manual_seed(config.train.seed)
         self.module = MaskedContext(config.model, encoder)
         noise = partial(noise_for, shape=self.module.noise_shape, seed=config.train.seed)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sleepfm.config import digest
 from sleepfm.data.dataset import Dataset
+from sleepfm.data.mixture import Mixture
 from sleepfm.errors import EmptySplitError, SleepFMError
 from sleepfm.inference.embed import Epochs, embed, frame_features, recordings_ahead
 from sleepfm.models.build import model_config
@@ -40,6 +41,10 @@ def code_digest() -> str:
     return digest([[path.relative_to(package).as_posix(), sha256_file(path)] for path in files])
 
 
+# Epochs that pass through the encoder at once.
+CHUNK = 64
+
+
 class EmbeddingCache:
     """Embeddings of ``dataset`` by ``encoder``, whose weights have the digest ``encoder_sha256``, by the ranks of ``work``.
 
@@ -55,7 +60,7 @@ class EmbeddingCache:
         dataset: Dataset,
         encoder: Any,
         encoder_sha256: str,
-        chunk: int = 64,
+        chunk: int = CHUNK,
         work: SharedWork = ALONE,
         on_paper: bool = False,
     ) -> None:
@@ -222,6 +227,16 @@ class FrameCache(EmbeddingCache):
 
     def _encoded(self, epochs: Iterable[Epochs]) -> Tensor:
         return frame_features(self._model, epochs)
+
+
+def caches_of(
+    mixture: Mixture, folder: str | Path, encoder: Any, encoder_sha256: str, *settings: Any
+) -> dict[str, EmbeddingCache]:
+    """The cache of each source by its name; ``settings`` are those of :class:`EmbeddingCache` from ``chunk`` on."""
+    return {
+        source.name: EmbeddingCache(Path(folder), source.dataset, encoder, encoder_sha256, *settings)
+        for source in mixture.sources
+    }
 
 
 def _digest(embedding: Tensor) -> str:

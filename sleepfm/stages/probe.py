@@ -24,7 +24,7 @@ from sleepfm.stages.classification_loss import classification_loss
 from sleepfm.stages.downstream_config import ProbeConfig
 from sleepfm.stages.downstream_package import label_rule, package_contents
 from sleepfm.stages.downstream_setup import downstream_plan, starting_point
-from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.embedding_cache import caches_of
 from sleepfm.stages.label_curve import draws, measure_curve, write_curve
 from sleepfm.stages.label_draw import LabelDraw
 from sleepfm.stages.linear_grid import Tried, best_of
@@ -74,18 +74,8 @@ class ProbeStage:
         self.module = _build(config, package.module, source)
         if self.task.kind == "binary":
             label_rule(self.mixture)
-        self._caches = {
-            source.name: EmbeddingCache(
-                Path(config.cache),
-                source.dataset,
-                self.module.encoder,
-                package.config["weights"]["sha256"],
-                config.evaluate.chunk,
-                work,
-                on_paper,
-            )
-            for source in self.mixture.sources
-        }
+        sha256 = package.config["weights"]["sha256"]
+        self._caches = caches_of(self.mixture, config.cache, self.module.encoder, sha256, config.evaluate.chunk, work, on_paper)
         self.draw = LabelDraw(self.mixture, config.task, config.data, work.goes_on)
         if work.world.is_main:
             self.draw.warn_of_missing()

@@ -26,7 +26,7 @@ from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import RecordingProbeConfig
 from sleepfm.stages.downstream_setup import pretrained_encoder
-from sleepfm.stages.embedding_cache import EmbeddingCache
+from sleepfm.stages.embedding_cache import caches_of
 from sleepfm.stages.people import people_of_downstream
 from sleepfm.stages.person_values import Values
 from sleepfm.stages.recording_results import recording_contents, recording_figures
@@ -122,10 +122,8 @@ class RecordingProbeStage:
         )
         torch.manual_seed(config.train.seed)
         self.module = RecordingModel(plan, encoder)
-        settings = (package.config["weights"]["sha256"], config.evaluate.chunk, work, on_paper)
-        self._caches = {
-            of.name: EmbeddingCache(Path(config.cache), of.dataset, encoder, *settings) for of in self.mixture.sources
-        }
+        sha256 = package.config["weights"]["sha256"]
+        self._caches = caches_of(self.mixture, config.cache, encoder, sha256, config.evaluate.chunk, work, on_paper)
         label, self.validation = self._nights("label"), self._nights("val")
         self._known("test")
         longest = max(len(night) for _, nights in label for night in nights.values())
