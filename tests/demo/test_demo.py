@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from killed_runs import killed_in_its_third_step, start
 
 ROOT = Path(__file__).resolve().parents[2]
 # Thirteen commands, each of which starts processes that import torch: on two busy cores more than the usual limit.
@@ -26,14 +26,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("demo")
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    return subprocess.Popen(
-        COMMAND, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
-
-
 def output(folder: Path, *command: str) -> str:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     environment.pop("MLFLOW_TRACKING_URI", None)
@@ -45,17 +37,7 @@ def output(folder: Path, *command: str) -> str:
 @pytest.fixture(scope="module")
 def finished(folder: Path) -> str:
     """What the second of two runs printed, the first of which was killed in its third step."""
-    first = start(folder)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("[ 3/13]"):
-            break
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    second = start(folder)
-    printed, _ = second.communicate()
-    assert second.returncode == 0, printed
-    return printed
+    return killed_in_its_third_step(COMMAND, folder, 13)
 
 
 def test_a_killed_demo_goes_on_where_it_was(finished: str) -> None:
@@ -92,7 +74,7 @@ def test_commands_work_without_options_afterwards(finished: str, folder: Path) -
 
 
 def test_a_finished_demo_repeats_nothing(finished: str, folder: Path) -> None:
-    again = start(folder)
+    again = start(COMMAND, folder)
     printed, _ = again.communicate()
     assert again.returncode == 0, printed
     assert len(re.findall(r": done before", printed)) == 13

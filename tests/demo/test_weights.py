@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import re
-import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from killed_runs import killed_in_its_third_step
 
 import sleepfm
 from sleepfm import builtin
@@ -27,27 +25,11 @@ pytestmark = pytest.mark.timeout(3600)
 COMMAND = [sys.executable, "-u", "-m", "sleepfm.demo.weights", "--config", "synthetic/weights-miniature.yaml", "--seed", "3"]
 
 
-def start(folder: Path) -> subprocess.Popen[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "MLFLOW_TRACKING_URI"}
-    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), environment.get("PYTHONPATH", "")])
-    options = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(COMMAND, start_new_session=True, **options)  # type: ignore[call-overload,no-any-return]
-
-
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder, and what the second of two runs printed, the first of which was killed in its third step."""
     folder = tmp_path_factory.mktemp("weights")
-    first = start(folder)
-    assert first.stdout is not None
-    for line in first.stdout:
-        if line.startswith("[ 3/11]"):
-            break
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    second = start(folder)
-    printed, _ = second.communicate()
-    assert second.returncode == 0, printed
+    printed = killed_in_its_third_step(COMMAND, folder, 11)
     return folder / "runs" / "weights", printed
 
 
