@@ -86,7 +86,7 @@ def job(dataset: Dataset, packages: Path, tmp_path_factory: pytest.TempPathFacto
     return found
 
 
-SIZES = pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
+SIZES = pytest.mark.parametrize("size", [pytest.param(size, marks=pytest.mark.slow) for size in (2, 3)])
 
 
 @SIZES
