@@ -120,7 +120,8 @@ def busy() -> int:
 
 @pytest.mark.slow
 def test_nodes_that_come_are_used_and_nodes_that_all_vanish_are_waited_for(cohort, growing, tmp_path, start, run, digests):
-    source, out = many(cohort, tmp_path / "source", 48), tmp_path / "out"
+    # Enough that the second node, which takes a while on a busy machine, still finds work.
+    source, out = many(cohort, tmp_path / "source", 144), tmp_path / "out"
     growing.add()
     driver = start(arguments(source, out), growing.cluster.address)
     lines = lines_of(driver)
