@@ -204,7 +204,12 @@ TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """The task of epochs called ``name``. Raises :class:`ConfigError` naming the nearest one and all there are."""
+    """The task of epochs called ``name``. Raises :class:`ConfigError` naming the nearest one and all there are.
+
+    Example:
+        >>> get_task("stage").classes
+        ('W', 'N1', 'N2', 'N3', 'REM')
+    """
     if name in TASKS:
         return TASKS[name]
     raise _unknown(name, TASKS)

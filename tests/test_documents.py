@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
+from our_scripts import load_script
 
 from sleepfm import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")]
 DEMO = ROOT / "benchmarks" / "results" / "demo-2026-11-29.json"
-
-
-def script(name: str) -> ModuleType:
-    """``scripts/NAME.py``, which is no part of a package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def anchors(page: Path) -> set[str]:
@@ -60,14 +50,14 @@ def test_the_citation_is_of_this_version() -> None:
 
 
 def test_the_diagram_is_what_the_script_draws_of_the_demo() -> None:
-    drawn = script("pictures").pipeline(json.loads(DEMO.read_text(encoding="utf-8")))
+    drawn = load_script("pictures").pipeline(json.loads(DEMO.read_text(encoding="utf-8")))
     assert drawn == (ROOT / "docs" / "images" / "pipeline.svg").read_text(encoding="utf-8"), "run: python scripts/pictures.py"
 
 
 def test_the_picture_of_a_night_is_that_of_the_report() -> None:
     picture = '<div class="on-wide"><svg width="9"><g/></svg></div>'
     page = f'<style>.grid{{}}</style><svg><defs></defs></svg><h2 id="night">The night</h2>{picture}'
-    drawn = script("pictures").night(page)
+    drawn = load_script("pictures").night(page)
     assert '<svg xmlns="http://www.w3.org/2000/svg" width="9">' in drawn and ".grid{}" in drawn and "<g/>" in drawn
     with pytest.raises(SystemExit, match="no picture"):
-        script("pictures").night("<html></html>")
+        load_script("pictures").night("<html></html>")
