@@ -1,7 +1,8 @@
-"""Draw the pictures of the README from a finished demo: ``python scripts/pictures.py runs/demo docs/images``.
+"""Draw the pictures of the README from a finished demo: ``python scripts/pictures.py runs/demo docs/images [PAGE]``.
 
-``night.svg`` is the scored night, as the demo's report shows it; ``pipeline.svg`` is the way of the data, with the figures of
-the demo's ``summary.json``. Both are text, light or dark as the reader's screen is, and fetch nothing.
+``night.svg`` is the scored night, as the demo's report shows it, or PAGE, the ``report.html`` of any scored night.
+``pipeline.svg`` is the way of the data, with the figures of the demo's ``summary.json``. Both are text, light or dark as the
+reader's screen is, and fetch nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +31,12 @@ WIDTH, BOX, GAP, TALL = 1064, 298, 84, 116
 def night(page: str) -> str:
     """The first wide picture of the report's page of a night, as an SVG file."""
     drawing = re.search(r'<h2 id="night">.*?<div class="on-wide">(<svg .*?</svg>)', page, re.DOTALL)
-    style = re.search(r"<style>(.*?)</style>", page, re.DOTALL)
+    style = re.search(r"/\* Pictures\. \*/\n(.*?)\n\s*\n", page, re.DOTALL)
     patterns = re.search(r"<defs>.*?</defs>", page, re.DOTALL)
     if drawing is None or style is None or patterns is None:
         raise SystemExit("no picture of a night in the page; is it the report/night.html of a finished demo?")
-    return _file(drawing[1], style[1], patterns[0])
+    # In a page the picture is as wide as the page; a file has a size of its own.
+    return _file(drawing[1], re.sub(r"^ *svg \{[^}]*\}\n", "", style[1]), patterns[0])
 
 
 def pipeline(summary: dict[str, Any]) -> str:
@@ -106,10 +108,11 @@ def _file(drawing: str, style: str, patterns: str = "") -> str:
     return re.sub(r"(/>|</text>)(?=<)", r"\1\n", text)
 
 
-def main(demo: str, out: str) -> int:
-    """Write both pictures of the folder ``demo`` into the folder ``out``."""
+def main(demo: str, out: str, page: str = "") -> int:
+    """Write both pictures of the folder ``demo`` into the folder ``out``; the night is that of ``page``, if it is given."""
+    report = Path(page) if page else Path(demo) / "report" / "night.html"
     pages = {
-        "night.svg": night((Path(demo) / "report" / "night.html").read_text(encoding="utf-8")),
+        "night.svg": night(report.read_text(encoding="utf-8")),
         "pipeline.svg": pipeline(json.loads((Path(demo) / "summary.json").read_text(encoding="utf-8"))),
     }
     for name, text in pages.items():

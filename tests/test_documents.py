@@ -56,8 +56,13 @@ def test_the_diagram_is_what_the_script_draws_of_the_demo() -> None:
 
 def test_the_picture_of_a_night_is_that_of_the_report() -> None:
     picture = '<div class="on-wide"><svg width="9"><g/></svg></div>'
-    page = f'<style>.grid{{}}</style><svg><defs></defs></svg><h2 id="night">The night</h2>{picture}'
+    page = f'<style>/* Pictures. */\n.grid{{}}\n\n.leaf{{}}</style><svg><defs></defs></svg><h2 id="night">The night</h2>{picture}'
     drawn = load_script("pictures").night(page)
-    assert '<svg xmlns="http://www.w3.org/2000/svg" width="9">' in drawn and ".grid{}" in drawn and "<g/>" in drawn
+    assert (
+        '<svg xmlns="http://www.w3.org/2000/svg" width="9">' in drawn
+        and ".grid{}" in drawn
+        and ".leaf" not in drawn
+        and "<g/>" in drawn
+    )
     with pytest.raises(SystemExit, match="no picture"):
         load_script("pictures").night("<html></html>")
