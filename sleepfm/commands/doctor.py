@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from sleepfm.command_line import add_examples, positive
 from sleepfm.console import warn
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import SubjectTableError
@@ -21,17 +22,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm doctor``."""
     parser.add_argument("folder", metavar="DIR", help="folder or URL (s3://...) of EDF or BDF recordings, or one recording")
     parser.add_argument(
-        "--cohort", default="auto", help="whose rules apply: a name, a YAML file, or a folder of them; default auto"
+        "--cohort",
+        default="auto",
+        help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: %(default)s)",
     )
     parser.add_argument(
-        "--sample", type=_positive, metavar="N", help="look at N of the recordings, the same ones each time; default: all"
+        "--sample",
+        type=positive,
+        metavar="N",
+        help="look at only N of the recordings, the same ones each time (default: all)",
     )
     parser.add_argument(
         "--headers",
         action="store_true",
-        help="read headers and scorings alone, thousands a minute; default: the signals too, as a build does",
+        help="read only headers and scorings: thousands of recordings a minute (default: the signals too, as a build does)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
+    add_examples(
+        parser, "recordings", "recordings --cohort lakeside.yaml", "s3://bucket/shhs --cohort shhs1 --headers --sample 100"
+    )
     parser.set_defaults(run=run)
 
 
@@ -86,13 +95,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _element(finding: Finding, before: int) -> str:
     """A finding as an element of one JSON list, which begins with the first and is written as they come."""
     return f"{',' if before else '['}{json.dumps(finding.as_dict(), ensure_ascii=False)}"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return value
 
 
 def _lines(finding: Finding) -> list[str]:

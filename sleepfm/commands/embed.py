@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sleepfm.command_line import add_examples
 from sleepfm.commands.device_option import add_device
 from sleepfm.errors import RecordingError, SleepFMError, StorageError, UsageError
 from sleepfm.files import atomic_path, make_folder
@@ -23,11 +24,22 @@ _DIGEST = "sleepfm.rows_sha256"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm embed``."""
-    parser.add_argument("source", metavar="SRC", help="a recording, a folder of recordings, or a data set")
-    parser.add_argument("--model", required=True, metavar="URI", help="any model of the registry, or a package")
-    parser.add_argument("--out", required=True, metavar="FILE.parquet")
-    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
+    parser.add_argument("source", metavar="SRC", help="a recording, a folder of recordings, or a data set of shards")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="URI",
+        help="a model of the registry (models:/NAME@ALIAS or models:/NAME/VERSION), or a package folder",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.parquet", help="file for the embeddings")
+    parser.add_argument(
+        "--cohort",
+        default="auto",
+        metavar="NAME",
+        help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: %(default)s)",
+    )
     add_device(parser)
+    add_examples(parser, "recordings --model models:/sleepfm-synthsleepnet@champion --out embeddings.parquet")
     parser.set_defaults(run=run)
 
 

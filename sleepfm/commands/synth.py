@@ -6,30 +6,49 @@ import argparse
 import os
 from pathlib import Path
 
+from sleepfm.command_line import add_examples
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm synth``."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; an NSRR-shaped tree")
-    parser.add_argument("--subjects", type=int, required=True, metavar="N", help="number of recordings")
-    parser.add_argument("--hours", type=float, required=True, metavar="H", help="length of each recording")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="same seed, same bytes (default 1)")
-    parser.add_argument("--cohort", help="whose layout, labels and rates (default shhs1)")
-    parser.add_argument("--clean", action="store_true", help="nights and scorings without the faults of real ones")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: all cores)")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the recordings, laid out like an NSRR download")
+    parser.add_argument("--subjects", type=int, required=True, metavar="N", help="number of people, one recording each")
+    parser.add_argument("--hours", type=float, required=True, metavar="H", help="length of each recording in hours")
     parser.add_argument(
-        "--config", metavar="FILE", help="nights that vary more than people do, such as synthetic/train.yaml; instead of --cohort"
+        "--seed", type=int, default=1, metavar="S", help="the same seed gives the same bytes (default: %(default)s)"
+    )
+    parser.add_argument("--cohort", help="cohort whose layout, channel labels and rates are imitated (default: shhs1)")
+    parser.add_argument("--clean", action="store_true", help="leave out the faults that real recordings and scorings have")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="nights that vary more than people do, as this file says, for example synthetic/train.yaml; instead of --cohort",
     )
     parser.add_argument(
         "--shards",
         type=Path,
         metavar="DIR",
-        help="with --config: build this data set, and remove each recording once it is in it",
+        help="with --config: also build this data set, and remove each recording once it is in it",
     )
     parser.add_argument(
-        "--build", action="append", default=[], metavar="key=value", help="with --shards: see configs/shards.yaml"
+        "--build",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="with --shards: change a key of configs/shards.yaml; may be given several times",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="key=value", help="on top of --config; age=null leaves a knob out"
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="with --config: change a key of the file, for example age=null; may be given several times",
+    )
+    add_examples(
+        parser,
+        "cohort --subjects 32 --hours 8 --seed 1",
+        "nights --subjects 1000 --hours 8 --config synthetic/train.yaml --shards shards",
     )
     parser.set_defaults(run=run)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from sleepfm.command_line import positive
 from sleepfm.config import load_config, to_dict
 from sleepfm.console import SaidOnce, accept_every_character
 from sleepfm.data.mixed_stream import follow
@@ -25,6 +26,7 @@ from sleepfm.training import branch, compute_dtype
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.folder import Resume, RunFolder
+from sleepfm.training.job_options import add_job_options
 from sleepfm.training.mending import mend
 from sleepfm.training.observer import Observer, Observers
 from sleepfm.training.preflight.checks import Preflight
@@ -115,14 +117,14 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     leave_at_once()
     leave_with_launcher()
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="YAML file, such as configs/pretrain/eeg-tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help="for example train.steps=100")
-    parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
-    if "evaluate" in schema.model_fields:
-        told = "go on where people of test were seen in training, and mark the report: evaluate.allow_leakage=true"
-        parser.add_argument("--allow-leakage", action="store_true", help=told)
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print configuration, memory and expected time")
-    parser.add_argument("--processes", type=int, metavar="N", help="with --dry-run: as on N processes, whatever runs now")
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/pretrain/eeg-tiny.yaml")
+    add_job_options(parser, evaluates="evaluate" in schema.model_fields)
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help="only with --dry-run: check and estimate for N processes (default: those running)",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
 
@@ -131,8 +133,11 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
         world = World.from_environment()
         planned = world
         if arguments.processes is not None:
-            if not arguments.dry_run or arguments.processes < 1:
-                raise UsageError(f"--processes {arguments.processes}: a number of processes to try on paper, with --dry-run")
+            if not arguments.dry_run:
+                raise UsageError(
+                    f"--processes {arguments.processes}: only for --dry-run; the launcher decides how many processes train "
+                    "(deepspeed --num_gpus N, or sleepfm pretrain --processes N)"
+                )
             planned = World(0, arguments.processes, 0, min(arguments.processes, GPUS_A_NODE))
         allowed = ["evaluate.allow_leakage=true"] if getattr(arguments, "allow_leakage", False) else []
         config = load_config(schema, arguments.config, [*arguments.overrides, *allowed])
