@@ -8,8 +8,7 @@ from collections.abc import Sequence
 
 from shards.command_line import configure_build, configure_export, configure_info, configure_verify
 from sleepfm.command_line import parse
-from sleepfm.console import accept_every_character
-from sleepfm.errors import exit_with
+from sleepfm.console import accept_every_character, exit_with
 
 COMMANDS = {
     "build": (configure_build, "convert a folder of EDF recordings into a data set of shards"),

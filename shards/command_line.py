@@ -96,6 +96,7 @@ def _build(arguments: argparse.Namespace) -> int:
     from shards.cluster import check_paths, joined_cluster
     from shards.privacy import where_texts_are
     from shards.summary import refusal_line, refused_lines, status
+    from sleepfm.console import YELLOW, coloured
     from sleepfm.extras import require
     from sleepfm.signals.files import location
 
@@ -125,16 +126,17 @@ def _build(arguments: argparse.Namespace) -> int:
     cohort = shlex.quote(arguments.cohort) if arguments.cohort else ""
     if told := where_texts_are([*texts, *(row["reason"] for row in result.quarantine)], shlex.quote(arguments.source), cohort):
         print(told)
+    warning = coloured("warning:", YELLOW)
     if result.unscored:
         print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
     if result.unread.count:
-        print(f"warning: {result.unread.warning(counts['records'])}")
+        print(f"{warning} {result.unread.warning(counts['records'])}")
     for line in result.people:
         print(f"people: {line}")
     for line in (*result.warnings, *result.shared):
-        print(f"warning: {line}")
+        print(f"{warning} {line}")
     for folder, why in result.unlisted.items():
-        print(f"warning: {folder}: {why}; what is in it is not in the data set: give the right to read it, and build again")
+        print(f"{warning} {folder}: {why}; what is in it is not in the data set: give the right to read it, and build again")
     for row in result.quarantine:
         if row["source"] not in result.printed:
             print(refusal_line(row["source"], row["error"], row["reason"]))

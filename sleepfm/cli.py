@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sleepfm.command_line import parse
-from sleepfm.console import accept_every_character
-from sleepfm.errors import exit_with
+from sleepfm.console import accept_every_character, exit_with
 from sleepfm.version import __version__
 
 

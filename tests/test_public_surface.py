@@ -70,7 +70,11 @@ def declared(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", list(SURFACE))
-def test_a_command_has_exactly_its_arguments(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_command_has_exactly_its_arguments(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Wide, so that no line of an explanation begins with what looks like an argument.
+    monkeypatch.setenv("COLUMNS", "400")
     assert declared(help_text(command, capsys)) == SURFACE[command]
 
 

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.command_line import add_examples, positive
-from sleepfm.console import warn
+from sleepfm.console import RED, YELLOW, coloured, warn
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import SubjectTableError
 from sleepfm.signals.cohorts.montage import NO_LABEL
@@ -109,7 +109,7 @@ def _lines(finding: Finding) -> list[str]:
         if name in finding.channels:
             lines.append(f"  {name:<9} {_mapped(finding.channels[name])}{_unusable(finding.channels[name], finding.epochs)}")
         elif name in finding.ambiguous:
-            lines.append(f"  {name:<9} AMBIGUOUS {finding.ambiguous[name]}")
+            lines.append(f"  {name:<9} {coloured('AMBIGUOUS', RED)} {finding.ambiguous[name]}")
         elif finding.missing.get(name, NO_LABEL) != NO_LABEL:
             lines.append(f"  {name:<9} missing: {finding.missing[name]}")
     absent = [name for name in CHANNELS if finding.missing.get(name) == NO_LABEL]
@@ -122,11 +122,11 @@ def _lines(finding: Finding) -> list[str]:
         scored = f"{finding.scoring}: {finding.scored_epochs} epochs scored, {finding.events} events"
         found = scored if finding.scoring else "none found"
         refused = finding.scoring_refused.removeprefix(finding.path + ": ")
-        lines.append(f"  scoring   {f'NOT USED {refused}' if refused else found}")
+        lines.append(f"  scoring   {coloured('NOT USED', YELLOW) + ' ' + refused if refused else found}")
         lines += [f"  texts     {line}" for line in finding.texts.lines() if not line.startswith("scoring not used")]
-    lines += [f"  warning   {warning}" for warning in finding.warnings]
+    lines += [f"  {coloured('warning', YELLOW)}   {warning}" for warning in finding.warnings]
     if finding.refused:
-        lines.append(f"  REFUSED   {finding.refused.removeprefix(finding.path + ': ')}")
+        lines.append(f"  {coloured('REFUSED', RED)}   {finding.refused.removeprefix(finding.path + ': ')}")
     return lines
 
 

@@ -15,6 +15,7 @@ from sleepfm.signals.cohorts.proposals import merged, scoring_patterns
 from sleepfm.signals.files import is_folder, location
 from sleepfm.signals.people import KnownPeople
 from sleepfm.signals.polarity import POLAR, was_weighed
+from sleepfm.signals.refusals import ReasonCounts
 from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
 
@@ -65,6 +66,7 @@ class FolderSummary:
         self._scorings = SharedScorings()
         self._looked_for: dict[str, str] = {}
         self._without_scoring: list[str] = []
+        self._refusals = ReasonCounts()
 
     @property
     def printed(self) -> int:
@@ -95,6 +97,7 @@ class FolderSummary:
             if not finding.subject_read:
                 self._unread.add(finding.path)
         if finding.refused:
+            self._refusals.add(finding.refused.removeprefix(f"{finding.path}: "))
             return
         self.duplicates += self._is_duplicate(finding)
         self._add_usable(finding)
@@ -156,7 +159,8 @@ class FolderSummary:
         if self._folders:
             yield f"folders    {self._folders} cannot be listed; what is in them is not counted"
         twice = f"; {self.duplicates} of the usable under a second name, set aside by a build" if self.duplicates else ""
-        yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be quarantined{twice}"
+        yield from (f"refused {line}" for line in self._refusals.lines())
+        yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be refused{twice}"
 
     def _channels(self) -> Iterable[str]:
         """Of each channel the recordings that have it; where signals were read, what became of its polarity."""

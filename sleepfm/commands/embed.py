@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sleepfm.command_line import add_examples
 from sleepfm.commands.device_option import add_device
+from sleepfm.console import refuse
 from sleepfm.errors import RecordingError, SleepFMError, StorageError, UsageError
 from sleepfm.files import atomic_path, make_folder
 from sleepfm.signals.files import is_remote, local_path, location
@@ -87,14 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
         for result in _embedded(source, encoder, arguments.cohort):
             if isinstance(result, SleepFMError):
                 refused += 1
-                print(f"refused: {result}", file=sys.stderr, flush=True)
+                refuse(str(result))
                 continue
             record, embedding, stage = result
             usable = embedding.isfinite().all(dim=1).tolist()
             if not any(usable):
                 refused += 1
                 channels = ", ".join(encoder.channels)
-                print(f"refused: {record}: no epoch with a usable channel of the model ({channels})", file=sys.stderr, flush=True)
+                refuse(f"{record}: no epoch with a usable channel of the model ({channels})")
                 continue
             columns = {
                 "record": [record] * len(embedding),

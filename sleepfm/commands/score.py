@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 from sleepfm import builtin
 from sleepfm.command_line import add_examples, positive
 from sleepfm.commands.device_option import add_device
-from sleepfm.console import say
+from sleepfm.console import refuse, say
 from sleepfm.errors import UsageError
 from sleepfm.files import make_folder
 from sleepfm.signals.files import is_file, local_path, location
@@ -155,7 +154,7 @@ def run(arguments: argparse.Namespace) -> int:
     check_summary(out)
     refused = {item.file: str(item.error) for item in found if not isinstance(item, Job)}
     for reason in refused.values():
-        print(f"refused: {reason}", file=sys.stderr, flush=True)
+        refuse(reason)
     names: dict[str, str] = {}
     if jobs and not plan.models:
         plan = replace(plan, models=_default_models(arguments.store))
@@ -192,7 +191,7 @@ def _default_models(store: str | None) -> tuple[str, ...]:
 
 def _tell(outcome: Outcome, count: str, as_json: bool) -> None:
     if outcome.status == "refused":
-        print(f"refused: {outcome.reason}", file=sys.stderr, flush=True)
+        refuse(outcome.reason)
     if as_json:
         content = {"status": outcome.status, "file": outcome.file}
         if outcome.status == "refused":

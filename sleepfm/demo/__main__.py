@@ -10,11 +10,11 @@ from pathlib import Path
 
 from shards.build_config import load_build_config
 from sleepfm.config import digest, load_config, to_dict
-from sleepfm.console import accept_every_character
+from sleepfm.console import accept_every_character, exit_with
 from sleepfm.demo.census import take_census
 from sleepfm.demo.runner import JOURNAL_FILE, Journal, Runner, set_aside
 from sleepfm.demo.steps import EVENTS, MODALITIES, DemoConfig, Plan
-from sleepfm.errors import UsageError, exit_with
+from sleepfm.errors import UsageError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.signals.cohorts.catalogue import AUTO, all_cohorts, cohort_names, load_rules

@@ -152,7 +152,7 @@ class Runner:
 
 def _run_logged(step: Step, log: Path) -> tuple[int, str, int]:
     """Run ``step`` with its output in ``log``; returns its status, its last line and its peak memory in bytes."""
-    last_line, error_line, shown_at = "", "", time.monotonic()
+    last_line, error_line, shown, shown_at = "", "", "", time.monotonic()
     with log.open("w") as sink:
         process = subprocess.Popen(step.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         assert process.stdout is not None
@@ -166,8 +166,8 @@ def _run_logged(step: Step, log: Path) -> tuple[int, str, int]:
                 last_line = text
                 if text.startswith("error: "):
                     error_line = text
-                if time.monotonic() - shown_at > RELAY_SECONDS:
+                if time.monotonic() - shown_at > RELAY_SECONDS and text != shown:
                     print(f"        {text[:150]}", flush=True)
-                    shown_at = time.monotonic()
+                    shown, shown_at = text, time.monotonic()
             status = process.wait()
     return status, error_line or last_line, memory.peak

@@ -17,10 +17,10 @@ from pydantic import Field
 
 from sleepfm import builtin
 from sleepfm.config import Config, digest, load_config, to_dict
-from sleepfm.console import accept_every_character
+from sleepfm.console import accept_every_character, exit_with
 from sleepfm.demo.runner import Journal, Runner, Step
 from sleepfm.demo.steps import BIN, MODALITIES, DemoConfig, Plan
-from sleepfm.errors import ModelError, exit_with
+from sleepfm.errors import ModelError
 from sleepfm.extras import require
 from sleepfm.files import make_folder, write_json
 from sleepfm.lock import only_writer

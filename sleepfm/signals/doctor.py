@@ -34,7 +34,7 @@ _HEADERS_AT_ONCE = 32
 
 @dataclass
 class Finding:
-    """What the doctor says of one recording; ``refused`` is why it would be quarantined, or empty.
+    """What the doctor says of one recording; ``refused`` is why it would be refused, or empty.
 
     ``unmapped`` are signals that are part of no channel, with the rule that would map each
     (:mod:`sleepfm.signals.cohorts.proposals`). ``scoring_file`` is the file of the scoring that is used, empty where that is the

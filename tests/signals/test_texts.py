@@ -436,7 +436,7 @@ def test_the_doctor_reports_every_text_with_its_count(tmp_path, capsys):
     assert (
         "NOT USED" in text
         and f"'SW' (5), first at {timedelta(seconds=30 * STAGES.index(0))};" in text
-        and "1 usable, 0 would be quarantined" in text
+        and "1 usable, 0 would be refused" in text
     )
 
 
