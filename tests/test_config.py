@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, model_validator
 
 import sleepfm
-from sleepfm.config import Config, apply_overrides, digest, load_config, read_yaml, to_dict, to_yaml
+from shards.build_config import BuildConfig
+from sleepfm.config import KEYS_OF_COMMANDS, Config, apply_overrides, digest, load_config, read_yaml, to_dict, to_yaml
+from sleepfm.demo.steps import DemoConfig
+from sleepfm.demo.weights import WeightsConfig
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.stages.downstream_config import ProbeConfig
+from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig, RecordingProbeConfig
 from sleepfm.stages.pretrain import PretrainConfig
+from sleepfm.synthetic.variety.config import Variety
 
 
 class Optimiser(Config):
@@ -186,6 +191,48 @@ def test_a_wrong_file_is_refused_with_its_name_and_reason(tmp_path: Path, text: 
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(Job, path)
     assert "yaml" in str(caught.value)
+
+
+READERS = {
+    "`sleepfm pretrain`": [PretrainConfig],
+    "`sleepfm finetune`": [FinetuneConfig],
+    "`sleepfm recordings`": [RecordingProbeConfig],
+    "`sleepfm probe`": [ProbeConfig],
+    "`sleepfm probe`, `finetune` or `recordings`": [ProbeConfig, FinetuneConfig, RecordingProbeConfig],
+    "`sleepfm build`": [BuildConfig],
+    "`sleepfm synth`": [Variety],
+    "`make demo` or `make weights`": [DemoConfig, WeightsConfig],
+    "the option --cohort": [Cohort],
+}
+
+
+def test_keys_that_tell_a_command_are_its_own() -> None:
+    schemas = {schema for readers in READERS.values() for schema in readers}
+    assert KEYS_OF_COMMANDS.keys() == READERS.keys()
+    for command, keys in KEYS_OF_COMMANDS.items():
+        for key in keys:
+            assert {schema for schema in schemas if key in schema.model_fields} == set(READERS[command]), key
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "told"),
+    [
+        (ProbeConfig, "pretrain/eeg-tiny.yaml", "is a configuration for `sleepfm pretrain` (it has the keys model, monitor)"),
+        (ProbeConfig, "downstream/finetune-stage-tiny.yaml", "is a configuration for `sleepfm finetune`"),
+        (FinetuneConfig, "downstream/recordings-age-tiny.yaml", "is a configuration for `sleepfm recordings`"),
+        (PretrainConfig, "downstream/probe-stage-tiny.yaml", "`sleepfm probe`, `finetune` or `recordings` (it has the key"),
+        (PretrainConfig, "shards.yaml", "is a configuration for `sleepfm build`"),
+        (BuildConfig, "synthetic/train.yaml", "is a configuration for `sleepfm synth`"),
+        (BuildConfig, "demo/default.yaml", "is a configuration for `make demo`"),
+        (BuildConfig, "cohorts/shhs1.yaml", "is a configuration for the option --cohort"),
+        (Cohort, "pretrain/eeg-tiny.yaml", "is a configuration for `sleepfm pretrain`"),
+    ],
+)
+def test_a_file_for_another_command_says_for_which(schema: type[Config], name: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(schema, name)
+    assert str(caught.value).startswith(f"{name}: ") and told in str(caught.value)
+    assert str(caught.value).endswith("; give one for this command")
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", ""])
