@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 
@@ -87,6 +88,18 @@ def test_the_list_of_commands_is_whole() -> None:
 def test_python_names() -> None:
     assert set(sleepfm.__all__) == {"__version__", "from_pretrained", "load", "read_recording", "score"}
     assert all(callable(getattr(sleepfm, name)) for name in ("from_pretrained", "load", "read_recording", "score"))
+
+
+def test_what_models_and_nights_offer() -> None:
+    from sleepfm.inference.night_score import NightScore
+    from sleepfm.models.embedding import EmbeddingModel
+
+    assert list(inspect.signature(EmbeddingModel.embed).parameters) == ["self", "signals", "cohort"]
+    assert list(inspect.signature(sleepfm.score).parameters) == ["recording", "model", "cohort"]
+    offered = {"plot", "stages_frame", "hypnodensity_frame", "events_frame", "headline", "statistics", "ahi", "n_epochs"}
+    assert offered <= set(dir(NightScore))
+    # A type checker reads the package (tests/typed_use.py), wherever it is installed.
+    assert (Path(sleepfm.__file__).parent / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("script", ["pretrain", "probe", "finetune", "recordings"])

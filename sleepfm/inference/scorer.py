@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sleepfm import builtin
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.errors import ModelError, MontageError
+from sleepfm.errors import ModelError, MontageError, RecordingError
 from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
@@ -280,10 +280,11 @@ def score(
 
     Args:
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
-        model: registry address, package folder, ``builtin`` or module that :func:`sleepfm.load` gave, or several; by default the
-            champion of ``sleepfm-scorer``, or else those of ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea``, or the
-            built-in models without such.
-        cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them, a folder of files joins it.
+        model: registry address, package folder, ``builtin`` or a model that :func:`sleepfm.load` gave, or several of them. By
+            default the champion of ``sleepfm-scorer``; where there is none, the champions of ``sleepfm-stage``, ``sleepfm-apnea``
+            and ``sleepfm-hypopnea``; where there are none, the built-in models.
+        cohort: rules for the recording: a name in ``configs/cohorts``, a YAML file, or a folder of them. ``auto`` recognises the
+            cohort by the file's name and labels.
 
     Raises:
         RecordingError, MontageError, SignalError: the recording cannot be used.
@@ -301,8 +302,14 @@ def prepare_night(
 ) -> PreparedRecording:
     """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
     rules = load_rules(cohort) if isinstance(cohort, str) else cohort
-    if not isinstance(recording, (str, Path, Recording)):
+    if hasattr(recording, "get_data"):
         recording = recording_from_raw(recording)
+    # Paths of a store are no `os.PathLike`, and have a suffix like all of them.
+    elif not isinstance(recording, (str, Recording)) and not hasattr(recording, "suffix"):
+        raise RecordingError(
+            "recording: expected the path of an EDF or BDF file, what sleepfm.read_recording gave, or an mne Raw, found a "
+            f"{type(recording).__name__}"
+        )
     path = recording.path if isinstance(recording, Recording) else location(recording)
     return prepare(recording, rules, root=scorings_root(path), scoring=scoring)
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sleepfm import builtin
 from sleepfm.errors import MissingVersionError, ModelError, RegistryError
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
     from torch import nn
+
+    from sleepfm.models.embedding import EmbeddingModel
 
 
 # The tag that holds the intervals of figures: a JSON object of [low, high] by the figure's name.
@@ -224,14 +226,18 @@ def load_package(source: str | Path | Resolved, store: str | None = None, mapped
     return Package(build_module(found.path, config, build_model, mapped=mapped), config, found)
 
 
-def load(uri: str | Path, store: str | None = None) -> nn.Module:
-    """The module at ``uri`` in eval mode; ``usage`` of a downstream one says how it is used.
+def load(uri: str | Path, store: str | None = None) -> EmbeddingModel:
+    """The model at ``uri`` in eval mode; ``usage`` of a downstream one says how it is used.
+
+    Args:
+        uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, the folder of a package, or an address of :mod:`sleepfm.builtin`.
+        store: address of the MLflow store; by default ``MLFLOW_TRACKING_URI``, else ``sqlite:///runs/mlflow.db``.
 
     Raises:
         RegistryError: nothing registered there, or bytes that have changed.
         ModelError: weights or a usage that do not fit the model.
     """
-    return load_package(uri, store).module
+    return cast("EmbeddingModel", load_package(uri, store).module)
 
 
 def register(
