@@ -112,7 +112,7 @@ def examine_recordings(
         try:
             yield from pool.map(look, recordings, recordings.values(), chunksize=at_once)
         except BrokenProcessPool as error:
-            raise RecordingError(f"{root}: a process that was reading it was ended, maybe for want of memory") from error
+            raise RecordingError(f"{root}: a process that was reading it was killed, perhaps because memory ran out") from error
 
 
 def _look(path: Path, found: Discovered, root: Path | None, rules: Rules, signals: bool) -> Finding:

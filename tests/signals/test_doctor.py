@@ -178,7 +178,7 @@ def test_a_link_to_a_recording_is_no_second_one(tmp_path, capsys):
     status, text = run_doctor(tmp_path, capsys)
     assert status == 1 and "3 recordings: 1 usable, 2 would be refused" in text
     for name in "ac":
-        assert f"{tmp_path}/{name}.edf\n  REFUSED   is the same file as {tmp_path}/b.edf, by a link, and would count as" in text
+        assert f"{tmp_path}/{name}.edf\n  REFUSED   is the same file as {tmp_path}/b.edf, through a link; it would" in text
     annexed = tmp_path / "annexed"
     (annexed / ".git" / "annex").mkdir(parents=True)
     night(annexed / ".git" / "annex", "MD5E-1.edf")

@@ -35,8 +35,8 @@ READ = {
     "wfdb-python/test_edfann.edf": ("EDF+C", 0, 0.0, 856, "856 annotations and no signal, .* put it beside its recording"),
 }
 REFUSED = {
-    "nsrr-edfize/invalid-date.edf": "a header and no data records; fetch or export it again",
-    "nsrr-edfize/zero-data-records.edf": "a header and no data records; fetch or export it again",
+    "nsrr-edfize/invalid-date.edf": "a header and no data records; download or export it again",
+    "nsrr-edfize/zero-data-records.edf": "a header and no data records; download or export it again",
     "preraulab-deidentify/test.edf": r"samples per record of signal 1 \('C1'\) is '', not a whole number; .* export it again",
 }
 
@@ -55,7 +55,7 @@ def test_what_can_be_read_is_read(shared_data, name):
     )  # fmt: skip
     for index, info in enumerate(recording.signals):
         if info.problem:
-            with pytest.raises(RecordingError, match="no sampling rate"):
+            with pytest.raises(RecordingError, match="the sampling rates are unknown"):
                 recording.read(index)
         else:
             assert len(recording.read(index)) == round(info.rate * seconds)

@@ -58,7 +58,7 @@ def check_identity(paths: Iterable[PurePath], cohort: Rules) -> None:
     if not any(re.search(cohort.identity.pattern, name) for name in names):
         raise ConfigError(
             f"cohort {cohort.name}: identity.pattern {cohort.identity.pattern!r} fits none of the {len(names)} file names here, "
-            f"such as {names[0]!r}; it has to match the name with its ending"
+            f"such as {names[0]!r}; it is searched in the file name with its ending"
         )
 
 
