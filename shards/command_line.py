@@ -128,7 +128,7 @@ def _build(arguments: argparse.Namespace) -> int:
         print(told)
     warning = coloured("warning:", YELLOW)
     if result.unscored:
-        print(f"{result.unscored} of {counts['records']} recordings have no scoring that was found; `sleepfm doctor` says which")
+        print(f"{result.unscored} of {counts['records']} recordings have no scoring; `sleepfm doctor` lists them")
     if result.unread.count:
         print(f"{warning} {result.unread.warning(counts['records'])}")
     for line in result.people:
@@ -136,7 +136,7 @@ def _build(arguments: argparse.Namespace) -> int:
     for line in (*result.warnings, *result.shared):
         print(f"{warning} {line}")
     for folder, why in result.unlisted.items():
-        print(f"{warning} {folder}: {why}; what is in it is not in the data set: give the right to read it, and build again")
+        print(f"{warning} {folder}: {why}; what is in it is not in the data set; make it readable, and build again")
     for row in result.quarantine:
         if row["source"] not in result.printed:
             print(refusal_line(row["source"], row["error"], row["reason"]))
@@ -179,7 +179,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.format == "parquet":
         records = export_parquet(arguments.out, folder, arguments.rule or "overlap")
     elif arguments.rule:
-        raise UsageError("--rule: for --format parquet alone; other formats hold the labels of the shards")
+        raise UsageError("--rule: only for --format parquet; other formats have the labels of the shards")
     else:
         records = export_epochs(arguments.out, folder)
     for count, record in enumerate(records, start=1):

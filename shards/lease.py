@@ -228,7 +228,9 @@ def _highest(store: Store) -> tuple[int, dict[str, Any]] | None:
             continue  # its builder has gone on to the next number
         except (ValueError, AttributeError):
             pass
-        raise StorageError(f"{store.url / _name(numbers[-1])}: is no lease of this program; move it away, or give another place")
+        raise StorageError(
+            f"{store.url / _name(numbers[-1])}: is not a lease of this program; move it away, or give another address"
+        )
     return None
 
 

@@ -306,6 +306,6 @@ class Schedule:
         if self._fatal >= _FATAL_ALONE and not self._lived:
             self._stop = self._stop or ShardError(
                 f"none of {self._fatal} recordings could be converted, the last ({shown(entry.path)}): {why}; see the logs of "
-                "Ray's workers (ray logs), mend the nodes and run the same command again"
+                "Ray's workers (ray logs), repair the nodes and run the same command again"
             )
         self._tried(item.shard)

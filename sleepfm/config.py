@@ -235,7 +235,7 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
             raise
         more = f" and {len(whole) - _NAMED} more" if len(whole) > _NAMED else ""
         raise ConfigError(
-            f"{error}; this file is a part of other configurations, which state the rest: {', '.join(whole[:_NAMED])}{more}"
+            f"{error}; this file is a part of other configurations, which give the rest: {', '.join(whole[:_NAMED])}{more}"
         ) from error
 
 

@@ -293,7 +293,7 @@ def test_a_part_of_configurations_names_those_that_extend_it(name: str, whole: s
     schema = PretrainConfig if name.startswith("pretrain") else ProbeConfig
     with pytest.raises(ConfigError, match="Field required") as caught:
         load_config(schema, config_root() / name)
-    assert str(caught.value).endswith(f"this file is a part of other configurations, which state the rest: {whole}")
+    assert str(caught.value).endswith(f"this file is a part of other configurations, which give the rest: {whole}")
     with pytest.raises(ConfigError) as caught:
         load_config(PretrainConfig, config_root() / "pretrain/eeg-tiny.yaml", ["train.stepz=1"])
     assert "part of other" not in str(caught.value)

@@ -66,11 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         people = read_people(root, [rules] if isinstance(rules, Cohort) else (rules or all_cohorts()).all())
     except SubjectTableError as error:
-        warn(f"{error}; a build stops at it")
+        warn(f"{error}; a build would stop here")
         unusable = True
     summary = FolderSummary(root, signals=not arguments.headers, people=people)
     for folder, why in unlisted.items():
-        finding = Finding(folder, f"{why}; give the right to read it, since nothing is known of what is in it")
+        finding = Finding(folder, f"{why}; make it readable; what is in it is unknown")
         print(_element(finding, summary.printed) if arguments.json else "\n".join(_lines(finding)), flush=True)
         summary.add_folder()
     workers = len(os.sched_getaffinity(0))
@@ -86,7 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(["", *summary.lines()]))
         if arguments.headers:
-            print("headers and scorings alone: polarity, dead signals and nights under two names are told without --headers")
+            print(
+                "only headers and scorings were read; without --headers the doctor also reports polarity, dead signals and "
+                "duplicate nights"
+            )
         if len(chosen) < len(found):
             print(f"a sample of {len(chosen)} of the {len(found)} recordings; the others were not looked at")
     return 1 if summary.troubled or unusable else 0

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not is_remote(source) and not source.exists():
         raise RecordingError(f"{source}: no such file or folder")
     if out.is_dir():
-        raise UsageError(f"--out {out}: is a folder; name a file, such as {out / 'embeddings.parquet'}")
+        raise UsageError(f"--out {out}: is a folder; give a file, for example {out / 'embeddings.parquet'}")
     # Bytes of no encoding in a name are kept apart.
     origin = str(source if is_remote(source) else source.resolve()).encode("utf-8", "backslashreplace").decode()
     _check_free(out, origin)
@@ -120,13 +120,13 @@ def _check_free(out: Path, source: str) -> None:
     metadata = {} if out.is_symlink() else _written(out)
     if _CONTENT.encode() not in metadata:
         raise StorageError(
-            f"--out {out}: is there, was not written by sleepfm embed or has been changed since, and is not replaced; "
-            "name another file"
+            f"--out {out}: exists, and was not written by sleepfm embed or has changed since, so it is not replaced; give "
+            "another file"
         )
     held = metadata.get(b"source", b"something else").decode()
     if held != source:
         raise StorageError(
-            f"--out {out}: holds the embeddings of {held}, not of {source}, and is not replaced; name another file"
+            f"--out {out}: holds the embeddings of {held}, not of {source}, so it is not replaced; give another file"
         )
 
 

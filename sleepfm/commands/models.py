@@ -103,7 +103,7 @@ def _bind(arguments: argparse.Namespace) -> int:
     version = bind_champions(CHAMPIONS, arguments.store)
     if version is None:
         missing = [address for address in CHAMPIONS.values() if registry.look_up_if_there(address, arguments.store) is None]
-        raise UsageError(f"{SCORER} needs a model of every task; {', '.join(missing)} is not there: train one, or promote one")
+        raise UsageError(f"{SCORER} needs a model of every task; {', '.join(missing)} does not exist: train one, or promote one")
     print(f"{SCORER}:{version} is {CHAMPION} now")
     return 0
 

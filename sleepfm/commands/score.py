@@ -114,7 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score every recording; 1 if any was refused, each with its reason."""
     models, words = _models_and_recordings(arguments.model, arguments.recordings)
     if not words:
-        raise UsageError("no recording stated; name EDF or BDF files, or folders of them")
+        raise UsageError("no recording given; give EDF or BDF files, or folders of them")
     scoring = _scoring(arguments.scoring)
     from sleepfm.commands.score_inputs import Job, find_jobs
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
@@ -150,7 +150,7 @@ def run(arguments: argparse.Namespace) -> int:
     found = list(find_jobs(words, load_rules(arguments.cohort), out))
     jobs = [job for job in found if isinstance(job, Job)]
     if scoring and len(found) > 1:
-        raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
+        raise UsageError("--scoring is for one recording; score the other recordings in separate calls")
     check_summary(out)
     refused = {item.file: str(item.error) for item in found if not isinstance(item, Job)}
     for reason in refused.values():

@@ -199,8 +199,9 @@ def choose_lights(recording: Recording, texts: Sequence[tuple[float, str]], off:
     lights = Lights(off_s, on_s, off_from, on_from)
     if lights.off is not None and lights.on is not None and lights.on <= lights.off:
         raise RecordingError(
-            f"{recording.name}: lights on at {lights.on:g} s ({lights.on_from}), not after lights off at {lights.off:g} s "
-            f"({lights.off_from}); state both with --lights-off and --lights-on"
+            f"{recording.name}: lights on at {lights.on:g} s ({lights.on_from}), which is not after lights off at "
+            f"{lights.off:g} s "
+            f"({lights.off_from}); give both with --lights-off and --lights-on"
         )
     return lights
 
@@ -223,8 +224,8 @@ def _seconds(recording: Recording, option: str, text: str) -> float:
         stated = (datetime.combine(recording.start.date(), stated) - recording.start).total_seconds() % _DAY
     if not 0 <= stated <= recording.duration:
         raise RecordingError(
-            f"{recording.name}: {option} {text} is {stated:g} s after its start, and it is {recording.duration:g} s long; state "
-            "another time, or score this recording in a call of its own"
+            f"{recording.name}: {option} {text} is {stated:g} s after its start, but it is only {recording.duration:g} s "
+            "long; give another time, or score this recording in a separate call"
         )
     return stated
 

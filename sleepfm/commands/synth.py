@@ -64,11 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     out = local_path(arguments.out, "OUT")
     workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))
     if arguments.config is None and (arguments.set or arguments.shards):
-        raise UsageError("--set and --shards belong to --config; name a file of configs/synthetic")
+        raise UsageError("--set and --shards need --config; give a file of configs/synthetic")
     if arguments.build and arguments.shards is None:
-        raise UsageError("--build belongs to --shards; name the data set to build")
+        raise UsageError("--build needs --shards; give the data set to build")
     if arguments.config is not None and arguments.cohort is not None:
-        raise UsageError("--cohort and --config: state one of them; with --config every recording has a layout of its own")
+        raise UsageError("--cohort and --config: give only one of them; with --config every recording has its own layout")
     variety = None if arguments.config is None else load_variety(arguments.config, tuple(arguments.set))
     has_faults = not arguments.clean and (variety is None or variety.faults)
     rates = default_rates() if has_faults else None

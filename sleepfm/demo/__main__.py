@@ -72,7 +72,7 @@ def _cohort(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     if arguments.cohort is None:
         return AUTO, {}
     if arguments.data is None:
-        raise UsageError("--cohort is for recordings of your own; give their folder with --data")
+        raise UsageError("--cohort is for your own recordings; give their folder with --data")
     rules = load_rules(arguments.cohort)
     cohorts = (rules,) if isinstance(rules, Cohort) else (rules or all_cohorts()).all()
     is_name = arguments.cohort == AUTO or arguments.cohort in cohort_names()

@@ -150,7 +150,7 @@ def gather(plan: WeightsPlan) -> Path:
                 link_or_copy(source.path / name, folder / task / name)
         tasks[task] = {"sha256": source.tags.get("sha256", ""), "dataset_digest": source.tags.get("dataset_digest", "")}
     if (total := size_of(folder)) > MOST_BYTES:
-        raise ModelError(f"{folder}: {total / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that a wheel is to carry")
+        raise ModelError(f"{folder}: {total / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that a wheel may carry")
     about = {
         "trained_on": TRAINED_ON,
         "measured_on": f"people of the same synthetic cohort (configs {plan.varied.config}) that were not trained on",

@@ -38,7 +38,7 @@ class MaskedContextConfig(Config):
     @classmethod
     def _looks_along(cls, context: ContextConfig) -> ContextConfig:
         if context.kind == "none":
-            raise ValueError("kind none has nothing to learn; name mamba, lstm or attention")
+            raise ValueError("kind none has nothing to learn; use mamba, lstm or attention")
         return context
 
     @property

@@ -58,9 +58,9 @@ class NeuroNetConfig(Contrastive):
     def _one_modality(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
         modalities = {CHANNEL_MODALITY.get(name) for name in channels}
         if len(modalities) != 1 or None in modalities or len(set(channels)) != len(channels):
-            raise ValueError(f"channels of one modality are needed, out of {', '.join(CHANNEL_MODALITY)}")
+            raise ValueError(f"all channels must be of one modality; the channels are {', '.join(CHANNEL_MODALITY)}")
         if levels := [name for name in channels if name in LEVELS]:
-            raise ValueError(f"{', '.join(levels)} is a level, no wave; SynthSleepNet takes it without a NeuroNet")
+            raise ValueError(f"{', '.join(levels)} is a level and not a wave; SynthSleepNet takes it without a NeuroNet")
         return channels
 
     @property

@@ -61,9 +61,9 @@ class SynthSleepNetConfig(Contrastive):
     @classmethod
     def _known(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
         if not set(channels) <= set(CHANNEL_MODALITY) or len(set(channels)) != len(channels):
-            raise ValueError(f"different channels are needed, out of {', '.join(CHANNEL_MODALITY)}")
+            raise ValueError(f"no channel may occur twice; the channels are {', '.join(CHANNEL_MODALITY)}")
         if set(channels) <= set(LEVELS):
-            raise ValueError(f"{', '.join(channels)} alone: a channel that goes through a NeuroNet is needed beside it")
+            raise ValueError(f"{', '.join(channels)} is not enough: add a channel that has a NeuroNet")
         return channels
 
     @property

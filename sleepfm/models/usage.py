@@ -59,7 +59,7 @@ class Usage(Config):
         if self.binary and self.threshold is None:
             raise ValueError(f"threshold: task {self.task} has two classes and needs one")
         if self.located and self.event_threshold is None:
-            raise ValueError("event_threshold: a model that tells seconds apart needs one")
+            raise ValueError("event_threshold: a model that locates events to the second needs one")
         return self
 
     @property

@@ -80,7 +80,8 @@ def _read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RegistryError(
-            f"{folder}: no {HUB_CONFIG} ({error.strerror}), so no model in a hub's layout; sleepfm.load opens a package "
+            f"{folder}: no {HUB_CONFIG} ({error.strerror}), so it is not a model in the layout of a hub; sleepfm.load opens a "
+            "package "
             f"({CONFIG})"
         ) from error
     except ValueError as error:

@@ -130,7 +130,7 @@ def look_up_if_there(address: str, store: str | None = None) -> Entry | None:
 
 def _entry(address: str, version: ModelVersion | StoredVersion, store: str | None) -> Entry:
     if not version.source:
-        raise RegistryError(f"{address}: is registered without files; name a version that this program registered")
+        raise RegistryError(f"{address}: was registered without files; give a version that this program registered")
     return Entry(
         uri=f"models:/{version.name}/{version.version}",
         source=version.source,
@@ -155,14 +155,14 @@ def fetch(entry: Entry) -> Resolved:
         path = Path(entry.source)
         if not path.is_dir():
             raise RegistryError(
-                f"{entry.uri}: no such folder on this host; a package that is named by its folder must lie there on every host "
-                "of the job: copy it, or name a registered version"
+                f"{entry.uri}: no such folder on this host; a package that is given by its folder must be there on every host "
+                "of the job: copy it, or give a registered version"
             )
         read_config(path)
         if sha256_file(path / CONFIG) != entry.tags["sha256.config"]:
             raise RegistryError(
-                f"{entry.uri}: holds another package than this folder on the host of rank 0; copy that one here, or name a "
-                "registered version"
+                f"{entry.uri}: contains another package than the same folder on the host of rank 0; copy that package here, "
+                "or give a registered version"
             )
         verify(path, entry.uri, entry.tags)
     else:
@@ -222,7 +222,9 @@ def load_package(source: str | Path | Resolved, store: str | None = None, mapped
     found = source if isinstance(source, Resolved) else resolve(source, store)
     config = verify(found.path, found.label, found.tags if found.name else None)
     if is_scorer(config):
-        raise ModelError(f"{found.uri}: a scorer of several models, not one; name it to sleepfm.score or sleepfm score --model")
+        raise ModelError(
+            f"{found.uri}: is a scorer of several models, not one model; use it with sleepfm.score or sleepfm score --model"
+        )
     return Package(build_module(found.path, config, build_model, mapped=mapped), config, found)
 
 

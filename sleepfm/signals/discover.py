@@ -55,7 +55,7 @@ class Discovered:
         if self.same_as is not None:
             raise RecordingError(
                 f"{name}: is the same file as {other or self.same_as}, through a link; it would count as a second recording, "
-                f"perhaps of another person; remove one of the two names"
+                "perhaps of another person; remove one of the two names"
             )
 
 

@@ -65,7 +65,7 @@ def examine(
     if not recording.signals:
         raise RecordingError(
             f"{name}: holds {len(recording.annotations)} annotations and no signal, and belongs to no recording in this "
-            f"folder; put it beside its recording"
+            "folder; put it beside its recording"
         )
     if recording.duration == 0:
         raise RecordingError(f"{name}: its data records have no duration, so the sampling rates are unknown; export it again")

@@ -269,7 +269,7 @@ def _read(
             if families.setdefault(subject, family) != family:
                 raise SubjectTableError(
                     f"{report.file}: line {line} gives a person another family than an earlier line; relatives must be in one "
-                    f"split, so correct the table"
+                    "split, so correct the table"
                 )
         values = {
             name: value

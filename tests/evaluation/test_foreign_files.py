@@ -131,7 +131,7 @@ def test_no_command_loses_a_byte(
 
 
 def demo_status(arguments: argparse.Namespace) -> int:
-    with pytest.raises(SleepFMError, match="no demo has made"):
+    with pytest.raises(SleepFMError, match="no demo wrote"):
         demo(arguments)
     return 2
 
@@ -272,7 +272,7 @@ def test_starting_the_demo_over_removes_nothing(tmp_path: Path, monkeypatch: pyt
     (folder / "notes.txt").write_text("mine")
     before = snapshot(folder)
     for attempt in (lambda: Journal.open(folder, "b"), lambda: demo(arguments_of(folder, False, "--data", str(tmp_path)))):
-        with pytest.raises(SleepFMError, match="holds a demo of other data or settings, which is kept; make demo FRESH=1"):
+        with pytest.raises(SleepFMError, match="contains a demo of other data or settings, which is kept; make demo FRESH=1"):
             attempt()
     assert snapshot(folder) == before
     set_aside(folder)

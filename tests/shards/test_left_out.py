@@ -53,7 +53,7 @@ def test_a_recording_that_is_gone_does_not_stop_a_build_and_comes_in_when_it_is_
     hidden = (source / "early/shhs1-3.edf").rename(tmp_path / "shhs1-3.edf")
     result = run(arguments)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "refused early/shhs1-3.edf: was found when this build was planned and is gone" in result.stdout
+    assert "refused early/shhs1-3.edf: was there when this build was planned and is gone" in result.stdout
     assert built(out) == (names(1, 2, 4, 5), {"early/shhs1-3.edf": "GoneError"})
     # One of five is a fifth.
     assert run([*arguments, "max_refused=0.2"]).returncode == 0
@@ -71,9 +71,7 @@ def test_another_folder_is_not_taken_for_one_whose_recordings_are_gone(source, c
     unfinish(out, "shard-000001")
     before = digests(out)
     result = run(["build", cohort, out, "--cohort", "shhs1", "recordings_per_shard=2"])
-    assert (
-        result.returncode == 1 and "none of the 5 recordings for which this build was planned is in the source" in result.stderr
-    )
+    assert result.returncode == 1 and "none of the 5 recordings of this build is in the source" in result.stderr
     assert {name: value for name, value in digests(out).items() if name in before} == before
 
 
@@ -85,7 +83,7 @@ def test_a_shard_that_is_made_anew_does_not_lose_a_recording_whose_file_is_gone(
     monkeypatch.setattr("shards.build_config.PROCESSING_VERSION", 1_000_000)
     (source / "early/shhs1-1.edf").rename(tmp_path / "shhs1-1.edf")
     result = run([*arguments, "--rebuild"])
-    assert result.returncode == 1 and "early/shhs1-1.edf: is in shard-000000.tar, which is to be made anew" in result.stderr
+    assert result.returncode == 1 and "early/shhs1-1.edf: is in shard-000000.tar, which must be made again" in result.stderr
     assert digests(out) == before
 
 
@@ -133,7 +131,7 @@ def test_what_is_gone_from_the_source_is_told_and_can_be_taken_out(source, tmp_p
 
 def test_an_exclusion_that_fits_nothing_is_refused(source, tmp_path, run):
     result = run(["build", source, tmp_path / "out", "--exclude", "shhs1-7.edf"])
-    assert result.returncode == 2 and "--exclude shhs1-7.edf: fits no recording of the source or the data set" in result.stderr
+    assert result.returncode == 2 and "--exclude shhs1-7.edf: matches no recording of the source or the data set" in result.stderr
     result = run(["build", source, tmp_path / "out", "--exclude", "*.edf"])
     assert result.returncode == 1 and "every recording in this folder is excluded" in result.stderr
     assert not (tmp_path / "out").exists()

@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_listed_costs_itself(tmp_path, monkeypatch, caps
     assert folder.startswith(str(root / "ddd")) and why == "cannot be listed (File name too long)"
     status, text = run_doctor(root, capsys)
     assert status == 1 and "2 recordings: 2 usable, 0 would be refused" in text and "a.csv: 10 epochs scored" in text
-    assert f"{folder}\n  REFUSED   cannot be listed (File name too long); give the right to read it" in text
+    assert f"{folder}\n  REFUSED   cannot be listed (File name too long); make it readable" in text
     assert "folders    1 cannot be listed; what is in them is not counted" in text
     status = main(["doctor", str(root), "--json"])
     whole = json.loads(capsys.readouterr().out)
@@ -206,7 +206,7 @@ def test_headers_alone_tell_all_but_what_is_in_the_signals(tmp_path, capsys, mon
     monkeypatch.setattr(Recording, "read", lambda *_: pytest.fail("a sample was read"))
     status, text = run_doctor(tmp_path, capsys, "--headers")
     assert status == 1 and "4 recordings: 3 usable, 1 would be refused\n" in text
-    assert "polarity, dead signals and nights under two names are told without --headers" in text and "undecided" not in text
+    assert "only headers and scorings were read" in text and "undecided" not in text
     assert "a.csv: 10 epochs scored" in text and "'Foobar' 1, first in" in text and "NOT USED" in text
     assert "'Brain L'" in text and "My chin 7" in text
     whole = json.loads(run_doctor(tmp_path, capsys, "--headers", "--json")[1])

@@ -295,9 +295,9 @@ def test_recordings_are_read_by_their_rules(tmp_path: Path) -> None:
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--subjects", "1", "--hours", "0.2"]
     for words, said in (
-        (["--set", "age=null"], "belong to --config"),
-        (["--config", "synthetic/train.yaml", "--cohort", "mesa"], "state one of them"),
-        (["--config", "synthetic/train.yaml", "--build", "segment_epochs=20"], "--build belongs to --shards"),
+        (["--set", "age=null"], "need --config"),
+        (["--config", "synthetic/train.yaml", "--cohort", "mesa"], "give only one of them"),
+        (["--config", "synthetic/train.yaml", "--build", "segment_epochs=20"], "--build needs --shards"),
     ):
         assert main(["synth", str(tmp_path / "x"), *size, *words]) == 2
         assert said in capsys.readouterr().err

@@ -123,7 +123,7 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
     if n_signals < 1 or data_offset > size:
         raise RecordingError(
             f"{name}: states {n_signals} signals, whose header takes {data_offset} bytes, but the file has {size} bytes: it "
-            f"is damaged or truncated"
+            "is damaged or truncated"
         )
     claimed_offset = decode_text(fixed[184:192])
     if claimed_offset != str(data_offset):

@@ -67,7 +67,7 @@ def read_event_table(text: str, path: PurePath, start: datetime | None, duration
     if not columns.placed:
         raise AnnotationError(
             f"{path}: of the columns {', '.join(title for title in columns.titles if title)} none gives the time of a row; "
-            f"call one "
+            "call one "
             "`onset` (in seconds), `clock time`, `elapsed time` or `epoch` (its number), or keep only the stages"
         )
     table = [(number, row) for number, row in table if len(row) >= columns.least]
@@ -185,7 +185,7 @@ def _refuse_events_in_place_of_epochs(doubtful: Sequence[tuple[int, Row]], stage
         if min(into_epoch, EPOCH_SECONDS - into_epoch) <= _CLOSE:
             raise AnnotationError(
                 f"{path}: row {number}: has a stage and the event {row.text[:40]!r} but no row has only the stage, so it is "
-                f"unclear whether rows are epochs or events; export stages and events separately"
+                "unclear whether rows are epochs or events; export stages and events separately"
             )
 
 
@@ -215,7 +215,7 @@ def _epochs(table: Sequence[tuple[int, list[str]]], columns: Columns, text: str,
             if place in met:
                 raise AnnotationError(
                     f"{path}: line {number}: epoch {given} occurs twice; if one of the rows is an event, export stages and "
-                    f"events separately"
+                    "events separately"
                 )
             met.add(place)
         rows.append(Row(place * float(EPOCH_SECONDS), float(EPOCH_SECONDS), name))
@@ -243,7 +243,7 @@ def _places(table: Sequence[tuple[int, list[str]]], text: str, path: PurePath) -
         if line.startswith("#"):
             raise AnnotationError(
                 f"{path}: line {number}: {line[:40]!r} stands among the stages, and it is unclear whether it stands for an "
-                f"epoch. Write ? for an epoch without a stage, and put comments before the stages"
+                "epoch. Write ? for an epoch without a stage, and put comments before the stages"
             )
     spacing = {after - before for before, after in pairwise(numbers)}
     step = spacing.pop() if len(spacing) == 1 else 1

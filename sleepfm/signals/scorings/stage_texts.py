@@ -51,7 +51,7 @@ def number_reader(
         # Laboratories that count from 1 write all of these; a night without any wake is not met.
         raise StageTextError(
             f"{path}: its stages are the numbers 1 to 5 without a 0, so it is unclear whether 1 is N1 or wake; write names "
-            f"instead of numbers"
+            "instead of numbers"
         )
     try:
         if any(by_name(word) == Stage.REM for word in words):
@@ -77,7 +77,7 @@ def refuse_unknown(texts: Mapping[str, int], name: str, first: float | None = No
     place = "" if first is None else f", first at {timedelta(seconds=round(first))}"
     raise StageTextError(
         f"{name}: unknown stage texts: {shown}{more}{place}; the scoring is not used. Write "
-        f"W, N1, N2, N3, R, or ? for an epoch without a stage, or say in a cohort file what they mean "
+        "W, N1, N2, N3, R, or ? for an epoch without a stage, or say in a cohort file what they mean "
         "(scoring: {stages: {TEXT: N2}})"
     )
 
@@ -101,7 +101,7 @@ def check_runs(stages: Sequence[tuple[Row, Stage]], name: str) -> tuple[str, ...
         raise StageTextError(
             f"{name}: its stages have no durations, and {len(wide)} of {len(steps)} are followed by the next after more than "
             f"{EPOCH_SECONDS} s (up to {max(wide):g} s): it is unclear whether a stage lasts until the next one; add a column "
-            f"of durations or ends, or write a row for each epoch"
+            "of durations or ends, or write a row for each epoch"
         )
     return (f"{len(wide)} stages without durations are followed by none for more than {EPOCH_SECONDS} s; not scored there",)
 

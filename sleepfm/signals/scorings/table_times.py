@@ -38,7 +38,7 @@ class TableTimes:
         if start is None:
             raise AnnotationError(
                 f"{path}: has clock times, but the start of its recording is unknown; repair the header of the recording, or "
-                f"call the column `elapsed time` if they count from its start"
+                "call the column `elapsed time` if they count from its start"
             )
         try:
             self._clock = Clock(times, start, duration)
