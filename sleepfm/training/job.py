@@ -310,8 +310,8 @@ def _conclude(
         result |= exporter.register(result, observer)
     except RegistryError as error:
         raise RegistryError(
-            f"{error}; trained, and the package is in {folder.package}: start the same command again when the store "
-            "answers, or with another tracking.uri=, and it is registered without training"
+            f"{error}; the model is trained and its package is in {folder.package}: start the same command again when the "
+            "store answers, or with another tracking.uri=, to register it without training"
         ) from error
     folder.write_result(result | {"goodput": goodput.summary()})
     metric = config.registry.metric
@@ -351,7 +351,7 @@ def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
     output = Path(config.train.output)
     if _is_registered(done, store) and not undelivered(output):
         label = f"{done['name']}:{done['version']}"
-        print(f"{output}: trained before ({done['steps']} steps), registered as {label}; not repeated")
+        print(f"{output}: already trained ({done['steps']} steps) and registered as {label}; nothing to do")
         return 0
     with only_writer(output):
         tracker = Tracker(output, store, config.tracking.experiment, done["tags"]["stage"], to_dict(config), done["tags"])
@@ -362,7 +362,7 @@ def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
         RunFolder(output).write_result(done)
     if warning:
         raise RegistryError(warning)
-    print(f"{output}: already trained; registered as {done['name']}:{done['version']}")
+    print(f"{output}: was already trained; now registered as {done['name']}:{done['version']}")
     return 0
 
 

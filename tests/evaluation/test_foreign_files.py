@@ -201,7 +201,7 @@ def test_a_training_job_begins_nowhere_but_in_a_folder_of_its_own(
     line = [sys.executable, str(ROOT / "launch" / f"{job}.py"), str(ROOT / "configs" / f"{config[job]}.yaml"), *paths]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*line, "--resume", resume], cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and "which no run of this program has written" in done.stderr, done.stderr
+    assert done.returncode == 1 and "which this program did not write" in done.stderr, done.stderr
     assert snapshot(work) == before
 
 

@@ -210,7 +210,7 @@ def test_values_of_the_data_set_are_those_of_its_people(nights, monkeypatch):
 
 
 def test_nobody_known_is_refused(nights, tmp_path):
-    with pytest.raises(SubjectTableError, match=r"of nobody is age, as the data set knows .* values\.file"):
+    with pytest.raises(SubjectTableError, match=r"age, as the data set knows .* is known of nobody; .* values\.file"):
         Values.of(RECORDING_TASKS["age"], None).check(Mixture.of(nights))
     file = table(tmp_path / "p.csv", {"somebody": 3})
     with pytest.raises(SubjectTableError, match="keys of the table"):
@@ -222,11 +222,11 @@ def test_nobody_known_is_refused(nights, tmp_path):
     [
         ("subject,height\na,1\n", "no column 'age'; it has subject, height"),
         ("person,age\na,1\n", "no column 'subject'"),
-        ("subject,age\na,1\nb,old\n", "line 3: column age: 'old' is no value of task age"),
-        ("subject,age\na,inf\n", "is no value of task age"),
+        ("subject,age\na,1\nb,old\n", "line 3: column age: 'old' is not a value of task age"),
+        ("subject,age\na,inf\n", "is not a value of task age"),
         ("subject,age\na,1\na,2\n", "line 3: a has another age above"),
         ("", "no column 'subject'; it has no titles"),
-        ("subject,age\na,\xff\n", "no CSV in UTF-8"),
+        ("subject,age\na,\xff\n", "not a CSV file in UTF-8"),
     ],
 )
 def test_a_table_that_does_not_say_what_is_asked_is_refused(tmp_path, text, reason):

@@ -138,7 +138,7 @@ def test_an_unknown_trait_is_refused_by_name() -> None:
     variety = load_variety("synthetic/train.yaml", ("traits.ratios={alhpa: [1, 2]}",))
     with pytest.raises(ConfigError, match="alhpa"):
         vary(draw_subject(1, 0), variety)
-    with pytest.raises(ConfigError, match="a range rises"):
+    with pytest.raises(ConfigError, match="a range needs its lower end first"):
         load_variety("synthetic/train.yaml", ("gains=[2, 1]",))
 
 
@@ -288,7 +288,7 @@ def test_recordings_are_read_by_their_rules(tmp_path: Path) -> None:
             assert (channel in night.channels) == (f"EEG {derivation}" in labels)
         assert ("ECG" in night.channels) == ("ECG" in labels) and ("SPO2" in night.channels) == ("SpO2" in labels)
         assert len(night.channels) == len(labels)
-    with pytest.raises(UsageError, match="holds a cohort with"):
+    with pytest.raises(UsageError, match="contains a cohort with"):
         write_cohort(tmp_path, 4, 0.2, 1, variety=Variety())
 
 

@@ -74,7 +74,7 @@ def test_the_folder_of_a_run_knows_its_data_from_step_to_step(tmp_path: Path) ->
     assert "data.sources" in folder.lineage()["segment.1"]
     with pytest.raises(ConfigError, match="without three"):
         folder.check(config, weighted(1, 2), "auto")
-    with pytest.raises(ConfigError, match=r"data\.shares .*none is left to train"):
+    with pytest.raises(ConfigError, match=r"data\.shares .*nothing is left to train"):
         folder.steer(config, 10, 10, weighted(1, 1, 1))
 
 

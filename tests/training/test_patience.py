@@ -48,7 +48,7 @@ def test_a_killed_run_ends_at_the_same_step_on_any_number_of_processes(tmp_path:
     assert done.returncode == 0, done.stderr
     assert trace(tmp_path)[-1]["step"] == 8 and result(tmp_path, "run")["steps"] == 8
     again = alone(tmp_path, *PATIENT)
-    assert again.returncode == 0 and "trained before (8 steps)" in again.stdout
+    assert again.returncode == 0 and "already trained (8 steps)" in again.stdout
 
 
 @pytest.mark.slow

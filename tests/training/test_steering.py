@@ -72,9 +72,9 @@ def test_a_finished_run_goes_on_with_more_steps_and_another_rate_as_a_new_segmen
     assert result["steps"] == 16 and result["segment"] == 1
     # The same command is done; the one of the first segment would change it again.
     again = alone(folder, *steered)
-    assert again.returncode == 0 and "trained before (16 steps)" in again.stdout
+    assert again.returncode == 0 and "already trained (16 steps)" in again.stdout
     back = alone(folder, "train.keep=5")
-    assert back.returncode == 2 and "train.steps (16 -> 12)" in back.stderr and "none is left to train" in back.stderr
+    assert back.returncode == 2 and "train.steps (16 -> 12)" in back.stderr and "nothing is left to train" in back.stderr
 
     store = f"sqlite:///{folder}/runs/mlflow.db"
     run = mlflow_client(store).get_run(result["run_id"])
@@ -133,7 +133,7 @@ def test_a_branch_may_change_all_but_the_parameters(folder: Path) -> None:
     assert wide.returncode == 1
     assert "has other parameters" in wide.stderr and "init_from=" in wide.stderr and "Traceback" not in wide.stderr
     done = alone(folder, "branch_from=run@12", "train.output=none")
-    assert done.returncode == 2 and "with 12 steps none is left to train" in done.stderr
+    assert done.returncode == 2 and "with 12 steps nothing is left to train" in done.stderr
     gone = alone(folder, "branch_from=run@5", "train.output=gone")
     assert gone.returncode == 1 and "there are those of step 4, 8, 12" in gone.stderr
     assert not (folder / "gone" / "run.json").exists()
@@ -236,7 +236,7 @@ def test_a_package_whose_bytes_have_changed_starts_nothing(tmp_path: Path) -> No
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"settings": {}, "dataset_digest": "", "sources": {}}))
-    with pytest.raises(CheckpointError, match="nothing has been validated; branch_from="):
+    with pytest.raises(CheckpointError, match="nothing has been validated; use branch_from="):
         weights_of(str(run), registry.resolve)
 
 

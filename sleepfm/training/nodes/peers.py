@@ -110,7 +110,7 @@ class Peers:
                     continue
                 raise UsageError(
                     f"cannot listen at {nodes[node]}:{port} ({error.strerror}); is NODE_RANK={node} this node, and is another "
-                    "job running here? Give the jobs MASTER_PORTs that are two or more apart"
+                    "job running here? Give the jobs values of MASTER_PORT that differ by two or more"
                 ) from error
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="state", daemon=True).start()

@@ -283,7 +283,7 @@ def assert_agreement(world: World, facts: dict[str, str]) -> None:
         if not torch.equal(theirs[row], everyone[0][row])
     ]
     if problems:
-        raise TrainingError(f"processes disagree: {'; '.join(problems)} than rank 0; start all with the same files")
+        raise TrainingError(f"processes disagree: {'; '.join(problems)} than rank 0; start all processes with the same files")
 
 
 def exit_ranked(command: Callable[[], int]) -> NoReturn:
