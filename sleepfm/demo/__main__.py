@@ -32,14 +32,18 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m sleepfm.demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
-    parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
-    parser.add_argument("--cohort", help="rules for --data: a name, a YAML file, or a folder of them; default auto")
-    parser.add_argument("--salt", help="any word: another one lets other people come into each split")
-    parser.add_argument("--config", default="demo/default.yaml", help="settings: a file, or a shipped one by its name")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
-    parser.add_argument("--fresh", action="store_true", help="set an earlier demo in that folder aside and start over")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="folder of your own recordings, instead of a synthetic cohort")
+    parser.add_argument("--cohort", help="rules for --data: a name, a YAML file, or a folder of them (default: auto)")
+    parser.add_argument("--salt", help="any word; another word draws the people of each split again")
+    parser.add_argument(
+        "--config", default="demo/default.yaml", help="settings: a file, or the name of a shipped one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made (default: %(default)s)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="rename the folder of an earlier demo and start over")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the settings, for example processes=1")
     return parser
 
 

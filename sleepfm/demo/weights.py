@@ -95,10 +95,14 @@ def main() -> int:
     """Parse the arguments and run every step."""
     accept_every_character()
     parser = argparse.ArgumentParser(prog="python -m sleepfm.demo.weights", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
-    parser.add_argument("--config", default="synthetic/weights.yaml", help="settings: a file, or a shipped one by its name")
-    parser.add_argument("--out", type=Path, default=Path("runs/weights"), help="folder for everything that is made")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort (default: %(default)s)")
+    parser.add_argument(
+        "--config", default="synthetic/weights.yaml", help="settings: a file, or the name of a shipped one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/weights"), help="folder for everything that is made (default: %(default)s)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the settings")
     arguments = parser.parse_args()
     return exit_with(lambda: run(arguments))
 

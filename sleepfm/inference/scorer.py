@@ -215,7 +215,9 @@ class Scorer:
         warnings += builtin.statement(entry.address for entry in self.models.values())
         if night.n_epochs < _SHORT_EPOCHS:
             minutes = night.n_epochs * EPOCH_SECONDS / 60
-            warnings.append(f"only {minutes:g} min long: models see less around each epoch than in training, indices say little")
+            warnings.append(
+                f"only {minutes:g} min long: models see less context than in training, and indices per hour are unreliable"
+            )
         warnings += _told_of_reading(night)
         return NightScore(
             record=night.record,
@@ -251,7 +253,7 @@ class Scorer:
             elif lost:
                 told.append(f"{task}: not assessed in {lost} of {night.n_epochs} epochs, which lack {names}")
             elif entry.usage.located and TASKS[task].evidence and not entry.model.evidence:
-                told.append(f"{task}: its model takes none of {names}, which the recording has; its events rest on less")
+                told.append(f"{task}: its model uses none of {names}, which the recording has, so its events rest on less")
         return told
 
 

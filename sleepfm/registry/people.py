@@ -154,7 +154,7 @@ class TestPeople:
             return f"LEAK, allowed: {text}"
         if unknown:
             return (
-                f"unknown: nobody can tell whom {'; '.join(unknown)} has seen; of the {everybody} people and families that are "
+                f"unknown: it cannot be told whom {'; '.join(unknown)} has seen; of the {everybody} people and families that are "
                 f"known, none is among the {len(self._keys)} of test"
             )
         return (

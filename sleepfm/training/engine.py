@@ -307,7 +307,7 @@ class _Run:
     def _advice(self) -> str:
         """How to go on with a smaller learning rate, in words that can be typed."""
         rate, there = f"train.lr={self.config.train.lr / 10:g}", checkpoint.steps(self.folder.checkpoints)
-        text = f"the same command with {rate} goes on from step {there[0] if there else 0}"
+        text = f"the same command with {rate} continues from step {there[0] if there else 0}"
         if len(there) > 1:
             text += f", and with {rate} branch_from={self.folder.root}@{there[1]} train.output=OTHER from the checkpoint before"
         return text

@@ -177,7 +177,7 @@ class Exporter(Observer):
             last = _read(self._folder.last_waiting)
             sealed.check(last.path)
         except CheckpointError as error:
-            text = f"{error}; {self._folder.last} is not written, those of step {self._steps} are in the last checkpoint alone"
+            text = f"{error}; {self._folder.last} is not written; those of step {self._steps} are only in the last checkpoint"
             warn(f"{self._stage.name}: {text}")
             return None
         return last

@@ -201,7 +201,7 @@ def test_headers_alone_tell_all_but_what_is_in_the_signals(tmp_path, capsys, mon
     (tmp_path / "b.edf").write_bytes(scored.read_bytes())
     (tmp_path / "b.csv").write_text("onset,duration,stage\n90000,30,W\n")
     status, text = run_doctor(tmp_path, capsys)
-    twice = "; 1 of the usable under a second name, set aside by a build"
+    twice = "; 1 of the usable are duplicates, which a build leaves out"
     assert status == 1 and f"4 recordings: 2 usable, 2 would be refused{twice}" in text
     monkeypatch.setattr(Recording, "read", lambda *_: pytest.fail("a sample was read"))
     status, text = run_doctor(tmp_path, capsys, "--headers")

@@ -248,7 +248,7 @@ def test_the_doctor_says_which_table_there_is_and_whom_it_knows(tmp_path: Path, 
     said = capsys.readouterr().out
     assert "people     datasets/shhs1-dataset-0.21.0.csv (cohort shhs1): 3 people; age, sex, bmi, ahi known of them" in said
     assert "people     3 of the 3 here are of a cohort with a table; known: age of 1, sex of 2" in said
-    assert "people     1 of them at their visit are in no table" in said
+    assert "people     1 of them, at this visit, are in no table" in said
     assert f"warning    {edfs / 'shhs1-200002.edf'} has the same signals as {edfs / 'shhs1-200001.edf'}" in said
     (tmp_path / "datasets" / "shhs1-dataset-0.21.0.csv").unlink()
     assert main(["doctor", str(tmp_path), "--headers"]) == 0

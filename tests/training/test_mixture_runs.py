@@ -177,7 +177,7 @@ def test_a_source_is_added_at_a_step(folder: Path) -> None:
     assert launch(folder, 1, "train.output=grown", TWO_SOURCES, "train.steps=6").returncode == 0
     done = launch(folder, 2, "train.output=grown", THREE_SOURCES)
     assert done.returncode == 0, done.stderr
-    assert "goes on from step 6 with train.steps (6 -> 16), data.sources ('" in done.stdout
+    assert "continues from step 6 with train.steps (6 -> 16), data.sources ('" in done.stdout
     rows = losses(folder, "grown")
     assert all("loss/three" not in row for row in rows[:6]) and any("loss/three" in row for row in rows[6:])
     # The run's history decides, and no process: what is done once more is the same.

@@ -59,7 +59,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_another_rate_as_a_new_segmen
     done = alone(folder, *steered)
     assert done.returncode == 0, done.stderr
     assert (
-        "run: goes on from step 12 with train.accumulation (2 -> 1), train.lr (0.01 -> 0.001), train.steps (12 -> 16)"
+        "run: continues from step 12 with train.accumulation (2 -> 1), train.lr (0.01 -> 0.001), train.steps (12 -> 16)"
         in done.stdout
     )
     assert list(losses(folder)) == list(range(1, 17))
@@ -151,7 +151,8 @@ def test_the_advice_of_a_run_that_diverged_can_be_followed(tmp_path: Path) -> No
     assert bad.returncode == 1
     assert "5 steps in a row had a non-finite" in bad.stderr and "Traceback" not in bad.stderr
     advice = re.search(
-        r"the same command with (\S+) goes on from step (\d+), and with (\S+) (branch_from=\S+@4) train\.output=OTHER", bad.stderr
+        r"same command with (\S+) continues from step (\d+), and with (\S+) (branch_from=\S+@4) train\.output=OTHER",
+        bad.stderr,
     )
     assert advice is not None and advice[2] == "8", bad.stderr
     assert advice[1] == advice[3] == "train.lr=1e+29"

@@ -79,9 +79,9 @@ class UnreadNames:
         """What doctor and build say of them among ``total`` recordings."""
         pattern, example = proposed_pattern(self._names)
         return (
-            f"{self.count} of {total} file names, such as {example}, do not say whose recording it is by the rules of their "
-            "cohort: each counts as a person of its own, and two nights of one person may come into different splits; say in a "
-            f"cohort file which part is the person, such as identity: {{pattern: '{pattern}'}}"
+            f"{self.count} of {total} file names, such as {example}, do not say whose recording it is by the identity rule of "
+            "their cohort: each counts as a separate person, so two nights of one person may come into different splits; say in "
+            f"a cohort file which part of the name is the person, such as identity: {{pattern: '{pattern}'}}"
         )
 
 

@@ -136,7 +136,7 @@ class Peers:
             connection.request("GET", f"/{self.state.member.node}")
             state = State.model_validate_json(connection.getresponse().read())
         except (socket.gaierror, UnicodeError) as error:
-            return f"its name leads to no host ({getattr(error, 'strerror', None) or error})"
+            return f"no host has its name ({getattr(error, 'strerror', None) or error})"
         except OSError as error:
             return f"no answer at port {self._port} ({error.strerror or error})"
         except (http.client.HTTPException, ValidationError):

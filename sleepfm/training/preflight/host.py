@@ -141,8 +141,8 @@ def room(output: Path, needed: int) -> list[Fault]:
         return []
     return [
         Fault(
-            f"train.output={output}: checkpoints and packages take {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are free; make "
-            "room, lower train.keep, or give another train.output",
+            f"train.output={output}: checkpoints and packages take {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
+            "free; make room, lower train.keep, or give another train.output",
             False,
         )
     ]

@@ -116,7 +116,7 @@ def _resolve(world: World, address: str, port: int) -> list[Any]:
             return socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-        said = f"environment variable MASTER_ADDR={address}: the name leads to no host ({reason})"
+        said = f"environment variable MASTER_ADDR={address}: no host has this name ({reason})"
         if time.monotonic() >= deadline:
             raise TrainingError(f"{said}; give the name or address by which this host can reach the host of rank 0")
         if world.local_rank == 0:
