@@ -116,7 +116,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     accept_every_character()
     leave_at_once()
     leave_with_launcher()
-    parser = argparse.ArgumentParser(description=description)
+    parser = argparse.ArgumentParser(description=description.replace("``", "`"))
     parser.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/pretrain/eeg-tiny.yaml")
     add_job_options(parser, evaluates="evaluate" in schema.model_fields)
     parser.add_argument(
