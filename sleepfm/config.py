@@ -53,8 +53,7 @@ class _Loader(_LOADER):
                 continue
             if name in lines:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key {name!r} stands in line {lines[name]} too, and the one would take the place of the other; "
-                    "put both into one",
+                    problem=f"key {name!r} is already in line {lines[name]}, and one would replace the other; merge the two",
                     problem_mark=key.start_mark,
                 )
             lines[name] = line
@@ -114,7 +113,7 @@ def _place_and_reason(error: yaml.YAMLError, text: str) -> str:
         return str(error).splitlines()[0]
     line = "".join(text.splitlines()[mark.line : mark.line + 1])
     if "\t" in line[: len(line) - len(line.lstrip())]:
-        problem = "a tab stands where the line is indented; indent with spaces"
+        problem = "the line is indented with a tab; indent with spaces"
     return f"line {mark.line + 1}: {problem}"
 
 

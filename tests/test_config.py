@@ -53,12 +53,12 @@ def test_a_file_wins_over_what_it_extends_and_an_override_over_both(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("name: a\noptimiser: {lr: 1}\nname: b\n", "line 3: key 'name' stands in line 1 too"),
-        ("name: a\noptimiser:\n  lr: 1\n  steps: 2\n  lr: 2\n", "line 5: key 'lr' stands in line 3 too"),
-        ("name: a\noptimiser: {lr: 1, lr: 1}\n", "line 2: key 'lr' stands in line 2 too"),
-        ("name: a\noptimiser: {1: 1, '1': 1}\n", "line 2: key '1' stands in line 2 too"),
-        ("name: a\noptimiser:\n\tlr: 1\n", "line 3: .*a tab .*indent with spaces"),
-        ("name: a\noptimiser:\n  lr: 1\n\tsteps: 1\n", "line 4: .*a tab .*indent with spaces"),
+        ("name: a\noptimiser: {lr: 1}\nname: b\n", "line 3: key 'name' is already in line 1"),
+        ("name: a\noptimiser:\n  lr: 1\n  steps: 2\n  lr: 2\n", "line 5: key 'lr' is already in line 3"),
+        ("name: a\noptimiser: {lr: 1, lr: 1}\n", "line 2: key 'lr' is already in line 2"),
+        ("name: a\noptimiser: {1: 1, '1': 1}\n", "line 2: key '1' is already in line 2"),
+        ("name: a\noptimiser:\n\tlr: 1\n", "line 3: .*with a tab; indent with spaces"),
+        ("name: a\noptimiser:\n  lr: 1\n\tsteps: 1\n", "line 4: .*with a tab; indent with spaces"),
         ("name: a\noptimiser: [1\n", "line 3: .*expected"),
     ],
 )

@@ -143,7 +143,8 @@ def _read_file(recording: Recording, cohort: Cohort, found: Path, root: Path | N
         others = passed_over(recording.path, root, cohort, found, recording.names_below)
         names = ", ".join(repr(path.name) for path in others)
         return (
-            names and f"{names} beside it is not read, since of several patterns one counts; put stages and events into one file"
+            names
+            and f"{names} beside it is not read, since only the first matching pattern counts; put stages and events into one file"
         )
 
     try:

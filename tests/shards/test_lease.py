@@ -82,7 +82,7 @@ def test_a_second_builder_is_refused_while_the_first_lives_and_goes_on_after_it(
     with pytest.raises(BusyError, match=busy), only_builder(place, 4, said.append):
         pytest.fail("two at once")
     assert time.monotonic() - began < 4, "a living one is told from its next renewals"
-    assert len(said) == 1 and "going on when its lease runs out, in 4 s" in said[0]
+    assert len(said) == 1 and "continuing when its lease runs out, in 4 s" in said[0]
     end(first)
     with only_builder(place, 4, said.append) as (builder, check):
         check()
