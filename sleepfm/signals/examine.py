@@ -142,10 +142,7 @@ def _read_file(recording: Recording, cohort: Cohort, found: Path, root: Path | N
             return ""
         others = passed_over(recording.path, root, cohort, found, recording.names_below)
         names = ", ".join(repr(path.name) for path in others)
-        return (
-            names
-            and f"{names} beside it is not read, since only the first matching pattern counts; put stages and events into one file"
-        )
+        return names and f"{names} beside it is not read, since only the first matching pattern counts; put both into one file"
 
     try:
         scored = read_scoring(found, recording.start, recording.duration, recording.names_below, own)
