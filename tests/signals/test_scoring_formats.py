@@ -190,7 +190,7 @@ def test_numbers_that_may_mean_two_stages_are_refused(tmp_path):
     path.write_text("\n".join(["0", "1", "2", "3", "2", "4", "4", "2", "4", "0"]))
     assert stage_labels(read_scoring(path), 10).tolist() == [0, 1, 2, 3, 2, 4, 4, 2, 4, 0]
     path.write_text("0\n1\n12\n")
-    with pytest.raises(AnnotationError, match="12 is no stage"):
+    with pytest.raises(AnnotationError, match="12 is not a stage"):
         read_scoring(path)
     path.write_text("W\nN1\nhello\n")
     with pytest.raises(AnnotationError, match="line 3: 'hello' is no stage"):

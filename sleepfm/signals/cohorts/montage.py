@@ -255,7 +255,7 @@ def _find(
             first = fitting[0]
             chosen = {"reference_occurrence": 1} if is_reference else {"occurrence": 1, **_narrowed(rule, labels, first)}
             raise _SameLabelError(
-                f"{names} have the same label; choose one by its position, in a cohort file: "
+                f"{names} have the same label; in a cohort file, choose one by its position: "
                 f"{_rule_line(channel, rule.model_copy(update=chosen))}"
             )
         raise _AmbiguousError(f"{names} all match; choose one in a cohort file")
