@@ -349,7 +349,7 @@ def test_every_source_that_cannot_be_read_is_named(folder: Path, tmp_path: Path,
     text = str(raised.value)
     assert text.startswith("3 of 4 sources cannot be read: ") and "large" not in text
     assert all(told in text for told in (*wrong[:2], "unheard://"))
-    with pytest.raises(ConfigError, match=r"^unheard://.*no protocol"):
+    with pytest.raises(ConfigError, match=r"^unheard://.*not a protocol"):
         read([SourcePlan(str(folder / "large")), SourcePlan(wrong[2])])
 
 

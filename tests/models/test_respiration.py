@@ -123,5 +123,5 @@ def test_pretraining_reaches_every_part_and_leaves_the_encoders(layout):
 
 
 def test_a_level_alone_is_refused():
-    with pytest.raises(ConfigError, match="SPO2 alone"):
+    with pytest.raises(ConfigError, match="SPO2 is not enough"):
         build_model({"kind": "synthsleepnet", "channels": ["SPO2"]})

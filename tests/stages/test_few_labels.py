@@ -356,7 +356,7 @@ def test_what_is_new_is_absent_from_the_settings_of_runs_without_it(nights, tmp_
         (("grid={lr: [0.1], weight_decay: [0]}", "train.clip=0"), "set head.kind=linear"),
         ((*GRID, "train.clip=1"), "set train.clip=0"),
         ((*GRID, "curve={}", "data.label_fraction=0.5"), "leave data.label_fraction at 1"),
-        (("train.patience=2", "train.validate_every=0"), "set train.validate_every"),
+        (("train.patience=2", "train.validate_every=0"), "train.validate_every is needed"),
         (("head={kind: linear}", "train.clip=0", "grid={lr: [0.0], weight_decay: [0]}"), "greater than 0"),
     ],
 )

@@ -253,8 +253,8 @@ def test_a_table_of_recordings_and_of_other_titles(nights, tmp_path):
     [
         (("x", "regression", ValueRule("age"), "r2", ("a",)), "1 classes do not go with regression"),
         (("x", "binary", ValueRule("age"), "auroc", ("a", "b", "c")), "3 classes do not go with binary"),
-        (("x", "multiclass", ValueRule("age", (5.0,)), "kappa", ("a", "b", "c")), "do not part 3 classes"),
-        (("x", "multiclass", ValueRule("age", (5.0, 3.0)), "kappa", ("a", "b", "c")), "do not part 3 classes"),
+        (("x", "multiclass", ValueRule("age", (5.0,)), "kappa", ("a", "b", "c")), "do not separate 3 classes"),
+        (("x", "multiclass", ValueRule("age", (5.0, 3.0)), "kappa", ("a", "b", "c")), "do not separate 3 classes"),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(values, reason):

@@ -102,7 +102,7 @@ def test_it_refuses_what_the_start_refuses(tmp_path: Path) -> None:
     for resume, arguments, status, said in (
         ("auto", other, 2, "contains a run with another configuration: train.seed (777 -> 8)"),
         ("never", other, 0, ""),
-        ("auto", ["--dry-run", "train.output=new", "branch_from=nowhere@4"], 1, "nowhere holds no run"),
+        ("auto", ["--dry-run", "train.output=new", "branch_from=nowhere@4"], 1, "nowhere is not the folder of a run"),
         ("auto", ["--dry-run", "train.output=new", f"branch_from={tmp_path / 'run'}@4"], 1, "no checkpoint of step 4"),
     ):
         done = alone(tmp_path, "--resume", resume, *arguments)
