@@ -48,7 +48,7 @@ THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THR
 MEMORY_HOURS = 10
 WORKER_SHARDS = 16
 STORE_SHARDS = 4
-STORE_RECORDINGS = 4
+STORE_RECORDINGS = 8  # as configs/shards.yaml has them
 SIZING_CORES = 64
 MEMORY_FOLDER = Path("/dev/shm")
 MIB = 2**20
@@ -150,6 +150,10 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
                     before = len(store.requests())
                     seconds[name].append(ray.get(remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder)))
                     asked += [len(store.requests()) - before] if name == "url" else []
+        assembly = min(
+            seconds_of_assembly(location(f"s3://{BUCKET}/alone"), next((folder / "shards").glob("*.tar")), number)
+            for number in range(3)
+        )
     # The first of each finds a cold worker.
     here, there = ([statistics.median(column) for column in zip(*seconds[name][1:], strict=True)] for name in ("folder", "url"))
     return {
@@ -158,11 +162,26 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
         "seconds_into_a_folder": here[0],
         "seconds_into_a_url": there[0],
         "times_the_folder": there[0] / here[0],
+        "seconds_of_assembly": assembly,
+        "times_the_folder_without_assembly": (there[0] - assembly) / here[0],
         "processor_seconds_into_a_folder": here[1],
         "processor_seconds_into_a_url": there[1],
         "times_the_processor_time": there[1] / here[1],
         "requests_of_a_shard": statistics.median(asked),
     }
+
+
+def seconds_of_assembly(url: Path, tar: Path, number: int) -> float:
+    """Wall time in which the server puts the parts of ``tar`` together."""
+    from shards.store import PART_BYTES, Store
+
+    upload = Store(url).begin(f"{number}.tar")
+    with tar.open("rb") as file:
+        for part, content in enumerate(iter(lambda: file.read(PART_BYTES), b""), 1):
+            upload.send(part, content)
+    begin = time.perf_counter()
+    upload.commit()
+    return time.perf_counter() - begin
 
 
 def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from sleepfm.commands.score_inputs import Job
 from sleepfm.commands.score_night import NightScorer, Outcome, Plan
 from sleepfm.extras import require
+from sleepfm.processes import process_pool
 
 RAY_ADDRESS = "RAY_ADDRESS"
 # Jobs that are handed out per worker: the next one waits while one is done.
@@ -52,7 +52,7 @@ def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int) -> Iterator[Out
     doubtful: list[Job] = []
     while waiting:
         running: dict[Future[Outcome], Job] = {}
-        with _processes(workers) as pool:
+        with process_pool(workers) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < _AHEAD * workers:
@@ -73,16 +73,11 @@ def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int) -> Iterator[Out
                 pool.shutdown(cancel_futures=True)
                 raise
     for job in doubtful:
-        with _processes(1) as pool:
+        with process_pool(1) as pool:
             try:
                 yield pool.submit(_score, plan, job).result()
             except BrokenProcessPool:
                 yield _died(job)
-
-
-def _processes(count: int) -> ProcessPoolExecutor:
-    # A fork of a process whose torch has threads may hang.
-    return ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"))
 
 
 def _died(job: Job) -> Outcome:

@@ -2,7 +2,8 @@
 
 The steps are those of the demo with configurations of their own (``configs/synthetic/weights.yaml``): nights that vary more than
 people do, straight into shards; a NeuroNet a modality, SynthSleepNet on them with modalities left out, and a head a task.
-The models are then gathered into a folder as an installation has it (:mod:`sleepfm.builtin`).
+The models are then gathered into a folder as an installation has it (:mod:`sleepfm.builtin`), and judged on people of
+other ranges (``configs/synthetic/held-out.yaml``).
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
@@ -29,6 +32,7 @@ from sleepfm.version import __version__
 
 MOST_BYTES = 20_000_000
 EVENTS = {"apnea": "resp", "hypopnea": "resp", "arousal": "eeg"}
+ALL_TEST = ["split.pretrain=0", "split.label=0", "split.val=0", "split.test=1"]
 TRAINED_ON = "synthetic nights alone, no recording of a person"
 
 
@@ -44,6 +48,7 @@ class WeightsConfig(Config):
     """Settings: overrides (``key=value``) for every kind of job, on top of its own configuration file."""
 
     cohort: VariedCohort
+    held_out: VariedCohort
     processes: int = Field(2, ge=1)
     build: list[str] = []
     unimodal: list[str] = []
@@ -59,8 +64,10 @@ class WeightsPlan(Plan):
 
     def __init__(self, config: WeightsConfig, folder: Path, seed: int) -> None:
         jobs = to_dict(config) | {"cohort": {"subjects": config.cohort.subjects, "hours": config.cohort.hours}}
+        del jobs["held_out"]
         super().__init__(DemoConfig(**jobs), folder, seed, None)
-        self.varied = config.cohort
+        self.varied, self.held_out = config.cohort, config.held_out
+        self.unseen = folder / "held-out" / "shards"
 
     @property
     def tasks(self) -> dict[str, str]:
@@ -70,14 +77,23 @@ class WeightsPlan(Plan):
     @property
     def n_steps(self) -> int:
         """Commands in all."""
-        return 1 + len(MODALITIES) + 1 + 1 + len(self.tasks)
+        return 2 + len(MODALITIES) + 1 + 1 + len(self.tasks)
 
     def synth(self) -> Step:
         """Make the cohort and its shards; recordings are removed as soon as they are in them."""
-        size = ["--subjects", str(self.varied.subjects), "--hours", f"{self.varied.hours:g}", "--seed", str(self.seed)]
-        shards = ["--shards", str(self.shards), *(word for item in self.config.build for word in ("--build", item))]
-        workers = ["--config", self.varied.config, "--workers", str(self.config.processes)]
-        return Step("synth", [str(BIN / "sleepfm"), "synth", str(self.folder / "recordings"), *size, *workers, *shards])
+        return self._people("synth", self.varied, self.seed, self.folder / "recordings", self.shards, self.config.build)
+
+    def synth_held_out(self) -> Step:
+        """Make the people on whom the models are judged: of another seed as well as of other ranges."""
+        return self._people(
+            "synth-held-out", self.held_out, self.seed + 1000, self.unseen.with_name("recordings"), self.unseen, ALL_TEST
+        )
+
+    def _people(self, name: str, cohort: VariedCohort, seed: int, recordings: Path, shards: Path, build: Sequence[str]) -> Step:
+        size = ["--subjects", str(cohort.subjects), "--hours", f"{cohort.hours:g}", "--seed", str(seed)]
+        options = ["--shards", str(shards), *(word for item in build for word in ("--build", item))]
+        workers = ["--config", cohort.config, "--workers", str(self.config.processes)]
+        return Step(name, [str(BIN / "sleepfm"), "synth", str(recordings), *size, *workers, *options])
 
     def multimodal(self) -> Step:
         """Pretrain SynthSleepNet on the five NeuroNets."""
@@ -127,6 +143,7 @@ def run(arguments: argparse.Namespace) -> int:
         runner.run(plan.finetune())
         for task in EVENTS:
             runner.run(plan.events(task))
+        runner.run(plan.synth_held_out())
         folder = gather(plan)
     print(
         f"{folder}: {size_of(folder) / 1e6:.1f} MB in {(time.monotonic() - started) / 3600:.1f} h; copied to {builtin.WEIGHTS} "
@@ -141,23 +158,29 @@ def gather(plan: WeightsPlan) -> Path:
     Raises:
         ModelError: together they are larger than a wheel is to carry.
     """
+    from sleepfm.demo.weights_figures import event_figures, stage_figures
     from sleepfm.registry.package import CARD, CONFIG, WEIGHTS, link_or_copy
     from sleepfm.registry.registry import resolve
 
     folder = plan.folder / "builtin"
-    tasks = {}
+    tasks: dict[str, Any] = {}
     for task, job in plan.tasks.items():
         source = resolve(plan.address(job))
         make_folder(folder / task)
         for name in (CONFIG, WEIGHTS, CARD):
             if not (folder / task / name).exists():
                 link_or_copy(source.path / name, folder / task / name)
-        tasks[task] = {"sha256": source.tags.get("sha256", ""), "dataset_digest": source.tags.get("dataset_digest", "")}
+        figures = (stage_figures if task == "stage" else event_figures)(folder / task, plan.unseen)
+        tasks[task] = {
+            "sha256": source.tags.get("sha256", ""),
+            "dataset_digest": source.tags.get("dataset_digest", ""),
+            "held_out": figures,
+        }
     if (total := size_of(folder)) > MOST_BYTES:
         raise ModelError(f"{folder}: {total / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that a wheel may carry")
     about = {
         "trained_on": TRAINED_ON,
-        "measured_on": f"people of the same synthetic cohort (configs {plan.varied.config}) that were not trained on",
+        "measured_on": f"{plan.held_out.subjects} synthetic nights of other ranges (configs/{plan.held_out.config})",
         "seed": plan.seed,
         "subjects": plan.varied.subjects,
         "hours": plan.varied.hours,

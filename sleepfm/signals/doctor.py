@@ -5,16 +5,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import RecordingError, SignalError, SleepFMError
+from sleepfm.processes import process_pool
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.cohorts.proposals import unmapped
 from sleepfm.signals.discover import Discovered
@@ -107,8 +106,7 @@ def examine_recordings(
     if workers < 2:
         yield from map(look, recordings, recordings.values())
         return
-    # Forked processes would inherit the threads of libraries in whatever state these are.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    with process_pool(workers) as pool:
         try:
             yield from pool.map(look, recordings, recordings.values(), chunksize=at_once)
         except BrokenProcessPool as error:

@@ -90,7 +90,7 @@ class Values:
             if self._table
             else "build the data set with a table of its people (docs/shards.md), or name one in values.file"
         )
-        raise SubjectTableError(f"{mixture.origin}: {self.told} is known of nobody; {hint}")
+        raise SubjectTableError(f"{mixture.origin}: no person has a value for the task {self._task.name} ({self.told}); {hint}")
 
 
 def _known(person: Person, column: str) -> float | str | None:

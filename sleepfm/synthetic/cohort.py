@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,6 +13,7 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import UsageError
 from sleepfm.files import atomic_path, make_folder, read_json, remove_temporaries, sha256_file, write_json
 from sleepfm.lock import LOCK_FILE
+from sleepfm.processes import process_pool
 from sleepfm.signals.edf.writer import write_edf
 from sleepfm.synthetic.faults.draw import add_faults
 from sleepfm.synthetic.faults.rates import FaultRates
@@ -98,7 +97,7 @@ def write_cohort(
     if workers == 1 or len(numbers) == 1:
         paths = [write(number) for number in progress(numbers)]
     else:
-        with ProcessPoolExecutor(min(workers, len(numbers)), mp_context=get_context("spawn")) as pool:
+        with process_pool(min(workers, len(numbers))) as pool:
             paths = list(progress(pool.map(write, numbers)))
     if part is not None:
         return paths

@@ -165,13 +165,15 @@ def test_verify_names_what_is_amiss_by_its_url(cohort, built, s3, run):
 def test_a_store_that_fails_one_request_in_ten_gets_the_same_bytes(cohort, built, place, s3, run, seed, delay):
     """Errors, answers that never come though the request was carried out, answers that break off, and slow ones."""
     out, before = f"{BUCKET}/faulty-{seed}", len(s3.planted())
-    with s3.faults(errors=0.1, lost=0.03, cut=0.03, delay_s=delay, seed=seed):
+    with s3.faults(errors=0.1, lost=0.05, cut=0.05, delay_s=delay, seed=seed):
         result = run([*arguments(cohort, out), "store.lease_s=30"])
         verified = run(["verify", out])
     assert result.returncode == 0, result.stdout + result.stderr
     assert verified.stdout == f"{out}: whole\n"
     assert place(out).digests() == place(built).digests()
-    assert {line.split()[0] for line in s3.planted()[before:]} == {"errors", "lost", "cut"}
+    # A build makes few requests, and which of them meets which fault is drawn in the order in which they come.
+    planted = {line.split()[0] for line in s3.planted()[before:]}
+    assert "errors" in planted and planted & {"lost", "cut"}
 
 
 @pytest.mark.slow

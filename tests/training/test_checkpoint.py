@@ -228,7 +228,7 @@ def save_over(rank: int, folder: str, port: str) -> None:
         flip(root / "step-00000002" / FILES[0], 0.5)
     saving.save(2, {})
     saving.finish()
-    # Rank 1's file cannot be written: a folder has its name. Rank 0 removes what is there before the save, so that only it may make it.
+    # Rank 1's file cannot be written: a folder has its name. Only rank 0 makes it: it removes what is there before the save.
     if rank == 0:
         (root / ".step-00000003.tmp" / FILES[2]).mkdir(parents=True)
     save_checkpoint = saving._engine.save_checkpoint

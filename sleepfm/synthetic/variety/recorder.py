@@ -9,7 +9,7 @@ import numpy as np
 from scipy.signal import butter, iirnotch, sosfilt, tf2sos
 
 from sleepfm.synthetic.layout import Layout, LayoutScoring, LayoutSignal
-from sleepfm.synthetic.noise import Floats, drift
+from sleepfm.synthetic.noise import Floats, drift, upsample
 from sleepfm.synthetic.subject import Subject
 from sleepfm.synthetic.variety.config import Amplifier, Noise, Polarity, Variety, choose, ratio
 
@@ -223,8 +223,7 @@ def _noise(subject: Subject, noise: Noise | None, signals: dict[str, LayoutSigna
 def _added(rng: np.random.Generator, noise: AddedNoise, label: str, n: int, rate: int) -> Floats:
     """Noise of amplifier and electrode [n] in µV."""
     added = np.float32(noise.white[label]) * rng.standard_normal(n, dtype=np.float32)
-    slow = np.float32(noise.drift[label]) * drift(rng, n // rate + 1, DRIFT_SECONDS)
-    added += np.interp(np.arange(n) / rate, np.arange(len(slow)), slow).astype(np.float32)
+    added += upsample(np.float32(noise.drift[label]) * drift(rng, n // rate, DRIFT_SECONDS), rate)
     phase = rng.uniform(0.0, 2.0 * np.pi)
     if rate > 2.0 * noise.hertz:
         # Whole turns in a second.

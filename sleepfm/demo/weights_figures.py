@@ -1,0 +1,48 @@
+"""What the built-in scorer is worth on people whom it was not trained on, drawn from other ranges than those who trained it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sleepfm.data.dataset import Dataset
+from sleepfm.evaluation.event_results import EventResult
+from sleepfm.evaluation.intervals import Metric
+from sleepfm.evaluation.metrics import plain
+from sleepfm.inference.predict import predict
+from sleepfm.inference.subsets import modality_subsets
+from sleepfm.inference.task_model import TaskModel
+
+# With what people record: one EEG alone, sleep laboratories without breathing, and everything.
+SUBSETS = (("EEG",), ("EEG", "EOG", "EMG"), ("EEG", "EOG", "EMG", "ECG", "RESP"))
+
+
+def stage_figures(package: Path, shards: Path) -> dict[str, Any]:
+    """Kappa, accuracy, macro F1 with intervals, and the recall of each stage, for each of :data:`SUBSETS`."""
+    rows = {}
+    for result in modality_subsets(TaskModel.load(package), Dataset.open(shards), "test", SUBSETS):
+        found = result.evaluation
+        counts = zip(found.classes, found.confusion, strict=True)
+        rows["+".join(result.modalities)] = {
+            "epochs": found.n_epochs,
+            "people": found.n_subjects,
+            **{name: _rounded(found.metrics[name]) for name in ("kappa", "accuracy", "macro_f1")},
+            "recall": {name: round(row[place] / sum(row), 3) if sum(row) else None for place, (name, row) in enumerate(counts)},
+        }
+    return rows
+
+
+def event_figures(package: Path, shards: Path) -> dict[str, Any]:
+    """F1 of events at an overlap of 20 %, and how far events per hour of sleep lie from the scored ones."""
+    entry, dataset = TaskModel.load(package), Dataset.open(shards)
+    threshold = entry.usage.threshold
+    assert threshold is not None, "tasks about events have one"
+    found = EventResult.of(dataset, entry.task, predict(entry.model, dataset, "test", window=entry.usage.window), threshold)
+    index = {name: _rounded(getattr(found.index, name)) for name in ("bias", "mae", "icc")}
+    return {"nights": found.n_nights, "f1": round(found.matches.f1, 3), **index}
+
+
+def _rounded(metric: Metric) -> dict[str, Any]:
+    known = {name: value for name, value in plain(asdict(metric)).items() if value not in (None, "")}
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in known.items()}
