@@ -221,7 +221,10 @@ def test_one_that_looked_long_ago_does_not_build_beside_one_that_came_since(s3, 
 
 def test_what_is_no_lease_is_left_alone(s3):
     s3.put("lease-foreign/.lease/00000007", b"mine")
-    with pytest.raises(StorageError, match=r"lease-foreign/.lease/00000007: is not a lease"), only_builder(url("foreign"), 5, print):
+    with (
+        pytest.raises(StorageError, match=r"lease-foreign/.lease/00000007: is not a lease"),
+        only_builder(url("foreign"), 5, print),
+    ):
         pytest.fail("not ours")
     assert s3.contents("lease-foreign") == {".lease/00000007": b"mine"}
 
