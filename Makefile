@@ -1,4 +1,4 @@
-# Public targets: demo, weights, test, check, bench, gpu-check, mutants. All but gpu-check run in .venv, which is made on first use.
+# Public targets: demo, weights, test, check, bench, docs, gpu-check, mutants. All but gpu-check run in .venv, which is made on first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -19,7 +19,7 @@ TORCH_INDEX ?=
 
 export DS_ACCELERATOR ?= $(if $(wildcard /dev/nvidia0),cuda,cpu)
 
-.PHONY: demo weights test test-slow check bench gpu-check mutants install clean
+.PHONY: demo weights test test-slow check bench docs gpu-check mutants install clean
 install: $(STAMP)
 
 $(STAMP): setup.cfg constraints.txt scripts/preflight.sh
@@ -50,6 +50,12 @@ check: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py
+
+# The documentation site, in build/docs; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
+	@echo "build/docs/index.html"
 
 # All that needs a CUDA device, in ten minutes, by the PyTorch that PYTHON has there; docs/gpu.md. WHEELS is a folder that
 # scripts/wheels.sh has filled, REFERENCE a checkout of the released code.

@@ -65,7 +65,7 @@ def measure(folder: Path, headers: int) -> dict[str, Any]:
     command = [sys.executable, "-m", "sleepfm.cli", "doctor", str(folder), "--headers"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    if f"{headers} recordings: {headers} usable, 0 would be quarantined" not in done.stdout or done.returncode:
+    if f"{headers} recordings: {headers} usable, 0 would be refused" not in done.stdout or done.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
     processor_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {

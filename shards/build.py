@@ -143,7 +143,7 @@ def _build(
         plan = _plan(replace(before, identity=wanted), done, found, root, size, retry_refused, late.keys())
         _check_free(out, plan, before)
         if stale:
-            print(f"making {len(stale)} of {len(before.shards)} shards anew: {', '.join(stale)}", flush=True)
+            print(f"making {len(stale)} of {len(before.shards)} shards again: {', '.join(stale)}", flush=True)
         if rescored:
             print(f"{_shards(rescored)} built again: {_recordings(late)} a scoring that came or changed since", flush=True)
         if withdrawn:
@@ -187,7 +187,7 @@ def _check_free(out: Path, plan: Plan, before: Plan) -> None:
     for shard in plan.shards[len(before.shards) :]:
         for path in (out / SHARD_FOLDER / shard.name, sidecar_path(out, shard.name)):
             if os.path.lexists(path):
-                raise DatasetError(f"{path}: is there, and no build has written it; move it away, or build into another folder")
+                raise DatasetError(f"{path}: exists and was not written by a build; move it away, or build into another folder")
 
 
 def _size(path: Path) -> int:

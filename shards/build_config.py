@@ -26,7 +26,7 @@ from sleepfm.signals.scorings.scoring import ScoringUse
 def _once(values: list[str]) -> list[str]:
     """Raises :class:`ValueError` where one of ``values`` stands twice: the second may be meant for another."""
     if twice := sorted({value for value in values if values.count(value) > 1}):
-        raise ValueError(f"{', '.join(twice)} stands there more than once")
+        raise ValueError(f"{', '.join(twice)} is given more than once")
     return values
 
 
@@ -67,7 +67,9 @@ class QualityConfig(Config):
             raise ValueError(f"unknown quality flags {unknown}; known: {', '.join(Quality.__members__)}")
         lacking = [str(flag.name) for flag in UNUSABLE if flag.name not in value]
         if lacking:
-            raise ValueError(f"{', '.join(lacking)} cannot be left out: such epochs hold no signal, nothing is learnt from zeros")
+            raise ValueError(
+                f"{', '.join(lacking)} must be in the list: such epochs hold no signal, and a model learns nothing from zeros"
+            )
         return value
 
     @property
@@ -157,7 +159,7 @@ class BuildConfig(Config):
     def _required_are_stored(self) -> BuildConfig:
         lacking = [channel for channel in self.require if channel not in self.channels]
         if lacking:
-            raise ValueError(f"{', '.join(lacking)} are required and not among `channels`, which are stored")
+            raise ValueError(f"{', '.join(lacking)} are in `require` but not in `channels`, the channels that are stored")
         return self
 
 

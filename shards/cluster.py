@@ -66,7 +66,7 @@ def check_paths(*paths: str) -> None:
     for path in paths:
         if in_ray_job() and not is_remote(place := location(path)) and not place.is_absolute():
             raise UsageError(
-                f"{path}: relative, but a Ray job runs in a temporary folder of the cluster; give an absolute path "
+                f"{path}: is a relative path, but a Ray job runs in a temporary folder of the cluster; give an absolute path "
                 "that all nodes share"
             )
 
@@ -147,7 +147,8 @@ def _require_answer(address: str) -> None:
         raise ConfigError(
             f"RAY_ADDRESS={address}: expected HOST:PORT, ray://HOST:PORT or auto; an http address is for `ray job submit`"
         )
-    hint = f"no Ray cluster answers there within {ANSWER_SECONDS} s; start one (ray start --head), or unset it for one here"
+    waited = f"no Ray cluster answers there within {ANSWER_SECONDS} s"
+    hint = f"{waited}; start one (ray start --head), or unset RAY_ADDRESS to use only this machine"
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:

@@ -74,8 +74,8 @@ class Duplicates:
                 "size": record["source_bytes"],
                 "error": DuplicateError.__name__,
                 "reason": f"has the same signals as {shown(self.first[record['source']])}"
-                f"{', whose scoring says more' if record['source'] in self.unscored else ''}, and would be a second recording of "
-                "one night, maybe of a second person; remove one of the two",
+                f"{', whose scoring says more' if record['source'] in self.unscored else ''}, so it would be a second recording "
+                "of the same night, perhaps of another person; remove one of the two",
             }
             for record in aside
         ]

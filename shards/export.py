@@ -69,7 +69,9 @@ def export_parquet(path: str | Path, folder: Path, rule: EventRule = "overlap") 
     reader = ShardReader(dataset)
     for record in dataset.names:
         if not KEY.fullmatch(record):
-            raise DatasetError(f"{path}: {shown(record)!r} is no name of a record; this manifest is not one of a build")
+            raise DatasetError(
+                f"{path}: {shown(record)!r} is not a valid name of a record; this manifest was not written by a build"
+            )
     for row, record in enumerate(dataset.names):
         origin = Origin("exported recording", f"{dataset.digest} {rule} {record}", f"{path} (rule {rule})")
         with whole_folder(folder / record, origin) as target:

@@ -194,9 +194,11 @@ def _acquire(store: Store, lease_s: float, say: Callable[[str], object]) -> Leas
             if number not in waited_for:
                 # One number may still have been on its way when its builder died.
                 if len(waited_for) == 2:
-                    raise BusyError(f"{store.url}: {_told(holder)} is building here; wait for it, end it, or give another place")
+                    raise BusyError(
+                        f"{store.url}: {_told(holder)} is building here; wait for it, stop it, or give another address"
+                    )
                 if not waited_for:
-                    wait = f"going on when its lease runs out, in {holder['lease_s']:g} s"
+                    wait = f"continuing when its lease runs out, in {holder['lease_s']:g} s"
                     say(f"{store.url}: {_told(holder)} has been building here; {wait}")
                 waited_for.append(number)
                 since = _now()
@@ -228,7 +230,9 @@ def _highest(store: Store) -> tuple[int, dict[str, Any]] | None:
             continue  # its builder has gone on to the next number
         except (ValueError, AttributeError):
             pass
-        raise StorageError(f"{store.url / _name(numbers[-1])}: is no lease of this program; move it away, or give another place")
+        raise StorageError(
+            f"{store.url / _name(numbers[-1])}: is not a lease of this program; move it away, or give another address"
+        )
     return None
 
 

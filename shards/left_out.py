@@ -44,8 +44,8 @@ class Exclusion:
         unused = [pattern for pattern in self._patterns if pattern not in self._used]
         if unused:
             raise UsageError(
-                f"--exclude {shown(unused[0])}: fits no recording of the source or the data set; give a path relative to it, "
-                "a folder, or a pattern such as 'shhs1-2000*.edf'"
+                f"--exclude {shown(unused[0])}: matches no recording of the source or the data set; give a path relative to "
+                "the source, a folder, or a pattern such as 'shhs1-2000*.edf'"
             )
 
 
@@ -80,7 +80,7 @@ def left_out(
     missing = [(name, entry) for name, entry in _pending(plan, done) if entry.path not in found]
     if missing and not any(path in found or path in excluded for path in plan.latest):
         raise DatasetError(
-            f"none of the {len(plan.latest)} recordings for which this build was planned is in the source, such as "
+            f"none of the {len(plan.latest)} recordings of this build is in the source, for example "
             f"{shown(missing[0][1].path)}; give the same source folder, or build into another folder"
         )
     refusals = {}
@@ -89,11 +89,11 @@ def left_out(
             refusals[entry.path] = Refusal(entry.path, entry.size, ExcludedError.__name__, "excluded (--exclude)")
         elif shard in stale:
             raise DatasetError(
-                f"{shown(entry.path)}: is in {shard}, which is to be made anew, and is gone from the source; put it back, or "
-                "build into another folder"
+                f"{shown(entry.path)}: is in {shard}, which must be made again, but is no longer in the source; put it back, "
+                "or build into another folder"
             )
         else:
-            reason = "was found when this build was planned and is gone; put it back and run the same command again"
+            reason = "was there when this build was planned and is gone; put it back and run the same command again"
             refusals[entry.path] = Refusal(entry.path, entry.size, GoneError.__name__, reason)
     return refusals
 

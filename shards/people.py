@@ -152,8 +152,8 @@ def read_stored(out: Path, config: SplitConfig) -> Stored:
     except (OSError, pyarrow.lib.ArrowException, ValueError) as error:
         if config.stratify:
             raise DatasetError(
-                f"{folder}: cannot be read ({str(error).splitlines()[0]}), and it alone says which person is in which split; "
-                "restore it from a copy, or build into another folder"
+                f"{folder}: cannot be read ({str(error).splitlines()[0]}), and only this table says which person is in which "
+                "split; restore it from a copy, or build into another folder"
             ) from error
         return Stored()
     return Stored(people, {row["subject"]: row["split"] for row in rows})
@@ -197,7 +197,9 @@ def _refuse_moves(splits: Mapping[str, str], before: Mapping[str, str], tables: 
     if moved and not tables.move:
         first = moved[0]
         raise DatasetError(
-            f"{out}: {len(moved)} people would come into another split, such as {first} from {before[first]} to {splits[first]}, "
-            "by what is known of their families now; a model that was trained on the data set may have seen them. Give the table "
+            f"{out}: {len(moved)} people would move to another split, for example {first} from {before[first]} to "
+            f"{splits[first]}, "
+            "because of what is now known about their families; a model that was trained on the data set may have seen them. "
+            "Give the table "
             "of people that the data set was built with (`subjects.folder`), or move them with --rebuild"
         )

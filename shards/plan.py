@@ -47,10 +47,10 @@ class ShardPlan:
 
     def __post_init__(self) -> None:
         if not _SHARD_NAME.fullmatch(self.name):
-            raise ValueError(f"{self.name!r} is no name of a shard")
+            raise ValueError(f"{self.name!r} is not a valid name of a shard")
         for entry in self.entries:
             if not KEY.fullmatch(entry.record):
-                raise ValueError(f"{entry.record!r} is no name of a record")
+                raise ValueError(f"{entry.record!r} is not a valid name of a record")
 
 
 @dataclass(frozen=True)

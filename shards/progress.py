@@ -11,10 +11,13 @@ from shards.task import Outcome
 from sleepfm.errors import ExcludedError
 
 SECONDS_BETWEEN_LINES = 3.0
+_SECONDS_OF_SILENCE = 60.0
 
 
 class Progress:
-    """Counts what became of shards, prints a line every few seconds and every refusal and failure as it comes.
+    """Counts what became of shards, and prints every refusal and failure as it comes, and where the build stands.
+
+    That line comes every few seconds while something moves; where nothing does, once a minute, with for how long.
 
     ``refused`` holds the paths whose refusal, or exclusion, was printed.
     """
@@ -23,10 +26,11 @@ class Progress:
         self._shards = shards
         self._recordings = recordings
         self._started = time.monotonic()
-        self._printed = self._started
+        self._printed = self._moved = self._started
         self._done = self._converted = self._failed = self._lost = self._excluded = 0
         self._hours = 0.0
         self.refused: set[str] = set()
+        self._told = self._counts
 
     def update(self, news: News) -> None:
         """Take news of a shard (None: just time has passed) and print if it is time to."""
@@ -47,10 +51,21 @@ class Progress:
             cause = "; ".join(line.strip() for line in news.reason.strip().splitlines()[-2:])
             print(f"failed {news.shard} ({names}): {cause}", flush=True)
         now = time.monotonic()
-        over = self._done + self._failed == self._shards
-        if now - self._printed >= SECONDS_BETWEEN_LINES or (over and news is not None and not isinstance(news, str)):
+        over = self._done + self._failed == self._shards and news is not None and not isinstance(news, str)
+        if self._counts != self._told:
+            if over or now - self._printed >= SECONDS_BETWEEN_LINES:
+                self._printed = self._moved = now
+                self._told = self._counts
+                print(self._line(now - self._started), flush=True)
+        elif now - self._printed >= _SECONDS_OF_SILENCE:
             self._printed = now
-            print(self._line(now - self._started), flush=True)
+            left = self._shards - self._done - self._failed
+            print(f"working: no shard finished for {_clock(now - self._moved)}, {left} are left", flush=True)
+
+    @property
+    def _counts(self) -> tuple[int, ...]:
+        """What is told, as far as it does not change by itself."""
+        return self._done, self._failed, self._converted, len(self.refused)
 
     def _line(self, seconds: float) -> str:
         recordings = self._converted + len(self.refused)
@@ -69,12 +84,13 @@ class ListingProgress:
     def __init__(self, source: str) -> None:
         self._source = source
         self._printed = time.monotonic()
+        self._told = ("", -1)
 
     def update(self, what: str, files: int) -> None:
         """So many ``files`` are ``what``."""
         now = time.monotonic()
-        if now - self._printed >= SECONDS_BETWEEN_LINES:
-            self._printed = now
+        if now - self._printed >= SECONDS_BETWEEN_LINES and (what, files) != self._told:
+            self._printed, self._told = now, (what, files)
             print(f"{self._source}: {files} recordings {what}", flush=True)
 
 

@@ -269,7 +269,7 @@ class Schedule:
             return
         item.deaths += 1
         if item.deaths > self._most_deaths:
-            self._fail(job, f"{why}, {item.deaths} times, though each of its recordings alone is converted")
+            self._fail(job, f"{why}, {item.deaths} times, although each of its recordings can be converted by itself")
             return
         self._suspects.append(item)
         self._report(f"{item.plan.name}: {why}; its recordings are tried one by one when the other shards are done")
@@ -298,14 +298,14 @@ class Schedule:
     def _refuse(self, item: _Attempt) -> None:
         entry, why = item.entry, "; ".join(dict.fromkeys(item.deaths))
         reason = (
-            f"ends the process that converts it, also one of its own ({len(item.deaths)} of {len(item.deaths)} attempts: {why}); "
-            "--retry-refused tries it again"
+            f"ends the process that converts it, even when it is converted by itself ({len(item.deaths)} of "
+            f"{len(item.deaths)} attempts: {why}); --retry-refused tries it again"
         )
         item.shard.refused[entry.path] = Refusal(entry.path, entry.size, FatalRecordingError.__name__, reason)
         self._fatal += 1
         if self._fatal >= _FATAL_ALONE and not self._lived:
             self._stop = self._stop or ShardError(
                 f"none of {self._fatal} recordings could be converted, the last ({shown(entry.path)}): {why}; see the logs of "
-                "Ray's workers (ray logs), mend the nodes and run the same command again"
+                "Ray's workers (ray logs), repair the nodes and run the same command again"
             )
         self._tried(item.shard)

@@ -44,8 +44,9 @@ def refuse_stale(out: Path, plan: Plan, stale: dict[str, str]) -> None:
     names = ", ".join(list(stale)[:_SHOWN]) + (f" and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else "")
     reasons = "; ".join(dict.fromkeys(stale.values()))
     raise ConfigError(
-        f"{out}: {len(stale)} of its {len(plan.shards)} shards were made otherwise than they would be now ({reasons}): {names}. "
-        "Build with --rebuild to make these anew, which changes the data set's digest, or build into another folder; until then "
+        f"{out}: {len(stale)} of its {len(plan.shards)} shards were made differently from how they would be made now "
+        f"({reasons}): {names}. "
+        "Use --rebuild to make them again, which changes the digest of the data set, or build into another folder. Until then "
         "the data set can be read as it is"
     )
 

@@ -203,8 +203,8 @@ class Store:
             if is_denied(error):
                 raise DatasetError(self._denied(name, right, error)) from error
             raise DatasetError(
-                f"{self.url / name}: cannot be read ({_said(error)}); see to the store, its address and credentials, then run "
-                "the same command again"
+                f"{self.url / name}: cannot be read ({_said(error)}); check the store, its address and the credentials, then "
+                "run the same command again"
             ) from error
 
     def _writing(self, name: str, ask: Callable[[], _T], right: str) -> _T:
@@ -216,8 +216,8 @@ class Store:
             if is_denied(error):
                 raise StorageError(self._denied(name, right, error)) from error
             raise StorageError(
-                f"{self.url / name}: cannot be written ({_said(error)}); see to the store, its address and credentials, then run "
-                "the same command again: what is finished is kept"
+                f"{self.url / name}: cannot be written ({_said(error)}); check the store, its address and the credentials, "
+                "then run the same command again: what is finished is kept"
             ) from error
 
     def _denied(self, name: str, right: str, error: Exception) -> str:

@@ -2,42 +2,50 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from sleepfm.errors import ExcludedError, InternalError
+from sleepfm.signals.refusals import ReasonCounts
 
 
 def refusal_line(source: str, error: str, reason: str) -> str:
-    """A recording of the quarantine: its path, class of the error, and the reason. What the user excludes is not refused."""
-    return f"excluded {source}" if error == ExcludedError.__name__ else f"refused {source}: {error}: {reason}"
+    """A refused recording: its path and the reason. ``error`` tells apart what the user excludes, which is not refused."""
+    return f"excluded {source}" if error == ExcludedError.__name__ else f"refused {source}: {reason}"
 
 
 def refused_lines(quarantine: Sequence[Mapping[str, Any]], where: str, gone: Collection[str] = ()) -> list[str]:
-    """A line for each kind of refusal; the user's own exclusions, files that were removed since and faults of this program are
-    told apart.
+    """How many recordings were refused, and how many for each reason; the user's own exclusions, files that were removed since
+    and faults of this program are told apart.
 
     Args:
         quarantine: rows of the table that is at ``where``.
         gone: as for :func:`status`.
     """
-    kinds = Counter(str(row["error"]) for row in _present(quarantine, gone))
-    excluded, faults = kinds.pop(ExcludedError.__name__, 0), kinds.get(InternalError.__name__, 0)
+    present = _present(quarantine, gone)
+    refused = [row for row in present if row["error"] != ExcludedError.__name__]
+    excluded = len(present) - len(refused)
+    faults = sum(row["error"] == InternalError.__name__ for row in refused)
     lines = []
-    if kinds:
-        lines.append(f"{kinds.total()} recordings refused, see {where}:")
-        lines += [f"  {count:6d}  {error}" for error, count in kinds.most_common()]
+    if refused:
+        reasons = ReasonCounts()
+        for row in refused:
+            reasons.add(str(row["reason"]))
+        lines += [f"{_recordings(len(refused))} refused, see {where}:", *(f"  {line}" for line in reasons.lines())]
     if faults:
         lines.append(
-            f"{faults} recording{'s' if faults > 1 else ''} met a fault of this program, with its place in that table: please "
-            "report it; --retry-refused tries them again with another version"
+            f"{_recordings(faults)} met a fault of this program; the table says where in the program: please report it; "
+            "--retry-refused tries them again with another version"
         )
-    if removed := len(quarantine) - kinds.total() - excluded:
-        lines.append(f"{removed} recordings that were refused before are gone from the source, and do not count")
+    if removed := len(quarantine) - len(present):
+        lines.append(f"{_recordings(removed)} refused before, and no longer in the source: not counted")
     if excluded:
-        lines.append(f"{excluded} recordings excluded")
+        lines.append(f"{_recordings(excluded)} excluded")
     return lines
+
+
+def _recordings(count: int) -> str:
+    return f"{count} recording{'s' if count != 1 else ''}"
 
 
 def status(

@@ -182,8 +182,8 @@ def _check_size(recording: Recording, entry: Entry) -> None:
     size = recording.header.file_bytes if recording.header else entry.size
     if size != entry.size:
         raise RecordingError(
-            f"{recording.name}: had {entry.size} bytes when it was found and has {size} now; let whatever writes it finish, then "
-            "run the same command again"
+            f"{recording.name}: had {entry.size} bytes when it was found and has {size} now; wait until the file is complete, "
+            "then run the same command again"
         )
 
 

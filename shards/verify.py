@@ -91,7 +91,7 @@ def _check_plan(path: Path, description: dict[str, Any], whole: bool) -> Iterato
     ``whole``, which say who is in which split.
     """
     if not (path / PLAN_FILE).is_file():
-        yield f"{path / PLAN_FILE}: missing; the data set can be read, but no build goes on in it"
+        yield f"{path / PLAN_FILE}: missing; the data set can be read, but no build can continue in it"
         return
     try:
         plan = read_plan(path, description["config"])
@@ -254,7 +254,7 @@ def _check_duplicates(records: list[dict[str, Any]]) -> Iterator[str]:
     """No two recordings that the manifest lists have the same signals."""
     rows = ({**record, "provenance": json.loads(record["provenance"])} for record in records)
     for later, first in Duplicates.among([{"records": rows}]).first.items():
-        yield f"{later}: has the same signals as {first}; run the same build again, which sets it aside"
+        yield f"{later}: has the same signals as {first}; run the same build again, which leaves it out"
 
 
 def _sidecar(path: Path, shard: str) -> dict[str, Any]:

@@ -247,7 +247,7 @@ def _put_once(store: Store, name: str, file: Path, check: Check, put: Callable[[
         if size is not None:
             store.remove(name)
         there = False
-    raise ShardError(f"{store.url / name}: comes back with other bytes whenever it is put; end what else writes there")
+    raise ShardError(f"{store.url / name}: returns other bytes than were written; stop whatever else writes there")
 
 
 @contextmanager

@@ -1,46 +1,107 @@
-"""The ``sleepfm`` command: one subcommand a module in :mod:`sleepfm.commands`, imported when called."""
+"""The ``sleepfm`` command: the list of its subcommands, each imported when it is called."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 
-from sleepfm.console import accept_every_character
-from sleepfm.errors import exit_with
+from sleepfm.command_line import parse
+from sleepfm.console import accept_every_character, exit_with
 from sleepfm.version import __version__
 
-COMMANDS = {
-    "synth": "write a synthetic cohort shaped like an NSRR download",
-    "doctor": "report what is in a folder of recordings and what would be refused",
-    "score": "score nights: stages, hypnodensity, apnea and hypopnea events, plot, report",
-    "embed": "write one embedding per 30-s epoch to Parquet",
-    "convert": "convert a reference best_model.pth into this project's format",
-    "models": "show what the registry holds: versions, aliases, metrics, lineage",
-    "export": "write a registered model into a folder that opens without a registry",
+
+@dataclass(frozen=True)
+class Command:
+    """A subcommand: what it does in a line, and the function ``module:name`` that adds its arguments to a parser.
+
+    The function sets the default ``run(arguments) -> exit status``.
+    """
+
+    summary: str
+    function: str
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the arguments to ``parser``."""
+        module, name = self.function.split(":")
+        configure: Callable[[argparse.ArgumentParser], None] = getattr(importlib.import_module(module), name)
+        parser.set_defaults(parser=parser)
+        configure(parser)
+
+
+_COMMANDS, _JOBS, _SHARDS = "sleepfm.commands", "sleepfm.commands.jobs", "shards.command_line"
+GROUPS = {
+    "Recordings": {
+        "doctor": Command("report what is in a folder of recordings and what would be refused", f"{_COMMANDS}.doctor:configure"),
+        "synth": Command("write a synthetic cohort shaped like an NSRR download", f"{_COMMANDS}.synth:configure"),
+    },
+    "Data sets": {
+        "build": Command("convert a folder of EDF recordings into a data set of shards", f"{_SHARDS}:configure_build"),
+        "verify": Command("check every checksum, offset and count of a data set", f"{_SHARDS}:configure_verify"),
+        "info": Command("show what a data set holds", f"{_SHARDS}:configure_info"),
+    },
+    "Training": {
+        "pretrain": Command("pretrain an encoder without labels", f"{_JOBS}:configure_pretrain"),
+        "probe": Command("train a head on a frozen encoder", f"{_JOBS}:configure_probe"),
+        "finetune": Command("train encoder, temporal context and head together", f"{_JOBS}:configure_finetune"),
+        "recordings": Command("learn age, sex or severity from whole recordings", f"{_JOBS}:configure_recordings"),
+    },
+    "Results": {
+        "score": Command(
+            "score nights: stages, hypnodensity, apnea and hypopnea events, plot, report", f"{_COMMANDS}.score:configure"
+        ),
+        "embed": Command("write one embedding per 30-s epoch to Parquet", f"{_COMMANDS}.embed:configure"),
+    },
+    "Models": {
+        "models": Command("show what the registry holds: versions, aliases, metrics, lineage", f"{_COMMANDS}.models:configure"),
+        "convert": Command(
+            "convert a checkpoint of the released code (best_model.pth) into this project's format",
+            f"{_COMMANDS}.convert:configure",
+        ),
+        "export": Command(
+            "write a registered model into a folder that opens without a registry", f"{_COMMANDS}.export:configure"
+        ),
+    },
+    "This program": {
+        "completion": Command("print what completes commands and options in bash or zsh", f"{_COMMANDS}.completion:configure"),
+    },
 }
+COMMANDS = {name: command for group in GROUPS.values() for name, command in group.items()}
+
+
+class _Front(argparse.ArgumentParser):
+    """The parser of ``sleepfm``, whose help shows the commands by group."""
+
+    def format_help(self) -> str:
+        width = max(map(len, COMMANDS))
+        lines = ["usage: sleepfm COMMAND ...", "", str(self.description)]
+        for title, commands in GROUPS.items():
+            lines += ["", f"{title}:", *(f"  {name:<{width}}  {command.summary}" for name, command in commands.items())]
+        return "\n".join([*lines, "", "`sleepfm COMMAND --help` explains a command; `sleepfm --version` prints the version.", ""])
+
+
+def front_parser(chosen: Collection[str]) -> argparse.ArgumentParser:
+    """The parser of ``sleepfm`` with every command, and with the arguments of the ``chosen`` ones."""
+    parser = _Front(prog="sleepfm", description="A foundation model for sleep: recordings in, stages, events and embeddings out.")
+    parser.add_argument("--version", action="version", version=f"sleepfm {__version__}", help="print the version")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=argparse.ArgumentParser)
+    for name, command in COMMANDS.items():
+        description = f"{command.summary[0].upper()}{command.summary[1:]}."
+        subparser = subparsers.add_parser(name, help=command.summary, description=description)
+        if name in chosen:
+            command.configure(subparser)
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` and run the chosen subcommand. Exit status: 0 done, 1 input refused, 2 wrong usage."""
     accept_every_character()
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(prog="sleepfm", description="A foundation model for sleep.")
-    parser.add_argument("--version", action="version", version=f"sleepfm {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((word for word in argv if not word.startswith("-")), None)
-    for name, summary in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=summary, description=summary[0].upper() + summary[1:] + ".")
-        if name == chosen:
-            importlib.import_module(f"sleepfm.commands.{name}").configure(subparser)
-    # What stands behind an option, where a command takes any number of things: argparse alone reads them in one place only.
-    arguments, rest = parser.parse_known_args(argv)
-    several = getattr(arguments, "several", None)
-    if rest and (several is None or any(word.startswith("-") for word in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if several is not None:
-        getattr(arguments, several).extend(rest)
+    arguments = parse(front_parser([word for word in argv if not word.startswith("-")][:1]), argv)
+    # What completes every command needs the arguments of all of them.
+    arguments.whole = lambda: front_parser(COMMANDS)
     return exit_with(lambda: arguments.run(arguments))
 
 

@@ -28,6 +28,18 @@ _LONGEST_VALUE = 60
 _NAMED = 4
 # Where overrides come from, in errors.
 COMMAND_LINE = "command line"
+# Keys that files for other commands do not have, by what reads the files that have them.
+KEYS_OF_COMMANDS = {
+    "`sleepfm pretrain`": ("model", "monitor", "encoders"),
+    "`sleepfm finetune`": ("tune", "context", "sequence", "layer_decay"),
+    "`sleepfm recordings`": ("pool", "values"),
+    "`sleepfm probe`": ("grid", "curve"),
+    "`sleepfm probe`, `finetune` or `recordings`": ("task", "evaluate"),
+    "`sleepfm build`": ("recordings_per_shard", "segment_epochs", "event_rule", "require"),
+    "`sleepfm synth`": ("montage", "amplifier", "insomnia", "medication", "gains"),
+    "`make demo` or `make weights`": ("unimodal", "multimodal"),
+    "the option --cohort": ("recognise", "identity", "minimum_rate", "filters"),
+}
 
 
 class _Loader(_LOADER):
@@ -41,8 +53,7 @@ class _Loader(_LOADER):
                 continue
             if name in lines:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key {name!r} stands in line {lines[name]} too, and the one would take the place of the other; "
-                    "put both into one",
+                    problem=f"key {name!r} is already in line {lines[name]}, and one would replace the other; merge the two",
                     problem_mark=key.start_mark,
                 )
             lines[name] = line
@@ -102,7 +113,7 @@ def _place_and_reason(error: yaml.YAMLError, text: str) -> str:
         return str(error).splitlines()[0]
     line = "".join(text.splitlines()[mark.line : mark.line + 1])
     if "\t" in line[: len(line) - len(line.lstrip())]:
-        problem = "a tab stands where the line is indented; indent with spaces"
+        problem = "the line is indented with a tab; indent with spaces"
     return f"line {mark.line + 1}: {problem}"
 
 
@@ -211,15 +222,19 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
     try:
         return validate(schema, values, str(path), place)
     except ConfigError as error:
-        lacks = isinstance(error.__cause__, ValidationError) and any(
-            item["type"] == "missing" for item in error.__cause__.errors()
-        )
-        whole = _extended_by(found) if lacks else []
+        faults = list(_faults(error.__cause__)) if isinstance(error.__cause__, ValidationError) else []
+        unknown = {item["loc"][0] for item in faults if item["type"] == "extra_forbidden" and len(item["loc"]) == 1}
+        for reader, keys in KEYS_OF_COMMANDS.items():
+            if told := [key for key in keys if key in unknown & stated.keys()]:
+                named = f"key {told[0]}" if len(told) == 1 else f"keys {', '.join(told)}"
+                other = f"is a configuration for {reader} (it has the {named})"
+                raise ConfigError(f"{path}: {other}; give one for this command") from error
+        whole = _extended_by(found) if any(item["type"] == "missing" for item in faults) else []
         if not whole:
             raise
         more = f" and {len(whole) - _NAMED} more" if len(whole) > _NAMED else ""
         raise ConfigError(
-            f"{error}; this file is a part of other configurations, which state the rest: {', '.join(whole[:_NAMED])}{more}"
+            f"{error}; this file is a part of other configurations, which give the rest: {', '.join(whole[:_NAMED])}{more}"
         ) from error
 
 

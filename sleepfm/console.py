@@ -1,9 +1,17 @@
-"""What a command prints, whatever the terminal or pipe can show."""
+"""What a command prints, whatever the terminal or pipe can show, and how it ends."""
 
 from __future__ import annotations
 
 import io
+import os
 import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from sleepfm.errors import Interrupted, SleepFMError
+
+# Codes of the terminal (ECMA-48).
+RED, YELLOW = "31", "33"
 
 
 def accept_every_character() -> None:
@@ -17,6 +25,12 @@ def accept_every_character() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def coloured(text: str, colour: str, stream: TextIO | None = None) -> str:
+    """``text`` in ``colour`` if ``stream``, standard output by default, is a terminal and its user has not set ``NO_COLOR``."""
+    shows = (stream or sys.stdout).isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return f"\033[{colour}m{text}\033[0m" if shows else text
+
+
 def say(text: str) -> None:
     """Print ``text`` on standard error at once."""
     print(text, file=sys.stderr, flush=True)
@@ -24,7 +38,29 @@ def say(text: str) -> None:
 
 def warn(text: str) -> None:
     """:func:`say` that something is not as it should be, and that the command goes on."""
-    say(f"warning: {text}")
+    say(f"{coloured('warning:', YELLOW, sys.stderr)} {text}")
+
+
+def refuse(reason: str) -> None:
+    """:func:`say` that a recording is refused, and that the command goes on."""
+    say(f"{coloured('refused:', YELLOW, sys.stderr)} {reason}")
+
+
+def exit_with(command: Callable[[], int]) -> int:
+    """Run ``command``; returns its exit status, or that of a :class:`SleepFMError`, which is printed in one line on stderr."""
+    try:
+        return command()
+    except SleepFMError as error:
+        say(f"{coloured('error:', RED, sys.stderr)} {error}")
+        return error.exit_status
+    except Interrupted as error:
+        say(str(error))
+        return error.exit_status
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except BrokenPipeError:
+        return 0
 
 
 class SaidOnce:

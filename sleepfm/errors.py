@@ -7,8 +7,6 @@ command returns when the error ends it: 1 for refused input, 2 for wrong usage o
 from __future__ import annotations
 
 import signal
-import sys
-from collections.abc import Callable
 
 
 class SleepFMError(Exception):
@@ -148,20 +146,3 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int, told: str) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}{'; ' if told else ''}{told}")
         self.exit_status = 128 + number
-
-
-def exit_with(command: Callable[[], int]) -> int:
-    """Run ``command`` and turn a :class:`SleepFMError` into one line on stderr and its exit status."""
-    try:
-        return command()
-    except SleepFMError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        return error.exit_status
-    except Interrupted as error:
-        print(error, file=sys.stderr, flush=True)
-        return error.exit_status
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 0

@@ -31,8 +31,8 @@ def writing(path: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise StorageError(
-            f"{path}: cannot be written ({error.strerror or error}); make room or mend the folder, then run the same command "
-            "again: what is finished is kept"
+            f"{path}: cannot be written ({error.strerror or error}); make room or repair the folder, then run the same "
+            "command again: what is finished is kept"
         ) from error
 
 

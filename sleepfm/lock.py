@@ -45,14 +45,14 @@ def only_writer(folder: Path, patience_seconds: float = 0.0, waiting: Callable[[
             while not _taken(handle):
                 said = f"{folder}: {_holder(handle) or 'another process'} is writing here"
                 if time.monotonic() >= deadline:
-                    raise BusyError(f"{said}; wait for it, end it, or give another folder")
+                    raise BusyError(f"{said}; wait for it, stop it, or give another folder")
                 if waiting is not None:
                     waiting(said)
                 time.sleep(min(_WAIT_SECONDS, max(0.0, deadline - time.monotonic())))
         except OSError as error:
-            raise StorageError(f"{path}: its file system knows no locks ({error.strerror}); write to another one") from error
+            raise StorageError(f"{path}: its file system does not support locks ({error.strerror}); use another one") from error
         if os.fstat(handle).st_size and _holder(handle) is None:
-            raise StorageError(f"{path}: is not a lock of this program; move it away, or give another folder")
+            raise StorageError(f"{path}: is not a lock file of this program; move it away, or give another folder")
         own = {"host": socket.gethostname(), "pid": os.getpid(), "since": datetime.now().astimezone().isoformat(" ", "seconds")}
         with writing(path):
             os.ftruncate(handle, 0)
@@ -81,7 +81,7 @@ def locked(path: Path, patience_seconds: float) -> Iterator[None]:
     try:
         while not _taken(handle):
             if time.monotonic() > deadline:
-                raise BusyError(f"{path}: another process has held this lock for {patience_seconds:.0f} s; end it")
+                raise BusyError(f"{path}: another process has held this lock for {patience_seconds:.0f} s; stop it")
             time.sleep(_POLL_SECONDS)
         yield
     finally:

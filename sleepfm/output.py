@@ -48,23 +48,24 @@ def check_free(folder: Path, origin: Origin) -> None:
     if not os.path.lexists(folder):
         return
     if folder.is_symlink() or not folder.is_dir():
-        raise StorageError(f"{folder}: is there and is no folder that this program wrote; move it, or write to another place")
+        raise StorageError(f"{folder}: exists and was not written by this program; move it away, or give another folder")
     if not any(folder.iterdir()):
         return
     marker = _read_marker(folder)
     if marker is None:
         raise StorageError(
-            f"{folder}: holds files that this program did not write, and is not replaced; move it, or write to another place"
+            f"{folder}: contains files that this program did not write, so it is not replaced; move it away, or give another "
+            "folder"
         )
     if (marker["kind"], marker["source"]) != (origin.kind, origin.source):
         raise StorageError(
-            f"{folder}: holds the {marker['kind']} of {marker['label']}, not the {origin.kind} of {origin.label}, and is not "
-            "replaced; move it, or write to another place"
+            f"{folder}: holds the {marker['kind']} of {marker['label']}, not the {origin.kind} of {origin.label}, so it is "
+            "not replaced; move it away, or give another folder"
         )
     if others := strangers(folder):
         raise StorageError(
-            f"{others[0]}: was not written by this program, or has been changed since ({len(others)} in {folder}); move it to "
-            "another place: its folder is replaced as a whole"
+            f"{others[0]}: was not written by this program, or has changed since ({len(others)} in {folder}); move it away: "
+            "the whole folder is replaced"
         )
 
 

@@ -127,7 +127,7 @@ class RecordingTask:
             raise ValueError(f"task {self.name}: {len(self.classes)} classes do not go with {self.kind}")
         bounds = self.value.bounds
         if bounds and (len(bounds) != len(self.classes) - 1 or list(bounds) != sorted(set(bounds))):
-            raise ValueError(f"task {self.name}: bounds {bounds} do not part {len(self.classes)} classes")
+            raise ValueError(f"task {self.name}: bounds {bounds} do not separate {len(self.classes)} classes")
 
     def target(self, value: float | str | None) -> float:
         """What is learnt of a person of whom ``value`` is known: the number, or the number of the class; nan of nothing.
@@ -140,10 +140,10 @@ class RecordingTask:
         if self.kind == "regression" or self.value.bounds:
             number = float(value)
             if not math.isfinite(number):
-                raise ValueError(f"{number} is no number to learn")
+                raise ValueError(f"{number} is not a number that can be learnt")
             return float(sum(number >= bound for bound in self.value.bounds)) if self.classes else number
         if value not in self.classes:
-            raise ValueError(f"is none of the classes {', '.join(self.classes)}")
+            raise ValueError(f"is not one of the classes {', '.join(self.classes)}")
         return float(self.classes.index(str(value)))
 
     @property
@@ -204,7 +204,12 @@ TASKS = {
 
 
 def get_task(name: str) -> Task:
-    """The task of epochs called ``name``. Raises :class:`ConfigError` naming the nearest one and all there are."""
+    """The task of epochs called ``name``. Raises :class:`ConfigError` naming the nearest one and all there are.
+
+    Example:
+        >>> get_task("stage").classes
+        ('W', 'N1', 'N2', 'N3', 'REM')
+    """
     if name in TASKS:
         return TASKS[name]
     raise _unknown(name, TASKS)

@@ -14,11 +14,16 @@ from hypothesis import strategies as st
 from pydantic import Field, TypeAdapter, model_validator
 
 import sleepfm
-from sleepfm.config import Config, apply_overrides, digest, load_config, read_yaml, to_dict, to_yaml
+from shards.build_config import BuildConfig
+from sleepfm.config import KEYS_OF_COMMANDS, Config, apply_overrides, digest, load_config, read_yaml, to_dict, to_yaml
+from sleepfm.demo.steps import DemoConfig
+from sleepfm.demo.weights import WeightsConfig
 from sleepfm.errors import ConfigError
 from sleepfm.paths import config_root
-from sleepfm.stages.downstream_config import ProbeConfig
+from sleepfm.signals.cohorts.cohort import Cohort
+from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig, RecordingProbeConfig
 from sleepfm.stages.pretrain import PretrainConfig
+from sleepfm.synthetic.variety.config import Variety
 
 
 class Optimiser(Config):
@@ -48,12 +53,12 @@ def test_a_file_wins_over_what_it_extends_and_an_override_over_both(tmp_path: Pa
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("name: a\noptimiser: {lr: 1}\nname: b\n", "line 3: key 'name' stands in line 1 too"),
-        ("name: a\noptimiser:\n  lr: 1\n  steps: 2\n  lr: 2\n", "line 5: key 'lr' stands in line 3 too"),
-        ("name: a\noptimiser: {lr: 1, lr: 1}\n", "line 2: key 'lr' stands in line 2 too"),
-        ("name: a\noptimiser: {1: 1, '1': 1}\n", "line 2: key '1' stands in line 2 too"),
-        ("name: a\noptimiser:\n\tlr: 1\n", "line 3: .*a tab .*indent with spaces"),
-        ("name: a\noptimiser:\n  lr: 1\n\tsteps: 1\n", "line 4: .*a tab .*indent with spaces"),
+        ("name: a\noptimiser: {lr: 1}\nname: b\n", "line 3: key 'name' is already in line 1"),
+        ("name: a\noptimiser:\n  lr: 1\n  steps: 2\n  lr: 2\n", "line 5: key 'lr' is already in line 3"),
+        ("name: a\noptimiser: {lr: 1, lr: 1}\n", "line 2: key 'lr' is already in line 2"),
+        ("name: a\noptimiser: {1: 1, '1': 1}\n", "line 2: key '1' is already in line 2"),
+        ("name: a\noptimiser:\n\tlr: 1\n", "line 3: .*with a tab; indent with spaces"),
+        ("name: a\noptimiser:\n  lr: 1\n\tsteps: 1\n", "line 4: .*with a tab; indent with spaces"),
         ("name: a\noptimiser: [1\n", "line 3: .*expected"),
     ],
 )
@@ -188,6 +193,48 @@ def test_a_wrong_file_is_refused_with_its_name_and_reason(tmp_path: Path, text: 
     assert "yaml" in str(caught.value)
 
 
+READERS = {
+    "`sleepfm pretrain`": [PretrainConfig],
+    "`sleepfm finetune`": [FinetuneConfig],
+    "`sleepfm recordings`": [RecordingProbeConfig],
+    "`sleepfm probe`": [ProbeConfig],
+    "`sleepfm probe`, `finetune` or `recordings`": [ProbeConfig, FinetuneConfig, RecordingProbeConfig],
+    "`sleepfm build`": [BuildConfig],
+    "`sleepfm synth`": [Variety],
+    "`make demo` or `make weights`": [DemoConfig, WeightsConfig],
+    "the option --cohort": [Cohort],
+}
+
+
+def test_keys_that_tell_a_command_are_its_own() -> None:
+    schemas = {schema for readers in READERS.values() for schema in readers}
+    assert KEYS_OF_COMMANDS.keys() == READERS.keys()
+    for command, keys in KEYS_OF_COMMANDS.items():
+        for key in keys:
+            assert {schema for schema in schemas if key in schema.model_fields} == set(READERS[command]), key
+
+
+@pytest.mark.parametrize(
+    ("schema", "name", "told"),
+    [
+        (ProbeConfig, "pretrain/eeg-tiny.yaml", "is a configuration for `sleepfm pretrain` (it has the keys model, monitor)"),
+        (ProbeConfig, "downstream/finetune-stage-tiny.yaml", "is a configuration for `sleepfm finetune`"),
+        (FinetuneConfig, "downstream/recordings-age-tiny.yaml", "is a configuration for `sleepfm recordings`"),
+        (PretrainConfig, "downstream/probe-stage-tiny.yaml", "`sleepfm probe`, `finetune` or `recordings` (it has the key"),
+        (PretrainConfig, "shards.yaml", "is a configuration for `sleepfm build`"),
+        (BuildConfig, "synthetic/train.yaml", "is a configuration for `sleepfm synth`"),
+        (BuildConfig, "demo/default.yaml", "is a configuration for `make demo`"),
+        (BuildConfig, "cohorts/shhs1.yaml", "is a configuration for the option --cohort"),
+        (Cohort, "pretrain/eeg-tiny.yaml", "is a configuration for `sleepfm pretrain`"),
+    ],
+)
+def test_a_file_for_another_command_says_for_which(schema: type[Config], name: str, told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(schema, name)
+    assert str(caught.value).startswith(f"{name}: ") and told in str(caught.value)
+    assert str(caught.value).endswith("; give one for this command")
+
+
 @pytest.mark.parametrize("override", ["steps", "=3", ""])
 def test_an_override_without_key_or_value_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match="key=value"):
@@ -246,7 +293,7 @@ def test_a_part_of_configurations_names_those_that_extend_it(name: str, whole: s
     schema = PretrainConfig if name.startswith("pretrain") else ProbeConfig
     with pytest.raises(ConfigError, match="Field required") as caught:
         load_config(schema, config_root() / name)
-    assert str(caught.value).endswith(f"this file is a part of other configurations, which state the rest: {whole}")
+    assert str(caught.value).endswith(f"this file is a part of other configurations, which give the rest: {whole}")
     with pytest.raises(ConfigError) as caught:
         load_config(PretrainConfig, config_root() / "pretrain/eeg-tiny.yaml", ["train.stepz=1"])
     assert "part of other" not in str(caught.value)

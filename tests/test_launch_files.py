@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 import shutil
 import subprocess
@@ -96,3 +97,24 @@ def test_the_ray_job_builds_into_a_folder_that_every_pod_has() -> None:
     assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
     for group in cluster["workerGroupSpecs"]:
         assert 0 <= group["minReplicas"] <= group["replicas"] <= group["maxReplicas"] > 1
+
+
+def test_the_image_is_the_one_that_the_cluster_files_name() -> None:
+    root = LAUNCH.parent
+    text = (root / "Dockerfile").read_text()
+    files = [LAUNCH / "kubernetes" / "train.yaml", LAUNCH / "kuberay" / "shards.yaml"]
+    images = {image for file in files for image in re.findall(r"image: (\S+)", file.read_text())}
+    folders = {folder for file in files for folder in re.findall(r"workingDir: (\S+)", file.read_text())}
+    assert images == set(re.findall(r"docker build -t (\S+) \.", text))
+    assert folders == set(re.findall(r"^WORKDIR (\S+)", text, re.MULTILINE))
+    copied = {word for words in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE) for word in words.split()}
+    assert all((root / name).exists() for name in copied)
+    assert copied == set(re.findall(r"^!(\S+)$", (root / ".dockerignore").read_text(), re.MULTILINE))
+    setup = configparser.ConfigParser()
+    setup.read(root / "setup.cfg")
+    assert set(re.findall(r"^ARG EXTRAS=(.+)$", text, re.MULTILINE)[0].split(",")) <= set(setup["options.extras_require"])
+    # The same torch as `make` installs.
+    assert set(re.findall(r"torch==\S+", text)) == set(re.findall(r"torch==\S+", (root / "Makefile").read_text()))
+    if shutil.which("hadolint"):
+        done = subprocess.run(["hadolint", str(root / "Dockerfile")], capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout

@@ -29,7 +29,9 @@ def test_every_requirement_is_pinned_and_explained() -> None:
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     lines = setup["options"]["install_requires"].split()
-    lines += [line for extra in ("shards", "train", "s3", "onnx") for line in setup["options.extras_require"][extra].split()]
+    lines += [
+        line for extra in ("shards", "train", "s3", "onnx", "docs") for line in setup["options.extras_require"][extra].split()
+    ]
     required = [re.split(r"[\[<>=]", line)[0] for line in lines]
     known = {name.lower() for name in pins()}
     assert [name for name in required if name.lower() not in known] == []

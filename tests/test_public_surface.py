@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import sleepfm
-from sleepfm.cli import COMMANDS
+from shards.__main__ import main as shards
+from sleepfm.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -20,6 +20,16 @@ SURFACE = {
         *("OUT", "--subjects", "--hours", "--seed", "--cohort", "--clean", "--workers", "--config", "--set", "--shards"),
         "--build",
     },
+    "sleepfm build": {
+        *("SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused", "--rebuild", "--exclude"),
+    },
+    "sleepfm verify": {"OUT", "--workers"},
+    "sleepfm info": {"OUT"},
+    "sleepfm pretrain": {"key=value", "--config", "--processes", "--resume", "--dry-run"},
+    "sleepfm probe": {"key=value", "--config", "--processes", "--resume", "--dry-run", "--allow-leakage"},
+    "sleepfm finetune": {"key=value", "--config", "--processes", "--resume", "--dry-run", "--allow-leakage"},
+    "sleepfm recordings": {"key=value", "--config", "--processes", "--resume", "--dry-run", "--allow-leakage"},
+    "sleepfm completion": {"SHELL"},
     "sleepfm doctor": {"DIR", "--cohort", "--json", "--sample", "--headers"},
     "sleepfm score": {
         *("EDF", "--model", "--out", "--store", "--cohort", "--channel", "--device", "--scoring", "--lights-off", "--lights-on"),
@@ -41,12 +51,12 @@ SURFACE = {
 }
 
 
-def help_text(command: str) -> str:
+def help_text(command: str, capsys: pytest.CaptureFixture[str]) -> str:
     words = command.split()
-    program = [sys.executable, "-m", "sleepfm.cli"] if words[0] == "sleepfm" else [sys.executable, "-m", "shards"]
-    arguments = words[1:] if words[0] == "sleepfm" else words[3:]
-    done = subprocess.run([*program, *arguments, "--help"], capture_output=True, text=True, check=True)
-    return done.stdout
+    with pytest.raises(SystemExit) as ended:
+        main([*words[1:], "--help"]) if words[0] == "sleepfm" else shards([*words[3:], "--help"])
+    assert ended.value.code == 0
+    return capsys.readouterr().out
 
 
 def declared(text: str) -> set[str]:
@@ -61,8 +71,12 @@ def declared(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", list(SURFACE))
-def test_a_command_has_exactly_its_arguments(command: str) -> None:
-    assert declared(help_text(command)) == SURFACE[command]
+def test_a_command_has_exactly_its_arguments(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Wide, so that no line of an explanation begins with what looks like an argument.
+    monkeypatch.setenv("COLUMNS", "400")
+    assert declared(help_text(command, capsys)) == SURFACE[command]
 
 
 def test_the_list_of_commands_is_whole() -> None:
@@ -76,6 +90,18 @@ def test_python_names() -> None:
     assert all(callable(getattr(sleepfm, name)) for name in ("from_pretrained", "load", "read_recording", "score"))
 
 
+def test_what_models_and_nights_offer() -> None:
+    from sleepfm.inference.night_score import NightScore
+    from sleepfm.models.embedding import EmbeddingModel
+
+    assert list(inspect.signature(EmbeddingModel.embed).parameters) == ["self", "signals", "cohort"]
+    assert list(inspect.signature(sleepfm.score).parameters) == ["recording", "model", "cohort"]
+    offered = {"plot", "stages_frame", "hypnodensity_frame", "events_frame", "headline", "statistics", "ahi", "n_epochs"}
+    assert offered <= set(dir(NightScore))
+    # A type checker reads the package (tests/typed_use.py), wherever it is installed.
+    assert (Path(sleepfm.__file__).parent / "py.typed").is_file()
+
+
 @pytest.mark.parametrize("script", ["pretrain", "probe", "finetune", "recordings"])
 def test_launch_scripts_are_importable_and_say_what_they_take(script: str) -> None:
     module = importlib.import_module(f"launch.{script}")
@@ -87,8 +113,9 @@ def test_make_targets() -> None:
     assert {"demo", "test", "check", "bench"} <= targets
 
 
-@pytest.mark.parametrize("arguments", [["score"], ["unknown"], []])
-def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
-    done = subprocess.run([sys.executable, "-m", "sleepfm.cli", *arguments], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "usage:" in done.stderr
+@pytest.mark.parametrize("arguments", [["score"], ["unknown"], [], ["doctor", "recordings", "--no-such-option"]])
+def test_wrong_usage_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: sleepfm")

@@ -1,1 +1,1 @@
-"""Subcommands of ``sleepfm``: each module has ``configure(parser)``, which sets ``run(arguments) -> exit status``."""
+"""Subcommands of ``sleepfm``: ``configure(parser)`` of each sets ``run(arguments) -> exit status``; see ``sleepfm/cli.py``."""

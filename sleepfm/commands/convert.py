@@ -5,20 +5,34 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from sleepfm.command_line import add_examples
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm convert``."""
-    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="best_model.pth; read without unpickling")
-    parser.add_argument("out", type=Path, metavar="OUT", help="new folder for the package")
-    parser.add_argument("--task", default="stage", help="what a downstream model predicts (default stage)")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CKPT", help="best_model.pth of the released code; it is read without unpickling"
+    )
+    parser.add_argument("out", type=Path, metavar="OUT", help="new folder for the converted model")
+    parser.add_argument(
+        "--task",
+        default="stage",
+        help="what a downstream model predicts: stage, apnea, hypopnea or arousal (default: %(default)s)",
+    )
     parser.add_argument(
         "--pretrained",
         type=Path,
         metavar="CKPT",
-        help="multimodal checkpoint that a downstream one was trained from, for the settings the latter lacks",
+        help="the multimodal checkpoint that a downstream model was trained from; it has settings that the other lacks",
     )
     parser.add_argument(
-        "--channels", default="", metavar="A,B", help="channels of a unimodal model that does not name its modality"
+        "--channels",
+        default="",
+        metavar="A,B",
+        help="channels of a unimodal model, for example EEG_C3,EEG_C4 (default: those of the modality that the checkpoint names)",
+    )
+    add_examples(
+        parser, "best_model.pth converted", "best_model.pth converted --task stage --pretrained multimodal/best_model.pth"
     )
     parser.set_defaults(run=run)
 

@@ -11,5 +11,5 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--device",
         default="auto",
         choices=("auto", "cpu", "cuda"),
-        help="where the models run: auto takes a GPU if there is one, unless DS_ACCELERATOR=cpu",
+        help="where the models run; auto: on a GPU if there is one, unless DS_ACCELERATOR=cpu (default: %(default)s)",
     )

@@ -8,7 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from sleepfm.console import warn
+from sleepfm.command_line import add_examples, positive
+from sleepfm.console import RED, YELLOW, coloured, warn
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import SubjectTableError
 from sleepfm.signals.cohorts.montage import NO_LABEL
@@ -21,17 +22,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm doctor``."""
     parser.add_argument("folder", metavar="DIR", help="folder or URL (s3://...) of EDF or BDF recordings, or one recording")
     parser.add_argument(
-        "--cohort", default="auto", help="whose rules apply: a name, a YAML file, or a folder of them; default auto"
+        "--cohort",
+        default="auto",
+        help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: %(default)s)",
     )
     parser.add_argument(
-        "--sample", type=_positive, metavar="N", help="look at N of the recordings, the same ones each time; default: all"
+        "--sample",
+        type=positive,
+        metavar="N",
+        help="look at only N of the recordings, the same ones each time (default: all)",
     )
     parser.add_argument(
         "--headers",
         action="store_true",
-        help="read headers and scorings alone, thousands a minute; default: the signals too, as a build does",
+        help="read only headers and scorings: thousands of recordings a minute (default: the signals too, as a build does)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON list instead of text")
+    add_examples(
+        parser, "recordings", "recordings --cohort lakeside.yaml", "s3://bucket/shhs --cohort shhs1 --headers --sample 100"
+    )
     parser.set_defaults(run=run)
 
 
@@ -57,11 +66,11 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         people = read_people(root, [rules] if isinstance(rules, Cohort) else (rules or all_cohorts()).all())
     except SubjectTableError as error:
-        warn(f"{error}; a build stops at it")
+        warn(f"{error}; a build would stop here")
         unusable = True
     summary = FolderSummary(root, signals=not arguments.headers, people=people)
     for folder, why in unlisted.items():
-        finding = Finding(folder, f"{why}; give the right to read it, since nothing is known of what is in it")
+        finding = Finding(folder, f"{why}; make it readable; what is in it is unknown")
         print(_element(finding, summary.printed) if arguments.json else "\n".join(_lines(finding)), flush=True)
         summary.add_folder()
     workers = len(os.sched_getaffinity(0))
@@ -77,7 +86,10 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         print("\n".join(["", *summary.lines()]))
         if arguments.headers:
-            print("headers and scorings alone: polarity, dead signals and nights under two names are told without --headers")
+            print(
+                "only headers and scorings were read; without --headers the doctor also reports polarity, dead signals and "
+                "duplicate nights"
+            )
         if len(chosen) < len(found):
             print(f"a sample of {len(chosen)} of the {len(found)} recordings; the others were not looked at")
     return 1 if summary.troubled or unusable else 0
@@ -86,13 +98,6 @@ def run(arguments: argparse.Namespace) -> int:
 def _element(finding: Finding, before: int) -> str:
     """A finding as an element of one JSON list, which begins with the first and is written as they come."""
     return f"{',' if before else '['}{json.dumps(finding.as_dict(), ensure_ascii=False)}"
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("at least 1")
-    return value
 
 
 def _lines(finding: Finding) -> list[str]:
@@ -107,7 +112,7 @@ def _lines(finding: Finding) -> list[str]:
         if name in finding.channels:
             lines.append(f"  {name:<9} {_mapped(finding.channels[name])}{_unusable(finding.channels[name], finding.epochs)}")
         elif name in finding.ambiguous:
-            lines.append(f"  {name:<9} AMBIGUOUS {finding.ambiguous[name]}")
+            lines.append(f"  {name:<9} {coloured('AMBIGUOUS', RED)} {finding.ambiguous[name]}")
         elif finding.missing.get(name, NO_LABEL) != NO_LABEL:
             lines.append(f"  {name:<9} missing: {finding.missing[name]}")
     absent = [name for name in CHANNELS if finding.missing.get(name) == NO_LABEL]
@@ -120,11 +125,11 @@ def _lines(finding: Finding) -> list[str]:
         scored = f"{finding.scoring}: {finding.scored_epochs} epochs scored, {finding.events} events"
         found = scored if finding.scoring else "none found"
         refused = finding.scoring_refused.removeprefix(finding.path + ": ")
-        lines.append(f"  scoring   {f'NOT USED {refused}' if refused else found}")
+        lines.append(f"  scoring   {coloured('NOT USED', YELLOW) + ' ' + refused if refused else found}")
         lines += [f"  texts     {line}" for line in finding.texts.lines() if not line.startswith("scoring not used")]
-    lines += [f"  warning   {warning}" for warning in finding.warnings]
+    lines += [f"  {coloured('warning', YELLOW)}   {warning}" for warning in finding.warnings]
     if finding.refused:
-        lines.append(f"  REFUSED   {finding.refused.removeprefix(finding.path + ': ')}")
+        lines.append(f"  {coloured('REFUSED', RED)}   {finding.refused.removeprefix(finding.path + ': ')}")
     return lines
 
 

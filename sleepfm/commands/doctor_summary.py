@@ -15,6 +15,7 @@ from sleepfm.signals.cohorts.proposals import merged, scoring_patterns
 from sleepfm.signals.files import is_folder, location
 from sleepfm.signals.people import KnownPeople
 from sleepfm.signals.polarity import POLAR, was_weighed
+from sleepfm.signals.refusals import ReasonCounts
 from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
 
@@ -65,6 +66,7 @@ class FolderSummary:
         self._scorings = SharedScorings()
         self._looked_for: dict[str, str] = {}
         self._without_scoring: list[str] = []
+        self._refusals = ReasonCounts()
 
     @property
     def printed(self) -> int:
@@ -95,6 +97,7 @@ class FolderSummary:
             if not finding.subject_read:
                 self._unread.add(finding.path)
         if finding.refused:
+            self._refusals.add(finding.refused.removeprefix(f"{finding.path}: "))
             return
         self.duplicates += self._is_duplicate(finding)
         self._add_usable(finding)
@@ -155,8 +158,9 @@ class FolderSummary:
             yield f"warning    {self._unread.warning(self._opened)}"
         if self._folders:
             yield f"folders    {self._folders} cannot be listed; what is in them is not counted"
-        twice = f"; {self.duplicates} of the usable under a second name, set aside by a build" if self.duplicates else ""
-        yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be quarantined{twice}"
+        twice = f"; {self.duplicates} of the usable are duplicates, which a build leaves out" if self.duplicates else ""
+        yield from (f"refused {line}" for line in self._refusals.lines())
+        yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be refused{twice}"
 
     def _channels(self) -> Iterable[str]:
         """Of each channel the recordings that have it; where signals were read, what became of its polarity."""
@@ -177,9 +181,9 @@ class FolderSummary:
             total = len(self._subjects)
             yield f"people     {people} of the {total} here are of a cohort with a table; known: {known or 'nothing'}"
             if self._in_table[""]:
-                yield f"people     {self._in_table['']} of them at their visit are in no table"
+                yield f"people     {self._in_table['']} of them, at this visit, are in no table"
         for path, first in list(self._same.items())[:_SHOWN]:
-            told = "a build sets aside the one without a scoring, else the later: remove it"
+            told = "a build leaves out the one without a scoring, or else the later one: remove it"
             yield f"warning    {path} has the same signals as {first}; {told}"
 
     def _places(self) -> Iterable[str]:
@@ -199,12 +203,12 @@ class FolderSummary:
         if len(self._unmapped) > _SHOWN:
             yield f"           and {len(self._unmapped) - _SHOWN} more; --json has all"
         if self._rules:
-            yield "rules      that would map them, if they are what they seem; below `channels:` in a cohort file of yours:"
+            yield "rules      to map them, if they are what they seem to be; put them below `channels:` in your cohort file:"
         for rule, counts in merged(self._rules)[:_SHOWN]:
             check = "; the header states no unit, check this one" if ", unit: " in rule else ""
             first = ", in this order" if len(counts) > 1 else ""
             channel = rule.partition(":")[0]
-            others = f"; {self._mapped[channel]} others have {channel} by rules that this takes the place of: write these too"
+            others = f"; {self._mapped[channel]} others have {channel} by rules that this one replaces: write these rules too"
             instead = others if self._mapped[channel] else ""
             yield f"           {rule}  # {', '.join(map(str, counts))} recordings{first}{check}{instead}"
 
@@ -214,7 +218,7 @@ class FolderSummary:
             return
         patterns = scoring_patterns([location(path) for path in self._without_scoring], self._root)
         if patterns:
-            yield "scorings   patterns that would find files of their names; below `scoring:` in a cohort file of yours:"
+            yield "scorings   patterns that would find scoring files; put one below `scoring:` in your cohort file:"
         for name, count in patterns.most_common(_SHOWN):
             yield f"           files: [{json.dumps(name)}]  # {count} recordings"
 

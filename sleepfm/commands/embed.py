@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sleepfm.command_line import add_examples
 from sleepfm.commands.device_option import add_device
+from sleepfm.console import refuse
 from sleepfm.errors import RecordingError, SleepFMError, StorageError, UsageError
 from sleepfm.files import atomic_path, make_folder
 from sleepfm.signals.files import is_remote, local_path, location
@@ -23,11 +24,22 @@ _DIGEST = "sleepfm.rows_sha256"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm embed``."""
-    parser.add_argument("source", metavar="SRC", help="a recording, a folder of recordings, or a data set")
-    parser.add_argument("--model", required=True, metavar="URI", help="any model of the registry, or a package")
-    parser.add_argument("--out", required=True, metavar="FILE.parquet")
-    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
+    parser.add_argument("source", metavar="SRC", help="a recording, a folder of recordings, or a data set of shards")
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="URI",
+        help="a model of the registry (models:/NAME@ALIAS or models:/NAME/VERSION), or a package folder",
+    )
+    parser.add_argument("--out", required=True, metavar="FILE.parquet", help="file for the embeddings")
+    parser.add_argument(
+        "--cohort",
+        default="auto",
+        metavar="NAME",
+        help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: %(default)s)",
+    )
     add_device(parser)
+    add_examples(parser, "recordings --model models:/sleepfm-synthsleepnet@champion --out embeddings.parquet")
     parser.set_defaults(run=run)
 
 
@@ -46,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not is_remote(source) and not source.exists():
         raise RecordingError(f"{source}: no such file or folder")
     if out.is_dir():
-        raise UsageError(f"--out {out}: is a folder; name a file, such as {out / 'embeddings.parquet'}")
+        raise UsageError(f"--out {out}: is a folder; give a file, for example {out / 'embeddings.parquet'}")
     # Bytes of no encoding in a name are kept apart.
     origin = str(source if is_remote(source) else source.resolve()).encode("utf-8", "backslashreplace").decode()
     _check_free(out, origin)
@@ -75,14 +87,14 @@ def run(arguments: argparse.Namespace) -> int:
         for result in _embedded(source, encoder, arguments.cohort):
             if isinstance(result, SleepFMError):
                 refused += 1
-                print(f"refused: {result}", file=sys.stderr, flush=True)
+                refuse(str(result))
                 continue
             record, embedding, stage = result
             usable = embedding.isfinite().all(dim=1).tolist()
             if not any(usable):
                 refused += 1
                 channels = ", ".join(encoder.channels)
-                print(f"refused: {record}: no epoch with a usable channel of the model ({channels})", file=sys.stderr, flush=True)
+                refuse(f"{record}: no epoch with a usable channel of the model ({channels})")
                 continue
             columns = {
                 "record": [record] * len(embedding),
@@ -108,13 +120,13 @@ def _check_free(out: Path, source: str) -> None:
     metadata = {} if out.is_symlink() else _written(out)
     if _CONTENT.encode() not in metadata:
         raise StorageError(
-            f"--out {out}: is there, was not written by sleepfm embed or has been changed since, and is not replaced; "
-            "name another file"
+            f"--out {out}: exists, and was not written by sleepfm embed or has changed since, so it is not replaced; give "
+            "another file"
         )
     held = metadata.get(b"source", b"something else").decode()
     if held != source:
         raise StorageError(
-            f"--out {out}: holds the embeddings of {held}, not of {source}, and is not replaced; name another file"
+            f"--out {out}: holds the embeddings of {held}, not of {source}, so it is not replaced; give another file"
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from sleepfm.command_line import add_examples
 from sleepfm.console import say
 from sleepfm.signals.files import local_path
 
@@ -11,9 +12,16 @@ from sleepfm.signals.files import local_path
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm export``."""
     parser.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder")
-    parser.add_argument("--to", required=True, metavar="DIR", help="new folder, or one that holds the same model")
-    parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
-    parser.add_argument("--no-onnx", action="store_true", help="leave out the encoder as an ONNX file")
+    parser.add_argument(
+        "--to", required=True, metavar="DIR", help="new folder, or one that an earlier export of the same model wrote"
+    )
+    parser.add_argument(
+        "--store", help="address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
+    )
+    parser.add_argument("--no-onnx", action="store_true", help="do not write the encoder as an ONNX file")
+    add_examples(
+        parser, "models:/sleepfm-scorer@champion --to exported", "models:/sleepfm-neuronet-eeg/3 --to exported --no-onnx"
+    )
     parser.set_defaults(run=run)
 
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from sleepfm.command_line import add_examples, positive
 from sleepfm.errors import UsageError
 from sleepfm.inference.default_models import CHAMPIONS
 from sleepfm.registry import registry
@@ -20,15 +21,16 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _HEADER = ("model", "version", "alias", "selected by", "data set", "made from")
-_STORE = "MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db"
+_STORE = "address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
 _METRIC = "metric."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm models`` and of what stands behind it."""
     parser.add_argument("--store", help=_STORE)
-    parser.add_argument("--name", help="only the versions of this model, with every figure and what each was made from")
-    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument("--name", help="show only this model: every figure of each version, and what it was made from")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    add_examples(parser, "", "--name sleepfm-stage", "promote sleepfm-stage 3")
     parser.set_defaults(run=run)
     actions = parser.add_subparsers(title="actions", metavar="ACTION")
 
@@ -39,13 +41,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         added.set_defaults(run=does)
         return added
 
-    promote = action("promote", _promote, "have the alias champion mean a version, whatever its figures are compared with")
-    promote.add_argument("model", metavar="NAME")
-    promote.add_argument("version", metavar="VERSION")
-    prune = action("prune", _prune, "remove what runs registered on their way, but the newest of each, and what nobody uses")
-    prune.add_argument("model", nargs="?", metavar="NAME", help="of this model alone")
-    prune.add_argument("--keep", type=int, default=1, metavar="N", help="how many of each run stay (1)")
-    action("bind", _bind, f"make the champions of all tasks a version of {SCORER}, and that its champion")
+    promote = action("promote", _promote, "make a version the champion, whatever its figures")
+    promote.add_argument("model", metavar="NAME", help="registered model")
+    promote.add_argument("version", metavar="VERSION", help="number of the version")
+    add_examples(promote, "sleepfm-stage 3")
+    prune = action(
+        "prune",
+        _prune,
+        "remove versions that runs registered while they trained: those that nobody uses, but the newest of each run",
+    )
+    prune.add_argument("model", nargs="?", metavar="NAME", help="registered model (default: all)")
+    prune.add_argument(
+        "--keep", type=positive, default=1, metavar="N", help="how many versions of each run to keep (default: %(default)s)"
+    )
+    add_examples(prune, "", "sleepfm-stage --keep 3")
+    bind = action("bind", _bind, f"bind the champions of all tasks into a new version of {SCORER}, and make it the champion")
+    add_examples(bind, "")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -83,8 +94,6 @@ def _promote(arguments: argparse.Namespace) -> int:
 
 
 def _prune(arguments: argparse.Namespace) -> int:
-    if arguments.keep < 1:
-        raise UsageError(f"--keep {arguments.keep}: at least 1")
     removed = prune_all(arguments.keep, arguments.model, arguments.store)
     print("\n".join(f"{label} removed" for label in removed) if removed else "nothing to remove")
     return 0
@@ -94,7 +103,7 @@ def _bind(arguments: argparse.Namespace) -> int:
     version = bind_champions(CHAMPIONS, arguments.store)
     if version is None:
         missing = [address for address in CHAMPIONS.values() if registry.look_up_if_there(address, arguments.store) is None]
-        raise UsageError(f"{SCORER} needs a model of every task; {', '.join(missing)} is not there: train one, or promote one")
+        raise UsageError(f"{SCORER} needs a model of every task; {', '.join(missing)} does not exist: train one, or promote one")
     print(f"{SCORER}:{version} is {CHAMPION} now")
     return 0
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sleepfm import builtin
+from sleepfm.command_line import add_examples, positive
 from sleepfm.commands.device_option import add_device
-from sleepfm.console import say
+from sleepfm.console import refuse, say
 from sleepfm.errors import UsageError
 from sleepfm.files import make_folder
 from sleepfm.signals.files import is_file, local_path, location
@@ -23,58 +23,90 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm score``."""
     parser.add_argument(
-        "recordings", nargs="*", metavar="EDF", help="recordings (EDF, EDF+, BDF), folders of them, patterns, URLs"
+        "recordings",
+        nargs="*",
+        metavar="EDF",
+        help="recordings (EDF, EDF+, BDF), folders of them, patterns such as '*.edf', or URLs",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder that gets one folder a night, and a summary of all")
+    parser.add_argument(
+        "--out", required=True, metavar="DIR", help="folder for the results: one folder for each night, and a summary"
+    )
     parser.add_argument(
         "--model",
         nargs="+",
         action="append",
         default=[],
         metavar="URI",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, builtin or a package folder; by default the champion of sleepfm-scorer, "
-        "else those of the tasks, else the built-in models",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, builtin or a package folder; several for several tasks (default: the "
+        "champion of sleepfm-scorer, else the champions of sleepfm-stage, sleepfm-apnea and sleepfm-hypopnea, else builtin)",
     )
-    parser.add_argument("--store", help="MLflow address; default: MLFLOW_TRACKING_URI, else runs/mlflow.db")
-    parser.add_argument("--cohort", default="auto", metavar="NAME", help="channel rules (name, YAML file, or folder of them)")
+    parser.add_argument(
+        "--store", help="address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
+    )
+    parser.add_argument(
+        "--cohort",
+        default="auto",
+        metavar="NAME",
+        help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: %(default)s)",
+    )
     parser.add_argument(
         "--channel",
         action="append",
         default=[],
         metavar="NAME=SIGNAL",
-        help="make a canonical channel of this signal, or of a signal less its reference: EEG_C4=C4:A1",
+        help="the signal of a canonical channel, or the signal and its reference: EEG_C4=C4:A1; may be given several times",
     )
     add_device(parser)
     parser.add_argument(
         "--precision",
         default="auto",
         choices=("auto", "fp32", "bf16"),
-        help="of encoders; auto: bf16 for large ones where the processor multiplies in it, else fp32",
+        help="arithmetic of the encoders; auto: bf16 for large encoders if the processor has bf16 multiplication, else fp32 "
+        "(default: %(default)s)",
     )
-    parser.add_argument("--scoring", metavar="FILE", help="human scoring of the one recording, to compare with")
+    parser.add_argument(
+        "--scoring",
+        metavar="FILE",
+        help="human scoring to compare with; only for one recording (default: the one that lies beside it)",
+    )
     parser.add_argument(
         "--position",
         metavar="LABEL=CODES",
-        help="signal of the body's position and what its values mean: POSITION=0:right,1:left,2:supine,3:prone",
+        help="the signal of body position and what its values mean: POSITION=0:right,1:left,2:supine,3:prone",
     )
     parser.add_argument(
         "--show-identity",
         action="store_true",
-        help="the report names the person, as the header does, and the date; without, neither",
+        help="show the person's name, as the header has it, and the date in the report (default: neither)",
     )
-    parser.add_argument("--lights-off", metavar="TIME", help="time of day (22:45) or seconds from the start (+900)")
-    parser.add_argument("--lights-on", metavar="TIME", help="as --lights-off; by default both as annotated, else by rule")
+    parser.add_argument(
+        "--lights-off",
+        metavar="TIME",
+        help="time of day (22:45), or seconds from the start (+900) (default: as annotated, else the first scored epoch)",
+    )
+    parser.add_argument(
+        "--lights-on", metavar="TIME", help="the same for lights on (default: as annotated, else the last scored epoch)"
+    )
     parser.add_argument(
         "--resolution",
         default="30s",
         choices=("1s", "5s", "30s"),
-        help="of the hypnodensity; 5s takes 6 times as long, 1s 30",
+        help="step of the hypnodensity; 5s takes 6 times as long as 30s, 1s takes 30 times as long (default: %(default)s)",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes, each with its models; with RAY_ADDRESS actors of that Ray cluster"
+        "--workers",
+        type=positive,
+        metavar="N",
+        help="processes, each with its own copy of the models; with RAY_ADDRESS, actors on that Ray cluster (default: 1; on Ray, "
+        "one for each CPU)",
     )
-    parser.add_argument("--again", action="store_true", help="score also what is there already, made with the same")
-    parser.add_argument("--json", action="store_true", help="a line of JSON for each recording")
+    parser.add_argument(
+        "--again", action="store_true", help="score nights again even if their results are there and would be the same"
+    )
+    parser.add_argument("--json", action="store_true", help="print one line of JSON for each recording")
+    add_examples(
+        parser, "night.edf --out scored", "recordings --out scored --model models:/sleepfm-scorer@champion --lights-off 22:45"
+    )
     parser.set_defaults(run=run, several="recordings")
 
 
@@ -82,9 +114,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Score every recording; 1 if any was refused, each with its reason."""
     models, words = _models_and_recordings(arguments.model, arguments.recordings)
     if not words:
-        raise UsageError("no recording stated; name EDF or BDF files, or folders of them")
-    if arguments.workers is not None and arguments.workers < 1:
-        raise UsageError(f"--workers {arguments.workers}: at least 1")
+        raise UsageError("no recording given; give EDF or BDF files, or folders of them")
     scoring = _scoring(arguments.scoring)
     from sleepfm.commands.score_inputs import Job, find_jobs
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
@@ -120,11 +150,11 @@ def run(arguments: argparse.Namespace) -> int:
     found = list(find_jobs(words, load_rules(arguments.cohort), out))
     jobs = [job for job in found if isinstance(job, Job)]
     if scoring and len(found) > 1:
-        raise UsageError("--scoring belongs to one recording; score the others in calls of their own")
+        raise UsageError("--scoring is for one recording; score the other recordings in separate calls")
     check_summary(out)
     refused = {item.file: str(item.error) for item in found if not isinstance(item, Job)}
     for reason in refused.values():
-        print(f"refused: {reason}", file=sys.stderr, flush=True)
+        refuse(reason)
     names: dict[str, str] = {}
     if jobs and not plan.models:
         plan = replace(plan, models=_default_models(arguments.store))
@@ -161,7 +191,7 @@ def _default_models(store: str | None) -> tuple[str, ...]:
 
 def _tell(outcome: Outcome, count: str, as_json: bool) -> None:
     if outcome.status == "refused":
-        print(f"refused: {outcome.reason}", file=sys.stderr, flush=True)
+        refuse(outcome.reason)
     if as_json:
         content = {"status": outcome.status, "file": outcome.file}
         if outcome.status == "refused":

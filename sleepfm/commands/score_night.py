@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +19,6 @@ from sleepfm.commands.score_inputs import Job
 from sleepfm.errors import MontageError, RecordingError, SleepFMError, UsageError
 from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE, Lights
 from sleepfm.files import read_json
-from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.scorer import Scorer, prepare_night, scorings_root
 from sleepfm.models.device import Precision, choose_device
 from sleepfm.output import Origin, check_free, strangers, whole_folder
@@ -132,7 +130,7 @@ class NightScorer:
             score = replace(scorer.score(night, resolution=plan.resolution, progress=progress), lights=lights)
         with whole_folder(folder, origin) as unfinished:
             writing.result().write_night(unfinished, score, night, start, made_with, identity, position)
-        return Outcome("scored", job.file, record, str(folder), headline(score), score.warnings)
+        return Outcome("scored", job.file, record, str(folder), score.headline, score.warnings)
 
     @contextmanager
     def _progress(self, scorer: Scorer, night: PreparedRecording) -> Iterator[Callable[[int], object] | None]:
@@ -184,17 +182,6 @@ def is_done(folder: Path, made_with: dict[str, Any]) -> bool:
     return isinstance(summary, dict) and summary.get("made_with") == made_with and not strangers(folder)
 
 
-def headline(score: NightScore) -> str:
-    """The night in one line: what was scored, and nothing of what was not."""
-    parts = [f"{score.n_epochs} epochs"]
-    if "stage" in score.models:
-        stats = score.statistics
-        slept = stats.total_sleep_time
-        parts.append("no epoch staged" if math.isnan(slept) else f"{slept:.0f} min of sleep")
-        parts += [f"{stats.unscored:g} min unscored"] if stats.unscored else []
-    return ", ".join([*parts, *([str(score.breathing)] if score.breathing.counted else [])])
-
-
 def choose_lights(recording: Recording, texts: Sequence[tuple[float, str]], off: str | None, on: str | None) -> Lights:
     """When lights went off and on: as stated, else as annotated, else by the rule.
 
@@ -212,8 +199,9 @@ def choose_lights(recording: Recording, texts: Sequence[tuple[float, str]], off:
     lights = Lights(off_s, on_s, off_from, on_from)
     if lights.off is not None and lights.on is not None and lights.on <= lights.off:
         raise RecordingError(
-            f"{recording.name}: lights on at {lights.on:g} s ({lights.on_from}), not after lights off at {lights.off:g} s "
-            f"({lights.off_from}); state both with --lights-off and --lights-on"
+            f"{recording.name}: lights on at {lights.on:g} s ({lights.on_from}), which is not after lights off at "
+            f"{lights.off:g} s "
+            f"({lights.off_from}); give both with --lights-off and --lights-on"
         )
     return lights
 
@@ -236,8 +224,8 @@ def _seconds(recording: Recording, option: str, text: str) -> float:
         stated = (datetime.combine(recording.start.date(), stated) - recording.start).total_seconds() % _DAY
     if not 0 <= stated <= recording.duration:
         raise RecordingError(
-            f"{recording.name}: {option} {text} is {stated:g} s after its start, and it is {recording.duration:g} s long; state "
-            "another time, or score this recording in a call of its own"
+            f"{recording.name}: {option} {text} is {stated:g} s after its start, but it is only {recording.duration:g} s "
+            "long; give another time, or score this recording in a separate call"
         )
     return stated
 

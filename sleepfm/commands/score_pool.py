@@ -81,7 +81,7 @@ def _in_processes(plan: Plan, jobs: Sequence[Job], workers: int) -> Iterator[Out
 
 
 def _died(job: Job) -> Outcome:
-    reason = f"{job.file}: its process died without a word, as one does that takes more memory than there is"
+    reason = f"{job.file}: its process ended without a message, perhaps because memory ran out; try fewer --workers"
     return Outcome("refused", job.file, reason=reason)
 
 

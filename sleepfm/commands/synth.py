@@ -6,30 +6,49 @@ import argparse
 import os
 from pathlib import Path
 
+from sleepfm.command_line import add_examples
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm synth``."""
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write; an NSRR-shaped tree")
-    parser.add_argument("--subjects", type=int, required=True, metavar="N", help="number of recordings")
-    parser.add_argument("--hours", type=float, required=True, metavar="H", help="length of each recording")
-    parser.add_argument("--seed", type=int, default=1, metavar="S", help="same seed, same bytes (default 1)")
-    parser.add_argument("--cohort", help="whose layout, labels and rates (default shhs1)")
-    parser.add_argument("--clean", action="store_true", help="nights and scorings without the faults of real ones")
-    parser.add_argument("--workers", type=int, default=None, metavar="N", help="processes (default: all cores)")
+    parser.add_argument("out", type=Path, metavar="OUT", help="folder for the recordings, laid out like an NSRR download")
+    parser.add_argument("--subjects", type=int, required=True, metavar="N", help="number of people, one recording each")
+    parser.add_argument("--hours", type=float, required=True, metavar="H", help="length of each recording in hours")
     parser.add_argument(
-        "--config", metavar="FILE", help="nights that vary more than people do, such as synthetic/train.yaml; instead of --cohort"
+        "--seed", type=int, default=1, metavar="S", help="the same seed gives the same bytes (default: %(default)s)"
+    )
+    parser.add_argument("--cohort", help="cohort whose layout, channel labels and rates are imitated (default: shhs1)")
+    parser.add_argument("--clean", action="store_true", help="leave out the faults that real recordings and scorings have")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="nights that vary more than people do, as this file says, for example synthetic/train.yaml; instead of --cohort",
     )
     parser.add_argument(
         "--shards",
         type=Path,
         metavar="DIR",
-        help="with --config: build this data set, and remove each recording once it is in it",
+        help="with --config: also build this data set, and remove each recording once it is in it",
     )
     parser.add_argument(
-        "--build", action="append", default=[], metavar="key=value", help="with --shards: see configs/shards.yaml"
+        "--build",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="with --shards: change a key of configs/shards.yaml; may be given several times",
     )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="key=value", help="on top of --config; age=null leaves a knob out"
+        "--set",
+        action="append",
+        default=[],
+        metavar="key=value",
+        help="with --config: change a key of the file, for example age=null; may be given several times",
+    )
+    add_examples(
+        parser,
+        "cohort --subjects 32 --hours 8 --seed 1",
+        "nights --subjects 1000 --hours 8 --config synthetic/train.yaml --shards shards",
     )
     parser.set_defaults(run=run)
 
@@ -45,11 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     out = local_path(arguments.out, "OUT")
     workers = arguments.workers if arguments.workers is not None else len(os.sched_getaffinity(0))
     if arguments.config is None and (arguments.set or arguments.shards):
-        raise UsageError("--set and --shards belong to --config; name a file of configs/synthetic")
+        raise UsageError("--set and --shards need --config; give a file of configs/synthetic")
     if arguments.build and arguments.shards is None:
-        raise UsageError("--build belongs to --shards; name the data set to build")
+        raise UsageError("--build needs --shards; give the data set to build")
     if arguments.config is not None and arguments.cohort is not None:
-        raise UsageError("--cohort and --config: state one of them; with --config every recording has a layout of its own")
+        raise UsageError("--cohort and --config: give only one of them; with --config every recording has its own layout")
     variety = None if arguments.config is None else load_variety(arguments.config, tuple(arguments.set))
     has_faults = not arguments.clean and (variety is None or variety.faults)
     rates = default_rates() if has_faults else None

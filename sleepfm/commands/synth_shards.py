@@ -68,8 +68,8 @@ def stream_to_shards(
         done = int(journal.get("recordings", 0))  # from the first on, in the data set
         if done and not shards.is_dir():
             raise DatasetError(
-                f"{shards}: is not there, and the first {done} recordings of {recordings} were removed after they "
-                "came into it; bring it back, or start with two new folders"
+                f"{shards}: does not exist, but the first {done} recordings of {recordings} were removed after they were "
+                "added to it; restore it, or start with two new folders"
             )
         # A call may have been ended before it removed those of its part.
         _remove(recordings, range(done), journal.get("files", {}))

@@ -192,7 +192,9 @@ class BlockCache:
         marker = folder / MARKER
         # In this order: another process may be making it. A folder of that name is somebody else's.
         if not marker.is_file() and any(folder.iterdir()) and not marker.is_file():
-            raise ShardError(f"{folder}: holds files that this cache has not made; move it away, or set {FOLDER_VARIABLE}")
+            raise ShardError(
+                f"{folder}: contains files that this cache did not write; move the folder away, or set {FOLDER_VARIABLE}"
+            )
         marker.touch()
 
     def discard(self, name: str) -> None:
@@ -234,7 +236,8 @@ class BlockCache:
             removable = [(bytes_, path) for bytes_, path in removable if path.exists()]
         if used + need > self.limit and at_once:
             raise ShardError(
-                f"{self.folder}: {need} bytes beside {used} others do not fit {self.limit} bytes; set {LIMIT_VARIABLE} higher"
+                f"{self.folder}: {need} bytes beside {used} bytes in use exceed the limit of {self.limit} bytes; set "
+                f"{LIMIT_VARIABLE} higher"
             )
         return used + need <= self.limit
 

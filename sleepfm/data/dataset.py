@@ -96,7 +96,7 @@ class Dataset:
         names = shards["shard"].to_pylist()
         strange = [name for name in names if not re.fullmatch(r"[\w-]+\.tar", name)]
         if strange:
-            raise DatasetError(f"{self.origin}: {strange[0]!r} is no name of a shard; build the data set again")
+            raise DatasetError(f"{self.origin}: {strange[0]!r} is not a valid name of a shard; build the data set again")
         if table.num_rows != description["counts"]["records"] or len(names) != description["counts"]["shards"]:
             raise DatasetError(
                 f"{self.origin}: the manifest holds {table.num_rows} recordings in {len(names)} shards, dataset.json "
@@ -296,7 +296,8 @@ def _described(content: bytes, name: str) -> dict[str, Any]:
         raise DatasetError(f"{name}: not a data set description ({error})") from error
     if schema not in LAYOUTS:
         raise DatasetError(
-            f"{name}: schema {schema}, this version reads schemas {' and '.join(map(str, LAYOUTS))}; build the shards again"
+            f"{name}: has schema {schema}, but this version reads schemas {' and '.join(map(str, LAYOUTS))}; build the shards "
+            "again"
         )
     return description
 
@@ -328,6 +329,5 @@ def _read_table(path: Path, name: str, columns: list[str]) -> Any:
         return pq.read_table(file, columns=columns, memory_map=False)
     except (OSError, pyarrow.lib.ArrowException) as error:
         raise DatasetError(
-            f"{file}: cannot read the manifest ({str(error).splitlines()[0]}); "
-            "run `python -m shards build` again to write it anew"
+            f"{file}: cannot read the manifest ({str(error).splitlines()[0]}); run `python -m shards build` again to write it"
         ) from error

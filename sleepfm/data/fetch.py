@@ -145,7 +145,7 @@ class RemoteObject:
             if version != self._version:
                 raise UnavailableError(
                     f"{self.url}: replaced while it was read (version {self._version} before, {version} now); "
-                    "restore it, or end and open the data set again"
+                    "restore it, or stop and open the data set again"
                 )
         except BaseException:
             file.__exit__()

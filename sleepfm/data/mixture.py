@@ -217,4 +217,4 @@ def _all_different(digest: DataDigest) -> None:
         if one.digest == other.digest
     ]
     if same:
-        raise ConfigError(f"data.sources: {'; '.join(same)}; name each once, with the share of both")
+        raise ConfigError(f"data.sources: {'; '.join(same)}; give each only once, with the share of both")

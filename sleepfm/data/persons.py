@@ -32,9 +32,9 @@ def check_persons(datasets: Mapping[str, Dataset]) -> None:
         shared |= common
     if unlike:
         raise DatasetError(
-            f"{'; '.join(unlike)}: their keys are written in different ways (privacy.names, privacy.salt), so that nobody can "
-            "tell whether one person is in two splits; build them with the same privacy.names and privacy.salt, or leave one of "
-            "each two out"
+            f"{'; '.join(unlike)}: their keys are written in different ways (privacy.names, privacy.salt), so it is unknown "
+            "whether a person is in two splits; build them with the same privacy.names and privacy.salt, or leave one of "
+            "each pair out"
         )
     if not shared:
         return
@@ -58,8 +58,8 @@ def check_persons(datasets: Mapping[str, Dataset]) -> None:
         told.append(f"{_place(first, datasets)} and {_place(name, datasets)}: {'; '.join(people[:_NAMED])}{more}")
     if told:
         raise DatasetError(
-            f"{'; '.join(told)}; splits hold by person: build them with the same split.salt and fractions, or leave one of each "
-            "two out"
+            f"{'; '.join(told)}; a person must be in one split only: build them with the same split.salt and fractions, or "
+            "leave one of each pair out"
         )
 
 

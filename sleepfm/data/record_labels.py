@@ -96,8 +96,8 @@ class RecordLabels:
         if values.min() < -1 or len(found) > top + 1 or not np.array_equal(found[-len(expected) :], expected):
             shard = self._dataset.shard_name(int(self._dataset.shard_of[record]))
             raise ShardError(
-                f"{shard}: labels {name!r} of {self._dataset.names[record]} are not those that the manifest counts; "
-                "restore it or build again"
+                f"{shard}: labels {name!r} of {self._dataset.names[record]} differ from what the manifest counts; restore it "
+                "or build again"
             )
 
     def _draw(self, target: NDArray[np.int8], name: str) -> NDArray[np.bool_]:

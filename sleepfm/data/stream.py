@@ -163,16 +163,16 @@ class Stream(ABC):
                     batch.labels[name][slot] = values[0]
                 items.record[slot], items.first[slot] = substitute.record[0], substitute.first[0]
                 return
-        raise self.too_many("and no other item of their shards is intact")
+        raise self.too_many("no other item of their shards is intact")
 
     def too_many(self, why: str = "") -> TooManyCorruptError:
         """The error that ends reading, of what :attr:`report` holds; ``why``, unless it is the share that is tolerated."""
-        why = why or f"more than the share of {self._tolerance.share:g} that is tolerated"
+        why = why or f"limit {100 * self._tolerance.share:g} %, data.max_corrupt"
         names = ", ".join(sorted(name for name, trouble in self.report.shards.items() if trouble.faults)[:5])
         message = (
-            f"{self.dataset.origin}: {self.report.skipped} corrupt items in {self.report.items} read, {why} "
-            f"(max_corrupt); shards: {names}; last: {self.report.last_fault}; "
-            f"restore them, see `python -m shards verify {self.dataset.origin}`"
+            f"{self.dataset.origin}: {self.report.skipped:,} of {self.report.items:,} items are corrupt ({why}); "
+            f"shards: {names}; last: {self.report.last_fault}; restore these shards, "
+            f"`python -m shards verify {self.dataset.origin}` lists all faults"
         )
         return TooManyCorruptError(message, why)
 

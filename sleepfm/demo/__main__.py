@@ -10,11 +10,11 @@ from pathlib import Path
 
 from shards.build_config import load_build_config
 from sleepfm.config import digest, load_config, to_dict
-from sleepfm.console import accept_every_character
+from sleepfm.console import accept_every_character, exit_with
 from sleepfm.demo.census import take_census
 from sleepfm.demo.runner import JOURNAL_FILE, Journal, Runner, set_aside
 from sleepfm.demo.steps import EVENTS, MODALITIES, DemoConfig, Plan
-from sleepfm.errors import UsageError, exit_with
+from sleepfm.errors import UsageError
 from sleepfm.extras import require
 from sleepfm.lock import only_writer
 from sleepfm.signals.cohorts.catalogue import AUTO, all_cohorts, cohort_names, load_rules
@@ -32,14 +32,18 @@ def main() -> int:
 def parser() -> argparse.ArgumentParser:
     """What the command takes."""
     parser = argparse.ArgumentParser(prog="python -m sleepfm.demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
-    parser.add_argument("--data", type=Path, help="a folder of recordings, in place of a synthetic cohort")
-    parser.add_argument("--cohort", help="rules for --data: a name, a YAML file, or a folder of them; default auto")
-    parser.add_argument("--salt", help="any word: another one lets other people come into each split")
-    parser.add_argument("--config", default="demo/default.yaml", help="settings: a file, or a shipped one by its name")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made")
-    parser.add_argument("--fresh", action="store_true", help="set an earlier demo in that folder aside and start over")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort (default: %(default)s)")
+    parser.add_argument("--data", type=Path, help="folder of your own recordings, instead of a synthetic cohort")
+    parser.add_argument("--cohort", help="rules for --data: a name, a YAML file, or a folder of them (default: auto)")
+    parser.add_argument("--salt", help="any word; another word draws the people of each split again")
+    parser.add_argument(
+        "--config", default="demo/default.yaml", help="settings: a file, or the name of a shipped one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo"), help="folder for everything that is made (default: %(default)s)"
+    )
+    parser.add_argument("--fresh", action="store_true", help="rename the folder of an earlier demo and start over")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the settings, for example processes=1")
     return parser
 
 
@@ -72,7 +76,7 @@ def _cohort(arguments: argparse.Namespace) -> tuple[str, dict[str, object]]:
     if arguments.cohort is None:
         return AUTO, {}
     if arguments.data is None:
-        raise UsageError("--cohort is for recordings of your own; give their folder with --data")
+        raise UsageError("--cohort is for your own recordings; give their folder with --data")
     rules = load_rules(arguments.cohort)
     cohorts = (rules,) if isinstance(rules, Cohort) else (rules or all_cohorts()).all()
     is_name = arguments.cohort == AUTO or arguments.cohort in cohort_names()

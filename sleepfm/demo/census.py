@@ -91,8 +91,8 @@ class Census:
                 lacking.append(f"{name} has no recording with {_and(missing)}")
         if lacking:
             raise DatasetError(
-                f"too few recordings for the demo: {'; '.join(lacking)}. Add recordings or scorings, or let other people come "
-                "into these splits: any other word in `make demo SALT=word`, or --salt word, draws them anew"
+                f"too few recordings for the demo: {'; '.join(lacking)}. Add recordings or scorings, or draw the splits again "
+                "with another word: `make demo SALT=word`, or --salt word"
             )
 
 

@@ -68,10 +68,10 @@ class Journal:
         if stored is not None and stored["identity"] == identity:
             return cls(path, identity, {name: Done(**done) for name, done in stored["steps"].items()})
         if stored is not None:
-            raise UsageError(f"{folder}: holds a demo of other data or settings, which is kept; {instead}")
+            raise UsageError(f"{folder}: contains a demo of other data or settings, which is kept; {instead}")
         is_new = not os.path.lexists(folder)
         if not is_new and (not folder.is_dir() or any(item.name != LOCK_FILE for item in folder.iterdir())):
-            raise UsageError(f"{folder}: holds what no demo has made; give another folder (make demo OUT=FOLDER)")
+            raise UsageError(f"{folder}: contains files that no demo wrote; give another folder (make demo OUT=FOLDER)")
         return cls(path, identity)
 
     def save(self) -> None:
@@ -101,13 +101,13 @@ def set_aside(folder: Path) -> None:
     if not os.path.lexists(folder):
         return
     if _stored(folder) is None:
-        raise UsageError(f"{folder}: holds what no demo has made; give another folder (make demo OUT=FOLDER)")
+        raise UsageError(f"{folder}: contains files that no demo wrote; give another folder (make demo OUT=FOLDER)")
     place = Path(os.path.abspath(folder))
     number = next(n for n in itertools.count(1) if not os.path.lexists(place.with_name(f"{place.name}-{n}")))
     target = place.with_name(f"{place.name}-{number}")
     with only_writer(folder), writing(target):
         place.rename(target)
-    print(f"{folder}: what was there is now in {target}", flush=True)
+    print(f"{folder}: the earlier demo is now in {target}", flush=True)
 
 
 class Runner:
@@ -152,7 +152,7 @@ class Runner:
 
 def _run_logged(step: Step, log: Path) -> tuple[int, str, int]:
     """Run ``step`` with its output in ``log``; returns its status, its last line and its peak memory in bytes."""
-    last_line, error_line, shown_at = "", "", time.monotonic()
+    last_line, error_line, shown, shown_at = "", "", "", time.monotonic()
     with log.open("w") as sink:
         process = subprocess.Popen(step.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         assert process.stdout is not None
@@ -166,8 +166,8 @@ def _run_logged(step: Step, log: Path) -> tuple[int, str, int]:
                 last_line = text
                 if text.startswith("error: "):
                     error_line = text
-                if time.monotonic() - shown_at > RELAY_SECONDS:
+                if time.monotonic() - shown_at > RELAY_SECONDS and text != shown:
                     print(f"        {text[:150]}", flush=True)
-                    shown_at = time.monotonic()
+                    shown, shown_at = text, time.monotonic()
             status = process.wait()
     return status, error_line or last_line, memory.peak

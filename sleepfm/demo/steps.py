@@ -18,9 +18,8 @@ from sleepfm.errors import DatasetError
 from sleepfm.paths import config_root
 from sleepfm.signals.cohorts.catalogue import AUTO, load_rules, recognise_cohort
 from sleepfm.tasks import BREATHING
+from sleepfm.training.job_options import launch_line
 
-# `launch` lies beside this package, in a checkout as where a wheel is installed.
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
 BIN = Path(sys.executable).parent
 # Those of SynthSleepNet in the paper's layout; breathing has a network of its own, on which events are found.
 MODALITIES = ("EEG", "EOG", "EMG", "ECG")
@@ -218,8 +217,6 @@ class Plan:
         return min(self.config.processes, torch.cuda.device_count()) if accelerator() == "cuda" else self.config.processes
 
     def _train(self, name: str, script: str, config: str, overrides: Sequence[str]) -> Step:
-        # DeepSpeed's node launcher: what the `deepspeed` command starts too, after eight more seconds of imports.
-        launcher = [sys.executable, "-m", "sleepfm.training.launcher", str(self.processes())]
         paths = [f"data.path={self.shards}", f"train.output={self.output(name)}"]
-        job = [str(LAUNCH / f"{script}.py"), str(config_root() / f"{config}.yaml")]
-        return Step(name, [*launcher, *job, *paths, *overrides])
+        words = [str(config_root() / f"{config}.yaml"), *paths, *overrides]
+        return Step(name, launch_line(script, self.processes(), words))

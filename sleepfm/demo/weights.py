@@ -20,10 +20,10 @@ from pydantic import Field
 
 from sleepfm import builtin
 from sleepfm.config import Config, digest, load_config, to_dict
-from sleepfm.console import accept_every_character
+from sleepfm.console import accept_every_character, exit_with
 from sleepfm.demo.runner import Journal, Runner, Step
 from sleepfm.demo.steps import BIN, MODALITIES, DemoConfig, Plan
-from sleepfm.errors import ModelError, exit_with
+from sleepfm.errors import ModelError
 from sleepfm.extras import require
 from sleepfm.files import make_folder, write_json
 from sleepfm.lock import only_writer
@@ -111,10 +111,14 @@ def main() -> int:
     """Parse the arguments and run every step."""
     accept_every_character()
     parser = argparse.ArgumentParser(prog="python -m sleepfm.demo.weights", description=__doc__)
-    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort")
-    parser.add_argument("--config", default="synthetic/weights.yaml", help="settings: a file, or a shipped one by its name")
-    parser.add_argument("--out", type=Path, default=Path("runs/weights"), help="folder for everything that is made")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the synthetic cohort (default: %(default)s)")
+    parser.add_argument(
+        "--config", default="synthetic/weights.yaml", help="settings: a file, or the name of a shipped one (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/weights"), help="folder for everything that is made (default: %(default)s)"
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the settings")
     arguments = parser.parse_args()
     return exit_with(lambda: run(arguments))
 
@@ -173,7 +177,7 @@ def gather(plan: WeightsPlan) -> Path:
             "held_out": figures,
         }
     if (total := size_of(folder)) > MOST_BYTES:
-        raise ModelError(f"{folder}: {total / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that a wheel is to carry")
+        raise ModelError(f"{folder}: {total / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that a wheel may carry")
     about = {
         "trained_on": TRAINED_ON,
         "measured_on": f"{plan.held_out.subjects} synthetic nights of other ranges (configs/{plan.held_out.config})",

@@ -100,7 +100,13 @@ def read_saturation(samples: NDArray[np.float32], unusable: NDArray[np.bool_]) -
 
 
 def find_desaturations(saturation: ArrayLike, criterion: float = CRITERION) -> tuple[Desaturation, ...]:
-    """Desaturations of ``criterion`` % or more in SpO2 [S], one value a second, nan where unscored; by onset."""
+    """Desaturations of ``criterion`` % or more in SpO2 [S], one value a second, nan where unscored; by onset.
+
+    Example:
+        >>> falls = find_desaturations([96] * 60 + [94] * 5 + [92] * 15 + [96] * 60)
+        >>> [(fall.depth, fall.nadir) for fall in falls]
+        [(4.0, 92.0)]
+    """
     values = np.asarray(saturation, dtype=float)
     found: list[Desaturation] = []
     scored = np.flatnonzero(np.isfinite(values))

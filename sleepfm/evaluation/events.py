@@ -53,7 +53,12 @@ def runs_of_epochs(positive: ArrayLike, kind: str) -> tuple[Event, ...]:
 
 
 def positive_runs(probability: ArrayLike, threshold: float, kind: str) -> tuple[Event, ...]:
-    """Runs of epochs whose ``probability`` [E] of ``kind`` reaches ``threshold``; nan never does."""
+    """Runs of epochs whose ``probability`` [E] of ``kind`` reaches ``threshold``; nan never does.
+
+    Example:
+        >>> positive_runs([0.1, 0.9, 0.8, 0.2], 0.5, "apnea")
+        (Event(onset=30.0, duration=60.0, type='apnea'),)
+    """
     return runs_of_epochs(np.asarray(probability, dtype=float) >= threshold, kind)
 
 
@@ -74,6 +79,11 @@ def events_from_seconds(probability: ArrayLike, threshold: float, kind: str) -> 
 def find_events(probability: ArrayLike, threshold: float, kind: str, located: bool) -> tuple[Event, ...]:
     """What a model finds of ``kind``: events in the ``probability`` of seconds [30 E] if ``located``, else runs of positive
     epochs in that of epochs [E].
+
+    Example:
+        >>> seconds = [0.1] * 5 + [0.9] * 12 + [0.1] * 13
+        >>> find_events(seconds, 0.5, "hypopnea", located=True)
+        (Event(onset=5.0, duration=12.0, type='hypopnea'),)
     """
     return (events_from_seconds if located else positive_runs)(probability, threshold, kind)
 

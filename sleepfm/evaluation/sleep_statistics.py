@@ -49,6 +49,11 @@ def sleep_statistics(stages: ArrayLike, in_bed: tuple[int | None, int | None] = 
     Args:
         in_bed: first epoch after lights out and the one after the last before lights on; for None the first
             and last scored epoch.
+
+    Example:
+        >>> night = sleep_statistics([0, 0, 1, 2, 2, 0, 4, 4])
+        >>> night.time_in_bed, night.total_sleep_time, night.latency, night.waso
+        (4.0, 2.5, 1.0, 0.5)
     """
     recorded = np.asarray(stages)
     first, stop = in_bed

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,8 +25,13 @@ from sleepfm.evaluation.hypopnea_rules import (
 )
 from sleepfm.evaluation.lights import Lights
 from sleepfm.evaluation.sleep_statistics import SleepStatistics, sleep_statistics
+from sleepfm.inference.night_frames import events_frame, hypnodensity_frame, stages_frame
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,9 @@ class FineHypnodensity:
     probability: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NightScore:
-    """What the models say about one night.
+    """What the models say about one night. It prints as one line; :meth:`plot` draws it, and the tables are pandas' DataFrames.
 
     Attributes:
         record: name of the recording.
@@ -80,6 +87,38 @@ class NightScore:
     seconds: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     lights: Lights = field(default_factory=Lights)
     fine: FineHypnodensity | None = None
+
+    def __repr__(self) -> str:
+        return f"<NightScore {self.record}: {self.headline}>"
+
+    @property
+    def headline(self) -> str:
+        """The night in one line: what was scored, and nothing of what was not."""
+        parts = [f"{self.n_epochs} epochs"]
+        if "stage" in self.models:
+            stats = self.statistics
+            slept = stats.total_sleep_time
+            parts.append("no epoch staged" if math.isnan(slept) else f"{slept:.0f} min of sleep")
+            parts += [f"{stats.unscored:g} min unscored"] if stats.unscored else []
+        return ", ".join([*parts, *([str(self.breathing)] if self.breathing.counted else [])])
+
+    def plot(self) -> Figure:
+        """The night as a matplotlib figure: hypnodensity, hypnogram, respiratory events, oxygen saturation."""
+        # By its name: reports stand above inference, and only a picture needs them.
+        found: Figure = import_module("sleepfm.reports.plots").plot_score(self)
+        return found
+
+    def stages_frame(self) -> pd.DataFrame:
+        """A row for each epoch, see :func:`sleepfm.inference.night_frames.stages_frame`."""
+        return stages_frame(self)
+
+    def hypnodensity_frame(self) -> pd.DataFrame:
+        """A row for each epoch, see :func:`sleepfm.inference.night_frames.hypnodensity_frame`."""
+        return hypnodensity_frame(self)
+
+    def events_frame(self) -> pd.DataFrame:
+        """A row for each event, see :func:`sleepfm.inference.night_frames.events_frame`."""
+        return events_frame(self)
 
     @property
     def n_epochs(self) -> int:

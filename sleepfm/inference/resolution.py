@@ -41,7 +41,7 @@ def fine_hypnodensity(
         UsageError: another resolution.
     """
     if seconds not in RESOLUTIONS:
-        raise UsageError(f"resolution {seconds} s; choose of {', '.join(map(str, RESOLUTIONS))}")
+        raise UsageError(f"resolution {seconds} s; choose from {', '.join(map(str, RESOLUTIONS))}")
     length = night.n_epochs * EPOCH_SECONDS
     starts = np.clip(
         np.arange(0, length, seconds) - (EPOCH_SECONDS - seconds) // 2 // seconds * seconds, 0, length - EPOCH_SECONDS

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sleepfm import builtin
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.errors import ModelError, MontageError
+from sleepfm.errors import ModelError, MontageError, RecordingError
 from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
@@ -215,7 +215,9 @@ class Scorer:
         warnings += builtin.statement(entry.address for entry in self.models.values())
         if night.n_epochs < _SHORT_EPOCHS:
             minutes = night.n_epochs * EPOCH_SECONDS / 60
-            warnings.append(f"only {minutes:g} min long: models see less around each epoch than in training, indices say little")
+            warnings.append(
+                f"only {minutes:g} min long: models see less context than in training, and indices per hour are unreliable"
+            )
         warnings += _told_of_reading(night)
         return NightScore(
             record=night.record,
@@ -251,7 +253,7 @@ class Scorer:
             elif lost:
                 told.append(f"{task}: not assessed in {lost} of {night.n_epochs} epochs, which lack {names}")
             elif entry.usage.located and TASKS[task].evidence and not entry.model.evidence:
-                told.append(f"{task}: its model takes none of {names}, which the recording has; its events rest on less")
+                told.append(f"{task}: its model uses none of {names}, which the recording has, so its events rest on less")
         return told
 
 
@@ -280,10 +282,11 @@ def score(
 
     Args:
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
-        model: registry address, package folder, ``builtin`` or module that :func:`sleepfm.load` gave, or several; by default the
-            champion of ``sleepfm-scorer``, or else those of ``sleepfm-stage``, ``sleepfm-apnea`` and ``sleepfm-hypopnea``, or the
-            built-in models without such.
-        cohort: channel rules, a name in ``configs/cohorts`` or a file; ``auto`` recognises them, a folder of files joins it.
+        model: registry address, package folder, ``builtin`` or a model that :func:`sleepfm.load` gave, or several of them. By
+            default the champion of ``sleepfm-scorer``; where there is none, the champions of ``sleepfm-stage``, ``sleepfm-apnea``
+            and ``sleepfm-hypopnea``; where there are none, the built-in models.
+        cohort: rules for the recording: a name in ``configs/cohorts``, a YAML file, or a folder of them. ``auto`` recognises the
+            cohort by the file's name and labels.
 
     Raises:
         RecordingError, MontageError, SignalError: the recording cannot be used.
@@ -301,8 +304,14 @@ def prepare_night(
 ) -> PreparedRecording:
     """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
     rules = load_rules(cohort) if isinstance(cohort, str) else cohort
-    if not isinstance(recording, (str, Path, Recording)):
+    if hasattr(recording, "get_data"):
         recording = recording_from_raw(recording)
+    # Paths of a store are no `os.PathLike`, and have a suffix like all of them.
+    elif not isinstance(recording, (str, Recording)) and not hasattr(recording, "suffix"):
+        raise RecordingError(
+            "recording: expected the path of an EDF or BDF file, what sleepfm.read_recording gave, or an mne Raw, found a "
+            f"{type(recording).__name__}"
+        )
     path = recording.path if isinstance(recording, Recording) else location(recording)
     return prepare(recording, rules, root=scorings_root(path), scoring=scoring)
 

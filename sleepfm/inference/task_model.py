@@ -49,7 +49,7 @@ class TaskModel:
             module, address, what = item, "a module in memory", type(item).__name__
         if not isinstance(module, Downstream):
             raise ModelError(
-                f"{what} gives no stages or events; name a model of sleepfm-stage, sleepfm-apnea or sleepfm-hypopnea"
+                f"model: {what} gives no stages or events; name a model of sleepfm-stage, sleepfm-apnea or sleepfm-hypopnea"
             )
         if module.usage is None:
             raise ModelError(

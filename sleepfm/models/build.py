@@ -53,5 +53,5 @@ def model_config(model: nn.Module) -> dict[str, Any]:
     """The inverse of :func:`build_model`, in plain types."""
     config = getattr(model, "config", None)
     if not isinstance(model, tuple(kind.model for kind in KINDS.values())) or not isinstance(config, Config):
-        raise ConfigError(f"{type(model).__name__} is no model of this package")
+        raise ConfigError(f"{type(model).__name__} is not a model of this package")
     return to_dict(config)

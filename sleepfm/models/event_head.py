@@ -33,7 +33,7 @@ class EventHeadConfig(Config):
     @classmethod
     def _are_types(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
         if len(kinds) == 1 or len(set(kinds)) != len(kinds) or not set(kinds) <= set(EVENT_TYPES):
-            raise ValueError(f"two or more different types of events are needed to tell apart, out of {', '.join(EVENT_TYPES)}")
+            raise ValueError(f"give two or more different types of events, from {', '.join(EVENT_TYPES)}")
         return kinds
 
 

@@ -4,35 +4,65 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sleepfm.constants import EPOCH_SAMPLES
 from sleepfm.errors import ModelError
 
+# A NumPy array or a tensor of floats.
+FloatArray = Tensor | NDArray[np.floating]
 
-def stack_channels(signals: Mapping[str, Tensor], channels: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:
+
+def stack_channels(
+    signals: Mapping[str, FloatArray], channels: Sequence[str], like: Tensor | None = None
+) -> tuple[Tensor, Tensor, list[str]]:
     """``{channel: [B, T]}`` of any subset of ``channels`` to signals ``[B, P, T]``, presence ``[B, P]`` and the names of these
     ``P``, in the order of ``channels``.
 
+    Args:
+        signals: arrays or tensors of any float type.
+        like: has the type and the device of what is given back; fp32 on the CPU without.
+
     Raises:
-        ModelError: no channel, one that the model does not know, another shape than ``[B, 3000]``, or
+        ModelError: no channel, one that the model does not know, no floats, another shape than ``[B, 3000]``, or
             values that are not finite.
     """
     unknown = [name for name in signals if name not in channels]
     if unknown or not signals:
-        found = f"unknown channels {', '.join(unknown)}" if unknown else "no channel"
-        raise ModelError(f"{found}; this model takes any of {', '.join(channels)}")
-    batch = next(iter(signals.values())).shape[0]
-    for name, signal in signals.items():
-        if tuple(signal.shape) != (batch, EPOCH_SAMPLES):
-            expected = f"[{batch}, {EPOCH_SAMPLES}] (30 s at 100 Hz)"
-            raise ModelError(f"channel {name}: expected {expected}, found {list(signal.shape)}")
-        if not signal.isfinite().all():
-            raise ModelError(f"channel {name}: values that are not finite; give such epochs as absent")
+        found = f"unknown channels {', '.join(map(str, unknown))}" if unknown else "no channel"
+        raise ModelError(f"signals: {found}; this model takes any of {', '.join(channels)}")
     given = [name for name in channels if name in signals]
-    stacked = torch.stack([signals[name] for name in given], dim=1)
+    rows = [_floats(name, signals[name], like) for name in given]
+    batch = len(rows[0])
+    for name, row in zip(given, rows, strict=True):
+        if tuple(row.shape) != (batch, EPOCH_SAMPLES):
+            first = f", as many epochs as signals[{given[0]!r}]" if row.ndim == 2 and len(row) != batch else ""
+            raise ModelError(
+                f"signals[{name!r}]: expected [B, {EPOCH_SAMPLES}] (B epochs of 30 s at 100 Hz{first}), found {list(row.shape)}"
+            )
+        if not row.isfinite().all():
+            raise ModelError(f"signals[{name!r}]: values that are not finite; leave such epochs out")
+    stacked = torch.stack(rows, dim=1)
     return stacked, torch.ones(stacked.shape[:2], dtype=torch.bool, device=stacked.device), given
+
+
+def _floats(name: str, values: FloatArray, like: Tensor | None) -> Tensor:
+    """``values`` of the channel ``name`` as a tensor. Raises :class:`ModelError`."""
+    dtype = torch.float32 if like is None else like.dtype
+    array = values if isinstance(values, Tensor) else np.asarray(values)
+    if not (array.is_floating_point() if isinstance(array, Tensor) else array.dtype.kind == "f"):
+        raise ModelError(
+            f"signals[{name!r}]: expected floats, robust-scaled (median 0, interquartile range 1), found {array.dtype}"
+        )
+    if not isinstance(array, Tensor):
+        # A copy of torch's own, which may be written to and has this machine's order of bytes.
+        array = torch.from_numpy(array.astype(np.float64 if dtype == torch.float64 else np.float32))
+    if array.ndim == 0:
+        raise ModelError(f"signals[{name!r}]: expected [B, {EPOCH_SAMPLES}], found one number")
+    return array.to("cpu" if like is None else like.device, dtype)
 
 
 def held_channels(signals: Tensor, present: Tensor, channels: Sequence[str]) -> tuple[Tensor, Tensor, list[str]]:

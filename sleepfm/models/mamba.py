@@ -42,7 +42,7 @@ def fused_scan() -> Callable[..., Any] | None:
     else:
         return mamba_chunk_scan_combined
     warnings.warn(
-        f"mamba_ssm is installed and cannot be imported ({failure}); Mamba's slower PyTorch path is used. Install it anew for "
+        f"mamba_ssm is installed but cannot be imported ({failure}); Mamba's slower PyTorch path is used. Reinstall it for "
         "this build of torch: pip install --no-build-isolation --force-reinstall 'sleepfm[cuda]'",
         stacklevel=2,
     )

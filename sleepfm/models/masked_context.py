@@ -17,6 +17,7 @@ from sleepfm.config import Config
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
 from sleepfm.models.context import ContextConfig, TemporalContext, build_context
+from sleepfm.models.embedding import EmbeddingModel
 from sleepfm.models.losses import LossOutput, masked_reconstruction
 from sleepfm.models.masking import hidden, keep_indices, kept_count
 
@@ -37,7 +38,7 @@ class MaskedContextConfig(Config):
     @classmethod
     def _looks_along(cls, context: ContextConfig) -> ContextConfig:
         if context.kind == "none":
-            raise ValueError("kind none has nothing to learn; name mamba, lstm or attention")
+            raise ValueError("kind none has nothing to learn; use mamba, lstm or attention")
         return context
 
     @property
@@ -46,7 +47,7 @@ class MaskedContextConfig(Config):
         return -(-self.length // self.span)
 
 
-class MaskedContext(nn.Module):
+class MaskedContext(EmbeddingModel):
     """A frozen encoder, the context to be trained on its embeddings, and what predicts masked ones.
 
     Args:
@@ -131,6 +132,7 @@ class MaskedContext(nn.Module):
             parts |= {"context_std": guards.embedding_std(rows, there), "context_rank": guards.effective_rank(rows, there)}
         return LossOutput(error.mean(), parts, error.detach())
 
-    def embed(self, signals: dict[str, Tensor]) -> Tensor:
-        """The encoder's embedding ``[B, D]`` of single epochs."""
-        return self.encoder.embed(signals)
+    def embed(self, signals: Any, cohort: str = "auto") -> Tensor:
+        """The encoder's embedding ``[B, D]`` of each epoch, see :meth:`sleepfm.models.embedding.EmbeddingModel.embed`."""
+        found: Tensor = self.encoder.embed(signals, cohort)
+        return found

@@ -16,9 +16,10 @@ from sleepfm.config import Config
 from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SAMPLES, RATE_HZ
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
+from sleepfm.models.embedding import EmbeddingModel
 from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
 from sleepfm.models.frames import frame_count, frames, samples
-from sleepfm.models.inputs import check_signals, stack_channels
+from sleepfm.models.inputs import check_signals
 from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.negatives import Contrastive
@@ -57,9 +58,9 @@ class NeuroNetConfig(Contrastive):
     def _one_modality(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
         modalities = {CHANNEL_MODALITY.get(name) for name in channels}
         if len(modalities) != 1 or None in modalities or len(set(channels)) != len(channels):
-            raise ValueError(f"channels of one modality are needed, out of {', '.join(CHANNEL_MODALITY)}")
+            raise ValueError(f"all channels must be of one modality; the channels are {', '.join(CHANNEL_MODALITY)}")
         if levels := [name for name in channels if name in LEVELS]:
-            raise ValueError(f"{', '.join(levels)} is a level, no wave; SynthSleepNet takes it without a NeuroNet")
+            raise ValueError(f"{', '.join(levels)} is a level and not a wave; SynthSleepNet takes it without a NeuroNet")
         return channels
 
     @property
@@ -127,7 +128,7 @@ class NeuroNetEncoder(nn.Module):
         return self.norm(x)
 
 
-class NeuroNet(nn.Module):
+class NeuroNet(EmbeddingModel):
     """Encoder with the decoder and projector that pretraining needs."""
 
     def __init__(self, config: NeuroNetConfig) -> None:
@@ -244,11 +245,3 @@ class NeuroNet(nn.Module):
     def encode(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """The mean ``[B, D]`` over the frames of :meth:`encode_frames`."""
         return self.encode_frames(signals, present, channels).mean(1)
-
-    def embed(self, signals: dict[str, Tensor]) -> Tensor:
-        """One embedding ``[B, D]`` per epoch from any subset of the channels, each ``[B, T]``.
-
-        Raises:
-            ModelError: an unknown channel, another length, or values that are not finite.
-        """
-        return self.encode(*stack_channels(signals, self.channels))

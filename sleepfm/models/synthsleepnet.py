@@ -20,7 +20,8 @@ from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
 from sleepfm.models.backbones import Backbones, Layout, LoRAConfig
-from sleepfm.models.inputs import check_signals, stack_channels
+from sleepfm.models.embedding import EmbeddingModel
+from sleepfm.models.inputs import check_signals
 from sleepfm.models.losses import LossOutput, any_rank, masked_reconstruction, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.negatives import Contrastive
@@ -60,9 +61,9 @@ class SynthSleepNetConfig(Contrastive):
     @classmethod
     def _known(cls, channels: tuple[str, ...]) -> tuple[str, ...]:
         if not set(channels) <= set(CHANNEL_MODALITY) or len(set(channels)) != len(channels):
-            raise ValueError(f"different channels are needed, out of {', '.join(CHANNEL_MODALITY)}")
+            raise ValueError(f"no channel may occur twice; the channels are {', '.join(CHANNEL_MODALITY)}")
         if set(channels) <= set(LEVELS):
-            raise ValueError(f"{', '.join(channels)} alone: a channel that goes through a NeuroNet is needed beside it")
+            raise ValueError(f"{', '.join(channels)} is not enough: add a channel that has a NeuroNet")
         return channels
 
     @property
@@ -91,7 +92,7 @@ class ChannelDecoder(nn.Module):
         return self.pred(norm(x))
 
 
-class SynthSleepNet(nn.Module):
+class SynthSleepNet(EmbeddingModel):
     """The multimodal model.
 
     Args:
@@ -320,14 +321,6 @@ class SynthSleepNet(nn.Module):
     def encode(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """The mean ``[B, D]`` over the frames of :meth:`encode_frames`."""
         return self.encode_frames(signals, present, channels).mean(1)
-
-    def embed(self, signals: dict[str, Tensor]) -> Tensor:
-        """One embedding ``[B, D]`` per epoch from any subset of the channels, each ``[B, T]``.
-
-        Raises:
-            ModelError: an unknown channel, another length, or values that are not finite.
-        """
-        return self.encode(*stack_channels(signals, self.channels))
 
 
 def _by(module: nn.Module, x: Tensor, rows: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class Usage(Config):
         if self.binary and self.threshold is None:
             raise ValueError(f"threshold: task {self.task} has two classes and needs one")
         if self.located and self.event_threshold is None:
-            raise ValueError("event_threshold: a model that tells seconds apart needs one")
+            raise ValueError("event_threshold: a model that locates events to the second needs one")
         return self
 
     @property
@@ -99,7 +99,7 @@ class Usage(Config):
         section = stated.pop(SECTION, None)
         known = () if section is not None else _EARLIER
         if unknown := [key for key in stated if key not in known]:
-            raise ModelError(f"{origin}: unknown key {unknown[0]!r}; what says how the model is used stands under {SECTION!r}")
+            raise ModelError(f"{origin}: unknown key {unknown[0]!r}; the use of the model is described under {SECTION!r}")
         try:
             usage = validate(cls, _of_earlier(stated, model) if section is None else section, origin)
         except ConfigError as error:
@@ -111,9 +111,9 @@ class Usage(Config):
         """Raises :class:`ModelError` where this is not how a model of the configuration ``model`` can be used."""
         mine = (self.task, self.classes, self.located)
         if mine != (theirs := (model.task, model.classes, model.events is not None)):
-            names = ("task", "classes", "told to the second")
+            names = ("task", "classes", "events to the second")
             differ = [f"{n} {a} (the model: {b})" for n, a, b in zip(names, mine, theirs, strict=True) if a != b]
-            raise ModelError(f"{origin}: says how another model is used: {', '.join(differ)}")
+            raise ModelError(f"{origin}: describes the use of another model: {', '.join(differ)}")
 
 
 def _of_earlier(stated: Mapping[str, Any], model: DownstreamConfig) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
 
@@ -19,7 +19,7 @@ from sleepfm.registry.package import CARD, CONFIG, WEIGHTS, build_module
 from sleepfm.version import __version__
 
 if TYPE_CHECKING:
-    from torch import nn
+    from sleepfm.models.embedding import EmbeddingModel
 
 HUB_CONFIG, HUB_CARD = "config.json", "README.md"
 _KEPT = ("model", "weights", "usage", "channels")
@@ -43,8 +43,8 @@ def write_hub_files(folder: Path, config: Mapping[str, Any]) -> None:
     write_atomic(folder / HUB_CARD, f"---\n{yaml.safe_dump(_FRONT, sort_keys=False)}---\n{card}")
 
 
-def from_pretrained(folder: str | Path) -> nn.Module:
-    """The module in eval mode of a folder in a hub's layout, with its weights' digest checked; nothing is unpickled.
+def from_pretrained(folder: str | Path) -> EmbeddingModel:
+    """The model in eval mode of a folder in a hub's layout, with its weights' digest checked; nothing is unpickled.
 
     It is what :func:`sleepfm.load` gives for the package: a downstream one carries its ``usage``.
 
@@ -70,7 +70,8 @@ def from_pretrained(folder: str | Path) -> nn.Module:
             f"{place / WEIGHTS}: SHA-256 is {found[:12]}, but {HUB_CONFIG} states {stated[:12]}; the file has changed: fetch it "
             "again"
         )
-    return build_module(place, {key: content[key] for key in _KEPT if key in content}, build_model, HUB_CONFIG)
+    module = build_module(place, {key: content[key] for key in _KEPT if key in content}, build_model, HUB_CONFIG)
+    return cast("EmbeddingModel", module)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -79,7 +80,8 @@ def _read(folder: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RegistryError(
-            f"{folder}: no {HUB_CONFIG} ({error.strerror}), so no model in a hub's layout; sleepfm.load opens a package "
+            f"{folder}: no {HUB_CONFIG} ({error.strerror}), so it is not a model in the layout of a hub; sleepfm.load opens a "
+            "package "
             f"({CONFIG})"
         ) from error
     except ValueError as error:

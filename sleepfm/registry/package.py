@@ -47,7 +47,7 @@ def write_package(
     make_folder(folder)
     for name in (WEIGHTS, CONFIG, CARD):
         if os.path.lexists(folder / name):
-            raise StorageError(f"{folder / name}: is there already, and is not replaced; write the package to another folder")
+            raise StorageError(f"{folder / name}: exists and is not replaced; write the package to another folder")
     if isinstance(weights, Path):
         copy_file(weights, folder / WEIGHTS)
     else:
@@ -65,7 +65,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except FileExistsError as error:
-        raise StorageError(f"{target}: is there already, and is not replaced") from error
+        raise StorageError(f"{target}: exists and is not replaced") from error
     except OSError:
         copy_file(source, target)
 

@@ -91,7 +91,9 @@ def _claim(folder: Path) -> None:
     marker = folder / MARKER
     # In this order: another process may be making it.
     if not marker.is_file() and any(folder.iterdir()) and not marker.is_file():
-        raise RegistryError(f"{folder}: holds files that this cache has not made; move it away, or set {FOLDER_VARIABLE}")
+        raise RegistryError(
+            f"{folder}: contains files that this cache did not write; move the folder away, or set {FOLDER_VARIABLE}"
+        )
     marker.touch()
 
 

@@ -147,14 +147,14 @@ class TestPeople:
             text = f"{len(leaks)} of {len(self._keys)} test people, or relatives of theirs, were seen before: {told}{more}"
             if not self._allowed:
                 raise LeakageError(
-                    f"{text}; figures on them would not be of new people. Build the data set with the split.salt of the "
-                    "encoder's, take another encoder, or give --allow-leakage, which marks the report. If these are other "
-                    "people of the same key, give their cohort an identity.prefix of its own"
+                    f"{text}; so the test figures would not be of new people. Build the data set with the same split.salt as "
+                    "that of the encoder, use another encoder, or give --allow-leakage, which marks the report. If they are "
+                    "other people with the same keys, give their cohort its own identity.prefix"
                 )
             return f"LEAK, allowed: {text}"
         if unknown:
             return (
-                f"unknown: nobody can tell whom {'; '.join(unknown)} has seen; of the {everybody} people and families that are "
+                f"unknown: it cannot be told whom {'; '.join(unknown)} has seen; of the {everybody} people and families that are "
                 f"known, none is among the {len(self._keys)} of test"
             )
         return (

@@ -87,7 +87,7 @@ def promote(
     with answering(store):
         offered = mlflow_client.get_model_version(name, version)
         if key not in offered.tags:
-            raise RegistryError(f"models:/{name}/{version}: no metric {metric!r}, which {alias!r} is decided by")
+            raise RegistryError(f"models:/{name}/{version}: has no metric {metric!r}, which decides {alias!r}")
         if not math.isfinite(float(offered.tags[key])):
             return Promotion(False, "", f"its {metric} is not a number")
         note = ""

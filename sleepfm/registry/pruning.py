@@ -92,7 +92,7 @@ def prune_all(keep: int, name: str | None = None, store: str | None = None) -> l
         everything = _everything(mlflow_client)
     runs = sorted({(v.name, v.run_id) for v in everything if v.run_id and AUTOMATIC in v.tags and name in (None, v.name)})
     if name is not None and name not in {version.name for version in everything}:
-        raise RegistryError(f"{name}: no such model in {shown(store_uri(store))}; `sleepfm models` lists those that there are")
+        raise RegistryError(f"{name}: no such model in {shown(store_uri(store))}; `sleepfm models` lists all models")
     return [f"{model}:{version}" for model, run_id in runs for version in prune(model, run_id, keep, store)]
 
 

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from sleepfm import builtin
 from sleepfm.errors import MissingVersionError, ModelError, RegistryError
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.tracking import MlflowClient
     from torch import nn
+
+    from sleepfm.models.embedding import EmbeddingModel
 
 
 # The tag that holds the intervals of figures: a JSON object of [low, high] by the figure's name.
@@ -128,7 +130,7 @@ def look_up_if_there(address: str, store: str | None = None) -> Entry | None:
 
 def _entry(address: str, version: ModelVersion | StoredVersion, store: str | None) -> Entry:
     if not version.source:
-        raise RegistryError(f"{address}: is registered without files; name a version that this program registered")
+        raise RegistryError(f"{address}: was registered without files; give a version that this program registered")
     return Entry(
         uri=f"models:/{version.name}/{version.version}",
         source=version.source,
@@ -153,14 +155,14 @@ def fetch(entry: Entry) -> Resolved:
         path = Path(entry.source)
         if not path.is_dir():
             raise RegistryError(
-                f"{entry.uri}: no such folder on this host; a package that is named by its folder must lie there on every host "
-                "of the job: copy it, or name a registered version"
+                f"{entry.uri}: no such folder on this host; a package that is given by its folder must be there on every host "
+                "of the job: copy it, or give a registered version"
             )
         read_config(path)
         if sha256_file(path / CONFIG) != entry.tags["sha256.config"]:
             raise RegistryError(
-                f"{entry.uri}: holds another package than this folder on the host of rank 0; copy that one here, or name a "
-                "registered version"
+                f"{entry.uri}: contains another package than the same folder on the host of rank 0; copy that package here, "
+                "or give a registered version"
             )
         verify(path, entry.uri, entry.tags)
     else:
@@ -220,18 +222,24 @@ def load_package(source: str | Path | Resolved, store: str | None = None, mapped
     found = source if isinstance(source, Resolved) else resolve(source, store)
     config = verify(found.path, found.label, found.tags if found.name else None)
     if is_scorer(config):
-        raise ModelError(f"{found.uri}: a scorer of several models, not one; name it to sleepfm.score or sleepfm score --model")
+        raise ModelError(
+            f"{found.uri}: is a scorer of several models, not one model; use it with sleepfm.score or sleepfm score --model"
+        )
     return Package(build_module(found.path, config, build_model, mapped=mapped), config, found)
 
 
-def load(uri: str | Path, store: str | None = None) -> nn.Module:
-    """The module at ``uri`` in eval mode; ``usage`` of a downstream one says how it is used.
+def load(uri: str | Path, store: str | None = None) -> EmbeddingModel:
+    """The model at ``uri`` in eval mode; ``usage`` of a downstream one says how it is used.
+
+    Args:
+        uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, the folder of a package, or an address of :mod:`sleepfm.builtin`.
+        store: address of the MLflow store; by default ``MLFLOW_TRACKING_URI``, else ``sqlite:///runs/mlflow.db``.
 
     Raises:
         RegistryError: nothing registered there, or bytes that have changed.
         ModelError: weights or a usage that do not fit the model.
     """
-    return load_package(uri, store).module
+    return cast("EmbeddingModel", load_package(uri, store).module)
 
 
 def register(

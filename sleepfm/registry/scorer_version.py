@@ -69,7 +69,7 @@ def parts_of(config: Mapping[str, Any], origin: str) -> dict[str, Part]:
     try:
         return {str(task): Part(**part) for task, part in config["parts"].items()}
     except (KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"{origin}: names no models under 'parts'; the scorer is damaged: bind one again") from error
+        raise ModelError(f"{origin}: has no models under 'parts'; the scorer is damaged: bind a new one") from error
 
 
 def bind_champions(addresses: Mapping[str, str], store: str | None = None) -> str | None:

@@ -72,11 +72,11 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
         uri = f"sqlite:///{file.resolve()}"
         if file.exists() and not (file.is_file() and os.access(file, os.R_OK)):
             # MLflow would try again for minutes.
-            raise RegistryError(f"{file}: no file that can be read; state another store with MLFLOW_TRACKING_URI")
+            raise RegistryError(f"{file}: is not a file that can be read; set MLFLOW_TRACKING_URI to another store")
         if not file.exists() and not create:
             raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
         if folder := missing_folder(stated):
-            raise RegistryError(f"{stated}: no folder {folder}; make it, or give a file in one that is there")
+            raise RegistryError(f"{stated}: no folder {folder}; create it, or give a file in another folder")
     set_defaults()
     from mlflow.tracking import MlflowClient
 
@@ -135,8 +135,8 @@ def answering(uri: str | None = None) -> Iterator[None]:
     # ValueError: an answer that is no JSON, and an address that is none. ImportError: a database whose driver is not installed.
     except (MlflowException, SQLAlchemyError, OSError, ValueError, ImportError) as error:
         raise RegistryError(
-            f"{shown(store_uri(uri))}: the registry does not answer as one ({reason_of(error)}); start it, or state another with "
-            "MLFLOW_TRACKING_URI"
+            f"{shown(store_uri(uri))}: the registry does not answer ({reason_of(error)}); start it, or set "
+            "MLFLOW_TRACKING_URI to another one"
         ) from error
 
 

@@ -16,6 +16,7 @@ from sleepfm.evaluation.breathing import KINDS, IndexOfPart, index_by_part
 from sleepfm.evaluation.events import event_family, matched_pairs
 from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS, breathing_events
 from sleepfm.evaluation.paired import severity_of
+from sleepfm.inference.night_frames import event_confidence
 from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.night_tables import clock_of
 from sleepfm.signals.position import BodyPosition
@@ -118,20 +119,6 @@ class EventFact:
         waking = {None: "arousals not scored", True: "arousal", False: "no arousal"}[self.arousal]
         human = {None: "", True: "; human: the same", False: "; human: none here"}[self.human]
         return f"{oxygen}; {waking}{human}"
-
-
-def event_confidence(score: NightScore, event: Event) -> float:
-    """Mean probability over the seconds of an event, or over the epochs of a run; nan where the model said nothing of them."""
-    family = event_family(event.type)
-    first, stop = int(event.onset), math.ceil(event.onset + event.duration)
-    if family in score.seconds and family in score.event_threshold:
-        values = score.seconds[family][first:stop]
-    elif family in score.probability:
-        values = score.probability[family][first // EPOCH_SECONDS : math.ceil(stop / EPOCH_SECONDS)]
-    else:
-        return math.nan
-    values = values[np.isfinite(values)]
-    return float(values.mean()) if len(values) else math.nan
 
 
 def event_facts(example: NightExample) -> tuple[EventFact, ...]:
@@ -293,15 +280,21 @@ def event_rows(example: NightExample) -> dict[str, list[Event]]:
     """The lines of respiratory events that a picture shows, by name: what was scored by the models (events, or the runs of
     positive epochs that do for them), and by a human. A family that nobody scored has no line.
     """
-    score, prepared = example.score, example.prepared
     rows: dict[str, list[Event]] = {}
     for kind in KINDS:
-        for what, spans in (("", score.events), (", positive epochs", score.runs)):
-            if kind in score.threshold and (kind in score.event_threshold) == (not what):
-                rows[f"{kind}{what}"] = [span for span in spans if event_family(span.type) == kind]
+        rows |= found_rows(example.score, kind)
         if human_events(example, kind):
-            rows[f"{kind}{SCORED}"] = [event for event in prepared.events if event_family(event.type) == kind]
+            rows[f"{kind}{SCORED}"] = [event for event in example.prepared.events if event_family(event.type) == kind]
     return rows
+
+
+def found_rows(score: NightScore, kind: str) -> dict[str, list[Event]]:
+    """The lines of :func:`event_rows` that models scored of ``kind``."""
+    return {
+        f"{kind}{what}": [span for span in spans if event_family(span.type) == kind]
+        for what, spans in (("", score.events), (", positive epochs", score.runs))
+        if kind in score.threshold and (kind in score.event_threshold) == (not what)
+    }
 
 
 def human_stages(example: NightExample) -> bool:

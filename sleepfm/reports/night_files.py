@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, replace
 from datetime import datetime
 from pathlib import Path
@@ -11,18 +10,17 @@ from typing import Any
 
 import pandas as pd
 
-from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES
 from sleepfm.evaluation.events import event_family
 from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS
 from sleepfm.evaluation.paired import severity_of
 from sleepfm.files import write_json
+from sleepfm.inference.night_frames import spans_frame
 from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.night_comparison import agreement_with, has_human_scoring
 from sleepfm.reports.night_facts import (
     NightExample,
     ahi_by_position,
     ahi_by_stage,
-    event_confidence,
 )
 from sleepfm.reports.night_page import night_page
 from sleepfm.reports.night_tables import clock_of, write_tables
@@ -30,7 +28,6 @@ from sleepfm.reports.plots import night_png
 from sleepfm.signals.position import BodyPosition
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.scorings.free_text import provenance_without_texts, without_texts
-from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.writers.night import WrittenNight, scoring_files
 from sleepfm.version import __version__
 
@@ -58,12 +55,12 @@ def write_night(
         made_with: what the files follow from beside the recording, in JSON types, for who asks whether they are up to date.
     """
     score = replace(score, warnings=tuple(map(without_texts, score.warnings)))
-    names = [STAGE_NAMES[s] if s >= 0 else "" for s in score.stages]
     clock = clock_of(start, night.provenance.get("clock"))
     write_tables(folder, score, night, clock)
-    _events(score, names).assign(clock=[clock(event.onset) for event in score.events]).to_csv(folder / "events.csv", index=False)
-    _desaturations(score, names).to_csv(folder / "desaturations.csv", index=False)
-    _spans(score.runs, names).to_csv(folder / "positive_runs.csv", index=False)
+    events = score.events_frame().assign(clock=[clock(event.onset) for event in score.events])
+    events.to_csv(folder / "events.csv", index=False)
+    _desaturations(score).to_csv(folder / "desaturations.csv", index=False)
+    spans_frame(score, score.runs).to_csv(folder / "positive_runs.csv", index=False)
     for name, content in scoring_files(written_night(score, night, start)).items():
         (folder / name).write_bytes(content)
     example = NightExample(score, night, start=start, identity=identity, position=position)
@@ -81,34 +78,10 @@ def written_night(score: NightScore, night: PreparedRecording, start: datetime |
     return WrittenNight(score.stages, tuple(events), score.assessed_families, start, night.provenance.get("clock"))
 
 
-def _events(score: NightScore, stages: Sequence[str]) -> pd.DataFrame:
-    """Events with what followed each apnea and hypopnea: its desaturation in % (0 without one) and whether an arousal ended it;
-    empty where that was not scored.
-    """
-    rows, evidence = _spans(score.events, stages), score.evidence
-    of = [evidence.get(event) for event in score.events]
-    rows["desaturation_percent"] = [found.depth if found else None for found in of]
-    rows["arousal"] = [found.arousal if found else None for found in of]
-    rows["confidence"] = [round(event_confidence(score, event), 4) for event in score.events]
-    return rows
-
-
-def _desaturations(score: NightScore, stages: Sequence[str]) -> pd.DataFrame:
+def _desaturations(score: NightScore) -> pd.DataFrame:
     falls = score.desaturations
-    rows = _spans([fall.as_event() for fall in falls], stages).drop(columns="type")
+    rows = spans_frame(score, [fall.as_event() for fall in falls]).drop(columns="type")
     return rows.assign(depth_percent=[fall.depth for fall in falls], nadir_percent=[fall.nadir for fall in falls])
-
-
-def _spans(spans: Sequence[Event], stages: Sequence[str]) -> pd.DataFrame:
-    """One row a span, with the stage of the epoch in which it begins."""
-    return pd.DataFrame(
-        {
-            "onset_s": [span.onset for span in spans],
-            "duration_s": [span.duration for span in spans],
-            "type": [span.type for span in spans],
-            "stage": [stages[int(span.onset // EPOCH_SECONDS)] for span in spans],
-        }
-    )
 
 
 def summary(score: NightScore, night: PreparedRecording, position: BodyPosition | None = None) -> dict[str, Any]:

@@ -27,20 +27,12 @@ YASA_UNSCORED = -2
 
 def write_tables(folder: Path, score: NightScore, night: PreparedRecording, clock: Callable[[float], str]) -> None:
     """Write ``stages.csv``, ``hypnodensity.csv``, the finer one if there is any, ``probabilities.parquet``, ``hypnogram.npy``."""
-    onset = np.arange(score.n_epochs) * EPOCH_SECONDS
-    numbered: dict[str, Any] = {"epoch": np.arange(score.n_epochs) + 1, "onset_s": onset}
-    stages = {
-        "clock": [clock(second) for second in onset.tolist()],
-        "stage": [STAGE_NAMES[s] if s >= 0 else "" for s in score.stages],
-        # Of an epoch without a stage nothing, and not 0.
-        "confidence": np.where(score.stages >= 0, _largest(score.hypnodensity), np.nan),
-        "unscored_because": unscored_reasons(score, night),
-        "events_not_assessed": _without_events(score),
-    }
-    pd.DataFrame(numbered | stages).to_csv(folder / "stages.csv", index=False, float_format="%.5f")
-    density: dict[str, Any] = {name: score.hypnodensity[:, k] for k, name in enumerate(STAGE_NAMES)}
-    density |= score.probability
-    pd.DataFrame(numbered | density).to_csv(folder / "hypnodensity.csv", index=False, float_format="%.5f")
+    stages = score.stages_frame()
+    stages.insert(2, "clock", [clock(second) for second in stages["onset_s"].tolist()])
+    stages["unscored_because"] = unscored_reasons(score, night)
+    stages["events_not_assessed"] = _without_events(score)
+    stages.to_csv(folder / "stages.csv", index=False, float_format="%.5f")
+    score.hypnodensity_frame().to_csv(folder / "hypnodensity.csv", index=False, float_format="%.5f")
     if score.fine is not None:
         fine: dict[str, Any] = {"onset_s": np.arange(len(score.fine.probability)) * score.fine.seconds}
         fine |= {name: score.fine.probability[:, k] for k, name in enumerate(STAGE_NAMES)}
@@ -83,11 +75,6 @@ def _without_events(score: NightScore) -> list[str]:
     nowhere = np.zeros(score.n_epochs, bool)
     masks = {family: score.assessed_families.get(family, nowhere) for family in FAMILIES}
     return [" ".join(family for family, mask in masks.items() if not mask[epoch]) for epoch in range(score.n_epochs)]
-
-
-def _largest(density: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Probability [E] of the stage that is named, nan where unscored."""
-    return np.where(np.isnan(density).any(axis=1), np.nan, np.nan_to_num(density).max(axis=1))
 
 
 def _by_second(score: NightScore, clock: Callable[[float], str]) -> pa.Table:

@@ -17,9 +17,11 @@ from matplotlib.patches import Patch
 from numpy.typing import ArrayLike, NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
+from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.events import event_family, runs
+from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.night_drawing import HYPNOGRAM_ORDER
-from sleepfm.reports.night_facts import NightExample, event_rows, human_stages
+from sleepfm.reports.night_facts import NightExample, event_rows, found_rows, human_stages
 from sleepfm.reports.palette import EVENT_COLOURS, LIGHT, STAGE_COLOURS
 from sleepfm.signals.scorings.scoring import Event
 
@@ -46,6 +48,16 @@ def night_png(example: NightExample) -> bytes:
             scored_stages=example.prepared.stage if human_stages(example) else None,
             spo2=score.saturation,
         )
+    )
+
+
+def plot_score(score: NightScore) -> Figure:
+    """What the models say about a night, on one page; a human scoring is not among it."""
+    rows: dict[str, Sequence[Event]] = {}
+    for kind in KINDS:
+        rows |= found_rows(score, kind)
+    return night_figure(
+        score.stages, score.hypnodensity, rows, title=score.record, staged="stage" in score.models, spo2=score.saturation
     )
 
 

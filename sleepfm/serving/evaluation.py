@@ -48,6 +48,9 @@ def _scored(found: Sequence[int], truth: Sequence[int]) -> tuple[NDArray[np.int6
     """Truth and prediction of the epochs that both sides scored."""
     ours, theirs = np.asarray(found, np.int64), np.asarray(truth, np.int64)
     if ours.shape != theirs.shape:
-        raise UsageError(f"a night of {len(ours)} epochs beside {len(theirs)} stages; give a stage for each, -1 where unscored")
+        raise UsageError(
+            f"the night has {len(ours)} epochs, but {len(theirs)} stages were given; give one stage for each "
+            "epoch, -1 if unscored"
+        )
     both = (ours >= 0) & (theirs >= 0) & (theirs < len(STAGE_NAMES))
     return theirs[both], ours[both]

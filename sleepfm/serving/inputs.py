@@ -60,12 +60,14 @@ def recordings(rows: pd.DataFrame) -> Iterator[list[str]]:
     if not len(rows) or not {RECORDING, EDF} & set(rows.columns):
         raise UsageError(f"no recording: give a column {RECORDING!r} of paths, or {EDF!r} of bytes (base64 in JSON)")
     if len(rows) > most:
-        raise UsageError(f"{len(rows)} recordings, and {most} are taken at once; send several requests, or set {NIGHTS_VARIABLE}")
+        raise UsageError(
+            f"{len(rows)} recordings, but at most {most} fit in one request; send several requests, or set {NIGHTS_VARIABLE}"
+        )
     given = [_of_row(number, row) for number, row in enumerate(rows.to_dict("records"), 1)]
     size = sum(len(item) for item, _ in given if isinstance(item, bytes))
     if size > limit:
         raise UsageError(
-            f"{size / 2**20:.1f} MiB of recordings, and {limit / 2**20:.1f} MiB are taken at once; send fewer, or set "
+            f"{size / 2**20:.1f} MiB of recordings, and {limit / 2**20:.1f} MiB fit in one request; send fewer, or set "
             f"{LIMIT_VARIABLE}"
         )
     with tempfile.TemporaryDirectory(prefix="sleepfm-") as folder:
@@ -102,7 +104,7 @@ def _allowed(path: str) -> str:
     found = (root / path).resolve()
     if "://" in path or not found.is_relative_to(root):
         raise UsageError(
-            f"{path}: this server reads recordings below its folder alone; send the bytes as {EDF!r}, or have it started with "
+            f"{path}: this server only reads recordings below its folder; send the bytes as {EDF!r}, or have it started with "
             f"{FOLDER_VARIABLE} set to a folder that holds it"
         )
     return str(found)

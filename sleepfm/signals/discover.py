@@ -54,8 +54,8 @@ class Discovered:
         """Raises :class:`RecordingError` for a file that is another recording too; messages call these ``name`` and ``other``."""
         if self.same_as is not None:
             raise RecordingError(
-                f"{name}: is the same file as {other or self.same_as}, by a link, and would count as a second recording, maybe "
-                "of a second person; remove one of the two names"
+                f"{name}: is the same file as {other or self.same_as}, through a link; it would count as a second recording, "
+                "perhaps of another person; remove one of the two names"
             )
 
 

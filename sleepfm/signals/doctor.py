@@ -33,7 +33,7 @@ _HEADERS_AT_ONCE = 32
 
 @dataclass
 class Finding:
-    """What the doctor says of one recording; ``refused`` is why it would be quarantined, or empty.
+    """What the doctor says of one recording; ``refused`` is why it would be refused, or empty.
 
     ``unmapped`` are signals that are part of no channel, with the rule that would map each
     (:mod:`sleepfm.signals.cohorts.proposals`). ``scoring_file`` is the file of the scoring that is used, empty where that is the
@@ -110,7 +110,7 @@ def examine_recordings(
         try:
             yield from pool.map(look, recordings, recordings.values(), chunksize=at_once)
         except BrokenProcessPool as error:
-            raise RecordingError(f"{root}: a process that was reading it was ended, maybe for want of memory") from error
+            raise RecordingError(f"{root}: a process that was reading it was killed, perhaps because memory ran out") from error
 
 
 def _look(path: Path, found: Discovered, root: Path | None, rules: Rules, signals: bool) -> Finding:

@@ -64,13 +64,11 @@ def examine(
     name = recording.name
     if not recording.signals:
         raise RecordingError(
-            f"{name}: holds {len(recording.annotations)} annotations and no signal, and scores no recording here; "
-            "put it beside its recording"
+            f"{name}: holds {len(recording.annotations)} annotations and no signal, and belongs to no recording in this "
+            "folder; put it beside its recording"
         )
     if recording.duration == 0:
-        raise RecordingError(
-            f"{name}: its data records have no duration, so that its signals have no sampling rate; export it again"
-        )
+        raise RecordingError(f"{name}: its data records have no duration, so the sampling rates are unknown; export it again")
     n_epochs = int((recording.duration + 1e-6) // EPOCH_SECONDS)
     if n_epochs < 1:
         raise RecordingError(f"{name}: {recording.duration:g} s long, shorter than one {EPOCH_SECONDS}-s epoch")
@@ -126,7 +124,7 @@ def _read_scoring(
     names = [recording.path.name, *([found.name] if found is not None else [])]
     if _any_named(names, cohort.scoring.stages_wrong):
         raise AnnotationError(
-            f"{name}: the stages of this scoring are documented to be wrong (cohort {cohort.name}); it is not used"
+            f"{name}: the stages of this scoring are known to be wrong (documentation of cohort {cohort.name}); it is not used"
         )
     if _any_named(names, cohort.scoring.events_lost):
         lost = f"the events of this scoring are documented to be lost (cohort {cohort.name}); they count as not scored"
@@ -144,9 +142,7 @@ def _read_file(recording: Recording, cohort: Cohort, found: Path, root: Path | N
             return ""
         others = passed_over(recording.path, root, cohort, found, recording.names_below)
         names = ", ".join(repr(path.name) for path in others)
-        return (
-            names and f"{names} beside it is not read, since of several patterns one counts; put stages and events into one file"
-        )
+        return names and f"{names} beside it is not read, since only the first matching pattern counts; put both into one file"
 
     try:
         scored = read_scoring(found, recording.start, recording.duration, recording.names_below, own)

@@ -88,7 +88,7 @@ def location(path: str | os.PathLike[str]) -> Path:
     match = _URL.match(text)
     if match is None:
         if isinstance(path, str) and _URL_AS_PATH.match(text) and not os.path.lexists(text):
-            raise ConfigError(f"{text}: there is no such path, and a URL has two slashes: {text.replace(':/', '://', 1)}")
+            raise ConfigError(f"{text}: there is no such path; a URL needs two slashes: {text.replace(':/', '://', 1)}")
         return path if isinstance(path, Path) else Path(text)
     if text.startswith("file://"):
         return Path(text.removeprefix("file://"))
@@ -112,7 +112,9 @@ def local_path(path: str | os.PathLike[str], what: str) -> Path:
         return Path(text.removeprefix("file://"))
     # A Path has made one slash of two.
     if _URL.match(text) or (isinstance(path, Path) and _URL_AS_PATH.match(text)):
-        raise UsageError(f"{what} {text}: a URL, but files are written to disks only; give a folder here or on a shared disk")
+        raise UsageError(
+            f"{what} {text}: is a URL, but results can only be written to a disk; give a local folder or one on a shared disk"
+        )
     return Path(text)
 
 
@@ -292,7 +294,7 @@ class _RemoteFile:
                     refresh(self._path)
                     file = self._open()
                 if file.size is None or not file.seekable():
-                    raise RemoteError("its server does not say how long it is or gives no ranges; fetch it to a disk first")
+                    raise RemoteError("its server does not tell its size or does not serve ranges; download it first")
                 self.size = int(file.size)
             self._file = file
             if self._spool:
@@ -335,7 +337,7 @@ class _RemoteFile:
             data = self._file.read(stop - start)
         if len(data) > stop - start:
             raise IgnoredRangeError(
-                f"its server sent {len(data)} bytes where {stop - start} were asked for; fetch it to a disk first"
+                f"its server sent {len(data)} bytes when {stop - start} were asked for; fetch it to a disk first"
             )
         if len(data) != stop - start:
             raise RemoteError(f"{len(data)} bytes came of the {stop - start} from {start}; it changed, or the connection broke")
@@ -370,6 +372,6 @@ def _require_protocol(url: str, protocol: str) -> None:
     except ImportError as error:
         package = _EXTRAS.get(protocol)
         install = f"pip install {package}" if package else "install it"
-        raise ConfigError(f"{url}: {protocol}:// needs a package that is not here ({error}); {install}") from error
+        raise ConfigError(f"{url}: {protocol}:// needs a package that is not installed ({error}); {install}") from error
     except ValueError as error:
-        raise ConfigError(f"{url}: {protocol}:// is no protocol that fsspec knows; give a path or another URL") from error
+        raise ConfigError(f"{url}: {protocol}:// is not a protocol that fsspec supports; give a path or another URL") from error

@@ -100,7 +100,7 @@ def effective_band(band: Band, rate: float) -> tuple[float | None, float | None]
     """
     high = band.high if band.high is None or band.high < rate / 2 else rate / 2
     if high is not None and band.low is not None and band.low >= high:
-        raise SignalError(f"a rate of {rate:g} Hz carries nothing of the band {band.low:g} to {band.high:g} Hz")
+        raise SignalError(f"a rate of {rate:g} Hz is too low for the band {band.low:g} to {band.high:g} Hz")
     return band.low, high if high is None or high < RATE_HZ / 2 else None
 
 
@@ -112,7 +112,7 @@ def robust_scale(signal: NDArray[np.float32]) -> tuple[NDArray[np.float32], floa
     """
     finite = signal if np.isfinite(signal).all() else signal[np.isfinite(signal)]
     if not len(finite):
-        raise SignalError("no finite sample")
+        raise SignalError("has no finite sample")
     lower, median, upper = quartiles(finite)
     spread = upper - lower
     if not spread > 0:

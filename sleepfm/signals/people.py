@@ -164,7 +164,7 @@ def read_people(
         if related and all(table in missing for table in related):
             known.families_not_found[cohort.name] = _patterns(related)
     if folder is not None and not known.reports:
-        raise SubjectTableError(f"{folder}: no table of people is there that a cohort file names under `subjects`")
+        raise SubjectTableError(f"{folder}: does not contain any table of people that a cohort file names under `subjects`")
     return known
 
 
@@ -214,9 +214,9 @@ def _rows(path: Path, name: str) -> tuple[list[str], Iterator[tuple[int, list[st
     try:
         titles = next(reader, None)
     except csv.Error as error:
-        raise SubjectTableError(f"{name}: its first line is no row of a table ({error})") from error
+        raise SubjectTableError(f"{name}: its first line is not a row of a table ({error})") from error
     if not titles:
-        raise SubjectTableError(f"{name}: is empty; fetch it again, or take it out of the folder")
+        raise SubjectTableError(f"{name}: is empty; download it again, or remove it from the folder")
 
     def rows() -> Iterator[tuple[int, list[str]]]:
         try:
@@ -224,7 +224,9 @@ def _rows(path: Path, name: str) -> tuple[list[str], Iterator[tuple[int, list[st
                 if cells:
                     yield reader.line_num, cells
         except csv.Error as error:
-            raise SubjectTableError(f"{name}: line {reader.line_num} is no row of a table ({error}); fetch it again") from error
+            raise SubjectTableError(
+                f"{name}: line {reader.line_num} is not a row of a table ({error}); download it again"
+            ) from error
 
     return [title.strip() for title in titles], rows()
 
@@ -239,7 +241,7 @@ def _read(
         if needed and needed.casefold() not in places:
             raise SubjectTableError(
                 f"{report.file}: has no column {needed!r}, which cohort {cohort.name} names as its {key}; the first of its "
-                f"{len(titles)} columns is {titles[0]!r}. Correct `subjects` in the cohort file, or take the table away"
+                f"{len(titles)} columns is {titles[0]!r}. Correct `subjects` in the cohort file, or remove the table"
             )
     columns = {}
     for name, column in table.columns.items():
@@ -255,7 +257,7 @@ def _read(
         cells = [cell.strip() for cell in row]
         if len(cells) != len(titles):
             raise SubjectTableError(
-                f"{report.file}: line {line} has {len(cells)} cells, its first line {len(titles)}; fetch it again"
+                f"{report.file}: line {line} has {len(cells)} cells, but its first line has {len(titles)}; download it again"
             )
         key = _subject_key(cells[place["key"]], table)
         visits = _visits(cells[place["visit"]] if table.visit else None, table)
@@ -266,8 +268,8 @@ def _read(
             family = kept(f"{cohort.identity.prefix}family-{safe_key(cells[place['family']])}")
             if families.setdefault(subject, family) != family:
                 raise SubjectTableError(
-                    f"{report.file}: line {line} gives a person another family than an earlier line does, and relatives are not "
-                    "to come into different splits; correct the table"
+                    f"{report.file}: line {line} gives a person another family than an earlier line; relatives must be in one "
+                    "split, so correct the table"
                 )
         values = {
             name: value

@@ -52,7 +52,7 @@ def parse_position(text: str) -> PositionRule:
             equals = ""
             break
         if name.strip() not in POSITIONS:
-            raise UsageError(f"--position {text}: {name.strip()!r} is no position; those are {', '.join(POSITIONS)}")
+            raise UsageError(f"--position {text}: {name.strip()!r} is not a position; the positions are {', '.join(POSITIONS)}")
         if value in codes:
             raise UsageError(f"--position {text}: the code {code.strip()} is given twice")
         codes[value] = name.strip()

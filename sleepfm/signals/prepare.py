@@ -240,7 +240,7 @@ def _make_channel(description: RecordingDescription, examination: Examination, d
     flagged = {str(flag.name): int(((quality & flag) > 0).sum()) for flag in Quality if (quality & flag).any()}
     if unusable(quality).all():
         found = ", ".join(f"{name} in {count}" for name, count in flagged.items())
-        raise SignalError(f"without usable signal in any of its {n_epochs} epochs ({found})")
+        raise SignalError(f"no usable signal in any of its {n_epochs} epochs ({found})")
     if channel in _UNSCALED:
         good = samples.reshape(n_epochs, -1)[~unusable(quality)].reshape(-1)
         lower, median, upper = quartiles(good[np.isfinite(good)])

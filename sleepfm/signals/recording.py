@@ -124,6 +124,13 @@ class Recording:
 def read_recording(path: str | Path, header: EdfHeader | None = None, names_below: Path | None = None) -> Recording:
     """Open an EDF or BDF recording: header, time stamps and annotations; no samples yet.
 
+    Example:
+        >>> recording = read_recording("night.edf")
+        >>> [(signal.label, signal.rate) for signal in recording.signals]
+        [('EEG C3-A2', 100.0), ('EEG C4-A1', 100.0)]
+        >>> recording.read(0).shape
+        (3000,)
+
     Args:
         path: of a file on disk, or a URL that fsspec knows (``s3://bucket/night.edf``).
         header: its header, where that was read before; it is not read again unless the file has changed since.

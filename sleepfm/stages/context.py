@@ -55,7 +55,7 @@ class NightStream:
             for start in window_starts(len(usable), length, length)
         ]
         if not self._items:
-            raise DatasetError("no night has an epoch with a channel that the encoder knows")
+            raise DatasetError("no night has an epoch with a channel of the encoder")
         self._order = lru_cache(2)(lambda number: permutation(len(self._items), seed, number))
 
     def __len__(self) -> int:
@@ -118,7 +118,7 @@ class ContextStage:
         assert isinstance(config.model, MaskedContextConfig)
         encoder = package.module
         if not isinstance(encoder, (NeuroNet, SynthSleepNet)):
-            raise ConfigError(f"encoder: {package.source.uri} is no pretrained encoder; name a SynthSleepNet or a NeuroNet")
+            raise ConfigError(f"encoder: {package.source.uri} is not a pretrained encoder; give a SynthSleepNet or a NeuroNet")
         self.config = config
         self.parents = [package.source.label]
         self.epochs_per_item = config.model.length

@@ -36,7 +36,7 @@ class MixtureSource(Config):
     @classmethod
     def _fits_figures(cls, name: str) -> str:
         if name and not is_name(name):
-            raise ValueError("letters, digits, `_`, `-` and `.` alone: the name stands in names of figures")
+            raise ValueError("only letters, digits, `_`, `-` and `.`: the name becomes part of names of figures")
         return name
 
 
@@ -68,18 +68,18 @@ class SourceConfig(Config):
     @model_validator(mode="after")
     def _one_form(self) -> SourceConfig:
         if self.path and self.sources:
-            raise ValueError("data.path and data.sources: state one of them; data.path=null takes away what a file states")
+            raise ValueError("data.path and data.sources: set only one of them; data.path=null removes what the file sets")
         if not self.path and not self.sources:
-            raise ValueError("data.path: missing; name a data set, or several in data.sources")
+            raise ValueError("data.path: missing; give a data set, or several in data.sources")
         return self
 
     @model_validator(mode="after")
     def _one_kind_of_share(self) -> SourceConfig:
         stated = [(source.weight is not None, source.epochs is not None) for source in self.sources]
         if any(both == (True, True) for both in stated) or len(set(stated)) > 1:
-            raise ValueError("data.sources: state weight for every source, or epochs for every source, or neither for any")
+            raise ValueError("data.sources: give weight for every source, or epochs for every source, or neither for any")
         if self.temperature != 1 and stated and any(stated[0]):
-            raise ValueError("data.temperature: shares are stated by weight or epochs; leave one of them out")
+            raise ValueError("data.temperature: shares are already given by weight or epochs; remove one of the two")
         return self
 
     def plans(self) -> list[SourcePlan]:

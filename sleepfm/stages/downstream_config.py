@@ -162,11 +162,11 @@ class ProbeConfig(DownstreamJob):
     def _tried_on_linear_heads(self) -> ProbeConfig:
         asked = "grid" if self.grid is not None else "curve" if self.curve is not None else ""
         if asked and self.head.kind != "linear":
-            raise ValueError(f"{asked}: all its heads are linear; set head.kind=linear")
+            raise ValueError(f"{asked}: all its heads are linear, so set head.kind=linear")
         if asked and self.train.clip:
-            raise ValueError(f"{asked}: heads that learn together are not clipped together; set train.clip=0")
+            raise ValueError(f"{asked}: its heads are trained together, and clipping would mix their gradients; set train.clip=0")
         if self.curve is not None and self.data.label_fraction != 1:
-            raise ValueError("curve: states its own fractions; leave data.label_fraction at 1")
+            raise ValueError("curve: has its own fractions; leave data.label_fraction at 1")
         return self
 
     def tried(self) -> list[tuple[float, float]]:
@@ -209,19 +209,21 @@ class FinetuneConfig(DownstreamJob):
     @model_validator(mode="after")
     def _only_frozen_encoders_are_computed_once(self) -> FinetuneConfig:
         if self.cache is not None and self.tune.mode != "frozen":
-            raise ValueError("cache: is of what a frozen encoder gives; set tune.mode=frozen")
+            raise ValueError("cache: only a frozen encoder can be computed once; set tune.mode=frozen")
         return self
 
     @model_validator(mode="after")
     def _layers_that_learn(self) -> FinetuneConfig:
         if self.layer_decay < 1 and self.tune.mode == "frozen":
-            raise ValueError("layer_decay: no layer of a frozen encoder learns; set tune.mode=lora or full, or leave it out")
+            raise ValueError(
+                "layer_decay: a frozen encoder has no layer that learns; set tune.mode=lora or full, or remove layer_decay"
+            )
         return self
 
     @model_validator(mode="after")
     def _events_have_seconds(self) -> FinetuneConfig:
         if self.events is not None and not TASKS[self.task].event:
-            raise ValueError(f"events: task {self.task} has no onset and duration; leave the section out")
+            raise ValueError(f"events: task {self.task} has no onset and duration; remove the section")
         return self
 
 

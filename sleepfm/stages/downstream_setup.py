@@ -48,7 +48,7 @@ def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) ->
 
 def _check_pretrained(encoder: nn.Module, source: Resolved) -> None:
     if isinstance(encoder, Downstream | RecordingModel):
-        raise ConfigError(f"encoder: {source.uri} is a downstream model; name a pretrained encoder")
+        raise ConfigError(f"encoder: {source.uri} is a downstream model; give a pretrained encoder")
 
 
 def pretrained_encoder(model: nn.Module, source: Resolved) -> nn.Module:
@@ -70,9 +70,7 @@ def starting_point(job: DownstreamJob, model: nn.Module, source: Resolved) -> tu
     if wanted != held:
         differ = [name for name in type(held).model_fields if getattr(wanted, name) != getattr(held, name)]
         stated = ", ".join(f"{name} {getattr(held, name)} (this job: {getattr(wanted, name)})" for name in differ)
-        raise ConfigError(
-            f"context: {source.uri} holds a pretrained context with {stated}; ask for the same, or name its encoder"
-        )
+        raise ConfigError(f"context: {source.uri} contains a pretrained context with {stated}; set the same, or give its encoder")
     return model.encoder, model.context.state_dict()
 
 

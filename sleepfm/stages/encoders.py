@@ -88,7 +88,7 @@ class PretrainStage:
                 f"* data set digest {self.dataset_digest.describe()}, split `{config.data.split}`",
                 f"* started from {', '.join(self.parents) or 'random weights'}",
                 f"* selected by `{config.registry.metric}` ({config.registry.mode}) on subjects of `val`, with "
-                f"labels of `label`; `test` was not read",
+                "labels of `label`; `test` was not read",
                 "",
                 "`sleepfm.load(...)` gives a module whose `embed({channel: [B, 3000]})` returns one vector an "
                 "epoch. Not a medical device.",
@@ -177,7 +177,7 @@ def check_encoder(modality: str, asked: NeuroNetConfig, held: NeuroNetConfig, ad
     if differing := differing_keys(left, right):
         raise ConfigError(
             f"encoders.{modality}: {address} has another architecture or size than model.backbone asks for: "
-            f"{', '.join(differing)}; name an encoder that fits (sleepfm models lists them), or state its settings in "
+            f"{', '.join(differing)}; give an encoder that fits (sleepfm models lists them), or set its settings in "
             f"model.encoders.{modality}"
         )
 

@@ -158,5 +158,5 @@ def read_curve(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise TrainingError(f"{path}: cannot be read ({error}); it is damaged: measure the curve again") from error
     if not isinstance(content, dict) or not {"task", "points", "summary"} <= content.keys():
-        raise TrainingError(f"{path}: is no learning curve; run a probe with a `curve` section")
+        raise TrainingError(f"{path}: is not a learning curve; run a probe with a `curve` section")
     return dict(content)

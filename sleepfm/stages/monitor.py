@@ -81,7 +81,7 @@ class Monitor:
         except DatasetError as error:
             raise DatasetError(
                 f"{error}. The encoder is probed for {task!r} while it is trained, which needs labels in `label` and `val`; "
-                "train without: monitor=none registry.metric=val/loss registry.mode=min"
+                "to train without a probe, set monitor=none registry.metric=val/loss registry.mode=min"
             ) from error
 
     def __call__(self, module: Any, work: SharedWork = ALONE) -> dict[str, float]:
@@ -136,7 +136,7 @@ class Monitor:
         rows, truth, source = (torch.cat(column) for column in zip(*chunks, strict=True))
         if len(truth.unique()) < 2:
             raise DatasetError(
-                f"{self._origin}: {len(truth)} epochs of split {split!r} hold fewer than two classes of "
+                f"{self._origin}: {len(truth)} epochs of split {split!r} have fewer than two classes of "
                 f"{self._config.task!r}, so the encoder cannot be probed; build from more subjects"
             )
         return rows, truth, source

@@ -101,7 +101,7 @@ def _known(person: Person, column: str) -> float | str | None:
 def _read(path: Path, key: str, column: str, task: RecordingTask) -> dict[str, float]:
     try:
         if path.stat().st_size > _LARGEST_TABLE:
-            raise SubjectTableError(f"{path}: larger than {_LARGEST_TABLE >> 20} MiB; leave only the columns {key} and {column}")
+            raise SubjectTableError(f"{path}: larger than {_LARGEST_TABLE >> 20} MiB; keep only the columns {key} and {column}")
         with path.open(newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if lacking := [name for name in (key, column) if name not in (rows.fieldnames or ())]:
@@ -116,14 +116,14 @@ def _read(path: Path, key: str, column: str, task: RecordingTask) -> dict[str, f
                 value = _value(path, rows.line_num, column, text, task)
                 if found.setdefault(name, value) != value:
                     raise SubjectTableError(
-                        f"{path}: line {rows.line_num}: {name[:_SHOWN]} has another {column} above; keep one row of each, or "
-                        "state a row a recording with values.of=record"
+                        f"{path}: line {rows.line_num}: {name[:_SHOWN]} has another {column} above; keep one row for each, or "
+                        "give one row for each recording and set values.of=record"
                     )
             return found
     except OSError as error:
         raise SubjectTableError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise SubjectTableError(f"{path}: is no CSV in UTF-8 ({error})") from error
+        raise SubjectTableError(f"{path}: is not a CSV file in UTF-8 ({error})") from error
 
 
 def _value(path: Path, line: int, column: str, text: str, task: RecordingTask) -> float:
@@ -131,6 +131,7 @@ def _value(path: Path, line: int, column: str, text: str, task: RecordingTask) -
         return task.target(text)
     except ValueError as error:
         raise SubjectTableError(
-            f"{path}: line {line}: column {column}: {text[:_SHOWN]!r} is no value of task {task.name} ({error}); leave the cell "
+            f"{path}: line {line}: column {column}: {text[:_SHOWN]!r} is not a value of task {task.name} ({error}); leave the "
+            "cell "
             "empty where nothing is known"
         ) from error

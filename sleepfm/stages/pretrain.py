@@ -115,14 +115,14 @@ class PretrainConfig(RunConfig):
             )
         if kind.encoder != bool(self.encoder):
             takers = " or ".join(name for name, other in STAGES.items() if other.encoder)
-            raise ValueError(f"encoder: a model of kind {takers}, and no other, needs its address; found {self.encoder!r}")
+            raise ValueError(f"encoder: only a model of kind {takers} has this key, and needs it; found {self.encoder!r}")
         return self
 
     @model_validator(mode="after")
     def _something_selects(self) -> PretrainConfig:
         if self.monitor == "none" and self.registry.metric.removeprefix("val/").startswith(("probe_", "knn_")):
             raise ValueError(
-                f"monitor: none gives no {self.registry.metric}, by which registry.metric selects the weights; "
+                f"monitor: with none there is no {self.registry.metric}, which registry.metric uses to select the weights; "
                 "set registry.metric=val/loss and registry.mode=min"
             )
         return self

@@ -150,7 +150,7 @@ def write_subject(
         for path, new in ((edf, new_edf), (scoring, new_scoring)):
             # A kill between the two renames leaves one of them; anything else is not ours to replace.
             if path.exists() and sha256_file(path) != sha256_file(new):
-                raise UsageError(f"{path}: is there, and is not the recording of this cohort; move it, or give another folder")
+                raise UsageError(f"{path}: exists and is not the recording of this cohort; move it away, or give another folder")
     return edf
 
 
@@ -161,14 +161,14 @@ def _state(path: Path, statement: dict[str, str | int | float], complete: bool) 
     except (OSError, ValueError):
         found = "no statement"
     if found is None and path.parent.exists() and any(item.name != LOCK_FILE for item in path.parent.iterdir()):
-        raise UsageError(f"{path.parent}: holds what was not made here; give a new or an empty folder")
+        raise UsageError(f"{path.parent}: contains files that this command did not write; give a new or an empty folder")
     if found is not None and not isinstance(found, dict):
         raise UsageError(f"{path}: does not describe a cohort; give another folder")
     if found is not None:
         for key, value in statement.items():
             if found.get(key) != value and not (key == "subjects" and found[key] < statement["subjects"]):
                 raise UsageError(
-                    f"{path.parent}: holds a cohort with {key} {found.get(key)}, asked for {value}; "
+                    f"{path.parent}: contains a cohort with {key} {found.get(key)}, asked for {value}; "
                     "give another folder or remove this one"
                 )
     write_json(path, {**statement, "complete": complete})

@@ -18,8 +18,9 @@ import numpy as np
 import yaml
 from numpy.typing import NDArray
 
+from sleepfm.console import exit_with
 from sleepfm.constants import STAGE_NAMES, Stage
-from sleepfm.errors import UsageError, exit_with
+from sleepfm.errors import UsageError
 
 EPOCHS_PER_MINUTE = 2
 # REM epochs closer than this are one REM period (Feinberg and Floyd 1979: a NREM period lasts at least 15

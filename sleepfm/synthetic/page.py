@@ -10,8 +10,9 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from sleepfm.console import exit_with
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
-from sleepfm.errors import UsageError, exit_with
+from sleepfm.errors import UsageError
 from sleepfm.synthetic.drawn_events import Event, is_respiratory
 from sleepfm.synthetic.layout import load_layout
 from sleepfm.synthetic.night import Night, draw_night

@@ -67,7 +67,7 @@ def write_table(path: Path, table: LayoutTable, first: int, subjects: int, seed:
         writer.writerow([_cell(text, row) for text in table.columns.values()])
     content = buffer.getvalue().encode()
     if path.exists() and not content.startswith(path.read_bytes()):
-        raise UsageError(f"{path}: is there, and is not the table of this cohort; move it, or give another folder")
+        raise UsageError(f"{path}: exists and is not the table of this cohort; move it away, or give another folder")
     write_atomic(path, content)
 
 

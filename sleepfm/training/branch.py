@@ -33,7 +33,9 @@ def origin(branch_from: str) -> dict[str, Any]:
     """
     run, step = parse(branch_from)
     if not run.is_run():
-        raise CheckpointError(f"{branch_from}: {run.root} holds no run; branch_from= takes the train.output of one")
+        raise CheckpointError(
+            f"{branch_from}: {run.root} is not the folder of a run; branch_from= needs the train.output of a run"
+        )
     there = checkpoint.steps(run.checkpoints)
     if step not in there:
         held = f"there are those of step {', '.join(map(str, reversed(there)))}" if there else "there is none"
@@ -98,7 +100,8 @@ def weights_of(address: str, pull: Callable[[str], Resolved]) -> tuple[Path, str
         return run.package / WEIGHTS, str(run.root.resolve())
     if not run.best.exists():
         raise CheckpointError(
-            f"{run.root}: holds no weights yet, since nothing has been validated; branch_from={run.root}@STEP takes a checkpoint"
+            f"{run.root}: has no weights yet, because nothing has been validated; use branch_from={run.root}@STEP with a "
+            "checkpoint"
         )
     sealed.check(run.best)
     return run.best, str(run.root.resolve())
@@ -124,9 +127,13 @@ def initialise(module: nn.Module, path: Path) -> Loaded:
     ]
     if other:
         more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
-        raise ModelError(f"{path}: other shapes than this model's: {', '.join(other[:_NAMED])}{more}; give both the same sizes")
+        raise ModelError(
+            f"{path}: other shapes than this model's: {', '.join(other[:_NAMED])}{more}; use the same sizes for both"
+        )
     if not common:
-        raise ModelError(f"{path}: has no tensor of this model, such as {next(iter(own), 'any')}; init_from= takes a like model")
+        raise ModelError(
+            f"{path}: has no tensor of this model, such as {next(iter(own), 'any')}; init_from= needs a model of the same kind"
+        )
     module.load_state_dict({name: theirs[name] for name in common}, strict=False)
     unused = [name for name in theirs if name not in own]
     return Loaded(path, len(common), [name for name in own if name not in theirs], unused)

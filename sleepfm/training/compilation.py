@@ -35,7 +35,7 @@ def compile_module(module: nn.Module, asked: Compile, device: torch.device) -> i
         raise ConfigError(f"train.compile: on, but {missing}; install it, or set train.compile=off")
     if missing:
         warnings.warn(
-            f"the model is not compiled, and slower for it: {missing}; install it, or set train.compile=off", stacklevel=2
+            f"the model is not compiled and therefore slower: {missing}; install it, or set train.compile=off", stacklevel=2
         )
         return 0
     return compile_units(module, lambda unit: not any(isinstance(part, SynchronisedBatchNorm) for part in unit.modules()))

@@ -106,7 +106,7 @@ class _Run:
         if saved is not None and saved.model not in ("", model):
             raise CheckpointError(
                 f"{saved.folder}: has other parameters (names, shapes, or which of them train) than this configuration's model; "
-                "give the model that it was saved with, or start in a new folder with init_from= for the weights that fit"
+                "use the model that it was saved with, or start in a new folder with init_from=, which takes the weights that fit"
             )
         self.step = saved.step if saved else 0
         own = (stage.weight_decay, stage.rate_of) if isinstance(stage, HasOwnRates) else (config.train.weight_decay,)
@@ -300,14 +300,14 @@ class _Run:
             raise TrainingError(
                 f"step {taken.step}: {self.skipped_in_row} steps in a row had a non-finite "
                 f"{'loss' if named else 'gradient'} (train.max_skipped); recordings of the last one: "
-                f"{', '.join(recordings)}; look at these recordings, or lower the rate: {self._advice()}"
+                f"{', '.join(recordings)}; check these recordings, or lower the learning rate: {self._advice()}"
             )
         self._tell(taken, recordings)
 
     def _advice(self) -> str:
         """How to go on with a smaller learning rate, in words that can be typed."""
         rate, there = f"train.lr={self.config.train.lr / 10:g}", checkpoint.steps(self.folder.checkpoints)
-        text = f"the same command with {rate} goes on from step {there[0] if there else 0}"
+        text = f"the same command with {rate} continues from step {there[0] if there else 0}"
         if len(there) > 1:
             text += f", and with {rate} branch_from={self.folder.root}@{there[1]} train.output=OTHER from the checkpoint before"
         return text

@@ -177,7 +177,7 @@ class Exporter(Observer):
             last = _read(self._folder.last_waiting)
             sealed.check(last.path)
         except CheckpointError as error:
-            text = f"{error}; {self._folder.last} is not written, those of step {self._steps} are in the last checkpoint alone"
+            text = f"{error}; {self._folder.last} is not written; those of step {self._steps} are only in the last checkpoint"
             warn(f"{self._stage.name}: {text}")
             return None
         return last
@@ -346,7 +346,7 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
         prune(name, run_id, settings.keep, store)
     except RegistryError as error:
         # A server may allow additions alone; the version is registered all the same.
-        warn(f"{name}: older bests of this run stay registered ({error})")
+        warn(f"{name}: older best versions of this run stay registered ({error})")
     return {"version": version, "run_id": run_id} | asdict(promotion)
 
 
@@ -355,7 +355,7 @@ def _bind_champions(config: RunConfig, store: str) -> None:
     try:
         version = bind_champions(config.bound_champions(), store)
     except SleepFMError as error:
-        warn(f"{config.registry.name}: is champion, but {SCORER} is not bound anew ({error}); sleepfm models bind")
+        warn(f"{config.registry.name}: is champion, but {SCORER} could not be bound again ({error}); run sleepfm models bind")
     else:
         if version is not None:
             print(f"{config.registry.name}: bound with the champions of the other tasks as {SCORER}:{version}", flush=True)

@@ -151,7 +151,7 @@ class RunFolder:
         known = run_record.read(self.record)
         if known is None:
             if resume == "must":
-                raise CheckpointError(f"{self.root}: holds no run to resume; start it without --resume must")
+                raise CheckpointError(f"{self.root}: has no run to resume; start it without --resume must")
             self._check_free()
             return None
         if resume == "never":
@@ -162,9 +162,10 @@ class RunFolder:
         steered, refused = steered | mixed, refused + other_data
         if refused:
             raise ConfigError(
-                f"{self.root}: holds a run of another configuration: {', '.join(refused)}, which cannot change within a run; "
-                f"give another train.output= (with branch_from={self.root}@STEP to go on from one of its checkpoints there), or "
-                "--resume never to start over"
+                f"{self.root}: contains a run with another configuration: {', '.join(refused)}, which cannot change within a "
+                "run; "
+                f"give another train.output= (with branch_from={self.root}@STEP to continue from one of its checkpoints), or "
+                "use --resume never to start over"
             )
         try:
             result = self.read_result()
@@ -177,7 +178,7 @@ class RunFolder:
         if not checkpoint.steps(self.checkpoints):
             self._check_nothing_saved(known, finished=result is not None or os.path.lexists(self.last))
             if resume == "must":
-                raise CheckpointError(f"{self.root}: holds no checkpoint to resume; start it without --resume must")
+                raise CheckpointError(f"{self.root}: has no checkpoint to resume; start it without --resume must")
         return None
 
     def _check_nothing_saved(self, known: dict[str, Any], finished: bool) -> None:
@@ -187,8 +188,8 @@ class RunFolder:
             return
         which = f"but its run has saved that of step {saved}" if saved is not None else "but its run has come to an end before"
         raise CheckpointError(
-            f"{self.checkpoints}: holds no checkpoint, {which}; nothing of it is overwritten: put the checkpoints back, start "
-            f"over with --resume never, or give another train.output= (with init_from={self.root} for the weights alone)"
+            f"{self.checkpoints}: holds no checkpoint, {which}; nothing is overwritten: put the checkpoints back, start over "
+            f"with --resume never, or give another train.output= (with init_from={self.root} for the weights alone)"
         )
 
     def record_checkpoint(self, step: int) -> None:
@@ -289,8 +290,8 @@ class RunFolder:
             others += not_matching(path, _WAITING_FILES)
         if others:
             raise StorageError(
-                f"{others[0]}: was not written by a run, or has been changed since ({len(others)} in {self.root}); move it to "
-                "another place before this run's files are removed, or give another train.output="
+                f"{others[0]}: was not written by a run, or has changed since ({len(others)} in {self.root}); move it away "
+                "before the files of this run are removed, or give another train.output="
             )
         checkpoint.remove_all(self.checkpoints)
         remove_matching(self.best.parent, _BEST_FILES)
@@ -344,8 +345,9 @@ class RunFolder:
         segment = Segment(step, changed)
         if steps <= step:
             raise ConfigError(
-                f"{self.root}: {segment.describe()}: the run is at step {step}, and with {steps} steps none is left to train; "
-                f"raise train.steps, or give another train.output= and branch_from={self.root}@STEP with an earlier checkpoint"
+                f"{self.root}: {segment.describe()}: the run is at step {step}, so with {steps} steps nothing is left to "
+                f"train; raise train.steps, or give another train.output= and branch_from={self.root}@STEP with an earlier "
+                "checkpoint"
             )
         new = {"step": step, "changed": changed, "settings": settings}
         if data.mixture != before.mixture:
@@ -362,8 +364,8 @@ class RunFolder:
         taken += [path.name for path in (*self._staged(), *temporaries(self.root, self._temporary), *self._unfinished())]
         if taken:
             raise StorageError(
-                f"{self.root}: holds {', '.join(taken)}, which no run of this program has written, or whose "
-                f"{self.record.name} is gone; give another train.output=, or move them away"
+                f"{self.root}: holds {', '.join(taken)}, which this program did not write, or whose {self.record.name} is "
+                "missing; give another train.output=, or move them away"
             )
 
     def _set_aside(self) -> list[Path]:

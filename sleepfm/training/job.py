@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
+from sleepfm.command_line import positive
 from sleepfm.config import load_config, to_dict
 from sleepfm.console import SaidOnce, accept_every_character
 from sleepfm.data.mixed_stream import follow
@@ -25,6 +26,7 @@ from sleepfm.training import branch, compute_dtype
 from sleepfm.training.engine import Trained, total_steps, train
 from sleepfm.training.export import Exporter, describe, register
 from sleepfm.training.folder import Resume, RunFolder
+from sleepfm.training.job_options import add_job_options
 from sleepfm.training.mending import mend
 from sleepfm.training.observer import Observer, Observers
 from sleepfm.training.preflight.checks import Preflight
@@ -114,15 +116,15 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     accept_every_character()
     leave_at_once()
     leave_with_launcher()
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("config", help="YAML file, such as configs/pretrain/eeg-tiny.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", default=[], help="for example train.steps=100")
-    parser.add_argument("--resume", choices=("auto", "never", "must"), default="auto")
-    if "evaluate" in schema.model_fields:
-        told = "go on where people of test were seen in training, and mark the report: evaluate.allow_leakage=true"
-        parser.add_argument("--allow-leakage", action="store_true", help=told)
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print configuration, memory and expected time")
-    parser.add_argument("--processes", type=int, metavar="N", help="with --dry-run: as on N processes, whatever runs now")
+    parser = argparse.ArgumentParser(description=description.replace("``", "`"))
+    parser.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/pretrain/eeg-tiny.yaml")
+    add_job_options(parser, evaluates="evaluate" in schema.model_fields)
+    parser.add_argument(
+        "--processes",
+        type=positive,
+        metavar="N",
+        help="only with --dry-run: check and estimate for N processes (default: those running)",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
 
@@ -131,8 +133,11 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
         world = World.from_environment()
         planned = world
         if arguments.processes is not None:
-            if not arguments.dry_run or arguments.processes < 1:
-                raise UsageError(f"--processes {arguments.processes}: a number of processes to try on paper, with --dry-run")
+            if not arguments.dry_run:
+                raise UsageError(
+                    f"--processes {arguments.processes}: only for --dry-run; the launcher decides how many processes train "
+                    "(deepspeed --num_gpus N, or sleepfm pretrain --processes N)"
+                )
             planned = World(0, arguments.processes, 0, min(arguments.processes, GPUS_A_NODE))
         allowed = ["evaluate.allow_leakage=true"] if getattr(arguments, "allow_leakage", False) else []
         config = load_config(schema, arguments.config, [*arguments.overrides, *allowed])
@@ -270,7 +275,7 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
     changed = on_main(world, lambda: folder.steer(config, step, total_steps(config, stage), dataset_digest))
     follow(stage.stream, on_main(world, lambda: _data_history(folder)), config.train.global_batch)
     on_main(world, lambda: mend(folder, config.registry, step, total_steps(config, stage)))
-    said = f"{folder.root}: goes on from step {step} with {changed}" if changed else ""
+    said = f"{folder.root}: continues from step {step} with {changed}" if changed else ""
     if weights is not None and saved is None:
         said = branch.initialise(stage.module, weights).describe(config.init_from)
     if said and world.is_main:
@@ -305,8 +310,8 @@ def _conclude(
         result |= exporter.register(result, observer)
     except RegistryError as error:
         raise RegistryError(
-            f"{error}; trained, and the package is in {folder.package}: start the same command again when the store "
-            "answers, or with another tracking.uri=, and it is registered without training"
+            f"{error}; the model is trained and its package is in {folder.package}: start the same command again when the "
+            "store answers, or with another tracking.uri=, to register it without training"
         ) from error
     folder.write_result(result | {"goodput": goodput.summary()})
     metric = config.registry.metric
@@ -346,7 +351,7 @@ def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
     output = Path(config.train.output)
     if _is_registered(done, store) and not undelivered(output):
         label = f"{done['name']}:{done['version']}"
-        print(f"{output}: trained before ({done['steps']} steps), registered as {label}; not repeated")
+        print(f"{output}: already trained ({done['steps']} steps) and registered as {label}; nothing to do")
         return 0
     with only_writer(output):
         tracker = Tracker(output, store, config.tracking.experiment, done["tags"]["stage"], to_dict(config), done["tags"])
@@ -357,7 +362,7 @@ def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
         RunFolder(output).write_result(done)
     if warning:
         raise RegistryError(warning)
-    print(f"{output}: already trained; registered as {done['name']}:{done['version']}")
+    print(f"{output}: was already trained; now registered as {done['name']}:{done['version']}")
     return 0
 
 

@@ -11,7 +11,7 @@ import base64
 import json
 import sys
 
-from sleepfm.errors import exit_with
+from sleepfm.console import exit_with
 from sleepfm.training.ranks.distributed import free_port, import_deepspeed
 
 

@@ -43,10 +43,12 @@ def mend(folder: RunFolder, registry: RegistryConfig, step: int, steps: int) -> 
     try:
         folder.read_result()
     except CheckpointError as error:
-        warn(f"{error}; set aside as {set_aside(folder.result).name}: what was trained is packaged and registered once more")
+        warn(f"{error}; set aside as {set_aside(folder.result).name}: the trained model is packaged and registered again")
     saved = folder.saved_step()
     if saved is not None and saved > step:
-        warn(f"{folder.checkpoints}: the checkpoint of step {saved}, saved last, is not there; going on from step {step}")
+        warn(
+            f"{folder.checkpoints}: the checkpoint of step {saved}, which was saved last, is missing; continuing from step {step}"
+        )
 
 
 def _mend_best(folder: RunFolder, metric: str, step: int, steps: int) -> None:
@@ -74,15 +76,15 @@ def _mend_best(folder: RunFolder, metric: str, step: int, steps: int) -> None:
         of_use = counts(segment, at, folder.segments()) and at <= step
     if of_use and step >= steps:
         raise CheckpointError(
-            f"{fault}: {described} are lost, and the run is at its last step, so that no validation is left to choose others: "
-            f"put the file back, go on with a larger train.steps=, or give another train.output= and "
+            f"{fault}: {described} are lost, and the run is at its last step, so no validation is left to choose others: put "
+            "the file back, continue with a larger train.steps=, or give another train.output= and "
             f"branch_from={folder.root}@STEP with an earlier checkpoint"
         )
     if not gone:
         fault += f"; set aside as {set_aside(folder.best).name}"
     if of_use:
         folder.record_lost(step, described)
-        warn(f"{fault}: {described} are lost; from step {step} on the best of the validations to come are kept")
+        warn(f"{fault}: {described} are lost; from step {step} on, the best of later validations are kept")
     elif not gone:
         warn(fault)
 
@@ -102,14 +104,14 @@ def _mend_trace(folder: RunFolder, step: int) -> None:
     if damaged:
         aside = set_aside(folder.trace)
         write_atomic(folder.trace, "".join(json.dumps(row) + "\n" for row in rows))
-        warn(f"{folder.trace}: {damaged} lines are no rows; set aside as {aside.name}, the other rows stay")
+        warn(f"{folder.trace}: {damaged} lines are damaged; set aside as {aside.name}, the other lines are kept")
     there = {row["step"] for row in rows}
     missing = [number for number in range(1, step + 1) if number not in there]
     if missing:
         what = f"{folder.trace.name}: rows of {len(missing)} steps from step {missing[0]} to {missing[-1]}"
         if folder.record_lost(step, what):
             warn(
-                f"{folder.trace}: goes on from step {step} without the rows of {len(missing)} steps from step {missing[0]} "
+                f"{folder.trace}: continues from step {step} without the rows of {len(missing)} steps from step {missing[0]} "
                 f"to {missing[-1]}"
             )
 
@@ -120,7 +122,7 @@ def _mend_goodput(folder: RunFolder, step: int) -> None:
     except CheckpointError as error:
         aside = set_aside(folder.goodput)
         folder.record_lost(step, f"{folder.goodput.name}: where the wall time went until step {step}")
-        warn(f"{error}; set aside as {aside.name}: the wall time is counted from step {step} on")
+        warn(f"{error}; set aside as {aside.name}: the run time is counted from step {step} on")
 
 
 def _fault(path: Path) -> str:

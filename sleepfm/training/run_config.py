@@ -115,13 +115,13 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _one_length(self) -> TrainConfig:
         if (self.steps is None) == (self.passes is None):
-            raise ValueError("train.steps or train.passes: state exactly one of them")
+            raise ValueError("train.steps or train.passes: set exactly one of them")
         return self
 
     @model_validator(mode="after")
     def _patient_between_validations(self) -> TrainConfig:
         if self.patience and not self.validate_every:
-            raise ValueError("train.patience: counts validations; set train.validate_every")
+            raise ValueError("train.patience: counts validations, so train.validate_every is needed")
         return self
 
 
@@ -153,21 +153,21 @@ class DeepSpeedConfig(Config):
     def compute_dtype(self) -> Literal["bf16", "fp32"]:
         """``dtype``, once it is decided. Raises :class:`ConfigError` while it is ``auto``."""
         if self.dtype == "auto":
-            raise ConfigError("deepspeed.dtype: auto is not decided yet; state bf16 or fp32, or start it as a job, which decides")
+            raise ConfigError("deepspeed.dtype: auto is only decided when a job starts; set bf16 or fp32")
         return self.dtype
 
     @field_validator("zero", mode="before")
     @classmethod
     def _whole_parameters(cls, zero: Any) -> Any:
         if zero in (3, "3"):
-            raise ValueError("3 is not offered: these models fit any device whole, and sharding them costs time; take 0, 1 or 2")
+            raise ValueError("3 is not supported: these models fit on one device, and sharding them costs time; use 0, 1 or 2")
         return zero
 
     @field_validator("extra")
     @classmethod
     def _not_what_training_sets(cls, extra: dict[str, Any]) -> dict[str, Any]:
         if taken := sorted(_SET_BY_TRAIN & extra.keys()):
-            raise ValueError(f"{', '.join(taken)} follow from train.*; state them there")
+            raise ValueError(f"{', '.join(taken)} follow from train.*; set them there")
         zero = extra.get("zero_optimization", {})
         if isinstance(zero, dict) and (taken := sorted({"stage", "offload_param"} & zero.keys())):
             raise ValueError(f"zero_optimization: {', '.join(taken)} follow from deepspeed.zero, which has no stage 3")
@@ -260,7 +260,9 @@ class RunConfig(Config):
     @model_validator(mode="after")
     def _one_start(self) -> RunConfig:
         if self.init_from and self.branch_from:
-            raise ValueError("init_from and branch_from: state one of them; a branch has the weights of its checkpoint")
+            raise ValueError(
+                "init_from and branch_from: set only one of them; a branch starts with the weights of its checkpoint"
+            )
         if self.branch_from and not _BRANCH.fullmatch(self.branch_from):
             raise ValueError(f"branch_from={self.branch_from!r}: expected RUN@STEP, such as runs/pretrain-eeg@4000")
         return self

@@ -143,7 +143,7 @@ def test_a_missing_shard_among_many_is_borne_and_many_missing_are_not(tmp_path):
     for shard in range(20, 40):
         dataset.shard_paths[shard].unlink()
     stream = epochs(dataset, reading, good=True)
-    with pytest.raises(ShardError, match=r"more than the share of 0\.05 .*shard-0000"):
+    with pytest.raises(ShardError, match=r"limit 5 %.*shard-0000"):
         for start in range(0, len(stream), 20):
             stream.batch(start, 20)
 

@@ -219,7 +219,7 @@ def test_a_store_that_errs_dawdles_and_cuts_gives_the_same_items(local, front, t
 def test_a_store_that_ignores_ranges_is_refused_by_name(local, front, tmp_path):
     remote = Dataset.open(URL, roomy(tmp_path))
     front.ranges = False
-    with pytest.raises(ShardError, match=rf"{URL}/shards/shard-000000\.tar: its server sent \d+ bytes where \d+ were asked for"):
+    with pytest.raises(ShardError, match=rf"{URL}/shards/shard-000000\.tar: its server sent \d+ bytes when \d+ were asked for"):
         ShardReader(remote).read_bytes(0, 2 * BLOCK, 100)
     assert front.requests() == 1
     stream = EpochStream(remote, "pretrain", ["ECG"], READING)

@@ -124,7 +124,7 @@ def test_faults_and_their_bound_are_those_of_a_thread(dataset: Dataset, caplog: 
 
     expected, thread, message = read(0)
     # More than one process reads before the bound of 20 is met.
-    assert len(expected) > 4 and thread.report.skipped == 21 and "more than the share of 0.05" in message
+    assert len(expected) > 4 and thread.report.skipped == 21 and "limit 5 %" in message
     said = [record.getMessage() for record in caplog.records]
     caplog.clear()
     found, stream, processes = read(2)

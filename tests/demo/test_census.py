@@ -140,7 +140,7 @@ def test_another_salt_lets_other_people_come_into_the_splits(laboratory, tmp_pat
 def test_a_cohort_that_is_wrong_or_of_nothing_is_an_error(laboratory, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     assert demo(monkeypatch, "--cohort", "shhs1") == 2
-    assert "--cohort is for recordings of your own" in capfd.readouterr().err
+    assert "--cohort is for your own recordings" in capfd.readouterr().err
     assert demo(monkeypatch, "--data", str(laboratory), "--cohort", "nowhere.yaml") == 2
     assert "nowhere.yaml" in capfd.readouterr().err
     other = rules(tmp_path)

@@ -131,7 +131,7 @@ def test_no_command_loses_a_byte(
 
 
 def demo_status(arguments: argparse.Namespace) -> int:
-    with pytest.raises(SleepFMError, match="no demo has made"):
+    with pytest.raises(SleepFMError, match="no demo wrote"):
         demo(arguments)
     return 2
 
@@ -201,7 +201,7 @@ def test_a_training_job_begins_nowhere_but_in_a_folder_of_its_own(
     line = [sys.executable, str(ROOT / "launch" / f"{job}.py"), str(ROOT / "configs" / f"{config[job]}.yaml"), *paths]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([*line, "--resume", resume], cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 1 and "which no run of this program has written" in done.stderr, done.stderr
+    assert done.returncode == 1 and "which this program did not write" in done.stderr, done.stderr
     assert snapshot(work) == before
 
 
@@ -272,7 +272,7 @@ def test_starting_the_demo_over_removes_nothing(tmp_path: Path, monkeypatch: pyt
     (folder / "notes.txt").write_text("mine")
     before = snapshot(folder)
     for attempt in (lambda: Journal.open(folder, "b"), lambda: demo(arguments_of(folder, False, "--data", str(tmp_path)))):
-        with pytest.raises(SleepFMError, match="holds a demo of other data or settings, which is kept; make demo FRESH=1"):
+        with pytest.raises(SleepFMError, match="contains a demo of other data or settings, which is kept; make demo FRESH=1"):
             attempt()
     assert snapshot(folder) == before
     set_aside(folder)

@@ -78,7 +78,7 @@ def test_nothing_of_the_users_is_replaced(folder, stage_model, tmp_path, capsys)
     (out / "summary" / "mine.txt").write_text("mine")
     one = next(folder.glob("shhs*.edf"))
     assert main(["score", str(one), *stage_model, "--out", str(out)]) == 1
-    assert "summary: holds files that this program did not write" in capsys.readouterr().err
+    assert "summary: contains files that this program did not write" in capsys.readouterr().err
     assert [path.name for path in out.rglob("*") if path.is_file()] == ["mine.txt"]
 
 

@@ -9,7 +9,6 @@ import torch
 from made_nights import make_dataset
 
 import sleepfm
-from sleepfm.commands.score_night import headline
 from sleepfm.config import read_yaml
 from sleepfm.errors import ModelError, MontageError
 from sleepfm.evaluation.events import AHI_DEFINITION, event_family, join_overlapping, positive_runs
@@ -327,7 +326,7 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
     breathing = content["breathing"]
     assert breathing["ahi"] == score.ahi if np.isfinite(score.ahi) else breathing["ahi"] is None
     assert (breathing["apneas"], breathing["hypopneas"]) == (len(apneas), len(hypopneas) - len(shared))
-    assert breathing["definitions"] == [f"AHI: {AHI_DEFINITION}"] and "AHI" in headline(score)
+    assert breathing["definitions"] == [f"AHI: {AHI_DEFINITION}"] and "AHI" in score.headline
     assert set(content["agreement"]) == {"stage", "apnea", "hypopnea", "ahi"}
     assert not content["agreement"]["apnea"]["positive_runs"]
 
@@ -352,7 +351,7 @@ def test_what_was_not_scored_is_null(downstream_packages, night):
     empty = {key: value for key, value in content["breathing"].items() if key != "definitions"}
     assert set(empty.values()) == {None} and content["breathing"]["definitions"] == []
     assert set(content["agreement"]) == {"stage"}
-    assert headline(stage) == f"30 epochs, {stage.statistics.total_sleep_time:.0f} min of sleep"
+    assert stage.headline == f"30 epochs, {stage.statistics.total_sleep_time:.0f} min of sleep"
 
     lost = np.arange(30) < 3
     partly = replace(
@@ -371,4 +370,4 @@ def test_what_was_not_scored_is_null(downstream_packages, night):
     assert breathing["apnea_positive_runs"] == len(apnea.runs) and breathing["apnea_positive_runs_in_sleep"] is None
     assert breathing["ahi"] is breathing["apneas"] is breathing["hypopneas"] is breathing["hypopnea_positive_runs"] is None
     assert set(content["agreement"]) == {"apnea"} and content["agreement"]["apnea"]["positive_runs"]
-    assert "sleep," not in headline(apnea) and "AHI" not in headline(apnea)
+    assert "sleep," not in apnea.headline and "AHI" not in apnea.headline

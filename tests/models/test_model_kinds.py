@@ -37,7 +37,7 @@ def test_an_entry_is_all_that_a_kind_needs(monkeypatch: pytest.MonkeyPatch) -> N
         build_model(config | {"widht": 5})
     with pytest.raises(ConfigError, match=r"model\.encoder: unknown key 'chanels'"):
         build_model(config | {"encoder": inner | {"chanels": []}})
-    with pytest.raises(ConfigError, match="Linear is no model of this package"):
+    with pytest.raises(ConfigError, match="Linear is not a model of this package"):
         model_config(nn.Linear(2, 2))
 
 

@@ -164,7 +164,7 @@ def test_losses_are_fp32_under_autocast(tiny: NeuroNet) -> None:
 @pytest.mark.parametrize(
     ("signals", "message"),
     [
-        ({"EEG_C3": torch.zeros(1, 2999)}, r"EEG_C3: expected \[1, 3000\]"),
+        ({"EEG_C3": torch.zeros(1, 2999)}, r"signals\['EEG_C3'\]: expected \[B, 3000\].*found \[1, 2999\]"),
         ({"ECG": torch.zeros(1, 3000)}, "unknown channels ECG"),
         ({"EEG_C3": torch.full((1, 3000), float("nan"))}, "not finite"),
         ({}, "no channel"),

@@ -62,7 +62,7 @@ def test_a_neuronet_of_breathing_takes_waves_and_refuses_a_level():
     config = load_config(PretrainConfig, config_root() / "pretrain" / "resp-tiny.yaml")
     assert config.model.channels == WAVES and config.model.modality == "RESP"
     assert config.registry.name == "sleepfm-neuronet-resp"
-    with pytest.raises(ConfigError, match="SPO2 is a level, no wave"):
+    with pytest.raises(ConfigError, match="SPO2 is a level and not a wave"):
         load_config(PretrainConfig, config_root() / "pretrain" / "resp-tiny.yaml", ["model.channels=[AIRFLOW, SPO2]"])
     model = build_model(read_yaml(MODELS / "neuronet-tiny.yaml")["model"] | {"channels": list(WAVES)}).eval()
     assert model.embed({"THORAX": torch.randn(2, 3000)}).shape == (2, 128)
@@ -123,5 +123,5 @@ def test_pretraining_reaches_every_part_and_leaves_the_encoders(layout):
 
 
 def test_a_level_alone_is_refused():
-    with pytest.raises(ConfigError, match="SPO2 alone"):
+    with pytest.raises(ConfigError, match="SPO2 is not enough"):
         build_model({"kind": "synthsleepnet", "channels": ["SPO2"]})

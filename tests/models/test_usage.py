@@ -91,7 +91,7 @@ def test_sleep_stages_have_no_threshold(tmp_path: Path) -> None:
         (EARLIER | {"threshold": 1.5}, "key 'threshold'"),
         ({"usage": {"task": "apnea", "classes": APNEA, "window": 8}}, "has two classes and needs one"),
         (EARLIER | {"task": "hypopnea"}, "task hypopnea .the model: apnea"),
-        ({"usage": EARLIER | {"classes": APNEA, "resolution_s": 1}}, "told to the second True .the model: False"),
+        ({"usage": EARLIER | {"classes": APNEA, "resolution_s": 1}}, "events to the second True .the model: False"),
     ],
 )
 def test_what_is_not_known_or_not_of_this_model_is_refused_by_name(tmp_path: Path, content: dict[str, Any], message: str) -> None:

@@ -19,6 +19,7 @@ from made_report import made_example, without_breathing
 from sleepfm.evaluation.breathing import index_by_part
 from sleepfm.evaluation.events import index_per_hour
 from sleepfm.evaluation.paired import severity_of
+from sleepfm.inference.night_frames import event_confidence
 from sleepfm.reports.event_pages import BUDGET, event_pages
 from sleepfm.reports.night_comparison import compared_figures
 from sleepfm.reports.night_facts import (
@@ -28,7 +29,6 @@ from sleepfm.reports.night_facts import (
     ahi_by_stage,
     ahi_rows,
     channel_facts,
-    event_confidence,
     event_facts,
     first_page,
     lights_told,

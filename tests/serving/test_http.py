@@ -75,9 +75,9 @@ def test_paths_and_bytes_are_scored(server: str, store: str, recordings: list[Pa
     ("body", "reason"),
     [
         ({"dataframe_records": [{"recording": "nowhere.edf"}]}, "nowhere.edf"),
-        ({"dataframe_records": [{"recording": "/etc/passwd"}]}, "reads recordings below its folder alone"),
+        ({"dataframe_records": [{"recording": "/etc/passwd"}]}, "only reads recordings below its folder"),
         ({"dataframe_records": [{"edf": base64.b64encode(b"no EDF").decode()}]}, "recording.edf"),
-        ({"dataframe_records": [{"edf": base64.b64encode(bytes(9 * 2**20)).decode()}]}, "MiB are taken at once"),
+        ({"dataframe_records": [{"edf": base64.b64encode(bytes(9 * 2**20)).decode()}]}, "MiB fit in one request"),
         ({"dataframe_records": [{"edf": 3}]}, ""),
         ({"dataframe_records": [{"colour": "red"}]}, ""),
         ({"dataframe_records": []}, ""),

@@ -103,9 +103,9 @@ def test_what_is_no_night_is_refused_with_its_reason(
     assert "no recording" in refusal(scorer, pd.DataFrame())
     assert "nowhere" in refusal(scorer, paths(recordings[0]), cohort="nowhere")
     monkeypatch.setenv(LIMIT_VARIABLE, str(1000 / 2**30))
-    assert "MiB are taken at once" in refusal(scorer, broken)
+    assert "MiB fit in one request" in refusal(scorer, broken)
     monkeypatch.setenv(NIGHTS_VARIABLE, "1")
-    assert "2 recordings, and 1 are taken" in refusal(scorer, paths(*recordings[:2]))
+    assert "2 recordings, but at most 1 fit" in refusal(scorer, paths(*recordings[:2]))
 
 
 def test_a_server_reads_below_its_folder_alone(
@@ -115,7 +115,7 @@ def test_a_server_reads_below_its_folder_alone(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "link.edf").symlink_to(recordings[0])
     for path in (str(recordings[0]), "link.edf", "../x.edf", "s3://bucket/x.edf", "file:///etc/passwd"):
-        assert "reads recordings below its folder alone" in refusal(scorer, pd.DataFrame({"recording": [path]}))
+        assert "only reads recordings below its folder" in refusal(scorer, pd.DataFrame({"recording": [path]}))
     (tmp_path / "own.yaml").write_text("name: own")
     assert "a server knows auto" in refusal(scorer, paths(recordings[0]), cohort=str(tmp_path / "own.yaml"))
     monkeypatch.setenv(FOLDER_VARIABLE, str(recordings[0].parent))

@@ -119,7 +119,7 @@ def test_a_scorer_uses_its_own_thresholds(own: str, tmp_path: Path, recordings: 
         Scorer.load([tmp_path / "changed"], own)
     del content["parts"]
     (tmp_path / "changed" / CONFIG).write_text(yaml.safe_dump(content))
-    with pytest.raises(ModelError, match="names no models"):
+    with pytest.raises(ModelError, match="has no models"):
         Scorer.load([tmp_path / "changed"], own)
 
 

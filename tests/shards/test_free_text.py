@@ -133,7 +133,7 @@ def test_no_name_is_in_what_a_build_writes(source, run, tmp_path, capsys):
     # What is there instead, and what is standard as it was.
     assert digest_of(NOTE, "unknown") in info and digest_of(f"Patient {NAME} coughs", "note") in info
     assert "'Unsure' 1" in info and "'Lights off' 1" in info
-    assert f"not understood where stages stand: {digest_of(f'Sleep stage {NAME}', 'text')} (1)" in info
+    assert f"unknown stage texts: {digest_of(f'Sleep stage {NAME}', 'text')} (1)" in info
     assert run(["verify", tmp_path / "out"]).returncode == 0
 
     dataset = Dataset.open(tmp_path / "out")

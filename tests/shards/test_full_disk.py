@@ -39,7 +39,7 @@ def test_the_same_command_finishes_after_every_size_was_too_small(cohort, built,
         if result.returncode == 0:
             break
         assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
-        assert "make room or mend the folder, then run the same command again" in result.stderr, result.stderr
+        assert "make room or repair the folder, then run the same command again" in result.stderr, result.stderr
         assert not list(place.rglob("*.tmp"))
     else:
         resize(2 * whole)

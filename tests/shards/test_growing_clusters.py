@@ -183,7 +183,7 @@ def test_a_task_that_fits_no_node_any_more_asks_for_less(growing, tmp_path, star
         growing.kill(large)
         assert driver.wait(120) == 1, lines
         holder.kill()
-    assert any("refused day.edf: SignalError" in line for line in lines), lines
+    assert any(line.startswith("refused day.edf: ") for line in lines), lines
 
 
 # Nodes in processes of this machine, which Ray's own autoscaler starts and ends as tasks ask for them.

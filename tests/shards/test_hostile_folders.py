@@ -113,7 +113,7 @@ def test_a_folder_that_cannot_be_listed_and_a_link_cost_themselves(cohort, tmp_p
     assert {row.source for row in rows} == {first.name, second.name}
     (refused,) = pq.read_table(out / "manifest/quarantine.parquet").to_pylist()
     assert refused["source"] == "another.edf"
-    assert refused["reason"].startswith(f"is the same file as {first.name}, by a link, and would count as a second recording")
+    assert refused["reason"].startswith(f"is the same file as {first.name}, through a link; it would count as a second recording")
     # It is all that is amiss, and told as long as it is.
     (source / "another.edf").unlink()
     again = run(["build", source, tmp_path / "clean", "--cohort", "shhs1"])

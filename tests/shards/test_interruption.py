@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-TOLD = "what is finished is kept, and the same command goes on"
+TOLD = "what is finished is kept, and the same command continues"
 
 
 def arguments(cohort: Path, out: Path) -> list[str]:

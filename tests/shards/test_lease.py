@@ -82,7 +82,7 @@ def test_a_second_builder_is_refused_while_the_first_lives_and_goes_on_after_it(
     with pytest.raises(BusyError, match=busy), only_builder(place, 4, said.append):
         pytest.fail("two at once")
     assert time.monotonic() - began < 4, "a living one is told from its next renewals"
-    assert len(said) == 1 and "going on when its lease runs out, in 4 s" in said[0]
+    assert len(said) == 1 and "continuing when its lease runs out, in 4 s" in said[0]
     end(first)
     with only_builder(place, 4, said.append) as (builder, check):
         check()
@@ -221,7 +221,10 @@ def test_one_that_looked_long_ago_does_not_build_beside_one_that_came_since(s3, 
 
 def test_what_is_no_lease_is_left_alone(s3):
     s3.put("lease-foreign/.lease/00000007", b"mine")
-    with pytest.raises(StorageError, match=r"lease-foreign/.lease/00000007: is no lease"), only_builder(url("foreign"), 5, print):
+    with (
+        pytest.raises(StorageError, match=r"lease-foreign/.lease/00000007: is not a lease"),
+        only_builder(url("foreign"), 5, print),
+    ):
         pytest.fail("not ours")
     assert s3.contents("lease-foreign") == {".lease/00000007": b"mine"}
 

@@ -15,6 +15,7 @@ from shards.summary import refused_lines, status
 from shards.task import build_shard
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import UsageError
+from sleepfm.signals.refusals import ReasonCounts
 
 
 @pytest.fixture
@@ -52,7 +53,7 @@ def test_a_recording_that_is_gone_does_not_stop_a_build_and_comes_in_when_it_is_
     hidden = (source / "early/shhs1-3.edf").rename(tmp_path / "shhs1-3.edf")
     result = run(arguments)
     assert result.returncode == 1, result.stdout + result.stderr
-    assert "refused early/shhs1-3.edf: GoneError: was found when this build was planned and is gone" in result.stdout
+    assert "refused early/shhs1-3.edf: was there when this build was planned and is gone" in result.stdout
     assert built(out) == (names(1, 2, 4, 5), {"early/shhs1-3.edf": "GoneError"})
     # One of five is a fifth.
     assert run([*arguments, "max_refused=0.2"]).returncode == 0
@@ -70,9 +71,7 @@ def test_another_folder_is_not_taken_for_one_whose_recordings_are_gone(source, c
     unfinish(out, "shard-000001")
     before = digests(out)
     result = run(["build", cohort, out, "--cohort", "shhs1", "recordings_per_shard=2"])
-    assert (
-        result.returncode == 1 and "none of the 5 recordings for which this build was planned is in the source" in result.stderr
-    )
+    assert result.returncode == 1 and "none of the 5 recordings of this build is in the source" in result.stderr
     assert {name: value for name, value in digests(out).items() if name in before} == before
 
 
@@ -84,7 +83,7 @@ def test_a_shard_that_is_made_anew_does_not_lose_a_recording_whose_file_is_gone(
     monkeypatch.setattr("shards.build_config.PROCESSING_VERSION", 1_000_000)
     (source / "early/shhs1-1.edf").rename(tmp_path / "shhs1-1.edf")
     result = run([*arguments, "--rebuild"])
-    assert result.returncode == 1 and "early/shhs1-1.edf: is in shard-000000.tar, which is to be made anew" in result.stderr
+    assert result.returncode == 1 and "early/shhs1-1.edf: is in shard-000000.tar, which must be made again" in result.stderr
     assert digests(out) == before
 
 
@@ -100,7 +99,7 @@ def test_what_is_excluded_is_left_out_before_and_after_it_was_converted(source, 
     result = run([*arguments, "--exclude", "*/shhs1-[24].edf"])
     assert result.returncode == 0 and "shard-000001.tar is built again: without recordings that are excluded now" in result.stdout
     assert built(out) == (names(1, 3, 5), {"early/shhs1-4.edf": "ExcludedError"})
-    assert "1 recordings excluded" in result.stdout and "refused early" not in result.stdout
+    assert "1 recording excluded" in result.stdout and "refused early" not in result.stdout
     told = run(["info", out]).stdout
     assert "; 0 refused, 1 excluded\n" in told and "\nexcluded early/shhs1-4.edf" in told and "\nrefused" not in told
     assert digests(out)["shards/shard-000000.tar"] == before["shards/shard-000000.tar"]
@@ -120,9 +119,9 @@ def test_what_is_gone_from_the_source_is_told_and_can_be_taken_out(source, tmp_p
     result = run(arguments)
     assert "early/shhs1-4.edf has gone from the source: what was converted stays" in result.stdout
     # Who has removed a file that cannot be used has seen to it.
-    assert "1 recordings that were refused before are gone from the source, and do not count" in result.stdout
+    assert "1 recording refused before, and no longer in the source: not counted" in result.stdout
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "recordings refused" not in result.stdout
+    assert " refused, see" not in result.stdout
     assert built(out)[0] == names(1, 3, 4, 5)
     result = run([*arguments, "--exclude", "shhs1-[24].edf"])
     assert result.returncode == 0, result.stdout + result.stderr
@@ -132,7 +131,7 @@ def test_what_is_gone_from_the_source_is_told_and_can_be_taken_out(source, tmp_p
 
 def test_an_exclusion_that_fits_nothing_is_refused(source, tmp_path, run):
     result = run(["build", source, tmp_path / "out", "--exclude", "shhs1-7.edf"])
-    assert result.returncode == 2 and "--exclude shhs1-7.edf: fits no recording of the source or the data set" in result.stderr
+    assert result.returncode == 2 and "--exclude shhs1-7.edf: matches no recording of the source or the data set" in result.stderr
     result = run(["build", source, tmp_path / "out", "--exclude", "*.edf"])
     assert result.returncode == 1 and "every recording in this folder is excluded" in result.stderr
     assert not (tmp_path / "out").exists()
@@ -195,7 +194,33 @@ def test_the_status_follows_the_share_of_refused_recordings():
     removed = [{"error": "RecordingError", "source": name} for name in "abc"]
     assert status({"records": 95}, removed, 0, 0.0, {"a", "b", "c"}) == 0
     assert status({"records": 95}, removed, 0, 0.0, {"a", "b"}) == 1
-    rows += [{"error": "InternalError"}, {"error": "ExcludedError"}]
-    lines = refused_lines(rows, "there")
-    assert lines[:3] == ["6 recordings refused, see there:", "       5  RecordingError", "       1  InternalError"]
-    assert lines[3].startswith("1 recording met a fault of this program") and lines[4] == "1 recordings excluded"
+
+
+def test_refused_recordings_are_counted_by_reason():
+    rows = [
+        {"error": "RecordingError", "reason": "49 bytes, shorter than the 256 of an EDF header"},
+        {"error": "MontageError", "reason": "EEG_C4 is ambiguous: 'C4' and 'C4-A1'; say which in a cohort file"},
+        {"error": "RecordingError", "reason": "7 bytes, shorter than the 256 of an EDF header"},
+        {"error": "DuplicateError", "reason": "has the same signals as a/shhs1-1.edf; remove one of the two"},
+        {"error": "DuplicateError", "reason": "has the same signals as a/shhs1-2.edf; remove one of the two"},
+        {"error": "DuplicateError", "reason": "has the same signals as 0123456789abcdef; remove one of the two"},
+        {"error": "InternalError", "reason": "ValueError in line 3"},
+        {"error": "ExcludedError", "reason": "excluded"},
+    ]
+    assert refused_lines(rows, "there") == [
+        "7 recordings refused, see there:",
+        "       3  has the same signals as …; remove one of the two",
+        "       2  … bytes, shorter than the 256 of an EDF header",
+        "       1  EEG_C4 is ambiguous: 'C4' and 'C4-A1'; say which in a cohort file",
+        "       1  ValueError in line 3",
+        "1 recording met a fault of this program; the table says where in the program: please report it; --retry-refused tries "
+        "them again with another version",
+        "1 recording excluded",
+    ]
+
+
+def test_reasons_beyond_those_that_are_shown_are_counted_together():
+    reasons = ReasonCounts()
+    for number in range(30):
+        reasons.add(f"a reason {chr(97 + number % 26)}{'x' * (number // 26)}")
+    assert reasons.lines()[-1] == "    10  for other reasons" and len(reasons.lines()) == 21

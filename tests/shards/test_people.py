@@ -113,7 +113,7 @@ def test_a_table_that_comes_later_changes_no_shard_and_moves_nobody_unasked(out:
     assert told == [f"cohort cfs: no table of its people was found (looked for {table}, {harmonised})"]
     assert warning.startswith(f"cohort cfs: the table that names families was not found (looked for {table})")
     stamps = {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()}
-    with pytest.raises(DatasetError, match=r"\d+ people would come into another split, such as cfs-8.*--rebuild"):
+    with pytest.raises(DatasetError, match=r"\d+ people would move to another split, for example cfs-8.*--rebuild"):
         write(out, source)
     assert splits(Dataset.open(out)) == before
     moved = write(out, source, move=True)
@@ -131,7 +131,7 @@ def test_what_was_known_stays_known_without_the_table_and_not_where_it_is_ignore
     write_table(source, rows()).unlink()
     again = write(out, source)
     assert splits(again) == splits(known) and again.people.of(3) == known.people.of(3) != NOBODY
-    with pytest.raises(DatasetError, match="would come into another split"):
+    with pytest.raises(DatasetError, match="would move to another split"):
         write(out, source, "subjects.use=ignore")
     assert write(out, source, "subjects.use=ignore", move=True).people.lines() == []
 
@@ -260,7 +260,7 @@ def test_stratified_splits_are_kept_in_the_manifest_alone_and_not_lost_with_it(o
     (made / "manifest" / "records.parquet").write_bytes(b"lost")
     for damage in (lambda path: path.write_bytes(b"lost"), Path.unlink):
         damage(made / "manifest" / "records.parquet")
-        with pytest.raises(DatasetError, match="it alone says which person is in which split; restore it"):
+        with pytest.raises(DatasetError, match="only this table says which person is in which split; restore it"):
             write(made, source, "split.stratify=[sex]")
     with pytest.raises(ConfigError, match=r"split\.stratify"):
         check_same(identity(config()), identity(config("split.stratify=[sex]")), out)

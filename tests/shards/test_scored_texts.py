@@ -47,7 +47,7 @@ def dataset(tmp_path) -> Dataset:
     }
     labels = {name: event_labels(scoring, EPOCHS, types) for name, types in LABEL_EVENTS.items()}
     nights = [replace(night, events=EVENTS, unclear=UNCLEAR, labels=labels, provenance=provenance)]
-    refused = {"scoring": None, "scoring_refused": "b.csv: not understood where stages stand: 'SW' (3)"}
+    refused = {"scoring": None, "scoring_refused": "b.csv: unknown stage texts: 'SW' (3)"}
     nights.append(replace(make_night("b", 7, scored=False), provenance=refused))
     return make_dataset(tmp_path / "out", nights)
 
@@ -98,7 +98,7 @@ def test_info_lists_texts_and_the_rule(dataset, capsys):
     assert main(["info", str(dataset.path)]) == 0
     text = capsys.readouterr().out
     assert "events   overlap, version 2: an event labels the epoch of its largest overlap and every epoch" in text
-    assert "scoring not used: b.edf: b.csv: not understood where stages stand: 'SW' (3)" in text
+    assert "scoring not used: b.edf: b.csv: unknown stage texts: 'SW' (3)" in text
     assert "epochs without a label of apnea and hypopnea: 'Apnea?' 1, 'Unsure' 1, 'odd apnoea' 1" in text
     assert "not understood, without effect: 'Foobar' 4\n" in text and "ignored: 'Lights off' 2\n" in text
 
@@ -114,7 +114,7 @@ def test_the_rule_and_its_version_shape_a_data_set(dataset, monkeypatch):
     plan = read_plan(dataset.path, other)
     stale = stale_shards(dataset.path, plan, other, config)
     assert list(stale) == ["shard-000000.tar"] and not stale_shards(dataset.path, plan, now, config)
-    with pytest.raises(ConfigError, match=r"1 of its 1 shards .*event_rule_version=2, which is 99 now.*Build with --rebuild"):
+    with pytest.raises(ConfigError, match=r"1 of its 1 shards .*event_rule_version=2, which is 99 now.*Use --rebuild"):
         refuse_stale(dataset.path, plan, stale)
 
 

@@ -107,7 +107,7 @@ def test_a_folder_of_one_host_is_refused_before_anything_is_converted(source, ho
     done = hosts.submit("build", source, "/tmp/out", "--cohort", "shhs1", "recordings_per_shard=2")
     assert done.returncode != 0
     assert "/tmp/out: on host node-b this is not the folder that the build writes into" in done.stdout + done.stderr
-    assert "give URLs (s3://...)" in done.stdout + done.stderr and "recordings refused" not in done.stdout
+    assert "give URLs (s3://...)" in done.stdout + done.stderr and " refused, see" not in done.stdout
 
 
 def test_a_source_of_one_host_is_refused(hosts, cohort):

@@ -60,10 +60,10 @@ def test_a_recording_without_any_wanted_channel_is_refused(cohort: Path, tmp_pat
         (["recordings=2"], "`recordings` is called `recordings_per_shard` now"),
         (["channels=[]"], "channels"),
         (["channels=[ECG,C4]"], "C4"),
-        (["channels=[ECG,EEG_C4,ECG]"], "key 'channels': ECG stands there more than once"),
-        (["require=[ECG,ECG]"], "key 'require': ECG stands there more than once"),
-        (["split.stratify=[age,sex,age]"], "key 'split.stratify': age stands there more than once"),
-        (["channels=[ECG]", "require=[EEG_C4]"], "EEG_C4 are required and not among `channels`"),
+        (["channels=[ECG,EEG_C4,ECG]"], "key 'channels': ECG is given more than once"),
+        (["require=[ECG,ECG]"], "key 'require': ECG is given more than once"),
+        (["split.stratify=[age,sex,age]"], "key 'split.stratify': age is given more than once"),
+        (["channels=[ECG]", "require=[EEG_C4]"], "EEG_C4 are in `require` but not in `channels`"),
     ],
 )
 def test_wrong_choices_are_named(overrides: list[str], said: str) -> None:

@@ -251,7 +251,7 @@ def test_a_driver_that_was_stopped_for_longer_than_its_lease_writes_no_more(coho
         time.sleep(0.02)
     first.send_signal(signal.SIGSTOP)
     second = run(words)
-    assert second.returncode == 0 and "has been building here; going on when its lease runs out" in second.stdout, second.stderr
+    assert second.returncode == 0 and "has been building here; continuing when its lease runs out" in second.stdout, second.stderr
     first.send_signal(signal.SIGCONT)
     stdout, stderr = first.communicate(timeout=240)
     assert first.returncode == 1 and len(stderr.splitlines()) == 1, stdout + stderr

@@ -83,6 +83,6 @@ except StorageError as error:
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing_half_written(tmp_path, request):
     script = LIMITED.format(tests=str(request.config.rootpath / "tests"), out=str(tmp_path / "out"))
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    said = "cannot be written (File too large); make room or mend the folder, then run the same command again"
+    said = "cannot be written (File too large); make room or repair the folder, then run the same command again"
     assert said in result.stdout, result.stderr
     assert list((tmp_path / "out" / "shards").iterdir()) == []

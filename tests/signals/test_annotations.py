@@ -85,8 +85,11 @@ def test_a_night_without_events_was_still_scored_for_them(tmp_path):
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (nsrr(), "without a single stage"),
-        (nsrr(event("Stages|Stages", "Stage 7 sleep|7", 0, 30)), r"not understood where stages stand: 'Stage 7 sleep\|7' \(1\)"),
+        (nsrr(), "without any stage"),
+        (
+            nsrr(event("Stages|Stages", "Stage 7 sleep|7", 0, 30)),
+            r"unknown stage texts: 'Stage 7 sleep\|7' \(1\)",
+        ),
         (nsrr(event("Stages|Stages", "Wake|0", "x", 30)), "Start is 'x'"),
         (nsrr(event("Stages|Stages", "Wake|0", 0, "")), "Duration is ''"),
         (nsrr(event("Stages|Stages", "Wake|0", "x" * 90, 30)), f"Start is '{'x' * 40}', not seconds"),
@@ -94,7 +97,7 @@ def test_a_night_without_events_was_still_scored_for_them(tmp_path):
         (nsrr(event("Stages|Stages", "Wake|0", -30, 30)), "Start is -30"),
         ("<PSGAnnotation><ScoredEvents>", "not well-formed"),
         ("<CMPStudyConfig/>", "EpochLength is .., not seconds"),
-        ("<CMPStudyConfig><EpochLength>30</EpochLength></CMPStudyConfig>", "without a single stage"),
+        ("<CMPStudyConfig><EpochLength>30</EpochLength></CMPStudyConfig>", "without any stage"),
         ("<nonsense/>", "PSGAnnotation"),
         ('<!DOCTYPE x [<!ENTITY a "aaaa"><!ENTITY b "&a;&a;">]><PSGAnnotation>&b;</PSGAnnotation>', "document type"),
         ('<!DOCTYPE x [<!ENTITY a SYSTEM "file:///etc/passwd">]><PSGAnnotation>&a;</PSGAnnotation>', "document type"),
@@ -188,7 +191,7 @@ def test_noxturnal_exports(shared_data, number):
     assert (scored >= 0).sum() == pytest.approx(sum(stages.values()), abs=2)
     with pytest.raises(AnnotationError, match="another night"):
         reconcile(read_scoring(path, datetime(2018, 2, 6, 1, 36, 50)), 120.0, "error", "subject1.edf")
-    with pytest.raises(AnnotationError, match="start of its recording is not known"):
+    with pytest.raises(AnnotationError, match="start of its recording is unknown"):
         read_scoring(path)
 
 

@@ -106,7 +106,7 @@ def test_a_line_of_a_log_whose_time_cannot_be_read_is_not_passed_over(tmp_path, 
     labels = labels_of(scoring)
     assert (labels["hypopnea"] == -1).all() and (labels["apnea"] == -1).all() and (labels["arousal"] == 0).all()
     path.write_text(LOG.format(f"{time}\tSTAGE - R"))
-    with pytest.raises(AnnotationError, match=r"line 2: .* is a stage at a time that cannot be read"):
+    with pytest.raises(AnnotationError, match=r"line 2: .* is a stage whose time cannot be read"):
         read_scoring(path, START, EPOCHS * 30.0)
     path.write_text(LOG.format("who called the technician twice"))
     assert not read_scoring(path, START, EPOCHS * 30.0).warnings

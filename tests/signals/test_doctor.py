@@ -109,7 +109,7 @@ def test_a_damaged_scoring_is_told_and_its_recording_counts_as_usable(tmp_path, 
     (tmp_path / "a.csv").write_text("onset,duration,stage\n90000,30,W\n")
     assert main(["doctor", str(tmp_path)]) == 1
     text = capsys.readouterr().out
-    assert "NOT USED" in text and "belongs to another night" in text and "1 usable, 0 would be quarantined" in text
+    assert "NOT USED" in text and "belongs to another night" in text and "1 usable, 0 would be refused" in text
     assert prepare(path).provenance["scoring"] is None
 
 
@@ -162,8 +162,8 @@ def test_a_folder_that_cannot_be_listed_costs_itself(tmp_path, monkeypatch, caps
     ((folder, why),) = unlisted.items()
     assert folder.startswith(str(root / "ddd")) and why == "cannot be listed (File name too long)"
     status, text = run_doctor(root, capsys)
-    assert status == 1 and "2 recordings: 2 usable, 0 would be quarantined" in text and "a.csv: 10 epochs scored" in text
-    assert f"{folder}\n  REFUSED   cannot be listed (File name too long); give the right to read it" in text
+    assert status == 1 and "2 recordings: 2 usable, 0 would be refused" in text and "a.csv: 10 epochs scored" in text
+    assert f"{folder}\n  REFUSED   cannot be listed (File name too long); make it readable" in text
     assert "folders    1 cannot be listed; what is in them is not counted" in text
     status = main(["doctor", str(root), "--json"])
     whole = json.loads(capsys.readouterr().out)
@@ -176,9 +176,9 @@ def test_a_link_to_a_recording_is_no_second_one(tmp_path, capsys):
     (tmp_path / "a.edf").symlink_to("b.edf")
     os.link(tmp_path / "b.edf", tmp_path / "c.edf")
     status, text = run_doctor(tmp_path, capsys)
-    assert status == 1 and "3 recordings: 1 usable, 2 would be quarantined" in text
+    assert status == 1 and "3 recordings: 1 usable, 2 would be refused" in text
     for name in "ac":
-        assert f"{tmp_path}/{name}.edf\n  REFUSED   is the same file as {tmp_path}/b.edf, by a link, and would count as" in text
+        assert f"{tmp_path}/{name}.edf\n  REFUSED   is the same file as {tmp_path}/b.edf, through a link; it would" in text
     annexed = tmp_path / "annexed"
     (annexed / ".git" / "annex").mkdir(parents=True)
     night(annexed / ".git" / "annex", "MD5E-1.edf")
@@ -201,12 +201,12 @@ def test_headers_alone_tell_all_but_what_is_in_the_signals(tmp_path, capsys, mon
     (tmp_path / "b.edf").write_bytes(scored.read_bytes())
     (tmp_path / "b.csv").write_text("onset,duration,stage\n90000,30,W\n")
     status, text = run_doctor(tmp_path, capsys)
-    twice = "; 1 of the usable under a second name, set aside by a build"
-    assert status == 1 and f"4 recordings: 2 usable, 2 would be quarantined{twice}" in text
+    twice = "; 1 of the usable are duplicates, which a build leaves out"
+    assert status == 1 and f"4 recordings: 2 usable, 2 would be refused{twice}" in text
     monkeypatch.setattr(Recording, "read", lambda *_: pytest.fail("a sample was read"))
     status, text = run_doctor(tmp_path, capsys, "--headers")
-    assert status == 1 and "4 recordings: 3 usable, 1 would be quarantined\n" in text
-    assert "polarity, dead signals and nights under two names are told without --headers" in text and "undecided" not in text
+    assert status == 1 and "4 recordings: 3 usable, 1 would be refused\n" in text
+    assert "only headers and scorings were read" in text and "undecided" not in text
     assert "a.csv: 10 epochs scored" in text and "'Foobar' 1, first in" in text and "NOT USED" in text
     assert "'Brain L'" in text and "My chin 7" in text
     whole = json.loads(run_doctor(tmp_path, capsys, "--headers", "--json")[1])

@@ -42,11 +42,11 @@ def test_events_that_were_lost_are_not_absent(tmp_path):
 @pytest.mark.parametrize("name", [f"mros-visit1-aa{number}" for number in STAGES_WRONG] + ["mesa-sleep-1738", "mesa-sleep-6476"])
 def test_stages_that_are_wrong_are_not_used(tmp_path, name):
     found = night(tmp_path, name)
-    assert (found.stage == -1).all() and "documented to be wrong" in found.provenance["scoring_refused"] and found.channels
+    assert (found.stage == -1).all() and "known to be wrong" in found.provenance["scoring_refused"] and found.channels
 
 
 def test_nights_of_a_site_that_is_advised_against_are_not_used(tmp_path):
-    assert "documented to be wrong" in night(tmp_path, "MAYO00012", "{}.csv", CSV).provenance["scoring_refused"]
+    assert "known to be wrong" in night(tmp_path, "MAYO00012", "{}.csv", CSV).provenance["scoring_refused"]
     assert (night(tmp_path, "GSSA00012", "{}.csv", CSV).stage == 2).all()
 
 
@@ -54,7 +54,7 @@ def test_nights_of_a_site_that_is_advised_against_are_not_used(tmp_path):
 def test_of_an_exchanged_recording_the_new_scoring_alone_is_used(tmp_path, number):
     """Its XML of before may lie beside it where a download was brought up to date."""
     name = f"mros-visit1-aa{number}"
-    assert "documented to be wrong" in night(tmp_path, name).provenance["scoring_refused"]
+    assert "known to be wrong" in night(tmp_path, name).provenance["scoring_refused"]
     (tmp_path / f"{name}-nsrr.xml").unlink()
     found = night(tmp_path, name, "{}-profusion.xml", PROFUSION)
     assert (found.stage == 2).all() and (found.labels["apnea"] == 0).all()

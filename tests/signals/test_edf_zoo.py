@@ -35,8 +35,8 @@ READ = {
     "wfdb-python/test_edfann.edf": ("EDF+C", 0, 0.0, 856, "856 annotations and no signal, .* put it beside its recording"),
 }
 REFUSED = {
-    "nsrr-edfize/invalid-date.edf": "a header and no data records; fetch or export it again",
-    "nsrr-edfize/zero-data-records.edf": "a header and no data records; fetch or export it again",
+    "nsrr-edfize/invalid-date.edf": "a header and no data records; download or export it again",
+    "nsrr-edfize/zero-data-records.edf": "a header and no data records; download or export it again",
     "preraulab-deidentify/test.edf": r"samples per record of signal 1 \('C1'\) is '', not a whole number; .* export it again",
 }
 

@@ -107,7 +107,7 @@ def test_a_band_is_cut_to_what_the_rate_carries():
     assert effective_band(Band(low=0.5, high=40), 125) == (0.5, 40)
     assert effective_band(Band(low=25, high=49), 64) == (25, 32)
     assert effective_band(Band(low=1, high=60), 200) == (1, None)
-    with pytest.raises(SignalError, match="carries nothing"):
+    with pytest.raises(SignalError, match="is too low for the band"):
         effective_band(Band(low=25, high=49), 50)
 
 

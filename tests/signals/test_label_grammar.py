@@ -209,8 +209,8 @@ def test_a_reference_that_a_cohort_lists_serves_all_channels(tmp_path):
 @pytest.mark.parametrize(
     ("rule", "reason"),
     [
-        ("{derivation: C3-M2}", "one of both"),
-        ("{signal: [C3], electrodes: [C3]}", "one of both"),
+        ("{derivation: C3-M2}", "not both"),
+        ("{signal: [C3], electrodes: [C3]}", "not both"),
         ("{electrodes: [EEG sec]}", "'EEG sec' names no electrode or derivation"),
         ("{electrodes: [C3], reference: [[mastoid]]}", "'mastoid' names no electrode or derivation"),
     ],
@@ -230,7 +230,7 @@ def test_a_rule_without_electrodes_is_stored_as_before():
 
 def follow_advice(tmp_path: Path, message: str, place: int, key: str = "occurrence") -> Cohort:
     """A cohort file with the line that ``message`` gives, for the signal at ``place``."""
-    line = message[message.index("them: ") + 6 :]
+    line = message[message.index("position: ") + 10 :]
     assert f"{key}: 1" in line and yaml.safe_load(line)
     return own_cohort(tmp_path, line.replace(f"{key}: 1", f"{key}: {place}"))
 

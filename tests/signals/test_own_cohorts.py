@@ -30,8 +30,8 @@ def wrong(folder: Path, text: str) -> str:
     [
         (
             "channels:\n  EEG_C33:\n    - {signal: [X]}\n",
-            "line 5: key 'channels.EEG_C33': 'EEG_C33' is no channel; those are EEG_C3, EEG_C4, EOG_L, EOG_R, EMG_CHIN, ECG, "
-            "AIRFLOW, THORAX, ABDOMEN or SPO2",
+            "line 5: key 'channels.EEG_C33': 'EEG_C33' is not a channel; the channels are EEG_C3, EEG_C4, EOG_L, EOG_R, "
+            "EMG_CHIN, ECG, AIRFLOW, THORAX, ABDOMEN or SPO2",
         ),
         (
             "channels:\n  ECG:\n    - {signal: [X]}\n    - {signl: [Y]}\n",
@@ -42,13 +42,22 @@ def wrong(folder: Path, text: str) -> str:
             "line 6: unknown key 'channels.ECG.0.zzzz'; known keys: derivation, electrodes, invert, occurrence, reference, "
             "reference_occurrence, signal, substitute, unit",
         ),
-        ("channels:\n  ECG:\n    - {signal: [X], electrodes: [ECG]}\n", "line 6: key 'channels.ECG.0': give the labels of"),
-        ("scoring:\n  files: ['{stem}.csv', '{name}.csv']\n", "asks for {name}; a pattern may ask for {stem}, {folder} or {key}"),
-        ("scoring:\n  files: ['{stem.csv']\n", "line 5: key 'scoring.files': '{stem.csv' is no pattern (expected '}'"),
-        ("scoring:\n  files: ['/data/{stem}.csv']\n", "'/data/{stem}.csv' is no pattern relative to the recording's folder"),
+        (
+            "channels:\n  ECG:\n    - {signal: [X], electrodes: [ECG]}\n",
+            "line 6: key 'channels.ECG.0': give either `signal` (the labels) or `electrodes`",
+        ),
+        ("scoring:\n  files: ['{stem}.csv', '{name}.csv']\n", "uses {name}; a pattern can use {stem}, {folder} or {key}"),
+        ("scoring:\n  files: ['{stem.csv']\n", "line 5: key 'scoring.files': '{stem.csv' is not a valid pattern (expected '}'"),
+        (
+            "scoring:\n  files: ['/data/{stem}.csv']\n",
+            "'/data/{stem}.csv' is not a pattern relative to the folder of the recording",
+        ),
         ("scoring:\n  longer: maybe\n", "line 5: key 'scoring.longer': Input should be 'cut' or 'error' (found 'maybe')"),
         ("minimum_rate: {EMG_CHIN: fast}\n", "line 4: key 'minimum_rate.EMG_CHIN': Input should be a valid number"),
-        ("scoring: {events: {Unsure: apnoea}}\n", "line 4: key 'scoring.events': 'Unsure' is to be 'apnoea', which is none of"),
+        (
+            "scoring: {events: {Unsure: apnoea}}\n",
+            "line 4: key 'scoring.events': 'Unsure' is mapped to 'apnoea', which is not one of",
+        ),
     ],
 )
 def test_an_error_names_line_and_key_and_what_is_allowed(tmp_path, text, expected):
@@ -111,5 +120,5 @@ def test_a_folder_without_cohorts_and_two_of_one_name_are_refused(lab, tmp_path)
     with pytest.raises(ConfigError, match="no cohort file"):
         load_rules(str(tmp_path / "empty"))
     (lab / "other.yaml").write_text((lab / "lab.yaml").read_text())
-    with pytest.raises(ConfigError, match="two files call their cohort 'lab'"):
+    with pytest.raises(ConfigError, match="two files have the cohort name 'lab'"):
         load_rules(str(lab))

@@ -87,7 +87,7 @@ def test_luna_and_nsrr_and_edf_annotations(tmp_path):
 def test_without_the_words_the_message_says_where_they_go(tmp_path):
     with pytest.raises(StageTextError, match=r"'DREAM' \(1\).*say in a cohort file what they mean \(scoring: \{stages: "):
         stages(tmp_path, "night.csv", rows(",", ("onset", "duration", "stage")), "  stages: {awake: W, dozing: N1}\n")
-    with pytest.raises(AnnotationError, match=r"say in a cohort file what its columns hold \(scoring: \{columns: "):
+    with pytest.raises(AnnotationError, match=r"say in a cohort file what its columns mean \(scoring: \{columns: "):
         stages(tmp_path, "night.csv", rows(",", ("Anfang", "Dauer", "Befund")), STAGES)
 
 

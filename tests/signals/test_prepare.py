@@ -96,9 +96,9 @@ def test_a_scoring_of_another_night_is_refused(tree, tmp_path):
     assert all((labels == -1).all() for labels in night.labels.values())
     assert prepare(edf, scoring=xml, use="ignore").provenance["scoring_refused"] == ""
     (tmp_path / "a-nsrr.xml").write_text("<PSGAnnotation/>", encoding="utf-8")
-    with pytest.raises(AnnotationError, match="without a single stage"):
+    with pytest.raises(AnnotationError, match="without any stage"):
         prepare(edf, use="require")
-    assert "without a single stage" in prepare(edf).provenance["scoring_refused"]
+    assert "without any stage" in prepare(edf).provenance["scoring_refused"]
     (tmp_path / "a-nsrr.xml").unlink()
     with pytest.raises(AnnotationError, match=r"no scoring was found \(cohort generic looks for \{stem\}-nsrr.xml, "):
         prepare(edf, use="require")
@@ -128,7 +128,7 @@ def test_names_are_relative_to_a_folder_from_the_start(tree, tmp_path):
     (folder / "shhs1-200001-nsrr.xml").write_text(xml.replace("Wake|0", "Weird|99"), encoding="utf-8")
     recording = read_recording(folder / "shhs1-200001.edf", names_below=tmp_path / "source")
     provenance = prepare(recording).provenance
-    assert provenance["scoring_refused"].startswith("nights/shhs1-200001-nsrr.xml: not understood where stages stand: 'Weird|99'")
+    assert provenance["scoring_refused"].startswith("nights/shhs1-200001-nsrr.xml: unknown stage texts: 'Weird|99'")
     assert str(tmp_path) not in json.dumps(provenance)
     (folder / "shhs1-200001-nsrr.xml").write_text("<a", encoding="utf-8")
     with pytest.raises(AnnotationError, match=r"^nights/shhs1-200001-nsrr\.xml: not well-formed"):
@@ -254,7 +254,7 @@ class TestDoctor:
     def test_usable_folders(self, shared_data, tree, capsys):
         assert main(["doctor", str(shared_data / "nox-a1")]) == 0
         text = capsys.readouterr().out
-        assert "EEG_C3    C3-M2, 200 Hz, V" in text and "1 recordings: 1 usable, 0 would be quarantined" in text
+        assert "EEG_C3    C3-M2, 200 Hz, V" in text and "1 recordings: 1 usable, 0 would be refused" in text
         assert main(["doctor", str(tree), "--json"]) == 0
         findings = json.loads(capsys.readouterr().out)
         assert [finding["record"] for finding in findings] == ["shhs1-200001", "shhs1-200002"]
@@ -266,7 +266,7 @@ class TestDoctor:
     def test_what_would_be_refused(self, shared_data, capsys):
         assert main(["doctor", str(shared_data / "edf-zoo")]) == 1
         text = capsys.readouterr().out
-        assert text.count("REFUSED") == 20 and "0 usable, 20 would be quarantined" in text
+        assert text.count("REFUSED") == 20 and "0 usable, 20 would be refused" in text
 
     def test_nothing_to_examine(self, tmp_path, capsys):
         assert main(["doctor", str(tmp_path)]) == 1

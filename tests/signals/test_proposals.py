@@ -90,7 +90,7 @@ def test_proposals_for_one_channel_are_one_line_that_maps_all_its_recordings(tmp
     # One of the four has its C4 by the cohort's rules, which a line of one's own replaces.
     (other,) = found.keys() - {eeg}
     assert other == "EEG_C4: [{signal: [Kanal 2 C4/A1], derivation: C4-M1}]"
-    assert found[other].startswith(" 3 recordings; 1 others have EEG_C4 by rules that this takes the place of")
+    assert found[other].startswith(" 3 recordings; 1 others have EEG_C4 by rules that this one replaces")
     rules = tmp_path / "lab.yaml"
     rules.write_text("\n".join(["extends: generic.yaml", "name: lab", "source: x", "channels:", f"  {eeg}", ""]))
     main(["doctor", str(folder), "--headers", "--cohort", str(rules)])

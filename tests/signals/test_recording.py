@@ -334,7 +334,7 @@ def test_what_is_whole_of_a_file_that_was_cut_off_is_read(tmp_path, kept, claime
     path.write_bytes(content[: len(content) - 40 + kept])
     whole, rest = divmod(kept, 8)
     if not whole:
-        with pytest.raises(RecordingError, match=r"t\.edf: holds a header and .*fetch or export it again"):
+        with pytest.raises(RecordingError, match=r"t\.edf: has a header and .*download or export it again"):
             read_recording(path)
         return
     recording = read_recording(path)
@@ -366,7 +366,7 @@ def test_a_file_that_shrinks_while_open_is_an_error(tmp_path):
     path = write_edf(tmp_path / "t.edf", [Made("EEG", noise(20), 4)])
     recording = read_recording(path)
     path.write_bytes(path.read_bytes()[:-8])
-    with pytest.raises(RecordingError, match="longer when it was opened"):
+    with pytest.raises(RecordingError, match="became shorter while it was read"):
         recording.read(0)
 
 

@@ -56,7 +56,7 @@ def test_a_recording_by_url_is_the_recording_on_disk(s3, shared_data):
 
 def test_a_url_with_one_slash_is_no_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ConfigError, match="a URL has two slashes: s3://bucket/out"):
+    with pytest.raises(ConfigError, match="a URL needs two slashes: s3://bucket/out"):
         location("s3:/bucket/out")
     (tmp_path / "s3:").mkdir()
     assert location("s3:/").is_dir()
@@ -185,8 +185,8 @@ def test_missing_credentials_are_a_reason(s3):
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
-        ("gs://bucket/night.edf", r"gs:// needs a package that is not here .*; pip install gcsfs"),
-        ("nonsense://bucket/night.edf", r"nonsense:// is no protocol that fsspec knows"),
+        ("gs://bucket/night.edf", r"gs:// needs a package that is not installed .*; pip install gcsfs"),
+        ("nonsense://bucket/night.edf", r"nonsense:// is not a protocol that fsspec supports"),
     ],
 )
 def test_a_protocol_without_its_package_names_the_package(url, reason):

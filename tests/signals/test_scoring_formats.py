@@ -143,7 +143,7 @@ def test_the_times_that_lunas_documentation_calls_identical(tmp_path):
         assert (interval.onset, interval.duration, interval.stage) == pytest.approx((120, 30, 2)), times
     path.write_text("W\t.\t21:25:23\t...\n")
     assert read_scoring(path, start, 3600.0).end == 3600.0
-    with pytest.raises(AnnotationError, match="start of its recording is not known"):
+    with pytest.raises(AnnotationError, match="start of its recording is unknown"):
         read_scoring(path)
 
 
@@ -158,10 +158,10 @@ def test_the_instance_of_an_annotation_is_beside_a_class_that_says_what_it_is(tm
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("W 0 30\nN1 30\n", "row 2 has 2 columns, the file 3"),
-        ("W 0 30\nN1 soon 60\n", "row 2: 'soon' is no time"),
+        ("W 0 30\nN1 30\n", "row 2 has 2 columns, but the file has 3"),
+        ("W 0 30\nN1 soon 60\n", "row 2: 'soon' is not a time"),
         ("W 30 10\n", "ends at 10 s, before it starts"),
-        ("class start stop\nspindle 0 30\n", "without a single stage"),
+        ("class start stop\nspindle 0 30\n", "has no stage"),
         ("W 0 1e300\n", "damaged"),
     ],
 )
@@ -190,7 +190,7 @@ def test_numbers_that_may_mean_two_stages_are_refused(tmp_path):
     path.write_text("\n".join(["0", "1", "2", "3", "2", "4", "4", "2", "4", "0"]))
     assert stage_labels(read_scoring(path), 10).tolist() == [0, 1, 2, 3, 2, 4, 4, 2, 4, 0]
     path.write_text("0\n1\n12\n")
-    with pytest.raises(AnnotationError, match="12 is no stage"):
+    with pytest.raises(AnnotationError, match="12 is not a stage"):
         read_scoring(path)
     path.write_text("W\nN1\nhello\n")
     with pytest.raises(AnnotationError, match="line 3: 'hello' is no stage"):
@@ -205,9 +205,9 @@ def test_numbers_that_may_mean_two_stages_are_refused(tmp_path):
         ("onset,duration,description\nx,30,Sleep stage W\n", r"row 2 \('Sleep stage W'\): 'x' is neither seconds"),
         ("onset,duration,description\n0,-3,Sleep stage W\n", "duration is -3 s"),
         ("onset,duration,description\n0,nan,Sleep stage W\n1e12,3,Sleep stage W\n", "damaged"),
-        ("onset,duration,description\n0,30,Spindle\n", "without a single stage"),
-        ("epoch,stage\n1,W\nx,W\n", "line 3: 'x' is no epoch number"),
-        ("Start Time,Duration,Event\n99:99:99,30,Wake\n", "no time of day|neither seconds"),
+        ("onset,duration,description\n0,30,Spindle\n", "has no stage"),
+        ("epoch,stage\n1,W\nx,W\n", "line 3: 'x' is not an epoch number"),
+        ("Start Time,Duration,Event\n99:99:99,30,Wake\n", "not a time of day|neither seconds"),
         ("onset,duration,description\n" + "0,30,Sleep stage W\n" * 100_001, "more than 100000 rows"),
     ],
 )
@@ -241,7 +241,7 @@ def test_the_excerpt_of_wscs_log_in_lunas_documentation(tmp_path):
     assert [(e.type, round(e.onset, 2), e.duration) for e in scoring.events] == [
         ("arousal", 1931.93, 3.0), ("hypopnea", 1981.47, 44.9), ("desaturation", 1982.69, 55.8),
     ]  # fmt: skip
-    with pytest.raises(AnnotationError, match="start of its recording is not known"):
+    with pytest.raises(AnnotationError, match="start of its recording is unknown"):
         read_scoring(path)
 
 

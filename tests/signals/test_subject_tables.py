@@ -95,7 +95,7 @@ def test_what_is_missing_or_not_understood_stays_unknown_and_is_told_by_its_line
 
 def test_ages_above_89_are_one_category_as_nsrr_codes_them(tmp_path: Path) -> None:
     write(tmp_path, "1,89\n2,89.4\n3,104\n", "cfs-visit5-dataset-0.7.0.csv", "nsrrid,age,familyi\n")
-    with pytest.raises(SubjectTableError, match="line 2 has 2 cells, its first line 3"):
+    with pytest.raises(SubjectTableError, match="line 2 has 2 cells, but its first line has 3"):
         read(tmp_path, "cfs")
     write(tmp_path, "1,89,7\n2,89.4,7\n3,104,\n", "cfs-visit5-dataset-0.7.0.csv", "nsrrid,age,familyi\n")
     known = read(tmp_path, "cfs")
@@ -120,7 +120,7 @@ def test_tables_are_found_where_a_download_has_them(place: str, tmp_path: Path) 
     write(tmp_path, "200001,,1,52,,\n", "elsewhere/shhs1-dataset-0.22.0.csv")
     found = read_people(tmp_path, [load_cohort("shhs1")], folder=tmp_path / "elsewhere")
     assert found.of("shhs1", "shhs-200001", "1").age == 52
-    with pytest.raises(SubjectTableError, match="no table of people is there that a cohort file names"):
+    with pytest.raises(SubjectTableError, match="does not contain any table of people that a cohort file names"):
         read_people(tmp_path, [load_cohort("cfs")], folder=tmp_path / "elsewhere")
 
 
@@ -171,8 +171,8 @@ NCHSDB = "study_pat_id,sleep_study_id,age_at_sleep_study_days,pcori_gender_cd,bm
     [
         ("id,familyi\n", "1,2\n", "has no column 'nsrrid', which cohort cfs names as its key"),
         ("nsrrid,age\n", "1,2\n", "has no column 'familyi', which cohort cfs names as its family"),
-        ("nsrrid,familyi\n", "1,2\n2,2\n1,3\n", "line 4 gives a person another family than an earlier line does"),
-        ("nsrrid,familyi\n", '1,"2\n', "line 2 is no row of a table"),
+        ("nsrrid,familyi\n", "1,2\n2,2\n1,3\n", "line 4 gives a person another family than an earlier line"),
+        ("nsrrid,familyi\n", '1,"2\n', "line 2 is not a row of a table"),
         ("", "", "is empty"),
     ],
 )
@@ -224,11 +224,11 @@ def test_what_else_is_asked_for_is_kept_by_its_codes_and_free_text_never(tmp_pat
         ({"columns": {"age": {"column": "a", "unit": "weeks"}}}, "columns.age: is a number in one of years, months, days"),
         ({"columns": {"sex": {"column": "a"}}}, "columns.sex: needs codes"),
         ({"columns": {"sex": {"column": "a", "codes": {"1": "man"}}}}, "columns.sex: needs codes"),
-        ({"columns": {"Age": {"column": "a"}}}, "columns.Age: name it with small letters"),
+        ({"columns": {"Age": {"column": "a"}}}, "columns.Age: use only lower-case letters"),
         ({"columns": {"race": {"column": "a", "unit": "years"}}}, "columns.race: only age, bmi, ahi have a unit"),
         ({"key_pattern": "x(\\d+)"}, "has no group `subject`"),
         ({"key_pattern": "("}, "not a regular expression"),
-        ({"visit_codes": {"1": "2"}}, "visit_codes need the column `visit`"),
+        ({"visit_codes": {"1": "2"}}, "visit_codes needs the column `visit`"),
         ({"files": []}, "at least 1 item"),
     ],
 )
@@ -248,7 +248,7 @@ def test_the_doctor_says_which_table_there_is_and_whom_it_knows(tmp_path: Path, 
     said = capsys.readouterr().out
     assert "people     datasets/shhs1-dataset-0.21.0.csv (cohort shhs1): 3 people; age, sex, bmi, ahi known of them" in said
     assert "people     3 of the 3 here are of a cohort with a table; known: age of 1, sex of 2" in said
-    assert "people     1 of them at their visit are in no table" in said
+    assert "people     1 of them, at this visit, are in no table" in said
     assert f"warning    {edfs / 'shhs1-200002.edf'} has the same signals as {edfs / 'shhs1-200001.edf'}" in said
     (tmp_path / "datasets" / "shhs1-dataset-0.21.0.csv").unlink()
     assert main(["doctor", str(tmp_path), "--headers"]) == 0
@@ -258,4 +258,4 @@ def test_the_doctor_says_which_table_there_is_and_whom_it_knows(tmp_path: Path, 
     assert main(["doctor", str(tmp_path), "--json", "--headers"]) == 1
     done = capsys.readouterr()
     assert len(json.loads(done.out)) == 3
-    assert "warning: datasets/shhs1-dataset-0.21.0.csv: line 2 has 3 cells, its first line 6" in done.err
+    assert "warning: datasets/shhs1-dataset-0.21.0.csv: line 2 has 3 cells, but its first line has 6" in done.err

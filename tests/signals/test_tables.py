@@ -70,7 +70,7 @@ def test_a_table_of_remlogic_beside_its_recording(tmp_path):
 def test_a_row_that_may_be_an_epoch_or_an_event_is_refused(tmp_path):
     rows = remlogic()
     rows[7] = rows[7].replace("SLEEP-S1", "AROUSAL")
-    with pytest.raises(AnnotationError, match=r"row 9: has a stage and the event 'AROUSAL' where no row has the stage alone"):
+    with pytest.raises(AnnotationError, match=r"row 9: has a stage and the event 'AROUSAL' but no row has only the stage"):
         read(tmp_path, "\n".join([TITLES, *rows, ""]))
     rows = remlogic()
     rows[7] = rows[7].replace("SLEEP-S1", "SLEEP-S2")
@@ -102,7 +102,7 @@ def test_more_columns_than_stage_and_epoch_are_no_list(tmp_path, titles):
         assert read(tmp_path, text).whole_night
         return
     with pytest.raises(
-        AnnotationError, match=f"{titles.split(',')[1][:5]}.* none says when a row is; call one `onset`".replace("(", r"\(")
+        AnnotationError, match=f"{titles.split(',')[1][:5]}.* none gives the time of a row; call one `onset`".replace("(", r"\(")
     ):
         read(tmp_path, text)
 
@@ -118,7 +118,7 @@ def test_numbered_epochs_are_read_whatever_else_the_table_holds(tmp_path, titles
     width = titles.count(",") - 1
     rows = [f"{n}{',0.5' * width},{REMLOGIC[stage][0]}" for n, stage in enumerate(STAGES)]
     assert stage_labels(read(tmp_path, "\n".join([titles, *rows, ""])), 36).tolist() == STAGES
-    with pytest.raises(AnnotationError, match="epoch 7 is there twice"):
+    with pytest.raises(AnnotationError, match="epoch 7 occurs twice"):
         read(tmp_path, "\n".join([titles, *rows[:8], rows[7], *rows[8:], ""]))
 
 
@@ -156,7 +156,9 @@ def test_times_of_a_recording_that_starts_at_midnight_are_both_and_read(tmp_path
 
 def test_times_that_may_be_of_day_or_elapsed_are_refused(tmp_path):
     start = datetime(2020, 2, 1, 23, 50)
-    with pytest.raises(AnnotationError, match=r"from 00:00:00 may be times of day or count .*\(23:50:00\); call the column"):
+    with pytest.raises(
+        AnnotationError, match=r"from 00:00:00 may be times of day, or times since .*\(23:50:00\); call the column"
+    ):
         read(tmp_path, timed("Time", 0, MIDNIGHT), start, 3600.0)
     first = {"Clock Time": 600.0, "Elapsed Time": 0.0}
     for title, onset in first.items():

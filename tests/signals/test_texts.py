@@ -355,7 +355,7 @@ def test_a_stage_of_another_language_that_may_be_two_refuses_the_scoring(tmp_pat
     """Light sleep is N1 or N2; to leave it out would lose all of it."""
     rows = [f"{30 * epoch},30,{text if 3 <= epoch < 7 else 'N2'}" for epoch in range(10)]
     path = write_rows(tmp_path, "onset,duration,event", rows)
-    with pytest.raises(StageTextError, match="not understood where stages stand"):
+    with pytest.raises(StageTextError, match="unknown stage texts"):
         read_scoring(path)
     assert not is_respiratory(text)
 
@@ -365,7 +365,7 @@ def test_numbers_that_may_count_from_one_refuse_the_scoring(tmp_path, codes):
     """W to REM as 1 to 5, or backwards: read from 0, each stage would be its neighbour."""
     path = tmp_path / "x.csv"
     path.write_text("\n".join(["epoch,stage", *(f"{n},{code}" for n, code in enumerate(5 * codes.split(), 1)), ""]))
-    with pytest.raises(StageTextError, match="whether 1 is N1 or wake is not known"):
+    with pytest.raises(StageTextError, match="unclear whether 1 is N1 or wake"):
         read_scoring(path)
     path.write_text(path.read_text().replace("1,1", "1,W", 1))
     assert codes[0] != "1" or stage_labels(read_scoring(path), 40)[0] == 0
@@ -436,7 +436,7 @@ def test_the_doctor_reports_every_text_with_its_count(tmp_path, capsys):
     assert (
         "NOT USED" in text
         and f"'SW' (5), first at {timedelta(seconds=30 * STAGES.index(0))};" in text
-        and "1 usable, 0 would be quarantined" in text
+        and "1 usable, 0 would be refused" in text
     )
 
 

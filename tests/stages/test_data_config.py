@@ -60,9 +60,9 @@ def test_several_data_sets_and_their_shares_are_stated_in_one_way() -> None:
     assert sources("[{path: a, epochs: 0.5}]").data.plans()[0].epochs == 0.5
     assert sources("[{path: a}, {path: b}]", "data.temperature=3").data.temperature == 3
     for text, said in (
-        ("[{path: a, weight: 1}, {path: b}]", "state weight for every source, or epochs for every source, or neither"),
-        ("[{path: a, weight: 1}, {path: b, epochs: 1}]", "state weight for every source"),
-        ("[{path: a, weight: 1, epochs: 1}]", "state weight for every source"),
+        ("[{path: a, weight: 1}, {path: b}]", "give weight for every source, or epochs for every source, or neither"),
+        ("[{path: a, weight: 1}, {path: b, epochs: 1}]", "give weight for every source"),
+        ("[{path: a, weight: 1, epochs: 1}]", "give weight for every source"),
         ("[{path: a, weight: 0}, {path: b, weight: 1}]", "greater than 0"),
         ("[{path: a, weigth: 1}]", r"did you mean .*weight"),
         ("[{path: a, name: x/y}]", "letters, digits"),
@@ -70,9 +70,9 @@ def test_several_data_sets_and_their_shares_are_stated_in_one_way() -> None:
     ):
         with pytest.raises(ConfigError, match=said):
             sources(text)
-    with pytest.raises(ConfigError, match="shares are stated by weight or epochs"):
+    with pytest.raises(ConfigError, match="shares are already given by weight or epochs"):
         sources("[{path: a, weight: 1}]", "data.temperature=2")
-    with pytest.raises(ConfigError, match=r"state one of them; data\.path=null"):
+    with pytest.raises(ConfigError, match=r"set only one of them; data\.path=null"):
         pretraining("data.sources=[{path: a}]")
 
 

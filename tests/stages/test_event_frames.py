@@ -268,7 +268,7 @@ def test_amplitudes_are_those_of_each_frame():
 
 
 def test_what_does_not_fit_is_refused(dataset, source, tmp_path):
-    with pytest.raises(ConfigError, match="cache: is of what a frozen encoder gives"):
+    with pytest.raises(ConfigError, match="cache: only a frozen encoder can be computed once"):
         made(dataset, source, tmp_path, "apnea", "tune.mode=lora")
     with pytest.raises(ModelError, match=r"events\.amplitudes: SPO2: not among the encoder's channels AIRFLOW"):
         made(dataset, source, tmp_path, "apnea", "events.amplitudes=[SPO2]")

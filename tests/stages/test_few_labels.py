@@ -256,7 +256,7 @@ def test_a_learning_curve_is_what_probes_of_its_fractions_choose(nights, source,
     # What the report draws.
     assert {"fraction", "seed", "kappa"} <= points[0].keys()
     (tmp_path / "label_curve.json").write_text("[]")
-    with pytest.raises(TrainingError, match="no learning curve"):
+    with pytest.raises(TrainingError, match="not a learning curve"):
         read_curve(tmp_path / "label_curve.json")
 
 
@@ -315,7 +315,7 @@ def test_a_frozen_encoder_is_passed_once_and_gives_what_it_gives_in_every_step(n
         assert by_window["kept"][window] == pytest.approx(by_window["direct"][window], abs=1e-5)
     left, right = (stage._predict(stage.module, "val", ALONE) for stage in (direct, kept))
     assert np.allclose(left.probability, right.probability, atol=1e-5, equal_nan=True)
-    with pytest.raises(ConfigError, match=r"cache: is of what a frozen encoder gives"):
+    with pytest.raises(ConfigError, match=r"cache: only a frozen encoder can be computed once"):
         load_config(FinetuneConfig, file, [*fixed, "cache=x", "tune.mode=lora"])
 
 
@@ -336,7 +336,7 @@ def test_layers_of_an_encoder_learn_at_falling_rates(nights, source, tmp_path):
     assert {group["lr_factor"] for group in groups} == {0.5**power for power in range(7)}
     count = sum(len(group["params"]) for group in groups)
     assert count == sum(parameter.requires_grad for parameter in stage.module.parameters())
-    with pytest.raises(ConfigError, match="layer_decay: no layer of a frozen encoder learns"):
+    with pytest.raises(ConfigError, match="layer_decay: a frozen encoder has no layer that learns"):
         load_config(FinetuneConfig, file, [*fixed, "layer_decay=0.5", "tune.mode=frozen"])
 
 
@@ -356,7 +356,7 @@ def test_what_is_new_is_absent_from_the_settings_of_runs_without_it(nights, tmp_
         (("grid={lr: [0.1], weight_decay: [0]}", "train.clip=0"), "set head.kind=linear"),
         ((*GRID, "train.clip=1"), "set train.clip=0"),
         ((*GRID, "curve={}", "data.label_fraction=0.5"), "leave data.label_fraction at 1"),
-        (("train.patience=2", "train.validate_every=0"), "set train.validate_every"),
+        (("train.patience=2", "train.validate_every=0"), "train.validate_every is needed"),
         (("head={kind: linear}", "train.clip=0", "grid={lr: [0.0], weight_decay: [0]}"), "greater than 0"),
     ],
 )

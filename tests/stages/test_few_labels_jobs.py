@@ -88,7 +88,7 @@ def test_a_learning_curve_is_the_same_on_any_number_of_processes(nights: Dataset
         "curve.fractions=[0.2,1.0]",
         "curve.seeds=2",
     )
-    assert again.returncode == 0 and "trained before (20 steps)" in again.stdout
+    assert again.returncode == 0 and "already trained (20 steps)" in again.stdout
     store = f"sqlite:///{tmp_path}/m.db"
     champion = resolve("models:/sleepfm-stage@champion", store)
     assert champion.tags["selected_by"] == "val/kappa" and load(champion.path).config.head.kind == "linear"

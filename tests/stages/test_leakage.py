@@ -154,11 +154,11 @@ def test_what_is_not_known_is_said_and_no_reason_to_refuse(dataset, resplit, pac
     """A converted checkpoint, and a package of an earlier version, do not say whom they have seen."""
     converted = packaged(None)
     stage = FinetuneStage(job(FinetuneConfig, "finetune-stage-tiny", resplit, tmp_path), converted)
-    assert stage.people.verdict.startswith("unknown: nobody can tell whom") and str(converted.path) in stage.people.verdict
+    assert stage.people.verdict.startswith("unknown: it cannot be told whom") and str(converted.path) in stage.people.verdict
     folder = RunFolder(tmp_path / "run")
     folder.root.mkdir()
     keep_people(stage, stage.config, folder, None)
-    assert "unknown: nobody can tell" in capsys.readouterr().err
+    assert "unknown: it cannot be told" in capsys.readouterr().err
     assert of_export(folder)["people"]["unknown"] == list(stage.people.seen.unknown) and tags_of(folder)["people.unknown"]
     # What else is known still refuses, and a child of an unknown model is unknown too.
     both = Seen.of([dataset], PRETRAINED) | Seen.of_package({}, "converted")

@@ -103,7 +103,7 @@ def test_a_task_added_to_the_table_is_trained_registered_reported_and_scored(
     package = read_yaml(champion.path / "config.yaml")
     seen = Seen.of([dataset], {"label": "training", "val": "selection"})
     assert Seen.of_package(package, "it").people == seen.people and champion.tags["people"] == seen.tags()["people"]
-    assert "encoder" in champion.tags["people.unknown"] and "unknown: nobody can tell" in done.stderr
+    assert "encoder" in champion.tags["people.unknown"] and "unknown: it cannot be told" in done.stderr
     assert package["training"]["config"]["evaluate"]["allow_leakage"] is True
     facts, evaluations = read_results(output)
     assert facts["test people seen before"].startswith("unknown")

@@ -222,11 +222,11 @@ def test_nobody_known_is_refused(nights, tmp_path):
     [
         ("subject,height\na,1\n", "no column 'age'; it has subject, height"),
         ("person,age\na,1\n", "no column 'subject'"),
-        ("subject,age\na,1\nb,old\n", "line 3: column age: 'old' is no value of task age"),
-        ("subject,age\na,inf\n", "is no value of task age"),
+        ("subject,age\na,1\nb,old\n", "line 3: column age: 'old' is not a value of task age"),
+        ("subject,age\na,inf\n", "is not a value of task age"),
         ("subject,age\na,1\na,2\n", "line 3: a has another age above"),
         ("", "no column 'subject'; it has no titles"),
-        ("subject,age\na,\xff\n", "no CSV in UTF-8"),
+        ("subject,age\na,\xff\n", "not a CSV file in UTF-8"),
     ],
 )
 def test_a_table_that_does_not_say_what_is_asked_is_refused(tmp_path, text, reason):
@@ -253,8 +253,8 @@ def test_a_table_of_recordings_and_of_other_titles(nights, tmp_path):
     [
         (("x", "regression", ValueRule("age"), "r2", ("a",)), "1 classes do not go with regression"),
         (("x", "binary", ValueRule("age"), "auroc", ("a", "b", "c")), "3 classes do not go with binary"),
-        (("x", "multiclass", ValueRule("age", (5.0,)), "kappa", ("a", "b", "c")), "do not part 3 classes"),
-        (("x", "multiclass", ValueRule("age", (5.0, 3.0)), "kappa", ("a", "b", "c")), "do not part 3 classes"),
+        (("x", "multiclass", ValueRule("age", (5.0,)), "kappa", ("a", "b", "c")), "do not separate 3 classes"),
+        (("x", "multiclass", ValueRule("age", (5.0, 3.0)), "kappa", ("a", "b", "c")), "do not separate 3 classes"),
     ],
 )
 def test_a_task_that_contradicts_itself_is_refused(values, reason):

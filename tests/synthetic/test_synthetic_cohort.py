@@ -211,7 +211,7 @@ def test_nonsense_is_one_line_and_status_2(tmp_path, capsys, change, named):
 
 def test_a_file_in_the_way_is_refused(tmp_path):
     (tmp_path / "polysomnography").write_text("not a folder")
-    with pytest.raises(UsageError, match="holds what was not made here"):
+    with pytest.raises(UsageError, match="contains files that this command did not write"):
         write_cohort(tmp_path, subjects=1, hours=0.2, seed=1)
     assert [path.name for path in tmp_path.iterdir()] == ["polysomnography"]
 
@@ -230,7 +230,7 @@ def test_the_table_of_the_people_grows_with_them_and_is_nobody_elses(tmp_path):
     write_cohort(tmp_path, subjects=4, hours=0.11, seed=1)
     assert (tmp_path / TABLE).read_text().splitlines()[:4] == lines
     (tmp_path / TABLE).write_text("mine\n")
-    with pytest.raises(UsageError, match="is there, and is not the table of this cohort"):
+    with pytest.raises(UsageError, match="exists and is not the table of this cohort"):
         write_cohort(tmp_path, subjects=4, hours=0.11, seed=1)
     assert (tmp_path / TABLE).read_text() == "mine\n"
 

@@ -138,7 +138,7 @@ def test_an_unknown_trait_is_refused_by_name() -> None:
     variety = load_variety("synthetic/train.yaml", ("traits.ratios={alhpa: [1, 2]}",))
     with pytest.raises(ConfigError, match="alhpa"):
         vary(draw_subject(1, 0), variety)
-    with pytest.raises(ConfigError, match="a range rises"):
+    with pytest.raises(ConfigError, match="a range needs its lower end first"):
         load_variety("synthetic/train.yaml", ("gains=[2, 1]",))
 
 
@@ -288,16 +288,16 @@ def test_recordings_are_read_by_their_rules(tmp_path: Path) -> None:
             assert (channel in night.channels) == (f"EEG {derivation}" in labels)
         assert ("ECG" in night.channels) == ("ECG" in labels) and ("SPO2" in night.channels) == ("SpO2" in labels)
         assert len(night.channels) == len(labels)
-    with pytest.raises(UsageError, match="holds a cohort with"):
+    with pytest.raises(UsageError, match="contains a cohort with"):
         write_cohort(tmp_path, 4, 0.2, 1, variety=Variety())
 
 
 def test_options_that_do_not_go_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = ["--subjects", "1", "--hours", "0.2"]
     for words, said in (
-        (["--set", "age=null"], "belong to --config"),
-        (["--config", "synthetic/train.yaml", "--cohort", "mesa"], "state one of them"),
-        (["--config", "synthetic/train.yaml", "--build", "segment_epochs=20"], "--build belongs to --shards"),
+        (["--set", "age=null"], "need --config"),
+        (["--config", "synthetic/train.yaml", "--cohort", "mesa"], "give only one of them"),
+        (["--config", "synthetic/train.yaml", "--build", "segment_epochs=20"], "--build needs --shards"),
     ):
         assert main(["synth", str(tmp_path / "x"), *size, *words]) == 2
         assert said in capsys.readouterr().err

@@ -39,6 +39,6 @@ def test_a_rank_that_differs_is_named_with_what_differs(tmp_path: Path, what: st
                 r"data set: \S+ \(rank 1\) sees [0-9a-f]{12}, the others [0-9a-f]{12}; give every host the same", text
             )
         else:
-            assert f"processes disagree: rank 1 has another {what} than rank 0; start all with the same files" in text
+            assert f"processes disagree: rank 1 has another {what} than rank 0; start all processes with the same files" in text
         assert "Traceback" not in text
     assert not (tmp_path / "run" / "trace.jsonl").exists()

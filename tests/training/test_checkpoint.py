@@ -163,7 +163,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_taken(
     saved = checkpoint.choose(root, ALONE)
     assert saved is not None and saved.step == 8
     said = capfd.readouterr().err
-    assert str(root / "step-00000012" / name) in said and "going on from step 8" in said and said.count("\n") == 1
+    assert str(root / "step-00000012" / name) in said and "continuing from step 8" in said and said.count("\n") == 1
     assert (root / "damaged-step-00000012").is_dir() and checkpoint.steps(root) == [8, 4]
     # The next choice finds nothing to say.
     assert checkpoint.choose(root, ALONE) == saved and capfd.readouterr().err == ""
@@ -177,7 +177,7 @@ def test_every_digit_of_the_list_of_files_counts(three: Path, tmp_path: Path) ->
     for number, found in enumerate(re.finditer(r"\d", text)):
         if number % 7 == 0:
             mark.write_text(text[: found.start()] + str((int(found[0]) + 1) % 10) + text[found.end() :])
-            with pytest.raises(CheckpointError, match="no whole checkpoint"):
+            with pytest.raises(CheckpointError, match="no complete checkpoint"):
                 checkpoint.choose(root, ALONE)
     mark.write_text(text)
     assert checkpoint.choose(root, ALONE) is not None
@@ -189,7 +189,7 @@ def test_where_none_is_whole_all_are_named_and_nothing_is_moved(three: Path, tmp
     for step in (4, 8, 12):
         flip(root / f"step-{step:08d}" / "mp_rank_00_model_states.pt", 0.3)
     before = sorted(root.rglob("*"))
-    with pytest.raises(CheckpointError, match=r"no whole checkpoint .*step-00000012.*step-00000008.*step-00000004"):
+    with pytest.raises(CheckpointError, match=r"no complete checkpoint .*step-00000012.*step-00000008.*step-00000004"):
         checkpoint.choose(root, ALONE)
     assert sorted(root.rglob("*")) == before
     assert checkpoint.choose(tmp_path / "nothing", ALONE) is None

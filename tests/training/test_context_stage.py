@@ -110,12 +110,12 @@ def test_a_pass_visits_every_sequence_once_and_skips_epochs_without_channels() -
 
 
 def test_the_address_of_an_encoder_is_needed_and_must_lead_to_one(dataset: Dataset, encoder: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="kind context, and no other"):
+    with pytest.raises(ConfigError, match="only a model of kind context"):
         stage(dataset, Path(), tmp_path, "encoder=''")
     path = config_root() / "pretrain" / "eeg-tiny.yaml"
-    with pytest.raises(ConfigError, match="kind context, and no other"):
+    with pytest.raises(ConfigError, match="only a model of kind context"):
         load_config(PretrainConfig, path, ["encoder=models:/x@champion"])
     job = stage(dataset, encoder, tmp_path)
     write_package(tmp_path / "package", job.module, {"model": model_config(job.module)}, "card")
-    with pytest.raises(ConfigError, match="no pretrained encoder"):
+    with pytest.raises(ConfigError, match="not a pretrained encoder"):
         stage(dataset, tmp_path / "package", tmp_path)

@@ -109,7 +109,7 @@ def test_a_run_goes_on_or_says_why_not(
         # As it was found.
         assert path.is_dir() if damage is folder_instead else damage is gone or path.read_bytes() == left
         return
-    assert name in REWRITTEN or name in stderr or "not repeated" in stdout, stderr
+    assert name in REWRITTEN or name in stderr or "nothing to do" in stdout, stderr
     if "damaged-" in stderr:
         aside = path.with_name(f"damaged-{name}")
         assert aside.is_dir() if damage is folder_instead else aside.read_bytes() == left
@@ -119,7 +119,7 @@ def test_a_run_goes_on_or_says_why_not(
         assert [row["step"] for row in trace(world)][-4:] == [13, 14, 15, 16]
         # And once more: what was wrong is mended.
         status, stdout, stderr = start(world, *again)
-        assert status == 0 and "not repeated" in stdout and "warning" not in stderr, stderr
+        assert status == 0 and "nothing to do" in stdout and "warning" not in stderr, stderr
 
 
 @pytest.mark.parametrize("damage", [*DAMAGES, zeroed], ids=lambda damage: damage.__name__)

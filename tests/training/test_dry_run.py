@@ -100,9 +100,9 @@ def test_it_refuses_what_the_start_refuses(tmp_path: Path) -> None:
     RunFolder(config.train.output).begin(config, ToyStage.dataset_digest, {})
     other = ["--dry-run", f"train.output={tmp_path / 'run'}", "train.seed=8"]
     for resume, arguments, status, said in (
-        ("auto", other, 2, "holds a run of another configuration: train.seed (777 -> 8)"),
+        ("auto", other, 2, "contains a run with another configuration: train.seed (777 -> 8)"),
         ("never", other, 0, ""),
-        ("auto", ["--dry-run", "train.output=new", "branch_from=nowhere@4"], 1, "nowhere holds no run"),
+        ("auto", ["--dry-run", "train.output=new", "branch_from=nowhere@4"], 1, "nowhere is not the folder of a run"),
         ("auto", ["--dry-run", "train.output=new", f"branch_from={tmp_path / 'run'}@4"], 1, "no checkpoint of step 4"),
     ):
         done = alone(tmp_path, "--resume", resume, *arguments)

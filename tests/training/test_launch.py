@@ -82,7 +82,7 @@ def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(und
     before = (undisturbed / "run" / "trace.jsonl").stat().st_mtime_ns
     again = alone(undisturbed)
     assert (again.returncode, (undisturbed / "run" / "trace.jsonl").stat().st_mtime_ns) == (0, before)
-    assert "trained before (12 steps), registered as toy:" in again.stdout
+    assert "already trained (12 steps) and registered as toy:" in again.stdout
     other = alone(undisturbed, "train.lr=0.02")
     assert other.returncode == 2
     assert "train.lr (0.01 -> 0.02)" in other.stderr

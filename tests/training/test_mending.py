@@ -198,7 +198,7 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(tmp_path
 
 def test_a_newest_checkpoint_that_is_gone_costs_a_word(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     mend(run, REGISTRY, 8, 16)
-    assert "checkpoint of step 12, saved last, is not there; going on from step 8" in capsys.readouterr().err
+    assert "checkpoint of step 12, which was saved last, is missing; continuing from step 8" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", [None, empty, cut, garbage])
@@ -221,7 +221,7 @@ def test_a_trace_that_lost_rows_goes_on_with_the_others(
 
 def test_a_damaged_trace_is_not_read_in_part_without_a_word(run: RunFolder) -> None:
     run.trace.write_bytes(run.trace.read_bytes().replace(b'{"step": 5, ', b'{"stop": 5, '))
-    with pytest.raises(DatasetError, match=r"trace\.jsonl: 1 lines are no rows"):
+    with pytest.raises(DatasetError, match=r"trace\.jsonl: 1 lines are damaged"):
         read_trace(run.trace)
     folder_instead(run.trace)
     with pytest.raises(DatasetError, match=r"trace\.jsonl: cannot be read"):

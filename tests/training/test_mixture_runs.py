@@ -74,7 +74,7 @@ def test_the_folder_of_a_run_knows_its_data_from_step_to_step(tmp_path: Path) ->
     assert "data.sources" in folder.lineage()["segment.1"]
     with pytest.raises(ConfigError, match="without three"):
         folder.check(config, weighted(1, 2), "auto")
-    with pytest.raises(ConfigError, match=r"data\.shares .*none is left to train"):
+    with pytest.raises(ConfigError, match=r"data\.shares .*nothing is left to train"):
         folder.steer(config, 10, 10, weighted(1, 1, 1))
 
 
@@ -177,7 +177,7 @@ def test_a_source_is_added_at_a_step(folder: Path) -> None:
     assert launch(folder, 1, "train.output=grown", TWO_SOURCES, "train.steps=6").returncode == 0
     done = launch(folder, 2, "train.output=grown", THREE_SOURCES)
     assert done.returncode == 0, done.stderr
-    assert "goes on from step 6 with train.steps (6 -> 16), data.sources ('" in done.stdout
+    assert "continues from step 6 with train.steps (6 -> 16), data.sources ('" in done.stdout
     rows = losses(folder, "grown")
     assert all("loss/three" not in row for row in rows[:6]) and any("loss/three" in row for row in rows[6:])
     # The run's history decides, and no process: what is done once more is the same.

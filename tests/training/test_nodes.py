@@ -157,12 +157,12 @@ def test_nodes_that_are_waited_for_are_named_with_the_reason() -> None:
     try:
         own.look()
         assert own.silent[1] == f"no answer at port {port} (Connection refused)"
-        assert own.silent[2].startswith("its name leads to no host (")
+        assert own.silent[2].startswith("no host has its name (")
         assert own.silent[3] == f"another job answers at port {port}, with other arguments or NODES"
         absence = _Absence(names)
         said = absence.news(own.silent, 0.0, 600.0)
         assert said.startswith(f"after 0 s of at most 600 s, waiting for node 1 (127.0.0.2): no answer at port {port}")
-        assert "; node 2 (no.such.node.invalid): its name leads to no host" in said
+        assert "; node 2 (no.such.node.invalid): no host has its name" in said
         # The same is said once, another thing 15 s later.
         assert absence.news(own.silent, 100.0, 600.0) == ""
         assert absence.news({1: "away"}, 110.0, 600.0).endswith("waiting for node 1 (127.0.0.2): away")

@@ -48,7 +48,7 @@ def test_a_killed_run_ends_at_the_same_step_on_any_number_of_processes(tmp_path:
     assert done.returncode == 0, done.stderr
     assert trace(tmp_path)[-1]["step"] == 8 and result(tmp_path, "run")["steps"] == 8
     again = alone(tmp_path, *PATIENT)
-    assert again.returncode == 0 and "trained before (8 steps)" in again.stdout
+    assert again.returncode == 0 and "already trained (8 steps)" in again.stdout
 
 
 @pytest.mark.slow
@@ -56,6 +56,6 @@ def test_with_another_rate_it_goes_on_from_its_end(tmp_path: Path) -> None:
     assert alone(tmp_path, *PATIENT).returncode == 0
     done = alone(tmp_path, *PATIENT[:3], "toy.errors=[0.6,0.7]", "train.lr=0.001")
     assert done.returncode == 0, done.stderr
-    assert "goes on from step 8 with train.lr (0.01 -> 0.001)" in done.stdout
+    assert "continues from step 8 with train.lr (0.01 -> 0.001)" in done.stdout
     found = result(tmp_path, "run")
     assert (found["steps"], found["best_step"]) == (12, 4)

@@ -64,7 +64,7 @@ def test_what_does_not_divide_and_what_is_too_small_is_said() -> None:
     (indivisible,) = plan(pretraining("eeg-base"), 1024)
     assert "train.global_batch=256 cannot be divided by train.accumulation=1 x 1024 processes" in indivisible
     (single,) = plan(pretraining("eeg-base"), 256)
-    assert "gives batch norms one row" in single and "raise train.global_batch to 512" in single
+    assert "gives batch norms only one row" in single and "raise train.global_batch to 512" in single
     assert plan(pretraining("eeg-base", "train.batch_norm=sync"), 256) == []
     assert plan(pretraining("eeg-base"), 128) == []
     # An epoch of 1,400 in a sequence is a row each.
@@ -91,7 +91,7 @@ def test_a_run_from_before_negatives_could_be_chosen_goes_on_and_others_are_othe
 def test_a_metric_that_is_not_validated_is_said_with_the_nearest_one() -> None:
     (misspelt,) = plan(pretraining("eeg-base", "registry.metric=val/prob_kappa"), 8)
     assert (
-        "registry.metric=val/prob_kappa: this job does not validate it" in misspelt
+        "registry.metric=val/prob_kappa: this job does not validate this metric" in misspelt
         and "did you mean val/probe_kappa?" in misspelt
     )
     (other,) = plan(pretraining("context-base", "registry.metric=val/loss"), 8)
@@ -148,11 +148,11 @@ def test_a_split_without_one_step_is_a_fault_whatever_selects_and_doubts_are_sai
 @pytest.mark.parametrize(
     ("uri", "said"),
     [
-        ("htp://x", "tracking.uri=htp://x: no kind of store is called htp:; did you mean http:?"),
-        ("mongo://user:secret@x/db", "tracking.uri=mongo://user:***@x/db: no kind of store is called mongo:"),
+        ("htp://x", "tracking.uri=htp://x: htp: is not a known kind of store; did you mean http:?"),
+        ("mongo://user:secret@x/db", "tracking.uri=mongo://user:***@x/db: mongo: is not a known kind of store"),
         ("http://", "names no host"),
         ("http://host:many", "Port could not be cast"),
-        ("sqlite://runs/mlflow.db", "names no file; write sqlite:///FILE"),
+        ("sqlite://runs/mlflow.db", "gives no file; write sqlite:///FILE"),
         ("sqlite:////nonexistent/folder/x.db", "no folder /nonexistent/folder; make it"),
         ("mysql+nodriver://user:secret@x/db", "tracking.uri=mysql+nodriver://user:***@x/db: is no address of a database"),
     ],

@@ -210,14 +210,16 @@ def test_every_shipped_configuration_is_valid_and_registers_under_its_contract(p
 def test_an_encoder_that_cannot_be_probed_is_named(tmp_path: Path) -> None:
     nights = [make_night(f"night{number}", 12, seed=number, scored=False) for number in range(16)]
     unscored = make_dataset(tmp_path / "set", nights, per_shard=4)
-    with pytest.raises(DatasetError, match=r"no item fits .*train without: monitor=none registry\.metric=val/loss"):
+    with pytest.raises(
+        DatasetError, match=r"no item fits .*to train without a probe, set monitor=none registry\.metric=val/loss"
+    ):
         UnimodalStage(config(unscored, "eeg-tiny"))
 
 
 def test_recordings_without_a_label_train_without_a_monitor(tmp_path: Path) -> None:
     nights = [make_night(f"night{number}", 12, seed=number, scored=False) for number in range(16)]
     unscored = make_dataset(tmp_path / "set", nights, per_shard=4)
-    with pytest.raises(ConfigError, match=r"monitor: none gives no val/probe_kappa.*set registry\.metric=val/loss"):
+    with pytest.raises(ConfigError, match=r"monitor: with none there is no val/probe_kappa.*set registry\.metric"):
         config(unscored, "eeg-tiny", "monitor=none")
     chosen = config(unscored, "eeg-tiny", "monitor=none", "registry.metric=val/loss", "registry.mode=min")
     assert validate(PretrainConfig, chosen.model_dump(mode="json"), "itself") == chosen

@@ -87,9 +87,7 @@ def test_a_name_that_leads_nowhere_is_named_with_its_variable(
 ) -> None:
     monkeypatch.setattr(joining, "_NAME_SECONDS", 0.5)
     place(monkeypatch, "no.such.host.invalid", "29871")
-    with pytest.raises(
-        TrainingError, match=r"MASTER_ADDR=no\.such\.host\.invalid: the name leads to no host \(.*\); give the name"
-    ):
+    with pytest.raises(TrainingError, match=r"MASTER_ADDR=no\.such\.host\.invalid: no host has this name \(.*\); give the name"):
         joining.join(World(1, 2, 0, 1))
     assert "MASTER_ADDR=no.such.host.invalid" in capsys.readouterr().err
     place(monkeypatch, "127.0.0.1", "many")
@@ -105,7 +103,7 @@ def test_ranks_that_do_not_come_are_named_and_end_the_job(
     place(monkeypatch, "127.0.0.1", str(free_port()))
     with pytest.raises(LostRankError, match=r"rank 1 cannot join the others at 127\.0\.0\.1:\d+ \(Connection refused\)"):
         joining.join(World(1, 3, 0, 1))
-    with pytest.raises(LostRankError, match=r"2 of 3 ranks did not come within .*: 1, 2; "):
+    with pytest.raises(LostRankError, match=r"2 of 3 ranks did not connect within .*: 1, 2; "):
         joining.join(World(0, 3, 0, 1))
     said = capsys.readouterr().err
     assert re.search(r"^rank 1 waits for rank 0 at 127\.0\.0\.1:\d+, up to .* \(Connection refused\)$", said, re.MULTILINE)
@@ -181,4 +179,4 @@ def test_what_the_job_before_has_finished_meanwhile_is_not_done_again(tmp_path: 
     (tmp_path / "go").touch()
     assert [job.wait(timeout=300) for job in jobs] == [0, 0]
     said = logs[1].read_text()
-    assert "run: trained before (12 steps), registered as toy:1; not repeated" in said
+    assert "run: already trained (12 steps) and registered as toy:1; nothing to do" in said

@@ -59,7 +59,7 @@ def test_a_finished_run_goes_on_with_more_steps_and_another_rate_as_a_new_segmen
     done = alone(folder, *steered)
     assert done.returncode == 0, done.stderr
     assert (
-        "run: goes on from step 12 with train.accumulation (2 -> 1), train.lr (0.01 -> 0.001), train.steps (12 -> 16)"
+        "run: continues from step 12 with train.accumulation (2 -> 1), train.lr (0.01 -> 0.001), train.steps (12 -> 16)"
         in done.stdout
     )
     assert list(losses(folder)) == list(range(1, 17))
@@ -72,9 +72,9 @@ def test_a_finished_run_goes_on_with_more_steps_and_another_rate_as_a_new_segmen
     assert result["steps"] == 16 and result["segment"] == 1
     # The same command is done; the one of the first segment would change it again.
     again = alone(folder, *steered)
-    assert again.returncode == 0 and "trained before (16 steps)" in again.stdout
+    assert again.returncode == 0 and "already trained (16 steps)" in again.stdout
     back = alone(folder, "train.keep=5")
-    assert back.returncode == 2 and "train.steps (16 -> 12)" in back.stderr and "none is left to train" in back.stderr
+    assert back.returncode == 2 and "train.steps (16 -> 12)" in back.stderr and "nothing is left to train" in back.stderr
 
     store = f"sqlite:///{folder}/runs/mlflow.db"
     run = mlflow_client(store).get_run(result["run_id"])
@@ -133,7 +133,7 @@ def test_a_branch_may_change_all_but_the_parameters(folder: Path) -> None:
     assert wide.returncode == 1
     assert "has other parameters" in wide.stderr and "init_from=" in wide.stderr and "Traceback" not in wide.stderr
     done = alone(folder, "branch_from=run@12", "train.output=none")
-    assert done.returncode == 2 and "with 12 steps none is left to train" in done.stderr
+    assert done.returncode == 2 and "with 12 steps nothing is left to train" in done.stderr
     gone = alone(folder, "branch_from=run@5", "train.output=gone")
     assert gone.returncode == 1 and "there are those of step 4, 8, 12" in gone.stderr
     assert not (folder / "gone" / "run.json").exists()
@@ -151,7 +151,8 @@ def test_the_advice_of_a_run_that_diverged_can_be_followed(tmp_path: Path) -> No
     assert bad.returncode == 1
     assert "5 steps in a row had a non-finite" in bad.stderr and "Traceback" not in bad.stderr
     advice = re.search(
-        r"the same command with (\S+) goes on from step (\d+), and with (\S+) (branch_from=\S+@4) train\.output=OTHER", bad.stderr
+        r"same command with (\S+) continues from step (\d+), and with (\S+) (branch_from=\S+@4) train\.output=OTHER",
+        bad.stderr,
     )
     assert advice is not None and advice[2] == "8", bad.stderr
     assert advice[1] == advice[3] == "train.lr=1e+29"
@@ -236,7 +237,7 @@ def test_a_package_whose_bytes_have_changed_starts_nothing(tmp_path: Path) -> No
     run = tmp_path / "run"
     run.mkdir()
     (run / "run.json").write_text(json.dumps({"settings": {}, "dataset_digest": "", "sources": {}}))
-    with pytest.raises(CheckpointError, match="nothing has been validated; branch_from="):
+    with pytest.raises(CheckpointError, match="nothing has been validated; use branch_from="):
         weights_of(str(run), registry.resolve)
 
 

@@ -52,7 +52,7 @@ def test_the_commands_of_the_manual_do_what_it_says(tmp_path: Path) -> None:
     record = json.loads((tmp_path / "runs" / "slower" / "run.json").read_text())
     assert record["branched_from"]["step"] == 16
     said = start(tmp_path, steered).stdout
-    expected = "runs/demo/pretrain-eeg: goes on from step 32 with train.lr (0.003 -> 0.001), train.steps (32 -> 64)"
+    expected = "runs/demo/pretrain-eeg: continues from step 32 with train.lr (0.003 -> 0.001), train.steps (32 -> 64)"
     assert expected in said and expected in (REPOSITORY / "docs" / "training.md").read_text()
     rows = (tmp_path / "runs" / "demo" / "pretrain-eeg" / "trace.jsonl").read_text().splitlines()
     assert [json.loads(row)["step"] for row in rows] == list(range(1, 65))

@@ -66,7 +66,7 @@ def test_a_rank_that_does_not_arrive_is_named(tmp_path: Path) -> None:
     assert len(said) == 1
     assert "the others wait for rank 1 (" in said[0]
     assert "in the forward pass of step 7, in toy.py:" in said[0]
-    assert "the same command goes on from the last checkpoint" in said[0]
+    assert "the same command continues from the last save" in said[0]
 
 
 @pytest.mark.slow

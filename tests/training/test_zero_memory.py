@@ -55,7 +55,7 @@ def test_a_rank_holds_what_is_stated_of_its_stage(tmp_path: Path, zero: int, pro
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("deepspeed.zero=3", r"deepspeed\.zero.*3 is not offered.*take 0, 1 or 2"),
+        ("deepspeed.zero=3", r"deepspeed\.zero.*3 is not supported.*use 0, 1 or 2"),
         ("deepspeed.extra={zero_optimization: {stage: 3}}", r"zero_optimization: stage follow"),
         ("deepspeed.extra={zero_optimization: {offload_param: {device: cpu}}}", r"offload_param follow"),
     ],

@@ -75,7 +75,7 @@ def convert(
         return Conversion(module.eval())
     if any(name.startswith("backbone.backbone_networks.") for name in state):
         return _downstream(state, task, classes, pretrained)
-    raise ModelError(f"{path}: none of the released unimodal, multimodal and downstream checkpoints")
+    raise ModelError(f"{path}: is not a released unimodal, multimodal or downstream checkpoint")
 
 
 def _multimodal(saved: Section) -> Conversion:
@@ -158,7 +158,7 @@ def _fill(module: nn.Module, state: dict[str, Tensor], origin: str) -> None:
     own = module.state_dict()
     missing, left = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or left:
-        raise ModelError(f"{origin}: lacks {missing[:3]} and holds {left[:3]}, against its own settings")
+        raise ModelError(f"{origin}: lacks {missing[:3]} and has {left[:3]}, which contradicts its own settings")
     fitted = {}
     for name, target in own.items():
         value = state[name]

@@ -35,7 +35,7 @@ class Section(dict[str, Any]):
         self.origin = origin
 
     def __missing__(self, key: str) -> Any:
-        raise ModelError(f"{self.origin}: no {key!r}; not a checkpoint of the released scripts, or not all of it")
+        raise ModelError(f"{self.origin}: no {key!r}; not a checkpoint of the released scripts, or incomplete")
 
     def section(self, key: str) -> Section:
         """The mapping under ``key``."""
@@ -185,5 +185,5 @@ def _channels(model_name: str, origin: str) -> tuple[str, ...]:
     modality = model_name.removeprefix("NeuroNet").removeprefix("-") or "EEG"
     found = tuple(name for name in CHANNELS if CHANNEL_MODALITY[name] == modality)
     if not found:
-        raise ModelError(f"{origin}: model name {model_name!r} tells no modality; state the channels")
+        raise ModelError(f"{origin}: model name {model_name!r} does not name a modality; give --channels")
     return found

@@ -92,7 +92,7 @@ class _Archive:
             return _Interpreter(self.storage, self.tensor).run(self.bytes_of(f"{self.root}data.pkl"))
         except (ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             reason = f"{type(error).__name__}: {str(error)[:200]}"
-            raise CheckpointError(f"{self.path}: its description does not hold together ({reason})") from error
+            raise CheckpointError(f"{self.path}: its description is inconsistent ({reason})") from error
 
     def bytes_of(self, name: str) -> bytes:
         info = self.members[name]

@@ -22,7 +22,7 @@ def parse_channels(texts: Sequence[str]) -> dict[str, str]:
         if not equals or not signal:
             raise UsageError(f"--channel {text}: write CHANNEL=SIGNAL or CHANNEL=SIGNAL:REFERENCE, such as EEG_C4=C4:A1")
         if name not in CHANNELS:
-            raise UsageError(f"--channel {text}: {name!r} is no canonical channel; known are {', '.join(CHANNELS)}")
+            raise UsageError(f"--channel {text}: {name!r} is not a canonical channel; these are {', '.join(CHANNELS)}")
         if name in found:
             raise UsageError(f"--channel {text}: {name} is named twice")
         found[name] = signal

@@ -34,7 +34,9 @@ def load_cohort(name_or_path: str) -> Cohort:
     found = _files(config_root() / "cohorts") | _files(_own_folder())
     if name_or_path not in found:
         known = ", ".join([AUTO, *sorted(found)])
-        raise ConfigError(f"cohort {name_or_path!r} is not known; choose of {known}, or give a YAML file or a folder of them")
+        raise ConfigError(
+            f"cohort {name_or_path!r} is unknown; choose from {known}, or give a YAML file or a folder of such files"
+        )
     return _load(found[name_or_path])
 
 
@@ -98,7 +100,7 @@ class Cohorts:
                 fitting = [cohort for cohort in cohorts if cohort.name != GENERIC and fits(cohort)]
                 if len(fitting) > 1:
                     names = ", ".join(cohort.name for cohort in fitting)
-                    raise ConfigError(f"{name}: may be of cohort {names}; say which with --cohort")
+                    raise ConfigError(f"{name}: fits several cohorts ({names}); choose one with --cohort")
                 if fitting:
                     return fitting[0]
         generic = self.named(GENERIC)
@@ -139,7 +141,7 @@ def _cohorts(folder: Path | None) -> Cohorts:
     own = tuple(_load(path) for path in files.values())
     names = [cohort.name for cohort in own]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise ConfigError(f"{folder}: two files call their cohort {twice[0]!r}; give each a `name` of its own")
+        raise ConfigError(f"{folder}: two files have the cohort name {twice[0]!r}; give each file a different `name`")
     shipped = [_load(path) for path in _files(config_root() / "cohorts").values()]
     return Cohorts(own, tuple(cohort for cohort in shipped if cohort.name not in names))
 

@@ -40,7 +40,7 @@ def _sentence(names: Iterable[str], form: str = "%s") -> str:
 
 def _canonical(name: str) -> str:
     if name not in CHANNELS:
-        raise ValueError(f"{name!r} is no channel; those are {_sentence(CHANNELS)}")
+        raise ValueError(f"{name!r} is not a channel; the channels are {_sentence(CHANNELS)}")
     return name
 
 
@@ -123,7 +123,7 @@ class ChannelRule(GrowingSection):
     @model_validator(mode="after")
     def _one_of_both(self) -> ChannelRule:
         if bool(self.signal) == bool(self.electrodes):
-            raise ValueError("give the labels of the signal as `signal`, or what they say as `electrodes`, one of both")
+            raise ValueError("give either `signal` (the labels) or `electrodes` (what the labels mean), not both")
         if self.electrodes:
             for text in (*self.electrodes, *(text for texts in self.reference for text in texts)):
                 if read_label(text) is None:
@@ -186,7 +186,7 @@ class IdentityRule(Config):
     @classmethod
     def _names_a_subject(cls, value: str) -> str:
         if value and "subject" not in re.compile(_expression(value)).groupindex:
-            raise ValueError("has no group `subject`; put (?P<subject>...) around what names the person")
+            raise ValueError("has no group `subject`; put (?P<subject>...) around the part that names the person")
         return value
 
 
@@ -269,12 +269,12 @@ class ScoringRules(GrowingSection):
             try:
                 fields = [item for item in Formatter().parse(pattern) if item[1] is not None]
             except ValueError as error:
-                raise ValueError(f"{pattern!r} is no pattern ({error}); write {{{{ and }}}} for braces") from error
+                raise ValueError(f"{pattern!r} is not a valid pattern ({error}); write {{{{ and }}}} for braces") from error
             for _, name, form, conversion in fields:
                 if name not in PLACEHOLDERS or form or conversion:
-                    raise ValueError(f"{pattern!r} asks for {{{name}}}; a pattern may ask for {_sentence(PLACEHOLDERS, '{%s}')}")
+                    raise ValueError(f"{pattern!r} uses {{{name}}}; a pattern can use {_sentence(PLACEHOLDERS, '{%s}')}")
             if not pattern.strip() or pattern.startswith("/"):
-                raise ValueError(f"{pattern!r} is no pattern relative to the recording's folder")
+                raise ValueError(f"{pattern!r} is not a pattern relative to the folder of the recording")
         return value
 
     @field_validator("events")
@@ -282,7 +282,7 @@ class ScoringRules(GrowingSection):
     def _known_types(cls, value: dict[str, str]) -> dict[str, str]:
         for text, kind in value.items():
             if kind not in (*EVENT_TYPES, UNCLEAR):
-                raise ValueError(f"{text!r} is to be {kind!r}, which is none of {_sentence((*EVENT_TYPES, UNCLEAR))}")
+                raise ValueError(f"{text!r} is mapped to {kind!r}, which is not one of {_sentence((*EVENT_TYPES, UNCLEAR))}")
         return value
 
     @field_validator("key", "events_lost", "stages_wrong")

@@ -58,7 +58,7 @@ def check_identity(paths: Iterable[PurePath], cohort: Rules) -> None:
     if not any(re.search(cohort.identity.pattern, name) for name in names):
         raise ConfigError(
             f"cohort {cohort.name}: identity.pattern {cohort.identity.pattern!r} fits none of the {len(names)} file names here, "
-            f"such as {names[0]!r}; it has to match the name with its ending"
+            f"such as {names[0]!r}; it is searched in the file name with its ending"
         )
 
 
@@ -79,9 +79,9 @@ class UnreadNames:
         """What doctor and build say of them among ``total`` recordings."""
         pattern, example = proposed_pattern(self._names)
         return (
-            f"{self.count} of {total} file names, such as {example}, do not say whose recording it is by the rules of their "
-            "cohort: each counts as a person of its own, and two nights of one person may come into different splits; say in a "
-            f"cohort file which part is the person, such as identity: {{pattern: '{pattern}'}}"
+            f"{self.count} of {total} file names, such as {example}, do not say whose recording it is by the identity rule of "
+            "their cohort: each counts as a separate person, so two nights of one person may come into different splits; say in "
+            f"a cohort file which part of the name is the person, such as identity: {{pattern: '{pattern}'}}"
         )
 
 

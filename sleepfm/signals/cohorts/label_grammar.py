@@ -144,7 +144,14 @@ _LABEL = re.compile(
 
 @lru_cache(maxsize=4096)
 def read_label(label: str) -> Label | None:
-    """What ``label`` says, or None where it is no electrode's that is known, or says more than this."""
+    """What ``label`` says, or None where it is no electrode's that is known, or says more than this.
+
+    Example:
+        >>> read_label("EEG C3-A2") == read_label("C3:M2")
+        True
+        >>> read_label("Flow") is None
+        True
+    """
     text = unicodedata.normalize("NFKC", label[: _LONGEST + 1]).casefold().strip()
     if len(text) > _LONGEST:
         return None

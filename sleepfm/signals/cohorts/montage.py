@@ -255,10 +255,10 @@ def _find(
             first = fitting[0]
             chosen = {"reference_occurrence": 1} if is_reference else {"occurrence": 1, **_narrowed(rule, labels, first)}
             raise _SameLabelError(
-                f"{names} have one label; say which in a cohort file, by its place among them: "
+                f"{names} have the same label; in a cohort file, choose one by its position: "
                 f"{_rule_line(channel, rule.model_copy(update=chosen))}"
             )
-        raise _AmbiguousError(f"{names} all fit; name one in a cohort file")
+        raise _AmbiguousError(f"{names} all match; choose one in a cohort file")
     if not fitting:
         if not unfit and is_reference:
             unfit = [f"{'/'.join((rule.signal or rule.electrodes)[:3])} has no reference {'/'.join(texts[:3])}"]

@@ -110,14 +110,14 @@ class SubjectTable(Config):
         except re.error as error:
             raise ValueError(f"not a regular expression ({error})") from error
         if value and "subject" not in groups:
-            raise ValueError("has no group `subject`; put (?P<subject>...) around what names the person")
+            raise ValueError("has no group `subject`; put (?P<subject>...) around the part that names the person")
         return value
 
     @model_validator(mode="after")
     def _known(self) -> SubjectTable:
         for name, column in self.columns.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-                raise ValueError(f"columns.{name}: name it with small letters, digits and _")
+                raise ValueError(f"columns.{name}: use only lower-case letters, digits and _ in the name")
             if name in QUANTITIES:
                 units = QUANTITIES[name].factors
                 if column.codes or (column.unit and column.unit not in units):
@@ -127,7 +127,7 @@ class SubjectTable(Config):
             if name == "sex" and (not column.codes or set(column.codes.values()) - set(SEXES)):
                 raise ValueError(f"columns.sex: needs codes whose meanings are {' or '.join(SEXES)}")
         if self.visit_codes and not self.visit:
-            raise ValueError("visit_codes need the column `visit`")
+            raise ValueError("visit_codes needs the column `visit`")
         return self
 
 

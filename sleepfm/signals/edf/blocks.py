@@ -40,5 +40,5 @@ def iter_blocks(
 def _read(file: RandomFile, start: int, length: int, record: int, name: str) -> NDArray[np.uint8]:
     block = file.read(start, length)
     if len(block) < length:
-        raise RecordingError(f"{name}: ends after record {record}; it was longer when it was opened")
+        raise RecordingError(f"{name}: ends after record {record}; the file became shorter while it was read")
     return np.frombuffer(block, dtype=np.uint8)

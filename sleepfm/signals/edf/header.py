@@ -122,8 +122,8 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
     data_offset = FIXED_BYTES + n_signals * SIGNAL_BYTES
     if n_signals < 1 or data_offset > size:
         raise RecordingError(
-            f"{name}: claims {n_signals} signals, whose header alone takes {data_offset} bytes; "
-            f"the file has {size}: damaged or truncated"
+            f"{name}: states {n_signals} signals, whose header takes {data_offset} bytes, but the file has {size} bytes: it "
+            "is damaged or truncated"
         )
     claimed_offset = decode_text(fixed[184:192])
     if claimed_offset != str(data_offset):
@@ -132,7 +132,7 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
     signals = _signals(file.read(FIXED_BYTES, n_signals * SIGNAL_BYTES, keep=False), n_signals, sample_bytes, name)
     record_bytes = sum(signal.samples for signal in signals) * sample_bytes
     if record_bytes == 0:
-        raise RecordingError(f"{name}: its {n_signals} signals hold no samples; there is nothing to read")
+        raise RecordingError(f"{name}: its {n_signals} signals have no samples; export it again")
     n_records = _count_records(fixed[236:244], size - data_offset, record_bytes, name, warnings)
     if n_records * record_seconds > LONGEST_SECONDS:
         raise RecordingError(
@@ -233,7 +233,7 @@ def _count_records(field: bytes, data_bytes: int, record_bytes: int, name: str, 
     claimed = int(float(text)) if _INTEGER.fullmatch(text) else -1
     if whole == 0:
         held = f"{rest} bytes of its first data record" if rest else "no data records"
-        raise RecordingError(f"{name}: holds a header and {held}; fetch or export it again")
+        raise RecordingError(f"{name}: has a header and {held}; download or export it again")
     cut = f" and {rest} bytes of the next" if rest else ""
     if claimed <= 0:
         warnings.append(f"number of records is given as {text!r}; the file holds {whole}{cut}")

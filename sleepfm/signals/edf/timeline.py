@@ -130,7 +130,7 @@ def _read_stamps(file: RandomFile, header: EdfHeader, name: str) -> tuple[NDArra
             found += parsed.annotations
             if len(found) > _MOST_ANNOTATIONS:
                 raise RecordingError(
-                    f"{name}: more than {_MOST_ANNOTATIONS} annotations; its annotation signals are damaged, or hold samples"
+                    f"{name}: more than {_MOST_ANNOTATIONS} annotations; its annotation signals are damaged, or contain samples"
                 )
             malformed += parsed.malformed
             record += 1

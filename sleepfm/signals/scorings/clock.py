@@ -53,7 +53,7 @@ class Clock:
         fields = [match for text in texts if (match := _DATED.fullmatch(text.strip()))]
         orders = [order for order in ("dmy", "mdy", "ymd") if self._fits(fields, order)]
         if not orders:
-            raise ValueError(f"{fields[0][0]!r} is no date and time that is known")
+            raise ValueError(f"{fields[0][0]!r} is not a known form of date and time")
         # Where both day first and month first give dates, the recording's own date decides.
         near = [order for order in orders if fields and abs(_date(fields[0], order) - start) < _DAY]
         self._order = (near or orders)[0]
@@ -66,7 +66,7 @@ class Clock:
             return (_date(dated, self._order) - self._start).total_seconds()
         match = _CLOCK.fullmatch(text)
         if match is None:
-            raise ValueError(f"{text!r} is no clock time")
+            raise ValueError(f"{text!r} is not a clock time")
         midnight = self._start.replace(hour=0, minute=0, second=0, microsecond=0)
         since = midnight + _time(match, 0) - self._start
         # In whole microseconds: two rows of one time have one onset, whichever of them has a date.
@@ -89,7 +89,7 @@ def _date(match: re.Match[str], order: str) -> datetime:
         # Two digits of a year as EDF has them.
         year += 1900 if year >= 85 else 2000
     if year < 1000:
-        raise ValueError("a year that comes first has four digits")
+        raise ValueError("a date that begins with the year needs four digits for it")
     return datetime(year, numbers["m"], numbers["d"]) + _time(match, 3)
 
 
@@ -102,5 +102,5 @@ def _time(match: re.Match[str], before: int) -> timedelta:
     if match[before + 5]:
         hour = hour % 12 + (12 if match[before + 5].lower() == "pm" else 0)
     if hour > 24 or minute > 59 or second > 60:
-        raise ValueError(f"{match[0]!r} is no time of day")
+        raise ValueError(f"{match[0]!r} is not a time of day")
     return timedelta(hours=hour, minutes=minute, seconds=second + float(f"0.{match[before + 4] or 0}"))

@@ -43,7 +43,7 @@ def read_event_log(text: str, path: PurePath, start: datetime | None, duration: 
     """
     if start is None:
         raise AnnotationError(
-            f"{path}: has clock times, and the start of its recording is not known; repair the recording's header"
+            f"{path}: has clock times, but the start of its recording is unknown; repair the header of the recording"
         )
     clock = Clock([], start, duration)
     rows: list[Row] = []
@@ -93,6 +93,6 @@ def _without_time(line: str, where: str) -> list[Row]:
     """
     said = [line.strip(), *(part.strip() for part in line.split(maxsplit=1)[1:])]
     if any(_STAGE.fullmatch(text) for text in said):
-        raise AnnotationError(f"{where}: {line.strip()[:40]!r} is a stage at a time that cannot be read")
+        raise AnnotationError(f"{where}: {line.strip()[:40]!r} is a stage whose time cannot be read")
     events = [event for text in said if (event := _EVENT.fullmatch(text))]
     return [_event(event, math.nan) for event in events[-1:]]

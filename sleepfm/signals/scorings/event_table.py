@@ -66,8 +66,9 @@ def read_event_table(text: str, path: PurePath, start: datetime | None, duration
     assert columns is not None
     if not columns.placed:
         raise AnnotationError(
-            f"{path}: of the columns {', '.join(title for title in columns.titles if title)} none says when a row is; call one "
-            "`onset` (in seconds), `clock time`, `elapsed time` or `epoch` (its number), or keep nothing but the stages"
+            f"{path}: of the columns {', '.join(title for title in columns.titles if title)} none gives the time of a row; "
+            "call one "
+            "`onset` (in seconds), `clock time`, `elapsed time` or `epoch` (its number), or keep only the stages"
         )
     table = [(number, row) for number, row in table if len(row) >= columns.least]
     if columns.begin is None:
@@ -183,8 +184,8 @@ def _refuse_events_in_place_of_epochs(doubtful: Sequence[tuple[int, Row]], stage
         into_epoch = (row.onset - begins[0]) % EPOCH_SECONDS
         if min(into_epoch, EPOCH_SECONDS - into_epoch) <= _CLOSE:
             raise AnnotationError(
-                f"{path}: row {number}: has a stage and the event {row.text[:40]!r} where no row has the stage alone; whether it "
-                "is an epoch or an event is not known; export stages and events apart"
+                f"{path}: row {number}: has a stage and the event {row.text[:40]!r} but no row has only the stage, so it is "
+                "unclear whether rows are epochs or events; export stages and events separately"
             )
 
 
@@ -208,12 +209,13 @@ def _epochs(table: Sequence[tuple[int, list[str]]], columns: Columns, text: str,
         else:
             given = row[columns.epoch].strip()
             if not re.fullmatch(r"\d{1,6}(\.0+)?", given):
-                raise AnnotationError(f"{path}: line {number}: {given[:40]!r} is no epoch number")
+                raise AnnotationError(f"{path}: line {number}: {given[:40]!r} is not an epoch number")
             first = min(int(float(given)), 1) if first is None else first
             place = int(float(given)) - first
             if place in met:
                 raise AnnotationError(
-                    f"{path}: line {number}: epoch {given} is there twice; if one row is an event, export stages and events apart"
+                    f"{path}: line {number}: epoch {given} occurs twice; if one of the rows is an event, export stages and "
+                    "events separately"
                 )
             met.add(place)
         rows.append(Row(place * float(EPOCH_SECONDS), float(EPOCH_SECONDS), name))
@@ -240,8 +242,8 @@ def _places(table: Sequence[tuple[int, list[str]]], text: str, path: PurePath) -
     for number, line in islice(iter_lines(text), numbers[0], numbers[-1]):
         if line.startswith("#"):
             raise AnnotationError(
-                f"{path}: line {number}: {line[:40]!r} stands among the stages; whether in the place of an epoch is not known. "
-                "Write ? where no stage was scored, and comments before the stages"
+                f"{path}: line {number}: {line[:40]!r} stands among the stages, and it is unclear whether it stands for an "
+                "epoch. Write ? for an epoch without a stage, and put comments before the stages"
             )
     spacing = {after - before for before, after in pairwise(numbers)}
     step = spacing.pop() if len(spacing) == 1 else 1

@@ -94,8 +94,8 @@ class SharedScorings:
         """One for each of them, which it calls by ``name`` of what was told of it."""
         return [
             f"{name(scoring)} is taken for {len(recordings)} recordings: {', '.join(recordings[:_SHOWN])}"
-            f"{', ...' if len(recordings) > _SHOWN else ''}; if it scores one of them alone, name files so that "
-            "`scoring.files` tells them apart"
+            f"{', ...' if len(recordings) > _SHOWN else ''}; if it belongs to only one of them, rename files so that "
+            "`scoring.files` matches only that one"
             for scoring, recordings in list(self._shared.items())[:_SHOWN]
         ]
 

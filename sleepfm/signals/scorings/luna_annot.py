@@ -66,7 +66,9 @@ def read_luna_annot(text: str, path: PurePath, start: datetime | None, duration:
         assert layout is not None
     for number, row in table:
         if len(row) != len(layout):
-            raise AnnotationError(f"{path}: row {number} has {len(row)} columns, the file {len(layout)} ({', '.join(layout)})")
+            raise AnnotationError(
+                f"{path}: row {number} has {len(row)} columns, but the file has {len(layout)} ({', '.join(layout)})"
+            )
     times = _Times([row[layout.index(name)] for _, row in table for name in ("start", "stop")], start, duration, path)
     onsets = [times.start(row[layout.index("start")], number) for number, row in table]
     rows = []
@@ -97,7 +99,7 @@ class _Times:
             return
         if start is None:
             raise AnnotationError(
-                f"{path}: has clock times, and the start of its recording is not known; repair the recording's header"
+                f"{path}: has clock times, but the start of its recording is unknown; repair the header of the recording"
             )
         try:
             self._clock = Clock(clocks, start, duration)
@@ -138,7 +140,7 @@ class _Times:
                 return self._clock.read(text)
         except (ValueError, OverflowError) as error:
             raise AnnotationError(f"{self._path}: row {number}: {error}") from error
-        raise AnnotationError(f"{self._path}: row {number}: {text[:40]!r} is no time")
+        raise AnnotationError(f"{self._path}: row {number}: {text[:40]!r} is not a time")
 
 
 def _lines(text: str) -> Iterator[tuple[int, list[str]]]:

@@ -56,7 +56,7 @@ def parse_xml(data: bytes, name: str) -> Element:
         AnnotationError: too large, not well-formed, or with a DTD.
     """
     if len(data) > MAX_BYTES or data.count(b"<") > _MAX_TAGS:
-        raise AnnotationError(f"{name}: {len(data)} bytes, {data.count(b'<')} tags; a scoring file has far fewer")
+        raise AnnotationError(f"{name}: {len(data)} bytes, {data.count(b'<')} tags, far more than a scoring file has")
     try:
         root: Element = fromstring(data, forbid_dtd=True)
     except DefusedXmlException as error:
@@ -102,7 +102,7 @@ def read_nsrr(root: Element, path: PurePath, words: EventWords) -> Scoring:
             staged.append((row, stage))
     refuse_unknown(unknown, str(path), first if first is not None and math.isfinite(first) else None)
     if not staged:
-        raise AnnotationError(f"{path}: NSRR XML without a single stage; fetch or export it again")
+        raise AnnotationError(f"{path}: NSRR XML without any stage; download or export it again")
     staged.sort(key=lambda item: item[0].onset)
     onset_unit, duration_unit, warnings = _units([row for row, _ in staged])
     stages = [StageInterval(row.onset * onset_unit, (row.duration or 0.0) * duration_unit, int(stage)) for row, stage in staged]

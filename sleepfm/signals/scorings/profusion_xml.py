@@ -43,7 +43,7 @@ def read_profusion(root: Element, path: PurePath, words: EventWords) -> Scoring:
         where = f"{path}: stage of epoch {first} is {code!r}, not of {', '.join(STAGE_CODES)}"
         refuse_unknown(Counter(code for _, code in unknown), where)
     if not stages:
-        raise AnnotationError(f"{path}: Profusion XML without a single stage; fetch or export it again")
+        raise AnnotationError(f"{path}: Profusion XML without any stage; download or export it again")
     rows = []
     for element in root.iter("ScoredEvent"):
         rows.append(Row(event_seconds(element, "Start"), event_seconds(element, "Duration"), element_text(element, "Name")))

@@ -91,7 +91,7 @@ def read_scoring(
             return replace(scoring, warnings=(*scoring.warnings, told))
     raise AnnotationError(
         f"{name}: not NSRR or Profusion XML, EDF+ annotations, Luna's annot, a list of stages, or a table with a title row "
-        "that names onset and stage or event; convert it to one, or say in a cohort file what its columns hold "
+        "that names onset and stage or event; convert it to one of these, or say in a cohort file what its columns mean "
         "(scoring: {columns: {TITLE: onset}})" + (f"; {told}" if told else "")
     )
 

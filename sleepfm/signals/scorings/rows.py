@@ -113,7 +113,7 @@ def scoring_of_rows(
         first = next((row.onset for row in ordered if row.text[:TEXT] in unknown_stages), None)
         refuse_unknown(unknown_stages, name, first)
     if not own:
-        raise AnnotationError(f"{name}: {source} without a single stage; export the sleep stages too")
+        raise AnnotationError(f"{name}: {source} has no stage; export the sleep stages too")
     warnings += check_runs(found, name)
     # A remark on breathing that is a moment is no sign that events were scored.
     has_events = has_events or bool(events or lost) or any(row.duration or row.group == "respiratory" for row in unclear)

@@ -50,7 +50,8 @@ def number_reader(
     if not legend and {1, 5} <= set(numbers) and without_wake and len(numbers) >= _A_NIGHT:
         # Laboratories that count from 1 write all of these; a night without any wake is not met.
         raise StageTextError(
-            f"{path}: the numbers 1 to 5 without a 0: whether 1 is N1 or wake is not known; write names instead of numbers"
+            f"{path}: its stages are the numbers 1 to 5 without a 0, so it is unclear whether 1 is N1 or wake; write names "
+            "instead of numbers"
         )
     try:
         if any(by_name(word) == Stage.REM for word in words):
@@ -75,8 +76,9 @@ def refuse_unknown(texts: Mapping[str, int], name: str, first: float | None = No
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     place = "" if first is None else f", first at {timedelta(seconds=round(first))}"
     raise StageTextError(
-        f"{name}: not understood where stages stand: {shown}{more}{place}; the scoring is not used. Write W, N1, N2, N3, R, or ? "
-        "for what is not scored, or say in a cohort file what they mean (scoring: {stages: {TEXT: N2}})"
+        f"{name}: unknown stage texts: {shown}{more}{place}; the scoring is not used. Write "
+        "W, N1, N2, N3, R, or ? for an epoch without a stage, or say in a cohort file what they mean "
+        "(scoring: {stages: {TEXT: N2}})"
     )
 
 
@@ -98,8 +100,8 @@ def check_runs(stages: Sequence[tuple[Row, Stage]], name: str) -> tuple[str, ...
     if 2 * len(wide) > len(steps) or not any(alike for _, alike in steps):
         raise StageTextError(
             f"{name}: its stages have no durations, and {len(wide)} of {len(steps)} are followed by the next after more than "
-            f"{EPOCH_SECONDS} s (up to {max(wide):g} s): whether a stage lasts until the next one is not known; add a column of "
-            "durations or ends, or write a row for each epoch"
+            f"{EPOCH_SECONDS} s (up to {max(wide):g} s): it is unclear whether a stage lasts until the next one; add a column "
+            "of durations or ends, or write a row for each epoch"
         )
     return (f"{len(wide)} stages without durations are followed by none for more than {EPOCH_SECONDS} s; not scored there",)
 

@@ -37,8 +37,8 @@ class TableTimes:
             return
         if start is None:
             raise AnnotationError(
-                f"{path}: has clock times, and the start of its recording is not known; repair the recording's header, or call "
-                "the column `elapsed time` if they count from its start"
+                f"{path}: has clock times, but the start of its recording is unknown; repair the header of the recording, or "
+                "call the column `elapsed time` if they count from its start"
             )
         try:
             self._clock = Clock(times, start, duration)
@@ -55,7 +55,8 @@ class TableTimes:
             return  # as times of day they begin with the recording, as scorings do
         if _inside(of_day, duration):
             raise AnnotationError(
-                f"{path}: its times from {times[0]} may be times of day or count from the recording's start ({start:%H:%M:%S}); "
+                f"{path}: its times from {times[0]} may be times of day, or times since the start of the recording "
+                f"({start:%H:%M:%S}); "
                 "call the column `clock time` or `elapsed time`"
             )
         if min(since_start) > EPOCH_SECONDS:

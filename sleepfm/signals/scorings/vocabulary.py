@@ -331,9 +331,10 @@ def stages_of_numbers(numbers: Sequence[int]) -> dict[int, Stage]:
         beside = [runs[j] for i, value in enumerate(runs) if value == 4 for j in (i - 1, i + 1) if 0 <= j < len(runs)]
         if beside.count(3) * 2 > len(beside):
             raise ValueError(
-                "4 may be stage 4 or REM: there is no 5, 6, 7 or 9, and most 4s are beside a 3; write names instead of numbers"
+                "4 may be stage 4 or REM, since there is no 5, 6, 7 or 9 and most 4s are beside a 3; write names instead of "
+                "numbers"
             )
         meaning[4] = Stage.REM
     if unknown := sorted(present - meaning.keys()):
-        raise ValueError(f"{unknown[0]} is no stage; known are 0-5, and -2, -1, 6, 7 and 9 for unscored")
+        raise ValueError(f"{unknown[0]} is not a stage; the stages are 0-5, and -2, -1, 6, 7 and 9 for unscored")
     return meaning

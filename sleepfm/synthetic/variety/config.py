@@ -14,13 +14,13 @@ from sleepfm.config import Config, load_config
 
 def _rising(pair: tuple[float, float]) -> tuple[float, float]:
     if pair[0] > pair[1]:
-        raise ValueError(f"a range rises, found {pair[0]:g} to {pair[1]:g}")
+        raise ValueError(f"a range needs its lower end first, found {pair[0]:g} to {pair[1]:g}")
     return pair
 
 
 def _has_weight(weights: dict[str, float]) -> dict[str, float]:
     if min(weights.values(), default=0.0) < 0.0 or sum(weights.values()) <= 0.0:
-        raise ValueError("weights are 0 or more, and one of them is more than 0")
+        raise ValueError("weights must be 0 or more, and at least one must be above 0")
     return weights
 
 

@@ -18,8 +18,9 @@ from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from scipy.stats import multivariate_normal
 
+from sleepfm.console import exit_with
 from sleepfm.constants import STAGE_NAMES
-from sleepfm.errors import UsageError, exit_with
+from sleepfm.errors import UsageError
 from sleepfm.synthetic.variety.scorer import distance_to_change
 
 DISTANCES = (1, 2, 3, 5, 11)

@@ -71,7 +71,7 @@ def _sites(night: Night) -> Callable[[str], Floats]:
             heart = np.float32(rng.uniform(*MASTOID_ECG_UV)) * night.signals["ECG"]
             return np.float32(MASTOID_SHARE) * (c3 if name == "M1" else c4) + own + heart
         if name not in SITES:
-            raise ConfigError(f"montage: site {name!r} is not drawn; known: C3, C4, {', '.join(SITES)}, M1, M2 and LE")
+            raise ConfigError(f"montage: site {name!r} is unknown; the sites are C3, C4, {', '.join(SITES)}, M1, M2 and LE")
         low, high, blink = (np.float32(share) for share in SITES[name])
         size = np.sqrt(np.square(common).reshape(-1, RATE).mean(axis=1))
         own = band_noise(rng, len(c3), RATE, 0.3, 60.0, power_law(1.6, knee=1.0)) * upsample(np.float32(OWN) * size, RATE)

@@ -136,5 +136,5 @@ def _times(subject: Subject, ratios: Mapping[str, float]) -> dict[str, float | s
     """Traits of ``subject`` multiplied by ``ratios``."""
     unknown = sorted(ratios.keys() - _RATIOS)
     if unknown:
-        raise ConfigError(f"{', '.join(unknown)}: no trait of a person; known: {', '.join(sorted(_RATIOS))}")
+        raise ConfigError(f"{', '.join(unknown)}: not a trait of a person; the traits are {', '.join(sorted(_RATIOS))}")
     return {trait: getattr(subject, trait) * value for trait, value in ratios.items()}

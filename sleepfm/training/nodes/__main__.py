@@ -15,7 +15,8 @@ if __name__ == "__main__":
     # Until the supervisor listens, there is nothing to end but this process; the other imports take seconds.
     leave_at_once()
 
-from sleepfm.errors import LostRankError, UsageError, exit_with
+from sleepfm.console import exit_with
+from sleepfm.errors import LostRankError, UsageError
 from sleepfm.files import write_atomic
 from sleepfm.training.nodes.membership import Demand, train_section
 from sleepfm.training.nodes.supervisor import Supervisor

@@ -70,13 +70,13 @@ def _wait(launcher: subprocess.Popen[bytes], folder: Path, processes: int, asked
                         rank.send_signal(signal.SIGUSR1)
                     told.add(rank.pid)
         if lost():
-            say("another node no longer takes part; the processes of this one are killed")
+            say("another node has left the job; the processes of this node are stopped")
             return LostRankError.exit_status
         gone = most - len(ranks)
         if most == processes and gone > statuses(folder).count(0):
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > _GRACE_SECONDS:
-                say(f"{len(ranks)} processes of this node hang after another has ended; they are killed")
+                say(f"{len(ranks)} processes of this node do not end after another process has ended; they are stopped")
                 return LostRankError.exit_status
         time.sleep(_LOOK_SECONDS)
     found = statuses(folder)

@@ -117,7 +117,7 @@ def decide(states: Mapping[int, State], demand: Demand, waited: float, patience:
     if not nodes:
         raise LostRankError(
             f"{len(ready)} of {demand.wanted} nodes are left: too few (MIN_NODES={demand.least}), or train.global_batch cannot "
-            "be divided among their processes; the same command goes on when more nodes are there"
+            "be divided among their processes; the same command continues when more nodes are available"
         )
     step = demand.saved_step()
     before = max((state.plan for state in states.values() if state.plan is not None), key=lambda plan: plan.number, default=None)
@@ -127,6 +127,6 @@ def decide(states: Mapping[int, State], demand: Demand, waited: float, patience:
     if restarts > demand.max_restarts:
         raise LostRankError(
             f"{before.restarts} restarts, and no checkpoint newer than step {step} (MAX_RESTARTS={demand.max_restarts}); see "
-            "above for what was lost. The same command goes on from there"
+            "above for what was lost. The same command continues from there"
         )
     return Plan(number=before.number + 1, members=tuple(ready[:nodes]), restarts=restarts, step=step)

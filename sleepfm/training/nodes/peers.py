@@ -110,7 +110,7 @@ class Peers:
                     continue
                 raise UsageError(
                     f"cannot listen at {nodes[node]}:{port} ({error.strerror}); is NODE_RANK={node} this node, and is another "
-                    "job running here? Give the jobs MASTER_PORTs that are two or more apart"
+                    "job running here? Give the jobs values of MASTER_PORT that differ by two or more"
                 ) from error
         self._server.daemon_threads = True
         threading.Thread(target=self._server.serve_forever, name="state", daemon=True).start()
@@ -136,7 +136,7 @@ class Peers:
             connection.request("GET", f"/{self.state.member.node}")
             state = State.model_validate_json(connection.getresponse().read())
         except (socket.gaierror, UnicodeError) as error:
-            return f"its name leads to no host ({getattr(error, 'strerror', None) or error})"
+            return f"no host has its name ({getattr(error, 'strerror', None) or error})"
         except OSError as error:
             return f"no answer at port {self._port} ({error.strerror or error})"
         except (http.client.HTTPException, ValidationError):

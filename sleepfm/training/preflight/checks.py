@@ -189,8 +189,8 @@ class Preflight(Generic[ConfigT]):
         if self._branch is not None and steps <= self._branch["step"]:
             found.append(
                 Fault(
-                    f"branch_from={self._config.branch_from}: with {steps} steps none is left to train; raise train.steps, or "
-                    "take an earlier checkpoint"
+                    f"branch_from={self._config.branch_from}: with {steps} steps nothing is left to train; raise train.steps, "
+                    "or use an earlier checkpoint"
                 )
             )
         if self._world.local_rank == 0:

@@ -33,7 +33,7 @@ def selection(config: RunConfig) -> list[Fault]:
         return []
     near = difflib.get_close_matches(metric, figures, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(sorted(figures))}"
-    return [Fault(f"registry.metric={metric}: this job does not validate it, so nothing could be selected; {hint}")]
+    return [Fault(f"registry.metric={metric}: this job does not validate this metric, so no model could be selected; {hint}")]
 
 
 def direction(config: RunConfig) -> list[Fault]:
@@ -49,7 +49,7 @@ def direction(config: RunConfig) -> list[Fault]:
         return []
     return [
         Fault(
-            f"registry.mode={mode}: of {metric} {better} is better, so that the worst weights would be selected; set "
+            f"registry.mode={mode}: of {metric} {better} is better, so the worst weights would be selected; set "
             f"registry.mode={right}"
         )
     ]
@@ -63,8 +63,8 @@ def validation(config: RunConfig) -> list[Fault]:
     needed = f" and registry.metric={config.registry.metric}" if config.registry.metric in config.losses() else ""
     return [
         Fault(
-            f"data.validation_items={items}: the loss is validated in whole steps of train.global_batch={batch} items, so there "
-            f"would be no val/loss{needed}; set data.validation_items to {batch} or a multiple of it"
+            f"data.validation_items={items}: the loss is validated in full steps of train.global_batch={batch} items, so "
+            f"there would be no val/loss{needed}; set data.validation_items to {batch} or a multiple of it"
         )
     ]
 
@@ -78,7 +78,7 @@ def batch_norm(config: RunConfig, shares: Shares, world: World) -> list[Fault]:
     return [
         Fault(
             f"train.global_batch={config.train.global_batch}: a micro-step of one item a rank ({config.train.accumulation} "
-            f"accumulated, {world.size} processes) gives batch norms one row, which has no variance, so that they would learn "
+            f"accumulated, {world.size} processes) gives batch norms only one row, which has no variance, so they would learn "
             f"nothing; raise train.global_batch to {2 * config.train.accumulation * world.size} or more, lower "
             "train.accumulation, or set train.batch_norm=sync"
         )
@@ -97,7 +97,7 @@ def split(config: RunConfig, stage: Stage) -> list[Fault]:
     return [
         Fault(
             f"{f'registry.metric={config.registry.metric}' if selects else 'data.validation_items'}: the split val has {found} "
-            f"items, fewer than one step of train.global_batch={batch}, so that the loss cannot be validated; build from more "
+            f"items, fewer than one step of train.global_batch={batch}, so the loss cannot be validated; build from more "
             f"subjects, lower train.global_batch, or {choices}"
         )
     ]

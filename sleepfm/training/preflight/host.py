@@ -68,7 +68,7 @@ def unreachable(hosts: Mapping[str, tuple[str, int]]) -> list[Fault]:
             reason = error.strerror or str(error)
             return Fault(
                 f"cannot reach {name} at {address}, port {number} ({reason}); ranks need every port above 1024 between hosts: "
-                f"open them, or name the interface that leads there in {' and '.join(_INTERFACES)}",
+                f"open them, or set the interface to use in {' and '.join(_INTERFACES)}",
                 False,
             )
         return None
@@ -135,14 +135,14 @@ def room(output: Path, needed: int) -> list[Fault]:
         free = shutil.disk_usage(folder).free
         held = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) if output.is_dir() else 0
     except OSError as error:
-        raise StorageError(f"{folder}: cannot be looked at ({error.strerror})") from error
+        raise StorageError(f"{folder}: cannot be read ({error.strerror})") from error
     missing = needed - held - free
     if missing <= 0:
         return []
     return [
         Fault(
-            f"train.output={output}: checkpoints and packages take {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; make "
-            "room, lower train.keep, or give another train.output",
+            f"train.output={output}: checkpoints and packages take {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
+            "free; make room, lower train.keep, or give another train.output",
             False,
         )
     ]

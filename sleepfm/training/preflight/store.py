@@ -31,7 +31,7 @@ def faults_of_store(uri: str, key: str) -> list[Fault]:
     if kind not in known:
         near = difflib.get_close_matches(kind, [name for name in known if name], n=1, cutoff=0.6)
         hint = f"did you mean {near[0]}:?" if near else f"give an address {_EXAMPLES}"
-        return [Fault(f"{said}: no kind of store is called {scheme}:; {hint}")]
+        return [Fault(f"{said}: {scheme}: is not a known kind of store; {hint}")]
     if kind in _SERVERS:
         reason = _not_a_server(uri)
         return [Fault(f"{said}: {reason}; give an address {_EXAMPLES}")] if reason else []
@@ -40,10 +40,10 @@ def faults_of_store(uri: str, key: str) -> list[Fault]:
         return [Fault(f"{said}: {reason}")] if reason else []
     if kind == "sqlite":
         if not uri.startswith("sqlite:///") or uri == "sqlite:///":
-            return [Fault(f"{said}: names no file; write sqlite:///FILE, with a fourth slash where the path begins at /")]
+            return [Fault(f"{said}: gives no file; write sqlite:///FILE, with a fourth slash for an absolute path")]
         folder = missing_folder(uri)
         if folder is not None:
-            return [Fault(f"{said}: no folder {folder}; make it, or give a file in one that is there")]
+            return [Fault(f"{said}: no folder {folder}; create it, or give a file in another folder")]
     return []
 
 

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from sleepfm.console import RED, coloured, say
 from sleepfm.errors import ConfigError, LostRankError, SleepFMError, TrainingError
 from sleepfm.extras import require
 from sleepfm.models.device import accelerator
@@ -282,7 +283,7 @@ def assert_agreement(world: World, facts: dict[str, str]) -> None:
         if not torch.equal(theirs[row], everyone[0][row])
     ]
     if problems:
-        raise TrainingError(f"processes disagree: {'; '.join(problems)} than rank 0; start all with the same files")
+        raise TrainingError(f"processes disagree: {'; '.join(problems)} than rank 0; start all processes with the same files")
 
 
 def exit_ranked(command: Callable[[], int]) -> NoReturn:
@@ -299,7 +300,7 @@ def exit_ranked(command: Callable[[], int]) -> NoReturn:
         status = error.exit_status
         leave_with(status)
         if rank == "0":
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            say(f"{coloured('error:', RED, sys.stderr)} {error}")
         else:
             time.sleep(_LOST_GRACE_SECONDS if isinstance(error, LostRankError) else _GRACE_SECONDS)
             print(f"error (rank {rank}): {error}", file=sys.stderr, flush=True)

@@ -94,7 +94,7 @@ def wait_for_port(port: int, patience_seconds: float) -> str:
         if time.monotonic() >= deadline:
             return reason
         waits.say(
-            f"port {port}, where rank 0 listens: {reason}; waiting up to {patience_seconds:.0f} s for a job that still saves"
+            f"port {port}, where rank 0 listens: {reason}; waiting up to {patience_seconds:.0f} s for a job that is still saving"
         )
         time.sleep(_LOOK_SECONDS)
 
@@ -103,8 +103,8 @@ def cannot_join(world: World, reason: str) -> TrainingError:
     """What a process says that does not find the others."""
     address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     return TrainingError(
-        f"rank {world.rank} cannot join the others at {address} ({reason}); where another job uses the port, "
-        "give the launcher --master_port"
+        f"rank {world.rank} cannot join the others at {address} ({reason}); if another job uses the port, give the launcher "
+        "another --master_port"
     )
 
 
@@ -116,9 +116,9 @@ def _resolve(world: World, address: str, port: int) -> list[Any]:
             return socket.getaddrinfo(address, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             reason = getattr(error, "strerror", None) or str(error)
-        said = f"environment variable MASTER_ADDR={address}: the name leads to no host ({reason})"
+        said = f"environment variable MASTER_ADDR={address}: no host has this name ({reason})"
         if time.monotonic() >= deadline:
-            raise TrainingError(f"{said}; give the name or address of rank 0's host, as this one sees it")
+            raise TrainingError(f"{said}; give the name or address by which this host can reach the host of rank 0")
         if world.local_rank == 0:
             waits.say(f"{said}; trying for {_NAME_SECONDS:.0f} s")
         time.sleep(1.0)
@@ -175,7 +175,8 @@ def _wait_for_ranks(world: World, store: dist.TCPStore, deadline: float) -> None
         named = ", ".join(map(str, left[:_NAMED_RANKS])) + (" …" if len(left) > _NAMED_RANKS else "")
         if time.monotonic() > deadline:
             raise LostRankError(
-                f"{len(left)} of {world.size} ranks did not come within {_JOIN_SECONDS:.0f} s: {named}; see what their hosts say"
+                f"{len(left)} of {world.size} ranks did not connect within {_JOIN_SECONDS:.0f} s: {named}; see the output of "
+                "their hosts"
             )
         if time.monotonic() - began > _QUIET_SECONDS:
             waits.say(f"rank 0 waits for rank {named}, up to {_JOIN_SECONDS:.0f} s")

@@ -220,7 +220,7 @@ class Watchdog:
             return
         # One process a host speaks, and shows where it and its threads are.
         if self._world.local_rank == 0 or self._world.rank == 1:
-            said = f"error (rank {self._world.rank}): {verdict}. The job ends; the same command goes on from the last checkpoint"
+            said = f"error (rank {self._world.rank}): {verdict}. The job ends; the same command continues from the last save"
             print(said, file=sys.stderr, flush=True)
             faulthandler.dump_traceback(sys.stderr)
         if self._verdict:

@@ -120,7 +120,7 @@ def choose(root: Path, world: World) -> Saved | None:
         damaged[folder] = reason if rank == 0 else f"{reason}, as rank {rank} finds"
     if damaged and chosen is None:
         found = "; ".join(damaged.values())
-        raise CheckpointError(f"{root}: no whole checkpoint ({found}); restore one, or start over with --resume never")
+        raise CheckpointError(f"{root}: no complete checkpoint ({found}); restore one, or start over with --resume never")
     if chosen is not None and damaged:
         step = chosen.step
         on_main(world, lambda: _set_all_aside(damaged, step))
@@ -131,7 +131,7 @@ def _set_all_aside(damaged: Mapping[Path, str], step: int) -> None:
     for folder, reason in damaged.items():
         aside = set_aside(folder)
         print(
-            f"warning: {folder}: damaged checkpoint ({reason}); set aside as {aside.name}, going on from step {step}",
+            f"warning: {folder}: damaged checkpoint ({reason}); set aside as {aside.name}, continuing from step {step}",
             file=sys.stderr,
             flush=True,
         )
@@ -221,7 +221,7 @@ def take_over(source: Path, root: Path, step: int) -> None:
         unfinished.mkdir(parents=True)
     for name in names:
         if not (folder / name).is_file():
-            raise CheckpointError(f"{folder / name}: missing; take another checkpoint of that run")
+            raise CheckpointError(f"{folder / name}: missing; use another checkpoint of that run")
         make_folder((unfinished / name).parent)
         link_or_copy(folder / name, unfinished / name)
     with writing(unfinished):

@@ -81,6 +81,6 @@ class Ema:
             raise CheckpointError(f"{folder / FILE}: cannot read the average of weights ({error.strerror or error})") from error
         if state.keys() != self._average.keys():
             other = sorted(state.keys() ^ self._average.keys())[0]
-            raise CheckpointError(f"{folder / FILE}: averages of other weights ({other}); start with --resume never")
+            raise CheckpointError(f"{folder / FILE}: holds averages of other weights ({other}); start over with --resume never")
         for name, value in state.items():
             self._average[name].copy_(value)

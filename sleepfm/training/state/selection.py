@@ -47,7 +47,9 @@ class Best:
         """
         metric = self._registry.metric
         if metric not in figures:
-            raise TrainingError(f"registry.metric={metric!r} is not validated; there are {', '.join(sorted(figures))}")
+            raise TrainingError(
+                f"registry.metric={metric!r} is not among the validated figures; these are {', '.join(sorted(figures))}"
+            )
         if self.figures:
             new, old = figures[metric], self.figures[metric]
             better = new > old if self._registry.mode == "max" else new < old
@@ -78,4 +80,4 @@ def read_facts(header: Mapping[str, str], path: Path) -> tuple[int, int, dict[st
     try:
         return int(header.get("segment", 0)), int(header["step"]), dict(json.loads(header["figures"]))
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its header does not say of which validation the weights are") from error
+        raise CheckpointError(f"{path}: its header does not say which validation the weights belong to") from error

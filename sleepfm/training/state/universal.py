@@ -48,7 +48,7 @@ def convert(saved: Saved, world: World, groups: Sequence[dict[str, Any]], module
     if saved.zero > 2:
         raise CheckpointError(
             f"{saved.folder}: written by ZeRO {saved.zero}, which this version does not read; finish the run with the version "
-            "that began it, or start with --resume never"
+            "that began it, or start over with --resume never"
         )
     target = saved.folder.parent / f".universal-{saved.folder.name}"
     names = {id(parameter): name for name, parameter in module.named_parameters()}

@@ -21,7 +21,7 @@ def read_trace(path: Path) -> list[dict[str, Any]]:
     rows, damaged = whole_rows(path)
     if damaged:
         raise DatasetError(
-            f"{path}: {damaged} lines are no rows of a trace; it is damaged, and the run that goes on keeps the rest"
+            f"{path}: {damaged} lines are not rows of a trace; the file is damaged, and continuing the run keeps the other rows"
         )
     return rows
 

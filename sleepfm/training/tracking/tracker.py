@@ -113,7 +113,7 @@ class Tracker:
         self._state["delivered"] = 0
         what = f"{self._journal.damaged} damaged lines, set aside with the file" if self._journal.damaged else "has lost rows"
         print(
-            f"warning: {figures}: {what}; figures that were not delivered yet may be missing on the tracking server",
+            f"warning: {figures}: {what}; figures that had not been sent yet may be missing on the tracking server",
             file=sys.stderr,
             flush=True,
         )

@@ -1,0 +1,123 @@
+"""The ``sleepfm`` command as its user meets it: help that explains everything, examples that are right, completion, jobs."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sleepfm import cli
+from sleepfm.command_line import parse
+from sleepfm.paths import find_config
+from sleepfm.training.job_options import LAUNCH
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def below(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield command
+                yield from below(command)
+
+
+PARSERS = {parser.prog: parser for parser in below(cli.front_parser(cli.COMMANDS))}
+
+
+def test_the_commands_are_shown_by_group(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["--help"])
+    shown = capsys.readouterr().out
+    places = [shown.index(f"\n{title}:\n") for title in cli.GROUPS]
+    assert places == sorted(places)
+    assert all(f"\n  {name} " in shown and command.summary in shown for name, command in cli.COMMANDS.items())
+
+
+@pytest.mark.parametrize("prog", PARSERS)
+def test_every_argument_is_explained_with_its_default(prog: str) -> None:
+    actions = [action for action in PARSERS[prog]._actions if not isinstance(action, argparse._SubParsersAction)]
+    assert [action.dest for action in actions if not action.help] == []
+    for action in actions:
+        if action.option_strings and action.default not in (None, False, [], "", argparse.SUPPRESS):
+            assert "(default: " in str(action.help), action.dest
+
+
+@pytest.mark.parametrize("prog", PARSERS)
+def test_examples_are_accepted(prog: str) -> None:
+    text = PARSERS[prog].format_help()
+    examples = [line.strip() for line in text.partition("example")[2].splitlines() if line.startswith("  sleepfm ")]
+    assert examples, text
+    for example in examples:
+        words = shlex.split(example.split(">")[0])[1:]
+        arguments = parse(cli.front_parser(cli.COMMANDS), words)
+        assert callable(arguments.run)
+        if "--config" in words:
+            assert find_config(arguments.config).is_file()
+
+
+def test_help_and_completion_wait_for_no_heavy_library() -> None:
+    program = (
+        "import sys\nfrom sleepfm import cli\n"
+        "try:\n    cli.main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "cli.front_parser(cli.COMMANDS)\n"
+        "print([name for name in ('torch', 'ray', 'mlflow', 'mne', 'deepspeed') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_every_command_and_option(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in (*cli.COMMANDS, "--lights-off", "--retry-refused", "promote"))
+    if shell == "bash":
+        (tmp_path / "completion").write_text(script)
+        asked = "COMP_WORDS=(sleepfm fin); COMP_CWORD=1; _shtab_sleepfm; printf '%s\\n' \"${COMPREPLY[@]}\""
+        done = subprocess.run(
+            ["bash", "-c", f"source {tmp_path / 'completion'}; {asked}"], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.split() == ["finetune"]
+
+
+@pytest.mark.parametrize("script", ["pretrain", "probe", "finetune", "recordings"])
+def test_a_job_is_what_the_launcher_runs(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[list[str]] = []
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(os, "execv", lambda program, line: began.append(line))
+    leakage = [] if script == "pretrain" else ["--allow-leakage"]
+    cli.main([script, "data.path=s", "--config", "mine.yaml", "--processes", "2", "train.steps=3", "--resume", "must", *leakage])
+    (line,) = began
+    assert line[1:5] == ["-m", "sleepfm.training.launcher", "2", str(LAUNCH / f"{script}.py")] and Path(line[4]).is_file()
+    assert line[5:] == ["mine.yaml", "data.path=s", "train.steps=3", "--resume", "must", *leakage]
+
+
+def test_a_dry_run_is_one_process_that_speaks_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[list[str]] = []
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    monkeypatch.setattr(os, "execv", lambda program, line: began.append(line))
+    cli.main(["pretrain", "--config", "mine.yaml", "--processes", "64", "--dry-run"])
+    assert began[0][3] == "1" and began[0][-3:] == ["--dry-run", "--processes", "64"]
+
+
+@pytest.mark.parametrize(("words", "said"), [(["typo"], "override 'typo': expected key=value"), (["="], "override '='")])
+def test_a_setting_that_is_none_is_refused(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "src").mkdir()
+    assert cli.main(["build", str(tmp_path / "src"), str(tmp_path / "out"), "--workers", "1", *words]) == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", ["0", "-1", "some", "1.5"])
+def test_a_number_of_processes_is_at_least_one(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["build", "src", "out", "--workers", number])
+    assert "--workers: " in capsys.readouterr().err.splitlines()[-1]
