@@ -7,6 +7,7 @@ way to a token keep the shape of a wave and little of its size, and the mean ove
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,25 +22,35 @@ SMALLEST = 1e-3
 REST, FALL = 95.0, 3.0
 
 
-def frame_amplitudes(
-    signals: Tensor, present: Tensor, channels: Sequence[str], wanted: Sequence[str], frame_times: Tensor
-) -> Tensor:
+class FrameGrid(NamedTuple):
+    """Whole frames at equal steps: how many, and the samples of a frame and from one to the next."""
+
+    count: int
+    window: int
+    step: int
+
+    @classmethod
+    def of(cls, frame_times: Tensor) -> FrameGrid:
+        """Of frames with these starts and ends ``[F, 2]`` in seconds. Reads the tensor, so not in a training step."""
+        begin, end = (frame_times * RATE_HZ).round().long().cpu().unbind(1)
+        return cls(len(frame_times), int(end[0] - begin[0]), int(begin[1] - begin[0]))
+
+
+def frame_amplitudes(signals: Tensor, present: Tensor, channels: Sequence[str], wanted: Sequence[str], grid: FrameGrid) -> Tensor:
     """Log amplitude (of SpO2 the level) in every frame and whether it is known, for each of ``wanted``: ``[B, F, 2 W]`` in fp32.
 
     Args:
         signals, present: ``[B, C, T]`` and ``[B, C]`` of ``channels``; of ``wanted`` those that are not among them are unknown.
-        frame_times: start and end ``[F, 2]`` of every frame in seconds; whole frames at equal steps.
+        grid: the frames.
     """
-    begin, end = (frame_times * RATE_HZ).round().long().cpu().unbind(1)
-    window, step = int(end[0] - begin[0]), int(begin[1] - begin[0])
     columns = []
     for name in wanted:
         if name not in channels:
-            columns += [signals.new_zeros(len(signals), len(frame_times), dtype=torch.float32)] * 2
+            columns += [signals.new_zeros(len(signals), grid.count, dtype=torch.float32)] * 2
             continue
         place = list(channels).index(name)
         there = present[:, place, None].float()
-        x = frames(signals[:, place].masked_fill(~present[:, place, None], 0).float(), window, step)
+        x = frames(signals[:, place].masked_fill(~present[:, place, None], 0).float(), grid.window, grid.step)
         if name in LEVELS:
             size = (x.mean(-1) - REST) / FALL
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
-from sleepfm.models.amplitude import frame_amplitudes
+from sleepfm.models.amplitude import FrameGrid, frame_amplitudes
 from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.embedding import EmbeddingModel
 from sleepfm.models.event_head import EventHead, EventHeadConfig
@@ -88,6 +88,7 @@ class Downstream(EmbeddingModel):
                     f"events.amplitudes: {', '.join(unknown)}: not among the encoder's channels {', '.join(self.channels)}"
                 )
             self.events = EventHead(self.feature_dim, self.encoder.frame_times, config.events)
+            self._grid = FrameGrid.of(self.encoder.frame_times)
 
     @property
     def feature_dim(self) -> int:
@@ -156,7 +157,7 @@ class Downstream(EmbeddingModel):
         if events is None or not events.amplitudes:
             return tokens
         given = self.channels if channels is None else channels
-        size = frame_amplitudes(signals, present, given, events.amplitudes, self.encoder.frame_times)
+        size = frame_amplitudes(signals, present, given, events.amplitudes, self._grid)
         return torch.cat([tokens, size], dim=-1)
 
     def embedding_of(self, frames: Tensor) -> Tensor:

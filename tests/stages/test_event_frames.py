@@ -19,7 +19,7 @@ from sleepfm.inference.embed import frame_features, stored_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.task_model import TaskModel
-from sleepfm.models.amplitude import frame_amplitudes
+from sleepfm.models.amplitude import FrameGrid, frame_amplitudes
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.event_head import EventHeadConfig
@@ -252,19 +252,17 @@ def test_a_slow_pass_gives_the_same_seconds(dataset, scorer):
 
 
 def test_amplitudes_are_those_of_each_frame():
-    times = NeuroNetConfig().frame_times
+    grid = FrameGrid.of(NeuroNetConfig().frame_times)
     generator = torch.Generator().manual_seed(0)
     signals = torch.randn(2, 2, 3000, generator=generator) * torch.tensor([0.5, 2.0])[None, :, None]
     signals[:, 1] = 92.0
     present = torch.tensor([[True, True], [True, False]])
-    found = frame_amplitudes(signals, present, ("AIRFLOW", "SPO2"), ("SPO2", "AIRFLOW", "THORAX"), times)
+    found = frame_amplitudes(signals, present, ("AIRFLOW", "SPO2"), ("SPO2", "AIRFLOW", "THORAX"), grid)
     assert found.shape == (2, 27, 6)
     rms = signals[1, 0, 500:900].square().mean().sqrt().log()
     assert found[1, 5, 2] == pytest.approx(rms.item(), abs=1e-5) and found[1, 5, 3] == 1
     assert found[0, 5, :2].tolist() == [-1, 1] and found[1, 5, :2].tolist() == [0, 0] and not found[..., 4:].any()
-    assert frame_amplitudes(0 * signals, present, ("AIRFLOW", "SPO2"), ("AIRFLOW",), times)[0, 0, 0] == pytest.approx(
-        np.log(1e-3)
-    )
+    assert frame_amplitudes(0 * signals, present, ("AIRFLOW", "SPO2"), ("AIRFLOW",), grid)[0, 0, 0] == pytest.approx(np.log(1e-3))
 
 
 def test_what_does_not_fit_is_refused(dataset, source, tmp_path):
