@@ -27,7 +27,7 @@ from sleepfm.registry.mlflow_model import write_mlflow_files
 from sleepfm.registry.package import CONFIG, build_module, is_scorer, read_config, verify
 from sleepfm.registry.package_cache import cached_package
 from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
-from sleepfm.registry.sqlite_look_up import StoredVersion, stored_version
+from sleepfm.registry.sqlite_look_up import StoredVersion, lacks_alias, stored_version
 from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, set_defaults, shown, store_uri, versions_of
 
 if TYPE_CHECKING:
@@ -120,6 +120,9 @@ def look_up(uri: str | Path, store: str | None = None) -> Entry:
 
 def look_up_if_there(address: str, store: str | None = None) -> Entry | None:
     """What the ``models:`` address names, None where the registry holds no such version or alias. Raises as :func:`look_up`."""
+    match = _ADDRESS.match(address)
+    if match is not None and match["alias"] and lacks_alias(match["name"], match["alias"], store):
+        return None
     try:
         return look_up(address, store)
     except MissingVersionError:
