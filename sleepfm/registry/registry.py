@@ -73,8 +73,15 @@ class Resolved:
 
     @property
     def label(self) -> str:
-        """``name:version``, as lineage tags write it; the folder for an unregistered package."""
-        return f"{self.name}:{self.version}" if self.name else str(self.path)
+        """``name:version``, as lineage tags write it; of a built-in model :attr:`permanent`, of another package its folder."""
+        if self.name:
+            return f"{self.name}:{self.version}"
+        return self.permanent if builtin.is_address(self.uri) else str(self.path)
+
+    @property
+    def permanent(self) -> str:
+        """The address that leads to this package or to none, also in another installation."""
+        return builtin.pinned(self.uri, self.tags["sha256"]) if builtin.is_address(self.uri) else self.uri
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,12 @@ def look_up(uri: str | Path, store: str | None = None) -> Entry:
         weights = read_config(folder).get("weights", {})
         whole = sha256_file(folder / CONFIG)
         digests = {"sha256": weights.get("sha256", whole), "sha256.config": whole}
+        address, _, digest = builtin.unpinned(text)
+        if builtin.is_address(text) and digest not in ("", digests["sha256"]):
+            raise RegistryError(
+                f"{text}: this installation has another one, {builtin.pinned(address, digests['sha256'])}; install the sleepfm "
+                "that had it, or start anew from the present model"
+            )
         return Entry(text, str(folder), store_uri(store), tags=digests)
     match = _ADDRESS.match(text)
     version: ModelVersion | StoredVersion | None = None

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from sleepfm import builtin
 from sleepfm.config import to_yaml
 from sleepfm.data.identity import DataDigest, as_digest
 from sleepfm.errors import CheckpointError, ConfigError, StorageError
@@ -253,8 +254,12 @@ class RunFolder:
         return settings_digest(known["settings"]) if known else ""
 
     def initial_versions(self, config: RunConfig) -> list[str]:
-        """The registered version whose weights the run started with, as ``name:version``, if ``init_from`` led to one."""
+        """The registered version whose weights the run started with, as ``name:version``, or the built-in model, as
+        :func:`sleepfm.builtin.pinned` writes it, if ``init_from`` led to one.
+        """
         uri = self.sources().get(config.init_from, "")
+        if builtin.is_address(uri):
+            return [uri]
         return [uri.removeprefix("models:/").replace("/", ":")] if uri.startswith("models:/") else []
 
     def lineage(self) -> dict[str, str]:
