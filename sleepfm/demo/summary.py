@@ -16,21 +16,13 @@ from sleepfm.demo.steps import Plan
 from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.metrics import plain
 from sleepfm.evaluation.paired import PairedAgreement
-from sleepfm.evaluation.predictions import Predictions
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
 from sleepfm.models.device import native_bf16
 from sleepfm.reports.lineage import from_registry
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report
-from sleepfm.stages.downstream_package import (
-    read_event_results,
-    read_events,
-    read_groups,
-    read_results,
-    read_sleep,
-    tells_seconds,
-)
+from sleepfm.stages.run_results import run_result
 from sleepfm.stages.whole_nights import ahi_of_jobs
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
@@ -136,24 +128,10 @@ def write_summary(plan: Plan, journal: Journal, seconds: float) -> None:
 
 def _results(plan: Plan) -> Iterator[Result]:
     for name in plan.judged:
-        facts, evaluations = read_results(plan.output(name))
-        if "test" in evaluations:
-            made = plan.result(name)
-            task = TASKS[evaluations["test"].task]
-            yield Result(
-                title=f"{name}: {', '.join(task.classes)}",
-                model=f"{made['name']} v{made['version']}",
-                split="test",
-                evaluation=evaluations["test"],
-                labelled_epochs=facts.get("labelled epochs"),
-                events=read_events(plan.output(name)).get("test"),
-                located=tells_seconds(plan.output(name)),
-                by_group=read_groups(plan.output(name)),
-                event_result=read_event_results(plan.output(name)).get("test"),
-                sleep=read_sleep(plan.output(name)).get("test", {}),
-                leakage=facts.get("test people seen before", ""),
-                predictions=Predictions.read(RunFolder(plan.output(name)).predictions("test")),
-            )
+        made = plan.result(name)
+        result = run_result(plan.output(name), f"{made['name']} v{made['version']}")
+        if result is not None:
+            yield result
 
 
 def _subset_done(number: int, total: int) -> None:

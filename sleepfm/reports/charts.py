@@ -112,12 +112,14 @@ def _thinned(step: NDArray[np.floating], values: NDArray[np.floating]) -> tuple[
     return (step[keep], values[keep]) if len(step) else (step, values)
 
 
-def reliability_chart(curve: Sequence[Reliability], binary: bool) -> Markup:
-    """Share that is right against confidence, a point for each bin, larger for more epochs; the diagonal is what it should be."""
+def reliability_chart(curve: Sequence[Reliability], binary: bool, unit: str = "epochs") -> Markup:
+    """Share that is right against confidence, a point for each bin, larger for more epochs (or what else the ``unit`` is); the
+    diagonal is what it should be.
+    """
     total = sum(each.count for each in curve)
     told = ", ".join(f"{each.confidence:.2f}: {each.right:.2f}" for each in curve)
-    what = "share of positive epochs" if binary else "share that is right"
-    alt = f"Reliability curve of {total} epochs, mean confidence and {what}: {told}."
+    what = f"share of positive {unit}" if binary else "share that is right"
+    alt = f"Reliability curve of {total} {unit}, mean confidence and {what}: {told}."
     chart = _Chart(alt, (0.0, 1.0, "confidence of the model"), (0.0, 1.0, what))
     chart.line([0, 1], [0, 1], "reference")
     chart.line([each.confidence for each in curve], [each.right for each in curve], "trace")

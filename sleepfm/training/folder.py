@@ -60,6 +60,7 @@ class RunFolder:
         label_curve: what is reached from fewer labels, of a probe that was asked for it.
         people: whom the model and its ancestors have seen, see :mod:`sleepfm.registry.people`.
         evaluation: what a stage says of its best weights at the end; its predictions are :meth:`predictions`.
+        evaluation_page: the same to be looked at, of a stage that writes one; it goes to the tracking run.
         checkpoints: folder of :mod:`sleepfm.training.state.checkpoint`.
         best: the best weights so far.
         package, last: packages of the best weights so far and of those of the last step; each whole or absent.
@@ -78,6 +79,7 @@ class RunFolder:
         self.goodput = self.root / "goodput.json"
         self.profile = self.root / "profile.json"
         self.evaluation = self.root / "evaluation.json"
+        self.evaluation_page = self.root / "evaluation.html"
         self.people = self.root / "people.json"
         self.label_curve = self.root / "label_curve.json"
         self.checkpoints = self.root / "checkpoints"
@@ -89,7 +91,7 @@ class RunFolder:
         self._files = (
             *(self.result, self.config, self.trace, self.environment, self.tracking, self.figures),
             *(self.goodput, self.profile, self.people, self.label_curve),
-            *(self.evaluation, self.predictions("val"), self.predictions("test")),
+            *(self.evaluation, self.evaluation_page, self.predictions("val"), self.predictions("test")),
         )
         self._packages = (self.package, self.last)
         self._temporary = "|".join(re.escape(path.name) for path in (self.record, *self._files))

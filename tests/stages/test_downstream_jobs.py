@@ -29,10 +29,10 @@ from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import Resolved, load, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
-from sleepfm.stages.downstream_package import read_events, read_results, tells_seconds
 from sleepfm.stages.embedding_cache import EmbeddingCache
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.probe import ProbeStage
+from sleepfm.stages.run_results import read_events, read_results, tells_seconds
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE
 
@@ -79,6 +79,8 @@ def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, sour
     assert all(torch.equal(v, before[k]) for k, v in stage.module.encoder.state_dict().items())
     figures = stage.validate(stage.module)
     assert 0 <= figures["val/accuracy"] <= 1 and "val/kappa" in figures
+    stage.export(stage.module, tmp_path, final=False)
+    assert not (tmp_path / "evaluation.html").exists()
     export, folder = exported(stage, tmp_path)
     assert export.metrics["val/accuracy"] == pytest.approx(figures["val/accuracy"])
     usage = load(folder).usage
@@ -90,6 +92,10 @@ def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, sour
     facts, results = read_results(tmp_path)
     assert facts["labelled epochs"] == len(stage.stream)
     assert results["test"].n_subjects == len(set(written["subject"]))
+    page = (tmp_path / "evaluation.html").read_text()
+    assert f"sleepfm-stage on test: {results['test'].n_epochs} epochs" in page and "Reliability curve of" in page
+    assert f"{results['test'].metrics['kappa'].value:.3f}" in page and "Label curve" not in page
+    assert f"Test people seen before: {facts['test people seen before']}." in page
     # What is tracked are the figures of both splits that are defined.
     defined = {
         f"{split}/{name}": metric.value
