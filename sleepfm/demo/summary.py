@@ -18,7 +18,7 @@ from sleepfm.evaluation.metrics import plain
 from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
-from sleepfm.inference.subsets import modality_subsets
+from sleepfm.inference.subsets import ahi_subsets, predict_subsets, subset_results
 from sleepfm.models.device import native_bf16
 from sleepfm.reports.lineage import from_registry
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report
@@ -44,6 +44,9 @@ def write_report(plan: Plan, journal: Journal) -> Path:
     faults = "without faults" if size.clean else "with the faults of real ones"
     origin = f"recordings of {plan.data}" if plan.data else f"{size.subjects} synthetic nights of {size.hours:g} h {faults}"
     ahi, ahi_missing = _ahi(plan)
+    # On val: the test split is read once per model.
+    dataset, models = Dataset.open(plan.shards), scorer.models
+    predictions = {task: predict_subsets(entry, dataset, "val", progress=_subset_done) for task, entry in models.items()}
     data = ReportData(
         title="SleepFM: from recordings to scored nights",
         summary=f"{origin}, seed {plan.seed}: shards, pretraining, probes, fine-tuning and one unseen night.",
@@ -52,8 +55,8 @@ def write_report(plan: Plan, journal: Journal) -> Path:
         night=NightExample(score, night, "its subject is in the test split: no model has seen it"),
         ahi=ahi,
         ahi_missing=ahi_missing,
-        # On val: the test split is read once per model.
-        subsets=modality_subsets(scorer.models["stage"], Dataset.open(plan.shards), "val", progress=_subset_done),
+        subsets={task: subset_results(entry, dataset, predictions[task]) for task, entry in models.items()},
+        ahi_subsets=ahi_subsets(models, dataset, predictions),
         lineage=from_registry(versions),
         environment=_environment(plan),
         configuration={name: RunFolder(plan.output(name)).config.read_text() for name in [*plan.trained, *plan.judged]},

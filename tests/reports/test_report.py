@@ -12,10 +12,13 @@ import pytest
 from matplotlib.figure import Figure
 
 from sleepfm.errors import DatasetError
+from sleepfm.evaluation.event_figures import event_metrics
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
 from sleepfm.evaluation.metrics import evaluate
+from sleepfm.evaluation.paired import paired_agreement
 from sleepfm.inference.scorer import Scorer, prepare_night
-from sleepfm.inference.subsets import SubsetResult
+from sleepfm.inference.subsets import SubsetAhi, SubsetResult
 from sleepfm.reports.lineage import Lineage, Node, to_svg
 from sleepfm.reports.night_facts import event_rows
 from sleepfm.reports.night_page import night_page
@@ -42,6 +45,9 @@ def data(night, tmp_path):
     stage = evaluate(TASKS["stage"], prepared.stage, score.hypnodensity, subject, n_boot=50)
     apnea = score.probability["apnea"]
     event = evaluate(TASKS["apnea"], prepared.labels["apnea"], np.c_[1 - apnea, apnea], subject, n_boot=50)
+    index = paired_agreement("ahi", [4.0, 9.0], [5.0, 12.0], ["a", "b"], unit="1/h", n_boot=50)
+    figures = event_metrics([], n_boot=50)
+    found = EventResult("apnea", True, 0.3, 2, EventAgreement(1, 1, 0), figures, index)
     traces = {}
     for name in ("pretrain-eeg", "probe-<b>stage"):
         trace = Trace(tmp_path / f"{len(traces)}.jsonl", 0)
@@ -59,7 +65,8 @@ def data(night, tmp_path):
         ],
         traces=traces,
         night=night,
-        subsets=[SubsetResult(("EEG",), stage)],
+        subsets={"stage": [SubsetResult(("EEG",), stage)], "apnea": [SubsetResult(("RESP",), event, found)]},
+        ahi_subsets=[SubsetAhi(("EEG", "RESP"), found.index), SubsetAhi(("EEG",), None, "the model of apnea takes none of them")],
         lineage=lineage,
         environment={"python": "3.11"},
         configuration={"probe.yaml": "a: <1>"},
@@ -117,6 +124,9 @@ def test_report_is_one_whole_file_with_every_section(data, tmp_path):
     assert f"{100 * stage.metrics['majority_accuracy'].value:.1f}" in shown
     assert "shhs1-200001" in shown and "per hour of the epochs staged as sleep" in shown
     assert "Positive runs against events: F1" in shown
+    # The AHI of a subset of modalities, and why another has none.
+    assert re.search(r"EEG \+ RESP\s+2\s+2\.0\s", shown) and "Event F1, overlap 20 %" in shown
+    assert "Not assessed with the 1 other subsets: the model of apnea takes none of them." in " ".join(shown.split())
 
 
 def test_report_of_nothing_is_a_page(tmp_path):

@@ -13,6 +13,7 @@ from sleepfm.config import load_config, read_yaml
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.scored_events import scored_events
 from sleepfm.errors import ConfigError, ModelError
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement, events_from_seconds, match_events, positive_runs
 from sleepfm.evaluation.prediction_figures import evaluate_predictions
 from sleepfm.inference.embed import embed, stored_epochs
@@ -253,8 +254,12 @@ def test_every_subset_of_modalities_is_evaluated(dataset, downstream_packages):
     for result in results[2::5]:
         alone = predict(entry.model, dataset, "test", window=entry.usage.window, modalities=result.modalities)
         expected = evaluate_predictions(TASKS["apnea"], alone, entry.usage.threshold)
-        for name, metric in result.evaluation.metrics.items():
-            assert metric.value == pytest.approx(expected.metrics[name].value, abs=1e-6, nan_ok=True), name
+        runs = EventResult.of(dataset, "apnea", alone, entry.usage.threshold)
+        pairs = [(result.evaluation, expected), (result.event_result, runs)]
+        for own, other in pairs:
+            for name, metric in own.metrics.items():
+                assert metric.value == pytest.approx(other.metrics[name].value, abs=1e-6, nan_ok=True), name
+        assert not result.event_result.located and result.event_result.index.n_nights == runs.index.n_nights
     with pytest.raises(ModelError, match="RESP"):
         modality_subsets(entry, dataset, "test", [("RESP",)])
 
