@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from PIL.ImageColor import getrgb
 
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.event_figures import event_metrics
@@ -22,7 +22,8 @@ from sleepfm.inference.subsets import SubsetAhi, SubsetResult
 from sleepfm.reports.lineage import Lineage, Node, to_svg
 from sleepfm.reports.night_facts import event_rows
 from sleepfm.reports.night_page import night_page
-from sleepfm.reports.plots import draw_hypnodensity, night_png
+from sleepfm.reports.palette import EVENT_COLOURS, LIGHT, STAGE_COLOURS
+from sleepfm.reports.plots import GAP, HEIGHTS, LEFT, RIGHT, TOP, WIDTH, night_picture, night_png
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report, loss_columns
 from sleepfm.reports.signal_page import choose_page
 from sleepfm.signals.scorings.scoring import Event
@@ -225,11 +226,29 @@ def test_a_page_shows_nothing_of_what_nobody_scored(night, downstream_packages, 
 def test_hypnodensity_is_blank_in_unscored_epochs():
     density = np.full((6, 5), 0.2)
     density[2] = np.nan
-    axes = Figure().subplots()
-    draw_hypnodensity(axes, density)
-    covered = [any(path.contains_point((s / 3600, y)) for c in axes.collections for path in c.get_paths()) for s, y in
-               ((5, 0.5), (58, 0.9), (62, 0.1), (75, 0.1), (88, 0.1), (92, 0.9), (175, 0.5))]  # fmt: skip
-    assert covered == [True, True, False, False, False, True, True]
+    picture = night_picture(np.zeros(6, np.int8), density, {}, title="Müller")
+
+    def colour(seconds, share):
+        x = LEFT + seconds / 180 * (WIDTH - RIGHT - LEFT)
+        return picture.getpixel((round(x), round(TOP + HEIGHTS["density"] * (1 - share))))
+
+    places = ((5, 0.5), (58, 0.9), (62, 0.1), (75, 0.1), (88, 0.1), (92, 0.9), (175, 0.5))
+    assert [colour(*place) == (255, 255, 255) for place in places] == [False, False, True, True, True, False, False]
+    # Wake on top.
+    assert [colour(5, share) for share in (0.9, 0.1)] == [getrgb(STAGE_COLOURS[name]) for name in ("W", "N3")]
+
+
+def test_a_picture_shows_events_and_lost_epochs_where_they_are():
+    stages, event = np.array([2, 2, -1, 4, 4, 4], np.int8), Event(90.0, 30.0, "obstructive_apnea")
+    picture = night_picture(stages, np.full((6, 5), 0.2), {"apnea": [event]}, title="", spo2=np.full(180, np.nan))
+    model = TOP + HEIGHTS["density"] + GAP
+    events = model + HEIGHTS["model"] + GAP + HEIGHTS["events"] // 2
+
+    def colour(seconds, y):
+        return picture.getpixel((round(LEFT + seconds / 180 * (WIDTH - RIGHT - LEFT)), y))
+
+    assert [colour(s, events) == getrgb(EVENT_COLOURS["apnea"]) for s in (88, 92, 118, 122)] == [False, True, True, False]
+    assert [colour(s, model + 4) == getrgb(LIGHT["line"]) for s in (58, 62, 88, 92)] == [False, True, True, False]
 
 
 def test_losses_are_read_from_a_trace(data, tmp_path):
