@@ -81,7 +81,8 @@ def repeated(recording: Path, hours: int, folder: Path) -> Path:
     content = recording.read_bytes()
     header, count = int(content[184:192]), int(content[236:244])
     times = 4 * hours
-    path = folder / f"{hours}-{recording.name}"
+    path = folder / f"{hours}-hours" / recording.name
+    path.parent.mkdir()
     with path.open("wb") as file:
         file.write(content[:236] + str(count * times).encode().ljust(8) + content[244:header])
         for _ in range(times):
