@@ -70,7 +70,7 @@ class RegressionResult:
 def evaluation_page(path: Path, result: Result | RegressionResult) -> None:
     """Write the page of ``result`` to ``path``, whole or not at all."""
     if isinstance(result, RegressionResult):
-        chart = bland_altman_chart(result.paired) if result.paired.n_nights else ""
+        chart = bland_altman_chart(result.paired, "known", "recordings") if result.paired.n_nights else ""
         write_atomic(path, render("regression.html", result=result, chart=chart))
     else:
         write_atomic(path, render("evaluation.html", **evaluation_context(result)))

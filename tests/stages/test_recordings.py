@@ -120,7 +120,7 @@ def test_age_is_learnt_where_it_shows_and_not_where_it_is_shuffled(nights, sourc
         found[shuffle] = results["test"].metrics
         page = (folder / "evaluation.html").read_text()
         assert "sleepfm-age on test: " in page and f"<b>{results['test'].metrics['mae'].value:.1f}</b>" in page
-        assert f"Bland-Altman plot of {results['test'].n_recordings} nights, age" in page
+        assert f"Bland-Altman plot of {results['test'].n_recordings} recordings, age" in page
         rows = pd.read_parquet(folder / "predictions-test.parquet")
         assert set(rows["record"]) == {row.record for row in nights.records if row.split == "test"}
         assert np.abs(rows["truth"] - rows["estimate"]).mean() == pytest.approx(results["test"].metrics["mae"].value, abs=1e-4)
