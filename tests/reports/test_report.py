@@ -17,8 +17,10 @@ from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.paired import paired_agreement
+from sleepfm.evaluation.regression import evaluate_regression
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import SubsetAhi, SubsetResult
+from sleepfm.reports.evaluation_page import RegressionResult, evaluation_page
 from sleepfm.reports.lineage import Lineage, Node, to_svg
 from sleepfm.reports.night_facts import event_rows
 from sleepfm.reports.night_page import night_page
@@ -133,6 +135,19 @@ def test_report_is_one_whole_file_with_every_section(data, tmp_path):
 def test_report_of_nothing_is_a_page(tmp_path):
     page = Page(build_report(tmp_path, ReportData(title="Empty")).read_text())
     assert images(page) == [] and "Empty" in " ".join(page.text)
+
+
+def test_the_page_of_a_number_gives_errors_beside_the_baseline(tmp_path):
+    truth, estimate, people = [50.0, 60.0, 72.0], [54.0, 58.0, 75.0], ["a", "b", "c"]
+    found = evaluate_regression("age", truth, estimate, people, 60.0, unit="years", n_boot=20)
+    paired = paired_agreement("age", truth, estimate, people, unit="years", n_boot=0)
+    evaluation_page(tmp_path / "page.html", RegressionResult("age", "sleepfm-age", "test", found, paired, "LEAK, allowed: a"))
+    text = (tmp_path / "page.html").read_text()
+    shown = " ".join(" ".join(Page(text).text).split())
+    assert "sleepfm-age on test: 3 recordings of 3 people" in shown and "LEAK, allowed: a." in shown
+    # (4 + 2 + 3) / 3, and (10 + 0 + 12) / 3 for who always names 60.
+    assert "Mean absolute error (years) 3.0 always naming 60.0: 7.3" in shown
+    assert "Bland-Altman plot of 3 recordings, age: bias 1.7" in text and "model less known (years)" in shown
 
 
 def test_same_data_same_bytes(data, tmp_path):
