@@ -29,6 +29,8 @@ from sleepfm.signals.rates import recording_rate
 Epochs = tuple[Tensor, Tensor]
 
 CHUNKS_AHEAD = 4
+# Epochs of a night that pass through an encoder at once where a night is scored: an encoder of base size takes 14 MB for each.
+NIGHT_CHUNK = 32
 
 
 def stored_epochs(dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
