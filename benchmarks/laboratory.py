@@ -134,7 +134,7 @@ def random_weights(address: str, folder: Path) -> None:
 
 def kappa(plan: Laboratory, name: str, split: str = "test") -> float:
     """Of the stages of the job ``name``."""
-    from sleepfm.stages.downstream_package import read_results
+    from sleepfm.stages.run_results import read_results
 
     _, results = read_results(plan.output(name))
     return float(results[split].metrics["kappa"].value)
@@ -142,7 +142,7 @@ def kappa(plan: Laboratory, name: str, split: str = "test") -> float:
 
 def breathing(plan: Laboratory, jobs: Sequence[str], stagers: Sequence[str]) -> dict[str, Any]:
     """Figures of events and of the AHI on ``test``, of the event heads ``jobs`` and the stages of the best of ``stagers``."""
-    from sleepfm.stages.downstream_package import read_event_results
+    from sleepfm.stages.run_results import read_event_results
     from sleepfm.stages.whole_nights import ahi_of_jobs
 
     found: dict[str, Any] = {}

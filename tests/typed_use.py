@@ -7,7 +7,7 @@ from pathlib import Path
 import mne
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
+from PIL.Image import Image
 from torch import Tensor
 
 import sleepfm
@@ -21,7 +21,7 @@ def embeddings(model_folder: Path, raw: mne.io.BaseRaw) -> list[Tensor]:
     return [model.embed(epochs), model.embed(recording), model.embed("night.edf"), model.embed(raw, cohort="shhs1")]
 
 
-def tables(path: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, Figure, float]:
+def tables(path: str) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame, Image, float]:
     """A scored night as tables, picture and figure."""
     night = sleepfm.score(path, sleepfm.from_pretrained("folder"))
     return night.stages_frame(), night.hypnodensity_frame(), night.events_frame(), night.plot(), night.ahi

@@ -1,11 +1,13 @@
 """The scorer that an installation may bring with it: models trained on synthetic nights alone, a package a task in ``weights/``.
 
 ``builtin`` and ``models:/sleepfm-scorer@builtin`` name all of them, ``builtin/stage`` and the like one each; where one model is
-asked for, ``builtin`` is that of stages. A folder of that name is given as ``./builtin``.
+asked for, ``builtin`` is that of stages. A folder of that name is given as ``./builtin``. What is made from one keeps its address
+with version and digest, ``builtin/stage:0.2.0@sha256:…``, which another installation's model does not have.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ NAME, SCORER = "builtin", "models:/sleepfm-scorer@builtin"
 # What names all models.
 ALL = (NAME, SCORER)
 _FIRST = "stage"
+_PINNED = re.compile(r"(?P<address>[^:@]+):(?P<version>[^:@]+)@sha256:(?P<digest>[0-9a-f]+)")
 
 
 def is_there() -> bool:
@@ -43,12 +46,29 @@ def package(address: str) -> Path:
         RegistryError: this installation has no weights, or none for that task.
     """
     tasks = _about()["tasks"]
-    task = _FIRST if address in ALL else address.removeprefix(f"{NAME}/")
+    task = _task_of(address)
     if task not in tasks:
         raise RegistryError(
             f"{address}: no built-in model of that name; there are {', '.join(f'{NAME}/{name}' for name in tasks)}"
         )
     return WEIGHTS / task
+
+
+def pinned(address: str, sha256: str) -> str:
+    """The address of the model that ``address`` names, with the version that trained it and the digest of its weights."""
+    if _PINNED.fullmatch(address):
+        return address
+    return f"{NAME}/{_task_of(address)}:{_about()['version']}@sha256:{sha256}"
+
+
+def unpinned(address: str) -> tuple[str, str, str]:
+    """Inverse of :func:`pinned`: address, version and digest, the last two empty where ``address`` does not say them."""
+    match = _PINNED.fullmatch(address)
+    return (match["address"], match["version"], match["digest"]) if match else (address, "", "")
+
+
+def _task_of(address: str) -> str:
+    return _FIRST if address in ALL else unpinned(address)[0].removeprefix(f"{NAME}/")
 
 
 def statement(used: Iterable[str]) -> list[str]:

@@ -16,21 +16,13 @@ from sleepfm.demo.steps import Plan
 from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.metrics import plain
 from sleepfm.evaluation.paired import PairedAgreement
-from sleepfm.evaluation.predictions import Predictions
 from sleepfm.files import write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
-from sleepfm.inference.subsets import modality_subsets
+from sleepfm.inference.subsets import ahi_subsets, predict_subsets, subset_results
 from sleepfm.models.device import native_bf16
 from sleepfm.reports.lineage import from_registry
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report
-from sleepfm.stages.downstream_package import (
-    read_event_results,
-    read_events,
-    read_groups,
-    read_results,
-    read_sleep,
-    tells_seconds,
-)
+from sleepfm.stages.run_results import run_result
 from sleepfm.stages.whole_nights import ahi_of_jobs
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
@@ -52,6 +44,9 @@ def write_report(plan: Plan, journal: Journal) -> Path:
     faults = "without faults" if size.clean else "with the faults of real ones"
     origin = f"recordings of {plan.data}" if plan.data else f"{size.subjects} synthetic nights of {size.hours:g} h {faults}"
     ahi, ahi_missing = _ahi(plan)
+    # On val: the test split is read once per model.
+    dataset, models = Dataset.open(plan.shards), scorer.models
+    predictions = {task: predict_subsets(entry, dataset, "val", progress=_subset_done) for task, entry in models.items()}
     data = ReportData(
         title="SleepFM: from recordings to scored nights",
         summary=f"{origin}, seed {plan.seed}: shards, pretraining, probes, fine-tuning and one unseen night.",
@@ -60,8 +55,8 @@ def write_report(plan: Plan, journal: Journal) -> Path:
         night=NightExample(score, night, "its subject is in the test split: no model has seen it"),
         ahi=ahi,
         ahi_missing=ahi_missing,
-        # On val: the test split is read once per model.
-        subsets=modality_subsets(scorer.models["stage"], Dataset.open(plan.shards), "val", progress=_subset_done),
+        subsets={task: subset_results(entry, dataset, predictions[task]) for task, entry in models.items()},
+        ahi_subsets=ahi_subsets(models, dataset, predictions),
         lineage=from_registry(versions),
         environment=_environment(plan),
         configuration={name: RunFolder(plan.output(name)).config.read_text() for name in [*plan.trained, *plan.judged]},
@@ -136,24 +131,10 @@ def write_summary(plan: Plan, journal: Journal, seconds: float) -> None:
 
 def _results(plan: Plan) -> Iterator[Result]:
     for name in plan.judged:
-        facts, evaluations = read_results(plan.output(name))
-        if "test" in evaluations:
-            made = plan.result(name)
-            task = TASKS[evaluations["test"].task]
-            yield Result(
-                title=f"{name}: {', '.join(task.classes)}",
-                model=f"{made['name']} v{made['version']}",
-                split="test",
-                evaluation=evaluations["test"],
-                labelled_epochs=facts.get("labelled epochs"),
-                events=read_events(plan.output(name)).get("test"),
-                located=tells_seconds(plan.output(name)),
-                by_group=read_groups(plan.output(name)),
-                event_result=read_event_results(plan.output(name)).get("test"),
-                sleep=read_sleep(plan.output(name)).get("test", {}),
-                leakage=facts.get("test people seen before", ""),
-                predictions=Predictions.read(RunFolder(plan.output(name)).predictions("test")),
-            )
+        made = plan.result(name)
+        result = run_result(plan.output(name), f"{made['name']} v{made['version']}")
+        if result is not None:
+            yield result
 
 
 def _subset_done(number: int, total: int) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from sleepfm.evaluation.metrics import CALIBRATION_BINS
 from sleepfm.evaluation.prediction_figures import evaluate_predictions
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.tasks import Task
+from sleepfm.tasks import Classes
 
 # The figure by which one person's epochs are judged, by the kind of task.
 HEADLINE = {"multiclass": "kappa", "binary": "auroc"}
@@ -27,7 +27,7 @@ class Reliability:
     right: float
 
 
-def reliability(task: Task, predictions: Predictions, bins: int = CALIBRATION_BINS) -> tuple[Reliability, ...]:
+def reliability(task: Classes, predictions: Predictions, bins: int = CALIBRATION_BINS) -> tuple[Reliability, ...]:
     """The reliability curve of ``predictions`` (DeGroot and Fienberg 1983, The Statistician 32:12): ``bins`` of equal width.
 
     As for the calibration error of :func:`sleepfm.evaluation.metrics.evaluate`, the confidence of a binary task is the
@@ -58,11 +58,14 @@ class PersonFigure:
     value: float
 
 
-def person_figures(task: Task, predictions: Predictions, threshold: float) -> tuple[PersonFigure, ...]:
+def person_figures(task: Classes, predictions: Predictions, threshold: float) -> tuple[PersonFigure, ...]:
     """The headline figure (:data:`HEADLINE`) of each person from low to high; people without come last, nan."""
     name, found = HEADLINE[task.kind], []
-    for subject in dict.fromkeys(predictions.subject.tolist()):
-        own = predictions.subject == subject
+    people, of = np.unique(predictions.subject.astype(str), return_inverse=True)
+    if not len(people):
+        return ()
+    rows = np.split(np.argsort(of, kind="stable"), np.cumsum(np.bincount(of))[:-1])
+    for subject, own in zip(people.tolist(), rows, strict=True):
         mine = Predictions(
             predictions.record[own],
             predictions.subject[own],
@@ -71,5 +74,5 @@ def person_figures(task: Task, predictions: Predictions, threshold: float) -> tu
             predictions.probability[own],
         )
         result = evaluate_predictions(task, mine, threshold, resamples=0)
-        found.append(PersonFigure(str(subject), result.n_epochs, result.metrics[name].value))
+        found.append(PersonFigure(subject, result.n_epochs, result.metrics[name].value))
     return tuple(sorted(found, key=lambda figure: (math.isnan(figure.value), figure.value, figure.subject)))

@@ -29,6 +29,8 @@ from sleepfm.signals.rates import recording_rate
 Epochs = tuple[Tensor, Tensor]
 
 CHUNKS_AHEAD = 4
+# Epochs of a night that pass through an encoder at once where a night is scored: an encoder of base size takes 14 MB for each.
+NIGHT_CHUNK = 32
 
 
 def stored_epochs(dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[Epochs]:
@@ -100,15 +102,22 @@ def counted(epochs: Iterable[Epochs], progress: Callable[[int], object] | None) 
             progress(len(signals))
 
 
-def embed(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None, precision: Precision = "fp32") -> Tensor:
+def embed(
+    encoder: Any,
+    epochs: Iterable[Epochs],
+    keep: Sequence[bool] | None = None,
+    precision: Precision = "fp32",
+    n_epochs: int | None = None,
+) -> Tensor:
     """Embeddings [E, D] of all ``epochs``; an epoch without any channel gives nan.
 
     Args:
         encoder: a module with ``encode(signals [B, C, T], present [B, C], channels) -> [B, D]`` and the names ``channels``.
         keep: [C], channels the encoder may use; all by default.
         precision: of its products, ``fp32`` or ``bf16``.
+        n_epochs: how many there are, where that is known: what is found is then held once, and not twice at the end.
     """
-    return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep, precision)
+    return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep, precision, n_epochs)
 
 
 def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
@@ -118,11 +127,15 @@ def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | 
 
 
 def frame_features(
-    model: Downstream, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None, precision: Precision = "fp32"
+    model: Downstream,
+    epochs: Iterable[Epochs],
+    keep: Sequence[bool] | None = None,
+    precision: Precision = "fp32",
+    n_epochs: int | None = None,
 ) -> Tensor:
     """What the heads of ``model`` see of all ``epochs``, [E, F, D'], as :func:`embed`: frame tokens, behind them amplitudes."""
     shape = (len(model.encoder.frame_times), model.feature_dim)
-    return _encoded(model, model.frame_features, shape, epochs, keep, precision)
+    return _encoded(model, model.frame_features, shape, epochs, keep, precision, n_epochs)
 
 
 def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Sequence[Sequence[bool]]) -> Tensor:
@@ -151,9 +164,11 @@ def _encoded(
     epochs: Iterable[Epochs],
     keep: Sequence[bool] | None,
     precision: Precision = "fp32",
+    n_epochs: int | None = None,
 ) -> Tensor:
     device = next(encoder.parameters()).device
-    rows = [torch.empty(0, *shape)]
+    night = torch.empty(n_epochs or 0, *shape)
+    rows, done = [night], 0
     for signals, present in epochs:
         there = present if keep is None else present & torch.tensor(keep)
         usable = there.any(dim=1)
@@ -163,5 +178,9 @@ def _encoded(
             with products_in(precision, device):
                 found = encode(given.to(device), held.to(device), channels)
             whole[usable] = found.float().cpu()
-        rows.append(whole)
-    return torch.cat(rows)
+        if n_epochs is None:
+            rows.append(whole)
+        else:
+            night[done : done + len(whole)] = whole
+            done += len(whole)
+    return torch.cat(rows) if n_epochs is None else night[:done]

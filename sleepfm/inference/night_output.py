@@ -6,7 +6,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -63,19 +62,20 @@ def apply_to_epochs(
         frames: [E, F, D'] of the same ``epochs``, where a model with an equal encoder and the same amplitudes has made them.
         precision: of the encoder's products, ``fp32`` or ``bf16``; context and heads compute in fp32.
     """
+    n_epochs = None if assessed is None else len(assessed)
     if model.config.events is not None:
         if frames is None:
-            frames = frame_features(model, epochs, keep, precision)
+            frames = frame_features(model, epochs, keep, precision, n_epochs)
         return apply_to_frames(model, frames, window, assessed)
     if embedding is None:
-        embedding = embed(model.encoder, epochs, keep, precision)
+        embedding = embed(model.encoder, epochs, keep, precision, n_epochs)
     return apply_to_embedding(model, embedding, window, assessed)
 
 
 def apply_to_frames(model: Downstream, frames: Tensor, window: int, assessed: NDArray[np.bool_] | None = None) -> NightOutput:
     """What ``model``, which has an event head, gives for a night from the features [E, F, D'] of its frames."""
     found = apply_to_embedding(model, model.embedding_of(frames), window, assessed)
-    seconds = locate_night(model, _without(frames, assessed), window)
+    seconds = locate_night(model, frames, window, assessed)
     kinds = seconds[:, 1:] if seconds.shape[1] > 1 else None
     return replace(found, seconds=seconds[:, 0], kinds=kinds, frames=frames)
 
@@ -84,11 +84,4 @@ def apply_to_embedding(
     model: Downstream, embedding: Tensor, window: int, assessed: NDArray[np.bool_] | None = None
 ) -> NightOutput:
     """What ``model`` gives for every epoch of a night from its ``embedding`` [E, D]; seconds need frames."""
-    return NightOutput(embedding, classify_night(model, _without(embedding, assessed), window))
-
-
-def _without(night: Tensor, assessed: NDArray[np.bool_] | None) -> Tensor:
-    """``night`` [E, ...], nan in the epochs that are not ``assessed``."""
-    if assessed is None or assessed.all():
-        return night
-    return night.masked_fill(torch.from_numpy(~assessed).view(-1, *[1] * (night.ndim - 1)), torch.nan)
+    return NightOutput(embedding, classify_night(model, embedding, window, assessed))

@@ -31,7 +31,7 @@ from sleepfm.tasks import TASKS
 
 if TYPE_CHECKING:
     import pandas as pd
-    from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,10 @@ class NightScore:
             parts += [f"{stats.unscored:g} min unscored"] if stats.unscored else []
         return ", ".join([*parts, *([str(self.breathing)] if self.breathing.counted else [])])
 
-    def plot(self) -> Figure:
-        """The night as a matplotlib figure: hypnodensity, hypnogram, respiratory events, oxygen saturation."""
+    def plot(self) -> Image:
+        """The night as a Pillow image, which a notebook shows: hypnodensity, hypnogram, respiratory events, oxygen saturation."""
         # By its name: reports stand above inference, and only a picture needs them.
-        found: Figure = import_module("sleepfm.reports.plots").plot_score(self)
+        found: Image = import_module("sleepfm.reports.plots").plot_score(self)
         return found
 
     def stages_frame(self) -> pd.DataFrame:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SAMPLES, EPOCH_SECONDS, RATE_HZ
 from sleepfm.errors import UsageError
-from sleepfm.inference.embed import counted, epochs_with_any, prepared_epochs
+from sleepfm.inference.embed import NIGHT_CHUNK, counted, epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import FineHypnodensity
 from sleepfm.inference.task_model import TaskModel
@@ -30,7 +30,7 @@ def fine_hypnodensity(
     entry: TaskModel,
     night: PreparedRecording,
     seconds: int,
-    chunk: int = 64,
+    chunk: int = NIGHT_CHUNK,
     precision: Precision = "fp32",
     progress: Callable[[int], object] | None = None,
 ) -> FineHypnodensity:

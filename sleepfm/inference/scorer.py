@@ -25,7 +25,7 @@ from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
 from sleepfm.inference.default_models import default_models
-from sleepfm.inference.embed import counted, epochs_with_any, prepared_epochs
+from sleepfm.inference.embed import NIGHT_CHUNK, counted, epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.resolution import fine_hypnodensity
@@ -122,7 +122,7 @@ class Scorer:
     def score(
         self,
         night: PreparedRecording,
-        chunk: int = 64,
+        chunk: int = NIGHT_CHUNK,
         resolution: int = EPOCH_SECONDS,
         progress: Callable[[int], object] | None = None,
     ) -> NightScore:

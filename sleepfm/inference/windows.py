@@ -16,23 +16,27 @@ from sleepfm.models.downstream import Downstream
 
 
 @torch.inference_mode()
-def classify_night(model: Downstream, embedding: Tensor, length: int) -> NDArray[np.float64]:
+def classify_night(
+    model: Downstream, embedding: Tensor, length: int, assessed: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
     """Class probabilities [E, K] of a night's embeddings [E, D].
 
     The context sees windows of ``length`` epochs, as in training, that overlap by half; each epoch is taken
     once, from the window that shows most of its past (for a context that looks both ways, where it is nearest
-    the middle). Epochs that are nan (no usable channel) stay nan; the context goes on across them as if they
-    were not there. Logits are divided by the temperature of the model's usage, where it has one.
+    the middle). Epochs that are nan (no usable channel) or not ``assessed`` [E] (all are by default) are nan; the context goes on
+    across them as if they were not there. Logits are divided by the temperature of the model's usage, where it has one.
     """
     context = model.config.context
     window = 1 if context.kind == "none" else length
     temperature = model.usage.temperature if model.usage is not None else 1.0
     classify = _softmax(lambda batch: model.classify(batch) / temperature)
-    return _by_windows(model, classify, embedding, window, context.bidirectional, (len(model.config.classes),))
+    return _by_windows(model, classify, embedding, window, context.bidirectional, (len(model.config.classes),), assessed)
 
 
 @torch.inference_mode()
-def locate_night(model: Downstream, frames: Tensor, length: int) -> NDArray[np.float64]:
+def locate_night(
+    model: Downstream, frames: Tensor, length: int, assessed: NDArray[np.bool_] | None = None
+) -> NDArray[np.float64]:
     """Probability [30 E, 1 + K] that an event goes on in each second, and of each kind that the head tells apart if one does, of
     a night's frame tokens [E, F, D].
 
@@ -44,7 +48,7 @@ def locate_night(model: Downstream, frames: Tensor, length: int) -> NDArray[np.f
     kinds = len(events.kinds) if events is not None else 0
     # Behind the two logits of an event stand those of its kinds.
     locate = _softmax(model.locate, 2)
-    seconds = _by_windows(model, locate, frames, length, both_ways, (EPOCH_SECONDS, 2 + kinds))
+    seconds = _by_windows(model, locate, frames, length, both_ways, (EPOCH_SECONDS, 2 + kinds), assessed)
     return seconds[..., 1:].reshape(-1, 1 + kinds)
 
 
@@ -67,19 +71,23 @@ def _by_windows(
     length: int,
     bidirectional: bool,
     shape: tuple[int, ...],
+    assessed: NDArray[np.bool_] | None,
 ) -> NDArray[np.float64]:
     """``function``, [W, L, ...] to probabilities [W, L, *shape], over windows of a night [E, ...]: [E, *shape]."""
     probability = np.full((len(night), *shape), np.nan)
-    usable = torch.isfinite(night).flatten(1).all(dim=1)
+    # The sum of what is not finite is not finite, and takes no memory beside a night of frames.
+    usable = night.flatten(1).sum(dim=1, dtype=torch.float64).isfinite()
+    if assessed is not None:
+        usable &= torch.from_numpy(assessed)
     if not usable.any():
         return probability
     device = next(model.head.parameters()).device
-    night = night[usable]
-    window = min(length, len(night))
-    rows = torch.empty(len(night), *shape, dtype=torch.float64)
+    (places,) = usable.nonzero(as_tuple=True)
+    window = min(length, len(places))
+    rows = torch.empty(len(places), *shape, dtype=torch.float64)
     # Frames are some thirty times an embedding: fewer windows at once.
-    for starts, owners in _windows(len(night), window, bidirectional, batch=256 if night.ndim == 2 else 16):
-        batch = torch.stack([night[s : s + window] for s in starts]).to(device)
+    for starts, owners in _windows(len(places), window, bidirectional, batch=256 if night.ndim == 2 else 16):
+        batch = torch.stack([night[places[s : s + window]] for s in starts]).to(device)
         softmax = function(batch).cpu()
         for row, (start, owned) in enumerate(zip(starts, owners, strict=True)):
             rows[owned] = softmax[row, owned.start - start : owned.stop - start]

@@ -24,7 +24,8 @@ def same_encoder(one: Downstream, other: Downstream) -> bool:
 
 
 def share_encoder(model: Downstream, others: Sequence[Downstream]) -> None:
-    """Have ``model`` use the encoder of the first of ``others`` that has the same, and let go of its own.
+    """Have ``model`` use the encoder of the first of ``others`` that has the same, and let go of its own, and of the file that
+    this is mapped from.
 
     What trains in it would then train for all of them: a model that adapts its encoder keeps it.
     """
@@ -33,7 +34,16 @@ def share_encoder(model: Downstream, others: Sequence[Downstream]) -> None:
     for other in others:
         if same_encoder(model, other):
             model.encoder = other.encoder
+            _copy_the_rest(model)
             return
+
+
+def _copy_the_rest(model: Downstream) -> None:
+    """Give what is not the encoder's memory of its own: a few weights would keep the whole mapped file, every page of which was
+    read to compare the encoders.
+    """
+    rest = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("encoder.")}
+    model.load_state_dict(rest, strict=False, assign=True)
 
 
 def state_digest(module: nn.Module, parts: dict[int, str] | None = None) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sleepfm.registry.store import sqlite_file, store_uri
+from sleepfm.registry.store import answering, client, sqlite_file, store_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -37,6 +37,17 @@ def upload(mlflow_client: MlflowClient, run_id: str, folder: Path, name: str) ->
     largest = max((file.stat().st_size for file in folder.iterdir()), default=0)
     with _patience(seconds_for(largest)):
         mlflow_client.log_artifacts(run_id, str(folder), name)
+
+
+def attach(file: Path, run_id: str, store: str | None = None) -> None:
+    """Put ``file`` among the artifacts of a run in ``store``, in the place of one that is called so.
+
+    Raises:
+        RegistryError: the store refuses or cannot be reached.
+    """
+    mlflow_client = client(store)
+    with answering(store), _patience(seconds_for(file.stat().st_size)):
+        mlflow_client.log_artifact(run_id, str(file))
 
 
 def remove(mlflow_client: MlflowClient, run_id: str, name: str, store: str | None = None) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sleepfm import builtin
 from sleepfm.data.identity import DataDigest
 from sleepfm.errors import RegistryError
 from sleepfm.registry.package import read_config
@@ -24,7 +26,8 @@ def lineage(name: str, version: str, store: str | None = None) -> dict[str, Any]
     """What a version was made from: its tags and, recursively, its parents. No artifact is fetched.
 
     A parent that is a folder has no version, and as tags what its package says of itself, as far as it is still there; nothing is
-    known of a parent that the registry does not hold any more.
+    known of a parent that the registry does not hold any more. A built-in model has the version that trained it, its digest, and
+    the data set that it is from while this installation has it. Its own parents are of another registry, and are not told.
 
     Raises:
         RegistryError: no such version, or no answer.
@@ -43,6 +46,8 @@ def _ancestry(version: ModelVersion, mlflow_client: MlflowClient) -> dict[str, A
 def _parent(label: str, mlflow_client: MlflowClient) -> dict[str, Any]:
     from mlflow.exceptions import MlflowException
 
+    if builtin.is_address(label):
+        return _of_installation(label)
     match = _LABEL.fullmatch(label)
     if match is None:
         return _unregistered(label, mlflow_client)
@@ -54,6 +59,27 @@ def _parent(label: str, mlflow_client: MlflowClient) -> dict[str, Any]:
         return {"name": match["name"], "version": match["version"], "tags": {}, "parents": []}
 
 
+def _of_installation(label: str) -> dict[str, Any]:
+    """The ancestry of a built-in model; ``label`` is as :func:`sleepfm.builtin.pinned` writes it."""
+    address, version, digest = builtin.unpinned(label)
+    tags = {"sha256": digest} if digest else {}
+    try:
+        content = read_config(builtin.package(label))
+    except RegistryError:
+        pass
+    else:
+        if content["weights"]["sha256"] == digest:
+            tags |= _tags_of_data(content)
+    return {"name": address, "version": version, "tags": tags, "parents": []}
+
+
+def _tags_of_data(content: Mapping[str, Any]) -> dict[str, str]:
+    """What the ``config.yaml`` of a package says of its data set, under the keys of a registered version."""
+    training = content.get("training") or {}
+    digest = training.get("dataset_digest")
+    return {"dataset_digest": str(digest)} | DataDigest.from_record(training).tags() if digest else {}
+
+
 def _unregistered(folder: str, mlflow_client: MlflowClient) -> dict[str, Any]:
     """The ancestry of a package in a folder, by its own ``config.yaml``."""
     tags: dict[str, str] = {}
@@ -63,9 +89,6 @@ def _unregistered(folder: str, mlflow_client: MlflowClient) -> dict[str, Any]:
     except RegistryError:
         pass
     else:
-        training = content.get("training") or {}
-        tags["sha256"] = str(content["weights"]["sha256"])
-        if training.get("dataset_digest"):
-            tags |= {"dataset_digest": str(training["dataset_digest"])} | DataDigest.from_record(training).tags()
-        parents = [str(label) for label in training.get("parents", [])]
+        tags = {"sha256": str(content["weights"]["sha256"])} | _tags_of_data(content)
+        parents = [str(label) for label in (content.get("training") or {}).get("parents", [])]
     return {"name": folder, "version": "", "tags": tags, "parents": [_parent(label, mlflow_client) for label in parents]}

@@ -27,7 +27,7 @@ from sleepfm.registry.mlflow_model import write_mlflow_files
 from sleepfm.registry.package import CONFIG, build_module, is_scorer, read_config, verify
 from sleepfm.registry.package_cache import cached_package
 from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
-from sleepfm.registry.sqlite_look_up import StoredVersion, stored_version
+from sleepfm.registry.sqlite_look_up import StoredVersion, lacks_alias, stored_version
 from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, set_defaults, shown, store_uri, versions_of
 
 if TYPE_CHECKING:
@@ -75,8 +75,15 @@ class Resolved:
 
     @property
     def label(self) -> str:
-        """``name:version``, as lineage tags write it; the folder for an unregistered package."""
-        return f"{self.name}:{self.version}" if self.name else str(self.path)
+        """``name:version``, as lineage tags write it; of a built-in model :attr:`permanent`, of another package its folder."""
+        if self.name:
+            return f"{self.name}:{self.version}"
+        return self.permanent if builtin.is_address(self.uri) else str(self.path)
+
+    @property
+    def permanent(self) -> str:
+        """The address that leads to this package or to none, also in another installation."""
+        return builtin.pinned(self.uri, self.tags["sha256"]) if builtin.is_address(self.uri) else self.uri
 
 
 @dataclass(frozen=True)
@@ -109,6 +116,12 @@ def look_up(uri: str | Path, store: str | None = None) -> Entry:
         weights = read_config(folder).get("weights", {})
         whole = sha256_file(folder / CONFIG)
         digests = {"sha256": weights.get("sha256", whole), "sha256.config": whole}
+        address, _, digest = builtin.unpinned(text)
+        if builtin.is_address(text) and digest not in ("", digests["sha256"]):
+            raise RegistryError(
+                f"{text}: this installation has another one, {builtin.pinned(address, digests['sha256'])}; install the sleepfm "
+                "that had it, or start anew from the present model"
+            )
         return Entry(text, str(folder), store_uri(store), tags=digests)
     match = _ADDRESS.match(text)
     version: ModelVersion | StoredVersion | None = None
@@ -122,6 +135,9 @@ def look_up(uri: str | Path, store: str | None = None) -> Entry:
 
 def look_up_if_there(address: str, store: str | None = None) -> Entry | None:
     """What the ``models:`` address names, None where the registry holds no such version or alias. Raises as :func:`look_up`."""
+    match = _ADDRESS.match(address)
+    if match is not None and match["alias"] and lacks_alias(match["name"], match["alias"], store):
+        return None
     try:
         return look_up(address, store)
     except MissingVersionError:

@@ -8,8 +8,10 @@ what is wrong.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import TypeVar
 from urllib.parse import quote
 
 from sleepfm.registry.store import sqlite_file, store_uri
@@ -18,6 +20,7 @@ from sleepfm.registry.store import sqlite_file, store_uri
 KNOWN_LAYOUTS = frozenset({"dc11669786a5"})
 _WORKSPACE = "default"
 _DELETED = "Deleted_Internal"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -35,23 +38,36 @@ def stored_version(name: str, alias: str | None, number: str | None, store: str 
     """The version of ``name`` that ``alias`` or else ``number`` means; None where MLflow is to be asked: another kind of store or
     layout, no such version, or one without files.
     """
+    return _answer(store, lambda tables: _read(tables, name, alias, number))
+
+
+def lacks_alias(name: str, alias: str, store: str | None = None) -> bool:
+    """Whether ``store`` is one whose tables are read here, and they plainly have no ``alias`` of ``name``."""
+    return bool(_answer(store, lambda tables: _number_of(tables, name, alias) is None))
+
+
+def _answer(store: str | None, question: Callable[[sqlite3.Connection], T]) -> T | None:
+    """What ``question`` gives of the tables of ``store``; None where MLflow is to be asked."""
     file = sqlite_file(store_uri(store))
     if file is None or not file.is_file():
         return None
     try:
         with closing(sqlite3.connect(f"file:{quote(str(file.resolve()))}?mode=ro", uri=True)) as tables:
-            return _read(tables, name, alias, number)
+            layouts = {row[0] for row in tables.execute("SELECT version_num FROM alembic_version")}
+            return question(tables) if layouts and layouts <= KNOWN_LAYOUTS else None
     except (sqlite3.Error, OverflowError):
         return None
 
 
+def _number_of(tables: sqlite3.Connection, name: str, alias: str) -> tuple[int] | None:
+    of_alias = "SELECT version FROM registered_model_aliases WHERE workspace = ? AND name = ? AND alias = ?"
+    found: tuple[int] | None = tables.execute(of_alias, (_WORKSPACE, name, alias)).fetchone()
+    return found
+
+
 def _read(tables: sqlite3.Connection, name: str, alias: str | None, number: str | None) -> StoredVersion | None:
-    layouts = {row[0] for row in tables.execute("SELECT version_num FROM alembic_version")}
-    if not layouts or not layouts <= KNOWN_LAYOUTS:
-        return None
     if alias:
-        of_alias = "SELECT version FROM registered_model_aliases WHERE workspace = ? AND name = ? AND alias = ?"
-        row = tables.execute(of_alias, (_WORKSPACE, name, alias)).fetchone()
+        row = _number_of(tables, name, alias)
     else:
         row = (int(number),) if number else None
     if row is None:

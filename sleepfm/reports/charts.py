@@ -112,12 +112,14 @@ def _thinned(step: NDArray[np.floating], values: NDArray[np.floating]) -> tuple[
     return (step[keep], values[keep]) if len(step) else (step, values)
 
 
-def reliability_chart(curve: Sequence[Reliability], binary: bool) -> Markup:
-    """Share that is right against confidence, a point for each bin, larger for more epochs; the diagonal is what it should be."""
+def reliability_chart(curve: Sequence[Reliability], binary: bool, unit: str = "epochs") -> Markup:
+    """Share that is right against confidence, a point for each bin, larger for more epochs (or what else the ``unit`` is); the
+    diagonal is what it should be.
+    """
     total = sum(each.count for each in curve)
     told = ", ".join(f"{each.confidence:.2f}: {each.right:.2f}" for each in curve)
-    what = "share of positive epochs" if binary else "share that is right"
-    alt = f"Reliability curve of {total} epochs, mean confidence and {what}: {told}."
+    what = f"share of positive {unit}" if binary else "share that is right"
+    alt = f"Reliability curve of {total} {unit}, mean confidence and {what}: {told}."
     chart = _Chart(alt, (0.0, 1.0, "confidence of the model"), (0.0, 1.0, what))
     chart.line([0, 1], [0, 1], "reference")
     chart.line([each.confidence for each in curve], [each.right for each in curve], "trace")
@@ -170,18 +172,21 @@ def label_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return chart.markup()
 
 
-def bland_altman_chart(found: PairedAgreement) -> Markup:
-    """Difference of both against their mean, a point a night, with bias and limits of agreement (Bland and Altman 1986)."""
+def bland_altman_chart(found: PairedAgreement, reference: str = "human", units: str = "nights") -> Markup:
+    """Difference of both against their mean, a point a night, with bias and limits of agreement (Bland and Altman 1986).
+
+    ``reference`` is what the model is compared with, and ``units`` what a point stands for.
+    """
     theirs, mine = np.asarray(found.reference), np.asarray(found.estimate)
     mean, difference = (theirs + mine) / 2, mine - theirs
     unit = f" ({found.unit})" if found.unit else ""
     bias, low, high = found.bias.value, found.low.value, found.high.value
     alt = (
-        f"Bland-Altman plot of {found.n_nights} nights, {found.name.replace('_', ' ')}: bias {_told(bias)}, limits "
+        f"Bland-Altman plot of {found.n_nights} {units}, {found.name.replace('_', ' ')}: bias {_told(bias)}, limits "
         f"{_told(low)} to {_told(high)}{unit}."
     )
     levels = [value for value in (bias, low, high) if math.isfinite(value)]
-    chart = _difference_chart(alt, mean, [*difference, *levels], unit, "mean of model and human")
+    chart = _difference_chart(alt, mean, [*difference, *levels], unit, reference)
     for value, css in ((bias, "trace"), (low, "reference"), (high, "reference")):
         if math.isfinite(value):
             chart.picture.line(chart.x.start, chart.y(value), chart.x.stop, chart.y(value), css)
@@ -200,7 +205,7 @@ def night_difference_chart(figures: Sequence[ComparedFigure]) -> Markup:
     mean = np.array([(figure.model + figure.human) / 2 for figure in shown])
     told = ", ".join(f"{figure.name} {figure.difference:+.1f}" for figure in shown)
     alt = f"Difference of model and human against their mean, in minutes: {told}."
-    chart = _difference_chart(alt, mean, [figure.difference for figure in shown], " (min)", "mean of model and human")
+    chart = _difference_chart(alt, mean, [figure.difference for figure in shown], " (min)", "human")
     chart.picture.line(chart.x.start, chart.y(0), chart.x.stop, chart.y(0), "reference")
     taken: list[tuple[float, float, float]] = []
     for x, figure in zip(mean.tolist(), shown, strict=True):
@@ -226,11 +231,15 @@ def _lies_on(y: float, left: float, wide: float, taken: Sequence[tuple[float, fl
     return any(abs(y - other) < 12 and left < stop and start < left + wide for start, stop, other in taken)
 
 
-def _difference_chart(alt: str, mean: NDArray[np.float64], differences: Sequence[float], unit: str, x_name: str) -> _Chart:
+def _difference_chart(alt: str, mean: NDArray[np.float64], differences: Sequence[float], unit: str, reference: str) -> _Chart:
     reach = max([abs(value) for value in differences] or [1.0]) * 1.15 or 1.0
     low, high = (float(mean.min()), float(mean.max())) if len(mean) else (0.0, 1.0)
     margin = 0.08 * (high - low) or 1.0
-    return _Chart(alt, (low - margin, high + margin, f"{x_name}{unit}"), (-reach, reach, f"model less human{unit}"))
+    return _Chart(
+        alt,
+        (low - margin, high + margin, f"mean of model and {reference}{unit}"),
+        (-reach, reach, f"model less {reference}{unit}"),
+    )
 
 
 def _named(low: float, high: float, most: int) -> dict[float, str]:

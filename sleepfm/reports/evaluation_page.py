@@ -1,4 +1,8 @@
-"""The page of one evaluation: what a model reached on a split, how sure it was, on whom, and with how many labels."""
+"""The page of one evaluation: what a model reached on a split, how sure it was, on whom, and with how many labels.
+
+What a model names are classes, of epochs or of whole recordings (:class:`Result`), or a number of a recording
+(:class:`RegressionResult`).
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,12 @@ from sleepfm.evaluation.groups import FEW, Groups, group_rows
 from sleepfm.evaluation.metrics import Evaluation
 from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.evaluation.predictions import Predictions
+from sleepfm.evaluation.regression import Regression
 from sleepfm.evaluation.reliability import HEADLINE, person_figures, reliability
 from sleepfm.files import write_atomic
 from sleepfm.reports.charts import bland_altman_chart, confusion_chart, label_chart, people_chart, reliability_chart
 from sleepfm.reports.rendering import render
-from sleepfm.tasks import TASKS
+from sleepfm.tasks import RECORDING_TASKS, TASKS, Classes
 
 FIGURE_NAMES = {"kappa": "Cohen's κ", "auroc": "AUROC"}
 
@@ -50,9 +55,25 @@ class Result:
     label_curve: Sequence[Mapping[str, Any]] = ()
 
 
-def evaluation_page(path: Path, result: Result) -> None:
+@dataclass(frozen=True)
+class RegressionResult:
+    """How near one model came on one split to a number of each recording; ``paired`` has both of every recording."""
+
+    title: str
+    model: str
+    split: str
+    regression: Regression
+    paired: PairedAgreement
+    leakage: str = ""
+
+
+def evaluation_page(path: Path, result: Result | RegressionResult) -> None:
     """Write the page of ``result`` to ``path``, whole or not at all."""
-    write_atomic(path, render("evaluation.html", **evaluation_context(result)))
+    if isinstance(result, RegressionResult):
+        chart = bland_altman_chart(result.paired, "known", "recordings") if result.paired.n_nights else ""
+        write_atomic(path, render("regression.html", result=result, chart=chart))
+    else:
+        write_atomic(path, render("evaluation.html", **evaluation_context(result)))
 
 
 def page_name(result: Result) -> str:
@@ -63,10 +84,12 @@ def page_name(result: Result) -> str:
 def evaluation_context(result: Result) -> dict[str, Any]:
     """What the templates show of a result."""
     evaluation = result.evaluation
-    task = TASKS[evaluation.task]
-    key = HEADLINE[task.kind]
+    of_epochs = evaluation.task in TASKS
+    task: Classes = TASKS[evaluation.task] if of_epochs else RECORDING_TASKS[evaluation.task]
+    key, unit = HEADLINE[task.kind], "epochs" if of_epochs else "recordings"
     context: dict[str, Any] = {
         "result": result,
+        "unit": unit,
         "key": key,
         "key_name": FIGURE_NAMES[key],
         "confusion": confusion_chart(evaluation.confusion, evaluation.classes),
@@ -83,7 +106,7 @@ def evaluation_context(result: Result) -> dict[str, Any]:
         curve = reliability(task, result.predictions)
         people = person_figures(task, result.predictions, evaluation.threshold or 0.5)
         defined = [person for person in people if person.value == person.value]
-        context["reliability"] = reliability_chart(curve, task.kind == "binary") if curve else ""
+        context["reliability"] = reliability_chart(curve, task.kind == "binary", unit) if curve else ""
         context["people"] = people_chart(people, FIGURE_NAMES[key]) if defined else ""
         context["unknown_people"] = len(people) - len(defined)
     if result.event_result is not None and result.event_result.index.n_nights:

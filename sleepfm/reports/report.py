@@ -24,7 +24,7 @@ from sleepfm.reports.rendering import render
 from sleepfm.training.tracking.trace import read_trace
 
 if TYPE_CHECKING:
-    from sleepfm.inference.subsets import SubsetResult
+    from sleepfm.inference.subsets import SubsetAhi, SubsetResult
 
 __all__ = ["NightExample", "ReportData", "Result", "StepCost", "build_report", "loss_columns"]
 
@@ -51,7 +51,7 @@ class ReportData:
         traces: stage of training to its ``trace.jsonl``.
         night: the example night.
         ahi: agreement of the nights' AHI, of the models' own stages and events; ``ahi_missing`` says why there is none.
-        subsets: accuracy by subset of modalities, one task.
+        subsets: by task, its figures for each subset of modalities; ``ahi_subsets`` the agreement of the AHI for each.
         lineage: from shards to models.
         environment: name to value (versions, processor, seed …); ``configuration``: name to YAML text.
         steps: cost of each step.
@@ -64,7 +64,8 @@ class ReportData:
     night: NightExample | None = None
     ahi: PairedAgreement | None = None
     ahi_missing: str = ""
-    subsets: Sequence[SubsetResult] = ()
+    subsets: Mapping[str, Sequence[SubsetResult]] = field(default_factory=dict)
+    ahi_subsets: Sequence[SubsetAhi] = ()
     lineage: Lineage | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     configuration: Mapping[str, str] = field(default_factory=dict)

@@ -14,23 +14,22 @@ from typing import Any
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.mixture import Mixture
-from sleepfm.errors import DatasetError, TrainingError
+from sleepfm.errors import DatasetError
 from sleepfm.evaluation import groups
 from sleepfm.evaluation.calibration import calibrated, fit_temperature
 from sleepfm.evaluation.event_results import EventResult
-from sleepfm.evaluation.events import EventAgreement
 from sleepfm.evaluation.metrics import Evaluation, plain
 from sleepfm.evaluation.night_agreement import sleep_agreement
-from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.evaluation.prediction_figures import EventThreshold, best_event_threshold, epoch_threshold, evaluate_predictions
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.files import read_json, write_json
+from sleepfm.files import write_json
 from sleepfm.models.build import model_config
 from sleepfm.models.downstream import Downstream
 from sleepfm.models.usage import LabelRule, Usage
 from sleepfm.registry.registry import INTERVALS
 from sleepfm.stages.downstream_config import DownstreamJob
 from sleepfm.stages.model_cards import downstream_card
+from sleepfm.stages.run_results import write_page
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.stage import Export
@@ -49,8 +48,8 @@ def package_contents(
     more: Mapping[str, Any] = MappingProxyType({}),
 ) -> Export:
     """Fit the temperature and choose the thresholds on ``validation``, read ``test`` once, and write predictions (at the
-    temperature) and figures into ``folder``. Without ``test`` (None) figures come without intervals and the threshold of
-    seconds in coarser steps, since the training waits.
+    temperature), figures and the page of the evaluation on ``test`` into ``folder``. Without ``test`` (None) figures come without
+    intervals, the threshold of seconds in coarser steps, and no page, since the training waits.
 
     ``facts`` go into the model card and, as they are, into ``config.yaml``; ``window`` is how many epochs the
     context sees at once; ``goes_on`` is called whenever this has come further; ``more`` is kept beside the figures.
@@ -107,6 +106,9 @@ def package_contents(
         content["sleep"] = {s: {name: plain(each.to_dict()) for name, each in found.items()} for s, found in sleep.items()}
     goes_on()
     write_json(RunFolder(folder).evaluation, content)
+    if final:
+        write_page(folder, task.registered_name, splits["test"])
+        goes_on()
     binary = task.kind == "binary"
     usage = Usage(
         task=task.name,
@@ -146,78 +148,6 @@ def label_rule(data: Dataset | Mixture) -> LabelRule:
         raise DatasetError(f"data.sources: events label epochs by different rules ({told}); build them with the same event_rule")
     name, version = next(iter(rules.values()))
     return LabelRule(name=name, version=version)
-
-
-def read_events(folder: Path) -> dict[str, EventAgreement]:
-    """The event agreement by split that :func:`package_contents` wrote into ``folder``; empty for sleep stages.
-
-    What was compared with the scored events are events only if :func:`tells_seconds`, else runs of positive epochs.
-
-    Raises:
-        TrainingError: no finished downstream job wrote there.
-    """
-    return {split: EventAgreement(**counts) for split, counts in _evaluation(folder)["events"].items()}
-
-
-def tells_seconds(folder: Path) -> bool:
-    """Whether the model that :func:`package_contents` describes tells events to the second; False where an older run does not
-    say.
-
-    Raises:
-        TrainingError: no finished downstream job wrote there.
-    """
-    return bool(_evaluation(folder).get("events_located", False))
-
-
-def read_event_results(folder: Path) -> dict[str, EventResult]:
-    """The figures of events by split that :func:`package_contents` wrote into ``folder``; empty where there are none.
-
-    Raises:
-        TrainingError: no finished downstream job wrote there.
-    """
-    return {split: EventResult.from_dict(found) for split, found in _evaluation(folder).get("event_results", {}).items()}
-
-
-def read_sleep(folder: Path) -> dict[str, dict[str, PairedAgreement]]:
-    """The agreement of sleep statistics by split and figure; empty for tasks other than sleep stages.
-
-    Raises:
-        TrainingError: no finished downstream job wrote there.
-    """
-    found = _evaluation(folder).get("sleep", {})
-    return {s: {name: PairedAgreement.from_dict(each) for name, each in figures.items()} for s, figures in found.items()}
-
-
-def read_groups(folder: Path) -> dict[str, groups.Groups]:
-    """The figures of groups of people by split that :func:`package_contents` wrote into ``folder``; an older run has none.
-
-    Raises:
-        TrainingError: no finished downstream job wrote there.
-    """
-    return {split: groups.from_dict(part) for split, part in _evaluation(folder).get("groups", {}).items()}
-
-
-def read_results(folder: Path) -> tuple[dict[str, Any], dict[str, Evaluation]]:
-    """The facts and the evaluations by split that :func:`package_contents` wrote into ``folder``.
-
-    Raises:
-        TrainingError: no finished downstream job wrote there.
-    """
-    content = _evaluation(folder)
-    return content["facts"], {split: Evaluation.from_dict(v) for split, v in content["results"].items()}
-
-
-def _evaluation(folder: Path) -> dict[str, Any]:
-    path = RunFolder(folder).evaluation
-    try:
-        content = read_json(path)
-    except (OSError, ValueError) as error:
-        raise TrainingError(f"{path}: cannot be read ({error}); it is damaged: train again") from error
-    if content is None:
-        raise TrainingError(f"{folder}: no {path.name}; no probe or fine-tune has finished there")
-    if not isinstance(content, dict) or not {"facts", "results"} <= content.keys():
-        raise TrainingError(f"{path}: is not what a probe or fine-tune writes; it is damaged: train again")
-    return content
 
 
 def _intervals(split: str, result: Evaluation) -> dict[str, list[float]]:

@@ -8,12 +8,14 @@ from typing import Any
 
 from sleepfm.evaluation.intervals import Metric
 from sleepfm.evaluation.metrics import Evaluation, plain
+from sleepfm.evaluation.paired import paired_agreement
 from sleepfm.evaluation.prediction_figures import epoch_threshold, evaluate_predictions, validation_figures
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.evaluation.regression import FIGURES, Regression, evaluate_regression
 from sleepfm.files import atomic_path, write_json
 from sleepfm.models.build import model_config
 from sleepfm.models.recording import RecordingModel
+from sleepfm.reports.evaluation_page import RegressionResult, Result, evaluation_page
 from sleepfm.stages.downstream_config import RecordingProbeConfig
 from sleepfm.tasks import RecordingTask
 from sleepfm.training.folder import RunFolder
@@ -42,7 +44,8 @@ def recording_contents(
 ) -> Export:
     """Choose the threshold of two classes on ``validation``, read ``test`` once, and write predictions and figures.
 
-    They are written into ``folder``. Without ``test`` (None) figures come without intervals, since the training waits.
+    They are written into ``folder``, with the page of the evaluation on ``test``. Without ``test`` (None) figures come without
+    intervals, and no page, since the training waits.
     """
     splits = {split: found for split, found in {"val": validation, "test": test}.items() if found is not None}
     resamples = job.evaluate.resamples if test is not None else 0
@@ -57,6 +60,8 @@ def recording_contents(
     kind = "results" if task.classes else "regression"
     written = {split: plain(result.to_dict()) for split, result in results.items()}
     write_json(RunFolder(folder).evaluation, {"facts": facts, "results": {}, "events": {}} | {kind: written})
+    if test is not None:
+        evaluation_page(RunFolder(folder).evaluation_page, _result(task, results["test"], test, facts))
     usage: dict[str, Any] = {"task": task.name, "classes": list(task.classes), "unit": task.unit}
     shown = dict(facts)
     if threshold is not None and task.kind == "binary":
@@ -69,6 +74,18 @@ def recording_contents(
         if not math.isnan(metric.value)
     }
     return Export({"model": model_config(module), "usage": usage, "facts": facts}, _card(task, shown, results), metrics)
+
+
+def _result(
+    task: RecordingTask, found: Evaluation | Regression, test: Predictions, facts: dict[str, Any]
+) -> Result | RegressionResult:
+    """What the page shows of ``test``."""
+    leakage = facts["test people seen before"]
+    if isinstance(found, Evaluation):
+        title = f"{task.name}: {', '.join(task.classes)}"
+        return Result(title, task.registered_name, "test", found, leakage=leakage, predictions=test)
+    paired = paired_agreement(task.name, test.truth, test.probability[:, 0], test.subject.tolist(), unit=task.unit, n_boot=0)
+    return RegressionResult(f"{task.name} of a recording", task.registered_name, "test", found, paired, leakage)
 
 
 def _regression(task: RecordingTask, predictions: Predictions, baseline: float, resamples: int, seed: int) -> Regression:

@@ -11,7 +11,7 @@ from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.night_agreement import ahi_agreement
 from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.stages.downstream_package import read_event_results, read_results
+from sleepfm.stages.run_results import read_event_results, read_results
 from sleepfm.training.folder import RunFolder
 
 

@@ -93,7 +93,7 @@ def weights_of(address: str, pull: Callable[[str], Resolved]) -> tuple[Path, str
     if not run.is_run():
         found = pull(address)
         verify(found.path, found.label, found.tags if found.name else None)
-        return found.path / WEIGHTS, found.uri
+        return found.path / WEIGHTS, found.permanent
     # Without it, or while it is written, the best weights so far are the same.
     if run.package.is_dir():
         verify(run.package, str(run.package))

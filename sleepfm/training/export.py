@@ -24,7 +24,7 @@ from sleepfm.errors import CheckpointError, RegistryError, SleepFMError
 from sleepfm.files import read_json, write_json
 from sleepfm.output import MARKER, Origin, whole_folder
 from sleepfm.registry import registry
-from sleepfm.registry.artifacts import seconds_for
+from sleepfm.registry.artifacts import attach, seconds_for
 from sleepfm.registry.load_test import LoadTest
 from sleepfm.registry.package import WEIGHTS, copy_file, link_or_copy, read_config, verify, write_package
 from sleepfm.registry.promotion import CHAMPION, comparison, promote
@@ -320,7 +320,8 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
 
     Where the result holds a ``last`` as well and every best is registered, it gets a version of its own, and the alias ``last``
     names it; it names the best one's version if that is of the last step. Of the versions that the run registered on its way the
-    newest ``registry.keep`` stay, and those that are used, see :func:`sleepfm.registry.pruning.prune`.
+    newest ``registry.keep`` stay, and those that are used, see :func:`sleepfm.registry.pruning.prune`. The page of the
+    evaluation, where there is one, becomes an artifact of the run.
 
     Raises:
         RegistryError: a package is not as it was written, or the store refuses or cannot be reached.
@@ -340,6 +341,8 @@ def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: s
             newest = registry.register(name, folder.last, run_id, last["tags"], last["metrics"], result["parents"], store)
         if newest is not None:
             registry.name_version(name, newest, LAST_ALIAS, store)
+    if result.get("finished") and folder.evaluation_page.exists():
+        attach(folder.evaluation_page, run_id, store)
     if result.get("finished") and promotion.promoted and promotion.alias == CHAMPION and config.bound_champions():
         _bind_champions(config, store)
     try:

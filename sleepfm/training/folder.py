@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from sleepfm import builtin
 from sleepfm.config import to_yaml
 from sleepfm.data.identity import DataDigest, as_digest
 from sleepfm.errors import CheckpointError, ConfigError, StorageError
@@ -59,6 +60,7 @@ class RunFolder:
         label_curve: what is reached from fewer labels, of a probe that was asked for it.
         people: whom the model and its ancestors have seen, see :mod:`sleepfm.registry.people`.
         evaluation: what a stage says of its best weights at the end; its predictions are :meth:`predictions`.
+        evaluation_page: the same to be looked at, of a stage that writes one; it goes to the tracking run.
         checkpoints: folder of :mod:`sleepfm.training.state.checkpoint`.
         best: the best weights so far.
         package, last: packages of the best weights so far and of those of the last step; each whole or absent.
@@ -77,6 +79,7 @@ class RunFolder:
         self.goodput = self.root / "goodput.json"
         self.profile = self.root / "profile.json"
         self.evaluation = self.root / "evaluation.json"
+        self.evaluation_page = self.root / "evaluation.html"
         self.people = self.root / "people.json"
         self.label_curve = self.root / "label_curve.json"
         self.checkpoints = self.root / "checkpoints"
@@ -88,7 +91,7 @@ class RunFolder:
         self._files = (
             *(self.result, self.config, self.trace, self.environment, self.tracking, self.figures),
             *(self.goodput, self.profile, self.people, self.label_curve),
-            *(self.evaluation, self.predictions("val"), self.predictions("test")),
+            *(self.evaluation, self.evaluation_page, self.predictions("val"), self.predictions("test")),
         )
         self._packages = (self.package, self.last)
         self._temporary = "|".join(re.escape(path.name) for path in (self.record, *self._files))
@@ -254,8 +257,12 @@ class RunFolder:
         return settings_digest(known["settings"]) if known else ""
 
     def initial_versions(self, config: RunConfig) -> list[str]:
-        """The registered version whose weights the run started with, as ``name:version``, if ``init_from`` led to one."""
+        """The registered version whose weights the run started with, as ``name:version``, or the built-in model, as
+        :func:`sleepfm.builtin.pinned` writes it, if ``init_from`` led to one.
+        """
         uri = self.sources().get(config.init_from, "")
+        if builtin.is_address(uri):
+            return [uri]
         return [uri.removeprefix("models:/").replace("/", ":")] if uri.startswith("models:/") else []
 
     def lineage(self) -> dict[str, str]:

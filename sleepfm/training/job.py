@@ -91,7 +91,7 @@ class Context:
         self.observer.goes_on(still_s=seconds_for(4.0 * int(size) if size.isdigit() else 0.0))
         found = on_every_node(self.world, lambda: registry.fetch(entry))
         found = dataclasses.replace(found, path=found.path.resolve())
-        self.started_from[address] = found.uri
+        self.started_from[address] = found.permanent
         if self.world.is_main and found.name:
             digest = found.tags.get("dataset_digest", "unknown")
             count = f"{int(size):,}" if size.isdigit() else "an unknown number of"

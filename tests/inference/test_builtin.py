@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,12 +22,15 @@ from sleepfm.models.build import build_model, model_config
 from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.neuronet import NeuroNetConfig
 from sleepfm.models.synthsleepnet import SynthSleepNetConfig
+from sleepfm.registry import lineage
 from sleepfm.registry.registry import register, resolve
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.encoders import check_encoder
 from sleepfm.stages.pretrain import PretrainConfig
 from sleepfm.tasks import TASKS
 from sleepfm.training.branch import weights_of
+from sleepfm.training.folder import RunFolder
+from sleepfm.training.preflight.parents import missing_parents
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,6 +44,7 @@ def shipped(downstream_packages: dict[str, Path], tmp_path: Path, monkeypatch: p
     about = {
         "trained_on": "synthetic nights alone",
         "measured_on": "nothing",
+        "version": "0.2.0",
         "tasks": {task: {} for task in downstream_packages},
     }
     (folder / builtin.ABOUT).write_text(json.dumps(about))
@@ -72,6 +77,34 @@ def test_every_name_leads_to_the_models(shipped: Path) -> None:
     assert set(Scorer.load(["builtin/apnea"]).models) == {"apnea"}
     with pytest.raises(RegistryError, match="no built-in model of that name; there are builtin/stage"):
         sleepfm.load("builtin/snoring")
+
+
+def test_what_is_made_from_one_keeps_its_name_version_and_digest(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest = resolve("builtin").tags["sha256"]
+    label = f"builtin/stage:0.2.0@sha256:{digest}"
+    assert len(digest) == 64 and {resolve(name).label for name in ("builtin", builtin.SCORER, "builtin/stage", label)} == {label}
+    assert weights_of("builtin", resolve) == (shipped / "stage" / "model.safetensors", label)
+    # In a run, its start, its record and its package.
+    assert missing_parents({"init_from": "builtin"}, {}, "sqlite:///none.db") == []
+    folder = RunFolder(tmp_path / "run")
+    monkeypatch.setattr(RunFolder, "sources", lambda _: {"builtin": label})
+    assert folder.initial_versions(SimpleNamespace(init_from="builtin")) == [label]
+    # In the registry of what was made from it, also where another version is installed by then.
+    made = SimpleNamespace(name="sleepfm-stage", version=1, tags={"parents": json.dumps([label])})
+    monkeypatch.setattr(lineage, "client", lambda _: None)
+    monkeypatch.setattr(lineage, "version_at", lambda *_: made)
+    (parent,) = lineage.lineage("sleepfm-stage", "1", "sqlite:///none.db")["parents"]
+    assert (parent["name"], parent["version"], parent["tags"]) == ("builtin/stage", "0.2.0", {"sha256": digest})
+    shutil.rmtree(shipped / "stage")
+    assert lineage.lineage("sleepfm-stage", "1", "sqlite:///none.db")["parents"] == [parent]
+
+
+def test_another_model_than_was_started_from_is_refused(shipped: Path) -> None:
+    other = f"builtin/stage:0.1.0@sha256:{'0' * 64}"
+    with pytest.raises(RegistryError, match=r"this installation has another one, builtin/stage:0\.2\.0@sha256:.*; install"):
+        resolve(other)
 
 
 def test_changed_bytes_are_refused(shipped: Path) -> None:

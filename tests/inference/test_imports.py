@@ -15,7 +15,7 @@ from sleepfm.registry.store import client, experiment_id
 
 ROOT = Path(__file__).parents[2]
 # Each takes from one to four seconds to import.
-SLOW = ("deepspeed", "mlflow", "mne", "ray", "scipy.signal", "scipy.stats", "sqlalchemy")
+SLOW = ("deepspeed", "matplotlib", "mlflow", "mne", "ray", "scipy.signal", "scipy.stats", "sqlalchemy")
 
 
 def test_a_champion_of_a_sqlite_store_scores_a_night_without_slow_imports(recordings, downstream_packages, tmp_path):

@@ -60,6 +60,10 @@ def test_a_mapped_package_is_the_same_module(event_package):
 def test_equal_encoders_become_one_and_others_stay(downstream_packages, event_package):
     scorer = Scorer.load([downstream_packages["stage"], event_package, downstream_packages["hypopnea"]])
     assert len({id(entry.model.encoder) for entry in scorer.models.values()}) == 1
+    # Nothing holds the file of an encoder that was let go.
+    mapped = Path("/proc/self/maps").read_text()
+    assert str(downstream_packages["stage"]) in mapped
+    assert str(event_package) not in mapped and str(downstream_packages["hypopnea"]) not in mapped
     one, other = (TaskModel.load(downstream_packages[task]).model for task in ("stage", "apnea"))
     assert same_encoder(one, other) and one.encoder is not other.encoder
     with torch.no_grad():

@@ -13,8 +13,10 @@ from browser import browser, measured, pages_of_print
 from made_report import made_example, without_breathing
 
 from sleepfm.evaluation.metrics import evaluate
+from sleepfm.evaluation.paired import paired_agreement
 from sleepfm.evaluation.predictions import Predictions
-from sleepfm.reports.evaluation_page import Result, evaluation_page
+from sleepfm.evaluation.regression import evaluate_regression
+from sleepfm.reports.evaluation_page import RegressionResult, Result, evaluation_page
 from sleepfm.reports.night_page import night_page
 from sleepfm.tasks import TASKS
 
@@ -30,7 +32,18 @@ def pages(recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> l
     night_page(folder / "night.html", example)
     night_page(folder / "bare.html", without_breathing(example))
     evaluation_page(folder / "evaluation.html", made_result())
-    return [folder / name for name in ("night.html", "bare.html", "evaluation.html")]
+    evaluation_page(folder / "regression.html", made_regression())
+    return [folder / name for name in ("night.html", "bare.html", "evaluation.html", "regression.html")]
+
+
+def made_regression(n_people: int = 30) -> RegressionResult:
+    """Ages of some people by a model that is some years off."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(20, 90, n_people)
+    estimate, subject = truth + rng.normal(2, 6, n_people), [f"person-{n}" for n in range(n_people)]
+    found = evaluate_regression("age", truth, estimate, subject, 55.0, unit="years", n_boot=50)
+    paired = paired_agreement("age", truth, estimate, subject, unit="years", n_boot=0)
+    return RegressionResult("age of a recording", "sleepfm-age", "test", found, paired, "none: nobody")
 
 
 def made_result(n_people: int = 12, n_epochs: int = 60) -> Result:

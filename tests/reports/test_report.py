@@ -9,17 +9,23 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from PIL.ImageColor import getrgb
 
 from sleepfm.errors import DatasetError
+from sleepfm.evaluation.event_figures import event_metrics
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement, runs_of_epochs
 from sleepfm.evaluation.metrics import evaluate
+from sleepfm.evaluation.paired import paired_agreement
+from sleepfm.evaluation.regression import evaluate_regression
 from sleepfm.inference.scorer import Scorer, prepare_night
-from sleepfm.inference.subsets import SubsetResult
+from sleepfm.inference.subsets import SubsetAhi, SubsetResult
+from sleepfm.reports.evaluation_page import RegressionResult, evaluation_page
 from sleepfm.reports.lineage import Lineage, Node, to_svg
 from sleepfm.reports.night_facts import event_rows
 from sleepfm.reports.night_page import night_page
-from sleepfm.reports.plots import draw_hypnodensity, night_png
+from sleepfm.reports.palette import EVENT_COLOURS, LIGHT, STAGE_COLOURS
+from sleepfm.reports.plots import GAP, HEIGHTS, LEFT, RIGHT, TOP, WIDTH, night_picture, night_png
 from sleepfm.reports.report import NightExample, ReportData, Result, StepCost, build_report, loss_columns
 from sleepfm.reports.signal_page import choose_page
 from sleepfm.signals.scorings.scoring import Event
@@ -42,6 +48,9 @@ def data(night, tmp_path):
     stage = evaluate(TASKS["stage"], prepared.stage, score.hypnodensity, subject, n_boot=50)
     apnea = score.probability["apnea"]
     event = evaluate(TASKS["apnea"], prepared.labels["apnea"], np.c_[1 - apnea, apnea], subject, n_boot=50)
+    index = paired_agreement("ahi", [4.0, 9.0], [5.0, 12.0], ["a", "b"], unit="1/h", n_boot=50)
+    figures = event_metrics([], n_boot=50)
+    found = EventResult("apnea", True, 0.3, 2, EventAgreement(1, 1, 0), figures, index)
     traces = {}
     for name in ("pretrain-eeg", "probe-<b>stage"):
         trace = Trace(tmp_path / f"{len(traces)}.jsonl", 0)
@@ -59,7 +68,8 @@ def data(night, tmp_path):
         ],
         traces=traces,
         night=night,
-        subsets=[SubsetResult(("EEG",), stage)],
+        subsets={"stage": [SubsetResult(("EEG",), stage)], "apnea": [SubsetResult(("RESP",), event, found)]},
+        ahi_subsets=[SubsetAhi(("EEG", "RESP"), found.index), SubsetAhi(("EEG",), None, "the model of apnea takes none of them")],
         lineage=lineage,
         environment={"python": "3.11"},
         configuration={"probe.yaml": "a: <1>"},
@@ -117,11 +127,27 @@ def test_report_is_one_whole_file_with_every_section(data, tmp_path):
     assert f"{100 * stage.metrics['majority_accuracy'].value:.1f}" in shown
     assert "shhs1-200001" in shown and "per hour of the epochs staged as sleep" in shown
     assert "Positive runs against events: F1" in shown
+    # The AHI of a subset of modalities, and why another has none.
+    assert re.search(r"EEG \+ RESP\s+2\s+2\.0\s", shown) and "Event F1, overlap 20 %" in shown
+    assert "Not assessed with the 1 other subsets: the model of apnea takes none of them." in " ".join(shown.split())
 
 
 def test_report_of_nothing_is_a_page(tmp_path):
     page = Page(build_report(tmp_path, ReportData(title="Empty")).read_text())
     assert images(page) == [] and "Empty" in " ".join(page.text)
+
+
+def test_the_page_of_a_number_gives_errors_beside_the_baseline(tmp_path):
+    truth, estimate, people = [50.0, 60.0, 72.0], [54.0, 58.0, 75.0], ["a", "b", "c"]
+    found = evaluate_regression("age", truth, estimate, people, 60.0, unit="years", n_boot=20)
+    paired = paired_agreement("age", truth, estimate, people, unit="years", n_boot=0)
+    evaluation_page(tmp_path / "page.html", RegressionResult("age", "sleepfm-age", "test", found, paired, "LEAK, allowed: a"))
+    text = (tmp_path / "page.html").read_text()
+    shown = " ".join(" ".join(Page(text).text).split())
+    assert "sleepfm-age on test: 3 recordings of 3 people" in shown and "LEAK, allowed: a." in shown
+    # (4 + 2 + 3) / 3, and (10 + 0 + 12) / 3 for who always names 60.
+    assert "Mean absolute error (years) 3.0 always naming 60.0: 7.3" in shown
+    assert "Bland-Altman plot of 3 recordings, age: bias 1.7" in text and "model less known (years)" in shown
 
 
 def test_same_data_same_bytes(data, tmp_path):
@@ -215,11 +241,29 @@ def test_a_page_shows_nothing_of_what_nobody_scored(night, downstream_packages, 
 def test_hypnodensity_is_blank_in_unscored_epochs():
     density = np.full((6, 5), 0.2)
     density[2] = np.nan
-    axes = Figure().subplots()
-    draw_hypnodensity(axes, density)
-    covered = [any(path.contains_point((s / 3600, y)) for c in axes.collections for path in c.get_paths()) for s, y in
-               ((5, 0.5), (58, 0.9), (62, 0.1), (75, 0.1), (88, 0.1), (92, 0.9), (175, 0.5))]  # fmt: skip
-    assert covered == [True, True, False, False, False, True, True]
+    picture = night_picture(np.zeros(6, np.int8), density, {}, title="Müller")
+
+    def colour(seconds, share):
+        x = LEFT + seconds / 180 * (WIDTH - RIGHT - LEFT)
+        return picture.getpixel((round(x), round(TOP + HEIGHTS["density"] * (1 - share))))
+
+    places = ((5, 0.5), (58, 0.9), (62, 0.1), (75, 0.1), (88, 0.1), (92, 0.9), (175, 0.5))
+    assert [colour(*place) == (255, 255, 255) for place in places] == [False, False, True, True, True, False, False]
+    # Wake on top.
+    assert [colour(5, share) for share in (0.9, 0.1)] == [getrgb(STAGE_COLOURS[name]) for name in ("W", "N3")]
+
+
+def test_a_picture_shows_events_and_lost_epochs_where_they_are():
+    stages, event = np.array([2, 2, -1, 4, 4, 4], np.int8), Event(90.0, 30.0, "obstructive_apnea")
+    picture = night_picture(stages, np.full((6, 5), 0.2), {"apnea": [event]}, title="", spo2=np.full(180, np.nan))
+    model = TOP + HEIGHTS["density"] + GAP
+    events = model + HEIGHTS["model"] + GAP + HEIGHTS["events"] // 2
+
+    def colour(seconds, y):
+        return picture.getpixel((round(LEFT + seconds / 180 * (WIDTH - RIGHT - LEFT)), y))
+
+    assert [colour(s, events) == getrgb(EVENT_COLOURS["apnea"]) for s in (88, 92, 118, 122)] == [False, True, True, False]
+    assert [colour(s, model + 4) == getrgb(LIGHT["line"]) for s in (58, 62, 88, 92)] == [False, True, True, False]
 
 
 def test_losses_are_read_from_a_trace(data, tmp_path):

@@ -50,6 +50,23 @@ def test_a_model_is_the_same_from_its_folder_and_from_a_hubs_layout(store: str, 
     assert sorted(path.name for path in hub.iterdir()) == ["README.md", "config.json", "model.safetensors"]
 
 
+def test_a_model_of_a_hub_embeds_and_scores_as_the_registered_one(store: str, recordings: list[Path], tmp_path: Path) -> None:
+    found = {}
+    for name in ("sleepfm-synthsleepnet", "sleepfm-stage", "sleepfm-apnea"):
+        folder = exported(f"models:/{name}@champion", tmp_path / name, store, "--no-onnx")
+        # What a hub has of it.
+        (folder / "config.yaml").unlink()
+        found[name] = (sleepfm.load(f"models:/{name}@champion", store), sleepfm.from_pretrained(folder))
+    generator = torch.Generator().manual_seed(0)
+    signals = {name: torch.randn(3, 3000, generator=generator) for name in ("EEG_C4", "EMG_CHIN")}
+    with torch.inference_mode():
+        for registered, other in found.values():
+            assert torch.equal(other.embed(signals), registered.embed(signals))
+    models = zip(found["sleepfm-stage"], found["sleepfm-apnea"], strict=True)
+    expected, scored = (plain_score(sleepfm.score(recordings[0], list(pair))) for pair in models)
+    assert scored == expected and scored["hypnodensity"] and scored["probability"]["apnea"]
+
+
 def test_a_hubs_files_that_are_not_whole_are_refused(store: str, tmp_path: Path) -> None:
     folder = exported("models:/sleepfm-synthsleepnet@champion", tmp_path / "encoder", store, "--no-onnx")
     content = (folder / "model.safetensors").read_bytes()

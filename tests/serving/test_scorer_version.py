@@ -80,8 +80,10 @@ def test_a_job_that_makes_a_champion_binds_it_when_it_ends(
     tags = digests | {"dataset_digest": DIGEST}
     client = registry.client(own)
     run = client.create_run(experiment_id(client, own, "test")).info.run_id
+    folder.evaluation_page.write_text("<p>a page</p>")
     result = {"tags": tags, "metrics": {config.registry.metric: 0.9}, "parents": [], "finished": finished}
     assert register(config, result, run, own)["promoted"]
+    assert ("evaluation.html" in {item.path for item in client.list_artifacts(run)}) == finished
     bound = "sleepfm-apnea: bound with the champions of the other tasks as sleepfm-scorer:2\n"
     assert (bound in capsys.readouterr().out) == finished
     assert default_models(own)[0] == ("models:/sleepfm-scorer/2" if finished else "models:/sleepfm-scorer/1",)

@@ -13,6 +13,7 @@ from sleepfm.config import load_config, read_yaml
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.scored_events import scored_events
 from sleepfm.errors import ConfigError, ModelError
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement, events_from_seconds, match_events, positive_runs
 from sleepfm.evaluation.prediction_figures import evaluate_predictions
 from sleepfm.inference.embed import embed, stored_epochs
@@ -29,10 +30,10 @@ from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import Resolved, load, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
-from sleepfm.stages.downstream_package import read_events, read_results, tells_seconds
 from sleepfm.stages.embedding_cache import EmbeddingCache
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.probe import ProbeStage
+from sleepfm.stages.run_results import read_events, read_results, tells_seconds
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE
 
@@ -79,6 +80,8 @@ def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, sour
     assert all(torch.equal(v, before[k]) for k, v in stage.module.encoder.state_dict().items())
     figures = stage.validate(stage.module)
     assert 0 <= figures["val/accuracy"] <= 1 and "val/kappa" in figures
+    stage.export(stage.module, tmp_path, final=False)
+    assert not (tmp_path / "evaluation.html").exists()
     export, folder = exported(stage, tmp_path)
     assert export.metrics["val/accuracy"] == pytest.approx(figures["val/accuracy"])
     usage = load(folder).usage
@@ -90,6 +93,10 @@ def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, sour
     facts, results = read_results(tmp_path)
     assert facts["labelled epochs"] == len(stage.stream)
     assert results["test"].n_subjects == len(set(written["subject"]))
+    page = (tmp_path / "evaluation.html").read_text()
+    assert f"sleepfm-stage on test: {results['test'].n_epochs} epochs" in page and "Reliability curve of" in page
+    assert f"{results['test'].metrics['kappa'].value:.3f}" in page and "Label curve" not in page
+    assert f"Test people seen before: {facts['test people seen before']}." in page
     # What is tracked are the figures of both splits that are defined.
     defined = {
         f"{split}/{name}": metric.value
@@ -247,8 +254,12 @@ def test_every_subset_of_modalities_is_evaluated(dataset, downstream_packages):
     for result in results[2::5]:
         alone = predict(entry.model, dataset, "test", window=entry.usage.window, modalities=result.modalities)
         expected = evaluate_predictions(TASKS["apnea"], alone, entry.usage.threshold)
-        for name, metric in result.evaluation.metrics.items():
-            assert metric.value == pytest.approx(expected.metrics[name].value, abs=1e-6, nan_ok=True), name
+        runs = EventResult.of(dataset, "apnea", alone, entry.usage.threshold)
+        pairs = [(result.evaluation, expected), (result.event_result, runs)]
+        for own, other in pairs:
+            for name, metric in own.metrics.items():
+                assert metric.value == pytest.approx(other.metrics[name].value, abs=1e-6, nan_ok=True), name
+        assert not result.event_result.located and result.event_result.index.n_nights == runs.index.n_nights
     with pytest.raises(ModelError, match="RESP"):
         modality_subsets(entry, dataset, "test", [("RESP",)])
 

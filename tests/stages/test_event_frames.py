@@ -15,9 +15,14 @@ from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import epochs_with_any
 from sleepfm.data.scored_events import scored_events
 from sleepfm.errors import ConfigError, ModelError
+from sleepfm.evaluation.event_results import EventResult
+from sleepfm.evaluation.metrics import plain
+from sleepfm.evaluation.night_agreement import ahi_agreement
 from sleepfm.inference.embed import frame_features, stored_epochs
 from sleepfm.inference.night_output import apply_to_epochs
+from sleepfm.inference.predict import predict
 from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.inference.subsets import ahi_subsets, modality_subsets, predict_subsets
 from sleepfm.inference.task_model import TaskModel
 from sleepfm.models.amplitude import FrameGrid, frame_amplitudes
 from sleepfm.models.build import build_model, model_config
@@ -249,6 +254,25 @@ def test_a_slow_pass_gives_the_same_seconds(dataset, scorer):
     want = logits[..., :2].softmax(-1)[..., 1].reshape(-1)
     np.testing.assert_allclose(found.seconds[:90], want.numpy(), atol=1e-4)
     assert found.kinds.shape == (30 * 30, 3) and np.allclose(found.kinds.sum(1), 1)
+
+
+def test_events_and_the_ahi_have_figures_for_a_subset_of_the_modalities(dataset, scorer, located_eeg_only):
+    entry = located_eeg_only.models["apnea"]
+    (found,) = modality_subsets(entry, dataset, "test", [("EEG", "ECG")])
+    alone = predict(entry.model, dataset, "test", window=7, modalities=["EEG", "ECG"])
+    want = EventResult.of(dataset, "apnea", alone, entry.usage.event_threshold)
+    assert found.event_result.located and found.event_result.to_dict() == want.to_dict()
+    assert {"f1_iou_0.2", "f1_iou_0.5"} <= want.metrics.keys() and want.index.name == "apnea_index"
+    # Models of different modalities together.
+    models = scorer.models
+    predictions = {task: predict_subsets(models[task], dataset, "test", [("EEG",)]) for task in ("stage",)}
+    predictions |= {task: predict_subsets(models[task], dataset, "test") for task in ("apnea", "hypopnea")}
+    both, without = ahi_subsets(models, dataset, predictions, [("EEG", "RESP"), ("EEG",)], resamples=20)
+    events = {task: predictions[task][("RESP",)] for task in ("apnea", "hypopnea")}
+    want = ahi_agreement(dataset, predictions["stage"][("EEG",)], events, dict.fromkeys(events, 0.3), resamples=20)
+    assert both.missing == "" and plain(both.ahi.to_dict()) == plain(want.to_dict())
+    assert without.ahi is None and "the model of apnea takes none of them (RESP)" in without.missing
+    assert len(ahi_subsets({"apnea": models["apnea"]}, dataset, predictions)) == 1
 
 
 def test_amplitudes_are_those_of_each_frame():

@@ -24,12 +24,12 @@ from sleepfm.registry.registry import Resolved
 from sleepfm.stages import linear_probes
 from sleepfm.stages.classification_loss import classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig, LabelledData, ProbeConfig
-from sleepfm.stages.downstream_package import read_results
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.label_curve import draws, read_curve
 from sleepfm.stages.label_draw import LabelDraw, count_of, nested_order
 from sleepfm.stages.linear_grid import Tried, best_of, predictions_of, train_heads
 from sleepfm.stages.probe import ProbeStage
+from sleepfm.stages.run_results import read_results, run_result
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.shared_work import ALONE
@@ -253,8 +253,10 @@ def test_a_learning_curve_is_what_probes_of_its_fractions_choose(nights, source,
     assert few["kappa"] == pytest.approx(np.mean(values)) and few["seeds"] == 2 and whole["seeds"] == 1
     assert (few["lowest"], few["highest"]) == pytest.approx((min(values), max(values)))
     assert few["kappa_low"] <= few["kappa"] <= few["kappa_high"]
-    # What the report draws.
-    assert {"fraction", "seed", "kappa"} <= points[0].keys()
+    assert list(run_result(tmp_path, "a model").label_curve) == points
+    assert f"Label curve, mean kappa by share of labelled people: 20 %: {few['kappa']:.2f}, 100 %" in (
+        (tmp_path / "evaluation.html").read_text()
+    )
     (tmp_path / "label_curve.json").write_text("[]")
     with pytest.raises(TrainingError, match="not a learning curve"):
         read_curve(tmp_path / "label_curve.json")

@@ -22,12 +22,12 @@ from sleepfm.registry.people import PeopleOfStage, Seen, TestPeople
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.context import ContextStage
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
-from sleepfm.stages.downstream_package import read_results
 from sleepfm.stages.encoders import MultimodalStage, UnimodalStage
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.people import people_of_downstream, people_of_pretraining
 from sleepfm.stages.pretrain import PretrainConfig
 from sleepfm.stages.probe import ProbeStage
+from sleepfm.stages.run_results import read_results
 from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.shared_work import ALONE

@@ -31,9 +31,9 @@ from sleepfm.registry.registry import Resolved, load, resolve
 from sleepfm.reports.night_files import agreement_with
 from sleepfm.reports.report import ReportData, Result, build_report
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
-from sleepfm.stages.downstream_package import read_events, read_results
 from sleepfm.stages.monitor import MonitorConfig
 from sleepfm.stages.probe import ProbeStage
+from sleepfm.stages.run_results import read_events, read_results
 from sleepfm.tasks import TASKS, LabelRule, Task
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.shared_work import ALONE

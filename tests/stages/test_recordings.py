@@ -118,6 +118,9 @@ def test_age_is_learnt_where_it_shows_and_not_where_it_is_shuffled(nights, sourc
         assert figures["val/r2"] == pytest.approx(results["val"].metrics["r2"].value)
         assert export.metrics["test/mae"] == pytest.approx(results["test"].metrics["mae"].value)
         found[shuffle] = results["test"].metrics
+        page = (folder / "evaluation.html").read_text()
+        assert "sleepfm-age on test: " in page and f"<b>{results['test'].metrics['mae'].value:.1f}</b>" in page
+        assert f"Bland-Altman plot of {results['test'].n_recordings} recordings, age" in page
         rows = pd.read_parquet(folder / "predictions-test.parquet")
         assert set(rows["record"]) == {row.record for row in nights.records if row.split == "test"}
         assert np.abs(rows["truth"] - rows["estimate"]).mean() == pytest.approx(results["test"].metrics["mae"].value, abs=1e-4)
@@ -139,6 +142,8 @@ def test_classes_are_learnt_and_their_package_says_the_same(nights, source, tmp_
     result = Evaluation.from_dict(content["results"]["test"])
     assert result.n_epochs == result.n_subjects == sum(split == 3 for split in nights.split_of.tolist())
     assert result.metrics["auroc"].value > 0.8 and "majority_accuracy" in export.card
+    page = (tmp_path / "evaluation.html").read_text()
+    assert f"sleepfm-sex on test: {result.n_epochs} recordings" in page and "share of positive recordings" in page
     write_package(tmp_path / "package", stage.module, export.config, export.card)
     loaded = load(tmp_path / "package")
     assert isinstance(loaded, RecordingModel) and not loaded.training

@@ -20,7 +20,8 @@ from sleepfm.paths import config_root
 from sleepfm.registry.registry import load
 from sleepfm.reports.report import ReportData, Result, build_report
 from sleepfm.stages.downstream_config import ProbeConfig
-from sleepfm.stages.downstream_package import package_contents, read_event_results, read_results, read_sleep
+from sleepfm.stages.downstream_package import package_contents
+from sleepfm.stages.run_results import read_event_results, read_results, read_sleep
 from sleepfm.stages.whole_nights import ahi_of_jobs
 from sleepfm.training.folder import RunFolder
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from sleepfm import builtin
 from sleepfm.errors import RegistryError
+from sleepfm.inference.default_models import CHAMPIONS, default_models
 from sleepfm.registry import registry
-from sleepfm.registry.sqlite_look_up import KNOWN_LAYOUTS, stored_version
+from sleepfm.registry.sqlite_look_up import KNOWN_LAYOUTS, lacks_alias, stored_version
 from sleepfm.registry.store import client, experiment_id
 
 
@@ -43,6 +45,17 @@ def test_it_is_what_mlflow_says(store: str, alias: str | None, number: str | Non
     assert (entry.uri, entry.source) == (f"models:/sleepfm-stage/{said.version}", said.source) and entry.tags == said.tags
 
 
+def test_that_no_scorer_is_champion_is_known_without_mlflow(store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "client", lambda *_: pytest.fail("MLflow was asked"))
+    monkeypatch.setattr(builtin, "is_there", lambda: False)
+    assert default_models(store)[0] == tuple(CHAMPIONS.values())
+    assert lacks_alias("sleepfm-stage", "last", store) and lacks_alias("sleepfm-scorer", "champion", store)
+    assert not lacks_alias("sleepfm-stage", "champion", store)
+    # Nobody knows what a store holds that is not read here.
+    for other in ("http://localhost:1", f"sqlite:///{tmp_path / 'none.db'}"):
+        assert not lacks_alias("sleepfm-scorer", "champion", other)
+
+
 def test_what_is_not_plainly_there_is_left_to_mlflow(store: str, tmp_path: Path) -> None:
     for alias, number in (("gone", None), (None, "3"), (None, "9" * 30), (None, None)):
         assert stored_version("sleepfm-stage", alias, number, store) is None
@@ -66,4 +79,5 @@ def test_another_layout_of_the_tables_is_not_read(store: str, tmp_path: Path) ->
         )
         assert stored_version("sleepfm-stage", "champion", None, f"sqlite:///{copy}") is not None
         other.execute("UPDATE alembic_version SET version_num = 'another'")
+    assert not lacks_alias("sleepfm-scorer", "champion", f"sqlite:///{copy}")
     assert stored_version("sleepfm-stage", "champion", None, f"sqlite:///{copy}") is None

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from sleepfm import builtin
 from sleepfm.errors import RegistryError
 from sleepfm.registry.package import read_config
-from sleepfm.registry.registry import find
+from sleepfm.registry.registry import find, look_up
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.preflight.faults import Fault
 
@@ -29,6 +30,8 @@ def missing_parents(parents: Mapping[str, str], started_from: Mapping[str, str],
         try:
             if address.startswith("models:"):
                 find(address, store)
+            elif builtin.is_address(address):
+                look_up(address, store)
             elif key != "init_from" or not RunFolder(address).is_run():
                 read_config(Path(address))
         except RegistryError as error:
