@@ -116,6 +116,7 @@ def test_a_model(folder: Path, dataset: Dataset, recordings: list[Path]) -> None
     assert np.isfinite(found.epochs).all() and found.epochs.shape == (30, 5)
 
 
+@pytest.mark.slow
 def test_a_tracker(folder: Path) -> None:
     """The engine itself tells it, in a job of its own process."""
     section = sections()["A tracker"]

@@ -106,6 +106,7 @@ def reader(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reader]:
     yield Reader(folder)
 
 
+@pytest.mark.slow
 def test_the_cohort_file_that_the_doctor_leads_to(reader: Reader) -> None:
     reader.follow("Look", "Say what is what", "Scorings")
     command = [sys.executable, "-m", "sleepfm.cli", "doctor", "recordings", "--cohort", "lakeside.yaml", "--json"]

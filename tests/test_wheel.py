@@ -13,8 +13,7 @@ import venv
 from pathlib import Path
 
 import pytest
-
-from sleepfm.training.ranks.distributed import free_port
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIGS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
@@ -61,6 +60,8 @@ def run(python: Path, folder: Path, *words: str) -> str:
 
 FIND = """
 import json, sys, sleepfm, launch.pretrain
+from ports import free_port
+
 from sleepfm.config import read_yaml
 from sleepfm.paths import find_config
 found = {name: str(find_config(name)) for name in sys.argv[1:]}
@@ -101,6 +102,13 @@ def test_the_whole_chain_runs_in_an_empty_folder(python: Path, tmp_path: Path) -
     assert re.search(r"12 steps, [\d.]+ minutes", printed)
     assert (tmp_path / "runs" / "demo" / "report" / "index.html").stat().st_size > 10_000
     # As the manual names the jobs where there is no checkout.
-    deepspeed = [str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "1", "--master_port", free_port(), "--module"]
+    deepspeed = [
+        str(Path(sys.executable).with_name("deepspeed")),
+        "--num_gpus",
+        "1",
+        "--master_port",
+        str(free_port()),
+        "--module",
+    ]
     job = ["launch.pretrain", "configs/pretrain/eeg-tiny.yaml", "data.path=runs/demo/shards", "--dry-run"]
     assert "GFLOP an item" in run(python, tmp_path, *deepspeed, *job)

@@ -55,7 +55,8 @@ def test_a_cache_that_is_too_small_for_all_stays_below_its_bound(tmp_path):
         most = max(most, cache.used())
         time.sleep(0.005)
     assert [process.returncode for process in ranks] == [0, 0, 0]
-    assert limit / 2 < most <= limit
+    # A file takes whole blocks of its disk.
+    assert limit / 2 < most <= limit + SHARDS * 4096
 
 
 def test_the_environment_names_the_cache(monkeypatch, tmp_path):

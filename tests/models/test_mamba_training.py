@@ -17,7 +17,8 @@ registry: {name: context, metric: val/error, mode: min}
 """
 
 
-@pytest.mark.parametrize("zero", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("zero", [1, 2])
 def test_state_space_parameters_train_in_fp32_under_zero_and_bf16(tmp_path: Path, zero: int) -> None:
     (tmp_path / "context.yaml").write_text(CONFIG.replace("ZERO", str(zero)))
     kept = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW_")}

@@ -17,20 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 import sleepfm
 from sleepfm.serving.inputs import LIMIT_VARIABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def post(address: str, body: Any) -> tuple[int, Any]:

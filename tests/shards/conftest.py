@@ -9,7 +9,6 @@ import logging
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 from object_store import BUCKET, ObjectStore
+from ports import free_ports
 
 from shards.__main__ import main as shards
 from shards.lease import LEASE_FOLDER
@@ -96,7 +96,7 @@ def ray_cluster(tmp_path_factory: pytest.TempPathFactory, s3: ObjectStore) -> It
 
 
 def _start_head(log: Path) -> tuple[subprocess.Popen[bytes], RayCluster]:
-    port, dashboard, client, agent = _free_ports(4)
+    port, dashboard, client, agent = free_ports(4)
     command = [
         str(Path(sys.executable).with_name("ray")),
         "start",
@@ -147,14 +147,6 @@ def connection(ray_cluster: RayCluster) -> Iterator[RayCluster]:
         ray.init(address=ray_cluster.address, log_to_driver=False, logging_level=logging.ERROR)
     yield ray_cluster
     ray.shutdown()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 from object_store import ObjectStore
+from ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,12 +27,6 @@ def documented(page: str) -> list[list[str]]:
     if page == "shards.md":
         (blocks,) = [[block] for block in blocks if "ray start" in block]
     return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def fresh(home: Path) -> dict[str, str]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,20 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ports import free_ports
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 RAY = str(Path(sys.executable).with_name("ray"))
 # A host's own name, its own /tmp, in which Ray and everything else keep their files, and one folder that all hosts see.
 OWN_DISK = 'set -e; hostname "$1"; mount --bind "$2" /srv; mount -t tmpfs tmpfs /tmp; cd /tmp; shift 2; exec "$@"'
-
-
-def free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 class Hosts:

@@ -75,6 +75,7 @@ def configuration(folder: Path, task: str, dataset, **settings: object) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_task_added_to_the_table_is_trained_registered_reported_and_scored(
     dataset, recordings, encoder_package, tmp_path, monkeypatch
 ):

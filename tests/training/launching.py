@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from ports import free_port
 
 TOY = Path(__file__).with_name("toy.py")
 CONFIG = """
@@ -37,13 +38,8 @@ def environment() -> dict[str, str]:
 
 def command(processes: int, *arguments: str) -> list[str]:
     """The launcher on a free port, so that tests can run beside other jobs."""
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     launcher = Path(sys.executable).with_name("deepspeed")
-    options = ["--num_gpus", str(processes), "--master_port", str(port), "--log_level", "critical"]
+    options = ["--num_gpus", str(processes), "--master_port", str(free_port()), "--log_level", "critical"]
     return [str(launcher), *options, str(TOY), "toy.yaml", *arguments]
 
 

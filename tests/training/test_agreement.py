@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from launching import CONFIG, TOY, environment
-from mlflow_server import free_port
+from ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -13,12 +13,13 @@ from typing import Any
 
 import pytest
 import torch
+from ports import free_port
 from ranks import spawn_ranks
 from safetensors.torch import load_file
 from torch import nn
 
 from sleepfm.errors import CheckpointError
-from sleepfm.training.ranks.distributed import World, free_port, import_deepspeed, start
+from sleepfm.training.ranks.distributed import World, import_deepspeed, start
 from sleepfm.training.state import checkpoint, writer
 from sleepfm.training.state.writer import Writer
 
@@ -56,7 +57,7 @@ def engine_of(model: nn.Module, zero: int) -> Any:
 
 
 def spawned(work: Callable[..., None], folder: Path) -> None:
-    spawn_ranks(work, (str(folder), free_port()), RANKS)
+    spawn_ranks(work, (str(folder), str(free_port())), RANKS)
 
 
 def save_while_weights_change(rank: int, folder: str, port: str) -> None:

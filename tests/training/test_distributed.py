@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from ports import free_port
 
 from sleepfm.errors import ConfigError, RegistryError
-from sleepfm.training.ranks.distributed import World, free_port, on_every_node
+from sleepfm.training.ranks.distributed import World, on_every_node
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
 
 def two_nodes(folder: Path, failing: str) -> list[str]:
     """What the four ranks of two nodes answer, see ``nodes_job.py``."""
-    port = free_port()
+    port = str(free_port())
     ranks = []
     for rank in range(4):
         variables = {"RANK": rank, "WORLD_SIZE": 4, "LOCAL_RANK": rank % 2, "LOCAL_SIZE": 2, "MASTER_PORT": port}

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 from launching import CONFIG, command, environment, launch
-from mlflow_server import free_port
+from ports import free_port
 from safetensors.torch import load_file, save_file
 from small_model import MODEL
 

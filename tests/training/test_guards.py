@@ -36,6 +36,7 @@ def pretrain(folder: Path, dataset: Dataset, *overrides: str) -> tuple[subproces
     return done, [json.loads(row) for row in (folder / "run" / "trace.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_guards_are_of_logged_steps(dataset: Dataset, tmp_path: Path) -> None:
     done, rows = pretrain(tmp_path, dataset, "train.steps=5", "train.log_every=2")
     assert done.returncode == 0, done.stderr

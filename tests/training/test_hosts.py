@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import CONFIG, TOY, environment, family, hear_signals, launch, trace
-from mlflow_server import free_port
+from ports import free_port
 
 from sleepfm.errors import LostRankError
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS

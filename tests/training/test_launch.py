@@ -89,6 +89,7 @@ def test_a_finished_run_is_not_repeated_and_another_configuration_is_refused(und
     assert len(other.stderr.strip().splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_wrong_key_is_one_line_from_one_rank_and_status_two(tmp_path: Path) -> None:
     done = launch(tmp_path, 2, "train.stepz=3")
     assert done.returncode == 2

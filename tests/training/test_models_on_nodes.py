@@ -14,7 +14,8 @@ from tempfile import mkdtemp
 import pytest
 import torch
 from made_nights import make_dataset, make_night
-from mlflow_server import Server, free_port
+from mlflow_server import Server
+from ports import free_port
 from test_hosts import CABLE, NODE, Host, networks
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

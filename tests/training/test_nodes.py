@@ -11,7 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from mlflow_server import free_port
+from ports import free_port
 
 from sleepfm.errors import LostRankError, UsageError
 from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for, train_section

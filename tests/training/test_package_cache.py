@@ -79,6 +79,7 @@ def never(folder: Path) -> Path:
     raise AssertionError("it is in the cache")
 
 
+@pytest.mark.slow
 def test_processes_that_ask_at_once_fetch_once_and_load(server: Server, cache: Path) -> None:
     code = f"from sleepfm.registry import registry; registry.load({ADDRESS!r}, {server.uri!r})"
     before = server.log.count(f"{WEIGHTS} HTTP")

@@ -16,7 +16,7 @@ import torch
 from device_steps import build
 from launching import CONFIG, TOY, environment, launch
 from made_nights import EVERY_CHANNEL, make_dataset, make_night
-from mlflow_server import free_port
+from ports import free_port
 from test_agreement import start
 from test_cuda_types import dataset  # noqa: F401
 from torch import nn

@@ -18,11 +18,12 @@ import pytest
 import torch
 from launching import environment
 from made_nights import make_dataset, make_night
+from ports import free_port
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.embedding_cache import EmbeddingCache
-from sleepfm.training.ranks.distributed import World, free_port
+from sleepfm.training.ranks.distributed import World
 from sleepfm.training.ranks.shared_work import SharedWork, share_of
 
 pytestmark = pytest.mark.timeout(1200)
@@ -52,7 +53,7 @@ def launched(
     folder: Path, size: int, local_size: int, script: Path, *arguments: object, fails: bool = False
 ) -> list[subprocess.CompletedProcess[str]]:
     """Every rank of ``script`` on ``size`` processes, ``local_size`` a node, to its end."""
-    port = free_port()
+    port = str(free_port())
     jobs = []
     for rank in range(size):
         place = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank % local_size, "LOCAL_SIZE": local_size}
@@ -85,7 +86,7 @@ def job(dataset: Dataset, packages: Path, tmp_path_factory: pytest.TempPathFacto
     return found
 
 
-SIZES = pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3])
+SIZES = pytest.mark.parametrize("size", [pytest.param(size, marks=pytest.mark.slow) for size in (2, 3)])
 
 
 @SIZES

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import CONFIG, TOY, environment, family, launch, trace
-from mlflow_server import free_port
+from ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(2400)]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from launching import CONFIG, TOY, environment, hear_signals, trace
-from mlflow_server import free_port
+from ports import free_port
 from test_agreement import start
 
 from sleepfm.errors import ConfigError, LostRankError, TrainingError

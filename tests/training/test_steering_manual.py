@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from launching import environment
 from made_nights import make_dataset, make_night
-
-from sleepfm.training.ranks.distributed import free_port
+from ports import free_port
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -26,7 +25,7 @@ def commands() -> list[list[str]]:
 
 
 def start(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
-    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", free_port(), "--log_level", "critical"]
+    launcher = [str(Path(sys.executable).with_name("deepspeed")), "--master_port", str(free_port()), "--log_level", "critical"]
     paths = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*launcher, *words[1:]],

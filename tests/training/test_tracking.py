@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import CONFIG, command, environment, launch, trace
-from mlflow_server import Server, free_port
+from mlflow_server import Server
+from ports import free_port
 
 from sleepfm.errors import RegistryError
 from sleepfm.registry import registry

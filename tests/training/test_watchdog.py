@@ -107,6 +107,7 @@ def test_a_collective_that_hangs_is_seen_long_before_the_limit_of_a_stall(tmp_pa
     assert time.monotonic() - began < 90
 
 
+@pytest.mark.slow
 def test_an_error_of_nccl_is_a_lost_rank(tmp_path: Path) -> None:
     done = launch(tmp_path, 2, "toy.fail_at=50", node=True)
     assert done.returncode == LostRankError.exit_status
@@ -136,7 +137,8 @@ def test_a_phase_that_hangs_ends_after_the_stated_time(tmp_path: Path) -> None:
     assert time.monotonic() - began < 90
 
 
-@pytest.mark.parametrize("hangs", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("hangs", [False, True])
 def test_alone_too_what_goes_on_is_left_and_what_hangs_is_ended(tmp_path: Path, hangs: bool) -> None:
     tail = f"toy.hang_in_validation={str(hangs).lower()}"
     done = alone(tmp_path, "toy.validate_s=[2,2,2,2,2,2]", "train.stall_s=8", "train.steps=5", tail)
