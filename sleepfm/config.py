@@ -215,6 +215,8 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
             return COMMAND_LINE, ""
         # Of a section: the file may say what does not go with the command line.
         inside = sorted({".".join(key) for key in given if key[: len(names)] == names})
+        if inside and not _has(stated, names):
+            return COMMAND_LINE, ""
         if inside and not _stands_alone(schema, stated, fault):
             return f"{path} with {', '.join(inside)} of the {COMMAND_LINE}", ""
         return str(path), line_of(found, fault["loc"])
@@ -249,6 +251,15 @@ def _names(values: Any, location: Location) -> tuple[str, ...]:
             continue
         names.append(str(part))
     return tuple(names)
+
+
+def _has(values: Any, names: tuple[str, ...]) -> bool:
+    """Whether a file that states these values has the key at ``names``, of which lists have none."""
+    for name in names:
+        if not isinstance(values, dict) or name not in values:
+            return isinstance(values, list)
+        values = values[name]
+    return True
 
 
 def _stands_alone(schema: type[BaseModel], stated: dict[str, Any], fault: Any) -> bool:

@@ -138,6 +138,7 @@ class Run(Config):
         ("name: a\n", ["split.trian=1"], r"command line: unknown key 'split\.trian'; did you mean 'split\.train'\?"),
         ("name: a\n", ["split.train=all"], "command line: key 'split.train': Input should be a valid number.*"),
         ("name: a\n", ["split=7"], "command line: key 'split': .*"),
+        ("name: a\n", ["splti.train=1"], r"command line: unknown key 'splti'; did you mean 'split'\?"),
         # What stands in the file is the file's, whatever else is given.
         ("name: a\nsplti: {}\n", ["split.train=0.5"], r".*run\.yaml: line 2: unknown key 'splti'; did you mean 'split'\?"),
         (
