@@ -25,7 +25,7 @@ REST, FALL = 95.0, 3.0
 class FrameGrid(NamedTuple):
     """Whole frames at equal steps: how many, and the samples of a frame and from one to the next."""
 
-    count: int
+    number: int
     window: int
     step: int
 
@@ -46,7 +46,7 @@ def frame_amplitudes(signals: Tensor, present: Tensor, channels: Sequence[str], 
     columns = []
     for name in wanted:
         if name not in channels:
-            columns += [signals.new_zeros(len(signals), grid.count, dtype=torch.float32)] * 2
+            columns += [signals.new_zeros(len(signals), grid.number, dtype=torch.float32)] * 2
             continue
         place = list(channels).index(name)
         there = present[:, place, None].float()
