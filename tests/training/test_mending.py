@@ -221,7 +221,7 @@ def test_a_trace_that_lost_rows_goes_on_with_the_others(
 
 def test_a_damaged_trace_is_not_read_in_part_without_a_word(run: RunFolder) -> None:
     run.trace.write_bytes(run.trace.read_bytes().replace(b'{"step": 5, ', b'{"stop": 5, '))
-    with pytest.raises(DatasetError, match=r"trace\.jsonl: 1 lines are damaged"):
+    with pytest.raises(DatasetError, match=r"trace\.jsonl: 1 lines are not rows"):
         read_trace(run.trace)
     folder_instead(run.trace)
     with pytest.raises(DatasetError, match=r"trace\.jsonl: cannot be read"):
