@@ -173,6 +173,6 @@ def test_a_folder_that_has_the_markers_name_is_no_marker(tmp_path):
     theirs.parent.mkdir(parents=True)
     theirs.write_bytes(b"mine")
     cache = BlockCache(tmp_path, LIMIT)
-    with pytest.raises(ShardError, match="has not made"):
+    with pytest.raises(ShardError, match="did not write"):
         cache.claim("night")
     assert cache.used() == 0 and theirs.read_bytes() == b"mine"
