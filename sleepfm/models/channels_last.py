@@ -15,15 +15,27 @@ from torch.nn import functional as F
 
 def channels_last(x: Tensor) -> Tensor:
     """``x`` ``[N, C, T]``, channels last on a processor: what these layers make of it lies as it does."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return x
     # A copy, since of one channel torch takes any strides for contiguous.
     return x.transpose(1, 2).clone(memory_format=torch.contiguous_format).transpose(1, 2)
 
 
+def image(x: Tensor) -> Tensor:
+    """A signal ``[N, C, T]`` as an image; as it is where a compiler, which lays out tensors itself, looks on."""
+    return x if torch.compiler.is_compiling() else x.unsqueeze(2)
+
+
+def signal(x: Tensor) -> Tensor:
+    """What :func:`image` was given."""
+    return x.squeeze(2) if x.ndim == 4 else x
+
+
 def beginning(x: Tensor, length: int) -> Tensor:
-    """The first ``length`` samples of an image ``[N, C, 1, T]``. Its gradient, unlike that of a slice, lies as ``x`` does."""
-    return x if x.shape[-1] == length else F.pad(x, (0, length - x.shape[-1]))
+    """The first ``length`` samples. The gradient of an image, unlike that of a slice, lies as ``x`` does."""
+    if x.shape[-1] == length:
+        return x
+    return x[..., :length] if x.ndim == 3 else F.pad(x, (0, length - x.shape[-1]))
 
 
 class Conv1d(nn.Conv1d):

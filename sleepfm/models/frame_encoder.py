@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
-from sleepfm.models.channels_last import AvgPool1d, BatchNorm1d, Conv1d, MaxPool1d, beginning, channels_last
+from sleepfm.models.channels_last import AvgPool1d, BatchNorm1d, Conv1d, MaxPool1d, beginning, channels_last, image, signal
 from sleepfm.models.fused_norm import Affine, applies, batch_affine, normalised_elu, normalised_sum_elu
 from sleepfm.models.recompute import recomputable
 
@@ -50,8 +50,8 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C, 1, T]`` to the same."""
-        return x * self.fc(x.mean((2, 3)))[..., None, None]
+        gate = self.fc(x.flatten(2).mean(-1))
+        return x * gate.view(*gate.shape, *[1] * (x.ndim - 2))
 
 
 @recomputable
@@ -72,7 +72,7 @@ class Stem(nn.Sequential):
         if applies(norm):
             y = convolution(x)
             return pool(normalised_elu(y, batch_affine(norm, y)))
-        return pool(activation(norm(convolution(channels_last(x).unsqueeze(2))))).squeeze(2)
+        return signal(pool(activation(norm(convolution(image(channels_last(x)))))))
 
 
 @recomputable
@@ -100,10 +100,10 @@ class ResidualBlock(nn.Module):
         if applies(self.bn1):
             return self._fused(x)
         # As an image within the block alone: what is changed in place is then no view.
-        image = x.unsqueeze(2)
-        y = self.act(self.bn1(self.conv1(image)))
+        x = image(x)
+        y = self.act(self.bn1(self.conv1(x)))
         y = self.se(self.bn2(self.conv2(y)))
-        return self.act(y + beginning(self.downsample(image), y.shape[-1])).squeeze(2)
+        return signal(self.act(y + beginning(self.downsample(x), y.shape[-1])))
 
     def _fused(self, x: Tensor) -> Tensor:
         """The same, as :mod:`.fused_norm` computes it."""
