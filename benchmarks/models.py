@@ -283,10 +283,15 @@ def measure(case: str, name: str, device: str, threads: int, steps: int, referen
     """Median seconds of a step, wall and processor, and peak memory in GB, in this process."""
     import torch
 
+    from sleepfm.training.ranks.heap import keep_freed_memory
+
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     if reference:
         sys.path.insert(0, reference)
+    if device == "cpu" and name != "released":
+        # As jobs do.
+        keep_freed_memory()
     variant = cases(batch)[case][name]
     model, losses = variant.prepare(device)
     model.train()

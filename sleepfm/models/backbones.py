@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from contextlib import ExitStack
+from typing import Literal, cast
 
 import torch
 from pydantic import Field
@@ -16,6 +17,7 @@ from sleepfm.models.folding import Folded
 from sleepfm.models.lora import LoRALinear, adapters, add_lora
 from sleepfm.models.neuronet import NeuroNetEncoder
 from sleepfm.models.saturation import LEVELS, SaturationEncoder
+from sleepfm.models.side_by_side import side_by_side
 
 Layout = Literal["shared", "copies"]
 
@@ -89,23 +91,34 @@ class Backbones(nn.Module):
         """Frame tokens ``[B, F, E]`` of every channel from ``[B, C, T]`` and ``[B, C]``, the channels at ``places`` among those
         of the model. Tokens of absent channels are finite and mean nothing.
 
-        The channels of a group run stacked in one batch.
+        The channels of a group run stacked in one batch, and transformers that are alike side by side where they are compiled.
         """
         signals = signals.masked_fill(~present[..., None], 0)
         tokens: list[Tensor] = [signals] * len(places)
         for column, place in enumerate(places):
             if place in self._levels:
                 tokens[column] = self.saturation(signals[:, column])
-        for name, members in self._groups:
-            columns = [column for column, place in enumerate(places) if place in members]
-            if not columns:
-                continue
-            encoder = self._folded[name]()
-            with adapters(encoder, [members.index(places[column]) for column in columns]):
-                out = encoder(torch.cat([signals[:, column] for column in columns]))[:, 1:]
-            parts = out.unflatten(0, (len(columns), signals.shape[0])).unbind(0)
-            for column, part in zip(columns, parts, strict=True):
-                tokens[column] = part
+        # Of groups whose transformers are alike: encoder, columns of the channels in ``signals``, tokens of their frames.
+        alike: dict[str, list[tuple[NeuroNetEncoder, list[int], Tensor]]] = {}
+        with ExitStack() as chosen:
+            for name, members in self._groups:
+                columns = [column for column, place in enumerate(places) if place in members]
+                if not columns:
+                    continue
+                encoder = cast(NeuroNetEncoder, self._folded[name]())
+                index = [members.index(places[column]) for column in columns]
+                chosen.enter_context(adapters(encoder, index))
+                x = encoder.tokens(torch.cat([signals[:, column] for column in columns]))
+                whole = index == list(range(len(members)))
+                structure = f"{encoder.config.encoder}, {len(members)} adapters" if whole else name
+                alike.setdefault(structure, []).append((encoder, columns, x))
+            for groups in alike.values():
+                encoders, _, inputs = zip(*groups, strict=True)
+                mixed = side_by_side([e.blocks for e in encoders], [e.norm for e in encoders], inputs)
+                for (_, columns, _), out in zip(groups, mixed, strict=True):
+                    parts = out[:, 1:].unflatten(0, (len(columns), signals.shape[0])).unbind(0)
+                    for column, part in zip(columns, parts, strict=True):
+                        tokens[column] = part
         return tokens
 
 

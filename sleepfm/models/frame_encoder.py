@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
+from sleepfm.models.channels_last import AvgPool1d, BatchNorm1d, Conv1d, MaxPool1d, beginning, channels_last, image, signal
 from sleepfm.models.fused_norm import Affine, applies, batch_affine, normalised_elu, normalised_sum_elu
 from sleepfm.models.recompute import recomputable
 
@@ -49,7 +50,8 @@ class SqueezeExcite(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc(x.mean(-1))[..., None]
+        gate = self.fc(x.flatten(2).mean(-1))
+        return x * gate.view(*gate.shape, *[1] * (x.ndim - 2))
 
 
 @recomputable
@@ -58,10 +60,10 @@ class Stem(nn.Sequential):
 
     def __init__(self, channels: int, stride: int) -> None:
         super().__init__(
-            nn.Conv1d(1, channels, 7, stride, padding=3, bias=False),
-            nn.BatchNorm1d(channels),
+            Conv1d(1, channels, 7, stride, padding=3, bias=False),
+            BatchNorm1d(channels),
             nn.ELU(inplace=True),
-            nn.MaxPool1d(3, 2, padding=1),
+            MaxPool1d(3, 2, padding=1),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -70,7 +72,7 @@ class Stem(nn.Sequential):
         if applies(norm):
             y = convolution(x)
             return pool(normalised_elu(y, batch_affine(norm, y)))
-        return pool(activation(norm(convolution(x))))
+        return signal(pool(activation(norm(convolution(image(channels_last(x)))))))
 
 
 @recomputable
@@ -81,14 +83,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, size_in: int, size_out: int, kernel: int, stride: int, squeeze: bool, reduction: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv1d(size_in, size_out, kernel, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm1d(size_out)
-        self.conv2 = nn.Conv1d(size_out, size_out, kernel, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm1d(size_out)
+        self.conv1 = Conv1d(size_in, size_out, kernel, stride, padding=1, bias=False)
+        self.bn1 = BatchNorm1d(size_out)
+        self.conv2 = Conv1d(size_out, size_out, kernel, padding=1, bias=False)
+        self.bn2 = BatchNorm1d(size_out)
         self.act = nn.ELU(inplace=True)
         self.se = SqueezeExcite(size_out, reduction) if squeeze else nn.Identity()
         self.downsample = (
-            nn.Sequential(nn.Conv1d(size_in, size_out, 1, stride, bias=False), nn.BatchNorm1d(size_out))
+            nn.Sequential(Conv1d(size_in, size_out, 1, stride, bias=False), BatchNorm1d(size_out))
             if stride != 1 or size_in != size_out
             else nn.Identity()
         )
@@ -97,9 +99,11 @@ class ResidualBlock(nn.Module):
         """``[N, size_in, T]`` to ``[N, size_out, T']``."""
         if applies(self.bn1):
             return self._fused(x)
+        # As an image within the block alone: what is changed in place is then no view.
+        x = image(x)
         y = self.act(self.bn1(self.conv1(x)))
         y = self.se(self.bn2(self.conv2(y)))
-        return self.act(y + self.downsample(x)[..., : y.shape[-1]])
+        return signal(self.act(y + beginning(self.downsample(x), y.shape[-1])))
 
     def _fused(self, x: Tensor) -> Tensor:
         """The same, as :mod:`.fused_norm` computes it."""
@@ -154,7 +158,7 @@ def _branch(config: FrameEncoderConfig, kernel: int, pool: int) -> nn.Sequential
         ResidualBlock(size_in, size_out, kernel, stride, config.squeeze, config.reduction)
         for size_in, size_out, stride in zip(sizes[:-1], sizes[1:], config.strides, strict=True)
     ]
-    return nn.Sequential(*blocks, nn.AvgPool1d(pool, stride=1))
+    return nn.Sequential(*blocks, AvgPool1d(pool, stride=1))
 
 
 def _lengths(config: FrameEncoderConfig, window: int) -> list[int]:

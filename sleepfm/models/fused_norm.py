@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sleepfm.models.channels_last import BatchNorm1d
+
 
 class Affine(NamedTuple):
     """``x * scale + shift``, each ``[1, C]`` or ``[N, C]`` in fp32, is ``x`` normalised; ``mean`` ``[N, C]`` is over time."""
@@ -35,13 +37,13 @@ class Affine(NamedTuple):
 
 
 def applies(norm: nn.Module) -> bool:
-    """Whether ``norm`` is one that :func:`batch_affine` stands for: torch's own, in training, being compiled."""
-    return torch.compiler.is_compiling() and type(norm) is nn.BatchNorm1d and norm.training
+    """Whether ``norm`` is one that :func:`batch_affine` stands for: of all rows of one rank, in training, being compiled."""
+    return torch.compiler.is_compiling() and type(norm) is BatchNorm1d and norm.training
 
 
 def batch_affine(norm: nn.Module, x: Tensor) -> Affine:
     """What ``norm`` does to ``x`` ``[N, C, T]`` in training by the batch's statistics; the running ones move as in torch."""
-    assert isinstance(norm, nn.BatchNorm1d)
+    assert isinstance(norm, BatchNorm1d)
     mean, variance, mean_of_row = _Statistics.apply(x)  # type: ignore[no-untyped-call]
     count = x.shape[0] * x.shape[2]
     with torch.no_grad():

@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sleepfm.models.negatives import Compared, Negatives, compared, padding
+from sleepfm.models.recompute import compilable
 
 # Similarities that exist at a time, in two buffers of fp32: of 16 MB each, which processors' caches nearly hold, and of 256 MB,
 # with which a GPU works for longer than it takes to launch.
@@ -44,6 +45,15 @@ def masked_reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> T
     return (error * weight).sum(-1) / weight.sum(-1).clamp(min=1)
 
 
+@compilable
+class MaskedReconstruction(nn.Module):
+    """:func:`masked_reconstruction`, as a part of a model that may be compiled."""
+
+    def forward(self, prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+        """``[..., N, D]``, twice, and ``[..., N]`` to ``[...]``."""
+        return masked_reconstruction(prediction, target, mask)
+
+
 def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, negatives: Negatives = "global") -> Tensor:
     """Normalised temperature-scaled cross entropy (SimCLR, arXiv 2002.05709) of positive pairs ``a[n],
     b[n]``.
@@ -69,22 +79,29 @@ def nt_xent(a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = Non
 def nt_xent_by_pair(
     a: Tensor, b: Tensor, temperature: float, valid: Tensor | None = None, negatives: Negatives = "global"
 ) -> tuple[Tensor, Tensor]:
-    """:func:`nt_xent`, and of every pair ``[N]``, detached, the mean of its two cross entropies; 0 for one that is not valid."""
+    """:func:`nt_xent`, and of every pair ``[N]``, detached, the mean of its two cross entropies; 0 for one that is not valid.
+
+    Of several sets of pairs ``[S, N, D]``, with ``valid`` ``[S, N]``, each is compared with itself alone, and the results are
+    ``[S]`` and ``[S, N]``: their embeddings travel together.
+    """
+    if a.ndim == 2:
+        total, pairs = nt_xent_by_pair(a[None], b[None], temperature, None if valid is None else valid[None], negatives)
+        return total[0], pairs[0]
     kind = a.device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.bfloat16
     with torch.autocast(kind, enabled=False):
-        keep = torch.ones(a.shape[0], dtype=torch.bool, device=a.device) if valid is None else valid
-        anchors = F.normalize(torch.cat([a.float(), b.float()]), dim=1)
+        keep = torch.ones(a.shape[:2], dtype=torch.bool, device=a.device) if valid is None else valid
+        anchors = F.normalize(torch.cat([a.float(), b.float()], dim=1), dim=2)
         ranks = compared(negatives)
         total, rows, entropies = _CrossEntropies.apply(  # type: ignore[no-untyped-call]
-            anchors, keep.repeat(2), temperature, half, ranks
+            anchors, keep.repeat(1, 2), temperature, half, ranks
         )
-        return total * ranks.size / rows.clamp(min=1), entropies.unflatten(0, (2, -1)).mean(0)
+        return total * ranks.size / rows.clamp(min=1), entropies.unflatten(1, (2, -1)).mean(1)
 
 
 class _CrossEntropies(torch.autograd.Function):
-    """Sum of the cross entropies of this rank's ``anchors`` ``[A, D]`` against everyone, over the rows that are kept, the number
-    of rows that everyone keeps, and the cross entropies ``[A]`` themselves, 0 in other rows.
+    """Sums ``[S]`` of the cross entropies of this rank's ``anchors`` ``[S, A, D]`` against everyone of their set, over the rows
+    that are kept; the numbers ``[S]`` of rows that everyone keeps; and the cross entropies ``[S, A]``, 0 in other rows.
 
     The gradient is formed beside the value, in one buffer: similarities exist only there. (With ``torch.utils.checkpoint`` the
     buffers of many tiles would tear up the heap.) It is that of the sum over all ranks, and none is sent: a similarity belongs
@@ -96,80 +113,88 @@ class _CrossEntropies(torch.autograd.Function):
     def forward(
         ctx: Any, anchors: Tensor, keep: Tensor, temperature: float, half: bool, ranks: Compared
     ) -> tuple[Tensor, Tensor, Tensor]:
-        count = anchors.shape[0]
+        sets, count = anchors.shape[:2]
         everyone, valid = _exchange(anchors, keep, half, ranks)
-        offset = ranks.rank * count
-        own = everyone[offset : offset + count]
+        offset, width = ranks.rank * count, everyone.shape[1]
+        own = everyone[:, offset : offset + count]
         places = torch.arange(count, device=anchors.device)
-        itself = (offset + places)[:, None]
-        positive = (offset + (places + count // 2) % count)[:, None]
-        shut = torch.zeros_like(valid, dtype=torch.float32).masked_fill_(~valid, float("-inf"))
-        chunk = max(1, tile_size(anchors.device) // everyone.shape[0])
-        similar, odds = anchors.new_empty(2, min(chunk, count), everyone.shape[0])
-        tiles = [slice(start, start + chunk) for start in range(0, count, chunk)]
+        itself = (offset + places)[:, None].expand(sets, -1, -1)
+        positive = (offset + (places + count // 2) % count)[:, None].expand(sets, -1, -1)
+        shut = torch.zeros_like(valid, dtype=torch.float32).masked_fill_(~valid, float("-inf"))[:, None]
+        chunk = min(count, max(1, tile_size(anchors.device) // (sets * width)))
+        similar, odds = anchors.new_empty(2, sets * chunk * width)
+        tiles = [slice(start, min(start + chunk, count)) for start in range(0, count, chunk)]
+
+        def of(buffer: Tensor, part: slice) -> Tensor:
+            """Room for similarities ``[S, n, M]`` of some anchors."""
+            rows = part.stop - part.start
+            return buffer[: sets * rows * width].view(sets, rows, width)
 
         def similarities(part: slice) -> tuple[Tensor, Tensor]:
             """Of some anchors with everyone, ``-inf`` where they do not count, and those of the positive pairs."""
-            tile = _product(own[part], everyone.T, similar[: len(own[part])]).div_(temperature)
-            paired = tile.gather(1, positive[part])
+            tile = _product(own[:, part], everyone.mT, of(similar, part)).div_(temperature)
+            paired = tile.gather(2, positive[:, part])
             # An invalid anchor keeps its positive, so that its row stays finite; it counts for nothing.
-            tile.add_(shut).scatter_(1, positive[part], paired).scatter_(1, itself[part], float("-inf"))
+            tile.add_(shut).scatter_(2, positive[:, part], paired).scatter_(2, itself[:, part], float("-inf"))
             return tile, paired
 
-        sums, entropies, total = anchors.new_empty(count), anchors.new_empty(count), anchors.new_zeros(())
+        sums, entropies, total = anchors.new_empty(sets, count), anchors.new_empty(sets, count), anchors.new_zeros(sets)
         for part in tiles:
             tile, paired = similarities(part)
-            highest = tile.amax(1, keepdim=True)
-            spread = torch.sub(tile, highest, out=odds[: len(tile)]).exp_().sum(1, keepdim=True)
-            sums[part] = (spread.log() + highest)[:, 0]
-            entropies[part] = (sums[part] - paired[:, 0]) * keep[part]
-            total += entropies[part].sum()
-        rows = valid.sum()
+            highest = tile.amax(2, keepdim=True)
+            spread = torch.sub(tile, highest, out=of(odds, part)).exp_().sum(2, keepdim=True)
+            sums[:, part] = (spread.log() + highest)[..., 0]
+            entropies[:, part] = (sums[:, part] - paired[..., 0]) * keep[:, part]
+            total += entropies[:, part].sum(1)
+        rows = valid.sum(1)
         ctx.mark_non_differentiable(rows, entropies)
         if not ctx.needs_input_grad[0]:
             return total, rows, entropies
         sums.masked_fill_(~keep, float("inf"))
-        others = ranks.gather(sums)
+        everyones = ranks.gather(sums.mT.clone(memory_format=torch.contiguous_format)).mT if ranks.size > 1 else sums
+        others = everyones[:, None]
         gradient = torch.empty_like(anchors)
         for part in tiles:
             # One tile is still there from before.
-            tile = similarities(part)[0] if len(tiles) > 1 else similar[:count]
+            tile = similarities(part)[0] if len(tiles) > 1 else of(similar, part)
             # What an anchor's own cross entropy owes to a similarity, and what that of the other row does.
-            back = torch.sub(tile, others, out=odds[: len(tile)]).exp_()
-            tile.sub_(sums[part, None]).exp_().add_(back)
-            tile.scatter_add_(1, positive[part], tile.new_full((1, 1), -2.0).expand(len(tile), 1))
-            _product(tile, everyone, gradient[part])
-        ctx.save_for_backward(gradient.mul_(keep[:, None] / temperature))
+            back = torch.sub(tile, others, out=of(odds, part)).exp_()
+            tile.sub_(sums[:, part, None]).exp_().add_(back)
+            tile.scatter_add_(2, positive[:, part], tile.new_full((1, 1, 1), -2.0).expand(sets, tile.shape[1], 1))
+            gradient[:, part] = _product(tile, everyone)
+        ctx.save_for_backward(gradient.mul_(keep[..., None] / temperature))
         return total, rows, entropies
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grad, None, None, None, None
+        return gradient * grad[:, None, None], None, None, None, None
 
 
 def _exchange(anchors: Tensor, keep: Tensor, half: bool, ranks: Compared) -> tuple[Tensor, Tensor]:
-    """Everyone's embeddings ``[M, D]`` and validity ``[M]``, in one message; rounded to bf16 if ``half``, and in it on CUDA."""
+    """Everyone's embeddings ``[S, M, D]`` and validity ``[S, M]``, in one message; rounded to bf16 if ``half``, and in it on
+    CUDA.
+    """
     rounded = anchors.bfloat16() if half else anchors
-    width = anchors.shape[1]
+    sets, count, width = anchors.shape
     valid = keep
     if ranks.size > 1:
-        message = rounded.new_zeros(len(rounded), width + padding(half))
-        message[:, :width], message[:, width] = rounded, keep
-        everyone = ranks.gather(message)
-        rounded, valid = everyone[:, :width], everyone[:, width] > 0
+        message = rounded.new_zeros(count, sets, width + padding(half))
+        message[..., :width], message[..., width] = rounded.transpose(0, 1), keep.mT
+        everyone = ranks.gather(message).transpose(0, 1)
+        rounded, valid = everyone[..., :width], everyone[..., width] > 0
     return (rounded if rounded.is_cuda else rounded.float()), valid
 
 
-def _product(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
-    """``left @ right`` into fp32 ``out``, by the type of ``right``: in fp32, or in bf16 with sums in fp32.
+def _product(left: Tensor, right: Tensor, out: Tensor | None = None) -> Tensor:
+    """``left @ right``, fp32 ``[S, n, m]``, by the type of ``right``: in fp32, or in bf16 with sums in fp32.
 
     CPUs have no such product. There ``right`` has been rounded to bf16 before, and what fp32 kernels make of it is the same.
     """
     if right.dtype == torch.bfloat16:
-        return torch.mm(left.bfloat16(), right, out_dtype=torch.float32, out=out)
-    return torch.mm(left, right, out=out)
+        return torch.bmm(left.bfloat16(), right, out_dtype=torch.float32, out=out)
+    return torch.bmm(left, right, out=out)
 
 
 def any_rank(flags: Tensor) -> Tensor:

@@ -20,13 +20,13 @@ from sleepfm.models.embedding import EmbeddingModel
 from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
 from sleepfm.models.frames import frame_count, frames, samples
 from sleepfm.models.inputs import check_signals
-from sleepfm.models.losses import LossOutput, masked_reconstruction, nt_xent_by_pair
+from sleepfm.models.losses import LossOutput, MaskedReconstruction, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.negatives import Contrastive
 from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.saturation import LEVELS
-from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
+from sleepfm.models.transformer import NORM_EPS, Blocks, init_transformer
 
 
 class TransformerConfig(Config):
@@ -94,7 +94,7 @@ class NeuroNetEncoder(nn.Module):
         self.dim = dim = config.encoder.dim
         self.frame_backbone = FrameEncoder(config.frame_encoder, samples(config.window_s))
         self.patch_embed = nn.Linear(self.frame_backbone.feature, dim)
-        self.blocks = nn.ModuleList(Block(dim, config.encoder.heads) for _ in range(config.encoder.depth))
+        self.blocks = Blocks(config.encoder.depth, dim, config.encoder.heads)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         # A parameter, not a buffer: the released networks trained theirs, and a converted one carries it.
@@ -117,15 +117,16 @@ class NeuroNetEncoder(nn.Module):
             keep: ``[B, V, K]`` indices of visible frames in each of ``V`` masked views, which are then
                 stacked in the batch: ``[B V, 1 + K, D]``. All frames without: ``[B, 1 + F, D]``.
         """
+        return self.norm(self.blocks(self.tokens(x, keep)))
+
+    def tokens(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
+        """What the blocks begin with, of the arguments of :meth:`forward` and in the shape of its result."""
         features = self.features(x) if x.ndim == 2 else x
         x = self.patch_embed(features) + self.pos_embed[:, 1:]
         if keep is not None:
             x = take(x[:, None].expand(-1, keep.shape[1], -1, -1), keep).flatten(0, 1)
         first = (self.cls_token + self.pos_embed[:, :1]).to(x.dtype)
-        x = torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)
 
 
 class NeuroNet(EmbeddingModel):
@@ -139,10 +140,11 @@ class NeuroNet(EmbeddingModel):
         self.decoder_embed = nn.Linear(config.encoder.dim, width)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.decoder_pos_embed = nn.Parameter(sincos(config.frames, width, config.position)[None], requires_grad=False)
-        self.decoder_blocks = nn.ModuleList(Block(width, config.decoder.heads) for _ in range(config.decoder.depth))
+        self.decoder_blocks = Blocks(config.decoder.depth, width, config.decoder.heads)
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.decoder_pred = nn.Linear(width, feature)
         self.projector = mlp((config.encoder.dim, *config.projector))
+        self.reconstruction = MaskedReconstruction()
         nn.init.normal_(self.mask_token, std=0.02)
         for module in (self.decoder_embed, self.decoder_blocks, self.decoder_norm, self.decoder_pred):
             init_transformer(module)
@@ -180,7 +182,7 @@ class NeuroNet(EmbeddingModel):
         latent = self.encoder(features, keep)
         prediction = self.decode(latent[:, 1:], keep.flatten(0, 1)).unflatten(0, keep.shape[:2])
         mask = hidden(keep, config.frames)
-        errors = masked_reconstruction(prediction, features[:, None].expand_as(prediction), mask)  # [B, 2]
+        errors = self.reconstruction(prediction, features[:, None].expand_as(prediction), mask)  # [B, 2]
         reconstruction = errors.mean(0).sum()
         # Each view through the projector by itself: batch statistics are those of one view.
         views = latent[:, 0].unflatten(0, keep.shape[:2])
@@ -203,9 +205,7 @@ class NeuroNet(EmbeddingModel):
         K]``.
         """
         x = unshuffle(self.decoder_embed(visible), keep, self.mask_token, self.config.frames)
-        x = x + self.decoder_pos_embed
-        for block in self.decoder_blocks:
-            x = block(x)
+        x = self.decoder_blocks(x + self.decoder_pos_embed)
         return self.decoder_pred(self.decoder_norm(x))
 
     def drop_pretraining(self) -> None:
@@ -218,6 +218,7 @@ class NeuroNet(EmbeddingModel):
             "decoder_norm",
             "decoder_pred",
             "projector",
+            "reconstruction",
         )
         for name in parts:
             if hasattr(self, name):

@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from sleepfm.models.channels_last import BatchNorm1d
 
-class RowBatchNorm(nn.BatchNorm1d):
-    """``nn.BatchNorm1d`` on rows ``[N, D]`` or ``[N, D, L]``, of which some may not exist (:func:`only`).
+
+class RowBatchNorm(BatchNorm1d):
+    """Batch normalisation of rows ``[N, D]`` or ``[N, D, L]``, of which some may not exist (:func:`only`).
 
     Fewer than two rows (of one number a feature) have no spread: in training they are normalised by the running statistics,
     which then stay.
@@ -38,9 +40,9 @@ class RowBatchNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Same shape and type as ``input``; what rows that do not exist become means nothing."""
-        if not self.training or (self.valid is None and input.numel() < 2 * input.shape[1]):
+        if self.training and self.valid is None and input.numel() < 2 * input.shape[1]:
             return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
-        if self.valid is None:
+        if not self.training or self.valid is None:
             return super().forward(input)
         return normalised(self, input, row_statistics(input.detach(), self.valid))
 
@@ -70,7 +72,7 @@ def row_statistics(x: Tensor, valid: Tensor | None) -> RowStatistics:
     weight = _weight(valid, x)
     number = weight.sum()
     if x.ndim > 2:
-        number = number * x.shape[2]
+        number = number * x.shape[2:].numel()
     # About the mean, in two passes, so that nothing cancels.
     mean = (x * weight).sum(over) / number.clamp(min=1)
     return RowStatistics(number, mean, ((x - _columns(mean, x)) * weight).square().sum(over))

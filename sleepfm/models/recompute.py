@@ -1,15 +1,17 @@
 """What a training step does with the units of a model: compute their inside again, compile it, or neither.
 
 Units are the classes marked with :func:`recomputable`: transformer blocks, stem and residual blocks of the frame encoder, context
-layers; and the small networks on rows (adapters, projectors), which are only compiled. Both settings hold where gradients are
-wanted, change no parameter and no name in a state dict, and go together.
+layers; and those marked with :func:`compilable`, which are only compiled: the small networks on rows (adapters, projectors),
+blocks side by side, the reconstruction loss. Both settings hold where gradients are wanted, change no parameter and no name in a
+state dict, and go together.
 
 *Recomputing* keeps only the inputs of units for the backward pass (arXiv 1604.06174): less memory for more arithmetic. The second
 forward pass sees the same dropout, the same precision, the same adapters, the same rows as existing, and leaves running
 statistics alone, so losses and gradients are those without, to the bit.
 
-*Compiling* a unit at a time takes seconds, since equal blocks share what is compiled, and fuses what stands between products.
-Losses and gradients are those without up to rounding.
+*Compiling* a unit at a time takes seconds, since equal units share what is compiled, and fuses what stands between products.
+Losses and gradients are those without up to rounding. (Several blocks in one unit would move more bytes: what the options below
+leave to be computed again is then a longer chain.)
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from sleepfm.models.lora import LoRALinear
 from sleepfm.models.normalisation import RowBatchNorm, RowMlp
 
 ModuleT = TypeVar("ModuleT", bound=type[nn.Module])
+UnitT = TypeVar("UnitT", bound=nn.Module)
 Forward = Callable[..., Any]
 
 # Attributes of a unit, set by `recompute_activations` and `compile_units`.
@@ -36,6 +39,7 @@ _FORGETS, _COMPILED = UNIT_SETTINGS = ("_forgets_activations", "_is_compiled")
 
 # Classes of units, with their own forward pass.
 _FORWARDS: dict[type[nn.Module], Forward] = {}
+_ONLY_COMPILED: set[type[nn.Module]] = set()
 
 # Options of Inductor. How much of a chain of elementwise operations may be computed again where its result is used, instead of
 # being written to memory: the gradient of a normalisation is used five times, and costs less to compute than to read
@@ -56,8 +60,19 @@ def recomputable(kind: ModuleT) -> ModuleT:
     """Class decorator: an instance may forget its activations, and may be compiled. Its ``forward`` is a function of its
     arguments, its state and what the module docstring names.
     """
+    return _unit(kind, forgets=True)
+
+
+def compilable(kind: ModuleT) -> ModuleT:
+    """Class decorator: an instance may be compiled."""
+    return _unit(kind, forgets=False)
+
+
+def _unit(kind: ModuleT, forgets: bool) -> ModuleT:
     plain = kind.forward
     _FORWARDS[kind] = plain
+    if not forgets:
+        _ONLY_COMPILED.add(kind)
 
     @wraps(plain)
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -78,7 +93,7 @@ def recompute_activations(module: nn.Module) -> int:
 
     A unit inside another one is not treated again.
     """
-    return _mark(module, _FORGETS, lambda unit: type(unit) is not RowMlp)
+    return _mark(module, _FORGETS, lambda unit: type(unit) not in _ONLY_COMPILED)
 
 
 def compile_units(module: nn.Module, chosen: Callable[[nn.Module], bool] = lambda unit: True) -> int:
@@ -93,8 +108,19 @@ def compile_units(module: nn.Module, chosen: Callable[[nn.Module], bool] = lambd
     return _mark(module, _COMPILED, chosen)
 
 
+def compile_unit(unit: UnitT) -> UnitT:
+    """``unit``, to be compiled at its first use."""
+    setattr(unit, _COMPILED, True)
+    return unit
+
+
+def is_compiled(unit: nn.Module) -> bool:
+    """Whether ``unit`` runs compiled now, and keeps its activations."""
+    return getattr(unit, _COMPILED, False) and torch.is_grad_enabled() and not getattr(unit, _FORGETS, False)
+
+
 def is_unit(module: nn.Module) -> bool:
-    """Whether ``module`` is of a class marked with :func:`recomputable`."""
+    """Whether ``module`` is of a class marked with :func:`recomputable` or :func:`compilable`."""
     return type(module) in _FORWARDS
 
 
@@ -122,7 +148,7 @@ def _contexts(unit: nn.Module) -> tuple[AbstractContextManager[Any], AbstractCon
     return nullcontext(), _second_pass(unit, [*chosen, *existing], _get_current_function_mode_stack())
 
 
-recomputable(RowMlp)
+compilable(RowMlp)
 
 
 @contextmanager

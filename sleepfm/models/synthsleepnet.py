@@ -10,7 +10,7 @@ what a device would have to tell first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from pydantic import Field, field_validator
@@ -22,14 +22,15 @@ from sleepfm.models import guards
 from sleepfm.models.backbones import Backbones, Layout, LoRAConfig
 from sleepfm.models.embedding import EmbeddingModel
 from sleepfm.models.inputs import check_signals
-from sleepfm.models.losses import LossOutput, any_rank, masked_reconstruction, nt_xent_by_pair
+from sleepfm.models.losses import LossOutput, MaskedReconstruction, any_rank, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.negatives import Contrastive
 from sleepfm.models.neuronet import NeuroNetConfig, NeuroNetEncoder, TransformerConfig
 from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.saturation import LEVELS
-from sleepfm.models.transformer import NORM_EPS, Block, init_transformer
+from sleepfm.models.side_by_side import side_by_side
+from sleepfm.models.transformer import NORM_EPS, Blocks, init_transformer
 
 
 class SynthSleepNetConfig(Contrastive):
@@ -78,18 +79,12 @@ class SynthSleepNetConfig(Contrastive):
 
 
 class ChannelDecoder(nn.Module):
-    """Blocks and head that predict one channel's backbone tokens."""
+    """Blocks and head that predict one channel's backbone tokens; the norm between them is that of all channels."""
 
     def __init__(self, config: TransformerConfig, target: int) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block(config.dim, config.heads) for _ in range(config.depth))
+        self.blocks = Blocks(config.depth, config.dim, config.heads)
         self.pred = nn.Linear(config.dim, target)
-
-    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
-        """``[N, F, D] -> [N, F, E]``; ``norm`` is shared by the decoders of all channels."""
-        for block in self.blocks:
-            x = block(x)
-        return self.pred(norm(x))
 
 
 class SynthSleepNet(EmbeddingModel):
@@ -123,7 +118,7 @@ class SynthSleepNet(EmbeddingModel):
         self.adapters = nn.ModuleDict({name: mlp((source, dim, dim)) for name in config.channels})
         self.modality_token = nn.Parameter(torch.empty(len(config.channels), self.frames, dim))
         self.register_buffer("position", sincos(self.frames, dim, config.position), persistent=False)
-        self.blocks = nn.ModuleList(Block(dim, config.encoder.heads) for _ in range(config.encoder.depth))
+        self.blocks = Blocks(config.encoder.depth, dim, config.encoder.heads)
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         if config.layout == "copies":
             # The released weights hold a class token that no computation uses.
@@ -136,6 +131,7 @@ class SynthSleepNet(EmbeddingModel):
         self.decoder_norm = nn.LayerNorm(width, eps=NORM_EPS)
         self.projectors = nn.ModuleDict({name: mlp((source, *config.projector)) for name in config.channels})
         self.fusion_projector = mlp((dim, *config.projector))
+        self.reconstruction = MaskedReconstruction()
 
         nn.init.normal_(self.modality_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
@@ -218,17 +214,17 @@ class SynthSleepNet(EmbeddingModel):
         # An epoch without any channel attends to its empty tokens rather than to nothing, which is undefined.
         attended = present | ~present.any(1, keepdim=True)
         keys = attended[..., None].expand(-1, -1, shape[1]).flatten(1)
-        x = x.flatten(1, 2)
-        for block in self.blocks:
-            x = block(x, keys)
-        return self.norm(x).unflatten(1, shape)
+        return self.norm(self.blocks(x.flatten(1, 2), keys)).unflatten(1, shape)
 
-    def decode(self, place: int, visible: Tensor, keep: Tensor) -> Tensor:
-        """Backbone tokens ``[N, F, E]`` of channel ``place`` from its own fused tokens ``[N, K, D]`` at
-        ``keep`` ``[N, K]``.
-        """
-        x = unshuffle(self.decoder_embed(visible), keep, self.mask_token, self.frames) + self.decoder_position
-        return self.decoders[self.channels[place]](x, self.decoder_norm)
+    def decoder_tokens(self, visible: Tensor, keep: Tensor) -> Tensor:
+        """Fused tokens ``[..., K, D]`` at ``keep`` ``[..., K]`` to what decoders begin with, ``[..., F, D']`` of all frames."""
+        return unshuffle(self.decoder_embed(visible), keep, self.mask_token, self.frames) + self.decoder_position
+
+    def decode(self, places: Sequence[int], x: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Backbone tokens ``[N, F, E]`` of the channels at ``places`` from :meth:`decoder_tokens` ``[N, F, D']`` of each."""
+        decoders = [cast(ChannelDecoder, self.decoders[self.channels[place]]) for place in places]
+        mixed = side_by_side([decoder.blocks for decoder in decoders], [self.decoder_norm], x)
+        return [decoder.pred(out) for decoder, out in zip(decoders, mixed, strict=True)]
 
     def _reconstruction(
         self, fused: Tensor, tokens: list[Tensor], present: Tensor, keep: Tensor
@@ -238,9 +234,9 @@ class SynthSleepNet(EmbeddingModel):
         """
         masks = hidden(keep, self.frames)
         errors, relative = [], []
-        for place, target in enumerate(tokens):
-            prediction = self.decode(place, fused[:, place], keep[:, place])
-            errors.append(masked_reconstruction(prediction, target, masks[:, place]))
+        predictions = self.decode(range(len(tokens)), self.decoder_tokens(fused, keep).unbind(1))
+        for place, (prediction, target) in enumerate(zip(predictions, tokens, strict=True)):
+            errors.append(self.reconstruction(prediction, target, masks[:, place]))
             if guards.wanted():
                 relative.append(guards.relative_reconstruction(errors[-1], target, present[:, place]))
         per_sample = torch.stack(errors, dim=1).masked_fill(~present, 0).sum(1) / present.sum(1).clamp(min=1)
@@ -251,22 +247,31 @@ class SynthSleepNet(EmbeddingModel):
         that over its own channels, ``[B]``; and as a guard the mean of their alignment.
         """
         fused = _by(self.fusion_projector, mean, present.any(1))
-        losses, pairs, alignments = [], [], []
-        for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True)):
-            rows = present[:, place]
-            unimodal = _by(self.projectors[name], part.mean(1), rows)
-            loss, of_pairs = nt_xent_by_pair(fused, unimodal, self.config.temperature, rows, self.config.negatives)
-            losses.append(loss)
-            pairs.append(of_pairs)
-            if guards.wanted():
-                alignments.append(guards.alignment(fused, unimodal, rows))
-        loss = torch.stack(losses).sum() / any_rank(present.any(0)).sum().clamp(min=1)
-        own = torch.stack(pairs, dim=1).sum(1) / present.sum(1).clamp(min=1)
+        unimodal = [
+            _by(self.projectors[name], part.mean(1), present[:, place])
+            for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True))
+        ]
+        both = fused.expand(len(unimodal), -1, -1), torch.stack(unimodal)
+        losses, pairs = nt_xent_by_pair(*both, self.config.temperature, present.mT, self.config.negatives)  # [C], [C, B]
+        alignments = (
+            [guards.alignment(fused, *of) for of in zip(unimodal, present.unbind(1), strict=True)] if guards.wanted() else []
+        )
+        loss = losses.sum() / any_rank(present.any(0)).sum().clamp(min=1)
+        own = pairs.sum(0) / present.sum(1).clamp(min=1)
         return loss, own, _mean_of("alignment", alignments, present)
 
     def drop_pretraining(self) -> None:
         """Remove what only :meth:`forward` needs: decoders, projectors and the mask token. ``encode`` and ``embed`` stay."""
-        parts = ("decoder_embed", "mask_token", "decoder_position", "decoders", "decoder_norm", "projectors", "fusion_projector")
+        parts = (
+            "decoder_embed",
+            "mask_token",
+            "decoder_position",
+            "decoders",
+            "decoder_norm",
+            "projectors",
+            "fusion_projector",
+            "reconstruction",
+        )
         for name in parts:
             if hasattr(self, name):
                 delattr(self, name)

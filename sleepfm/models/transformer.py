@@ -61,6 +61,19 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+class Blocks(nn.ModuleList):
+    """``depth`` blocks, one after the other."""
+
+    def __init__(self, depth: int, dim: int, heads: int) -> None:
+        super().__init__(Block(dim, heads) for _ in range(depth))
+
+    def forward(self, x: Tensor, keys: Tensor | None = None) -> Tensor:
+        """``[B, N, D] -> [B, N, D]``; ``keys`` as in :class:`Attention`."""
+        for block in self:
+            x = block(x, keys)
+        return x
+
+
 def init_transformer(module: nn.Module) -> None:
     """Xavier-uniform linear layers without bias, unit layer norms (as MAE, arXiv 2111.06377), in place and
     recursively.

@@ -40,7 +40,7 @@ def synthsleepnet_loss(model: SynthSleepNet, signals: Tensor, present: Tensor, n
     errors, relative = [], []
     for place, target in enumerate(tokens):
         rows = present[:, place]
-        prediction = model.decode(place, fused[rows, place], keep[rows, place])
+        (prediction,) = model.decode([place], [model.decoder_tokens(fused[rows, place], keep[rows, place])])
         error = masked_reconstruction(prediction, target, hidden(keep[rows, place], model.frames))
         errors.append(spread(error, rows))
         if len(error):

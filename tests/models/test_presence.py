@@ -190,7 +190,7 @@ def test_an_encoder_that_is_given_some_channels_embeds_as_on_the_rows_that_exist
 def test_backbones_of_channels_that_nobody_has_do_not_run() -> None:
     model, ran = encoder().eval(), []
     for name, part in model.backbones.encoders.items():
-        part.register_forward_hook(lambda module, args, out, name=name: ran.append((name, len(args[0]))))
+        part.frame_backbone.register_forward_hook(lambda module, args, out, name=name: ran.append((name, len(args[0]))))
     signals, present = torch.randn(3, 4, 3000), torch.zeros(3, 4, dtype=torch.bool)
     present[0, 1] = present[2, 1] = True
     model.encode(*held_channels(signals, present, CHANNELS))

@@ -14,7 +14,7 @@ from host_reads import HostReads
 from torch import Tensor
 
 from sleepfm.config import read_yaml
-from sleepfm.models import guards, synthsleepnet
+from sleepfm.models import guards, losses
 from sleepfm.models.build import build_model
 from sleepfm.paths import config_root
 
@@ -133,12 +133,12 @@ def test_a_logged_step_waits_for_eigenvalues_alone() -> None:
 
 
 def test_a_wait_that_comes_into_a_model_is_found_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = synthsleepnet.masked_reconstruction
+    sound = losses.masked_reconstruction
 
     def planted(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
         return sound(prediction, target, mask) * (1.0 if mask.any() else 0.0)
 
-    monkeypatch.setattr(synthsleepnet, "masked_reconstruction", planted)
+    monkeypatch.setattr(losses, "masked_reconstruction", planted)
     found = synthsleepnet_waits(torch.device("cpu"), logged=False)
     line = planted.__code__.co_firstlineno + 1
     assert found == [f"_local_scalar_dense at {Path('tests/training/test_host_reads.py')}:{line}"] * 3

@@ -14,6 +14,7 @@ Operation = Callable[..., torch.Tensor]
 OPERATIONS: dict[str, tuple[Operation, tuple[tuple[int, ...], ...]]] = {
     "linear": (functional.linear, ((7, 33), (12, 33), (12,))),
     "conv1d": (functional.conv1d, ((3, 8, 40), (6, 8, 5))),
+    "conv2d": (functional.conv2d, ((3, 8, 1, 40), (6, 8, 1, 5))),
     "attention": (functional.scaled_dot_product_attention, ((2, 4, 11, 8), (2, 4, 11, 8), (2, 4, 11, 8))),
     "matmul": (lambda a, b: a @ b, ((2, 9, 17), (2, 17, 5))),
     "einsum": (lambda a, b: torch.einsum("nsi,nri->nsr", a, b), ((2, 9, 17), (2, 5, 17))),

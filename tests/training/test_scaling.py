@@ -85,7 +85,7 @@ def test_the_work_of_a_configuration_is_that_of_its_model() -> None:
 
     assert contrast("eeg-64gpu") == Contrast(128, 512, 1, 64)
     assert contrast("eeg-64gpu", "model.negatives=node", "train.accumulation=2") == Contrast(64, 512, 2, 8)
-    assert contrast("multimodal-64gpu", "model.negatives={group: 16}") == Contrast(128, 256, 4, 16)
+    assert contrast("multimodal-64gpu", "model.negatives={group: 16}") == Contrast(128, 256, 4, 16, sets=4)
     assert contrast("context-64gpu") is None
     with pytest.raises(ConfigError, match="groups of 24 ranks"):
         contrast("eeg-64gpu", "model.negatives={group: 24}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from sleepfm.models.normalisation import RowBatchNorm, RowStatistics, by_rows, normalised, row_statistics
 
@@ -31,7 +30,7 @@ class SynchronisedBatchNorm(RowBatchNorm):
         """Same shape and type as ``input``."""
         self._check_input_dim(input)
         if not self.training:
-            return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+            return super().forward(input)
         return normalised(self, input, _of_all_ranks(row_statistics(input.detach(), self.valid)), dist.all_reduce)
 
 

@@ -26,6 +26,7 @@ from sleepfm.errors import ConfigError, LostRankError, SleepFMError, TrainingErr
 from sleepfm.extras import require
 from sleepfm.models.device import accelerator
 from sleepfm.training.ranks.ending import end
+from sleepfm.training.ranks.heap import keep_freed_memory
 from sleepfm.training.ranks.joining import cannot_join, join
 from sleepfm.training.ranks.preemption import leave_with
 
@@ -107,13 +108,16 @@ def import_deepspeed() -> ModuleType:
 
 def start(world: World, timeout_seconds: float) -> None:
     """Divide the cores among the processes of this host, unless ``OMP_NUM_THREADS`` says how many threads each takes, and join
-    the process group. Sums, and so losses, are the same bit for bit only with the same number of threads.
+    the process group. Sums, and so losses, are the same bit for bit only with the same number of threads. On a CPU the
+    process keeps the memory that its steps free (:mod:`.heap`).
 
     A collective that waits longer than ``timeout_seconds`` for a rank fails instead of hanging.
     """
     stated = os.environ.get("OMP_NUM_THREADS", "")
     shared = len(os.sched_getaffinity(0)) // world.local_size
     torch.set_num_threads(max(1, int(stated) if stated.isdigit() else shared))
+    if world.device.type == "cpu":
+        keep_freed_memory()
     if world.size == 1 and "MASTER_ADDR" not in os.environ:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT=free_port())
     deepspeed = import_deepspeed()

@@ -22,8 +22,10 @@ PRODUCTS = frozenset(
     {
         functional.linear,
         functional.conv1d,
+        functional.conv2d,
         functional.scaled_dot_product_attention,
         torch.conv1d,
+        torch.conv2d,
         torch.matmul,
         torch.bmm,
         torch.einsum,

@@ -39,12 +39,14 @@ class Contrast:
         width: of an embedding.
         losses: of a step, one a channel and micro-step.
         ranks: that are compared with each other.
+        sets: losses of a micro-step, which share tiles and messages.
     """
 
     pairs: int
     width: int
     losses: int
     ranks: int
+    sets: int = 1
 
     @property
     def sent_bytes(self) -> float:
@@ -54,7 +56,7 @@ class Contrast:
     def seconds(self, device: Device) -> float:
         """Of the arithmetic: two or three products and the passes over the similarities."""
         similarities = 2 * self.pairs * 2 * self.pairs * self.ranks
-        again = similarities > TILE_ON_GPU
+        again = self.sets * similarities > TILE_ON_GPU
         products = (3 if again else 2) * 2 * similarities * self.width
         moved = similarities * (PASSES_BYTES + AGAIN_BYTES * again)
         once = products / (device.bf16 * SHARE_OF_PEAK) + moved / (device.bandwidth * SHARE_OF_BANDWIDTH)
@@ -95,7 +97,7 @@ def work_of(config: RunConfig, processes: int, flops: float, activations: float,
     contrast = None
     if losses:
         ranks = group_size(config.negatives(), processes, min(processes, GPUS_A_NODE))
-        contrast = Contrast(shares.micro_batch, width, losses * shares.accumulation, ranks)
+        contrast = Contrast(shares.micro_batch, width, losses * shares.accumulation, ranks, losses)
     return Work(
         flops * shares.micro_batch * shares.accumulation,
         activations * shares.accumulation,
