@@ -60,8 +60,6 @@ def run(python: Path, folder: Path, *words: str) -> str:
 
 FIND = """
 import json, sys, sleepfm, launch.pretrain
-from ports import free_port
-
 from sleepfm.config import read_yaml
 from sleepfm.paths import find_config
 found = {name: str(find_config(name)) for name in sys.argv[1:]}

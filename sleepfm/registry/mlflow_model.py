@@ -39,7 +39,7 @@ COHORT = "cohort"
 # What `setup.cfg` asks for without an extra: enough to read, model and score.
 REQUIRED = (
     *("torch", "numpy", "scipy", "pandas", "scikit-learn", "pydantic", "omegaconf", "pyyaml", "safetensors", "pyarrow", "fsspec"),
-    *("universal_pathlib", "defusedxml", "pillow", "jinja2", "tqdm", "psutil", "mne", "mlflow"),
+    *("universal_pathlib", "defusedxml", "pillow", "jinja2", "tqdm", "psutil", "mne", "mlflow", "shtab"),
 )
 # Kinds of models that give stages and events; every other kind is an encoder.
 _OF_NIGHTS = ("downstream", "scorer")

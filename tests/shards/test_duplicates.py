@@ -149,7 +149,7 @@ def test_of_one_night_the_name_with_the_scoring_counts(source: Path, tmp_path: P
         dataset = build(source, out, shards_of)
         assert dataset.names == ["shhs1-200002"]
         assert {row["source"] for row in dataset_rows(out)} == {"shhs1-200002.edf"}
-        told = "has the same signals as shhs1-200002.edf, whose scoring says more, and would be"
+        told = "has the same signals as shhs1-200002.edf, whose scoring says more, so it would be"
         assert aside(out).keys() == {f"{name}.edf" for shard in shards_of for name in shard} - {"shhs1-200002.edf"}
         assert all(reason.startswith(told) for reason in aside(out).values())
         assert dataset.description["split"]["pretrain"] == {"subjects": 1, "records": 1, "epochs": 24}

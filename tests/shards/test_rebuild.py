@@ -68,7 +68,7 @@ def test_prose_changes_nothing_and_rules_are_rebuilt_where_that_is_asked_for(coh
     assert digests(out) == before
 
     rebuilt = run(["build", cohort, out, "--cohort", moved, "--rebuild", "recordings_per_shard=3"])
-    assert rebuilt.returncode == 0 and "making 2 of 2 shards anew" in rebuilt.stdout
+    assert rebuilt.returncode == 0 and "making 2 of 2 shards again" in rebuilt.stdout
     fresh = tmp_path / "fresh"
     assert run(["build", cohort, fresh, "--cohort", moved, "recordings_per_shard=3"]).returncode == 0
     assert digests(out) == digests(fresh) != before

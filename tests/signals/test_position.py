@@ -35,7 +35,7 @@ def test_a_signal_that_is_not_there_is_refused_with_those_that_are(recordings: l
 
 @pytest.mark.parametrize(
     ("text", "said"),
-    [("POSITION", "write LABEL"), ("=0:supine", "write LABEL"), ("P=supine", "write LABEL"), ("P=0:up", "no position"),
+    [("POSITION", "write LABEL"), ("=0:supine", "write LABEL"), ("P=supine", "write LABEL"), ("P=0:up", "is not a position"),
      ("P=0:left,0:right", "given twice"), ("P=", "write LABEL")],
 )  # fmt: skip
 def test_a_rule_of_another_form_is_refused(text: str, said: str) -> None:

@@ -153,7 +153,7 @@ def test_a_split_without_one_step_is_a_fault_whatever_selects_and_doubts_are_sai
         ("http://", "names no host"),
         ("http://host:many", "Port could not be cast"),
         ("sqlite://runs/mlflow.db", "gives no file; write sqlite:///FILE"),
-        ("sqlite:////nonexistent/folder/x.db", "no folder /nonexistent/folder; make it"),
+        ("sqlite:////nonexistent/folder/x.db", "no folder /nonexistent/folder; create it"),
         ("mysql+nodriver://user:secret@x/db", "tracking.uri=mysql+nodriver://user:***@x/db: is no address of a database"),
     ],
 )
@@ -263,7 +263,7 @@ def test_a_disk_without_room_and_a_split_that_is_too_small_are_said_together(dat
         preflight.stage(lambda: build_stage(config, Context(ALONE, "", "auto", config)))
     text = str(caught.value)
     assert re.search(r"the split val has \d+ items, fewer than one step of train\.global_batch=128", text)
-    assert re.search(r"checkpoints and packages take \d+\.\d\d GB, \d+\.\d\d GB are free; make room", text)
+    assert re.search(r"checkpoints and packages take \d+\.\d\d GB, but only \d+\.\d\d GB are free; make room", text)
     assert caught.value.exit_status == ConfigError.exit_status
 
 
@@ -373,7 +373,7 @@ def test_processes_on_paper_are_for_trying(tmp_path: Path) -> None:
     (tmp_path / "toy.yaml").write_text(CONFIG)
     command = [sys.executable, str(TOY), "toy.yaml", "--processes", "4"]
     done = subprocess.run(command, cwd=tmp_path, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 2 and "with --dry-run" in done.stderr
+    assert done.returncode == 2 and "only for --dry-run" in done.stderr
 
 
 def test_finetuning_counts_the_epochs_of_a_sequence() -> None:
