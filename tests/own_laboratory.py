@@ -79,7 +79,10 @@ def write_laboratory(out: Path, persons: Sequence[int], hours: float, seed: int,
                 (folder / "findings" / f"{name}_findings.csv").write_text(scoring_table(night), encoding="utf-8")
     whole = (folder / f"P{persons[0]:02d}_night1.edf").read_bytes()
     (folder / "P90_night1.edf").write_bytes(whole[:1000])
-    (folder / "P91_night1.edf").write_bytes(whole[: len(whole) // 2])
+    header, records = int(whole[184:192]), int(whole[236:244])
+    record = (len(whole) - header) // records
+    # Without its first record, so that it is no second copy of that night.
+    (folder / "P91_night1.edf").write_bytes(whole[:header] + whole[header + record : len(whole) // 2 + record])
     table = folder / "findings" / f"P{persons[0]:02d}_night1_findings.csv"
     (folder / "findings" / "P91_night1_findings.csv").write_bytes(table.read_bytes())
     (folder / "P92_night1.edf").write_text("<html><body>404: no such recording</body></html>\n")

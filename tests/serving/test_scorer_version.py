@@ -103,7 +103,7 @@ def test_nights_are_scored_with_the_scorer_else_with_the_champions_and_both_is_s
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     registry.client(own).delete_registered_model_alias("sleepfm-hypopnea", "champion")
     assert main(["models", "bind"]) == 2
-    assert "models:/sleepfm-hypopnea@champion is not there" in capsys.readouterr().err
+    assert "models:/sleepfm-hypopnea@champion does not exist" in capsys.readouterr().err
 
 
 def test_a_scorer_uses_its_own_thresholds(own: str, tmp_path: Path, recordings: list[Path]) -> None:

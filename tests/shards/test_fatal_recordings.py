@@ -119,6 +119,6 @@ def test_what_ray_ends_for_want_of_memory_is_refused(cohort, build, tmp_path, mo
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
     source, out = nights(cohort, tmp_path / "source", "shhs1-1.edf", "shhs1-2-hang.edf"), tmp_path / "out"
     done = build(source, out, "ray.retries=1")
-    assert done.returncode == 1 and (out / "manifest").is_dir(), done.stdout + done.stderr
+    assert done.returncode == 1 and (out / "manifest/quarantine.parquet").is_file(), done.stdout + done.stderr
     error, reason = refusals(out)["shhs1-2-hang.edf"]
     assert error == "FatalRecordingError" and "its worker was ended, since its node's memory ran out" in reason
