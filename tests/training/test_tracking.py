@@ -195,7 +195,9 @@ def test_figures_arrive_although_the_server_is_killed_and_started_again(tmp_path
 
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
-def test_a_job_outlives_its_server_and_delivers_and_registers_when_it_is_back(tmp_path: Path, server: Server) -> None:
+def test_a_job_outlives_its_server_and_delivers_and_registers_when_it_is_back(
+    tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The real launcher: the server dies in the run and stays away; the same command, later, trains nothing and delivers all."""
     server.start()
     arguments = [f"tracking.uri={server.uri}", "train.steps=30", "train.log_every=1", "toy.seconds=0.1"]
@@ -233,8 +235,9 @@ def test_a_job_outlives_its_server_and_delivers_and_registers_when_it_is_back(tm
     content = bytearray(stored.read_bytes())
     content[-1] ^= 1
     stored.write_bytes(bytes(content))
-    changed = registry.resolve("models:/toy@champion", server.uri)
-    with pytest.raises(RegistryError, match=r"model\.safetensors: SHA-256 .* the file has changed"):
+    monkeypatch.setenv("SLEEPFM_CACHE", str(tmp_path / "another machine"))
+    with pytest.raises(RegistryError, match=r"model\.safetensors: SHA-256 "):
+        changed = registry.resolve("models:/toy@champion", server.uri)
         verify(changed.path, changed.label, changed.tags)
 
 
