@@ -24,9 +24,10 @@ from typing import Any
 
 from machine import describe
 
+from sleepfm.demo.weights import ALL_TEST
+
 ROOT = Path(__file__).resolve().parents[1]
 SPLITS = ["split.pretrain=0.5", "split.label=0.3", "split.val=0.1", "split.test=0.1"]
-ALL_TEST = ["split.pretrain=0", "split.label=0", "split.val=0", "split.test=1"]
 MINIATURE = ["train.steps=2", "train.global_batch=8", "train.warmup=1", "train.checkpoint_every=2", "train.validate_every=2"]
 SWITCHES = ("faults", "scorer")
 
@@ -91,16 +92,16 @@ def train(folder: Path, shards: Path, steps: int, seed: int, is_miniature: bool)
 def figures(package: Path, shards: Path) -> dict[str, Any]:
     """Kappa, accuracy and the recall of each stage on all nights of ``shards``."""
     from sleepfm.data.dataset import Dataset
+    from sleepfm.demo.weights_figures import recalls
     from sleepfm.inference.subsets import modality_subsets
     from sleepfm.inference.task_model import TaskModel
 
     found = modality_subsets(TaskModel.load(package), Dataset.open(shards), "test", [("EEG",)])[0].evaluation
-    rows = zip(found.classes, found.confusion, strict=True)
     return {
         "epochs": found.n_epochs,
         "people": found.n_subjects,
         **{name: round(found.metrics[name].value, 3) for name in ("kappa", "accuracy", "macro_f1")},
-        "recall": {name: round(row[place] / sum(row), 3) if sum(row) else None for place, (name, row) in enumerate(rows)},
+        "recall": recalls(found),
     }
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sleepfm.data.dataset import Dataset
 from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.intervals import Metric
-from sleepfm.evaluation.metrics import plain
+from sleepfm.evaluation.metrics import Evaluation, plain
 from sleepfm.inference.predict import predict
 from sleepfm.inference.subsets import modality_subsets
 from sleepfm.inference.task_model import TaskModel
@@ -23,14 +23,19 @@ def stage_figures(package: Path, shards: Path) -> dict[str, Any]:
     rows = {}
     for result in modality_subsets(TaskModel.load(package), Dataset.open(shards), "test", SUBSETS):
         found = result.evaluation
-        counts = zip(found.classes, found.confusion, strict=True)
         rows["+".join(result.modalities)] = {
             "epochs": found.n_epochs,
             "people": found.n_subjects,
             **{name: _rounded(found.metrics[name]) for name in ("kappa", "accuracy", "macro_f1")},
-            "recall": {name: round(row[place] / sum(row), 3) if sum(row) else None for place, (name, row) in enumerate(counts)},
+            "recall": recalls(found),
         }
     return rows
+
+
+def recalls(found: Evaluation) -> dict[str, float | None]:
+    """The recall of each class; None of one that nobody scored."""
+    rows = zip(found.classes, found.confusion, strict=True)
+    return {name: round(row[place] / sum(row), 3) if sum(row) else None for place, (name, row) in enumerate(rows)}
 
 
 def event_figures(package: Path, shards: Path) -> dict[str, Any]:
