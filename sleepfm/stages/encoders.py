@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ ERRORS = ("val/loss", "val/reconstruction", "val/contrastive", "val/reconstructi
 LOSSES = (*ERRORS, "val/alignment", "val/uniformity", "val/embedding_std", "val/effective_rank")
 
 
-class PretrainStage:
+class PretrainStage(ABC):
     """What the stages that train encoders share."""
 
     epochs_per_item = 1
@@ -55,8 +56,9 @@ class PretrainStage:
         )
 
     @property
+    @abstractmethod
     def name(self) -> str:
-        raise NotImplementedError
+        """Of the stage, in what is printed and tracked."""
 
     def validate(self, module: nn.Module, work: SharedWork = ALONE) -> dict[str, float]:
         """Probes of the frozen encoder from ``label`` to ``val``, none without a monitor."""
