@@ -13,7 +13,7 @@ from sleepfm.config import Config
 from sleepfm.errors import ModelError
 from sleepfm.models.amplitude import FrameGrid, frame_amplitudes
 from sleepfm.models.context import ContextConfig, build_context
-from sleepfm.models.embedding import EmbeddingModel
+from sleepfm.models.embedding import BuiltOnEncoder
 from sleepfm.models.event_head import EventHead, EventHeadConfig
 from sleepfm.models.heads import Head, HeadConfig
 from sleepfm.models.lora import LoRALinear, add_lora
@@ -58,7 +58,7 @@ class DownstreamConfig(Config):
     evidence: tuple[str, ...] = ()
 
 
-class Downstream(EmbeddingModel):
+class Downstream(BuiltOnEncoder):
     """Encoder, context and head; with ``config.events`` also an event head on the frames.
 
     Sequences may be of different lengths: ``valid`` ``[B, L]`` says which epochs exist, the others being padding at the end.
@@ -204,11 +204,6 @@ class Downstream(EmbeddingModel):
         ordered, existing = _taken(frames, order), _taken(seen, order)
         logits = _taken(self.classify(self.embedding_of(ordered), existing), back)
         return logits if self.events is None else (logits, _taken(self.locate(ordered, existing), back))
-
-    def embed(self, signals: Any, cohort: str = "auto") -> Tensor:
-        """The encoder's embedding ``[B, D]`` of each epoch, see :meth:`sleepfm.models.embedding.EmbeddingModel.embed`."""
-        found: Tensor = self.encoder.embed(signals, cohort)
-        return found
 
 
 def _taken(x: Tensor, order: Tensor) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +19,11 @@ if TYPE_CHECKING:
 
     from sleepfm.signals.recording import Recording
 
+    Embeddable: TypeAlias = Mapping[str, FloatArray] | str | os.PathLike[str] | Recording | mne.io.BaseRaw
 
-class EmbeddingModel(nn.Module):
-    """A model that embeds epochs of 30 s: what :func:`sleepfm.load` gives.
 
-    Models that are built on an encoder embed as it does. An encoder has ``channels``, the canonical channels that it can use, and
-    ``encode(signals [B, C, 3000], present [B, C], channels) -> [B, D]``.
-    """
+class EmbeddingModel(nn.Module, ABC):
+    """A model that embeds epochs of 30 s: what :func:`sleepfm.load` gives."""
 
     if TYPE_CHECKING:
 
@@ -32,14 +31,8 @@ class EmbeddingModel(nn.Module):
         def channels(self) -> tuple[str, ...]:
             """Canonical channels that the model can use; any of them are enough."""
 
-    def encode(self, signals: Tensor, present: Tensor, channels: Any = None) -> Tensor:
-        """Signals ``[B, C, 3000]`` and presence ``[B, C]`` of ``channels``, all by default, to embeddings ``[B, D]``."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def embed(
-        self, signals: Mapping[str, FloatArray] | str | os.PathLike[str] | Recording | mne.io.BaseRaw, cohort: str = "auto"
-    ) -> Tensor:
+    @abstractmethod
+    def embed(self, signals: Embeddable, cohort: str = "auto") -> Tensor:
         """One embedding for each epoch, ``[B, D]``, without gradient.
 
         Args:
@@ -54,6 +47,18 @@ class EmbeddingModel(nn.Module):
                 finite.
             RecordingError, MontageError, SignalError: the recording cannot be used.
         """
+
+
+class Encoder(EmbeddingModel):
+    """A model that makes embeddings of signals itself."""
+
+    @abstractmethod
+    def encode(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
+        """Signals ``[B, C, 3000]`` and presence ``[B, C]`` of ``channels``, all by default, to embeddings ``[B, D]``."""
+
+    @torch.no_grad()
+    def embed(self, signals: Embeddable, cohort: str = "auto") -> Tensor:
+        """See :meth:`EmbeddingModel.embed`."""
         if isinstance(signals, Mapping):
             return self.encode(*stack_channels(signals, self.channels, next(self.parameters(), None)))
         if isinstance(signals, (Tensor, list, tuple)) or hasattr(signals, "__array__"):
@@ -63,4 +68,15 @@ class EmbeddingModel(nn.Module):
             )
         # By its name: models stand below inference, and only a recording needs it.
         found: Tensor = import_module("sleepfm.inference.recording_embeddings").embed_recording(self, signals, cohort)
+        return found
+
+
+class BuiltOnEncoder(EmbeddingModel):
+    """A model on an ``encoder``, which embeds as that does."""
+
+    encoder: Any
+
+    def embed(self, signals: Embeddable, cohort: str = "auto") -> Tensor:
+        """The encoder's embedding ``[B, D]`` of each epoch, see :meth:`EmbeddingModel.embed`."""
+        found: Tensor = self.encoder.embed(signals, cohort)
         return found

@@ -17,7 +17,7 @@ from sleepfm.config import Config
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
 from sleepfm.models.context import ContextConfig, TemporalContext, build_context
-from sleepfm.models.embedding import EmbeddingModel
+from sleepfm.models.embedding import BuiltOnEncoder
 from sleepfm.models.losses import LossOutput, masked_reconstruction
 from sleepfm.models.masking import hidden, keep_indices, kept_count
 
@@ -47,7 +47,7 @@ class MaskedContextConfig(Config):
         return -(-self.length // self.span)
 
 
-class MaskedContext(EmbeddingModel):
+class MaskedContext(BuiltOnEncoder):
     """A frozen encoder, the context to be trained on its embeddings, and what predicts masked ones.
 
     Args:
@@ -131,8 +131,3 @@ class MaskedContext(EmbeddingModel):
             rows, there = out.flatten(0, 1), valid.flatten()
             parts |= {"context_std": guards.embedding_std(rows, there), "context_rank": guards.effective_rank(rows, there)}
         return LossOutput(error.mean(), parts, error.detach())
-
-    def embed(self, signals: Any, cohort: str = "auto") -> Tensor:
-        """The encoder's embedding ``[B, D]`` of each epoch, see :meth:`sleepfm.models.embedding.EmbeddingModel.embed`."""
-        found: Tensor = self.encoder.embed(signals, cohort)
-        return found

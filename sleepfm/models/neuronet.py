@@ -16,7 +16,7 @@ from sleepfm.config import Config
 from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SAMPLES, RATE_HZ
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
-from sleepfm.models.embedding import EmbeddingModel
+from sleepfm.models.embedding import Encoder
 from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
 from sleepfm.models.frames import frame_count, frames, samples
 from sleepfm.models.inputs import check_signals
@@ -129,7 +129,7 @@ class NeuroNetEncoder(nn.Module):
         return torch.cat([first.expand(x.shape[0], -1, -1), x], dim=1)
 
 
-class NeuroNet(EmbeddingModel):
+class NeuroNet(Encoder):
     """Encoder with the decoder and projector that pretraining needs."""
 
     def __init__(self, config: NeuroNetConfig) -> None:

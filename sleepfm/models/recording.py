@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
-from sleepfm.models.embedding import EmbeddingModel
+from sleepfm.models.embedding import BuiltOnEncoder
 
 
 class PoolConfig(Config):
@@ -38,7 +38,7 @@ class RecordingModelConfig(Config):
     pool: PoolConfig = PoolConfig()
 
 
-class RecordingModel(EmbeddingModel):
+class RecordingModel(BuiltOnEncoder):
     """The encoder, which stays as it is, and the head on the embeddings of a night.
 
     Embeddings are standardised by ``mean`` and ``std`` ``[D]``; a number is learnt as its distance from ``centre`` in units of
@@ -110,11 +110,6 @@ class RecordingModel(EmbeddingModel):
         """The same as probabilities ``[B, K]`` of the classes, or numbers ``[B, 1]`` in ``config.unit``."""
         found = self(embedding, valid).float()
         return found.softmax(-1) if self.config.classes else found * self.spread + self.centre
-
-    def embed(self, signals: Any, cohort: str = "auto") -> Tensor:
-        """The encoder's embedding ``[B, D]`` of each epoch, see :meth:`sleepfm.models.embedding.EmbeddingModel.embed`."""
-        found: Tensor = self.encoder.embed(signals, cohort)
-        return found
 
     def _standardised(self, embedding: Tensor, valid: Tensor) -> Tensor:
         if embedding.ndim != 3 or embedding.shape[-1] != self.dim or valid.shape != embedding.shape[:2]:

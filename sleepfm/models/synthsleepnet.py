@@ -20,7 +20,7 @@ from sleepfm.constants import CHANNEL_MODALITY
 from sleepfm.errors import ModelError
 from sleepfm.models import guards
 from sleepfm.models.backbones import Backbones, Layout, LoRAConfig
-from sleepfm.models.embedding import EmbeddingModel
+from sleepfm.models.embedding import Encoder
 from sleepfm.models.inputs import check_signals
 from sleepfm.models.losses import LossOutput, MaskedReconstruction, any_rank, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
@@ -87,7 +87,7 @@ class ChannelDecoder(nn.Module):
         self.pred = nn.Linear(config.dim, target)
 
 
-class SynthSleepNet(EmbeddingModel):
+class SynthSleepNet(Encoder):
     """The multimodal model.
 
     Args:
