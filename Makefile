@@ -53,7 +53,6 @@ bench: $(STAMP)
 
 # The documentation site, in build/docs; a warning is an error.
 docs: $(STAMP)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
 	@echo "build/docs/index.html"
 

@@ -16,6 +16,8 @@ with one thread and warm (the first night does not count):
 * `store`: wall time of a build into a bucket of a local S3 server (moto, a process of its own) beside one into a folder, shard
   for shard in turns on one Ray worker that is warm, so that what else the machine does meets both; its processor time, and the
   requests that the server counts (with any renewal of the lease meanwhile).
+* `command`: wall time of the whole command, `python -m shards build --workers 1`, of 32 nights in four shards, into a bucket of
+  that server and into a folder, in turns: what a user waits for, with Ray's start, the plan, and the description at the end.
 * `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s, seconds per thousand.
 
 CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
@@ -49,6 +51,7 @@ MEMORY_HOURS = 10
 WORKER_SHARDS = 16
 STORE_SHARDS = 4
 STORE_RECORDINGS = 8  # as configs/shards.yaml has them
+COMMAND_NIGHTS = 32
 SIZING_CORES = 64
 MEMORY_FOLDER = Path("/dev/shm")
 MIB = 2**20
@@ -184,6 +187,28 @@ def seconds_of_assembly(url: Path, tar: Path, number: int) -> float:
     return time.perf_counter() - begin
 
 
+def measure_command(source: Path, *_: str) -> dict[str, Any]:
+    """The faster of two whole builds each."""
+    from object_store import BUCKET, object_store
+
+    seconds: dict[str, list[float]] = {"folder": [], "url": []}
+    with object_store() as store, output() as folder:
+        for turn in range(2):
+            for name, out in (("folder", str(folder / f"{turn}")), ("url", f"s3://{BUCKET}/{turn}")):
+                command = [sys.executable, "-m", "shards", "build", str(source), out, "--workers", "1", "cohort=shhs1"]
+                begin = time.perf_counter()
+                done = subprocess.run(command, env=os.environ | store.environment, capture_output=True, text=True, check=False)
+                seconds[name].append(time.perf_counter() - begin)
+                assert not done.returncode, done.stderr
+    here, there = min(seconds["folder"]), min(seconds["url"])
+    return {
+        "nights": COMMAND_NIGHTS,
+        "seconds_into_a_folder": here,
+        "seconds_into_a_url": there,
+        "times_the_folder": there / here,
+    }
+
+
 def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
     """A real build of copies of one recording of 30 s and a single channel."""
     from shards.build import build
@@ -258,9 +283,10 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "memory": measure_memory,
     "workers": measure_workers,
     "store": measure_store,
+    "command": measure_command,
     "scale": measure_scale,
 }
-CASES = ("speed", "bound", "memory", "workers", "store", "scale")
+CASES = ("speed", "bound", "memory", "workers", "store", "command", "scale")
 
 
 def apart(measure: str, source: Path, *arguments: str) -> dict[str, Any]:
@@ -338,6 +364,8 @@ def main() -> None:
                 figures["workers_in_memory"] = apart("workers", nights, str(MEMORY_FOLDER))
         if "store" in chosen:
             figures["store"] = apart("store", nights)
+        if "command" in chosen:
+            figures["command"] = apart("command", synthesise(scratch, COMMAND_NIGHTS, arguments.hours))
         if "scale" in chosen:
             figures["scale"] = apart("scale", nights, str(arguments.recordings))
     if {"ours", "workers"} <= figures.keys():

@@ -7,7 +7,7 @@ this stands in a state dict. Tensors have one dimension more, of the parts, whic
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -15,41 +15,72 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sleepfm.models.lora import LoRALinear
+from sleepfm.models.normalisation import RowMlp
 from sleepfm.models.recompute import compilable, compile_unit, is_compiled
 from sleepfm.models.transformer import Attention, Block, Blocks
 
 
-def side_by_side(parts: Sequence[Blocks], norms: Sequence[nn.LayerNorm], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """What each of ``parts``, and its own of ``norms`` after it, or the only one, makes of its own of ``inputs`` ``[N, S, D]``;
-    all are of the same structure and shape.
+def side_by_side(
+    parts: Sequence[Blocks], norms: Sequence[nn.LayerNorm], inputs: Sequence[Tensor], heads: Sequence[nn.Linear] = ()
+) -> Sequence[Tensor]:
+    """What each of ``parts``, after it its own of ``norms``, or the only one, and last its own of ``heads``, if there are any,
+    make of its own of ``inputs`` ``[N, S, D]``; all are of the same structure and shape.
 
     Only where they are compiled they are computed as one: stacked weights are then a copy in the type of the products that is
     made anyway.
     """
     if len(parts) == 1 or not all(is_compiled(block) for part in parts for block in part):
         each = norms if len(norms) > 1 else [*norms] * len(parts)
-        return [norm(part(x)) for part, norm, x in zip(parts, each, inputs, strict=True)]
+        mixed = [norm(part(x)) for part, norm, x in zip(parts, each, inputs, strict=True)]
+        return [head(x) for head, x in zip(heads, mixed, strict=True)] if heads else mixed
     x, last = torch.stack(tuple(inputs)), len(parts[0]) - 1
     for number, blocks in enumerate(zip(*parts, strict=True)):
-        x = compile_unit(SideBySide(blocks, norms if number == last else ()))(x)
+        x = compile_unit(SideBySide(blocks, *((norms, heads) if number == last else ())))(x)
     return x.unbind(0)
+
+
+def rows_side_by_side(parts: Sequence[RowMlp], inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """What each of ``parts`` makes of its own of ``inputs`` ``[N, D]``; they need not be alike. Where they are compiled they are
+    one unit: what lies between their products shares launches.
+    """
+    if not all(is_compiled(part) for part in parts):
+        return [part(x) for part, x in zip(parts, inputs, strict=True)]
+    return compile_unit(RowsSideBySide(parts))(*inputs)
+
+
+@compilable
+class RowsSideBySide(nn.Module):
+    """Networks on rows."""
+
+    def __init__(self, parts: Sequence[RowMlp]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, *inputs: Tensor) -> Sequence[Tensor]:
+        """``[N, D]`` for each, to as many results."""
+        results = list(inputs)
+        # A layer at a time, so that equal ones stand next to one another.
+        for layers in zip(*cast(Sequence[RowMlp], self.parts), strict=True):
+            results = [layer(x) for layer, x in zip(layers, results, strict=True)]
+        return results
 
 
 @compilable
 class SideBySide(nn.Module):
-    """Blocks, and after them ``norms``, or one for all of them, or none; all of the same structure."""
+    """Blocks, and after them ``norms``, or one for all of them, or none, and ``heads`` or none; all of the same structure."""
 
-    def __init__(self, blocks: Sequence[Block], norms: Sequence[nn.LayerNorm]) -> None:
+    def __init__(self, blocks: Sequence[Block], norms: Sequence[nn.LayerNorm] = (), heads: Sequence[nn.Linear] = ()) -> None:
         super().__init__()
-        self.blocks, self.norms = nn.ModuleList(blocks), nn.ModuleList(norms)
+        self.blocks, self.norms, self.heads = (nn.ModuleList(layers) for layers in (blocks, norms, heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[P, N, S, D]``, of every block its own, to ``[P, N, S, D]``."""
+        """``[P, N, S, D]``, of every block its own, to as many; of heads, their width stands in the place of ``D``."""
         x = _block(cast(Sequence[Block], self.blocks), x)
-        return _norm(cast(Sequence[nn.LayerNorm], self.norms), x) if len(self.norms) else x
+        x = _norm(cast(Sequence[nn.LayerNorm], self.norms), x) if len(self.norms) else x
+        return _linear([*self.heads], x) if len(self.heads) else x
 
 
-def _stacked(parts: Sequence[Any], name: str) -> Tensor:
+def _stacked(parts: Iterable[Any], name: str) -> Tensor:
     return torch.stack([getattr(part, name) for part in parts])
 
 

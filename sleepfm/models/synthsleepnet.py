@@ -10,6 +10,7 @@ what a device would have to tell first.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Literal, cast
 
 import torch
@@ -26,10 +27,10 @@ from sleepfm.models.losses import LossOutput, MaskedReconstruction, any_rank, nt
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.negatives import Contrastive
 from sleepfm.models.neuronet import NeuroNetConfig, NeuroNetEncoder, TransformerConfig
-from sleepfm.models.normalisation import mlp, only
+from sleepfm.models.normalisation import RowMlp, mlp, only
 from sleepfm.models.position import Position, sincos
 from sleepfm.models.saturation import LEVELS
-from sleepfm.models.side_by_side import side_by_side
+from sleepfm.models.side_by_side import rows_side_by_side, side_by_side
 from sleepfm.models.transformer import NORM_EPS, Blocks, init_transformer
 
 
@@ -200,14 +201,12 @@ class SynthSleepNet(Encoder):
         ``keep`` ``[B, C, K]``. Those of absent channels mean nothing: nobody attends to them.
         """
         rows = present.repeat_interleave(self.frames, dim=0)  # [B F, C]
-        parts = [
-            _by(self.adapters[self.channels[place]], part.flatten(0, 1), rows[:, column]).unflatten(0, part.shape[:2])
-            for column, (place, part) in enumerate(zip(places, tokens, strict=True))
-        ]
+        adapters = [self.adapters[self.channels[place]] for place in places]
+        parts = _by(adapters, [part.flatten(0, 1) for part in tokens], rows.unbind(1))
         own: Tensor = self.modality_token
         if tuple(places) != tuple(range(len(self.channels))):
             own = torch.stack([own[place] for place in places])
-        x = torch.stack(parts, dim=1) + own + self.position
+        x = torch.stack([part.unflatten(0, (len(present), self.frames)) for part in parts], dim=1) + own + self.position
         if keep is not None:
             x = take(x, keep)
         shape = x.shape[1:3]
@@ -223,8 +222,8 @@ class SynthSleepNet(Encoder):
     def decode(self, places: Sequence[int], x: Sequence[Tensor]) -> Sequence[Tensor]:
         """Backbone tokens ``[N, F, E]`` of the channels at ``places`` from :meth:`decoder_tokens` ``[N, F, D']`` of each."""
         decoders = [cast(ChannelDecoder, self.decoders[self.channels[place]]) for place in places]
-        mixed = side_by_side([decoder.blocks for decoder in decoders], [self.decoder_norm], x)
-        return [decoder.pred(out) for decoder, out in zip(decoders, mixed, strict=True)]
+        blocks, heads = [decoder.blocks for decoder in decoders], [decoder.pred for decoder in decoders]
+        return side_by_side(blocks, [self.decoder_norm], x, heads)
 
     def _reconstruction(
         self, fused: Tensor, tokens: list[Tensor], present: Tensor, keep: Tensor
@@ -246,11 +245,9 @@ class SynthSleepNet(Encoder):
         """Mean over the channels present anywhere in the batch of NT-Xent between fused and unimodal embeddings; of every sample
         that over its own channels, ``[B]``; and as a guard the mean of their alignment.
         """
-        fused = _by(self.fusion_projector, mean, present.any(1))
-        unimodal = [
-            _by(self.projectors[name], part.mean(1), present[:, place])
-            for place, (name, part) in enumerate(zip(self.channels, tokens, strict=True))
-        ]
+        projectors = [self.fusion_projector, *(self.projectors[name] for name in self.channels)]
+        means = [mean, *(part.mean(1) for part in tokens)]
+        fused, *unimodal = _by(projectors, means, [present.any(1), *present.unbind(1)])
         both = fused.expand(len(unimodal), -1, -1), torch.stack(unimodal)
         losses, pairs = nt_xent_by_pair(*both, self.config.temperature, present.mT, self.config.negatives)  # [C], [C, B]
         alignments = (
@@ -328,10 +325,14 @@ class SynthSleepNet(Encoder):
         return self.encode_frames(signals, present, channels).mean(1)
 
 
-def _by(module: nn.Module, x: Tensor, rows: Tensor) -> Tensor:
-    """``module`` on all of ``x`` ``[N, D]``, its batch statistics those of ``rows`` ``[N]``; the others are not used after it."""
-    with only(module, rows):
-        return module(x)
+def _by(parts: Sequence[nn.Module], inputs: Sequence[Tensor], rows: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Each of ``parts`` on all of its own of ``inputs`` ``[N, D]``, its batch statistics those of its own of ``rows`` ``[N]``;
+    the others are not used after it.
+    """
+    with ExitStack() as undo:
+        for part, valid in zip(parts, rows, strict=True):
+            undo.enter_context(only(part, valid))
+        return rows_side_by_side(cast(Sequence[RowMlp], parts), inputs)
 
 
 def _mean_of(name: str, figures: list[Tensor], present: Tensor) -> dict[str, Tensor]:

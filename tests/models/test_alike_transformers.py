@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -13,8 +14,9 @@ from torch import Tensor, nn
 from sleepfm.models import recompute
 from sleepfm.models.build import build_model
 from sleepfm.models.lora import LoRALinear, adapters, add_lora
+from sleepfm.models.normalisation import mlp, only
 from sleepfm.models.recompute import compile_units, recompute_activations
-from sleepfm.models.side_by_side import SideBySide, side_by_side
+from sleepfm.models.side_by_side import RowsSideBySide, SideBySide, side_by_side
 from sleepfm.models.synthsleepnet import SynthSleepNet
 from sleepfm.models.transformer import Blocks
 
@@ -39,29 +41,59 @@ def transformers(channels: int = 0) -> tuple[list[Blocks], list[nn.LayerNorm]]:
     return parts, norms
 
 
-def results(parts: list[Blocks], norms: list[nn.LayerNorm], together: bool) -> list[Tensor]:
+def results(parts: list[Blocks], norms: list[nn.LayerNorm], heads: list[nn.Linear], together: bool) -> list[Tensor]:
     """Outputs, and gradients of the inputs and of all that trains."""
     x = drawn(PARTS, ROWS, FRAMES, DIM).requires_grad_()
-    trained = [parameter for parameter in nn.ModuleList([*parts, *norms]).parameters() if parameter.requires_grad]
+    trained = [parameter for parameter in nn.ModuleList([*parts, *norms, *heads]).parameters() if parameter.requires_grad]
     layers = [layer for part in parts for layer in part.modules() if isinstance(layer, LoRALinear)]
     with adapters(nn.ModuleList(parts), range(layers[0].lora_a.shape[0]) if layers else []):
         if together:
             first, second = zip(*parts, strict=True)
-            out = SideBySide(second, norms)(SideBySide(first, ())(x))
+            out = SideBySide(second, norms, heads)(SideBySide(first)(x))
         else:
-            out = torch.stack(list(side_by_side(parts, norms, x.unbind(0))))
+            out = torch.stack(list(side_by_side(parts, norms, x.unbind(0), heads)))
     return [out.detach(), *torch.autograd.grad((out * drawn(*out.shape, seed=4)).sum(), [x, *trained])]
 
 
 @pytest.mark.parametrize("channels", [0, 1, 2])
-def test_they_give_what_each_gives_by_itself(channels: int) -> None:
+@pytest.mark.parametrize("with_heads", [False, True])
+def test_they_give_what_each_gives_by_itself(channels: int, with_heads: bool) -> None:
     both = transformers(channels)
-    torch.testing.assert_close(results(*both, True), results(*both, False), rtol=1e-4, atol=1e-5)
+    heads = [nn.Linear(DIM, 3) for _ in range(PARTS)] if with_heads else []
+    torch.testing.assert_close(results(*both, heads, True), results(*both, heads, False), rtol=1e-4, atol=1e-5)
+
+
+def test_networks_on_rows_give_what_each_gives_by_itself_and_know_their_own_rows() -> None:
+    torch.manual_seed(0)
+    parts = [mlp((size, 6, 4)).train() for size in (DIM, DIM, 5)]
+    alone = copy.deepcopy(parts)
+    inputs = [drawn(ROWS, part[0].in_features, seed=place) for place, part in enumerate(parts)]
+    valid = [torch.arange(ROWS) != place for place in range(len(parts))]
+    found = []
+    for networks, together in ((parts, True), (alone, False)):
+        leaves = [x.clone().requires_grad_() for x in inputs]
+        with ExitStack() as undo:
+            for part, rows in zip(networks, valid, strict=True):
+                undo.enter_context(only(part, rows))
+            out = RowsSideBySide(networks)(*leaves) if together else [part(x) for part, x in zip(networks, leaves, strict=True)]
+        held = [o[rows] for o, rows in zip(out, valid, strict=True)]
+        trained = list(nn.ModuleList(networks).parameters())
+        grads = torch.autograd.grad(sum((h * drawn(*h.shape)).sum() for h in held), [*leaves, *trained])
+        found.append([*held, *grads, *nn.ModuleList(networks).buffers()])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-6)
+
+
+def test_networks_on_rows_are_one_graph() -> None:
+    parts = [mlp((DIM, 6, 4)).train() for _ in range(PARTS)]
+    found = torch._dynamo.explain(RowsSideBySide(parts))(*drawn(PARTS, ROWS, DIM).unbind(0))
+    assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 
 def test_they_are_one_graph() -> None:
     parts, norms = transformers(2)
-    found = torch._dynamo.explain(SideBySide([part[0] for part in parts], norms))(drawn(PARTS, ROWS, FRAMES, DIM))
+    found = torch._dynamo.explain(SideBySide([part[0] for part in parts], norms, [nn.Linear(DIM, 3) for _ in parts]))(
+        drawn(PARTS, ROWS, FRAMES, DIM)
+    )
     assert (found.graph_count, found.graph_break_count) == (1, 0), found.break_reasons
 
 

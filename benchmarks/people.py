@@ -1,0 +1,133 @@
+"""The built-in scorer on people, from one EEG channel, beside YASA.
+
+    python benchmarks/people.py FOLDER [--python OTHER] [--models ADDRESS ...] [--json F]
+
+FOLDER holds ``excerptN.txt`` and ``Hypnogram_excerptN.txt`` of the DREAMS sleep spindles database (Devuyst 2005,
+zenodo.org/records/2650142): half an hour of one EEG derivation (C3-A1 or CZ-A1, in uV) of eight patients, whose stages one
+person scored by Rechtschaffen and Kales, a value every 5 s. An epoch of 30 s has the stage that most of its values have, S3 and
+S4 as N3; where most have none it is unscored. OTHER is an interpreter with YASA (see ``realism.py``). The recordings serve for
+evaluation alone: no model is trained or chosen by them, and they are not in this repository.
+
+Excerpts of half an hour hold few stages each, so figures are over all epochs, with intervals over the eight people.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe
+from numpy.typing import NDArray
+
+from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.evaluation.metrics import evaluate, plain
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.signals.cohorts.by_hand import with_channels
+from sleepfm.signals.cohorts.catalogue import load_rules
+from sleepfm.signals.edf.writer import Channel, write_edf
+from sleepfm.tasks import TASKS
+
+PEOPLE = 8
+SECONDS = 1800
+LABEL_SECONDS = 5
+# Wake, S1, S2, S3 and S4, REM; movement (-1) and unknown stages (-2, -3) are no stage.
+STAGES = {5: 0, 3: 1, 2: 2, 1: 3, 0: 3, 4: 4}
+LIMIT = 500.0
+Stages = NDArray[np.int64]
+
+
+def stages_of(path: Path) -> Stages:
+    """Stages [60] of a hypnogram of half an hour; -1 where most values are none."""
+    values = np.loadtxt(path, skiprows=1, dtype=int)
+    by_epoch = np.vectorize(lambda value: STAGES.get(value, -1))(values).reshape(-1, EPOCH_SECONDS // LABEL_SECONDS)
+    counts = np.stack([(by_epoch == stage).sum(1) for stage in range(-1, len(TASKS["stage"].classes))], axis=1)
+    return counts.argmax(1) - 1
+
+
+def as_edf(signal: Path, path: Path) -> str:
+    """Write the signal as an EDF and return its label."""
+    with signal.open() as file:
+        label = file.readline().strip().strip("[]")
+    values = np.loadtxt(signal, skiprows=1, dtype=np.float32)
+    rate = len(values) // SECONDS
+    channel = Channel(label, "uV", rate, f"{-LIMIT:g}", f"{LIMIT:g}", -32768, 32767)
+    write_edf(path, [channel], [values[: SECONDS * rate]], SECONDS, "00.00.00")
+    return label
+
+
+def ours(models: list[str] | None, work: Path, labels: dict[str, str]) -> tuple[list[str], list[Stages]]:
+    """The models' addresses, and their stages [E] by excerpt."""
+    scorer, found = Scorer.load(models), []
+    for name, label in labels.items():
+        cohort = with_channels(load_rules("generic"), {"EEG_C3": label})
+        found.append(scorer.score(prepare_night(work / f"{name}.edf", cohort)).stages)
+    return [entry.address for entry in scorer.models.values()], found
+
+
+def yasa(python: str, work: Path, labels: dict[str, str]) -> tuple[str, list[Stages]]:
+    """Its version, and its stages [E] by excerpt, from the EEG alone."""
+    program = (
+        "import json, sys, logging, mne, numpy, yasa; from importlib.metadata import version; mne.set_log_level('ERROR')\n"
+        "found = []\n"
+        "for path, label in json.loads(sys.argv[1]):\n"
+        "    raw = mne.io.read_raw_edf(path, preload=True)\n"
+        "    raw = raw.resample(100) if raw.info['sfreq'] < 80 else raw\n"
+        "    called = yasa.SleepStaging(raw, eeg_name=label).predict()\n"
+        "    found.append([str(stage).upper() for stage in getattr(called, 'hypno', called)])\n"
+        "print(json.dumps([version('yasa'), found]))\n"
+    )
+    asked = json.dumps([[str(work / f"{name}.edf"), label] for name, label in labels.items()])
+    done = subprocess.run([python, "-W", "ignore", "-c", program, asked], stdout=subprocess.PIPE, text=True, check=True)
+    version, called = json.loads(done.stdout.splitlines()[-1])
+    codes = {"W": 0, "WAKE": 0, "N1": 1, "N2": 2, "N3": 3, "R": 4, "REM": 4}
+    return version, [np.array([codes[stage] for stage in night]) for night in called]
+
+
+def figures(truth: list[Stages], called: list[Stages]) -> dict[str, Any]:
+    """Accuracy, kappa and macro-F1 with intervals over people, the recall of each stage, and who is called what."""
+    size = [min(len(a), len(b)) for a, b in zip(truth, called, strict=True)]
+    theirs, mine = (np.concatenate([night[:n] for night, n in zip(some, size, strict=True)]) for some in (truth, called))
+    people = np.repeat(np.arange(len(size)), size)
+    found = evaluate(TASKS["stage"], np.where(mine >= 0, theirs, -1), np.eye(5)[np.maximum(mine, 0)], people)
+    rows = zip(found.classes, found.confusion, strict=True)
+    return {
+        "epochs": found.n_epochs,
+        "unscored_by_the_model": int(((mine < 0) & (theirs >= 0)).sum()),
+        **{name: asdict(found.metrics[name]) for name in ("accuracy", "kappa", "macro_f1", "majority_accuracy")},
+        "recall": {name: row[place] / sum(row) if sum(row) else None for place, (name, row) in enumerate(rows)},
+        "confusion": [list(row) for row in found.confusion],
+    }
+
+
+def main() -> None:
+    """Print the figures, and write them to a file where one is named."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--python", metavar="OTHER", help="interpreter with yasa")
+    parser.add_argument("--models", nargs="+", metavar="ADDRESS", default=["builtin"])
+    parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there")
+    arguments = parser.parse_args()
+    names = [f"excerpt{number}" for number in range(1, PEOPLE + 1)]
+    truth = [stages_of(arguments.folder / f"Hypnogram_{name}.txt") for name in names]
+    with tempfile.TemporaryDirectory(prefix="people-") as folder:
+        work = Path(folder)
+        labels = {name: as_edf(arguments.folder / f"{name}.txt", work / f"{name}.edf") for name in names}
+        addresses, called = ours(arguments.models, work, labels)
+        result: dict[str, Any] = {"machine": describe(), "models": addresses, "ours": figures(truth, called)}
+        if arguments.python:
+            version, theirs = yasa(arguments.python, work, labels)
+            result |= {"yasa_version": version, "yasa": figures(truth, theirs)}
+    text = json.dumps(plain(result), indent=2)
+    print(text)
+    if arguments.json:
+        arguments.json.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
