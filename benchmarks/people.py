@@ -122,7 +122,8 @@ def main() -> None:
         result: dict[str, Any] = {"machine": describe(), "models": addresses, "ours": figures(truth, called)}
         if arguments.python:
             version, theirs = yasa(arguments.python, work, labels)
-            result |= {"yasa_version": version, "yasa": figures(truth, theirs)}
+            both = figures(called, theirs)
+            result |= {"yasa_version": version, "yasa": figures(truth, theirs), "kappa_of_both": both["kappa"]}
     text = json.dumps(plain(result), indent=2)
     print(text)
     if arguments.json:
