@@ -55,7 +55,7 @@ def value_of(results: Path, entry: dict[str, Any], place: str | dict[str, Any]) 
     if "over" in place:
         other = place.get("over_file")
         found /= figure(results, other or entry["file"], place["over"] if other else begin + place["over"])
-    return (found + place.get("plus", 0)) * place.get("times", 1)
+    return (found + float(place.get("plus", 0))) * float(place.get("times", 1))
 
 
 def filled(page: str, text: str, entry: dict[str, Any], values: list[float]) -> str:
