@@ -18,23 +18,25 @@ from sleepfm.signals.cohorts.cohort import PLACEHOLDERS, Channel, Cohort
 
 HEAD = """# Keys of a cohort file
 
-`python scripts/cohort_keys.py > docs/cohort-keys.md` writes this page from the schema that reads the files. How to come to a
-file of your own is in [own-recordings.md](own-recordings.md).
+A cohort file says which signals of a study's or laboratory's recordings are which channels, where scorings are, and which part of
+a file name is the person. [Own recordings](own-recordings.md) shows how to write one. This page lists every key; it is generated
+(`python scripts/cohort_keys.py > docs/cohort-keys.md`).
 
-A file may name others under `extends` (`extends: generic.yaml`): what it does not say is theirs. `generic.yaml` has rules that
-read labels of electrodes and references, `defaults.yaml` those of signals alone; every shipped file extends one of them. Of a
-mapping the keys are merged one by one; a list, such as the rules of a channel, is replaced whole. A wrong key or value is an
-error that names its line and what may stand there.
+`extends` names other files from which missing keys are taken (`extends: generic.yaml`). `generic.yaml` has rules that recognise
+electrodes and references in labels; `defaults.yaml` has only filters, least rates and quality limits. Every shipped file extends
+one of them. Mappings are merged key by key; a list, such as the rules of a channel, is replaced as a whole. A wrong key or value
+is an error that names its line and the allowed values.
 
-A canonical channel is one of {channels}.
+Every recording is mapped to these canonical channels:
+{channels}.
 
 ## Placeholders in `scoring.files`
 
-| placeholder | stands for |
+| placeholder | is replaced by |
 |---|---|
 {placeholders}
 
-Braces that are part of a name are written twice: `{{{{` and `}}}}`.
+If a name itself contains braces, write them twice: `{{{{` and `}}}}`.
 """
 
 

@@ -76,47 +76,45 @@ class ChannelRule(GrowingSection):
 
     signal: tuple[str, ...] = Field(
         default=(),
-        description="Labels of the active signal, any of them. They are compared without case, spaces and punctuation.",
+        description="Labels of the signal; any of them fits. Case, spaces and punctuation do not matter.",
         examples=[["EEG(sec)", "EEG sec"]],
     )
     electrodes: tuple[str, ...] = Field(
         default=(),
-        description="Instead of labels, what they say in any spelling: derivations (`C3-M2`), or electrodes against a reference "
-        "that is not named (`C3`). A label that a rule of another channel lists as its `signal` is not taken.",
+        description="Instead of `signal`: what a label means, in any spelling. A derivation (`C3-M2`), or an electrode whose "
+        "reference is not named (`C3`). Labels that another channel lists under `signal` are not used.",
         examples=[["C3-M2"]],
     )
     occurrence: int | None = Field(
         default=None,
         ge=1,
-        description="Which of several signals of one label is the active one, counted from 1 in the order of the file.",
+        description="If several signals have the same label, which of them is used, counted from 1 in the order of the file.",
         examples=[2],
     )
     reference: tuple[tuple[str, ...], ...] = Field(
         default=(),
-        description="Electrodes to subtract, each with its labels (beside `electrodes`, with what these say). Several are "
-        "averaged.",
+        description="Electrodes to subtract, each as a list of its labels (or of what they mean, in a rule with `electrodes`). "
+        "The mean of several electrodes is subtracted.",
         examples=[[["M2", "A2"]]],
     )
     reference_occurrence: int | None = Field(
-        default=None, ge=1, description="As `occurrence`, of the signals to subtract.", examples=[2]
+        default=None, ge=1, description="As `occurrence`, for the signals to subtract.", examples=[2]
     )
     derivation: str = Field(
         default="",
-        description="What the result is, electrode and reference. It is kept with the data. The sign of slow waves is known, and "
-        "polarity is decided by it, against a mastoid or ear only (M1, M2, A1, A2, linked mastoids).",
+        description="Electrode and reference of the resulting channel. It is stored with the data. Inverted polarity can be "
+        "found only if the reference is a mastoid or ear (M1, M2, A1, A2, linked mastoids).",
         examples=["C4-M1"],
     )
     substitute: str = Field(
         default="",
-        description="Why this stands in for the canonical derivation, where it is another one.",
+        description="If the derivation is not the standard one: why it is used instead.",
         examples=["ipsilateral mastoid"],
     )
-    unit: str = Field(
-        default="", description="The documented unit. It is used only where the header leaves it empty.", examples=["uV"]
-    )
+    unit: str = Field(default="", description="The documented unit. It is used only if the header has none.", examples=["uV"])
     invert: bool = Field(
         default=False,
-        description="Turn the signal upside down, where the recorder is documented to write it so.",
+        description="Turn the signal over, because the recorder is documented to write it upside down.",
         examples=[True],
     )
 
@@ -132,10 +130,10 @@ class ChannelRule(GrowingSection):
 
 
 class NameAndLabels(Config):
-    """A pattern of the file name, and labels that are all there beside it."""
+    """A pattern of the file name and labels; both must fit."""
 
-    name: str = Field(description="A regular expression that is searched in the file name.", examples=["^lake-"])
-    labels: tuple[str, ...] = Field(description="Labels that are all there.", examples=[["C3", "A2"]])
+    name: str = Field(description="A regular expression that is searched for in the file name.", examples=["^lake-"])
+    labels: tuple[str, ...] = Field(description="Labels that must all be in the recording.", examples=[["C3", "A2"]])
 
     @field_validator("name")
     @classmethod
@@ -144,20 +142,20 @@ class NameAndLabels(Config):
 
 
 class Recognise(Config):
-    """How `auto` tells the cohort: by a pattern of the file name, or by labels that are all there."""
+    """How `auto` recognises the cohort: by a pattern of the file name, or by labels that the recording must have."""
 
     name: str = Field(
         default="",
-        description="A regular expression that is searched in the file name and fits files of this cohort alone.",
+        description="A regular expression that is searched for in the file name. It must fit only files of this cohort.",
         examples=["^lake-\\d+-\\d"],
     )
     labels: tuple[str, ...] = Field(
         default=(),
-        description="Labels that no other cohort has together. A recording that has them all is of this cohort.",
+        description="Labels that occur together only in this cohort. A recording with all of them belongs to it.",
         examples=[["Ch 3 C4/M1", "Ch 5 submental"]],
     )
     both: tuple[NameAndLabels, ...] = Field(
-        default=(), description="For names and labels that are not enough alone: pairs of both, of which any is enough."
+        default=(), description="Pairs of a name and labels, if neither is enough alone. One pair that fits is enough."
     )
 
     @field_validator("name")
@@ -167,18 +165,18 @@ class Recognise(Config):
 
 
 class IdentityRule(Config):
-    """Which part of a file name is the person. All nights of a person come into the same split."""
+    """Which part of a file name is the person. All nights of a person are put into the same split."""
 
     pattern: str = Field(
         default="",
-        description="A regular expression that is searched in the file name (with its ending), with a group `subject` around the "
-        "person and, maybe, a group `visit` around the night. A file that it does not fit counts as a person of its own, which "
-        "doctor and build tell.",
+        description="A regular expression that is searched for in the file name (with its ending). It must have a group "
+        "`subject` around the person, and may have a group `visit` around the night. A file that it does not fit counts as a "
+        "person of its own; doctor and build warn of it.",
         examples=["^(?P<subject>P\\d+)_night(?P<visit>\\d+)"],
     )
     prefix: str = Field(
         default="",
-        description="Put before `subject`, so that two cohorts share a person only on purpose.",
+        description="Text that is put before `subject`, so that equal numbers in two cohorts are different people.",
         examples=["lakeside-"],
     )
 
@@ -191,68 +189,69 @@ class IdentityRule(Config):
 
 
 class ScoringRules(GrowingSection):
-    """Where the scoring of a recording is, what its own words mean, and how its length is reconciled."""
+    """Where the scoring of a recording is, what its words mean, and what to do if its length differs from the recording's."""
 
     _LATER = ("columns", "stages", "shorter")
 
     files: tuple[str, ...] = Field(
         default=(),
-        description="Patterns of the scoring file, in order of preference, with `*`, `?` and `[...]`. A pattern without a slash "
-        "is looked for in the recording's folder; one with a slash there and in the folders above it. It may hold the "
-        "placeholders `{stem}`, `{folder}` and `{key}`.",
+        description="Patterns of the scoring file, in order of preference, with `*`, `?` and `[...]` and the placeholders "
+        "`{stem}`, `{folder}` and `{key}`. A pattern without a slash is searched for in the recording's folder, a pattern with a "
+        "slash also in the folders above it.",
         examples=[["findings/{stem}_findings.csv", "{stem}.xml"]],
     )
     key: str = Field(
         default="",
-        description="A regular expression. What it matches in the name of the recording is put in the place of `{key}`. Patterns "
-        "that name `{key}` are left out where it does not match.",
+        description="A regular expression. `{key}` is replaced by what it matches in the name of the recording. If it does not "
+        "match, patterns with `{key}` are skipped.",
         examples=["^sub-\\d+_ses-\\d+"],
     )
     same_header: str = Field(
         default="",
-        description="A pattern of annotation files beside the recording. One belongs to it if patient and start agree.",
+        description="A pattern of annotation files (EDF+) beside the recording. A file belongs to the recording if patient and "
+        "start are the same.",
         examples=["*-Hypnogram.edf"],
     )
     longer: Literal["cut", "error"] = Field(
         default="error",
-        description="What becomes of a scoring that goes on for more than an epoch after the recording: it is cut, so that the "
-        "epochs of the recording keep their stages and events, or not used.",
+        description="What to do with a scoring that ends more than an epoch after the recording: use it up to the end of the "
+        "recording (`cut`), or do not use it (`error`).",
         examples=["cut"],
     )
     shorter: Literal["keep", "error"] = Field(
         default="error",
-        description="What becomes of a scoring that gives every epoch of a night a code and ends more than an epoch before the "
-        "recording: what it has is kept and the rest is unscored, or it is not used. Formats with onsets may end before the "
-        "recording.",
+        description="What to do with a scoring that ends more than an epoch before the recording: use it and leave the rest "
+        "unscored (`keep`), or do not use it (`error`). Only for formats with a code for every epoch; formats with onsets may "
+        "always end earlier.",
         examples=["keep"],
     )
     columns: dict[str, Literal[COLUMNS]] = Field(  # type: ignore[valid-type]
         default_factory=dict,
-        description="Titles of a scoring table's columns, where they are the laboratory's own, and what stands below each.",
+        description="What the columns of a scoring table contain, by their titles, if the titles are the laboratory's own.",
         examples=[{"Begin of finding (s)": "onset", "Finding": "event"}],
     )
     stages: dict[str, Literal[STAGE_WORDS]] = Field(  # type: ignore[valid-type]
         default_factory=dict,
-        description="Texts of the laboratory's own that mean a stage, compared without case and punctuation.",
+        description="The laboratory's own words for stages. Case and punctuation do not matter.",
         examples=[{"dream": "REM", "lamp on": "unscored"}],
     )
     events: dict[str, str] = Field(
         default_factory=dict,
-        description="Texts of the laboratory's own that mean a type of event, compared without case and punctuation; or "
-        "`unclear` for a respiratory text of which no source says what it means: its epochs are neither with nor without. Types "
-        f"are {_sentence(EVENT_TYPES, '`%s`')}.",
+        description="The laboratory's own words for events. Case and punctuation do not matter. Types "
+        f"are {_sentence(EVENT_TYPES, '`%s`')}. `unclear` is for a respiratory text of unknown meaning: its epochs get no label "
+        "for apnea and hypopnea.",
         examples=[{"shallow breathing": "hypopnea"}],
     )
     events_lost: str = Field(
         default="",
-        description="A regular expression of names of recordings, or of scoring files, whose scorings are documented to have "
-        "lost their events. These then count as not scored.",
+        description="A regular expression for names of recordings or scoring files. Their scorings are documented to have lost "
+        "events; all their events count as not scored.",
         examples=["^lake-(12|15)-1"],
     )
     stages_wrong: str = Field(
         default="",
-        description="A regular expression of names of recordings, or of scoring files, whose stages are documented to be wrong. "
-        "Their scorings are not used.",
+        description="A regular expression for names of recordings or scoring files. Their stages are documented to be wrong; "
+        "their scorings are not used.",
         examples=["^lake-17-2"],
     )
     unreliable: tuple[Literal[EVENT_TYPES], ...] = Field(  # type: ignore[valid-type]
@@ -292,72 +291,74 @@ class ScoringRules(GrowingSection):
 
 
 class Band(Config):
-    """Pass band of a channel's filter. A missing edge is open, both missing is no filter."""
+    """Pass band of a channel's filter. Without `low` it is a low-pass filter, without `high` a high-pass, without both none."""
 
     low: float | None = Field(default=None, description="Lower edge in Hz.", examples=[0.5])
     high: float | None = Field(default=None, description="Upper edge in Hz.", examples=[40])
 
 
 class QualityLimits(Config):
-    """Limits of an epoch of a channel, in its unit (uV, mV, %)."""
+    """Limits for the quality flags of a channel's epochs, in its unit (uV, mV, %)."""
 
     flat: float | None = Field(
-        default=None, description="Peak to peak within a second, at or below which the second is flat.", examples=[2]
+        default=None, description="A second is flat if it varies by no more than this from peak to peak.", examples=[2]
     )
     flat_epochs: int = Field(
         default=1,
         ge=1,
-        description="Epochs in a row from which on a channel without amplitude is flat. Breathing pauses for less.",
+        description="For breathing: a channel is flat if it has no amplitude in this many epochs in a row. Apneas are shorter.",
         examples=[10],
     )
     floor: float = Field(
         default=0.0,
         ge=0,
-        description="Standard deviation within a second after the filter, below which there is no signal of a person, and least "
-        "interquartile range of a recording. 0 sets none.",
+        description="A second is flat if its standard deviation after the filter is below this. A channel whose interquartile "
+        "range over the night is below it is missing. 0 means no limit.",
         examples=[1],
     )
     range: float | None = Field(
-        default=None, description="Distance from the night's middle, beyond which a sample is out of range.", examples=[500]
+        default=None, description="A sample further than this from the night's middle is out of range.", examples=[500]
     )
-    low: float | None = Field(default=None, description="Value below which a sensor is off (oximetry).", examples=[51])
+    low: float | None = Field(
+        default=None, description="Values below this mean that the sensor is off (oximetry).", examples=[51]
+    )
     mains: bool = Field(default=False, description="Whether to look for mains at 50 or 60 Hz.", examples=[True])
     pickup: float | None = Field(
         default=None,
-        description="Root mean square of mains that only an open input shows, where there is hardly anything else.",
+        description="If there is almost nothing but mains with at least this root mean square, the electrode is off.",
         examples=[50],
     )
 
 
 class Cohort(Config):
-    """One cohort's rules."""
+    """The rules of one cohort."""
 
     name: str = Field(description="The cohort's name, as it is stored with each recording.", examples=["lakeside"])
     source: str = Field(
         description="Where the rules come from, in words: a manual, a page, a colleague.",
         examples=["export manual of the Lakeside sleep laboratory"],
     )
-    recognise: Recognise = Field(default=Recognise(), description="How `--cohort auto` tells recordings of this cohort.")
+    recognise: Recognise = Field(default=Recognise(), description="How `--cohort auto` recognises this cohort.")
     identity: IdentityRule = Field(default=IdentityRule(), description="Which part of a file name is the person.")
-    scoring: ScoringRules = Field(default=ScoringRules(), description="Where scorings are, and what their own words mean.")
+    scoring: ScoringRules = Field(default=ScoringRules(), description="Where scorings are, and what their words mean.")
     channels: dict[Channel, tuple[ChannelRule, ...]] = Field(
-        description="For each canonical channel the rules by which it is made, in order of preference. The first that fits "
-        "counts. A channel that is given here replaces all rules that an extended file has for it."
+        description="For each canonical channel, rules for making it, in order of preference. The first that fits is used. They "
+        "replace all rules that an extended file has for the channel."
     )
     minimum_rate: dict[Channel, float] = Field(
-        description="Least sampling rate in Hz at which a signal can be the channel.", examples=[{"EMG_CHIN": 60}]
+        description="Least sampling rate in Hz. Signals with a lower rate are not used.", examples=[{"EMG_CHIN": 60}]
     )
     filters: dict[Channel, Band] = Field(description="Pass band of each channel.")
-    quality: dict[Channel, QualityLimits] = Field(description="Limits by which epochs of each channel are flagged.")
+    quality: dict[Channel, QualityLimits] = Field(description="Limits for the quality flags of each channel.")
     polarity: dict[Channel, KnownPolarity] = Field(
         default_factory=dict,
-        description="What is documented of the recordings as they are distributed: `inverted` all, `mixed` in part, `upright` "
-        "all; `unknown` where a channel is left out.",
+        description="What is documented about polarity: all recordings are inverted (`inverted`), some are (`mixed`), none is "
+        "(`upright`). A channel that is left out is `unknown`.",
         examples=[{"EEG_C4": "inverted"}],
     )
     subjects: tuple[SubjectTable, ...] = Field(
         default=(),
-        description="Tables of what is known of people: age, sex, family. Of several, the first that has a value counts.",
+        description="Tables with facts about people: age, sex, family. The first table with a value counts.",
     )
 
 

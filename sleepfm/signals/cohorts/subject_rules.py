@@ -32,74 +32,74 @@ NO_VALUE = ("", ".", "na", "nan")
 
 
 class SubjectColumn(Config):
-    """One thing that is known of a person, and the column that says it."""
+    """A fact about a person, and the column that contains it."""
 
     column: str = Field(description="The title of the column.", examples=["age_s1"])
     unit: str = Field(
         default="",
-        description="The unit of `age` (`years`, `months`, `days`), `bmi` (`kg/m2`) or `ahi` (`events/h`); without it the first.",
+        description="The unit of `age` (`years`, the default, `months` or `days`), `bmi` (`kg/m2`) or `ahi` (`events/h`).",
         examples=["days"],
     )
     codes: dict[str, str] = Field(
         default_factory=dict,
-        description="What each code in the column means. A code that is not listed counts as not known; build and doctor tell "
-        "how many there are. Whole numbers are compared by value. Without codes numbers alone are kept.",
+        description="What each code in the column means. Codes that are not listed count as unknown; build and doctor say how "
+        "many there are. Whole numbers are compared by value. Without `codes` only numbers are kept.",
         examples=[{"1": "male", "2": "female"}],
     )
     missing: tuple[str, ...] = Field(
         default=(),
-        description="Codes that stand for no value, beside an empty cell, `.`, `NA` and `NaN`.",
+        description="Codes that mean no value, besides an empty cell, `.`, `NA` and `NaN`.",
         examples=[["-1", "not reported"]],
     )
 
 
 class SubjectTable(Config):
-    """A table (CSV, first row titles) with a row a person, or a row a person and visit."""
+    """A table (CSV with titles in the first row) with a row per person, or per person and visit."""
 
     files: tuple[str, ...] = Field(
         min_length=1,
-        description="Patterns of its file name, in order of preference, with `*`, `?` and `[...]`. It is looked for in the "
-        "folder of the source, in `datasets` there, and in `datasets` of the folders there. Of several that one pattern fits, "
-        "the last version counts.",
+        description="Patterns of its file name, in order of preference, with `*`, `?` and `[...]`. It is searched for in the "
+        "folder of the recordings that doctor or build is given, in `datasets` in it, and in `datasets` of the folders in it. If "
+        "a pattern fits several files, the latest version counts.",
         examples=[["lake-people-[0-9]*.csv"]],
     )
-    key: str = Field(description="The column with the person, as `identity.pattern` finds it.", examples=["person"])
+    key: str = Field(description="The column with the person, written as in file names.", examples=["person"])
     key_pattern: str = Field(
         default="",
-        description="A regular expression with a group `subject` around the part of the key that names the person, where it has "
-        "more. A row whose key it does not fit is of nobody here.",
+        description="If the column has more than the person: a regular expression with a group `subject` around the person. Rows "
+        "that it does not fit are skipped.",
         examples=["^lake-(?P<subject>\\d+)$"],
     )
     digits: int | None = Field(
         default=None,
         ge=1,
         le=12,
-        description="To how many digits the table's number is filled up with zeros in file names.",
+        description="Number of digits in file names, if the table has the number without leading zeros.",
         examples=[4],
     )
     lower: bool = Field(default=False, description="Whether file names have the key in lower case.", examples=[True])
     visits: tuple[str, ...] = Field(
         default=(),
-        description="Visits, as `identity.pattern` finds them, of which the table is; without them it is of all.",
+        description="Visits that the table is about, written as in file names; by default all.",
         examples=[["baseline"]],
     )
     visit: str = Field(
-        default="", description="The column with the visit, where a person has a row for each.", examples=["visit_number"]
+        default="", description="The column with the visit, if a person has a row for each visit.", examples=["visit_number"]
     )
     visit_codes: dict[str, str] = Field(
         default_factory=dict,
-        description="The visit, as `identity.pattern` finds it, by what stands in that column. Other rows are left out. Without "
-        "it both are the same.",
+        description="For each value of that column, the visit as written in file names. Rows with other values are left out. "
+        "Not needed if both are written in the same way.",
         examples=[{"BL": "1"}],
     )
     family: str = Field(
         default="",
-        description="The column with the family. People of one family come into the same split.",
+        description="The column with the family. People of one family are put into the same split.",
         examples=["household"],
     )
     columns: dict[str, SubjectColumn] = Field(
-        description="What is known of a person: `age`, `sex` (`female` or `male`), `bmi`, `ahi`, and anything else by a name of "
-        "small letters.",
+        description="Facts about a person: `age`, `sex` (`female` or `male`), `bmi`, `ahi`, and any other name of lower-case "
+        "letters, digits and _.",
     )
 
     @field_validator("key_pattern")
