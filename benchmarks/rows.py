@@ -151,7 +151,7 @@ BASE, TINY, SYNTH = "neuronet-base", "neuronet-tiny", "synthsleepnet-base"
 FP32, BF16, MAMBA = "ours fp32", "ours bf16", "mamba-length"
 WORK = "working_gigabytes"
 ANY = math.inf
-NUMBERS = ("int16 to float32 in one large array", converted_epochs)
+NUMBERS = ("turning the numbers of an epoch from int16 into float32, at the rate of one large array", converted_epochs)
 # In miniature a row whose figures were not measured is left out.
 ROWS = (
     Row(

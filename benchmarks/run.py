@@ -25,6 +25,7 @@ import argparse
 import datetime
 import importlib.util
 import json
+import math
 import subprocess
 import sys
 import tempfile
@@ -129,7 +130,9 @@ def lines_of(rows: dict[str, dict[str, dict[str, Any]]], quick: bool) -> list[st
 
 def number(figure: float | None, digits: int = 4) -> str:
     """A figure for the table; nothing where there is none."""
-    return "" if figure is None else f"{figure:.{digits}g}"
+    if figure is None:
+        return ""
+    return f"{figure:,.0f}" if 1000 <= figure < math.inf else f"{figure:.{digits}g}"
 
 
 def commit_of(checkout: str) -> str:
