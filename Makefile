@@ -14,6 +14,8 @@ SALT ?=
 # Folder of the demo; FRESH=1 sets an earlier one aside and starts over.
 OUT ?= runs/demo
 FRESH ?=
+# A checkout of the released code, for bench and gpu-check.
+REFERENCE ?=
 # A package index to take torch from, where the default one has only CUDA builds (see README).
 TORCH_INDEX ?=
 
@@ -48,8 +50,10 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# All benchmarks in one table, in fifteen minutes on two cores; its file goes to benchmarks/results. REFERENCE is a checkout of
+# the released code (github.com/dlcjfgmlnasa/SynthSleepNet), whose figures then stand beside ours.
 bench: $(STAMP)
-	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/run.py $(if $(REFERENCE),--reference "$(REFERENCE)")
 
 # The documentation site, in build/docs; a warning is an error.
 docs: $(STAMP)
@@ -59,7 +63,6 @@ docs: $(STAMP)
 # All that needs a CUDA device, in ten minutes, by the PyTorch that PYTHON has there; docs/gpu.md. WHEELS is a folder that
 # scripts/wheels.sh has filled, REFERENCE a checkout of the released code.
 WHEELS ?=
-REFERENCE ?=
 gpu-check:
 	$(PYTHON) benchmarks/gpu.py --json gpu-check.json $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(REFERENCE),--reference "$(REFERENCE)")
 

@@ -7,6 +7,7 @@ Every figure comes from a process of its own: the median time of a training step
 that does not count, its processor time over all threads (which a busy machine disturbs less), and the peak resident memory (on
 CUDA the peak allocation); the least of ``--rounds``, in which variants take turns. Of it "work GB" is what an implementation
 decides: not the process with its libraries, nor weights, gradients and the optimiser's moments, which both sides must hold.
+`flops` counts the matrix products and convolutions of one step of ours, forward and backward.
 Inputs and threads are the same on both sides; the released code runs in fp32 and with AdamW as torch makes it by default, as it
 is released, ours with the fused one. CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with timm, peft and einops installed; its
 Mamba-2 needs CUDA, so this project's stands in.
@@ -24,7 +25,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -319,13 +320,27 @@ def measure(case: str, name: str, device: str, threads: int, steps: int, referen
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     # Weights; of those that train also the gradient and both moments.
     held = sum(p.nbytes * (4 if p.requires_grad else 1) for p in model.parameters())
+    counts = {} if name == "released" else {"flops": count_flops(losses, half)}
     return {
         "seconds": statistics.median(seconds[1:]),
         "processor_seconds": statistics.median(processor[1:]),
         "gigabytes": peak / 1e9,
         "held_gigabytes": held / 1e9,
         "working_gigabytes": (peak - around - held) / 1e9,
+        **counts,
     }
+
+
+def count_flops(losses: list[Callable[[], Any]], half: Callable[[], AbstractContextManager[Any]]) -> float:
+    """Arithmetic of the products and convolutions of a step, forward and backward."""
+    from counted import Counting
+
+    with Counting() as counting:
+        for loss in losses:
+            with half():
+                value = loss()
+            value.backward()
+    return counting.step.flops
 
 
 def measured(case: str, arguments: argparse.Namespace) -> dict[str, dict[str, float]]:

@@ -34,13 +34,12 @@ from typing import Any
 
 import psutil
 from machine import describe
+from rates import product_rate
 
 SIZES = ("tiny", "base")
 # Width of an event head, as in configs/downstream.
 HIDDEN = {"tiny": 64, "base": 128}
 PARTS = ("imports", "load", "read", "model", "write", "other")
-# Of a square product that measures the peak, and how long it is repeated at least.
-_ORDER, _SECONDS = 2048, 2.0
 
 
 class Clock:
@@ -131,24 +130,6 @@ def score(words: list[str], file: Path) -> int:
     figures["peak_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     file.write_text(json.dumps(figures | {"product_flops_a_second": product_rate()}), encoding="utf-8")
     return int(status)
-
-
-def product_rate() -> dict[str, float]:
-    """Floating-point operations a second of one large product in each type that scoring computes in here."""
-    import torch
-
-    from sleepfm.models.device import native_bf16
-
-    found = {}
-    for dtype in (torch.float32, *([torch.bfloat16] if native_bf16("cpu") else [])):
-        a, b = (torch.randn(_ORDER, _ORDER).to(dtype) for _ in range(2))
-        best, begun = float("inf"), time.monotonic()
-        while time.monotonic() - begun < _SECONDS:
-            start = time.monotonic()
-            torch.mm(a, b)
-            best = min(best, time.monotonic() - start)
-        found[str(dtype).removeprefix("torch.")] = 2 * _ORDER**3 / best
-    return found
 
 
 def make_models(size: str, folder: Path) -> tuple[str, float]:
