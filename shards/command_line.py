@@ -20,20 +20,24 @@ def configure_build(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SRC", help="folder or URL (s3://...) of EDF or BDF recordings and their scorings")
     parser.add_argument("out", metavar="OUT", help=f"{_DATA_SET}; a build that was begun there is continued")
     parser.add_argument(
-        "--cohort", help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: auto)"
+        "--cohort",
+        help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
+        "of such files (default: auto)",
     )
-    parser.add_argument("--workers", type=positive, metavar="N", help="CPUs of the local Ray cluster (default: all)")
+    parser.add_argument(
+        "--workers", type=positive, metavar="N", help="CPUs of this machine to use (default: all); ignored on a Ray cluster"
+    )
     parser.add_argument("--config", type=Path, metavar="FILE", help="configuration of the build (default: configs/shards.yaml)")
     parser.add_argument("--retry-refused", action="store_true", help="try again the recordings that an earlier build refused")
     parser.add_argument(
-        "--rebuild", action="store_true", help="make again the shards that other cohort rules or another version made"
+        "--rebuild", action="store_true", help="make shards again that were made with other cohort rules or by another version"
     )
     parser.add_argument(
         "--exclude",
         action="append",
         default=[],
         metavar="FILE|PATTERN",
-        help="leave out a recording, a folder of them, or all that match a pattern; may be given several times",
+        help="leave out this recording, folder of recordings, or all recordings that match a pattern; may be given several times",
     )
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="change a key of the configuration, for example max_refused=0.1"

@@ -34,7 +34,9 @@ class Command:
 _COMMANDS, _JOBS, _SHARDS = "sleepfm.commands", "sleepfm.commands.jobs", "shards.command_line"
 GROUPS = {
     "Recordings": {
-        "doctor": Command("report what is in a folder of recordings and what would be refused", f"{_COMMANDS}.doctor:configure"),
+        "doctor": Command(
+            "report what is in a folder of recordings, and what a build would refuse", f"{_COMMANDS}.doctor:configure"
+        ),
         "synth": Command("write a synthetic cohort shaped like an NSRR download", f"{_COMMANDS}.synth:configure"),
     },
     "Data sets": {

@@ -11,7 +11,7 @@ from sleepfm.command_line import add_examples
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm convert``."""
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CKPT", help="best_model.pth of the released code; it is read without unpickling"
+        "checkpoint", type=Path, metavar="CKPT", help="best_model.pth of the released code; nothing in it is executed"
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="new folder for the converted model")
     parser.add_argument(
@@ -23,7 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--pretrained",
         type=Path,
         metavar="CKPT",
-        help="the multimodal checkpoint that a downstream model was trained from; it has settings that the other lacks",
+        help="the multimodal checkpoint from which a downstream model was trained; it supplies settings that the latter lacks",
     )
     parser.add_argument(
         "--channels",

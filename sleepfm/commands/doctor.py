@@ -24,7 +24,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cohort",
         default="auto",
-        help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: %(default)s)",
+        help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
+        "of such files (default: %(default)s)",
     )
     parser.add_argument(
         "--sample",

@@ -29,14 +29,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="URI",
-        help="a model of the registry (models:/NAME@ALIAS or models:/NAME/VERSION), or a package folder",
+        help="a model of the registry (models:/NAME@ALIAS or models:/NAME/VERSION), or a model folder",
     )
     parser.add_argument("--out", required=True, metavar="FILE.parquet", help="file for the embeddings")
     parser.add_argument(
         "--cohort",
         default="auto",
         metavar="NAME",
-        help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: %(default)s)",
+        help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
+        "of such files (default: %(default)s)",
     )
     add_device(parser)
     add_examples(parser, "recordings --model models:/sleepfm-synthsleepnet@champion --out embeddings.parquet")

@@ -37,8 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="URI",
-        help="models:/NAME@ALIAS, models:/NAME/VERSION, builtin or a package folder; several for several tasks (default: the "
-        "champion of sleepfm-scorer, else the champions of sleepfm-stage, sleepfm-apnea and sleepfm-hypopnea, else builtin)",
+        help="models:/NAME@ALIAS, models:/NAME/VERSION, builtin or a model folder; one for each task (default: the champion of "
+        "sleepfm-scorer, else the champions of sleepfm-stage, sleepfm-apnea and sleepfm-hypopnea, else builtin)",
     )
     parser.add_argument(
         "--store", help="address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
@@ -47,14 +47,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--cohort",
         default="auto",
         metavar="NAME",
-        help="rules for the recordings: a name in configs/cohorts, a YAML file, or a folder of them (default: %(default)s)",
+        help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
+        "of such files (default: %(default)s)",
     )
     parser.add_argument(
         "--channel",
         action="append",
         default=[],
         metavar="NAME=SIGNAL",
-        help="the signal of a canonical channel, or the signal and its reference: EEG_C4=C4:A1; may be given several times",
+        help="make a canonical channel from this signal, or from a signal and its reference: EEG_C4=C4:A1; may be given several "
+        "times",
     )
     add_device(parser)
     parser.add_argument(
@@ -67,17 +69,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--scoring",
         metavar="FILE",
-        help="human scoring to compare with; only for one recording (default: the one that lies beside it)",
+        help="human scoring to compare with; only for one recording (default: the scoring beside the recording, if there is one)",
     )
     parser.add_argument(
         "--position",
         metavar="LABEL=CODES",
-        help="the signal of body position and what its values mean: POSITION=0:right,1:left,2:supine,3:prone",
+        help="label of the signal of body position, and what its values mean: POSITION=0:right,1:left,2:supine,3:prone",
     )
     parser.add_argument(
         "--show-identity",
         action="store_true",
-        help="show the person's name, as the header has it, and the date in the report (default: neither)",
+        help="show the person's name, from the recording's header, and the date in the report (default: neither)",
     )
     parser.add_argument(
         "--lights-off",
@@ -91,17 +93,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--resolution",
         default="30s",
         choices=("1s", "5s", "30s"),
-        help="step of the hypnodensity; 5s takes 6 times as long as 30s, 1s takes 30 times as long (default: %(default)s)",
+        help="time step of the hypnodensity; 5s takes 6 times as long as 30s, 1s takes 30 times as long (default: %(default)s)",
     )
     parser.add_argument(
         "--workers",
         type=positive,
         metavar="N",
-        help="processes, each with its own copy of the models; with RAY_ADDRESS, actors on that Ray cluster (default: 1; on Ray, "
-        "one for each CPU)",
+        help="number of processes, each with its own copy of the models; with RAY_ADDRESS, of actors on that Ray cluster "
+        "(default: 1; on Ray, one for each CPU)",
     )
     parser.add_argument(
-        "--again", action="store_true", help="score nights again even if their results are there and would be the same"
+        "--again", action="store_true", help="score all nights again (default: skip nights whose results would be the same)"
     )
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each recording")
     add_examples(

@@ -19,17 +19,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cohort", help="cohort whose layout, channel labels and rates are imitated (default: shhs1)")
     parser.add_argument("--clean", action="store_true", help="leave out the faults that real recordings and scorings have")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one for each core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="number of processes (default: one for each core)")
     parser.add_argument(
         "--config",
         metavar="FILE",
-        help="nights that vary more than people do, as this file says, for example synthetic/train.yaml; instead of --cohort",
+        help="write nights for training, which vary more than real ones, by this configuration, for example "
+        "synthetic/train.yaml; not together with --cohort",
     )
     parser.add_argument(
         "--shards",
         type=Path,
         metavar="DIR",
-        help="with --config: also build this data set, and remove each recording once it is in it",
+        help="with --config: also build a data set of shards in DIR, and remove each recording once it is in it",
     )
     parser.add_argument(
         "--build",
@@ -43,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="key=value",
-        help="with --config: change a key of the file, for example age=null; may be given several times",
+        help="with --config: change a key of its FILE, for example age=null; may be given several times",
     )
     add_examples(
         parser,
