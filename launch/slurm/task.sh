@@ -12,7 +12,7 @@ NODES=${NODES:-$(scontrol show hostnames "$SLURM_STEP_NODELIST")} || exit 2
 NODE_RANK=$SLURM_NODEID
 PROCESSES=${PROCESSES:-${SLURM_GPUS_ON_NODE:-}}
 if [ -z "$PROCESSES" ]; then
-  echo "no GPUs allocated: set PROCESSES to the number of processes a node" >&2
+  echo "no GPUs allocated: set PROCESSES to the number of processes per node" >&2
   exit 2
 fi
 # Two jobs that share a node must not meet at one port.

@@ -42,8 +42,12 @@ class NightStream:
     one ends with the night, and a shorter night is padded at its end.
     """
 
-    def __init__(self, nights: Mapping[str, Tensor], length: int, seed: int, noise: Noise | None = None) -> None:
-        """``nights`` are embeddings [E, D] by recording, nan where there is no channel; ``noise`` draws that of items."""
+    def __init__(
+        self, nights: Mapping[str, Tensor], length: int, seed: int, noise: Noise | None = None, origin: str = ""
+    ) -> None:
+        """``nights`` are embeddings [E, D] by recording, nan where there is no channel; ``noise`` draws that of items; ``origin``
+        names the data set.
+        """
         self._noise = noise
         self._length = length
         self._nights = list(nights.items())
@@ -55,7 +59,9 @@ class NightStream:
             for start in window_starts(len(usable), length, length)
         ]
         if not self._items:
-            raise DatasetError("no night has an epoch with a channel of the encoder")
+            raise DatasetError(
+                f"{origin}: no recording has an epoch with a channel of the encoder; give another data set or encoder"
+            )
         self._order = lru_cache(2)(lambda number: permutation(len(self._items), seed, number))
 
     def __len__(self) -> int:
@@ -136,7 +142,8 @@ class ContextStage:
 
     def _stream(self, split: str, noise: Noise, natural: bool = False) -> NightStream | MixedStream:
         def make(source: DataSource, seed: int, noise: Noise | None) -> NightStream:
-            return NightStream(self._caches[source.name].split(split), self.config.model.length, seed, noise)
+            nights = self._caches[source.name].split(split)
+            return NightStream(nights, self.config.model.length, seed, noise, source.dataset.origin)
 
         return self.mixture.in_memory(make, self.config.train.seed, noise, natural)
 

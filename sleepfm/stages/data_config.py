@@ -30,7 +30,7 @@ class MixtureSource(Config):
     weight: float | None = Field(default=None, gt=0)
     """Share of the items, relative to the other sources'."""
     epochs: float | None = Field(default=None, gt=0)
-    """How often the source is passed over in one pass of the mixture."""
+    """How many passes over the source one pass of the mixture takes."""
 
     @field_validator("name")
     @classmethod

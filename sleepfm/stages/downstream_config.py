@@ -31,7 +31,7 @@ class LabelledData(SourceConfig):
     label_fraction: float = Field(default=1.0, gt=0, le=1)
     label_seed: int = 0
     label_draw: Literal["people", "epochs"] | None = None
-    """None where nothing is drawn."""
+    """None if all labels are used."""
 
     @model_validator(mode="before")
     @classmethod
@@ -68,7 +68,7 @@ class EvaluateConfig(Config):
     seed: int = 0
     chunk: int = Field(default=64, ge=1)
     allow_leakage: bool = False
-    """Go on, and mark what is reported, where a person of ``test`` was seen by the encoder or another ancestor; also
+    """Train although the encoder or another ancestor has seen a person of ``test``, and mark the results; also
     ``--allow-leakage``."""
 
 

@@ -93,7 +93,9 @@ class EmbeddingStream:
     def __init__(self, epochs: EmbeddedEpochs, task: str, seed: int, origin: str) -> None:
         self.epochs, self._task = epochs, task
         if not len(epochs):
-            raise EmptySplitError(f"{origin}: no epoch of split 'label' has a label for task {task!r}")
+            raise EmptySplitError(
+                f"{origin}: no epoch of split 'label' has a label for task {task!r}; build from scored recordings"
+            )
         self._order = lru_cache(2)(lambda number: permutation(len(self), seed, number))
 
     def __len__(self) -> int:

@@ -104,7 +104,9 @@ class EmbeddingCache:
         if only is not None:
             rows = [row for row in rows if row in only]
             if not rows:
-                raise EmptySplitError(f"{self._dataset.origin}: no recording of split {split!r} was drawn")
+                raise EmptySplitError(
+                    f"{self._dataset.origin}: no recording of split {split!r} was drawn; raise data.label_fraction"
+                )
         if self._on_paper:
             # One row in memory for all epochs.
             zeros = torch.zeros(1, *self.shape)

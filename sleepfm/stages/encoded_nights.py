@@ -79,7 +79,9 @@ class EncodedStream:
                 if (epochs[start : start + sequence.length] >= 0).any():
                     items.append((number, start))
         if not items:
-            raise EmptySplitError(f"{dataset.path}: no epoch of split 'label' has a label for task {task!r}")
+            raise EmptySplitError(
+                f"{dataset.path}: no epoch of split 'label' has a label for task {task!r}; build from scored recordings"
+            )
         self._items = items
         self._order = lru_cache(2)(lambda number: permutation(len(items), seed, number))
 

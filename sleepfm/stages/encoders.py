@@ -197,4 +197,6 @@ def assert_unchanged(module: SynthSleepNet, before: dict[str, dict[str, Tensor]]
         after = {name.replace(".base.", "."): value for name, value in encoder.state_dict().items()}
         for name, value in before[modality].items():
             if name not in after or not torch.equal(after[name], value):
-                raise ModelError(f"{group}: {name} is not what {sources[modality]} holds")
+                raise ModelError(
+                    f"{group}: tensor {name} has changed since it was loaded from {sources[modality]}; please report this defect"
+                )

@@ -98,7 +98,8 @@ class LabelDraw:
             rows = [row for row in source.dataset.select(split, channels).tolist() if drawn is None or row in drawn]
             if not rows:
                 raise EmptySplitError(
-                    f"{source.dataset.origin}: no recording of split {split!r} was drawn that has such channels"
+                    f"{source.dataset.origin}: no drawn recording of split {split!r} has a channel of the model; "
+                    "raise data.label_fraction"
                 )
             return rows
 

@@ -67,7 +67,7 @@ class LinearProbes:
         if kept is not None:
             nights = {name: night for name, night in nights.items() if dataset.index_of(name) in kept}
         if not nights:
-            raise EmptySplitError(f"{dataset.path}: no recording with labels of task {task!r} was drawn")
+            raise EmptySplitError(f"{dataset.path}: no drawn recording has labels of task {task!r}; raise data.label_fraction")
 
         def person(row: int) -> str:
             return self._mixture.person(source, row)

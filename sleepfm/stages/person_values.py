@@ -59,7 +59,7 @@ class Values:
                 task.
         """
         if table is None:
-            return cls(f"{task.value.column}, as the data set knows it of its people", task, None, False)
+            return cls(f"{task.value.column}, in the table of people of the data set", task, None, False)
         column = table.column or task.value.column
         found = _read(Path(table.file), table.key, column, task)
         return cls(f"{column} by {table.of}, from {Path(table.file).name}", task, found, table.of == "record")

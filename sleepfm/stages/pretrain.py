@@ -28,8 +28,8 @@ class DataConfig(SourceConfig):
 
     split: Literal["pretrain", "label"] = "pretrain"
     partitions: int = Field(default=1, ge=1)
-    """Equal parts of every micro-step that come from shards of their own: the number of nodes, if each shall read
-    its own shards. Part of the order, so it stays when a run goes on with another number of nodes."""
+    """Equal parts of every micro-step, each read from shards of its own: the number of nodes, if each node shall read its own
+    shards. It decides the order of the data, so it stays the same when a run continues on another number of nodes."""
     validation_items: int = Field(default=512, ge=0)
 
     @model_validator(mode="before")
@@ -100,9 +100,9 @@ class PretrainConfig(RunConfig):
     encoder: str = ""
     """Address of the pretrained model whose embeddings the context learns from."""
     cache: LocalFolder = "runs/cache/embeddings"
-    """Where those embeddings are kept."""
+    """Folder of those embeddings."""
     monitor: MonitorConfig | Literal["none"] = MonitorConfig()
-    """What the encoder is probed for while it is trained; ``none`` needs no label, and the loss then selects the weights."""
+    """The task that validations probe the encoder for; ``none`` needs no label, and the loss then selects the weights."""
 
     @model_validator(mode="after")
     def _encoders_fit_the_model(self) -> PretrainConfig:

@@ -53,7 +53,7 @@ class RecordingStream:
 
     def __init__(self, nights: Mapping[str, Tensor], targets: Sequence[float], length: int, seed: int, origin: str) -> None:
         if not nights:
-            raise EmptySplitError(f"{origin}: no recording of split 'label' has a value to learn")
+            raise EmptySplitError(f"{origin}: no recording of split 'label' has a value to learn; give a table in values.file")
         self.nights, self._length = dict(nights), length
         self._names = list(nights)
         self.targets = torch.tensor(targets, dtype=torch.float32)
@@ -152,7 +152,9 @@ class RecordingProbeStage:
             rows = dataset.select(split, self.module.channels).tolist()
             known = frozenset(row for row in rows if not math.isnan(self.values.target(dataset, row)))
             if not known:
-                raise EmptySplitError(f"{dataset.origin}: {self.values.told} is known of nobody in split {split!r}")
+                raise EmptySplitError(
+                    f"{dataset.origin}: nobody in split {split!r} has a value of {self.values.told}; build from more people"
+                )
             return known
 
         return self.mixture.where_not_empty(of)

@@ -177,7 +177,7 @@ class Exporter(Observer):
             last = _read(self._folder.last_waiting)
             sealed.check(last.path)
         except CheckpointError as error:
-            text = f"{error}; {self._folder.last} is not written; those of step {self._steps} are only in the last checkpoint"
+            text = f"{error}; {self._folder.last} is not written: only the last checkpoint has the weights of step {self._steps}"
             warn(f"{self._stage.name}: {text}")
             return None
         return last
@@ -254,7 +254,7 @@ class Exporter(Observer):
                 return self._tracker.wait_for_run(1.0)
             except RegistryError:
                 continue
-        raise RegistryError(f"{self._store}: no answer until the end")
+        raise RegistryError(f"{self._store}: no answer by the end of training")
 
     def _publish(self, weights: Weights) -> None:
         tags, training = self._write(weights, self._folder.package)
@@ -311,7 +311,7 @@ def _read(folder: Path) -> Weights:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, TypeError, KeyError) as error:
-        raise CheckpointError(f"{path}: is not as it was written") from error
+        raise CheckpointError(f"{path}: is damaged") from error
 
 
 def register(config: RunConfig, result: Mapping[str, Any], run_id: str, store: str) -> dict[str, Any]:
@@ -358,7 +358,10 @@ def _bind_champions(config: RunConfig, store: str) -> None:
     try:
         version = bind_champions(config.bound_champions(), store)
     except SleepFMError as error:
-        warn(f"{config.registry.name}: is champion, but {SCORER} could not be bound again ({error}); run sleepfm models bind")
+        warn(
+            f"{config.registry.name}: is champion, but no new version of {SCORER} could be made ({error}); run "
+            "sleepfm models bind"
+        )
     else:
         if version is not None:
             print(f"{config.registry.name}: bound with the champions of the other tasks as {SCORER}:{version}", flush=True)

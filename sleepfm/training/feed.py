@@ -43,7 +43,7 @@ class Shares:
         if config.micro_batch not in (None, micro):
             raise ConfigError(
                 f"train.micro_batch={config.micro_batch}: with train.global_batch={config.global_batch}, "
-                f"train.accumulation={config.accumulation} and {world.size} processes it is {micro}"
+                f"train.accumulation={config.accumulation} and {world.size} processes it is {micro}; remove train.micro_batch"
             )
         return Shares(config.global_batch, config.accumulation, micro)
 

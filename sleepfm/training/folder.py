@@ -132,14 +132,14 @@ class RunFolder:
         try:
             result = read_json(self.result)
         except ValueError as error:
-            raise CheckpointError(f"{self.result}: is not as it was written, no JSON") from error
+            raise CheckpointError(f"{self.result}: is damaged, no valid JSON") from error
         except OSError as error:
             raise StorageError(f"{self.result}: cannot be read ({error.strerror or error}); move it to another place") from error
         if result is None:
             return None
         tags = result.get("tags") if isinstance(result, dict) else None
         if tags is None or not result.keys() >= _RESULT or not isinstance(tags, dict) or not {"stage", "sha256"} <= tags.keys():
-            raise CheckpointError(f"{self.result}: is not as it was written, not the result of a run")
+            raise CheckpointError(f"{self.result}: is damaged, not the result of a run")
         return dict(result)
 
     def check(self, config: RunConfig, dataset_digest: str, resume: Resume) -> dict[str, Any] | None:

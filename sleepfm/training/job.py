@@ -300,7 +300,7 @@ def _conclude(
     """On rank 0: package the best weights, register them, and mark the run as done."""
     if not trained.finished:
         observer.ended("KILLED")
-        print(f"{stage.name}: asked to leave; saved at step {trained.step}, the same command continues", flush=True)
+        print(f"{stage.name}: stopped by a signal; saved at step {trained.step}, the same command continues", flush=True)
         return {"finished": False}
     assert export is not None
     result = exporter.conclude(trained.best, export, trained.seconds, observer)
@@ -315,7 +315,7 @@ def _conclude(
         ) from error
     folder.write_result(result | {"goodput": goodput.summary()})
     metric = config.registry.metric
-    lost = "".join(f"; lost on the way: {what}" for what in folder.lost())
+    lost = "".join(f"; lost: {what}" for what in folder.lost())
     print(
         f"{stage.name}: {result['steps']} steps in {result['seconds']:.0f} s, {goodput.describe()}, best {metric} "
         f"{result['metrics'][metric]:.4f} at step {result['best_step']}; {describe(config, result)}{lost}",

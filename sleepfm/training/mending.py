@@ -1,8 +1,7 @@
 """What a run that goes on does about files of its own that are damaged or gone.
 
-Nothing is taken for whole that is not, and nothing is left out without a word: a warning, and for what cannot be had again an
-entry in ``run.json``, which becomes a tag of the tracking run and of the versions that are registered from then on. A damaged
-file gets another name (``damaged-…``) and stays.
+A damaged file is never used. It is renamed to ``damaged-…``, and a warning says so. What cannot be restored is recorded in
+``run.json``, and so in tags of the tracking run and of the versions that are registered from then on.
 """
 
 from __future__ import annotations
@@ -67,7 +66,7 @@ def _mend_best(folder: RunFolder, metric: str, step: int, steps: int) -> None:
         aside = "" if gone else f"; set aside as {set_aside(folder.best).name}"
         with twin.open("rb") as source, atomic_file(folder.best) as target:
             shutil.copyfileobj(source, target)
-        warn(f"{fault}{aside}; {described} were taken from {twin}, where they are whole")
+        warn(f"{fault}{aside}; {described} were restored from {twin}, where they are intact")
         return
     of_use = True
     if known:

@@ -56,35 +56,35 @@ class TrainConfig(Config):
     ema: float = Field(default=0.0, ge=0, lt=1)
     """Decay of an exponential moving average of the weights, which is then validated, selected and exported; 0 for none."""
     batch_norm: Literal["rank", "sync"] = "rank"
-    """Whose items batch norms take their statistics from: the rank's own, or those of all ranks, which makes losses
-    independent of the number of processes and costs two small collectives a norm."""
+    """The items from which batch norms take their statistics: ``rank``, those of each rank; ``sync``, those of all ranks, which
+    makes losses independent of the number of processes and costs two small collectives a norm."""
     recompute: bool = False
-    """Forget the activations inside of blocks and compute them again in the backward pass: same numbers, less memory."""
+    """Do not keep the activations inside of blocks, but compute them again in the backward pass: same numbers, less memory."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile the blocks of the model (``torch.compile``): ``auto`` does on CUDA, not on CPUs."""
     seed: int = 777
     validate_every: int = Field(default=0, ge=0)
     """Steps between validations; 0 validates once, after the last step."""
     patience: int = Field(default=0, ge=0)
-    """Validations in a row that are no better than the best after which the run ends; 0 goes on to the last step."""
+    """The run ends after so many validations in a row that were no better than the best; 0: it never ends early."""
     checkpoint_every: int = Field(default=200, ge=1)
     """Steps between checkpoints."""
     checkpoint_minutes: float = Field(default=0.0, ge=0)
-    """Minutes by rank 0's clock after which one is saved at the latest; 0 for by steps alone."""
+    """Longest time between checkpoints, in minutes of rank 0's clock; 0: only by steps."""
     keep: int = Field(default=2, ge=1)
     """Checkpoints kept."""
     log_every: int = Field(default=10, ge=1)
     """Steps between figures sent to the tracking server; the local trace holds every step."""
     profile: str = Field(default="", pattern=r"^([1-9][0-9]*(-[1-9][0-9]*)?)?$")
-    """Steps of which rank 0 writes a trace by torch's profiler into the run's folder, such as ``20-25``; none by default."""
+    """Steps that rank 0 records with torch's profiler into the run's folder, such as ``20-25``; none by default."""
     max_skipped: int = Field(default=5, ge=1)
     """Steps in a row that may be skipped for a non-finite loss or gradient before the run stops."""
     stall_s: float = Field(default=900.0, gt=0)
-    """Seconds in which no rank comes further, in a step or in a long phase, after which the run ends and names the ranks that did
-    not arrive. Longer than the slowest step, the first with its compilation included."""
+    """Seconds without progress of any rank, in a step or in a long phase, after which the run ends and names the ranks that the
+    others wait for. Must be longer than the slowest step; the first one includes compilation."""
     silent_s: float = Field(default=20.0, gt=0)
     """Seconds without a sign of life from a rank (a stopped process, a lost host) after which the run ends and names it. Threads
-    give the signs, so that a slow step does not matter."""
+    send the signs, so that a slow step does not matter."""
 
     @field_validator("compile", mode="before")
     @classmethod
@@ -185,8 +185,8 @@ class RegistryConfig(Config):
     """Whether every new best is exported and registered while training goes on, and the last weights under the alias ``last``;
     else only the best, at the end."""
     keep: int = Field(default=3, ge=1)
-    """Bests of a run, the newest, that stay registered while it goes on. Older ones are removed with their files, but those that
-    have an alias, that another model was made from, or that a person has touched."""
+    """How many of the best versions that a run registers during training stay registered, the newest. Older ones are removed
+    with their files, unless they have an alias, another model was made from them, or a person has changed them."""
 
 
 class TrackingConfig(Config):

@@ -6,10 +6,10 @@ and knows nothing of channels, sleep stages or events. Life of a stage, on every
     stage = ...                 # same arguments on every rank; the module must come out identical
     loss(model, batch, seed)    # once a micro-step
     validate(module, work)      # every train.validate_every steps and after the last
-    export(module, folder, work)               # with the best weights at the end
-    export(module, folder, final=False)        # where others are exported; rank 0 alone, while the others wait
+    export(module, folder, final=False)        # at each new best weights, if they are exported; rank 0 only, the others wait
+    export(module, folder, work)               # once, after training, with the best weights (final=True)
 
-What is long in them, and before them the embedding of a cohort, is divided among the ranks: see
+The ranks share long work in these calls, and the embedding of a cohort before them: see
 :class:`sleepfm.training.ranks.shared_work.SharedWork`.
 """
 

@@ -105,7 +105,7 @@ def test_a_pass_visits_every_sequence_once_and_skips_epochs_without_channels() -
             assert torch.equal(batch.signals[row], usable[start : start + 10])
     one = stream.batch(6, 1)
     assert torch.equal(one.signals[0], batch.signals[2]) and one.item.tolist() == [6]
-    with pytest.raises(DatasetError, match="no night has an epoch"):
+    with pytest.raises(DatasetError, match="no recording has an epoch"):
         NightStream({"c": nights["c"]}, 10, seed=1)
 
 

@@ -135,7 +135,7 @@ def test_damaged_best_weights_are_never_registered(start: Start, world: Path, da
     status, stdout, stderr = start(world, *MORE)
     no_traceback(stderr)
     assert status == 0 and "step 10, val/error 0.2500) are lost" in stderr, stderr
-    assert "lost on the way: the best weights (of step 10, val/error 0.2500)" in stdout
+    assert "; lost: the best weights (of step 10, val/error 0.2500)" in stdout
     new = versions(world)[-1]
     assert (new["step"], new["metric.val/error"], new["lost.1"]) == (
         "16",
@@ -149,7 +149,7 @@ def test_damaged_best_weights_are_never_registered(start: Start, world: Path, da
 def test_best_weights_come_back_from_the_package(start: Start, world: Path, damage: Callable[[Path], None]) -> None:
     damage(world / "run" / "best" / WEIGHTS)
     status, stdout, stderr = start(world, *MORE)
-    assert status == 0 and "were taken from" in stderr and "val/error 0.2500 at step 10" in stdout, stderr
+    assert status == 0 and "were restored from" in stderr and "val/error 0.2500 at step 10" in stdout, stderr
 
 
 @pytest.mark.parametrize("name", ["package", "last"])

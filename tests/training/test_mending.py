@@ -161,7 +161,7 @@ def test_best_weights_that_are_whole_in_the_package_are_taken_from_there(
         zeroed(run.best)
     mend(run, REGISTRY, 12, 12)
     assert run.best.read_bytes() == before == (run.package / WEIGHTS).read_bytes() and not run.lost()
-    assert "were taken from" in capsys.readouterr().err
+    assert "were restored from" in capsys.readouterr().err
 
 
 def test_a_package_shares_no_bytes_with_the_best_weights_and_a_changed_one_is_refused_at_once(run: RunFolder) -> None:
@@ -255,7 +255,7 @@ def test_damaged_sums_of_wall_time_are_set_aside_and_begin_again(
     assert capsys.readouterr().err == ""
     damage(run.goodput)
     mend(run, REGISTRY, 12, 16)
-    assert "goodput.json: is not as it was written; set aside as damaged-goodput.json" in capsys.readouterr().err
+    assert "goodput.json: is damaged; set aside as damaged-goodput.json" in capsys.readouterr().err
     assert run.lost() == ["goodput.json: where the wall time went until step 12"]
     Goodput(world, run, 12).close()
     assert read_sums(run.goodput) is not None
@@ -264,7 +264,7 @@ def test_damaged_sums_of_wall_time_are_set_aside_and_begin_again(
 @pytest.mark.parametrize("content", ["[]", "{}", '{"seconds": {}, "saved": {}, "at": 1, "ended": ""}'])
 def test_json_that_is_no_sums_of_wall_time_is_damage(run: RunFolder, content: str) -> None:
     run.goodput.write_text(content)
-    with pytest.raises(CheckpointError, match=r"goodput\.json: is not as it was written"):
+    with pytest.raises(CheckpointError, match=r"goodput\.json: is damaged"):
         read_sums(run.goodput)
 
 

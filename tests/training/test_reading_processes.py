@@ -91,7 +91,7 @@ def test_asked_to_leave_with_all_that_is_below_it_a_job_saves_and_goes_on(folder
         for process in processes:
             process.send_signal(signal.SIGTERM)
         job.wait(timeout=60)
-    assert "asked to leave; saved at step" in log.read_text()
+    assert "stopped by a signal; saved at step" in log.read_text()
     step = len(trace(folder, "asked"))
     assert step < 40
     # On as many processes as one likes.

@@ -49,7 +49,7 @@ def test_a_signal_in_the_imports_has_the_documented_status(tmp_path: Path, what:
     assert job.stdout.readline() == "importing\n"
     job.send_signal(number)
     _, said = job.communicate(timeout=30)
-    assert (job.returncode, said) == (PREEMPTED_STATUS, f"asked to leave by {number.name}; the same command continues\n")
+    assert (job.returncode, said) == (PREEMPTED_STATUS, f"stopped by {number.name}; the same command continues\n")
 
 
 @pytest.mark.parametrize("rank", [0, 1])
@@ -73,7 +73,7 @@ def test_a_rank_that_waits_for_the_others_leaves_when_it_is_asked_to(tmp_path: P
     job.terminate()
     _, said = job.communicate(timeout=30)
     assert (job.returncode, time.monotonic() - asked < 10) == (PREEMPTED_STATUS, True), said
-    assert "asked to leave by SIGTERM" in said and "Traceback" not in said
+    assert "stopped by SIGTERM" in said and "Traceback" not in said
     assert not (tmp_path / "run").exists()
 
 

@@ -281,6 +281,8 @@ def test_the_host_is_sampled_under_the_names_of_mlflow(tmp_path: Path) -> None:
 def test_what_a_store_could_not_be_told_hides_neither_the_error_that_follows_nor_shows_a_password(tmp_path: Path) -> None:
     tracker = Tracker(tmp_path, "http://user:secret@127.0.0.1:9", "test", "toy")
     warning = tracker.close("FAILED", 1.0)
-    assert warning.startswith("http://user:***@127.0.0.1:9: the run still stands as running there, FAILED could not be written (")
-    assert warning.endswith("); why the run ends is said next")
+    assert warning.startswith(
+        "http://user:***@127.0.0.1:9: still shows the run as running, because FAILED could not be written ("
+    )
+    assert warning.endswith("); the error that ended the run follows")
     assert "secret" not in (tmp_path / "tracking.json").read_text()

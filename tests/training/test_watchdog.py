@@ -28,12 +28,12 @@ def test_who_is_missing_is_told_from_two_looks_at_all_ranks() -> None:
     second = [beat(2, 7), beat(2, 7), beat(2, 6)]
     assert missing(first, second).startswith("the others wait for rank 2 (on host, at place 6")
     # Rank 1 has written nothing new: its process is stopped, or its host is gone.
-    assert missing(first, [beat(2, 7), beat(1, 7), beat(2, 6)]).startswith("nothing is heard of rank 1 (")
-    assert missing(first, [beat(2, 7), None, beat(2, 6)]).startswith("nothing is heard of rank 1 (which never wrote)")
+    assert missing(first, [beat(2, 7), beat(1, 7), beat(2, 6)]).startswith("no sign of life from rank 1 (")
+    assert missing(first, [beat(2, 7), None, beat(2, 6)]).startswith("no sign of life from rank 1 (which has never reported)")
     # All at one place, all but one of them in a collective.
     even = [beat(1, 7), beat(1, 7, collective=False), beat(1, 7)]
     assert missing(even, [beat(2, 7), beat(2, 7, collective=False), beat(2, 7)]).startswith("the others wait for rank 1 (")
-    assert missing(first[:2], second[:2]).startswith("all ranks have arrived; rank 0 (")
+    assert missing(first[:2], second[:2]).startswith("all ranks are at the same place; rank 0 (")
     assert missing(None, None).startswith("rank 0 does not answer")
     many = [beat(2, 7), *[beat(2, 6)] * 20]
     assert missing([beat(1, 7), *[beat(1, 6)] * 20], many).endswith(", 12 more")
@@ -45,12 +45,14 @@ def test_rank_0_tells_silence_from_a_collective_that_hangs() -> None:
     assert news.silent(15.0, 20.0) == ""
     # Rank 2 never wrote, and rank 1 nothing new.
     news.take([beat(2, 7), beat(1, 7), None], 15.0)
-    assert news.silent(21.0, 20.0).startswith("nothing is heard of rank 2 (which never wrote) for 21 s")
+    assert news.silent(21.0, 20.0).startswith("no sign of life from rank 2 (which has never reported) for 21 s")
     assert "rank 1 (on host, at place 7" in news.silent(26.0, 20.0)
     assert news.hanging(7, 60.0) == ""
     news.take([beat(3, 7), beat(2, 7), beat(1, 7)], 30.0)
     assert news.silent(31.0, 20.0) == ""
-    assert news.hanging(7, 60.0).startswith("stalled, a collective hangs: for 60 s all ranks have been at one place; rank 0 (")
+    assert news.hanging(7, 60.0).startswith(
+        "stalled, a collective hangs: all ranks have been at the same place for 60 s; rank 0 ("
+    )
     # A rank is elsewhere, or all of them wait for storage.
     assert news.hanging(8, 60.0) == ""
     news.take([replace(beat(4, 7), place="waiting for data of step 3")] * 3, 35.0)
@@ -92,7 +94,7 @@ def test_a_rank_that_is_stopped_is_named_within_seconds(tmp_path: Path, stopped:
         with contextlib.suppress(psutil.NoSuchProcess):
             victim.kill()
     assert job.returncode == LostRankError.exit_status
-    assert f"error (rank {1 - stopped}): nothing is heard of rank {stopped}" in stderr
+    assert f"error (rank {1 - stopped}): no sign of life from rank {stopped}" in stderr
     # Where its threads are.
     assert "most recent call first" in stderr
 
@@ -102,7 +104,7 @@ def test_a_collective_that_hangs_is_seen_long_before_the_limit_of_a_stall(tmp_pa
     began = time.monotonic()
     done = launch(tmp_path, 2, "toy.hang_at=50", "train.silent_s=4", node=True)
     assert done.returncode == LostRankError.exit_status
-    assert "error (rank 0): stalled, a collective hangs: for " in done.stderr
+    assert "error (rank 0): stalled, a collective hangs: all ranks have been at the same place for " in done.stderr
     assert "in the forward pass of step 7, in " in done.stderr
     assert time.monotonic() - began < 90
 

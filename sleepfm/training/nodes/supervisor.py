@@ -78,7 +78,7 @@ class Supervisor:
                 continue
             if status != LostRankError.exit_status or self._asked:
                 return status
-            self._say(f"a process or a node is lost (start {plan.number}); going on with what is left")
+            self._say(f"a process or a node was lost (start {plan.number}); restarting on the nodes that are left")
 
     def _plan(self) -> Plan | int:
         """The next plan that this node is part of, or the status with which the job ended elsewhere."""
@@ -133,7 +133,7 @@ class Supervisor:
         self._looked = time.monotonic()
         waiting = [state for state in self._peers.look().values() if state.phase == "ready"]
         if self._demand.usable(size + len(waiting)) > size:
-            self._say(f"{len(waiting)} more nodes are ready; saving, to go on with them")
+            self._say(f"{len(waiting)} more nodes are ready; saving and restarting with them")
             self._peers.state = self._peers.state.model_copy(update={"regroup": True})
 
     def _regroups(self, plan: Plan) -> bool:

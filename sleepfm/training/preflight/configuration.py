@@ -109,7 +109,7 @@ def doubts(config: RunConfig, stage: Stage) -> list[str]:
     found = []
     if train.warmup >= steps:
         found.append(
-            f"train.warmup={train.warmup}: the run ends after {steps} steps, before the learning rate has stayed at "
+            f"train.warmup={train.warmup}: the run ends after {steps} steps, before the warm-up has reached "
             f"train.lr={train.lr:g}; lower train.warmup"
         )
     if items < train.global_batch:

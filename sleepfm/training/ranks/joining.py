@@ -129,7 +129,7 @@ def _hold(world: World, address: str, port: int) -> dist.TCPStore:
     timeout = timedelta(seconds=_ANSWER_SECONDS)
     attempt = _begin(lambda: dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timeout))
     if not wait([attempt], timeout=_OWN_SECONDS).done:
-        raise cannot_join(world, "MASTER_ADDR leads this host to something else that listens there")
+        raise cannot_join(world, "another program listens where MASTER_ADDR leads on this host")
     return attempt.result()
 
 
@@ -147,13 +147,13 @@ def _meet(world: World, address: str, port: int, addresses: list[Any], deadline:
                 store = attempt.result()
                 if store is not None:
                     return store
-                other, reason = True, "a job that is complete answers there"
+                other, reason = True, "another job answers there, which has all its ranks"
             except dist.DistError as error:
                 # No store, or that of a job that ended meanwhile.
                 reason = reason or str(error).splitlines()[0]
             attempt = None
         # A store that is asked has no time-out of its own for what listens and says nothing.
-        reason = reason or "what listens there does not answer as a job"
+        reason = reason or "the program that listens there is no training job"
         if time.monotonic() > deadline:
             raise cannot_join(world, reason) if other else LostRankError(str(cannot_join(world, reason)))
         if world.local_rank == 0 and time.monotonic() - began > _QUIET_SECONDS:

@@ -100,7 +100,7 @@ def _listened() -> list[signal.Signals]:
 
 def _leave(number: int, frame: FrameType | None) -> None:
     # Not through a stream, which this process may be writing to.
-    os.write(2, f"asked to leave by {signal.Signals(number).name}; the same command continues\n".encode())
+    os.write(2, f"stopped by {signal.Signals(number).name}; the same command continues\n".encode())
     end_silently(PREEMPTED_STATUS)
 
 

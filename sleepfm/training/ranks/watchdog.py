@@ -146,7 +146,9 @@ class Watchdog:
             if self._verdict:
                 self._end(self._verdict)
             elif self._store is not None and now - self._heard > self._silent_s + (0.0 if self._world.rank == 1 else 2.0):
-                self._end(f"nothing is heard of rank 0 for {now - self._heard:.0f} s, its process or its host is stopped or lost")
+                self._end(
+                    f"no sign of life from rank 0 for {now - self._heard:.0f} s, its process or its host is stopped or lost"
+                )
             elif now - moved > limit:
                 self._look(now - moved)
 
@@ -162,7 +164,7 @@ class Watchdog:
                     self._verdict = self._store.get(_VERDICT).decode()
                 self._hear()
         except (dist.DistError, RuntimeError):
-            # Rank 0 is gone, and with it the store: collectives say so, or else nothing is heard of it any more.
+            # Rank 0 is gone, and with it the store: collectives say so, or else it gives no sign of life any more.
             return
 
     def _hear(self) -> None:
@@ -259,17 +261,17 @@ class _News:
         return sum(beat.moves for beat in self._beats if beat is not None)
 
     def silent(self, now: float, silent_s: float) -> str:
-        """Whom nothing is heard of, in words; empty if all speak."""
+        """The ranks without a sign of life, in words; empty if there are none."""
         lost = {rank: self._beats[rank] for rank, since in enumerate(self._since) if now - since > silent_s}
         longest = max(now - since for since in self._since)
-        return f"nothing is heard of {_named(lost)} for {longest:.0f} s (train.silent_s)" if lost else ""
+        return f"no sign of life from {_named(lost)} for {longest:.0f} s (train.silent_s)" if lost else ""
 
     def hanging(self, count: int, seconds: float) -> str:
         """That all have arrived where rank 0 is and wait for one another, in words; empty if a rank is elsewhere."""
         beats = {rank: beat for rank, beat in enumerate(self._beats) if beat is not None and beat.count == count}
         if len(beats) < len(self._beats) or any(beat.place.startswith(_SLOW) for beat in beats.values()):
             return ""
-        return f"stalled, a collective hangs: for {seconds:.0f} s all ranks have been at one place; {_named(beats)}"
+        return f"stalled, a collective hangs: all ranks have been at the same place for {seconds:.0f} s; {_named(beats)}"
 
 
 def missing(first: Sequence[Beat | None] | None, second: Sequence[Beat | None] | None) -> str:
@@ -278,19 +280,19 @@ def missing(first: Sequence[Beat | None] | None, second: Sequence[Beat | None] |
         return "rank 0 does not answer, its process or its host is stopped or lost"
     silent = {rank: new for rank, (old, new) in enumerate(zip(first, second, strict=True)) if new is None or old == new}
     if silent:
-        return f"nothing is heard of {_named(silent)}"
+        return f"no sign of life from {_named(silent)}"
     beats = {rank: beat for rank, beat in enumerate(second) if beat is not None}
     arrived = max(beat.count for beat in beats.values())
     behind = {rank: beat for rank, beat in beats.items() if beat.count < arrived}
     if not behind:
         behind = {rank: beat for rank, beat in beats.items() if not beat.collective}
     if not behind or len(behind) == len(beats):
-        return f"all ranks have arrived; {_named(beats)}"
+        return f"all ranks are at the same place; {_named(beats)}"
     return f"the others wait for {_named(behind)}"
 
 
 def _named(ranks: dict[int, Any]) -> str:
-    listed = [f"rank {rank} ({beat or 'which never wrote'})" for rank, beat in sorted(ranks.items())[:_NAMED]]
+    listed = [f"rank {rank} ({beat or 'which has never reported'})" for rank, beat in sorted(ranks.items())[:_NAMED]]
     more = [f"{len(ranks) - _NAMED} more"] if len(ranks) > _NAMED else []
     return ", ".join(listed + more)
 

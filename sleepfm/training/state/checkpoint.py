@@ -156,7 +156,7 @@ def read_mark(folder: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except ValueError as error:
-        raise CheckpointError(f"{path}: is not as it was written, no JSON") from error
+        raise CheckpointError(f"{path}: is damaged, no valid JSON") from error
     if mark is None:
         raise CheckpointError(f"{path}: missing")
     name = _STEP.fullmatch(folder.name) or _DAMAGED.fullmatch(folder.name)
@@ -164,7 +164,7 @@ def read_mark(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: is not the list of files of {folder.name}")
     # Earlier versions wrote sizes alone.
     if any(isinstance(stated, dict) for stated in mark["files"].values()) and mark.get("sha256") != _seal(mark):
-        raise CheckpointError(f"{path}: is not as it was written, its SHA-256 differs")
+        raise CheckpointError(f"{path}: is damaged, its SHA-256 differs")
     return mark
 
 

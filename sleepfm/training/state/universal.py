@@ -109,7 +109,9 @@ def _write_state(target: Path, steps: dict[str, Any]) -> None:
 
     counts = {float(step) for step in steps.values()}
     if len(counts) > 1:
-        raise CheckpointError(f"{target}: parameters were updated {sorted(counts)} times, which is not one number")
+        raise CheckpointError(
+            f"{target}: parameters have different numbers of updates ({sorted(counts)}); move this checkpoint away"
+        )
     step = torch.tensor(counts.pop() if counts else 0.0)
     state = {"state": {0: {"step": step}}, "param_groups": [{}]}
     _write(target / _STATE, {"ds_version": __version__, "param_groups": [], "optimizer_state_dict": state})

@@ -104,7 +104,7 @@ def read_sums(path: Path) -> dict[str, Any] | None:
         if not (whole and math.isfinite(known["at"]) and isinstance(known["ended"], str) and 0 in map(int, known["saved"])):
             raise ValueError("not the sums of a job")
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path}: is not as it was written") from error
+        raise CheckpointError(f"{path}: is damaged") from error
     return dict(known)
 
 

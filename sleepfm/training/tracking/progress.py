@@ -23,7 +23,10 @@ class Progress:
         if self._last_step is None:
             self._last_step = step - 1
         if row.get("skipped"):
-            print(f"{self._name} step {step}: not finite, skipped ({', '.join(row['recordings'])})", flush=True)
+            print(
+                f"{self._name} step {step}: loss or gradient not finite, update skipped ({', '.join(row['recordings'])})",
+                flush=True,
+            )
         if now - self._last_time < _SECONDS_BETWEEN_LINES and step != self._steps:
             return
         per_step = (now - self._last_time) / max(1, step - self._last_step)

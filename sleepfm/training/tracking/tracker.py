@@ -147,16 +147,16 @@ class Tracker:
         left = self._journal.left(self._state["delivered"])
         warnings = []
         if self._journal.refused:
-            warnings.append(f"{self._journal.refused} rows of figures not kept, {self._folder.figures} is full")
+            warnings.append(f"{self._journal.refused} rows of figures dropped, because {self._folder.figures} is full")
         if left:
             warnings.append(
                 f"{left} rows of figures not delivered to {self._shown} ({self._problem or self._journal.problem}); kept in "
                 f"{self._folder.figures}: start the same command again to deliver them"
             )
         elif self._thread.is_alive() or self._problem:
-            follows = "; why the run ends is said next" if status == "FAILED" else ""
+            follows = "; the error that ended the run follows" if status == "FAILED" else ""
             warnings.append(
-                f"{self._shown}: the run still stands as running there, {status} could not be written "
+                f"{self._shown}: still shows the run as running, because {status} could not be written "
                 f"({self._problem or 'no answer'}){follows}"
             )
         if not self._thread.is_alive():
@@ -261,11 +261,11 @@ def _read_state(folder: RunFolder) -> tuple[dict[str, Any], str]:
     except OSError as error:
         return {}, f"cannot be read ({error.strerror or error})"
     except ValueError:
-        return {}, "is not as it was written, no JSON"
+        return {}, "is damaged, no valid JSON"
     if state is None:
         return {}, ""
     if not isinstance(state, dict) or any(type(state.get(key)) is not kind for key, kind in _STATE.items()):
-        return {}, "is not as it was written"
+        return {}, "is damaged"
     return state, ""
 
 
