@@ -25,6 +25,7 @@ from sleepfm.models.embedding import Encoder
 from sleepfm.models.inputs import check_signals
 from sleepfm.models.losses import LossOutput, MaskedReconstruction, any_rank, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
+from sleepfm.models.modality_dropout import drop_modalities
 from sleepfm.models.negatives import Contrastive
 from sleepfm.models.neuronet import NeuroNetConfig, NeuroNetEncoder, TransformerConfig
 from sleepfm.models.normalisation import RowMlp, mlp, only
@@ -170,7 +171,7 @@ class SynthSleepNet(Encoder):
         if tuple(noise.shape) != (signals.shape[0], *self.noise_shape):
             raise ModelError(f"expected noise {[signals.shape[0], *self.noise_shape]}, found {list(noise.shape)}")
         if self.training and self.config.modality_dropout:
-            present = self._drop_modalities(present, noise[..., self.frames])
+            present = drop_modalities(present, noise[..., self.frames], self.channels, self.config.modality_dropout)
         tokens = self.backbones(signals, present, range(len(self.channels)))
         keep = keep_indices(noise[..., : self.frames], kept_count(self.frames, self.config.mask_ratio))
         fused = self._fuse(tokens, present, keep, range(len(self.channels)))
@@ -186,15 +187,6 @@ class SynthSleepNet(Encoder):
             }
         items = errors + self.config.alpha * pairs
         return LossOutput(reconstruction + self.config.alpha * contrast, parts, items)
-
-    def _drop_modalities(self, present: Tensor, noise: Tensor) -> Tensor:
-        """``present`` ``[B, C]`` less the modalities whose draw in ``noise`` ``[B, C]`` (that of their first
-        channel) is below the chance; the present one with the highest draw stays.
-        """
-        modalities = [CHANNEL_MODALITY[name] for name in self.channels]
-        draws = torch.stack([noise[:, modalities.index(modality)] for modality in modalities], dim=1)
-        highest = draws.masked_fill(~present, -1).amax(1, keepdim=True)
-        return present & ((draws >= self.config.modality_dropout) | (draws == highest))
 
     def _fuse(self, tokens: list[Tensor], present: Tensor, keep: Tensor | None, places: Sequence[int]) -> Tensor:
         """Fused tokens ``[B, C, K, D]`` of the channels at ``places``, whose own are ``tokens``; all ``F`` of a channel without

@@ -188,6 +188,8 @@ class FinetuneConfig(DownstreamJob):
     ``events`` adds a head that finds onset and duration to the second, for tasks that are about events. With ``cache``, a folder,
     what context and heads see of a frozen encoder is computed once and kept there for the next job on it: embeddings, or frames
     under an event head. With ``layer_decay`` below 1 each layer of the encoder learns at that share of the rate of the one above.
+    ``modality_dropout`` is the chance that a modality is left out of a sequence, so that the model learns to do without it; one
+    that the task needs (EEG for stages) stays.
     """
 
     job = "finetune"
@@ -197,6 +199,7 @@ class FinetuneConfig(DownstreamJob):
     events: EventHeadConfig | None = None
     cache: LocalFolder | None = None
     layer_decay: float = Field(default=1.0, gt=0, le=1)
+    modality_dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def is_built_at_once(self) -> bool:
         """With a cache not before the data set is encoded."""
@@ -210,6 +213,8 @@ class FinetuneConfig(DownstreamJob):
     def _only_frozen_encoders_are_computed_once(self) -> FinetuneConfig:
         if self.cache is not None and self.tune.mode != "frozen":
             raise ValueError("cache: only a frozen encoder can be computed once; set tune.mode=frozen")
+        if self.cache is not None and self.modality_dropout:
+            raise ValueError("modality_dropout: what a cache holds has all modalities; remove cache, or set modality_dropout=0")
         return self
 
     @model_validator(mode="after")

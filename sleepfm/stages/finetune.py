@@ -5,6 +5,7 @@ head.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sleepfm.constants import EPOCH_SECONDS
+from sleepfm.constants import CHANNEL_MODALITY, EPOCH_SECONDS
 from sleepfm.data.batch import Batch
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.mixture import DataSource
@@ -20,6 +21,8 @@ from sleepfm.data.stream import Noise, SequenceStream
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.inference.predict import NightPrediction, predict_embedded_nights, predict_encoded_nights, predict_nights
 from sleepfm.models.downstream import Downstream
+from sleepfm.models.modality_dropout import drop_modalities
+from sleepfm.models.noise import noise_for
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig
@@ -79,7 +82,9 @@ class FinetuneStage:
             self._caches = {of.name: self._cache(Path(config.cache), of.dataset, *settings) for of in self.mixture.sources}
             self.stream: Stream = self.mixture.in_memory(self._of_encoded, config.train.seed, gaps=gaps)
         else:
-            self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed), gaps=gaps)
+            noise = partial(noise_for, shape=(len(self.module.channels),), seed=config.train.seed)
+            drawn = noise if config.modality_dropout else None
+            self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed), drawn, gaps=gaps)
         self.draw.select("val", self.module.channels)
         self.mixture.select("test", self.module.channels)
         self._weigh(work)
@@ -166,6 +171,8 @@ class FinetuneStage:
         """Cross-entropy of every scored epoch of the sequences, and of every scored second where there is an event head;
         ``seed`` is not used, dropout has its own.
         """
+        if batch.noise is not None:
+            batch = replace(batch, present=self._present(batch.present, batch.noise))
         # Nothing is learnt of an epoch that is not assessed.
         seen = batch.present[..., 0] if self._caches else self.module.assessed(batch.present)
         epochs, events = batch.labels[self.config.task].masked_fill(~seen, -1), self.config.events
@@ -187,6 +194,13 @@ class FinetuneStage:
             parts["kinds"] = told.loss.detach()
             loss, items = loss + events.weight * told.loss, items + events.weight * told.items
         return StepLoss(loss, parts, items)
+
+    def _present(self, present: Tensor, noise: Tensor) -> Tensor:
+        """``present`` ``[B, L, C]`` without the modalities that ``noise`` ``[B, C]`` leaves out of whole sequences: a recording
+        lacks its channels all night. What the task needs stays.
+        """
+        needed = {CHANNEL_MODALITY[name] for name in self.module.evidence}
+        return drop_modalities(present, noise[:, None], self.module.channels, self.config.modality_dropout, needed)
 
     def _move_weights(self, device: torch.device) -> None:
         """Weights of classes, once, to where the loss is computed."""

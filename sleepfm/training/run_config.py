@@ -298,6 +298,7 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("grid",): None,
     ("curve",): None,
     ("layer_decay",): 1.0,
+    ("modality_dropout",): 0.0,
     ("data", "label_draw"): None,
     ("train", "patience"): 0,
 }

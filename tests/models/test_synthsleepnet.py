@@ -15,6 +15,7 @@ from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.losses import nt_xent
 from sleepfm.models.masking import keep_indices
+from sleepfm.models.modality_dropout import drop_modalities
 from sleepfm.models.neuronet import NeuroNetEncoder
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 
@@ -200,7 +201,7 @@ def test_modality_dropout_equals_absence_of_what_it_drops() -> None:
             layer.p = 0.0
     signals, present, noise = batch(model, 64)
     present[:8, :4] = False
-    dropped = model._drop_modalities(present, noise[..., 27])
+    dropped = drop_modalities(present, noise[..., 27], SIX, 0.5)
     assert not (dropped & ~present).any()
     assert dropped.any(1).all(), "one modality always stays"
     assert torch.equal(dropped[8:, 0], dropped[8:, 1]), "channels of a modality go together"
@@ -214,6 +215,19 @@ def test_modality_dropout_equals_absence_of_what_it_drops() -> None:
     torch.testing.assert_close(found, expected(signals, dropped, noise[..., :27]).loss, atol=1e-5, rtol=1e-5)
     full = model.eval()(signals, present, noise).loss
     torch.testing.assert_close(full, expected.eval()(signals, present, noise[..., :27]).loss, atol=1e-5, rtol=1e-5)
+
+
+def test_what_is_needed_is_never_dropped_and_nothing_absent_comes_back() -> None:
+    draws = torch.rand(200, 1, len(SIX), generator=torch.Generator().manual_seed(1))
+    present = torch.rand(200, 3, len(SIX), generator=torch.Generator().manual_seed(2)) < 0.7
+    kept = drop_modalities(present, draws, SIX, 0.9, {"EEG"})
+    eeg = [CHANNEL_MODALITY[name] == "EEG" for name in SIX]
+    assert torch.equal(kept[..., eeg], present[..., eeg])
+    assert not (kept & ~present).any() and torch.equal(kept.any(-1), present.any(-1))
+    assert (kept[..., [not own for own in eeg]].float().mean() < 0.3).item()
+    # One draw for all epochs of a sequence.
+    alike = drop_modalities(torch.ones_like(present), draws, SIX, 0.5, {"EEG"})
+    assert torch.equal(alike, alike[:, :1].expand_as(alike))
 
 
 def test_mixed_presence_equals_row_by_row() -> None:

@@ -288,6 +288,29 @@ def test_a_fine_tune_learns_from_the_people_who_are_drawn(nights, source, tmp_pa
     assert stage.measure("val/kappa")["label_draw"] == "people"
 
 
+def test_a_fine_tune_does_without_modalities_that_belong_to_the_item(nights, source, tmp_path):
+    fixed = [f"data.path={nights.path}", f"train.output={tmp_path / 'run'}", "sequence={length: 6, stride: 6}"]
+    file = config_root() / "downstream" / "finetune-stage-tiny.yaml"
+    stage = FinetuneStage(load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6"]), source)
+    assert FinetuneStage(load_config(FinetuneConfig, file, fixed), source).stream.batch(0, 1).noise is None
+    seen = []
+
+    def model(signals, present, valid):
+        seen.append(present)
+        return torch.zeros(*present.shape[:2], 5, requires_grad=True)
+
+    whole = stage.stream.batch(0, 24)
+    stage.loss(model, whole, 0)
+    for place in range(24):
+        stage.loss(model, stage.stream.batch(place, 1), 0)
+    assert torch.equal(seen[0], torch.cat(seen[1:])), "the same for an item in every batch"
+    eeg = [name.startswith("EEG") for name in stage.module.channels]
+    assert torch.equal(seen[0][..., eeg], whole.present[..., eeg])
+    assert 0.2 < seen[0][..., [not own for own in eeg]].float().mean() / whole.present.float().mean() < 0.7
+    with pytest.raises(ConfigError, match="modality_dropout: what a cache holds has all modalities"):
+        load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6", "tune={mode: frozen}", "cache=x"])
+
+
 @pytest.mark.slow
 def test_a_frozen_encoder_is_passed_once_and_gives_what_it_gives_in_every_step(nights, source, tmp_path):
     """Context and head on kept embeddings: losses and predictions are those of a frozen encoder that computes in every step."""
