@@ -23,6 +23,7 @@ from sleepfm.inference.predict import NightPrediction, predict_embedded_nights, 
 from sleepfm.models.downstream import Downstream
 from sleepfm.models.modality_dropout import drop_modalities
 from sleepfm.models.noise import noise_for
+from sleepfm.models.saturation import LEVELS
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
 from sleepfm.stages.downstream_config import FinetuneConfig
@@ -71,6 +72,8 @@ class FinetuneStage:
         if self.task.kind == "binary":
             label_rule(self.mixture)
         self._kinds = config.events.kinds if config.events is not None else ()
+        # 0 for a channel in absolute units.
+        self._waves = torch.tensor([float(name not in LEVELS) for name in self.module.channels])
         self.draw = LabelDraw(self.mixture, config.task, config.data, work.goes_on)
         if work.world.is_main:
             self.draw.warn_of_missing()
@@ -82,8 +85,8 @@ class FinetuneStage:
             self._caches = {of.name: self._cache(Path(config.cache), of.dataset, *settings) for of in self.mixture.sources}
             self.stream: Stream = self.mixture.in_memory(self._of_encoded, config.train.seed, gaps=gaps)
         else:
-            noise = partial(noise_for, shape=(len(self.module.channels),), seed=config.train.seed)
-            drawn = noise if config.modality_dropout else None
+            noise = partial(noise_for, shape=(2, len(self.module.channels)), seed=config.train.seed)
+            drawn = noise if config.is_varied() else None
             self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed), drawn, gaps=gaps)
         self.draw.select("val", self.module.channels)
         self.mixture.select("test", self.module.channels)
@@ -171,12 +174,12 @@ class FinetuneStage:
         """Cross-entropy of every scored epoch of the sequences, and of every scored second where there is an event head;
         ``seed`` is not used, dropout has its own.
         """
+        self._move_weights(batch.present.device)
         if batch.noise is not None:
-            batch = replace(batch, present=self._present(batch.present, batch.noise))
+            batch = self._varied(batch, batch.noise)
         # Nothing is learnt of an epoch that is not assessed.
         seen = batch.present[..., 0] if self._caches else self.module.assessed(batch.present)
         epochs, events = batch.labels[self.config.task].masked_fill(~seen, -1), self.config.events
-        self._move_weights(epochs.device)
         if events is None:
             return classification_loss(model(batch.signals, batch.present, batch.valid), epochs, self.weights)
         logits, seconds = model(batch.signals, batch.present, batch.valid)
@@ -195,16 +198,20 @@ class FinetuneStage:
             loss, items = loss + events.weight * told.loss, items + events.weight * told.items
         return StepLoss(loss, parts, items)
 
-    def _present(self, present: Tensor, noise: Tensor) -> Tensor:
-        """``present`` ``[B, L, C]`` without the modalities that ``noise`` ``[B, C]`` leaves out of whole sequences: a recording
-        lacks its channels all night. What the task needs stays.
+    def _varied(self, batch: Batch, noise: Tensor) -> Batch:
+        """``batch`` as other recordings of the same sleep might be, by ``noise`` ``[B, 2, C]``: without some modalities, but
+        never one that the task needs, and at another scale, which hangs on what else was recorded. The same for all of a
+        sequence.
         """
+        config, channels = self.config, self.module.channels
         needed = {CHANNEL_MODALITY[name] for name in self.module.evidence}
-        return drop_modalities(present, noise[:, None], self.module.channels, self.config.modality_dropout, needed)
+        present = drop_modalities(batch.present, noise[:, None, 0], channels, config.modality_dropout, needed)
+        factors = config.gain ** ((2 * noise[:, 1] - 1) * self._waves)  # [B, C]
+        return replace(batch, present=present, signals=batch.signals * factors[:, None, :, None])
 
     def _move_weights(self, device: torch.device) -> None:
-        """Weights of classes, once, to where the loss is computed."""
-        self.weights = self.weights.to(device)
+        """Weights of classes and channels, once, to where the loss is computed."""
+        self.weights, self._waves = self.weights.to(device), self._waves.to(device)
         if self.config.events is not None:
             self.second_weights, self.kind_weights = self.second_weights.to(device), self.kind_weights.to(device)
 

@@ -288,26 +288,32 @@ def test_a_fine_tune_learns_from_the_people_who_are_drawn(nights, source, tmp_pa
     assert stage.measure("val/kappa")["label_draw"] == "people"
 
 
-def test_a_fine_tune_does_without_modalities_that_belong_to_the_item(nights, source, tmp_path):
+def test_a_fine_tune_varies_recordings_by_the_item(nights, source, tmp_path):
     fixed = [f"data.path={nights.path}", f"train.output={tmp_path / 'run'}", "sequence={length: 6, stride: 6}"]
     file = config_root() / "downstream" / "finetune-stage-tiny.yaml"
-    stage = FinetuneStage(load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6"]), source)
+    stage = FinetuneStage(load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6", "gain=2"]), source)
     assert FinetuneStage(load_config(FinetuneConfig, file, fixed), source).stream.batch(0, 1).noise is None
-    seen = []
+    seen, scaled = [], []
 
     def model(signals, present, valid):
-        seen.append(present)
+        seen.append(present), scaled.append(signals)
         return torch.zeros(*present.shape[:2], 5, requires_grad=True)
 
     whole = stage.stream.batch(0, 24)
     stage.loss(model, whole, 0)
     for place in range(24):
         stage.loss(model, stage.stream.batch(place, 1), 0)
-    assert torch.equal(seen[0], torch.cat(seen[1:])), "the same for an item in every batch"
+    for found in (seen, scaled):
+        assert torch.equal(found[0], torch.cat(found[1:])), "the same for an item in every batch"
+    heard = whole.signals.abs().amax(-1) > 0
+    factors = (scaled[0].abs().amax(-1) / whole.signals.abs().amax(-1))[heard]
+    assert 0.5 <= factors.min() < 0.6 and 1.7 < factors.max() <= 2
+    one = (scaled[0] / whole.signals)[0, :, 0][whole.signals[0, :, 0] != 0]
+    torch.testing.assert_close(one, one[:1].expand_as(one), rtol=1e-4, atol=0)
     eeg = [name.startswith("EEG") for name in stage.module.channels]
     assert torch.equal(seen[0][..., eeg], whole.present[..., eeg])
     assert 0.2 < seen[0][..., [not own for own in eeg]].float().mean() / whole.present.float().mean() < 0.7
-    with pytest.raises(ConfigError, match="modality_dropout: what a cache holds has all modalities"):
+    with pytest.raises(ConfigError, match="modality_dropout, gain: what a cache holds cannot be changed"):
         load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6", "tune={mode: frozen}", "cache=x"])
 
 
