@@ -1,6 +1,6 @@
 """The built-in scorer on people, from one EEG channel, beside YASA.
 
-    python benchmarks/people.py FOLDER [--python OTHER] [--models ADDRESS ...] [--json F]
+    python benchmarks/people.py FOLDER [--python OTHER] [--models ADDRESS ...] [--gains G ...] [--json F]
 
 FOLDER holds ``excerptN.txt`` and ``Hypnogram_excerptN.txt`` of the DREAMS sleep spindles database (Devuyst 2005,
 zenodo.org/records/2650142): half an hour of one EEG derivation (C3-A1 or CZ-A1, in uV) of eight patients, whose stages one
@@ -8,7 +8,9 @@ person scored by Rechtschaffen and Kales, a value every 5 s. An epoch of 30 s ha
 S4 as N3; where most have none it is unscored. OTHER is an interpreter with YASA (see ``realism.py``). The recordings serve for
 evaluation alone: no model is trained or chosen by them, and they are not in this repository.
 
-Excerpts of half an hour hold few stages each, so figures are over all epochs, with intervals over the eight people.
+Excerpts of half an hour hold few stages each, so figures are over all epochs, with intervals over the eight people. A recording
+is scaled by its own spread, which for an excerpt is another one than for its night: ``--gains`` also gives the figures of the
+models with the scaled signal times G.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import argparse
 import json
 import subprocess
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +63,19 @@ def as_edf(signal: Path, path: Path) -> str:
     return label
 
 
-def ours(models: list[str] | None, work: Path, labels: dict[str, str]) -> tuple[list[str], list[Stages]]:
-    """The models' addresses, and their stages [E] by excerpt."""
-    scorer, found = Scorer.load(models), []
+def ours(
+    models: list[str] | None, work: Path, labels: dict[str, str], gains: list[float]
+) -> tuple[list[str], list[list[Stages]]]:
+    """The models' addresses (of a folder its name), and at each of ``gains`` their stages [E] by excerpt."""
+    scorer = Scorer.load(models)
+    found: list[list[Stages]] = [[] for _ in gains]
     for name, label in labels.items():
-        cohort = with_channels(load_rules("generic"), {"EEG_C3": label})
-        found.append(scorer.score(prepare_night(work / f"{name}.edf", cohort)).stages)
-    return [entry.address for entry in scorer.models.values()], found
+        night = prepare_night(work / f"{name}.edf", with_channels(load_rules("generic"), {"EEG_C3": label}))
+        for gain, stages in zip(gains, found, strict=True):
+            scaled = {channel: np.float32(gain) * signal for channel, signal in night.channels.items()}
+            stages.append(scorer.score(replace(night, channels=scaled)).stages)
+    addresses = [entry.address for entry in scorer.models.values()]
+    return [Path(address).name if Path(address).exists() else address for address in addresses], found
 
 
 def yasa(python: str, work: Path, labels: dict[str, str]) -> tuple[str, list[Stages]]:
@@ -111,6 +119,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--python", metavar="OTHER", help="interpreter with yasa")
     parser.add_argument("--models", nargs="+", metavar="ADDRESS", default=["builtin"])
+    parser.add_argument("--gains", nargs="+", type=float, metavar="G", default=[], help="also at these scales")
     parser.add_argument("--json", type=Path, metavar="F", help="also write the figures there")
     arguments = parser.parse_args()
     names = [f"excerpt{number}" for number in range(1, PEOPLE + 1)]
@@ -118,8 +127,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="people-") as folder:
         work = Path(folder)
         labels = {name: as_edf(arguments.folder / f"{name}.txt", work / f"{name}.edf") for name in names}
-        addresses, called = ours(arguments.models, work, labels)
+        addresses, (called, *others) = ours(arguments.models, work, labels, [1.0, *arguments.gains])
         result: dict[str, Any] = {"machine": describe(), "models": addresses, "ours": figures(truth, called)}
+        if others:
+            scales = (f"{gain:g}" for gain in arguments.gains)
+            result["ours_at_other_scales"] = {scale: figures(truth, at) for scale, at in zip(scales, others, strict=True)}
         if arguments.python:
             version, theirs = yasa(arguments.python, work, labels)
             both = figures(called, theirs)
