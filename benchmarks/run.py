@@ -13,7 +13,7 @@ takes the place of the first. ``--quick`` runs the same scripts in miniature, to
 bounds do not count, and a file is only written where ``--out`` is given. CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet; what
 it imports must be installed: ``pip install timm peft einops polars``.
 
-Not here: `realism.py`, `side_by_side.py` and `people.py` (need an environment with other scorers, the last two trained models too),
+Not here: `realism.py`, `side_by_side.py` and `people.py` (need an environment with other scorers, two of them trained models),
 `polarity.py` (hours), `laboratory.py` (an hour), `context_pretraining.py` (needs a data set and a trained encoder), `scaling.py`
 and `roofline.py` (models, no measurements), and cases of the released code that take minutes each. `results/` holds what they
 have found.
