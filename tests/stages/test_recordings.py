@@ -215,7 +215,8 @@ def test_values_of_the_data_set_are_those_of_its_people(nights, monkeypatch):
 
 
 def test_nobody_known_is_refused(nights, tmp_path):
-    with pytest.raises(SubjectTableError, match=r"no person has a value for the task age \(age, as .* values\.file"):
+    said = r"no person has a value for the task age \(age, in the table of people of the data set\); .* values\.file"
+    with pytest.raises(SubjectTableError, match=said):
         Values.of(RECORDING_TASKS["age"], None).check(Mixture.of(nights))
     file = table(tmp_path / "p.csv", {"somebody": 3})
     with pytest.raises(SubjectTableError, match="keys of the table"):
