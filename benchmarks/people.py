@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 from machine import describe
 from numpy.typing import NDArray
+from side_by_side import STAGE_FIGURES, judged_stages
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.evaluation.metrics import evaluate, plain
+from sleepfm.evaluation.metrics import plain
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.signals.cohorts.by_hand import with_channels
 from sleepfm.signals.cohorts.catalogue import load_rules
@@ -99,16 +100,14 @@ def yasa(python: str, work: Path, labels: dict[str, str]) -> tuple[str, list[Sta
 
 def figures(truth: list[Stages], called: list[Stages]) -> dict[str, Any]:
     """Accuracy, kappa and macro-F1 with intervals over people, the recall of each stage, and who is called what."""
-    size = [min(len(a), len(b)) for a, b in zip(truth, called, strict=True)]
-    theirs, mine = (np.concatenate([night[:n] for night, n in zip(some, size, strict=True)]) for some in (truth, called))
-    people = np.repeat(np.arange(len(size)), size)
-    found = evaluate(TASKS["stage"], np.where(mine >= 0, theirs, -1), np.eye(5)[np.maximum(mine, 0)], people)
-    rows = zip(found.classes, found.confusion, strict=True)
+    found = judged_stages(truth, called)
+    both = zip(truth, called, strict=True)
+    unscored = sum(int(((mine[: len(theirs)] < 0) & (theirs[: len(mine)] >= 0)).sum()) for theirs, mine in both)
     return {
         "epochs": found.n_epochs,
-        "unscored_by_the_model": int(((mine < 0) & (theirs >= 0)).sum()),
-        **{name: asdict(found.metrics[name]) for name in ("accuracy", "kappa", "macro_f1", "majority_accuracy")},
-        "recall": {name: row[place] / sum(row) if sum(row) else None for place, (name, row) in enumerate(rows)},
+        "unscored_by_the_model": unscored,
+        **{name: asdict(found.metrics[name]) for name in STAGE_FIGURES},
+        "recall": found.recall,
         "confusion": [list(row) for row in found.confusion],
     }
 

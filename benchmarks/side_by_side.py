@@ -29,7 +29,7 @@ from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.event_figures import ComparedNight, event_metrics
 from sleepfm.evaluation.events import ahi, event_family, join_overlapping
 from sleepfm.evaluation.intervals import Metric
-from sleepfm.evaluation.metrics import evaluate, plain
+from sleepfm.evaluation.metrics import Evaluation, evaluate, plain
 from sleepfm.evaluation.paired import paired_agreement
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.signals.scorings.scoring import Event
@@ -39,13 +39,18 @@ STAGE_FIGURES = ("accuracy", "kappa", "macro_f1", "majority_accuracy")
 Stages = NDArray[np.integer]
 
 
-def stage_figures(truth: Sequence[Stages], called: Sequence[Stages]) -> dict[str, Any]:
-    """Figures of stages [E] by night, each night a person of its own."""
+def judged_stages(truth: Sequence[Stages], called: Sequence[Stages]) -> Evaluation:
+    """What ``called`` is worth: stages [E] by night, each a person of its own; epochs that it leaves unscored do not count."""
     lengths = [min(len(a), len(b)) for a, b in zip(truth, called, strict=True)]
     people = np.repeat(np.arange(len(lengths)), lengths)
     theirs, mine = (np.concatenate([n[:size] for n, size in zip(some, lengths, strict=True)]) for some in (truth, called))
     scored = np.where(mine >= 0, theirs, -1)
-    found = evaluate(TASKS["stage"], scored, np.eye(5)[np.maximum(mine, 0)], people).metrics
+    return evaluate(TASKS["stage"], scored, np.eye(5)[np.maximum(mine, 0)], people)
+
+
+def stage_figures(truth: Sequence[Stages], called: Sequence[Stages]) -> dict[str, Any]:
+    """Figures of stages as of :func:`judged_stages`."""
+    found = judged_stages(truth, called).metrics
     return {name: asdict(found[name]) for name in STAGE_FIGURES}
 
 

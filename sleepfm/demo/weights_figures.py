@@ -33,9 +33,8 @@ def stage_figures(package: Path, shards: Path) -> dict[str, Any]:
 
 
 def recalls(found: Evaluation) -> dict[str, float | None]:
-    """The recall of each class; None of one that nobody scored."""
-    rows = zip(found.classes, found.confusion, strict=True)
-    return {name: round(row[place] / sum(row), 3) if sum(row) else None for place, (name, row) in enumerate(rows)}
+    """The recall of each class, rounded; None of one that nobody scored."""
+    return {name: None if recall is None else round(recall, 3) for name, recall in found.recall.items()}
 
 
 def event_figures(package: Path, shards: Path) -> dict[str, Any]:

@@ -48,6 +48,12 @@ class Evaluation:
         """What is to be said of the intervals where they are from fewer than ten people, else empty."""
         return few_people(self.n_subjects)
 
+    @property
+    def recall(self) -> dict[str, float | None]:
+        """Of each class; None of one that nobody scored."""
+        rows = zip(self.classes, self.confusion, strict=True)
+        return {name: row[place] / sum(row) if sum(row) else None for place, (name, row) in enumerate(rows)}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types; nan becomes null."""
         return plain(asdict(self))
