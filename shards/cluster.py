@@ -213,6 +213,7 @@ def run_task(
     files: Mapping[str, str] = MappingProxyType({}),
     refused: Mapping[str, Refusal] = MappingProxyType({}),
     builder: Builder | None = None,
+    hand_over: bool = False,
 ) -> Outcome:
     """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of, and within
     ``ray.task_timeout_s`` a recording.
@@ -220,4 +221,4 @@ def run_task(
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
     with time_limit(config.ray.task_timeout_s) as restart:
-        return build_shard(source, out, shard, config, build, known, files, refused, builder, restart)
+        return build_shard(source, out, shard, config, build, known, files, refused, builder, restart, hand_over)

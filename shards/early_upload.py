@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.2
 class EarlyUpload:
     """Follows ``file``, which is written from its beginning to its end under a temporary name beside its own.
 
-    Exactly one of :meth:`finish` and :meth:`give_up` is called at the end.
+    Exactly one of :meth:`arrive`, :meth:`finish` and :meth:`give_up` is called at the end.
     """
 
     def __init__(self, store: Store, name: str, file: Path) -> None:
@@ -44,31 +44,32 @@ class EarlyUpload:
         self._thread = threading.Thread(target=self._follow, name="early upload", daemon=True)
         self._thread.start()
 
-    def finish(self, sha256: str, check: Callable[[], None]) -> bool:
-        """Send what is left of the whole file; whether it is in the store now.
+    def arrive(self, sha256: str) -> Upload | None:
+        """Send what is left of the whole file; its upload, for which :func:`put_together` is still to be called, or None where it
+        is to go from the disk.
 
         Args:
             sha256: of the whole file, which what was sent on the way must have as well.
-            check: called before the store puts the parts together; raises :class:`BusyError` where it must not.
         """
         self._stop()
-        done = False
+        whole = False
         try:
             if self._upload is not None and not self._failed:
                 self._send(self._path.stat().st_size)
                 self._await(0)
                 if self._sent.hexdigest() != sha256:
                     raise ShardError("its first bytes were changed after they had been written")
-                check()
-                self._upload.commit()
-                done = self._store.size(self._name) == self._path.stat().st_size
-        except BusyError:
-            raise
+                whole = True
         except Exception as error:
             self._note(error)
         finally:
-            self._close(discard=not done)
-        return done
+            self._close(discard=not whole)
+        return self._upload if whole else None
+
+    def finish(self, sha256: str, check: Callable[[], None]) -> bool:
+        """:meth:`arrive`, and :func:`put_together`; whether the file is in the store now."""
+        upload = self.arrive(sha256)
+        return upload is not None and put_together(self._store, self._name, upload, self._path.stat().st_size, check)
 
     def give_up(self) -> None:
         """End without an object."""
@@ -123,8 +124,33 @@ class EarlyUpload:
         # A part that arrives after the others were dropped would stay.
         self._pool.shutdown(cancel_futures=True)
         if self._upload is not None and discard:
-            try:
-                self._upload.discard()
-            except Exception as error:
-                # Parts that nobody puts together are no object; the next build drops them.
-                log.warning("%s: parts of an upload that broke off may stay in the store (%s)", self._name, error)
+            _drop(self._upload, self._name)
+
+
+def put_together(store: Store, name: str, upload: Upload, size: int, check: Callable[[], None]) -> bool:
+    """Make the parts of ``upload``, of ``size`` bytes, the object ``name``, where nothing is; whether it is there now.
+
+    Args:
+        check: called before; raises :class:`BusyError` where nothing must be put.
+    """
+    done = False
+    try:
+        check()
+        upload.commit()
+        done = store.size(name) == size
+    except BusyError:
+        raise
+    except Exception as error:
+        log.info("%s: its parts were not put together (%s)", name, error)
+    finally:
+        if not done:
+            _drop(upload, name)
+    return done
+
+
+def _drop(upload: Upload, name: str) -> None:
+    try:
+        upload.discard()
+    except Exception as error:
+        # Parts that nobody puts together are no object; the next build drops them.
+        log.warning("%s: parts of an upload that broke off may stay in the store (%s)", name, error)

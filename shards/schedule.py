@@ -3,12 +3,16 @@
 Ray's own retries are off. A node that is lost says nothing of its tasks, which run again. A worker that dies may have died of a
 recording: its shard waits until all others are done; then each of its recordings is tried in a process of its own
 (:mod:`shards.attempt`), and the shard is built without those that end theirs time and again.
+
+A task may leave the end of its upload to the driver (:mod:`shards.completing`). Where that fails, the shard's task runs again and
+does all of it.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +20,8 @@ from typing import Any, Literal
 from shards.attempt import attempt
 from shards.build_config import BuildConfig
 from shards.capacity import Capacity
+from shards.completing import Completing
+from shards.faults import fault_of
 from shards.lease import Builder
 from shards.memory import BASE_BYTES, measure
 from shards.names import shown
@@ -62,6 +68,8 @@ class _Shard:
     refused: dict[str, Refusal]
     memory: int = 0
     handed: dict[str, Discovered] | None = None
+    alone: bool = False
+    """Its task ends its upload itself."""
     deaths: int = 0
     nodes_lost: int = 0
     untried: int = 0
@@ -127,23 +135,15 @@ class Schedule:
         self._failed: list[Failure] = []
         self._stop: SleepFMError | None = None
         self._fatal = self._lived = 0
+        self._completing = Completing[tuple[_Job, Outcome]](work.out, work.builder)
 
     def run(self, shards: Iterable[ShardPlan]) -> None:
         """Build ``shards``. Raises as :func:`shards.cluster.run_shards`."""
         self._waiting = iter(shards)
-        while True:
-            self._capacity.look()
-            self._cancel_what_fits_nowhere()
-            self._submit()
-            if not self._running:
-                if not self._suspects or self._stop is not None:
-                    break
-                self._try_suspects()
-                continue
-            for reference in self._ready():
-                job, _ = self._running.pop(reference)
-                self._settle(job, reference)
-            self._report(None)
+        try:
+            self._run()
+        finally:
+            self._completing.close()
         if self._stop is not None:
             raise self._stop
         if self._failed:
@@ -152,7 +152,26 @@ class Schedule:
                 f"the first, with its cause:\n{self._failed[0].shard}: {self._failed[0].reason}"
             )
 
+    def _run(self) -> None:
+        while True:
+            self._capacity.look()
+            self._cancel_what_fits_nowhere()
+            self._submit()
+            if not self._running and not self._completing:
+                if not self._suspects or self._stop is not None:
+                    return
+                self._try_suspects()
+                continue
+            for reference in self._ready():
+                job, _ = self._running.pop(reference)
+                self._settle(job, reference)
+            for (job, outcome), end in self._completing.ended(0.0 if self._running else 1.0):
+                self._end(job, outcome, end)
+            self._report(None)
+
     def _ready(self) -> list[Any]:
+        if not self._running:
+            return []
         ready, others = self._ray.wait(list(self._running), num_returns=1, timeout=1.0)
         if ready and others:
             more, _ = self._ray.wait(others, num_returns=len(others), timeout=0)
@@ -161,7 +180,9 @@ class Schedule:
 
     def _submit(self) -> None:
         limit = max(1, IN_FLIGHT_PER_CPU * self._capacity.cpus)
-        while self._stop is None and len(self._running) < limit and (job := self._next()) is not None:
+        while (
+            self._stop is None and len(self._running) < limit and not self._completing.full and (job := self._next()) is not None
+        ):
             work, item = self._work, job.item
             memory = min(job.memory, self._capacity.memory or job.memory)
             arguments: tuple[Any, ...]
@@ -175,7 +196,7 @@ class Schedule:
                 else:
                     files = {entry.path: work.files[entry.path] for entry in item.plan.entries if entry.path in work.files}
                     arguments = (work.source, work.out, item.plan, work.config, work.build, item.handed, files, item.refused)
-                    arguments += (work.builder,)
+                    arguments += (work.builder, not item.alone)
             self._running[self._tasks[job.kind].options(memory=memory).remote(*arguments)] = job, memory
 
     def _next(self) -> _Job | None:
@@ -247,7 +268,26 @@ class Schedule:
             self._again.append(self._begin(item))
         else:
             self._lived += 1
-            self._report(result)
+            if result.left is None:
+                self._report(result)
+            else:
+                self._completing.begin((job, replace(result, left=None)), result.left)
+
+    def _end(self, job: _Job, outcome: Outcome, end: Future[bool]) -> None:
+        """What the end of an upload, which the driver has seen to, came to."""
+        assert isinstance(job.item, _Shard)
+        try:
+            whole = end.result()
+        except SleepFMError as error:
+            self._stop = self._stop or error
+        except Exception as error:
+            self._fail(job, fault_of(error))
+        else:
+            if whole:
+                self._report(outcome)
+            else:
+                job.item.alone = True
+                self._again.append(job)
 
     def _lost(self, job: _Job) -> None:
         """The task's node is gone."""

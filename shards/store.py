@@ -248,14 +248,20 @@ class Store:
 
 
 class Upload:
-    """An object of S3 on its way in parts, which are no object until :meth:`commit`. Methods raise what the client does."""
+    """An object of S3 on its way in parts, which are no object until :meth:`commit`. Methods raise what the client does.
+
+    Another process may be given it when parts have arrived, to commit or to discard them.
+    """
 
     def __init__(self, fs: Any, key: str) -> None:
-        self._call = fs.call_s3
+        self._fs = fs
         bucket, _, name = key.partition("/")
         self._object = {"Bucket": bucket, "Key": name}
         self._id = self._call("create_multipart_upload", **self._object)["UploadId"]
         self._tags: dict[int, str] = {}
+
+    def _call(self, method: str, **arguments: Any) -> Any:
+        return self._fs.call_s3(method, **arguments)
 
     def send(self, number: int, part: bytes) -> None:
         """Send part ``number``, from 1 on; all but the last have :data:`PART_BYTES`. Several threads may."""

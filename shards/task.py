@@ -1,7 +1,8 @@
 """One shard from its recordings: what a Ray task runs, and what it leaves behind.
 
 The tar is written under a temporary name and renamed; the JSON beside it is written the same way afterwards and
-marks the shard as done. It holds the manifest rows, so that nothing of size passes through Ray.
+marks the shard as done. It holds the manifest rows, so that nothing of size passes through Ray: some 10 kB a recording, where the
+driver ends an upload.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from shards.plan import Entry, ShardPlan
 from shards.privacy import kept_description, kept_message, kept_scoring, token
 from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.scored_with import ScoredWith, found_scoring, scored_with
-from shards.working_copy import task_folder
+from shards.task_folder import Arrived, task_folder
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
@@ -53,13 +54,14 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one shard's task did; ``hours`` of recording."""
+    """What one shard's task did; ``hours`` of recording; and what is ``left`` to do for :func:`shards.task_folder.complete`."""
 
     shard: str
     converted: int
     hours: float
     seconds: float
     refusals: tuple[Refusal, ...]
+    left: Arrived | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ def build_shard(
     refused: Mapping[str, Refusal] = MappingProxyType({}),
     builder: Builder | None = None,
     began: Callable[[], object] = lambda: None,
+    hand_over: bool = False,
 ) -> Outcome:
     """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
 
@@ -100,6 +103,7 @@ def build_shard(
         refused: recordings that are not looked at, by their paths in the plan, and what the manifest says of them.
         builder: whose task this is; what it does once another one builds into ``out`` is to end.
         began: called whenever the next recording is turned to.
+        hand_over: leave the end of an upload in parts to the caller, in the outcome's ``left``.
 
     Raises:
         BusyError: another builder has taken over.
@@ -109,6 +113,7 @@ def build_shard(
     started = time.monotonic()
     cohort = chosen_cohort(config)
     left_out = dict(refused)
+    handed: list[Arrived] = []
 
     def faulty(entry: Entry, error: Exception) -> Refusal:
         log.error("%s: a fault of this program", shown(entry.path), exc_info=error)
@@ -151,7 +156,7 @@ def build_shard(
 
     while True:
         try:
-            with task_folder(out, shard.name, builder) as folder:
+            with task_folder(out, shard.name, builder, handed.append if hand_over else None) as folder:
                 # What goes on to a store need not survive a power cut here.
                 content = write_shard(folder, shard, night_of, config, build, source, durable=folder == out)
             break
@@ -170,6 +175,7 @@ def build_shard(
         sum(record["n_epochs"] for record in content["records"]) * EPOCH_SECONDS / 3600,
         time.monotonic() - started,
         tuple(Refusal(**refusal) for refusal in content["quarantine"]),
+        handed[0] if handed else None,
     )
 
 

@@ -1,4 +1,4 @@
-"""A data set behind a URL as a folder to work on, and the folder in which a task makes a shard.
+"""A data set behind a URL as a folder to work on.
 
 Of a URL the driver has a copy of the small files: plan, description, tables, and what stands beside each shard. A tar is there as
 a sparse file of its size. What works on a folder works on it, and :meth:`WorkingCopy.publish` brings the store to what it holds
@@ -8,7 +8,6 @@ by then, ``dataset.json`` removed first and put last: at no time does a store ho
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import re
@@ -20,12 +19,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from shards.early_upload import EarlyUpload
-from shards.lease import LEASE_FOLDER, Builder, Check
+from shards.lease import LEASE_FOLDER
 from shards.plan import PLAN_FILE
 from shards.store import Found, Store
 from sleepfm.data.format import DATASET_FILE, INDEX_FILE, MANIFEST_FOLDER, SHARD_FOLDER
-from sleepfm.errors import BusyError, ConfigError, DatasetError, ShardError, StorageError
+from sleepfm.errors import BusyError, ConfigError, DatasetError, StorageError
 from sleepfm.files import make_folder, sha256_file, writing
 from sleepfm.lock import LOCK_FILE, locked
 from sleepfm.signals.files import is_remote, location
@@ -49,7 +47,6 @@ _SCRATCH = "sleepfm-shards-"
 # In every folder that :func:`scratch` makes, and in no other: a data set of the user's may have such a name, and a lock too.
 _MARKER = ".scratch"
 _ABANDONED_AFTER_S = 60.0
-_TRIES = 3
 
 
 def output_location(text: str) -> Path:
@@ -183,71 +180,6 @@ def local_file(path: Path) -> Iterator[Path]:
     with scratch() as folder:
         Store(path.parent).download(path.name, folder / path.name)
         yield folder / path.name
-
-
-@contextmanager
-def task_folder(out: Path, shard: str, builder: Builder | None) -> Iterator[Path]:
-    """The folder in which a task makes ``shard``: that of the data set, or of a URL a folder on the worker's disk, from which tar
-    and then sidecar are put into the store at the end.
-
-    Args:
-        builder: whose task this is; it must be the one that builds, when the task begins and before anything is put.
-
-    Raises:
-        BusyError: another one builds.
-        StorageError: this host does not see the output folder, or the store cannot be written to.
-    """
-    check = builder.checks() if builder else lambda: None
-    check()
-    if not is_remote(out):
-        yield out
-        return
-    store, tar = Store(out), f"{SHARD_FOLDER}/{shard}"
-    sidecar = str(Path(tar).with_suffix(".json"))
-    with scratch() as folder:
-        make_folder(folder / SHARD_FOLDER)
-        # What a task that died, or an earlier build, has left under these names is compared first.
-        there = store.objects(SHARD_FOLDER, f"{Path(shard).stem}.").keys()
-        early = EarlyUpload(store, tar, folder / tar) if store.takes_parts and tar not in there else None
-        try:
-            yield folder
-        except BaseException:
-            if early is not None:
-                early.give_up()
-            raise
-        if (folder / tar).exists():
-            sha256 = json.loads((folder / sidecar).read_bytes())["sha256"]
-            if early is None or not early.finish(sha256, check):
-                _put_once(store, tar, folder / tar, check, lambda: store.upload(tar, folder / tar), tar in there)
-        elif early is not None:
-            early.give_up()
-        content = (folder / sidecar).read_bytes()
-        # It holds its own digest, and need not be asked for its size.
-        _put_once(store, sidecar, folder / sidecar, check, lambda: store.create(sidecar, content), sidecar in there)
-
-
-def _put_once(store: Store, name: str, file: Path, check: Check, put: Callable[[], bool], there: bool) -> None:
-    """Put ``file`` under a name of this build's own, of which a task that died, or one of an earlier build, may have put it.
-
-    What is there is never written over unseen: a task that lags behind another builder's cannot change what that one has put.
-
-    Args:
-        put: puts it where nothing is, or says that something is.
-        there: whether something was there before; else that is found out by putting.
-    """
-    for _ in range(_TRIES):
-        if not there:
-            check()
-            if put():
-                return
-        check()
-        size = store.size(name)
-        if size == file.stat().st_size and store.sha256(name) == sha256_file(file):
-            return
-        if size is not None:
-            store.remove(name)
-        there = False
-    raise ShardError(f"{store.url / name}: returns other bytes than were written; stop whatever else writes there")
 
 
 @contextmanager

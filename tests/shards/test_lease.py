@@ -19,7 +19,7 @@ from shards import lease
 from shards.lease import Builder, only_builder
 from shards.plan import Entry, ShardPlan
 from shards.store import PART_BYTES, Store
-from shards.working_copy import task_folder
+from shards.task_folder import task_folder
 from sleepfm.errors import BusyError, ConfigError, StorageError
 from sleepfm.files import atomic_file, write_json
 from sleepfm.lock import LOCK_FILE
