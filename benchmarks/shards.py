@@ -14,8 +14,9 @@ with one thread and warm (the first night does not count):
 * `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
   is one, to a file system in memory, which takes the disk out of it.
 * `store`: wall time of a build into a bucket of a local S3 server (moto, a process of its own) beside one into a folder, shard
-  for shard in turns on one Ray worker that is warm, so that what else the machine does meets both; its processor time, and the
-  requests that the server counts (with any renewal of the lease meanwhile).
+  for shard in turns on one Ray worker that is warm, so that what else the machine does meets both: how long the worker is at it,
+  and then the driver, which has the server put the parts together; the worker's processor time, and the requests that the server
+  counts (with any renewal of the lease meanwhile).
 * `command`: wall time of the whole command, `python -m shards build --workers 1`, of 32 nights in four shards, into a bucket of
   that server and into a folder, in turns: what a user waits for, with Ray's start, the plan, and the description at the end.
 * `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s, seconds per thousand.
@@ -52,6 +53,7 @@ WORKER_SHARDS = 16
 STORE_SHARDS = 4
 STORE_RECORDINGS = 8  # as configs/shards.yaml has them
 COMMAND_NIGHTS = 32
+COMMAND_TURNS = 3
 SIZING_CORES = 64
 MEMORY_FOLDER = Path("/dev/shm")
 MIB = 2**20
@@ -124,13 +126,13 @@ def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
     }
 
 
-def timed_task(*arguments: Any) -> tuple[float, float]:
+def timed_task(*arguments: Any) -> tuple[float, float, Any]:
     from shards.cluster import run_task
 
     wall, processor = time.perf_counter(), time.process_time()
     outcome = run_task(*arguments)
     assert outcome.converted == STORE_RECORDINGS, outcome.refusals
-    return time.perf_counter() - wall, time.process_time() - processor
+    return time.perf_counter() - wall, time.process_time() - processor, outcome.left
 
 
 def measure_store(source: Path, *_: str) -> dict[str, Any]:
@@ -139,11 +141,13 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
     from shards.build_config import load_build_config
     from shards.cluster import cluster
     from shards.lease import only_builder
+    from shards.task_folder import complete
     from sleepfm.signals.files import location
 
     config, paths = load_build_config(None, ["cohort=shhs1"]), edfs(source)
     seconds: dict[str, list[tuple[float, float]]] = {"folder": [], "url": []}
     asked: list[int] = []
+    completing: list[float] = []
     with object_store() as store, output() as folder, cluster(1) as ray:
         remote = ray.remote(num_cpus=1)(timed_task)
         for number in range(STORE_SHARDS + 1):
@@ -151,12 +155,14 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
                 shard = shard_of(source, paths[number % len(paths)], number, STORE_RECORDINGS)
                 with only_builder(out, config.store.lease_s, print) as (builder, _):
                     before = len(store.requests())
-                    seconds[name].append(ray.get(remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder)))
-                    asked += [len(store.requests()) - before] if name == "url" else []
-        assembly = min(
-            seconds_of_assembly(location(f"s3://{BUCKET}/alone"), next((folder / "shards").glob("*.tar")), number)
-            for number in range(3)
-        )
+                    task = remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder, True)
+                    wall, processor, left = ray.get(task)
+                    seconds[name].append((wall, processor))
+                    if left is not None:
+                        begin = time.perf_counter()
+                        assert complete(out, left, builder.checks())
+                        completing.append(time.perf_counter() - begin)
+                        asked.append(len(store.requests()) - before)
     # The first of each finds a cold worker.
     here, there = ([statistics.median(column) for column in zip(*seconds[name][1:], strict=True)] for name in ("folder", "url"))
     return {
@@ -165,8 +171,7 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
         "seconds_into_a_folder": here[0],
         "seconds_into_a_url": there[0],
         "times_the_folder": there[0] / here[0],
-        "seconds_of_assembly": assembly,
-        "times_the_folder_without_assembly": (there[0] - assembly) / here[0],
+        "seconds_of_the_driver": statistics.median(completing),
         "processor_seconds_into_a_folder": here[1],
         "processor_seconds_into_a_url": there[1],
         "times_the_processor_time": there[1] / here[1],
@@ -174,26 +179,13 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
     }
 
 
-def seconds_of_assembly(url: Path, tar: Path, number: int) -> float:
-    """Wall time in which the server puts the parts of ``tar`` together."""
-    from shards.store import PART_BYTES, Store
-
-    upload = Store(url).begin(f"{number}.tar")
-    with tar.open("rb") as file:
-        for part, content in enumerate(iter(lambda: file.read(PART_BYTES), b""), 1):
-            upload.send(part, content)
-    begin = time.perf_counter()
-    upload.commit()
-    return time.perf_counter() - begin
-
-
 def measure_command(source: Path, *_: str) -> dict[str, Any]:
-    """The faster of two whole builds each."""
+    """Whole builds in turns; the fastest of each count."""
     from object_store import BUCKET, object_store
 
     seconds: dict[str, list[float]] = {"folder": [], "url": []}
     with object_store() as store, output() as folder:
-        for turn in range(2):
+        for turn in range(COMMAND_TURNS):
             for name, out in (("folder", str(folder / f"{turn}")), ("url", f"s3://{BUCKET}/{turn}")):
                 command = [sys.executable, "-m", "shards", "build", str(source), out, "--workers", "1", "cohort=shhs1"]
                 begin = time.perf_counter()
@@ -206,6 +198,7 @@ def measure_command(source: Path, *_: str) -> dict[str, Any]:
         "seconds_into_a_folder": here,
         "seconds_into_a_url": there,
         "times_the_folder": there / here,
+        "times_the_folder_in_median": statistics.median(b / a for a, b in zip(seconds["folder"], seconds["url"], strict=True)),
     }
 
 
