@@ -15,17 +15,23 @@ from sleepfm.synthetic.noise import Floats, add_at, band_noise, drift, peak, pow
 from sleepfm.synthetic.subject import Subject
 
 RATE = 125
-# Root mean square in µV by state W, N1, N2, N3, REM.
-BACKGROUND = np.array([6.5, 6.5, 8.0, 10.0, 6.5], dtype=np.float32)
-DELTA = np.array([2.0, 4.0, 9.0, 29.0, 3.5], dtype=np.float32)
-THETA = np.array([3.0, 7.5, 6.5, 6.0, 6.0], dtype=np.float32)
-ALPHA = np.array([13.0, 3.0, 2.0, 1.5, 2.8], dtype=np.float32)
-BETA = np.array([4.2, 2.6, 2.0, 1.2, 2.7], dtype=np.float32)
+# Root mean square in µV by state W, N1, N2, N3, REM. The background has a steep and a shallow part, because power falls the
+# faster with frequency the deeper sleep is (Schneider et al. 2022, Front Neuroinform 16:989262): here between 2 and 30 Hz
+# about as 1/f^1.1 awake, 1/f^2.1 in N2 and 1/f^2.6 in N3.
+STEEP = np.array([8.0, 8.0, 8.0, 13.0, 8.0], dtype=np.float32)
+SHALLOW = np.array([5.5, 3.5, 2.6, 2.4, 3.2], dtype=np.float32)
+DELTA = np.array([2.0, 4.0, 7.0, 26.0, 3.5], dtype=np.float32)
+THETA = np.array([3.0, 6.5, 5.5, 8.0, 4.5], dtype=np.float32)
+ALPHA = np.array([11.0, 3.0, 2.8, 4.5, 2.8], dtype=np.float32)
+SIGMA = np.array([1.8, 1.6, 1.5, 2.4, 1.3], dtype=np.float32)
+BETA = np.array([3.8, 2.2, 1.3, 1.1, 2.0], dtype=np.float32)
+# Exponent of the steep part where that of the shallow one is 1.
+STEEPER = 1.8
 # Arousal (AASM: abrupt shift to alpha, theta or above 16 Hz for at least 3 s).
-AROUSAL_FACTOR = {"background": 1.1, "delta": 0.5, "theta": 1.2, "alpha": 1.0, "beta": 2.2}
+AROUSAL_FACTOR = {"steep": 1.1, "shallow": 1.1, "delta": 0.5, "theta": 1.2, "alpha": 1.0, "sigma": 1.2, "beta": 2.2}
 AROUSAL_ALPHA = 9.0
 # Waves a minute by state.
-SPINDLES = np.array([0.0, 0.1, 4.5, 1.5, 0.0])
+SPINDLES = np.array([0.0, 0.1, 4.5, 2.5, 0.0])
 K_COMPLEXES = np.array([0.0, 0.0, 1.6, 0.4, 0.0])
 VERTEX_WAVES = np.array([0.0, 2.5, 0.5, 0.0, 0.0])
 SAWTOOTH_TRAINS = np.array([0.0, 0.0, 0.0, 0.0, 1.3])
@@ -39,24 +45,25 @@ def draw_eeg(subject: Subject, micro: Microstates, ecg: Floats) -> tuple[Floats,
     levels = _levels(subject, micro, rng)
     n = len(micro.state) * RATE
     spectra: dict[str, tuple[float, float, Callable[[Floats], Floats] | None]] = {
-        "background": (0.3, 60.0, power_law(subject.eeg_slope)),
-        "delta": (0.3, 3.5, peak(0.9, 0.55)),
+        "steep": (0.3, 60.0, power_law(STEEPER * subject.eeg_slope, knee=0.8)),
+        "shallow": (0.3, 60.0, power_law(subject.eeg_slope)),
+        "delta": (0.3, 4.5, peak(1.2, 1.2)),
         "theta": (3.0, 8.5, peak(5.5, 1.1)),
         "alpha": (6.5, 13.5, peak(subject.alpha_hz, 0.7)),
+        "sigma": (10.5, 16.5, peak(13.0, 1.5)),
         "beta": (15.0, 40.0, peak(20.0, 6.0)),
     }
-    shared = np.zeros(n, dtype=np.float32)
+    channels = [np.zeros(n, dtype=np.float32) for _ in range(2)]
     for name, (low, high, shape) in spectra.items():
         rhythm = band_noise(rng, n, RATE, low, high, shape)
-        rhythm *= upsample(levels[name], RATE)
-        shared += rhythm
-    total = np.sqrt(sum((level * level for level in levels.values()), np.zeros_like(levels["delta"])))
-    channels = []
-    for _ in range(2):
-        own = band_noise(rng, n, RATE, 0.3, 60.0, power_law(1.6, knee=1.0))
-        own *= upsample(OWN * total, RATE)
-        own += shared
-        channels.append(own)
+        level = upsample(levels[name], RATE)
+        for number, channel in enumerate(channels):
+            # The rhythm of another hour is as good as one of its own, and has the same spectrum.
+            own = np.roll(rhythm, (number + 1) * n // 3)
+            own *= np.float32(OWN)
+            own += rhythm
+            own *= level
+            channel += own
     _add_waves(subject, micro, rng, channels)
     mains = np.sin(2.0 * np.pi * 60.0 / RATE * np.arange(RATE)).astype(np.float32)  # 60 whole turns
     for channel in channels:
@@ -74,10 +81,12 @@ def _levels(subject: Subject, micro: Microstates, rng: np.random.Generator) -> d
     awake = state == Stage.W
     shut = np.where(awake & micro.eyes_open, np.float32(0.25), np.float32(1.0))
     levels = {
-        "background": BACKGROUND[state],
+        "steep": STEEP[state],
+        "shallow": SHALLOW[state],
         "delta": DELTA[state] * np.float32(subject.slow_wave),
         "theta": THETA[state] * np.float32(subject.theta),
         "alpha": ALPHA[state] * np.where(awake, np.float32(subject.alpha), np.float32(1.0)) * shut,
+        "sigma": SIGMA[state],
         "beta": BETA[state] * np.where(awake & micro.eyes_open, np.float32(1.25), np.float32(1.0)) * np.float32(subject.beta),
     }
     for name in levels:
