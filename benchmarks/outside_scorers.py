@@ -34,12 +34,11 @@ def read(path: Path, labels: list[str]) -> mne.io.BaseRaw:
     return mne.io.read_raw_edf(path, include=labels, preload=True)
 
 
-def score_stages(path: Path, channels: dict[str, str], age: float) -> list[int]:
-    """Stages as 0 to 4 by epoch, from one EEG, one EOG and the chin."""
-    raw = read(path, [channels[role] for role in ("eeg", "eog", "emg")])
-    scorer = yasa.SleepStaging(
-        raw, eeg_name=channels["eeg"], eog_name=channels["eog"], emg_name=channels["emg"], metadata={"age": age, "male": True}
-    )
+def score_stages(path: Path, channels: dict[str, str], age: float, roles: tuple[str, ...] = ("eeg", "eog", "emg")) -> list[int]:
+    """Stages as 0 to 4 by epoch, from one channel for each of ``roles``."""
+    raw = read(path, [channels[role] for role in roles])
+    names = {f"{role}_name": channels[role] for role in roles}
+    scorer = yasa.SleepStaging(raw, **names, metadata={"age": age, "male": True})
     found = scorer.predict()
     return [CODES[str(stage).upper()] for stage in getattr(found, "hypno", found)]
 
@@ -91,6 +90,7 @@ def main() -> None:
         told, path = json.loads(truth.read_text()), truth.with_suffix(".edf")
         nights[truth.stem] = {
             "stages": score_stages(path, told["channels"], told["age"]),
+            "stages_of_eeg": score_stages(path, told["channels"], told["age"], ("eeg",)),
             **score_events(path, told["channels"], told),
         }
         print(f"scored {truth.stem}", file=sys.stderr, flush=True)
