@@ -1,4 +1,4 @@
-"""Modalities that are left out in training, so that a model learns to do without them."""
+"""Modalities and channels that are left out in training, so that a model learns to do without them."""
 
 from __future__ import annotations
 
@@ -26,3 +26,15 @@ def drop_modalities(present: Tensor, draws: Tensor, channels: Sequence[str], cha
     )
     highest = torch.where(present, own, -1.0).amax(-1, keepdim=True)
     return present & ((own >= chance) | (own == highest))
+
+
+def drop_channels(present: Tensor, draws: Tensor, channels: Sequence[str], chance: float) -> Tensor:
+    """``present`` ``[..., C]`` of ``channels``, less those whose draw in ``draws`` is below ``chance``.
+
+    Of each modality's present channels that with the highest draw stays. Shapes as in :func:`drop_modalities`.
+    """
+    modalities = [CHANNEL_MODALITY[name] for name in channels]
+    rivals = torch.tensor([[one == other for other in modalities] for one in modalities], device=draws.device)  # [C, C]
+    own = torch.where(present, draws, -1.0)
+    highest = torch.where(rivals, own[..., None, :], -1.0).amax(-1)
+    return present & ((draws >= chance) | (own == highest))

@@ -299,6 +299,7 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("curve",): None,
     ("layer_decay",): 1.0,
     ("modality_dropout",): 0.0,
+    ("channel_dropout",): 0.0,
     ("gain",): 1.0,
     ("data", "label_draw"): None,
     ("train", "patience"): 0,

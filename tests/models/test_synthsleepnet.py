@@ -15,7 +15,7 @@ from sleepfm.errors import ConfigError, ModelError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.losses import nt_xent
 from sleepfm.models.masking import keep_indices
-from sleepfm.models.modality_dropout import drop_modalities
+from sleepfm.models.modality_dropout import drop_channels, drop_modalities
 from sleepfm.models.neuronet import NeuroNetEncoder
 from sleepfm.models.synthsleepnet import SynthSleepNet, SynthSleepNetConfig
 
@@ -228,6 +228,21 @@ def test_what_is_needed_is_never_dropped_and_nothing_absent_comes_back() -> None
     # One draw for all epochs of a sequence.
     alike = drop_modalities(torch.ones_like(present), draws, SIX, 0.5, {"EEG"})
     assert torch.equal(alike, alike[:, :1].expand_as(alike))
+
+
+def test_channels_are_dropped_one_by_one_and_each_modality_keeps_one() -> None:
+    draws = torch.rand(400, 1, len(SIX), generator=torch.Generator().manual_seed(3))
+    present = torch.rand(400, 3, len(SIX), generator=torch.Generator().manual_seed(4)) < 0.7
+    kept = drop_channels(present, draws, SIX, 0.8)
+    assert not (kept & ~present).any()
+    for modality in {CHANNEL_MODALITY[name] for name in SIX}:
+        own = [CHANNEL_MODALITY[name] == modality for name in SIX]
+        assert torch.equal(kept[..., own].any(-1), present[..., own].any(-1)), "no modality goes"
+        if sum(own) == 2:
+            both = present[..., own].all(-1)
+            alone = kept[..., own].sum(-1)[both] == 1
+            assert 0.9 < alone.float().mean() < 0.99, "1 - 0.2 ** 2, since one of two always stays"
+    assert torch.equal(drop_channels(present, draws, SIX, 0.0), present)
 
 
 def test_mixed_presence_equals_row_by_row() -> None:

@@ -313,7 +313,7 @@ def test_a_fine_tune_varies_recordings_by_the_item(nights, source, tmp_path):
     eeg = [name.startswith("EEG") for name in stage.module.channels]
     assert torch.equal(seen[0][..., eeg], whole.present[..., eeg])
     assert 0.2 < seen[0][..., [not own for own in eeg]].float().mean() / whole.present.float().mean() < 0.7
-    with pytest.raises(ConfigError, match="modality_dropout, gain: what a cache holds cannot be changed"):
+    with pytest.raises(ConfigError, match="modality_dropout, channel_dropout, gain: what a cache holds cannot be changed"):
         load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6", "tune={mode: frozen}", "cache=x"])
 
 
