@@ -1,7 +1,7 @@
 """``python -m sleepfm.demo.weights``: what ``make weights`` calls. It trains the built-in scorer on synthetic nights.
 
 The steps are those of the demo with configurations of their own (``configs/synthetic/weights.yaml``): nights that vary more than
-people do, straight into shards; a NeuroNet a modality, SynthSleepNet on them with modalities left out, and a head a task.
+people do, straight into shards; the NeuroNets of EEG and of breathing, and on them a model for each task.
 The models are then gathered into a folder as an installation has it (:mod:`sleepfm.builtin`), and judged on people of
 other ranges (``configs/synthetic/held-out.yaml``).
 """
@@ -22,7 +22,7 @@ from sleepfm import builtin
 from sleepfm.config import Config, digest, load_config, to_dict
 from sleepfm.console import accept_every_character, exit_with
 from sleepfm.demo.runner import Journal, Runner, Step
-from sleepfm.demo.steps import BIN, MODALITIES, DemoConfig, Plan
+from sleepfm.demo.steps import BIN, DemoConfig, Plan
 from sleepfm.errors import ModelError
 from sleepfm.extras import require
 from sleepfm.files import make_folder, write_json
@@ -31,6 +31,8 @@ from sleepfm.signals.files import local_path
 from sleepfm.version import __version__
 
 MOST_BYTES = 20_000_000
+# Stages and arousals are seen in the EEG, apneas and hypopneas in flow and belts.
+ENCODERS = ("EEG", "RESP")
 EVENTS = {"apnea": "resp", "hypopnea": "resp", "arousal": "eeg"}
 ALL_TEST = ["split.pretrain=0", "split.label=0", "split.val=0", "split.test=1"]
 TRAINED_ON = "synthetic nights alone, no recording of a person"
@@ -52,7 +54,6 @@ class WeightsConfig(Config):
     processes: int = Field(2, ge=1)
     build: list[str] = []
     unimodal: list[str] = []
-    multimodal: list[str] = []
     events: list[str] = []
     finetune: list[str] = []
 
@@ -77,7 +78,7 @@ class WeightsPlan(Plan):
     @property
     def n_steps(self) -> int:
         """Commands in all."""
-        return 2 + len(MODALITIES) + 1 + 1 + len(self.tasks)
+        return 1 + len(ENCODERS) + len(self.tasks) + 1
 
     def synth(self) -> Step:
         """Make the cohort and its shards; recordings are removed as soon as they are in them."""
@@ -95,10 +96,10 @@ class WeightsPlan(Plan):
         workers = ["--config", cohort.config, "--workers", str(self.config.processes)]
         return Step(name, [str(BIN / "sleepfm"), "synth", str(recordings), *size, *workers, *options])
 
-    def multimodal(self) -> Step:
-        """Pretrain SynthSleepNet on the five NeuroNets."""
-        encoders = [f"encoders.{m}={self.address(f'pretrain-{m.lower()}')}" for m in (*MODALITIES, "RESP")]
-        return self._train("pretrain-multimodal", "pretrain", "pretrain/psg-small", [*encoders, *self.config.multimodal])
+    def finetune(self) -> Step:
+        """Fine-tune the NeuroNet of EEG for stages."""
+        encoder = f"encoder={self.address('pretrain-eeg')}"
+        return self._train("finetune-stage", "finetune", "downstream/finetune-stage-small", [encoder, *self.config.finetune])
 
     def events(self, task: str) -> Step:
         """Train an event head on the frozen network that sees such events."""
@@ -137,9 +138,8 @@ def run(arguments: argparse.Namespace) -> int:
     with only_writer(out):
         runner = Runner(out, journal, lambda: plan.n_steps)
         runner.run(plan.synth())
-        for modality in (*MODALITIES, "RESP"):
+        for modality in ENCODERS:
             runner.run(plan.pretrain(modality))
-        runner.run(plan.multimodal())
         runner.run(plan.finetune())
         for task in EVENTS:
             runner.run(plan.events(task))

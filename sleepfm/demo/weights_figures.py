@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,23 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.intervals import Metric
 from sleepfm.evaluation.metrics import Evaluation, plain
+from sleepfm.evaluation.prediction_figures import evaluate_predictions
 from sleepfm.inference.predict import predict
-from sleepfm.inference.subsets import modality_subsets
 from sleepfm.inference.task_model import TaskModel
-
-# With what people record: one EEG alone, sleep laboratories without breathing, and everything.
-SUBSETS = (("EEG",), ("EEG", "EOG", "EMG"), ("EEG", "EOG", "EMG", "ECG", "RESP"))
+from sleepfm.tasks import TASKS
 
 
 def stage_figures(package: Path, shards: Path) -> dict[str, Any]:
-    """Kappa, accuracy, macro F1 with intervals, and the recall of each stage, for each of :data:`SUBSETS`."""
-    rows = {}
-    for result in modality_subsets(TaskModel.load(package), Dataset.open(shards), "test", SUBSETS):
-        found = result.evaluation
-        rows["+".join(result.modalities)] = {
-            "epochs": found.n_epochs,
-            "people": found.n_subjects,
-            **{name: _rounded(found.metrics[name]) for name in ("kappa", "accuracy", "macro_f1")},
-            "recall": recalls(found),
-        }
-    return rows
+    """Kappa, accuracy, macro F1 with intervals, and the recall of each stage."""
+    entry = TaskModel.load(package)
+    predictions = predict(entry.model, Dataset.open(shards), "test", window=entry.usage.window)
+    found = evaluate_predictions(TASKS[entry.task], predictions, math.nan)
+    return {
+        "epochs": found.n_epochs,
+        "people": found.n_subjects,
+        **{name: _rounded(found.metrics[name]) for name in ("kappa", "accuracy", "macro_f1")},
+        "recall": recalls(found),
+    }
 
 
 def recalls(found: Evaluation) -> dict[str, float | None]:
