@@ -19,8 +19,8 @@ from sleepfm.signals.cohorts.cohort import PLACEHOLDERS, Channel, Cohort
 HEAD = """# Keys of a cohort file
 
 A cohort file says which signals of a study's or laboratory's recordings are which channels, where scorings are, and which part of
-a file name is the person. [Own recordings](own-recordings.md) shows how to write one. This page lists every key; it is generated
-(`python scripts/cohort_keys.py > docs/cohort-keys.md`).
+a file's name or path is the person. [Own recordings](own-recordings.md) shows how to write one. This page lists every key; it is
+generated (`python scripts/cohort_keys.py > docs/cohort-keys.md`).
 
 `extends` names other files from which missing keys are taken (`extends: generic.yaml`). `generic.yaml` has rules that recognise
 electrodes and references in labels; `defaults.yaml` has only filters, least rates and quality limits. Every shipped file extends

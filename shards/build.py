@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Collection, Container, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from shards.build_config import BuildConfig, chosen_cohort, everywhere, identity
 from shards.cluster import cluster, run_shards
@@ -25,6 +25,7 @@ from shards.scored_with import ScoredWith, found_scorings, is_another, kept_of
 from shards.split import empty_splits
 from shards.stale import discard, refuse_stale, stale_shards
 from shards.task import Refusal, read_sidecar, sidecar_path
+from shards.whose import Whose, stored_subjects, whose_recordings
 from shards.working_copy import WorkingCopy, working_copy
 from sleepfm.config import digest
 from sleepfm.data.format import DATASET_FILE, INDEX_FILE, MANIFEST_FOLDER, MANIFEST_TABLES, SHARD_FOLDER
@@ -113,7 +114,7 @@ def _build(
     root = source
     if "" in known:  # it is a recording
         root, known = source.parent, {source.name: known[""]}
-    check_identity(map(PurePosixPath, known), chosen_cohort(config))
+    check_identity(known, chosen_cohort(config))
     files = {token(path, config.privacy): path for path in known}
     found = {name: _size(root / path) if known[path].size is None else known[path].size or 0 for name, path in files.items()}
     excluded = {token(name, config.privacy) for name in exclusion.names}
@@ -156,7 +157,9 @@ def _build(
         copy.publish(check)
         todo = [shard for shard in plan.shards if shard.name not in done.shards]
         if todo:
-            printed = _run(todo, root, copy.url, config, plan, workers, known, files, refused, builder, check)
+            # Who is in a data set is moved by --rebuild alone.
+            whose = whose_recordings(plan, files, {shard.name for shard in todo}, {} if rebuild else stored_subjects(out))
+            printed = _run(todo, root, copy.url, config, plan, workers, known, files, refused, builder, check, whose)
             copy.pull()
             # Workers that died have left files that nobody will finish.
             remove_temporaries(out / SHARD_FOLDER, _SHARD_FILES)
@@ -337,6 +340,7 @@ def _run(
     refused: Mapping[str, Refusal],
     builder: Builder,
     check: Check,
+    whose: Mapping[str, Whose],
 ) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
     finished = len(plan.shards) - len(todo)
@@ -348,7 +352,8 @@ def _run(
         check()
         progress.update(news)
 
+    told = (everywhere(config), digest(plan.identity), report, known, files, refused, builder, whose)
     with cluster(workers) as ray:
         require_shared(ray, source, builder)
-        run_shards(ray, todo, source, out, everywhere(config), digest(plan.identity), report, known, files, refused, builder)
+        run_shards(ray, todo, source, out, *told)
     return progress.refused

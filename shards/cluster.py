@@ -20,6 +20,7 @@ from shards.plan import ShardPlan
 from shards.schedule import IN_FLIGHT_PER_CPU, News, Schedule, Work
 from shards.task import Outcome, Refusal, build_shard
 from shards.time_limit import time_limit
+from shards.whose import Whose
 from sleepfm.errors import ConfigError, ShardError, UsageError
 from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import is_remote, location
@@ -188,19 +189,20 @@ def run_shards(
     files: Mapping[str, str] = MappingProxyType({}),
     refused: Mapping[str, Refusal] = MappingProxyType({}),
     builder: Builder | None = None,
+    whose: Mapping[str, Whose] = MappingProxyType({}),
 ) -> None:
     """Build ``shards``, one Ray task each, a few at a time; the others wait here as plain names.
 
     Args:
         report: gets what became of every shard as it is known, lines for the user, and None about once a second.
-        known, files, refused, builder: as for :func:`shards.task.build_shard`.
+        known, files, refused, builder, whose: as for :func:`shards.task.build_shard`.
 
     Raises:
         ConfigError: no node of the cluster can hold a task.
         StorageError: the output cannot be written to; no further task starts.
         ShardError: tasks failed, and all others ran; or there was no node for too long.
     """
-    Schedule(ray, Work(source, out, config, build, known, files, refused, builder), run_task, report).run(shards)
+    Schedule(ray, Work(source, out, config, build, known, files, refused, builder, whose), run_task, report).run(shards)
 
 
 def run_task(
@@ -213,6 +215,7 @@ def run_task(
     files: Mapping[str, str] = MappingProxyType({}),
     refused: Mapping[str, Refusal] = MappingProxyType({}),
     builder: Builder | None = None,
+    whose: Mapping[str, Whose] = MappingProxyType({}),
     hand_over: bool = False,
 ) -> Outcome:
     """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of, and within
@@ -221,4 +224,4 @@ def run_task(
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
     with time_limit(config.ray.task_timeout_s) as restart:
-        return build_shard(source, out, shard, config, build, known, files, refused, builder, restart, hand_over)
+        return build_shard(source, out, shard, config, build, known, files, refused, builder, restart, whose, hand_over)

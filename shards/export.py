@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from shards.names import KEY, shown
+from shards.names import shown
 from sleepfm.constants import CHANNELS
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.in_order import iter_record
@@ -25,6 +25,7 @@ from sleepfm.data.record_labels import RecordLabels
 from sleepfm.data.scored_events import scored_events, unclear_events
 from sleepfm.errors import DatasetError
 from sleepfm.output import Origin, whole_folder
+from sleepfm.signals.record_names import KEY
 from sleepfm.signals.scorings.labels import EventRule, event_labels
 from sleepfm.signals.scorings.scoring import Scoring
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from shards.build_config import check_same
-from shards.names import KEY, name_records
 from sleepfm.data.format import MANIFEST_FOLDER, SHARD_FOLDER
 from sleepfm.errors import DatasetError
 from sleepfm.files import write_json
 from sleepfm.lock import LOCK_FILE
+from sleepfm.signals.record_names import KEY, name_records
 
 PLAN_FILE = "plan.json"
 _SHARD_NAME = re.compile(r"shard-[0-9]{6,}\.tar")

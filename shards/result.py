@@ -61,5 +61,5 @@ class Told:
                 self.scorings.add(file, source)
             self.texts.add(source, provenance)
             if not provenance.get("subject_read", True):
-                self.unread.add(source)
+                self.unread.add(source, record["subject"])
             self.unscored += self._scored and provenance.get("scoring") is None and not provenance.get("scoring_refused")

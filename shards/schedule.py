@@ -28,6 +28,7 @@ from shards.names import shown
 from shards.plan import Entry, ShardPlan
 from shards.task import Failure, Outcome, Refusal
 from shards.time_limit import time_limit
+from shards.whose import Whose
 from sleepfm.errors import FatalRecordingError, ShardError, SleepFMError
 from sleepfm.signals.discover import Discovered
 
@@ -54,6 +55,7 @@ class Work:
     files: Mapping[str, str]
     refused: Mapping[str, Refusal]
     builder: Builder | None = None
+    whose: Mapping[str, Whose] = field(default_factory=dict)
 
     def file(self, entry: Entry) -> str:
         """Path of the recording relative to the source."""
@@ -196,7 +198,8 @@ class Schedule:
                 else:
                     files = {entry.path: work.files[entry.path] for entry in item.plan.entries if entry.path in work.files}
                     arguments = (work.source, work.out, item.plan, work.config, work.build, item.handed, files, item.refused)
-                    arguments += (work.builder, not item.alone)
+                    whose = {entry.path: work.whose[entry.path] for entry in item.plan.entries if entry.path in work.whose}
+                    arguments += (work.builder, whose, not item.alone)
             self._running[self._tasks[job.kind].options(memory=memory).remote(*arguments)] = job, memory
 
     def _next(self) -> _Job | None:

@@ -27,6 +27,7 @@ from shards.privacy import kept_description, kept_message, kept_scoring, token
 from shards.samples import Converted, QuantisedRecording, quantise_recording, write_recording
 from shards.scored_with import ScoredWith, found_scoring, scored_with
 from shards.task_folder import Arrived, task_folder
+from shards.whose import NOT_KNOWN, Whose
 from shards.writer import ShardWriter
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.data.format import SHARD_FOLDER
@@ -89,6 +90,7 @@ def build_shard(
     refused: Mapping[str, Refusal] = MappingProxyType({}),
     builder: Builder | None = None,
     began: Callable[[], object] = lambda: None,
+    whose: Mapping[str, Whose] = MappingProxyType({}),
     hand_over: bool = False,
 ) -> Outcome:
     """Convert the recordings of ``shard`` one by one and write its tar and sidecar; what a Ray task runs.
@@ -103,6 +105,7 @@ def build_shard(
         refused: recordings that are not looked at, by their paths in the plan, and what the manifest says of them.
         builder: whose task this is; what it does once another one builds into ``out`` is to end.
         began: called whenever the next recording is turned to.
+        whose: recordings are, by their paths in the plan, where neither a rule nor the name of the file alone says it.
         hand_over: leave the end of an upload in parts to the caller, in the outcome's ``left``.
 
     Raises:
@@ -126,7 +129,7 @@ def build_shard(
         began()
         log.info("%s: converting for %s", shown(entry.path), shard.name)
         path = files.get(entry.path, entry.path)
-        found = known.get(path, Discovered())
+        found, person = known.get(path, Discovered()), whose.get(entry.path, NOT_KNOWN)
         try:
             found.check(path, token(name_below(found.same_as, source), config.privacy) if found.same_as else "")
             with opened_recording(source / path, found.header, names_below=source) as recording:
@@ -141,9 +144,13 @@ def build_shard(
                         config.event_rule,
                         config.scoring,
                         config.channels,
+                        person.called(path, entry.record),
                     )
                 )
-            return replace(night, description=kept_description(night.description, path, config.privacy))
+            description = kept_description(night.description, path, config.privacy)
+            if person.subject and not description.provenance["subject_read"]:
+                description = replace(description, subject=person.subject)
+            return replace(night, description=description)
         except (SleepFMError, OSError) as error:
             reason = (getattr(error, "strerror", None) or str(error)).removeprefix(f"{path}: ")
             said = shown(kept_message(reason, path, config.privacy))

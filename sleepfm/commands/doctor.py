@@ -57,11 +57,13 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.signals.doctor import Finding, examine_recordings, sample_of
     from sleepfm.signals.files import location
     from sleepfm.signals.people import KnownPeople, read_people
+    from sleepfm.signals.record_names import names_below
 
     rules, root = load_rules(arguments.cohort), location(arguments.folder)
     unlisted: dict[str, str] = {}
     found = discover(root, rules, unlisted=unlisted)
-    check_identity(found, rules)
+    names = names_below(found, root)
+    check_identity((name.path for name in names.values()), rules)
     chosen = sample_of(found, arguments.sample)
     people, unusable = KnownPeople(), False
     try:
@@ -77,7 +79,7 @@ def run(arguments: argparse.Namespace) -> int:
     workers = len(os.sched_getaffinity(0))
     # On a terminal alone; the lines of the recordings pass above it.
     with tqdm(total=len(chosen), desc="doctor", unit="recording", disable=None) as progress:
-        for finding in examine_recordings(chosen, root, rules, workers, signals=not arguments.headers):
+        for finding in examine_recordings(chosen, root, rules, workers, not arguments.headers, names):
             with progress.external_write_mode(sys.stdout):
                 print(_element(finding, summary.printed) if arguments.json else "\n".join(_lines(finding)), flush=True)
             summary.add(finding)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 from sleepfm.constants import CHANNELS
 from sleepfm.signals.cohorts.identity import UnreadNames
 from sleepfm.signals.cohorts.proposals import merged, scoring_patterns
-from sleepfm.signals.files import is_folder, location
+from sleepfm.signals.files import is_folder, location, name_below
 from sleepfm.signals.people import KnownPeople
 from sleepfm.signals.polarity import POLAR, was_weighed
 from sleepfm.signals.refusals import ReasonCounts
@@ -95,7 +95,7 @@ class FolderSummary:
         if finding.cohort:
             self._opened += 1
             if not finding.subject_read:
-                self._unread.add(finding.path)
+                self._unread.add(name_below(finding.path, self._root), finding.subject)
         if finding.refused:
             self._refusals.add(finding.refused.removeprefix(f"{finding.path}: "))
             return

@@ -14,6 +14,7 @@ from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.discover import discover
 from sleepfm.signals.examine import Examination, examine, require_channels
 from sleepfm.signals.files import is_folder
+from sleepfm.signals.record_names import names_below
 from sleepfm.signals.recording import read_recording
 from sleepfm.signals.scorings.labels import stage_labels
 
@@ -109,7 +110,8 @@ def take_census(folder: Path, config: BuildConfig) -> Census:
     rules = chosen_cohort(config)
     census = Census()
     found = discover(folder, rules, unlisted=census.unlisted)
-    check_identity(found, rules)
+    names = names_below(found, folder)
+    check_identity((name.path for name in names.values()), rules)
     root = folder if is_folder(folder) else None
     # Relatives come into one split.
     families = Tables.read(folder, config, move=False).known.families
@@ -119,7 +121,8 @@ def take_census(folder: Path, config: BuildConfig) -> Census:
             progress.update()
             try:
                 known.check(str(path))
-                examination = examine(read_recording(path, known.header), rules, root, known.scoring, config.scoring)
+                recording = read_recording(path, known.header)
+                examination = examine(recording, rules, root, known.scoring, config.scoring, names[path])
                 require_channels(examination, config.require)
             except SleepFMError:
                 # The doctor says why, and so does the build.

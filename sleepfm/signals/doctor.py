@@ -20,6 +20,7 @@ from sleepfm.signals.discover import Discovered
 from sleepfm.signals.examine import Examination, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.prepare import describe, make_channels
+from sleepfm.signals.record_names import RecordName, names_below
 from sleepfm.signals.recording import opened_recording
 from sleepfm.signals.scorings.finder import looked_for
 from sleepfm.signals.scorings.labels import stage_labels
@@ -90,35 +91,43 @@ def sample_of(recordings: Mapping[Path, Discovered], count: int | None) -> dict[
 
 
 def examine_recordings(
-    recordings: Mapping[Path, Discovered], root: Path, rules: Rules, workers: int = 1, signals: bool = True
+    recordings: Mapping[Path, Discovered],
+    root: Path,
+    rules: Rules,
+    workers: int = 1,
+    signals: bool = True,
+    names: Mapping[Path, RecordName] | None = None,
 ) -> Iterator[Finding]:
     """One :class:`Finding` a recording below ``root``, in order, by ``workers`` processes.
 
-    Headers and scorings are read, and with ``signals`` the samples of all channels.
+    Headers and scorings are read, and with ``signals`` the samples of all channels. ``names`` are what the recordings are called
+    where others are below ``root`` too.
 
     Raises:
         RecordingError: a process was ended, as the system does where memory is short.
     """
     below = root if is_folder(root) else None
     look = partial(_look, root=below, rules=rules, signals=signals)
+    names = names_below(recordings, root) if names is None else names
+    called = [names[path] for path in recordings]
     at_once = 1 if signals else _HEADERS_AT_ONCE
     workers = min(workers, len(recordings) // (_LEAST_EACH * at_once))
     if workers < 2:
-        yield from map(look, recordings, recordings.values())
+        yield from map(look, recordings, recordings.values(), called)
         return
     with process_pool(workers) as pool:
         try:
-            yield from pool.map(look, recordings, recordings.values(), chunksize=at_once)
+            yield from pool.map(look, recordings, recordings.values(), called, chunksize=at_once)
         except BrokenProcessPool as error:
             raise RecordingError(f"{root}: a process that was reading it was killed, perhaps because memory ran out") from error
 
 
-def _look(path: Path, found: Discovered, root: Path | None, rules: Rules, signals: bool) -> Finding:
+def _look(path: Path, found: Discovered, called: RecordName, root: Path | None, rules: Rules, signals: bool) -> Finding:
     finding = Finding(str(path))
     try:
         found.check(str(path))
         with opened_recording(path, found.header) as recording:
-            examination = examine(recording, rules, root, found.scoring)
+            examination = examine(recording, rules, root, found.scoring, called=called)
             _fill(finding, examination)
             require_channels(examination)
             if signals:

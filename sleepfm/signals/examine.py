@@ -13,6 +13,7 @@ from sleepfm.signals.cohorts.catalogue import Rules, recognise_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
+from sleepfm.signals.record_names import RecordName
 from sleepfm.signals.recording import Recording, read_recording
 from sleepfm.signals.scorings.edf_plus import from_annotations
 from sleepfm.signals.scorings.finder import FoundScoring, find_scoring, passed_over
@@ -45,6 +46,7 @@ def examine(
     root: Path | None = None,
     scoring: Path | FoundScoring | None = None,
     use: ScoringUse = "if_valid",
+    called: RecordName | None = None,
 ) -> Examination:
     """Everything about a recording but its samples: cohort, montage, scoring; no channel is required yet.
 
@@ -55,6 +57,7 @@ def examine(
         scoring: the scoring file, or what looking for it came to; by default it is looked for. Where there is none, the
             recording's own annotations are.
         use: whether the recording is refused with a scoring that cannot be used, or without one (``require``).
+        called: what it is called among those of its folder; by default its file name is all that is known.
 
     Raises:
         RecordingError: unreadable, annotations alone, or shorter than an epoch.
@@ -91,7 +94,7 @@ def examine(
     return Examination(
         recording=recording,
         cohort=cohort,
-        identity=identify(recording.path, cohort),
+        identity=identify(recording.path, cohort, called),
         montage=resolve(recording, cohort),
         scoring=scored,
         n_epochs=n_epochs,

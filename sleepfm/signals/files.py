@@ -208,7 +208,7 @@ def relative_name(path: Path, root: Path) -> str:
     return str(path).removeprefix(str(root).rstrip("/") + "/") if is_remote(path) else path.relative_to(root).as_posix()
 
 
-def name_below(path: Path, folder: Path | None) -> str:
+def name_below(path: Path | str, folder: Path | None) -> str:
     """``path`` relative to ``folder``, with slashes, where it lies below it; else whole."""
     return str(path) if folder is None else str(path).removeprefix(str(folder).rstrip("/") + "/")
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from sleepfm.errors import SubjectTableError
 from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.cohorts.identity import safe_key
 from sleepfm.signals.cohorts.subject_rules import NO_VALUE, OLDEST, QUANTITIES, SubjectColumn, SubjectTable
 from sleepfm.signals.files import is_folder, matching_files, name_below, random_file
+from sleepfm.signals.record_names import safe_key
 
 # NSRR keeps tables in `datasets` beside `polysomnography`; a folder of cohorts has one below each.
 _BESIDE = "datasets/*.csv"

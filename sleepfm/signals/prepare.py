@@ -23,6 +23,7 @@ from sleepfm.signals.filters import effective_band, preprocess, quartiles, robus
 from sleepfm.signals.polarity import POLAR, decide_polarity
 from sleepfm.signals.quality import Quality, blank_lifeless, epoch_quality, missing_epochs, silent_epochs, unusable
 from sleepfm.signals.rates import at_model_rate, recording_rate, stored_rate
+from sleepfm.signals.record_names import RecordName
 from sleepfm.signals.recording import Recording, opened_recording
 from sleepfm.signals.scorings.finder import FoundScoring
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, RULE_VERSION, EventRule, event_labels, stage_labels
@@ -100,12 +101,13 @@ def prepare(
     require: Sequence[str] = (),
     rule: EventRule = "overlap",
     use: ScoringUse = "if_valid",
+    called: RecordName | None = None,
 ) -> PreparedRecording:
     """Read, harmonise, filter, scale and label one recording.
 
     Args:
         path: file, or a recording that is open already.
-        cohort, root, scoring, use: as for :func:`sleepfm.signals.examine.examine`.
+        cohort, root, scoring, use, called: as for :func:`sleepfm.signals.examine.examine`.
         require: canonical channels without which the recording is refused.
         rule: how events label epochs.
 
@@ -113,7 +115,7 @@ def prepare(
         RecordingError, MontageError, AnnotationError, SignalError: the recording cannot be used, and why.
     """
     with nullcontext(path) if isinstance(path, Recording) else opened_recording(path) as recording:
-        description, channels = prepare_in_turn(recording, cohort, root, scoring, require, rule, use)
+        description, channels = prepare_in_turn(recording, cohort, root, scoring, require, rule, use, called=called)
         made = {name: at_model_rate(samples, recording_rate(description.provenance, name)) for name, samples in channels}
     return PreparedRecording(**vars(description), channels={name: made[name] for name in CHANNELS if name in made})
 
@@ -127,6 +129,7 @@ def prepare_in_turn(
     rule: EventRule = "overlap",
     use: ScoringUse = "if_valid",
     wanted: Collection[str] = CHANNELS,
+    called: RecordName | None = None,
 ) -> tuple[RecordingDescription, Channels]:
     """:func:`prepare` for who keeps something smaller of each channel: not all are in memory as float32 at once.
 
@@ -136,7 +139,7 @@ def prepare_in_turn(
     Args:
         wanted: canonical channels; of others nothing is given and told. What is given does not depend on it.
     """
-    examination = examine(recording, cohort, root, scoring, use)
+    examination = examine(recording, cohort, root, scoring, use, called)
     require_channels(examination, require)
     description = describe(examination, rule)
     return description, _required(examination, description, require, wanted)

@@ -10,10 +10,10 @@ import pytest
 from made_edf import Made, noise, tal, write_edf
 
 from shards.build_config import load_build_config
-from shards.names import name_records
 from shards.plan import Entry, ShardPlan
 from shards.task import build_shard
 from sleepfm.signals.discover import Discovered
+from sleepfm.signals.record_names import name_records
 from sleepfm.signals.recording import opened_recording, read_edf_header
 
 # What every process of a build runs first: its openings and listings of what lies in one folder, a line each.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from sleepfm.cli import main
 from sleepfm.errors import ConfigError
 from sleepfm.signals.cohorts.catalogue import load_cohort, recognise_cohort
 from sleepfm.signals.cohorts.identity import _EXAMPLE, UnreadNames, check_identity, identify
+from sleepfm.signals.record_names import names_below
 
 NIGHTS = ("P01_night1.edf", "P01_night2.edf", "P02 Night 1.edf", "plain.edf", "night1.edf")
 
@@ -20,7 +22,7 @@ def warning(*paths: str) -> str:
     """What is said of the names of these recordings."""
     unread = UnreadNames()
     for path in paths:
-        unread.add(path)
+        unread.add(path, path)
     return unread.warning(len(paths))
 
 
@@ -46,11 +48,11 @@ def test_a_pattern_without_a_subject_or_that_fits_nothing_is_an_error(tmp_path):
     with pytest.raises(
         ConfigError, match=r"cohort lab: identity\.pattern .* fits none of the 5 file names here, such as 'P01_nig"
     ):
-        check_identity([Path(name) for name in NIGHTS], cohort)
-    check_identity([*(Path(name) for name in NIGHTS), Path("Q7_x.edf")], cohort)
+        check_identity(NIGHTS, cohort)
+    check_identity([*NIGHTS, "Q7_x.edf"], cohort)
     # Shipped rules, and what extends them, are used for recordings of any name.
     for name in ("generic", "shhs1"):
-        check_identity([Path("plain.edf")], load_cohort(name))
+        check_identity(["plain.edf"], load_cohort(name))
 
 
 def test_the_doctor_warns_once(tmp_path, capsys):
@@ -127,3 +129,58 @@ def test_the_doctor_proposes_it_of_a_folder_that_no_rule_reads(tmp_path, capsys)
         write_edf(tmp_path / name, [Made("Ch 3 brain", noise(6000, 1), 100)])
     main(["doctor", str(tmp_path)])
     assert r"identity: {pattern: '^(?P<subject>A\d+)_n(?P<visit>\d+)'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("paths", "persons"),
+    [
+        (("P1/psg.edf", "P2/psg.edf"), ["P1", "P2"]),
+        (("edf/P1/psg.edf", "edf/P2/psg.bdf"), ["P1", "P2"]),
+        (("P1/night1/psg.edf", "P1/night2/psg.edf", "P2/night1/psg.edf"), ["P1", "P1", "P2"]),
+        # The folders are nights.
+        (("night1/A.edf", "night1/B.edf", "night2/A.edf", "night2/B.edf"), ["A", "B", "A", "B"]),
+    ],
+)
+def test_the_warning_proposes_folders_where_these_tell_people_apart(tmp_path, paths, persons):
+    rules = tmp_path / "lab.yaml"
+    said = warning(*paths)
+    assert "which part of the path (a pattern with a slash is searched below" in said
+    proposed = said.split("identity: ")[1]
+    # A folder may have a person's name.
+    assert not re.search(r"P\d|night\d|edf/", proposed)
+    rules.write_text(f"extends: generic.yaml\nname: lab\nsource: x\nidentity: {proposed}\n")
+    names = names_below([tmp_path / path for path in paths], tmp_path)
+    cohort = load_cohort(str(rules))
+    check_identity(paths, cohort)
+    found = [identify(tmp_path / path, cohort, names[tmp_path / path]) for path in paths]
+    assert [identity.subject for identity in found] == persons and all(identity.read for identity in found)
+
+
+def test_a_pattern_of_folders_that_fits_nothing_says_where_it_is_searched(tmp_path):
+    rules = tmp_path / "lab.yaml"
+    rules.write_text('extends: generic.yaml\nname: lab\nsource: x\nidentity: {pattern: "^(?P<subject>Q\\\\d)/"}\n')
+    cohort = load_cohort(str(rules))
+    with pytest.raises(ConfigError, match=r"none of the 2 file paths here, such as 'P1/psg.edf'; since it has a slash"):
+        check_identity(["P1/psg.edf", "Q1.edf"], cohort)
+    check_identity(["Q1/psg.edf"], cohort)
+
+
+def test_the_doctor_counts_a_folder_a_person_and_one_night_in_two_formats_as_one_persons(tmp_path, capsys):
+    files = ("P1/psg.edf", "P2/psg.edf", "P3/rec.edf", "P3/rec.bdf")
+    for seed, name in enumerate(files):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write_edf(tmp_path / name, [Made("C4-M1", noise(6000, seed), 100)])
+    main(["doctor", str(tmp_path), "--json"])
+    findings = {
+        Path(finding["path"]).relative_to(tmp_path).as_posix(): finding for finding in json.loads(capsys.readouterr().out)
+    }
+    assert [findings[name]["subject"] for name in files] == ["P1-psg-edf", "P2-psg-edf", "rec", "rec"]
+    assert [findings[name]["record"] for name in files] == ["P1-psg-edf", "P2-psg-edf", "P3-rec-edf", "P3-rec-bdf"]
+    main(["doctor", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert "subjects   3;" in out
+    assert "4 of 4 file names" in out and "they count as 3 persons, since files of one folder that differ in" in out
+    # A sample of the folder has the same people.
+    main(["doctor", str(tmp_path), "--headers", "--sample", "1", "--json"])
+    (one,) = json.loads(capsys.readouterr().out)
+    assert one["subject"] == findings[Path(one["path"]).relative_to(tmp_path).as_posix()]["subject"]

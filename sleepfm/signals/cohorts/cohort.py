@@ -165,13 +165,15 @@ class Recognise(Config):
 
 
 class IdentityRule(Config):
-    """Which part of a file name is the person. All nights of a person are put into the same split."""
+    """Which part of a file's name or path is the person. All nights of a person are put into the same split."""
 
     pattern: str = Field(
         default="",
-        description="A regular expression that is searched for in the file name (with its ending). It must have a group "
-        "`subject` around the person, and may have a group `visit` around the night. A file that it does not fit counts as a "
-        "person of its own; doctor and build warn of it.",
+        description="A regular expression that is searched for in the file name (with its ending); if it contains a slash, in "
+        "the path below the folder of recordings, with slashes between the folders: `^(?P<subject>[^/]+)/` for one folder per "
+        "person. It must have a group `subject` around the person, and may have a group `visit` around the night. A file that it "
+        "does not fit counts as a person of its own, unless another file of the folder differs only in its ending; doctor and "
+        "build warn of it.",
         examples=["^(?P<subject>P\\d+)_night(?P<visit>\\d+)"],
     )
     prefix: str = Field(
@@ -339,7 +341,7 @@ class Cohort(Config):
         examples=["export manual of the Lakeside sleep laboratory"],
     )
     recognise: Recognise = Field(default=Recognise(), description="How `--cohort auto` recognises this cohort.")
-    identity: IdentityRule = Field(default=IdentityRule(), description="Which part of a file name is the person.")
+    identity: IdentityRule = Field(default=IdentityRule(), description="Which part of a file's name or path is the person.")
     scoring: ScoringRules = Field(default=ScoringRules(), description="Where scorings are, and what their words mean.")
     channels: dict[Channel, tuple[ChannelRule, ...]] = Field(
         description="For each canonical channel, rules for making it, in order of preference. The first that fits is used. They "
