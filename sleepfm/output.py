@@ -69,6 +69,12 @@ def check_free(folder: Path, origin: Origin) -> None:
         )
 
 
+def holds(folder: Path, origin: Origin) -> bool:
+    """Whether ``folder`` is what was made from ``origin``, perhaps changed since."""
+    marker = _read_marker(folder)
+    return marker is not None and (marker["kind"], marker["source"]) == (origin.kind, origin.source)
+
+
 def strangers(folder: Path) -> list[Path]:
     """What is in ``folder`` and not, or no longer, what its marker lists; everything, without a marker."""
     marker = _read_marker(folder)

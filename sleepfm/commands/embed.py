@@ -171,6 +171,7 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     from sleepfm.inference.scorer import prepare_night
     from sleepfm.signals.cohorts.catalogue import load_rules
     from sleepfm.signals.prepare import discover
+    from sleepfm.signals.record_names import names_below
     from sleepfm.signals.recording import opened_recording
 
     if not is_remote(source) and (source / DATASET_FILE).is_file():
@@ -187,11 +188,12 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
     recordings = discover(source, load_rules(cohort), unlisted=unlisted)
     for folder, why in unlisted.items():
         yield RecordingError(f"{folder}: {why}")
+    names = names_below(recordings, source)
     for path, found in recordings.items():
         try:
             found.check(str(path))
             with opened_recording(path, found.header) as recording:
-                night = prepare_night(recording, cohort, found.scoring)
+                night = prepare_night(recording, cohort, found.scoring, names[path])
             embedding = embed(encoder, prepared_epochs(night, encoder.channels, CHUNK))
             yield night.record, embedding, torch.from_numpy(night.stage)
         except SleepFMError as error:

@@ -29,7 +29,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="recordings (EDF, EDF+, BDF), folders of them, patterns such as '*.edf', or URLs",
     )
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for the results: one folder for each night, and a summary"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for the results: a summary, and one folder for each night, named like its file; if several files of a call "
+        "have the same name, as in one folder per patient, like their paths (P1-psg-edf)",
     )
     parser.add_argument(
         "--model",
@@ -118,7 +122,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not words:
         raise UsageError("no recording given; give EDF or BDF files, or folders of them")
     scoring = _scoring(arguments.scoring)
-    from sleepfm.commands.score_inputs import Job, find_jobs
+    from sleepfm.commands.score_inputs import Job, find_jobs, named_apart
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
     from sleepfm.commands.score_pool import outcomes
     from sleepfm.reports.cohort_summary import check_summary, write_summary
@@ -149,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
         position=arguments.position,
         show_identity=arguments.show_identity,
     )
-    found = list(find_jobs(words, load_rules(arguments.cohort), out))
+    found = named_apart(list(find_jobs(words, load_rules(arguments.cohort), out)), words)
     jobs = [job for job in found if isinstance(job, Job)]
     if scoring and len(found) > 1:
         raise UsageError("--scoring is for one recording; score the other recordings in separate calls")

@@ -1,11 +1,12 @@
-"""Which recordings ``sleepfm score`` is given: files, folders, patterns and URLs."""
+"""Which recordings ``sleepfm score`` is given: files, folders, patterns and URLs, and what their results are called."""
 
 from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,15 +14,20 @@ from sleepfm.errors import RecordingError, SleepFMError, UsageError
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.discover import discover_names
 from sleepfm.signals.files import answering, is_folder, is_remote, location
+from sleepfm.signals.record_names import names_of_several
 from sleepfm.signals.scorings.finder import FoundScoring
 
 
 @dataclass(frozen=True)
 class Job:
-    """A recording to score, and what looking for its scoring came to where somebody has looked."""
+    """A recording to score, and what looking for its scoring came to where somebody has looked.
+
+    ``record`` names its results where its file name is that of another recording of the call too; else it is empty.
+    """
 
     file: str
     scoring: FoundScoring | None = None
+    record: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,22 @@ def find_jobs(words: Iterable[str], rules: Rules, out: Path) -> Iterator[Job | N
                     continue
                 met.add(job.file)
                 yield job
+
+
+def named_apart(found: Sequence[Job | NoJob], words: Sequence[str]) -> list[Job | NoJob]:
+    """``found`` for ``words``, where recordings with equal file names have the names that a build gives them.
+
+    A build has one folder; so the names are told below the folder that is given, or below the one that all recordings are in.
+    """
+    files = [job.file for job in found if isinstance(job, Job)]
+    given = str(location(words[0])) if len(words) == 1 else ""
+    folder = "" if given == "." else f"{given.rstrip('/')}/"
+    if not given or not all(file.startswith(folder) for file in files):
+        levels = zip(*(file.split("/")[:-1] for file in files), strict=False)
+        folder = "".join(f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels))
+    below = {file: file.removeprefix(folder) for file in files}
+    names = names_of_several(below.values())
+    return [replace(job, record=names.get(below[job.file], "")) if isinstance(job, Job) else job for job in found]
 
 
 def _matching(word: str) -> list[Path]:

@@ -21,7 +21,7 @@ from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE, Lights
 from sleepfm.files import read_json
 from sleepfm.inference.scorer import Scorer, prepare_night, scorings_root
 from sleepfm.models.device import Precision, choose_device
-from sleepfm.output import Origin, check_free, strangers, whole_folder
+from sleepfm.output import Origin, check_free, holds, strangers, whole_folder
 from sleepfm.signals.cohorts.by_hand import with_channels
 from sleepfm.signals.cohorts.catalogue import Rules, load_rules, recognise_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
@@ -29,6 +29,7 @@ from sleepfm.signals.examine import examine
 from sleepfm.signals.files import file_sha256, location
 from sleepfm.signals.position import parse_position, read_position
 from sleepfm.signals.prepare import PreparedRecording
+from sleepfm.signals.record_names import RecordName
 from sleepfm.signals.recording import Recording, opened_recording
 from sleepfm.signals.scorings.finder import FoundScoring
 from sleepfm.signals.scorings.lights import find_lights
@@ -110,8 +111,9 @@ class NightScorer:
             cohort = recognise_cohort(recording.name, (signal.label for signal in recording.signals), self._rules)
             cohort = with_channels(cohort, plan.channels)
             found = examine(recording, cohort, scorings_root(recording.path), scoring)
-            record, folder = found.identity.record, plan.out / found.identity.record
             origin = _origin(job.file)
+            called = self._called(job, recording.path.name, origin)
+            record, folder = called.record, plan.out / called.record
             # Before the work.
             check_free(folder, origin)
             made_with = self._made_with(cohort, found.scoring_file)
@@ -121,7 +123,8 @@ class NightScorer:
             texts = [(item.onset, item.text) for item in recording.annotations] + [(item.onset, item.type) for item in others]
             lights = choose_lights(recording, texts, plan.lights_off, plan.lights_on)
             writing = report_writer()
-            night = prepare_night(recording, cohort, FoundScoring(found.scoring_file) if scoring is None else scoring)
+            used = FoundScoring(found.scoring_file) if scoring is None else scoring
+            night = prepare_night(recording, cohort, used, called)
             _check_channels(night, plan.channels)
             start = recording.start
             position = read_position(recording, parse_position(plan.position), night.n_epochs) if plan.position else None
@@ -131,6 +134,16 @@ class NightScorer:
         with whole_folder(folder, origin) as unfinished:
             writing.result().write_night(unfinished, score, night, start, made_with, identity, position)
         return Outcome("scored", job.file, record, str(folder), score.headline, score.warnings)
+
+    def _called(self, job: Job, file: str, origin: Origin) -> RecordName:
+        """The name of a night: that of its file, or the one by which the call tells it from others of this name.
+
+        What was scored under the file's name, when no other was given, stays there.
+        """
+        alone = RecordName.alone(file)
+        if not job.record or holds(self._plan.out / alone.record, origin):
+            return alone
+        return replace(alone, record=job.record)
 
     @contextmanager
     def _progress(self, scorer: Scorer, night: PreparedRecording) -> Iterator[Callable[[int], object] | None]:

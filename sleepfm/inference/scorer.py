@@ -38,6 +38,7 @@ from sleepfm.signals.files import location
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.quality import unusable
 from sleepfm.signals.raw import recording_from_raw
+from sleepfm.signals.record_names import RecordName
 from sleepfm.signals.recording import Recording
 from sleepfm.signals.scorings.finder import FoundScoring
 from sleepfm.signals.scorings.scoring import Event
@@ -300,9 +301,15 @@ def score(
 
 
 def prepare_night(
-    recording: str | Path | Recording | mne.io.BaseRaw, cohort: str | Cohort = "auto", scoring: Path | FoundScoring | None = None
+    recording: str | Path | Recording | mne.io.BaseRaw,
+    cohort: str | Cohort = "auto",
+    scoring: Path | FoundScoring | None = None,
+    called: RecordName | None = None,
 ) -> PreparedRecording:
-    """The recording's canonical channels, harmonised as for training. Raises as :func:`score`."""
+    """The recording's canonical channels, harmonised as for training; ``called`` is what it is called among others.
+
+    Raises as :func:`score`.
+    """
     rules = load_rules(cohort) if isinstance(cohort, str) else cohort
     if hasattr(recording, "get_data"):
         recording = recording_from_raw(recording)
@@ -313,7 +320,7 @@ def prepare_night(
             f"{type(recording).__name__}"
         )
     path = recording.path if isinstance(recording, Recording) else location(recording)
-    return prepare(recording, rules, root=scorings_root(path), scoring=scoring)
+    return prepare(recording, rules, root=scorings_root(path), scoring=scoring, called=called)
 
 
 def scorings_root(path: Path) -> Path | None:

@@ -80,6 +80,13 @@ def name_records(paths: list[str], taken: Iterable[str]) -> dict[str, str]:
     return {path: keys[path] for path in paths}
 
 
+def names_of_several(paths: Iterable[str]) -> dict[str, str]:
+    """Keys of those recordings alone whose file name another one of ``paths`` has too; the name of any other one is its key."""
+    keys = name_records(sorted(paths), ())
+    count = Counter(stem_key(path).casefold() for path in keys)
+    return {path: key for path, key in keys.items() if count[stem_key(path).casefold()] > 1}
+
+
 def name_persons(records: Mapping[str, str]) -> dict[str, str]:
     """What stands for the person of each recording where no rule reads one from its path; ``records`` are their keys.
 

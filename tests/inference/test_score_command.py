@@ -16,6 +16,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from sleepfm.cli import main
+from sleepfm.commands.score_inputs import Job, NoJob, named_apart
 from sleepfm.commands.score_night import choose_lights
 from sleepfm.errors import RecordingError, UsageError
 from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE
@@ -70,6 +71,50 @@ def test_a_folder_is_scored_once_and_summed_up(folder, stage_model, tmp_path, ca
     assert main(["score", str(one), *call[2:], "--lights-off", "+60"]) == 0
     (summary,) = [json.loads(line) for line in lines(capsys)[0]]
     assert summary["status"] == "scored" and summary["summary"]["lights"]["off_from"] == BY_OPTION
+
+
+def test_one_folder_a_patient_gives_one_folder_a_night(recordings, stage_model, tmp_path, capsys):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    for patient, path in zip(("P1", "P2"), recordings, strict=False):
+        (tree / patient).mkdir(parents=True)
+        shutil.copy(path, tree / patient / "psg.edf")
+    call = [*stage_model, "--out", str(out), "--json"]
+    # A patient alone is named as ever, and is found there when there are others.
+    assert main(["score", str(tree / "P1" / "psg.edf"), *call]) == 0
+    assert main(["score", str(tree), *call]) == 0
+    first, again, other = (json.loads(line) for line in lines(capsys)[0])
+    assert [item["status"] for item in (first, again, other)] == ["scored", "done before", "scored"]
+    assert [item["record"] for item in (first, again, other)] == ["psg", "psg", "P2-psg-edf"]
+    assert other["folder"] == str(out / "P2-psg-edf") and other["summary"]["record"] == "P2-psg-edf"
+    assert list(pd.read_parquet(out / "summary" / "summary.parquet")["record"]) == ["P2-psg-edf", "psg"]
+    # In another folder both are named by their paths, and a second call finds them.
+    call[-2] = str(tmp_path / "apart")
+    for status in ("scored", "done before"):
+        assert main(["score", str(tree / "P1"), str(tree / "P2"), *call]) == 0
+        told = [json.loads(line) for line in lines(capsys)[0]]
+        assert [(item["record"], item["status"]) for item in told] == [("P1-psg-edf", status), ("P2-psg-edf", status)]
+
+
+@pytest.mark.parametrize(
+    ("words", "files", "records"),
+    [
+        (["tree"], ["tree/P1/psg.edf", "tree/P2/psg.edf", "tree/x.edf"], ["P1-psg-edf", "P2-psg-edf", ""]),
+        (["tree/"], ["tree/P1/a/psg.edf", "tree/P1/b/psg.edf"], ["P1-a-psg-edf", "P1-b-psg-edf"]),
+        (["."], ["P1/a/psg.edf", "P1/b/psg.edf"], ["P1-a-psg-edf", "P1-b-psg-edf"]),
+        (["tree/*/psg.edf"], ["tree/P1/psg.edf", "tree/P2/psg.edf"], ["P1-psg-edf", "P2-psg-edf"]),
+        (["a", "b"], ["a/P1/psg.edf", "b/P1/psg.edf"], ["a-P1-psg-edf", "b-P1-psg-edf"]),
+        (["/x/P1/psg.edf", "P2/psg.edf"], ["/x/P1/psg.edf", "P2/psg.edf"], ["x-P1-psg-edf", "P2-psg-edf"]),
+        (["memory://n"], ["memory://n/P1/psg.edf", "memory://n/P2/psg.edf"], ["P1-psg-edf", "P2-psg-edf"]),
+        # One stem, two formats.
+        (["n"], ["n/P1.edf", "n/P1.bdf", "n/P2.edf"], ["P1-edf", "P1-bdf", ""]),
+        (["psg.edf"], ["psg.edf"], [""]),
+        (["x"], [], []),
+    ],
+)
+def test_only_nights_of_one_name_are_named_by_their_paths(words, files, records):
+    refused = NoJob("tree/P3/psg.edf", RecordingError("none"))
+    named = named_apart([refused, *map(Job, files)], words)
+    assert named[0] is refused and [job.record for job in named[1:]] == records
 
 
 def test_nothing_of_the_users_is_replaced(folder, stage_model, tmp_path, capsys):
