@@ -198,7 +198,8 @@ class SynthSleepNet(Encoder):
         own: Tensor = self.modality_token
         if tuple(places) != tuple(range(len(self.channels))):
             own = torch.stack([own[place] for place in places])
-        x = torch.stack([part.unflatten(0, (len(present), self.frames)) for part in parts], dim=1) + own + self.position
+        # Not `len(present)`, which is a plain number: an export would hold for a batch of that size alone.
+        x = torch.stack([part.unflatten(0, (present.shape[0], self.frames)) for part in parts], dim=1) + own + self.position
         if keep is not None:
             x = take(x, keep)
         shape = x.shape[1:3]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sleepfm.errors import DependencyError
+from sleepfm.errors import DependencyError, ModelError
 from sleepfm.files import make_folder
 from sleepfm.output import Origin, whole_folder
 from sleepfm.registry.hub import write_hub_files
@@ -72,4 +72,6 @@ def _write_onnx(found: Resolved, path: Path) -> str:
         difference = write_onnx(encoder, path)
     except DependencyError as error:
         return f"{ONNX} is left out: {error}"
+    except ModelError as error:
+        raise ModelError(f"{error}; --no-onnx exports the model without it") from error
     return f"{ONNX}: embeddings within {difference:.1e} of torch's, relative to the largest"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +22,9 @@ SIGNALS, PRESENT, EMBEDDING = "signals", "present", "embedding"
 # What the two may differ by, relative to the largest number of an embedding: sums in another order, in fp32.
 TOLERANCE = 1e-4
 _EPOCHS = 3
+# What the exporter says on its own account and nobody here can act on: the beginnings of its warnings, and of a line of its log.
+_ITS_WARNINGS = (r"`isinstance\(treespec, LeafSpec\)` is deprecated", r"# The axis name: batch will not be used")
+_ITS_LOG, _ITS_LINE = "torch.onnx._internal.exporter._registration", "torchvision is not installed"
 
 
 class _Encode(nn.Module):
@@ -47,7 +54,7 @@ def write_onnx(encoder: Any, path: Path) -> float:
     signals, present = _noise(_EPOCHS, len(channels))
     batch = torch.export.Dim("batch", min=1, max=65536)
     try:
-        with torch.inference_mode(False), torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad(), _without_its_noise():
             program = torch.onnx.export(
                 module,
                 (signals, present),
@@ -68,6 +75,24 @@ def write_onnx(encoder: Any, path: Path) -> float:
         reason = " ".join(str(error).split())[:300]
         raise ModelError(f"{path.name}: this encoder cannot be written as ONNX ({reason})") from error
     return _check(module, path, len(channels))
+
+
+@contextmanager
+def _without_its_noise() -> Iterator[None]:
+    """Within the block the exporter is silent about its own library; every other warning is shown."""
+
+    def is_of_use(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_ITS_LINE)
+
+    log = logging.getLogger(_ITS_LOG)
+    log.addFilter(is_of_use)
+    try:
+        with warnings.catch_warnings():
+            for message in _ITS_WARNINGS:
+                warnings.filterwarnings("ignore", message)
+            yield
+    finally:
+        log.removeFilter(is_of_use)
 
 
 def _noise(epochs: int, channels: int) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,9 @@ import torch
 import sleepfm
 from sleepfm.cli import main
 from sleepfm.config import read_yaml
-from sleepfm.errors import RegistryError
+from sleepfm.errors import ModelError, RegistryError
 from sleepfm.models.build import build_model, model_config
+from sleepfm.models.embedding import Encoder
 from sleepfm.paths import config_root
 from sleepfm.registry.package import write_package
 from sleepfm.serving.night_scores import plain_score
@@ -109,16 +110,10 @@ def test_a_scorer_takes_its_models_along(
         sleepfm.score(recordings[0], folder)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["neuronet-tiny", "synthsleepnet-tiny", "synthsleepnet-psg-tiny"])
-def test_onnx_runtime_gives_the_same_embeddings(tmp_path: Path, name: str) -> None:
-    """Of any number of epochs, with any channels absent."""
+def same_embeddings(folder: Path, encoder: Encoder) -> None:
+    """ONNX Runtime gives what ``encoder`` gives, of any number of epochs, with any channels absent."""
     onnxruntime = pytest.importorskip("onnxruntime")
-    torch.manual_seed(1)
-    encoder = build_model(read_yaml(config_root() / "models" / f"{name}.yaml")["model"]).eval()
-    write_package(tmp_path / "package", encoder, {"model": model_config(encoder)}, "# card\n")
-    assert main(["export", str(tmp_path / "package"), "--to", str(tmp_path / "out")]) == 0
-    session = onnxruntime.InferenceSession(str(tmp_path / "out" / "encoder.onnx"), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(str(folder / "encoder.onnx"), providers=["CPUExecutionProvider"])
     assert json.loads(session.get_modelmeta().custom_metadata_map["channels"]) == list(encoder.channels)
     generator = torch.Generator().manual_seed(2)
     for epochs in (1, 2, 7):
@@ -129,3 +124,37 @@ def test_onnx_runtime_gives_the_same_embeddings(tmp_path: Path, name: str) -> No
             expected = encoder.encode(signals, present).numpy()
         (found,) = session.run(None, {"signals": signals.numpy(), "present": present.numpy()})
         assert np.abs(found - expected).max() <= 1e-4 * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["neuronet-tiny", "synthsleepnet-tiny", "synthsleepnet-psg-tiny"])
+def test_onnx_runtime_gives_the_same_embeddings(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(1)
+    encoder = build_model(read_yaml(config_root() / "models" / f"{name}.yaml")["model"]).eval()
+    write_package(tmp_path / "package", encoder, {"model": model_config(encoder)}, "# card\n")
+    assert main(["export", str(tmp_path / "package"), "--to", str(tmp_path / "out")]) == 0
+    same_embeddings(tmp_path / "out", encoder)
+
+
+@pytest.mark.slow
+def test_the_encoder_of_a_task_is_exported_too(
+    downstream_packages: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    assert main(["export", str(downstream_packages["stage"]), "--to", str(tmp_path / "out")]) == 0
+    said = capfd.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith("encoder.onnx: embeddings within "), said
+    same_embeddings(tmp_path / "out", sleepfm.load(downstream_packages["stage"]).encoder)
+
+
+def test_an_encoder_that_onnx_cannot_hold_can_be_exported_without(
+    encoder_package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(encoder: object, path: Path) -> float:
+        raise ModelError(f"{path.name}: this encoder cannot be written as ONNX (no such operator)")
+
+    monkeypatch.setattr("sleepfm.serving.onnx_encoder.write_onnx", fail)
+    assert main(["export", str(encoder_package), "--to", str(tmp_path / "out")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith("(no such operator); --no-onnx exports the model without it") and not (tmp_path / "out").exists()
