@@ -58,8 +58,8 @@ def test_examples_are_accepted(prog: str) -> None:
         words = shlex.split(example.split(">")[0])[1:]
         arguments = parse(cli.front_parser(cli.COMMANDS), words)
         assert callable(arguments.run)
-        if "--config" in words:
-            assert find_config(arguments.config).is_file()
+        for word in words:
+            assert not word.endswith(".yaml") or "/" not in word or find_config(word).is_file()
 
 
 def test_help_and_completion_wait_for_no_heavy_library() -> None:
@@ -93,17 +93,34 @@ def test_a_job_is_what_the_launcher_runs(script: str, monkeypatch: pytest.Monkey
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(os, "execv", lambda program, line: began.append(line))
     leakage = [] if script == "pretrain" else ["--allow-leakage"]
-    cli.main([script, "data.path=s", "--config", "mine.yaml", "--processes", "2", "train.steps=3", "--resume", "must", *leakage])
-    (line,) = began
-    assert line[1:5] == ["-m", "sleepfm.training.launcher", "2", str(LAUNCH / f"{script}.py")] and Path(line[4]).is_file()
-    assert line[5:] == ["mine.yaml", "data.path=s", "train.steps=3", "--resume", "must", *leakage]
+    for named in (["--config", "mine.yaml"], ["mine.yaml"]):
+        options = ["--processes", "2", "train.steps=3", "--resume", "must", *leakage]
+        cli.main([script, "data.path=s", *named, *options])
+        cli.main([script, *named, "data.path=s", *options])
+    assert len(began) == 4
+    for line in began:
+        assert line[1:5] == ["-m", "sleepfm.training.launcher", "2", str(LAUNCH / f"{script}.py")] and Path(line[4]).is_file()
+        assert line[5:] == ["mine.yaml", "data.path=s", "train.steps=3", "--resume", "must", *leakage]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["data.path=s"], "error: no configuration given; for example: sleepfm pretrain pretrain/eeg-base.yaml data.path=my-data-set"),
+        (["a.yaml", "typo"], "error: 'typo': expected key=value, for example train.steps=100; the configuration is a.yaml"),
+        (["--config", "a.yaml", "b.yaml"], "error: 'b.yaml': expected key=value, for example train.steps=100; the configuration is a.yaml"),
+    ],
+)
+def test_a_job_has_one_configuration(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["pretrain", *words]) == 2
+    assert capsys.readouterr().err == f"{said}\n"
 
 
 def test_a_dry_run_is_one_process_that_speaks_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[list[str]] = []
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     monkeypatch.setattr(os, "execv", lambda program, line: began.append(line))
-    cli.main(["pretrain", "--config", "mine.yaml", "--processes", "64", "--dry-run"])
+    cli.main(["pretrain", "mine.yaml", "--processes", "64", "--dry-run"])
     assert began[0][3] == "1" and began[0][-3:] == ["--dry-run", "--processes", "64"]
 
 

@@ -20,8 +20,8 @@ PAGE = (ROOT / "docs" / "own-recordings.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(?P<language>\w+) ?(?P<file>\S*)\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE)
 # What makes the jobs of the page short; nothing is learnt.
 SHORT = {
-    "launch.pretrain": ["train.steps=2", "train.global_batch=16", "train.warmup=1"],
-    "launch.probe": ["train.steps=10"],
+    "pretrain": ["train.steps=2", "train.global_batch=16", "train.warmup=1"],
+    "probe": ["train.steps=10"],
 }
 
 
@@ -61,8 +61,8 @@ class Reader:
             return
         if words[0] == "python":
             words[0] = sys.executable
-        for module, settings in SHORT.items():
-            words += settings if module in words else []
+        for job, settings in SHORT.items():
+            words += settings if words[:2] == ["sleepfm", job] else []
         if "sleepfm.demo" in words:
             self._begin(words)
             return

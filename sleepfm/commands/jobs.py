@@ -8,14 +8,19 @@ import sys
 from functools import partial
 
 from sleepfm.command_line import add_examples, positive
+from sleepfm.errors import UsageError
 from sleepfm.training.job_options import add_job_options, launch_line
 
 
 def _configure(script: str, example: str, evaluates: bool, parser: argparse.ArgumentParser) -> None:
     """Arguments of the command that runs ``launch/SCRIPT.py``, with ``example`` among the shipped configurations."""
     parser.add_argument(
-        "--config", required=True, metavar="FILE", help=f"YAML file, or the name of a shipped one, for example {example}"
+        "first",
+        nargs="?",
+        metavar="CONFIG",
+        help=f"configuration: a YAML file, or the name of a shipped one, for example {example}",
     )
+    parser.add_argument("--config", metavar="FILE", help="another way to give CONFIG")
     parser.add_argument(
         "--processes",
         type=positive,
@@ -25,10 +30,10 @@ def _configure(script: str, example: str, evaluates: bool, parser: argparse.Argu
     add_job_options(parser, evaluates)
     add_examples(
         parser,
-        f"--config {example} data.path=shards",
-        f"--config {example} --processes 2 data.path=shards train.output=runs/mine",
+        f"{example} data.path=my-data-set",
+        f"{example} data.path=my-data-set train.output=runs/mine --processes 2",
     )
-    parser.set_defaults(run=_run, several="overrides", script=script)
+    parser.set_defaults(run=_run, several="overrides", script=script, example=example)
 
 
 configure_pretrain = partial(_configure, "pretrain", "pretrain/eeg-base.yaml", False)
@@ -41,8 +46,9 @@ def _run(arguments: argparse.Namespace) -> int:
     """Become the launcher of the job, which ends with the job's status."""
     from sleepfm.extras import require
 
+    config, overrides = _config_and_overrides(arguments)
     require("deepspeed")
-    words = [arguments.config, *arguments.overrides, "--resume", arguments.resume]
+    words = [config, *overrides, "--resume", arguments.resume]
     if getattr(arguments, "allow_leakage", False):
         words.append("--allow-leakage")
     processes = arguments.processes
@@ -54,11 +60,23 @@ def _run(arguments: argparse.Namespace) -> int:
     os.execv(line[0], line)
 
 
+def _config_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]]:
+    """The configuration, which has no "=" in its name, and the ``key=value``. Raises :class:`UsageError` for none and for two."""
+    words = [word for word in (arguments.first, *arguments.overrides) if word is not None]
+    named = [word for word in words if "=" not in word]
+    configs = named if arguments.config is None else [arguments.config, *named]
+    if not configs:
+        raise UsageError(f"no configuration given; for example: sleepfm {arguments.script} {arguments.example} data.path=my-data-set")
+    config, *others = configs
+    if others:
+        raise UsageError(f"{others[0]!r}: expected key=value, for example train.steps=100; the configuration is {config}")
+    return config, [word for word in words if "=" in word]
+
+
 def _processes(asked: int | None) -> int:
     """``asked``, by default as many as there are GPUs, or one. Raises :class:`UsageError` for more than there are GPUs."""
     import torch
 
-    from sleepfm.errors import UsageError
     from sleepfm.models.device import accelerator
 
     if accelerator() != "cuda":

@@ -275,7 +275,7 @@ def _starting_point(stage: Stage, config: RunConfig, dataset_digest: str, contex
     changed = on_main(world, lambda: folder.steer(config, step, total_steps(config, stage), dataset_digest))
     follow(stage.stream, on_main(world, lambda: _data_history(folder)), config.train.global_batch)
     on_main(world, lambda: mend(folder, config.registry, step, total_steps(config, stage)))
-    said = f"{folder.root}: continues from step {step} with {changed}" if changed else ""
+    said = f"{folder.root}: continues from step {step}{f' with {changed}' if changed else ''}" if saved or changed else ""
     if weights is not None and saved is None:
         said = branch.initialise(stage.module, weights).describe(config.init_from)
     if said and world.is_main:

@@ -3,16 +3,32 @@
 The ``deepspeed`` command imports DeepSpeed, finds the hosts and, for one host, starts DeepSpeed's node launcher,
 which imports it again and starts the processes. Both imports drag MLflow in. Where jobs are many and short, as in
 the demo, going to the node launcher directly, without MLflow, saves some 5 s a job.
+
+DeepSpeed's launcher ends with 1 whatever the processes say that it was asked to end, and dies of SIGHUP and SIGUSR1; here a job
+that a signal has ended, and that has saved everything, ends with the status that says so.
 """
 
 from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import sys
+import tempfile
+from pathlib import Path
+from types import FrameType
+
+if __name__ == "__main__":
+    from sleepfm.training.ranks.preemption import leave_at_once
+
+    # Until the processes are there, there is nothing to save; the other imports take seconds.
+    leave_at_once()
 
 from sleepfm.console import exit_with
 from sleepfm.training.ranks.distributed import free_port, import_deepspeed
+from sleepfm.training.ranks.ending import STATUSES, statuses
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
 
 def main(argv: list[str]) -> int:
@@ -25,8 +41,23 @@ def main(argv: list[str]) -> int:
     options = [f"--world_info={base64.urlsafe_b64encode(hosts).decode()}", "--log_level=critical"]
     options += ["--master_addr=127.0.0.1", f"--master_port={free_port()}"]
     sys.argv = ["launch", *options, *argv[1:]]
-    launch.main()
+    for number in (signal.SIGHUP, signal.SIGUSR1):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _ask)
+    with tempfile.TemporaryDirectory(prefix="sleepfm-") as folder:
+        os.environ[STATUSES] = folder
+        try:
+            launch.main()
+        except SystemExit as error:
+            if statuses(Path(folder)) == [PREEMPTED_STATUS] * processes:
+                return PREEMPTED_STATUS
+            return error.code if isinstance(error.code, int) else 1
     return 0
+
+
+def _ask(number: int, frame: FrameType | None) -> None:
+    """Pass a signal on as the one that DeepSpeed's launcher gives to the processes."""
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from launching import CONFIG, command, environment, family, hear_signals, launch, trace
+from launching import CONFIG, TOY, command, environment, family, hear_signals, launch, trace
 
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
@@ -119,6 +119,21 @@ def test_a_signal_ends_all_of_the_job_saved(undisturbed: Path, who: str, number:
             finish = launch(undisturbed, 2, *LONG, f"train.output={run}", node=True)
             assert finish.returncode == 0, finish.stderr
             assert trace(undisturbed, run) == trace(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name)
+def test_a_job_of_sleepfm_ends_with_the_status_that_says_it_can_be_continued(tmp_path: Path, number: signal.Signals) -> None:
+    """``sleepfm pretrain`` becomes this launcher; Ctrl-C reaches it and its processes."""
+    line = [sys.executable, "-m", "sleepfm.training.launcher", "2", str(TOY), "toy.yaml", *LONG]
+    with running(tmp_path, line, "run") as job:
+        launcher, *ranks = reach(tmp_path, "run", 6, job)[1:]
+        for process in (launcher, *ranks) if number == signal.SIGINT else (launcher,):
+            process.send_signal(number)
+        assert job.wait(timeout=60) == PREEMPTED_STATUS, (tmp_path / "run.log").read_text()
+        assert_saved_and_gone(tmp_path, "run", ranks)
+        finish = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
+        assert finish.returncode == 0 and finish.stdout.count("run: continues from step ") == 1, finish.stdout + finish.stderr
 
 
 @pytest.mark.slow
