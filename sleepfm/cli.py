@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sleepfm.command_line import parse
-from sleepfm.console import accept_every_character, exit_with
+from sleepfm.console import accept_every_character, exit_with, say
 from sleepfm.version import __version__
 
 
@@ -101,10 +102,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parse ``argv`` and run the chosen subcommand. Exit status: 0 done, 1 input refused, 2 wrong usage."""
     accept_every_character()
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        front_parser(()).print_help(sys.stderr)
+        return 2
+    if argv[0] == "help":
+        argv = [*argv[1:2], "--help"]
+    if not argv[0].startswith("-") and argv[0] not in COMMANDS:
+        say(f"error: {_unknown(argv[0])}")
+        return 2
     arguments = parse(front_parser([word for word in argv if not word.startswith("-")][:1]), argv)
     # What completes every command needs the arguments of all of them.
     arguments.whole = lambda: front_parser(COMMANDS)
     return exit_with(lambda: arguments.run(arguments))
+
+
+def _unknown(word: str) -> str:
+    near = difflib.get_close_matches(word, COMMANDS, n=1)
+    return f"no command {word!r}; {f'did you mean {near[0]!r}?' if near else '`sleepfm help` lists the commands'}"
 
 
 if __name__ == "__main__":

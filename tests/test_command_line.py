@@ -40,6 +40,26 @@ def test_the_commands_are_shown_by_group(capsys: pytest.CaptureFixture[str]) -> 
     assert all(f"\n  {name} " in shown and command.summary in shown for name, command in cli.COMMANDS.items())
 
 
+def test_without_a_command_the_commands_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    shown = capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["help"])
+    assert ended.value.code == 0 and (shown.out, shown.err) == ("", capsys.readouterr().out)
+    with pytest.raises(SystemExit):
+        cli.main(["help", "score"])
+    assert capsys.readouterr().out.startswith("usage: sleepfm score ")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [("scor", "no command 'scor'; did you mean 'score'?"), ("xyzzy", "no command 'xyzzy'; `sleepfm help` lists the commands")],
+)
+def test_a_command_that_there_is_not(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([word, "x"]) == 2
+    assert capsys.readouterr().err == f"error: {said}\n"
+
+
 @pytest.mark.parametrize("prog", PARSERS)
 def test_every_argument_is_explained_with_its_default(prog: str) -> None:
     actions = [action for action in PARSERS[prog]._actions if not isinstance(action, argparse._SubParsersAction)]
