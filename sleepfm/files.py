@@ -42,8 +42,17 @@ def make_folder(folder: Path) -> None:
     Raises:
         StorageError: it cannot be made.
     """
+    check_folder(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raises :class:`StorageError` where :func:`make_folder` would because of a file, before the work."""
+    with writing(folder):
+        there = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+        if there.exists() and not there.is_dir():
+            raise StorageError(f"{there}: a file of that name is in the way of a folder; move it away, or give another folder")
 
 
 @contextmanager

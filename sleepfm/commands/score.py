@@ -13,7 +13,7 @@ from sleepfm.command_line import add_examples, positive
 from sleepfm.commands.device_option import add_device
 from sleepfm.console import refuse, say
 from sleepfm.errors import UsageError
-from sleepfm.files import make_folder
+from sleepfm.files import check_folder, make_folder
 from sleepfm.signals.files import is_file, local_path, location
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.signals.position import parse_position
 
     out = local_path(arguments.out, "--out")
+    check_folder(out)
     for option, text in (("--lights-off", arguments.lights_off), ("--lights-on", arguments.lights_on)):
         if text is not None:
             parse_time(option, text)
@@ -164,11 +165,13 @@ def run(arguments: argparse.Namespace) -> int:
     names: dict[str, str] = {}
     if jobs and not plan.models:
         plan = replace(plan, models=_default_models(arguments.store))
-    done = outcomes(plan, jobs, arguments.workers)
+    done = outcomes(plan, jobs, arguments.workers) if jobs else iter(())
     first = next(done, None)
-    # Models that are not there are told before anything is made.
-    make_folder(out)
+    if jobs:
+        # Models that are not there are told before anything is made.
+        make_folder(out)
     number = len(refused)
+    counts = {"scored": 0, "done before": 0}
     while first is not None:
         number += 1
         outcome = first
@@ -177,12 +180,17 @@ def run(arguments: argparse.Namespace) -> int:
             outcome = Outcome("refused", outcome.file, reason=reason)
         if outcome.status == "refused":
             refused[outcome.file] = outcome.reason
+        else:
+            counts[outcome.status] += 1
         _tell(outcome, f"[{number}/{len(found)}]", arguments.json)
         first = next(done, None)
     if names:
         folder = write_summary(out, refused)
         if not arguments.json:
             print(f"summary of all nights -> {folder}", flush=True)
+    if len(found) > 1 and not arguments.json:
+        before = f"{counts['done before']} done before, " if counts["done before"] else ""
+        print(f"{counts['scored']} scored, {before}{len(refused)} refused", flush=True)
     return 1 if refused else 0
 
 

@@ -90,7 +90,10 @@ def _matching(word: str) -> list[Path]:
 def _below(path: Path, rules: Rules, out: Path) -> Iterator[Job | NoJob]:
     try:
         if not is_folder(path):
-            yield Job(str(path))
+            if is_remote(path) or path.exists():
+                yield Job(str(path))
+            else:
+                yield NoJob(str(path), RecordingError(f"{path}: no such file or folder"))
             return
         own = _inside(path, out)
         unlisted: dict[str, str] = {}

@@ -9,7 +9,7 @@ from sleepfm.errors import RegistryError
 from sleepfm.registry.promotion import CHAMPION
 from sleepfm.registry.registry import look_up_if_there
 from sleepfm.registry.scorer_version import SCORER
-from sleepfm.registry.store import sqlite_file, store_uri
+from sleepfm.registry.store import no_registry, sqlite_file, store_uri
 from sleepfm.tasks import TASKS
 
 SCORER_CHAMPION = f"models:/{SCORER}@{CHAMPION}"
@@ -31,8 +31,7 @@ def default_models(store: str | None = None) -> tuple[tuple[str, ...], str]:
         if builtin.is_there():
             return builtin.addresses(), f"no registry at {file}: scoring with the built-in models"
         raise RegistryError(
-            f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI; this installation has no "
-            "built-in weights either, which `make weights` in a checkout trains"
+            f"{no_registry(file)}; this installation has no built-in weights either, which `make weights` in a checkout trains"
         )
     entry = look_up_if_there(SCORER_CHAMPION, store)
     if entry is not None:

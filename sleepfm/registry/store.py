@@ -22,6 +22,7 @@ DEFAULT_STORE = "sqlite:///runs/mlflow.db"
 # What MLflow answers where a name, version or alias is not there, whatever the kind of store.
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _LONGEST_REASON = 200
+_PLACEHOLDER = "sqlite:////path/to/runs/mlflow.db"
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]*@")
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -46,6 +47,14 @@ def sqlite_file(uri: str) -> Path | None:
 def shown(uri: str) -> str:
     """``uri`` as messages and files have it: without the password in it."""
     return _PASSWORD.sub(r"\1:***@", uri)
+
+
+def no_registry(file: Path) -> str:
+    """What is wrong where there is no SQLite store at ``file``, and what to do; often the working folder is another one."""
+    return (
+        f"no registry at {file}: train a model first (make demo), or say where it is, "
+        f"MLFLOW_TRACKING_URI={_PLACEHOLDER}"
+    )
 
 
 def missing_folder(uri: str) -> Path | None:
@@ -74,7 +83,7 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
             # MLflow would try again for minutes.
             raise RegistryError(f"{file}: is not a file that can be read; set MLFLOW_TRACKING_URI to another store")
         if not file.exists() and not create:
-            raise RegistryError(f"no registry at {file}: train a model first (make demo), or set MLFLOW_TRACKING_URI")
+            raise RegistryError(no_registry(file))
         if folder := missing_folder(stated):
             raise RegistryError(f"{stated}: no folder {folder}; create it, or give a file in another folder")
     set_defaults()

@@ -24,7 +24,8 @@ def check_summary(out: Path) -> None:
 def write_summary(out: Path, refused: dict[str, str]) -> Path:
     """Write the tables: a row for each night that is in ``out``, by whatever call, and for each of ``refused`` (file to reason).
 
-    A figure that is not defined, or was not assessed, is null. Returns the folder.
+    A figure that is not defined, or was not assessed, is null, in the CSV an empty cell. A reason does not repeat its file.
+    Returns the folder.
 
     Raises:
         StorageError: there is something else, or it cannot be written.
@@ -32,7 +33,8 @@ def write_summary(out: Path, refused: dict[str, str]) -> Path:
     # Imported here: where a table may be written is asked before the work.
     import pandas as pd
 
-    rows = [*_nights(out), *({"status": "refused", "file": file, "reason": why} for file, why in refused.items())]
+    reasons = {file: why.removeprefix(f"{file}: ") for file, why in refused.items()}
+    rows = [*_nights(out), *({"status": "refused", "file": file, "reason": why} for file, why in reasons.items())]
     table = pd.DataFrame(rows)
     first = [name for name in ("record", "file", "status", "reason") if name in table]
     table = table[[*first, *(name for name in table if name not in first)]].convert_dtypes()

@@ -45,6 +45,24 @@ def lines(capsys):
     return printed.out.splitlines(), printed.err.splitlines()
 
 
+def test_what_is_not_there_is_told_before_a_registry_is_missed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert main(["score", "nope.edf", "--out", "scored"]) == 1
+    assert lines(capsys) == ([], ["refused: nope.edf: no such file or folder"])
+    assert main(["score", "nope.edf", "neither.edf", "--out", "scored"]) == 1
+    assert lines(capsys)[0] == ["0 scored, 2 refused"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_in_the_way_of_the_results_is_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").write_text("mine")
+    for out in ("taken", "taken/deeper"):
+        assert main(["score", "night.edf", "--out", out]) == 1
+        assert lines(capsys)[1] == ["error: taken: a file of that name is in the way of a folder; move it away, or give another folder"]
+
+
 def test_a_folder_is_scored_once_and_summed_up(folder, stage_model, tmp_path, capsys):
     """Results below the folder of recordings, in which the EDF+ scorings are no recordings of the next call."""
     call = ["score", str(folder), *stage_model, "--out", str(folder / "scored"), "--json"]
@@ -54,6 +72,7 @@ def test_a_folder_is_scored_once_and_summed_up(folder, stage_model, tmp_path, ca
     assert [item["status"] for item in told].count("scored") == 3 and len(errors) == 1 and "broken.edf" in errors[0]
     table = pd.read_parquet(folder / "scored" / "summary" / "summary.parquet")
     assert list(table["status"]).count("scored") == 3 and table["reason"].notna().sum() == 1
+    assert "broken.edf" not in table["reason"].dropna().iloc[0]
     assert len(pd.read_csv(folder / "scored" / "summary" / "summary.csv")) == 4
     scored = next(item for item in told if item["status"] == "scored")["summary"]
     row = table[table["record"] == scored["record"]].iloc[0]
