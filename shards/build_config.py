@@ -127,6 +127,7 @@ class BuildConfig(Config):
     ``subjects`` shapes the manifest alone.
     """
 
+    example = "shards.yaml"
     cohort: str
     require: Annotated[list[Literal[CHANNELS]], AfterValidator(_once)]  # type: ignore[valid-type]
     channels: Annotated[list[Literal[CHANNELS]], AfterValidator(_once)] = Field(min_length=1)  # type: ignore[valid-type]

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -26,6 +26,21 @@ _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Characters of a wrong value that an error repeats.
 _LONGEST_VALUE = 60
 _NAMED = 4
+# What pydantic says at length, by its name of the fault.
+_EXPECTED = {
+    "float_parsing": "expected a number",
+    "float_type": "expected a number",
+    "int_parsing": "expected a whole number",
+    "int_type": "expected a whole number",
+    "int_from_float": "expected a whole number",
+    "bool_parsing": "expected true or false",
+    "bool_type": "expected true or false",
+    "string_type": "expected a text",
+    "list_type": "expected a list",
+    "tuple_type": "expected a list",
+    "dict_type": "expected keys and values",
+    "model_type": "expected keys and values",
+}
 # Where overrides come from, in errors.
 COMMAND_LINE = "command line"
 # Keys that files for other commands do not have, by what reads the files that have them.
@@ -64,6 +79,8 @@ class Config(BaseModel):
     """Base of every configuration section: unknown keys are refused, values are fixed once validated."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    example: ClassVar[str] = ""
+    """A shipped file of this kind, which an error names where another kind is given."""
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -230,7 +247,10 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
             if told := [key for key in keys if key in unknown & stated.keys()]:
                 named = f"key {told[0]}" if len(told) == 1 else f"keys {', '.join(told)}"
                 other = f"is a configuration for {reader} (it has the {named})"
-                raise ConfigError(f"{path}: {other}; give one for this command") from error
+                example = str(getattr(schema, "example", ""))
+                raise ConfigError(
+                    f"{path}: {other}; give one for this command{f', for example {example}' if example else ''}"
+                ) from error
         whole = _extended_by(found) if any(item["type"] == "missing" for item in faults) else []
         if not whole:
             raise
@@ -342,7 +362,8 @@ def digest(value: Any) -> str:
 def _explain(schema: type[BaseModel], item: Any) -> str:
     where = ".".join(str(part) for part in item["loc"])
     if item["type"] != "extra_forbidden":
-        said = str(item["msg"]).removeprefix("Value error, ")
+        said = str(item["msg"]).removeprefix("Value error, ").replace("Input should be", "must be")
+        said = _EXPECTED.get(item["type"], said)
         found = "" if isinstance(item["input"], (dict, list, tuple)) else f" (found {_shortened(repr(item['input']))})"
         return f"key {where!r}: {said}{found}" if where else said
     known = _known_keys(schema)

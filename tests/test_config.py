@@ -136,7 +136,7 @@ class Run(Config):
     ("text", "overrides", "told"),
     [
         ("name: a\n", ["split.trian=1"], r"command line: unknown key 'split\.trian'; did you mean 'split\.train'\?"),
-        ("name: a\n", ["split.train=all"], "command line: key 'split.train': Input should be a valid number.*"),
+        ("name: a\n", ["split.train=all"], "command line: key 'split.train': expected a number \\(found 'all'\\)"),
         ("name: a\n", ["split=7"], "command line: key 'split': .*"),
         ("name: a\n", ["splti.train=1"], r"command line: unknown key 'splti'; did you mean 'split'\?"),
         # What stands in the file is the file's, whatever else is given.
@@ -233,7 +233,12 @@ def test_a_file_for_another_command_says_for_which(schema: type[Config], name: s
     with pytest.raises(ConfigError) as caught:
         load_config(schema, name)
     assert str(caught.value).startswith(f"{name}: ") and told in str(caught.value)
-    assert str(caught.value).endswith("; give one for this command")
+    assert str(caught.value).endswith(f"; give one for this command, for example {schema.example}")
+
+
+@pytest.mark.parametrize("schema", sorted({schema for readers in READERS.values() for schema in readers}, key=str))
+def test_the_example_of_a_kind_is_shipped_and_of_that_kind(schema: type[Config]) -> None:
+    load_config(schema, schema.example)
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", ""])

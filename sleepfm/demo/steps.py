@@ -37,6 +37,7 @@ class CohortConfig(Config):
 class DemoConfig(Config):
     """Settings of the demo: overrides (``key=value``) for every kind of job, on top of its own configuration file."""
 
+    example = "demo/default.yaml"
     cohort: CohortConfig
     processes: int = Field(2, ge=1)
     build: list[str] = []

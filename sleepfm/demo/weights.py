@@ -49,6 +49,7 @@ class VariedCohort(Config):
 class WeightsConfig(Config):
     """Settings: overrides (``key=value``) for every kind of job, on top of its own configuration file."""
 
+    example = "synthetic/weights.yaml"
     cohort: VariedCohort
     held_out: VariedCohort
     processes: int = Field(2, ge=1)

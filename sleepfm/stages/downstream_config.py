@@ -153,6 +153,7 @@ class ProbeConfig(DownstreamJob):
     heads reach on ``test`` from fewer labels.
     """
 
+    example = "downstream/probe-stage-base.yaml"
     job = "probe"
     cache: LocalFolder = "runs/cache/embeddings"
     grid: GridConfig | None = None
@@ -194,6 +195,7 @@ class FinetuneConfig(DownstreamJob):
     are scaled by their own spread, which is another one for an excerpt than for a whole night.
     """
 
+    example = "downstream/finetune-stage-base.yaml"
     job = "finetune"
     tune: TuneConfig = TuneConfig(mode="lora")
     context: ContextConfig = ContextConfig(kind="mamba")
@@ -248,6 +250,7 @@ class RecordingProbeConfig(TaskJob):
     ``values`` is a table of the user's with what is to be learnt; without it, it is what the data set knows of its people.
     """
 
+    example = "downstream/recordings-age-base.yaml"
     job = "probe"
     tasks = RECORDING_TASKS
 

@@ -93,6 +93,7 @@ class PretrainConfig(RunConfig):
     the context stage.
     """
 
+    example = "pretrain/eeg-base.yaml"
     data: DataConfig
     model: ModelSection = Field(discriminator="kind")
     encoders: dict[str, str] = Field(default_factory=dict)

@@ -92,7 +92,7 @@ def test_the_reason_names_the_difference_and_the_line_that_keeps_what_is_certain
 
 
 def test_other_words_than_these_are_refused_in_a_cohort_file(tmp_path):
-    with pytest.raises(ConfigError, match=r"scoring\.shorter': Input should be 'keep' or 'error'"):
+    with pytest.raises(ConfigError, match=r"scoring\.shorter': must be 'keep' or 'error'"):
         night(tmp_path, "list", 12, {"shorter": "stretch"})
 
 

@@ -52,8 +52,8 @@ def wrong(folder: Path, text: str) -> str:
             "scoring:\n  files: ['/data/{stem}.csv']\n",
             "'/data/{stem}.csv' is not a pattern relative to the folder of the recording",
         ),
-        ("scoring:\n  longer: maybe\n", "line 5: key 'scoring.longer': Input should be 'cut' or 'error' (found 'maybe')"),
-        ("minimum_rate: {EMG_CHIN: fast}\n", "line 4: key 'minimum_rate.EMG_CHIN': Input should be a valid number"),
+        ("scoring:\n  longer: maybe\n", "line 5: key 'scoring.longer': must be 'cut' or 'error' (found 'maybe')"),
+        ("minimum_rate: {EMG_CHIN: fast}\n", "line 4: key 'minimum_rate.EMG_CHIN': expected a number (found 'fast')"),
         (
             "scoring: {events: {Unsure: apnoea}}\n",
             "line 4: key 'scoring.events': 'Unsure' is mapped to 'apnoea', which is not one of",
@@ -68,7 +68,7 @@ def test_an_error_in_what_is_extended_names_that_file(tmp_path):
     (tmp_path / "base.yaml").write_text("extends: generic.yaml\n\npolarity: {ECG: sideways}\n")
     path = tmp_path / "lab.yaml"
     path.write_text("extends: base.yaml\nname: lab\nsource: test\n")
-    with pytest.raises(ConfigError, match=r"lab\.yaml: base\.yaml, line 3: key 'polarity\.ECG': Input should be 'inverted'"):
+    with pytest.raises(ConfigError, match=r"lab\.yaml: base\.yaml, line 3: key 'polarity\.ECG': must be 'inverted'"):
         load_cohort(str(path))
 
 

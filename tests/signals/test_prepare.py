@@ -136,7 +136,7 @@ def test_names_are_relative_to_a_folder_from_the_start(tree, tmp_path):
     with pytest.raises(MontageError, match=r"^nights/shhs1-200001\.edf: no canonical channel by the rules"):
         prepare(recording, load_cohort("sleep-edf"), scoring=next(tree.rglob("*200001-nsrr.xml")))
     (folder / "broken.edf").write_bytes(b"no recording" * 30)
-    with pytest.raises(RecordingError, match=r"^nights/broken\.edf: neither EDF nor BDF"):
+    with pytest.raises(RecordingError, match=r"^nights/broken\.edf: neither EDF nor BDF \(starts with ['\"]"):
         read_recording(folder / "broken.edf", names_below=tmp_path / "source")
     with pytest.raises(RecordingError, match=rf"^{folder}/broken\.edf: neither"):
         read_recording(folder / "broken.edf", names_below=tmp_path / "elsewhere")

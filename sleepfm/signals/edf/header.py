@@ -111,11 +111,11 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
         raise RecordingError(f"{name}: {size} bytes, shorter than the {FIXED_BYTES} of an EDF header")
     kind = edf_kind(fixed)
     if kind is None:
-        raise RecordingError(f"{name}: neither EDF nor BDF (starts with {fixed[:8]!r}); convert it to EDF first")
+        raise RecordingError(f"{name}: neither EDF nor BDF (starts with {fixed[:8].decode('latin-1')!r}); convert it to EDF first")
     sample_bytes = {"EDF": 2, "BDF": 3}[kind]
     warnings: list[str] = []
     if kind == "EDF" and not _is_edf_version(fixed):
-        warnings.append(f"the version field is {fixed[:8]!r} instead of '0'; the rest of the header is that of an EDF")
+        warnings.append(f"the version field is {fixed[:8].decode('latin-1')!r} instead of '0'; the rest of the header is that of an EDF")
     reserved = decode_text(fixed[192:236])
     variant = reserved[:5] if reserved[:5] in (f"{kind}+C", f"{kind}+D") else kind
     n_signals = _integer(fixed[252:256], name, "number of signals")

@@ -170,6 +170,7 @@ class Channels(Config):
 class Variety(Config):
     """All knobs. Each can be null alone, and what the others draw is then the same."""
 
+    example = "synthetic/train.yaml"
     age: Age | None = None
     sex: Sex | None = None
     traits: Traits | None = None
