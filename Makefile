@@ -27,7 +27,9 @@ install: $(STAMP)
 $(STAMP): setup.cfg constraints.txt scripts/preflight.sh
 	@sh scripts/preflight.sh "$(PYTHON)"
 	$(PYTHON) -m venv $(VENV)
+	@echo "installing PyTorch into $(VENV): about 1 GB on the disk for the CPU build, several GB for a CUDA build"
 	$(BIN)/pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c constraints.txt torch==2.13.0
+	@echo "installing SleepFM and its other packages into $(VENV): about 2 GB on the disk; this takes minutes"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@$(BIN)/python scripts/prebuild.py
 	@touch $@

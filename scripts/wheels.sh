@@ -1,5 +1,6 @@
 #!/bin/sh
-# Fill a folder with the wheels that `make gpu-check` needs on a machine with CUDA, Python 3.12, PyTorch and no package index.
+# Fill a folder with the wheels that `make gpu-check` needs on a machine with CUDA, Python 3.12 (PYTHON_THERE), PyTorch and no
+# package index.
 #
 #     sh scripts/wheels.sh FOLDER [HAVE]
 #

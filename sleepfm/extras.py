@@ -29,4 +29,4 @@ def require(*modules: str) -> None:
     names = f"{', '.join(first)} and {last}" if first else last
     extras = ",".join(dict.fromkeys(_EXTRAS[module][1] for module in missing))
     verb = "is" if len(missing) == 1 else "are"
-    raise DependencyError(f"{names} {verb} not installed; pip install 'sleepfm[{extras}]'")
+    raise DependencyError(f"{names} {verb} not installed; pip install '.[{extras}]'")

@@ -43,7 +43,7 @@ def fused_scan() -> Callable[..., Any] | None:
         return mamba_chunk_scan_combined
     warnings.warn(
         f"mamba_ssm is installed but cannot be imported ({failure}); Mamba's slower PyTorch path is used. Reinstall it for "
-        "this build of torch: pip install --no-build-isolation --force-reinstall 'sleepfm[cuda]'",
+        "this build of torch: pip install --no-build-isolation --force-reinstall '.[cuda]'",
         stacklevel=2,
     )
     return None

@@ -29,7 +29,7 @@ _RANGE_BYTES = 1 << 22
 _CLASS = re.compile(r"\[([^\]!-][^\]-]*)\]")
 _MOST_NAMES = 16
 # Packages behind the protocols in common use, where fsspec's own message would leave the reader to look them up.
-_EXTRAS = {"s3": "'sleepfm[s3]'", "s3a": "'sleepfm[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
+_EXTRAS = {"s3": "'.[s3]'", "s3a": "'.[s3]'", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 
 
 class RemoteError(OSError):

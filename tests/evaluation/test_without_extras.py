@@ -110,11 +110,11 @@ def test_scoring_by_the_champion_of_a_registry_needs_no_extra(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("-m", "shards", "build", "src", "out"), "Ray is not installed; pip install 'sleepfm[shards]'"),
-        (("-m", "sleepfm.demo"), "Ray and DeepSpeed are not installed; pip install 'sleepfm[shards,train]'"),
-        (("-m", "sleepfm.training.launcher", "1", "job.py"), "DeepSpeed is not installed; pip install 'sleepfm[train]'"),
+        (("-m", "shards", "build", "src", "out"), "Ray is not installed; pip install '.[shards]'"),
+        (("-m", "sleepfm.demo"), "Ray and DeepSpeed are not installed; pip install '.[shards,train]'"),
+        (("-m", "sleepfm.training.launcher", "1", "job.py"), "DeepSpeed is not installed; pip install '.[train]'"),
         *(
-            ((str(ROOT / "launch" / f"{script}.py"), "a.yaml"), "DeepSpeed is not installed; pip install 'sleepfm[train]'")
+            ((str(ROOT / "launch" / f"{script}.py"), "a.yaml"), "DeepSpeed is not installed; pip install '.[train]'")
             for script in ("pretrain", "probe", "finetune")
         ),
     ],
