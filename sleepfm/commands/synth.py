@@ -49,7 +49,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_examples(
         parser,
         "cohort --subjects 32 --hours 8 --seed 1",
-        "nights --subjects 1000 --hours 8 --config synthetic/train.yaml --shards shards",
+        "nights --subjects 1000 --hours 8 --config synthetic/train.yaml --shards my-data-set",
     )
     parser.set_defaults(run=run)
 
