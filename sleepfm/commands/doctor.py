@@ -142,9 +142,9 @@ def _mapped(channel: dict[str, Any]) -> str:
     if channel["derivation"] and channel["derivation"] != channel["signal"]:
         text += f", {channel['derivation']}"
     if channel["polarity"]["header_inverted"]:
-        text += ", turned over by its header"
+        text += ", inverted, as its header says"
     if channel["polarity"]["inverted_by_rule"]:
-        text += ", turned over by the cohort's rule"
+        text += ", inverted by the cohort's rule"
     text += _polarity(channel["polarity"])
     if channel["substitute"]:
         text += f" (substitute: {channel['substitute']})"

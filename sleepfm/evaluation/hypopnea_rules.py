@@ -8,7 +8,7 @@ sleep, chapter VIII.D): by rule 1A a desaturation of 3 % or more or an arousal, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,23 +129,47 @@ def ahi_by_definition(
         asleep: [E], epochs of sleep in which apneas and hypopneas were scored.
         saturation_scored, arousals_scored: [E], epochs in which SpO2 and arousals were; None for nowhere.
     """
+    parts = _by_definition(events, evidence, asleep, saturation_scored, arousals_scored)
+    return {definition: index_per_hour(counted, epochs) for definition, counted, epochs in parts}
+
+
+def hours_by_definition(
+    events: Sequence[Event],
+    evidence: Mapping[Event, Evidence],
+    asleep: ArrayLike,
+    saturation_scored: ArrayLike | None,
+    arousals_scored: ArrayLike | None,
+) -> dict[str, float]:
+    """The hours that each index of :func:`ahi_by_definition` is of; they differ, and so one index can be above another that counts
+    more.
+    """
+    parts = _by_definition(events, evidence, asleep, saturation_scored, arousals_scored)
+    return {definition: float(epochs.sum() * EPOCH_SECONDS / 3600) for definition, _, epochs in parts}
+
+
+def _by_definition(
+    events: Sequence[Event],
+    evidence: Mapping[Event, Evidence],
+    asleep: ArrayLike,
+    saturation_scored: ArrayLike | None,
+    arousals_scored: ArrayLike | None,
+) -> Iterator[tuple[str, list[Event], NDArray[np.bool_]]]:
+    """Each definition with the events that count by it, and the epochs [E] in which all that it asks for was scored."""
     sleep = np.asarray(asleep, dtype=bool)
     nowhere = np.zeros(len(sleep), dtype=bool)
     oxygen = nowhere if saturation_scored is None else np.asarray(saturation_scored, dtype=bool)
     waking = nowhere if arousals_scored is None else np.asarray(arousals_scored, dtype=bool)
-    found = {}
     for definition in DEFINITIONS:
-        hours = sleep & oxygen & (waking if definition == "ahi_3_percent_or_arousal" else True)
+        epochs = sleep & oxygen & (waking if definition == "ahi_3_percent_or_arousal" else True)
         counted = []
         for event in events:
             met = True if event_family(event.type) == "apnea" else evidence[event].meets(definition)
             if met is None:
                 first = int(event.onset // EPOCH_SECONDS)
-                hours[first : math.ceil((event.onset + event.duration) / EPOCH_SECONDS)] = False
+                epochs[first : math.ceil((event.onset + event.duration) / EPOCH_SECONDS)] = False
             elif met:
                 counted.append(event)
-        found[definition] = index_per_hour(counted, hours)
-    return found
+        yield definition, counted, epochs
 
 
 def breathing_events(events: Sequence[Event]) -> tuple[Event, ...]:

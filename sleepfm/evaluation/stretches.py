@@ -9,12 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.evaluation.events import runs
+from sleepfm.evaluation.events import event_family, runs
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import unusable
+from sleepfm.signals.scorings.scoring import Event
 
 # Of each group of channels, the longest stretches are told one by one, the others in a sum.
 TOLD = 5
+# Apneas and hypopneas rarely last more than a minute or two.
+LONG_EVENT_SECONDS = 180
 
 
 def stretch_warnings(night: PreparedRecording, channels: Sequence[str]) -> list[str]:
@@ -46,6 +49,21 @@ def unscored_warning(night: PreparedRecording, unscored: NDArray[np.bool_]) -> s
         f"{int(unscored.sum())} of {night.n_epochs} epochs hold no usable signal in any channel and are unscored: {told}; "
         "they count in no figure"
     )
+
+
+def long_event_warnings(events: Sequence[Event], clock: str | None) -> list[str]:
+    """Of apneas and of hypopneas, what a reader must know of those that last longer than any should: the models may be wrong, or a
+    sensor may have come off.
+    """
+    warnings = []
+    for kind, plural in (("apnea", "apneas"), ("hypopnea", "hypopneas")):
+        long = [event for event in events if event_family(event.type) == kind and event.duration > LONG_EVENT_SECONDS]
+        if long:
+            longest = max(long, key=lambda event: event.duration)
+            number = f"one {kind}" if len(long) == 1 else f"{len(long)} {plural}, the longest"
+            at = _time(int(longest.onset // EPOCH_SECONDS), clock)
+            warnings.append(f"the models saw {number} of {longest.duration:,.0f} s (from {at}); look at the signals there")
+    return warnings
 
 
 def _told(stretches: Sequence[tuple[int, int]], clock: str | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -22,6 +23,7 @@ from sleepfm.evaluation.hypopnea_rules import (
     ahi_by_definition,
     breathing_events,
     find_evidence,
+    hours_by_definition,
 )
 from sleepfm.evaluation.lights import Lights
 from sleepfm.evaluation.sleep_statistics import SleepStatistics, sleep_statistics
@@ -173,12 +175,20 @@ class NightScore:
     @property
     def ahi_by_definition(self) -> dict[str, float]:
         """The index by each of :data:`sleepfm.evaluation.hypopnea_rules.DEFINITIONS`; nan where it is not defined."""
+        return self._by_definition(ahi_by_definition)
+
+    @property
+    def hours_by_definition(self) -> dict[str, float]:
+        """The hours of sleep that each of :attr:`ahi_by_definition` is of; nan where there is no AHI."""
+        return self._by_definition(hours_by_definition)
+
+    def _by_definition(self, figures: Callable[..., dict[str, float]]) -> dict[str, float]:
         if math.isnan(self.ahi):
             return dict.fromkeys(DEFINITIONS, math.nan)
         assessed = self._assessed
         asleep = (self.in_bed > Stage.W) & assessed["apnea"] & assessed["hypopnea"]
         evidence = self.evidence
-        return ahi_by_definition(tuple(evidence), evidence, asleep, self._oxygen_scored, self._arousals_scored)
+        return figures(tuple(evidence), evidence, asleep, self._oxygen_scored, self._arousals_scored)
 
     @property
     def assessed_families(self) -> dict[str, NDArray[np.bool_]]:

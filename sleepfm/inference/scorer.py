@@ -23,7 +23,7 @@ from sleepfm.errors import ModelError, MontageError, RecordingError
 from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
-from sleepfm.evaluation.stretches import stretch_warnings, unscored_warning
+from sleepfm.evaluation.stretches import long_event_warnings, stretch_warnings, unscored_warning
 from sleepfm.inference.default_models import default_models
 from sleepfm.inference.embed import NIGHT_CHUNK, counted, epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
@@ -213,6 +213,8 @@ class Scorer:
         if told := unscored_warning(night, nowhere):
             warnings.append(told)
         warnings += self._told_of_evidence(night)
+        found = join_overlapping(events)
+        warnings += long_event_warnings(found, night.provenance.get("clock"))
         warnings += builtin.statement(entry.address for entry in self.models.values())
         if night.n_epochs < _SHORT_EPOCHS:
             minutes = night.n_epochs * EPOCH_SECONDS / 60
@@ -228,7 +230,7 @@ class Scorer:
             hypnodensity=density,
             probability={task: p[:, 1] for task, p in probability.items() if self.models[task].usage.binary},
             threshold={t: e.usage.threshold for t, e in self.models.items() if e.usage.threshold is not None},
-            events=join_overlapping(events),
+            events=found,
             warnings=tuple(warnings),
             runs=tuple(sorted(runs, key=lambda run: (run.onset, run.type))),
             event_threshold={t: e.usage.detection_threshold for t, e in self.models.items() if e.usage.located},
@@ -254,7 +256,7 @@ class Scorer:
             elif lost:
                 told.append(f"{task}: not assessed in {lost} of {night.n_epochs} epochs, which lack {names}")
             elif entry.usage.located and TASKS[task].evidence and not entry.model.evidence:
-                told.append(f"{task}: its model uses none of {names}, which the recording has, so its events rest on less")
+                told.append(f"{task}: its model uses none of {names}, which the recording has, so its events are less certain")
         return told
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +75,16 @@ class Figure:
         return self.value != NOT_ASSESSED
 
 
+class AhiRow(NamedTuple):
+    """The AHI by one definition, the hours of sleep that it is of, its severity, and the definition."""
+
+    name: str
+    value: float
+    hours: float
+    severity: str
+    meaning: str
+
+
 @dataclass(frozen=True)
 class ChannelFact:
     """A canonical channel: what it was made of, which models were given it, its usable share, and what was wrong with it."""
@@ -122,7 +132,7 @@ class EventFact:
 
 
 def event_facts(example: NightExample) -> tuple[EventFact, ...]:
-    """Every apnea and hypopnea of the models, the surest first; runs of positive epochs where a model tells no events."""
+    """Every apnea and hypopnea of the models, the most probable first; runs of positive epochs where a model tells no events."""
     score, night = example.score, example.prepared
     evidence, clock = score.evidence, example.clock
     events = [e for e in (*score.events, *score.runs) if event_family(e.type) in KINDS]
@@ -245,13 +255,14 @@ def why_no_ahi(score: NightScore) -> str:
     )
 
 
-def ahi_rows(score: NightScore) -> tuple[tuple[str, float, str, str], ...]:
-    """Name, AHI, severity and definition by each definition in use; the first is of all hypopneas. None where there is no AHI."""
+def ahi_rows(score: NightScore) -> tuple[AhiRow, ...]:
+    """The AHI by each definition in use; the first is of all hypopneas. None where there is no AHI."""
     if math.isnan(score.ahi):
         return ()
-    rows = [("all hypopneas", score.ahi, severity_of(score.ahi), "apneas and all hypopneas, whatever follows them")]
+    hours, every = score.hours_by_definition, "apneas and all hypopneas, whatever follows them"
+    rows = [AhiRow("all hypopneas", score.ahi, score.breathing.hours, severity_of(score.ahi), every)]
     for name, value in score.ahi_by_definition.items():
-        rows.append((DEFINITION_NAMES[name], value, severity_of(value), DEFINITIONS[name]))
+        rows.append(AhiRow(DEFINITION_NAMES[name], value, hours[name], severity_of(value), DEFINITIONS[name]))
     return tuple(rows)
 
 

@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from sleepfm.evaluation.desaturations import Desaturation
-from sleepfm.evaluation.hypopnea_rules import DEFINITIONS, Evidence, ahi_by_definition, breathing_events, find_evidence
+from sleepfm.evaluation.hypopnea_rules import (
+    DEFINITIONS,
+    Evidence,
+    ahi_by_definition,
+    breathing_events,
+    find_evidence,
+    hours_by_definition,
+)
 from sleepfm.signals.scorings.scoring import Event
 
 SATURATION = np.full(30 * 120, 96.0)
@@ -47,6 +54,10 @@ def test_a_hypopnea_whose_saturation_was_not_scored_takes_its_epochs_out_of_the_
     found = indices(saturation=lost)
     # The last hypopnea lies in epoch 30: one of 120 epochs less, and no event less.
     assert found["ahi_3_percent"] == pytest.approx(3 * 120 / 119) and found["ahi_4_percent"] == pytest.approx(2 * 120 / 119)
+    evidence = dict(zip(EVENTS, find_evidence(EVENTS, lost, FALLS, AROUSALS, HOUR), strict=True))
+    assert hours_by_definition(EVENTS, evidence, HOUR, HOUR, HOUR) == pytest.approx(
+        {"ahi_3_percent": 119 / 120, "ahi_3_percent_or_arousal": 119 / 120, "ahi_4_percent": 119 / 120}
+    )
     nothing = indices(saturation=np.full(3600, np.nan), falls=())
     assert nothing["ahi_3_percent"] == pytest.approx(1 * 120 / 115) and nothing["ahi_3_percent_or_arousal"] > 1
 

@@ -53,8 +53,9 @@ def test_figures_are_those_of_the_score(example: NightExample) -> None:
     assert figures["Arousal index"].value == f"{score.arousal_index:.1f}/h"
     assert all(figure.assessed for figure in figures.values())
     rows = ahi_rows(score)
-    assert [value for _, value, _, _ in rows] == pytest.approx([score.ahi, *score.ahi_by_definition.values()])
-    assert [severity for _, _, severity, _ in rows] == [severity_of(value) for _, value, _, _ in rows]
+    assert [row.value for row in rows] == pytest.approx([score.ahi, *score.ahi_by_definition.values()])
+    assert [row.severity for row in rows] == [severity_of(row.value) for row in rows]
+    assert [row.hours for row in rows] == pytest.approx([score.breathing.hours, *score.hours_by_definition.values()])
 
 
 def test_what_nobody_looked_for_is_not_assessed_and_never_0(example: NightExample, tmp_path: Path) -> None:

@@ -197,7 +197,7 @@ def test_the_page_says_which_channels_the_models_were_given(night, tmp_path):
     shown = " ".join(" ".join(Page((tmp_path / "report.html").read_text()).text).split())
     others = [name for name in night.prepared.channels if name not in night.score.channels]
     assert {"AIRFLOW", "SPO2"} <= set(others)
-    assert shown.count("nothing; shown for the eye") == len(set(others) - {"SPO2"})
+    assert shown.count("only shown, not used") == len(set(others) - {"SPO2"})
     for task, names in night.score.inputs.items():
         assert re.search(rf"{task[:5]}\w*s?: \S+, from {', '.join(names)}", shown) or task == "stage"
     assert f"from {', '.join(night.score.inputs['stage'])}" in shown
