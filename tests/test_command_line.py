@@ -126,9 +126,15 @@ def test_a_job_is_what_the_launcher_runs(script: str, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["data.path=s"], "error: no configuration given; for example: sleepfm pretrain pretrain/eeg-base.yaml data.path=my-data-set"),
+        (
+            ["data.path=s"],
+            "error: no configuration given; for example: sleepfm pretrain pretrain/eeg-base.yaml data.path=my-data-set",
+        ),
         (["a.yaml", "typo"], "error: 'typo': expected key=value, for example train.steps=100; the configuration is a.yaml"),
-        (["--config", "a.yaml", "b.yaml"], "error: 'b.yaml': expected key=value, for example train.steps=100; the configuration is a.yaml"),
+        (
+            ["--config", "a.yaml", "b.yaml"],
+            "error: 'b.yaml': expected key=value, for example train.steps=100; the configuration is a.yaml",
+        ),
     ],
 )
 def test_a_job_has_one_configuration(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,7 +66,9 @@ def _config_and_overrides(arguments: argparse.Namespace) -> tuple[str, list[str]
     named = [word for word in words if "=" not in word]
     configs = named if arguments.config is None else [arguments.config, *named]
     if not configs:
-        raise UsageError(f"no configuration given; for example: sleepfm {arguments.script} {arguments.example} data.path=my-data-set")
+        raise UsageError(
+            f"no configuration given; for example: sleepfm {arguments.script} {arguments.example} data.path=my-data-set"
+        )
     config, *others = configs
     if others:
         raise UsageError(f"{others[0]!r}: expected key=value, for example train.steps=100; the configuration is {config}")

@@ -140,9 +140,7 @@ def hours_by_definition(
     saturation_scored: ArrayLike | None,
     arousals_scored: ArrayLike | None,
 ) -> dict[str, float]:
-    """The hours that each index of :func:`ahi_by_definition` is of; they differ, and so one index can be above another that counts
-    more.
-    """
+    """The hours that each index of :func:`ahi_by_definition` is of. They differ, so one can be above one that counts more."""
     parts = _by_definition(events, evidence, asleep, saturation_scored, arousals_scored)
     return {definition: float(epochs.sum() * EPOCH_SECONDS / 3600) for definition, _, epochs in parts}
 

@@ -52,9 +52,7 @@ def unscored_warning(night: PreparedRecording, unscored: NDArray[np.bool_]) -> s
 
 
 def long_event_warnings(events: Sequence[Event], clock: str | None) -> list[str]:
-    """Of apneas and of hypopneas, what a reader must know of those that last longer than any should: the models may be wrong, or a
-    sensor may have come off.
-    """
+    """Of apneas and of hypopneas, those that last longer than any should: a model may be wrong, or a sensor have come off."""
     warnings = []
     for kind, plural in (("apnea", "apneas"), ("hypopnea", "hypopneas")):
         long = [event for event in events if event_family(event.type) == kind and event.duration > LONG_EVENT_SECONDS]

@@ -51,10 +51,7 @@ def shown(uri: str) -> str:
 
 def no_registry(file: Path) -> str:
     """What is wrong where there is no SQLite store at ``file``, and what to do; often the working folder is another one."""
-    return (
-        f"no registry at {file}: train a model first (make demo), or say where it is, "
-        f"MLFLOW_TRACKING_URI={_PLACEHOLDER}"
-    )
+    return f"no registry at {file}: train a model first (make demo), or say where it is, MLFLOW_TRACKING_URI={_PLACEHOLDER}"
 
 
 def missing_folder(uri: str) -> Path | None:

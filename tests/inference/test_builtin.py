@@ -61,7 +61,10 @@ def test_an_installation_without_weights_says_so_and_what_to_do(tmp_path: Path, 
     for address in ("builtin", builtin.SCORER, "builtin/stage"):
         with pytest.raises(RegistryError, match="no built-in weights; `make weights`"):
             sleepfm.load(address)
-    with pytest.raises(RegistryError, match=r"no registry at .*: train a model first .*MLFLOW_TRACKING_URI=sqlite:////.* no built-in weights either"):
+    with pytest.raises(
+        RegistryError,
+        match=r"no registry at .*: train a model first .*MLFLOW_TRACKING_URI=sqlite:////.* no built-in weights either",
+    ):
         default_models()
     assert builtin.statement(["models:/sleepfm-stage@champion"]) == []
 

@@ -60,7 +60,9 @@ def test_a_file_in_the_way_of_the_results_is_told(tmp_path, monkeypatch, capsys)
     (tmp_path / "taken").write_text("mine")
     for out in ("taken", "taken/deeper"):
         assert main(["score", "night.edf", "--out", out]) == 1
-        assert lines(capsys)[1] == ["error: taken: a file of that name is in the way of a folder; move it away, or give another folder"]
+        assert lines(capsys)[1] == [
+            "error: taken: a file of that name is in the way of a folder; move it away, or give another folder"
+        ]
 
 
 def test_a_folder_is_scored_once_and_summed_up(folder, stage_model, tmp_path, capsys):

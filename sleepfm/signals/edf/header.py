@@ -109,13 +109,13 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
     fixed = file.read(0, FIXED_BYTES, keep=False)
     if len(fixed) < FIXED_BYTES:
         raise RecordingError(f"{name}: {size} bytes, shorter than the {FIXED_BYTES} of an EDF header")
-    kind = edf_kind(fixed)
+    kind, version = edf_kind(fixed), fixed[:8].decode("latin-1")
     if kind is None:
-        raise RecordingError(f"{name}: neither EDF nor BDF (starts with {fixed[:8].decode('latin-1')!r}); convert it to EDF first")
+        raise RecordingError(f"{name}: neither EDF nor BDF (starts with {version!r}); convert it to EDF first")
     sample_bytes = {"EDF": 2, "BDF": 3}[kind]
     warnings: list[str] = []
     if kind == "EDF" and not _is_edf_version(fixed):
-        warnings.append(f"the version field is {fixed[:8].decode('latin-1')!r} instead of '0'; the rest of the header is that of an EDF")
+        warnings.append(f"the version field is {version!r} instead of '0'; the rest of the header is that of an EDF")
     reserved = decode_text(fixed[192:236])
     variant = reserved[:5] if reserved[:5] in (f"{kind}+C", f"{kind}+D") else kind
     n_signals = _integer(fixed[252:256], name, "number of signals")
