@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sleepfm.command_line import parse
-from sleepfm.console import accept_every_character, exit_with, say
+from sleepfm.console import accept_every_character, exit_with
 from sleepfm.version import __version__
 
 
@@ -104,12 +104,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv:
         front_parser(()).print_help(sys.stderr)
-        return 2
+        sys.exit(2)
     if argv[0] == "help":
         argv = [*argv[1:2], "--help"]
     if not argv[0].startswith("-") and argv[0] not in COMMANDS:
-        say(f"error: {_unknown(argv[0])}")
-        return 2
+        front_parser(()).error(_unknown(argv[0]))
     arguments = parse(front_parser([word for word in argv if not word.startswith("-")][:1]), argv)
     # What completes every command needs the arguments of all of them.
     arguments.whole = lambda: front_parser(COMMANDS)

@@ -41,8 +41,10 @@ def test_the_commands_are_shown_by_group(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_without_a_command_the_commands_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([]) == 2
+    with pytest.raises(SystemExit) as ended:
+        cli.main([])
     shown = capsys.readouterr()
+    assert ended.value.code == 2
     with pytest.raises(SystemExit) as ended:
         cli.main(["help"])
     assert ended.value.code == 0 and (shown.out, shown.err) == ("", capsys.readouterr().out)
@@ -56,8 +58,11 @@ def test_without_a_command_the_commands_are_shown(capsys: pytest.CaptureFixture[
     [("scor", "no command 'scor'; did you mean 'score'?"), ("xyzzy", "no command 'xyzzy'; `sleepfm help` lists the commands")],
 )
 def test_a_command_that_there_is_not(word: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main([word, "x"]) == 2
-    assert capsys.readouterr().err == f"error: {said}\n"
+    with pytest.raises(SystemExit) as ended:
+        cli.main([word, "x"])
+    assert ended.value.code == 2
+    usage, line = capsys.readouterr().err.splitlines()
+    assert usage.startswith("usage: sleepfm ") and line == f"sleepfm: error: {said}"
 
 
 @pytest.mark.parametrize("prog", PARSERS)

@@ -122,18 +122,57 @@ def test_a_signal_ends_all_of_the_job_saved(undisturbed: Path, who: str, number:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP], ids=lambda number: number.name)
-def test_a_job_of_sleepfm_ends_with_the_status_that_says_it_can_be_continued(tmp_path: Path, number: signal.Signals) -> None:
-    """``sleepfm pretrain`` becomes this launcher; Ctrl-C reaches it and its processes."""
+def test_ctrl_c_to_a_job_of_sleepfm_gives_the_status_that_says_it_can_be_continued(tmp_path: Path) -> None:
+    """``sleepfm pretrain`` becomes this launcher; a terminal sends Ctrl-C to it and to its processes."""
     line = [sys.executable, "-m", "sleepfm.training.launcher", "2", str(TOY), "toy.yaml", *LONG]
     with running(tmp_path, line, "run") as job:
-        launcher, *ranks = reach(tmp_path, "run", 6, job)[1:]
-        for process in (launcher, *ranks) if number == signal.SIGINT else (launcher,):
-            process.send_signal(number)
+        processes = reach(tmp_path, "run", 6, job)[1:]
+        for process in processes:
+            process.send_signal(signal.SIGINT)
         assert job.wait(timeout=60) == PREEMPTED_STATUS, (tmp_path / "run.log").read_text()
-        assert_saved_and_gone(tmp_path, "run", ranks)
+        assert_saved_and_gone(tmp_path, "run", processes[1:])
         finish = subprocess.run(line, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300)
         assert finish.returncode == 0 and finish.stdout.count("run: continues from step ") == 1, finish.stdout + finish.stderr
+
+
+# Two processes: the first ends with the status that the script is given, the other like one that has been asked to leave.
+LEAVES = """
+import os, sys, time
+from sleepfm.training.ranks.ending import end_silently
+from sleepfm.training.ranks.preemption import leave_at_once
+
+leave_at_once()
+print("ready", flush=True)
+if sys.argv[-1] != "waits" and os.environ["RANK"] == "0":
+    end_silently(int(sys.argv[-1]))
+time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "ends", "status"),
+    [
+        (signal.SIGINT, "waits", PREEMPTED_STATUS),
+        (signal.SIGTERM, "waits", PREEMPTED_STATUS),
+        (signal.SIGUSR1, "waits", PREEMPTED_STATUS),
+        (signal.SIGHUP, "waits", PREEMPTED_STATUS),
+        # What has failed has failed, whatever its launcher asks of the others.
+        (None, "1", 1),
+        (None, "69", 69),
+    ],
+)
+def test_the_launcher_ends_with_the_status_of_its_processes(
+    tmp_path: Path, number: signal.Signals | None, ends: str, status: int
+) -> None:
+    (tmp_path / "job.py").write_text(LEAVES)
+    line = [sys.executable, "-m", "sleepfm.training.launcher", "2", "job.py", ends]
+    with subprocess.Popen(line, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, preexec_fn=hear_signals) as launcher:
+        assert launcher.stdout is not None
+        assert [launcher.stdout.readline() for _ in range(2)] == [b"ready\n"] * 2
+        if number is not None:
+            launcher.send_signal(number)
+        assert launcher.wait(timeout=120) == status
 
 
 @pytest.mark.slow
