@@ -26,8 +26,10 @@ def test_a_file_that_cannot_be_written_is_named_and_leaves_nothing_behind(tmp_pa
     (tmp_path / "run.json").mkdir()
     (tmp_path / "file").write_text("")
     before = sorted(tmp_path.rglob("*"))
-    named = path if what == "a folder in its place" else path.parent
-    with pytest.raises(StorageError, match=rf"{named}: cannot be written \(.+\); make room"):
+    told = rf"{path}: cannot be written \(.+\); make room"
+    if what == "a file for its folder":
+        told = f"{path.parent}: a file of that name is in the way of a folder; move it away"
+    with pytest.raises(StorageError, match=told):
         write_atomic(path, "{}")
     assert sorted(tmp_path.rglob("*")) == before
 
