@@ -142,7 +142,8 @@ from sleepfm.training.ranks.ending import end_silently
 from sleepfm.training.ranks.preemption import leave_at_once
 
 leave_at_once()
-print("ready", flush=True)
+# In one piece: both write to the same pipe.
+os.write(1, b"ready\n")
 if sys.argv[-1] != "waits" and os.environ["RANK"] == "0":
     end_silently(int(sys.argv[-1]))
 time.sleep(600)
