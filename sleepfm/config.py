@@ -46,13 +46,13 @@ COMMAND_LINE = "command line"
 # Keys that files for other commands do not have, by what reads the files that have them.
 KEYS_OF_COMMANDS = {
     "`sleepfm pretrain`": ("model", "monitor", "encoders"),
-    "`sleepfm finetune`": ("tune", "context", "sequence", "layer_decay", "modality_dropout", "gain"),
+    "`sleepfm finetune`": ("tune", "context", "sequence", "layer_decay", "modality_dropout", "channel_dropout", "gain"),
     "`sleepfm recordings`": ("pool", "values"),
     "`sleepfm probe`": ("grid", "curve"),
     "`sleepfm probe`, `finetune` or `recordings`": ("task", "evaluate"),
     "`sleepfm build`": ("recordings_per_shard", "segment_epochs", "event_rule", "require"),
     "`sleepfm synth`": ("montage", "amplifier", "insomnia", "medication", "gains"),
-    "`make demo` or `make weights`": ("unimodal", "multimodal"),
+    "`make demo` or `make weights`": ("unimodal",),
     "the option --cohort": ("recognise", "identity", "minimum_rate", "filters"),
 }
 

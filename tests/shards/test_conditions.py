@@ -13,7 +13,7 @@ from fsspec.asyn import AsyncFileSystem
 from shards.lease import only_builder
 from shards.plan import Entry, ShardPlan
 from shards.store import Store
-from shards.working_copy import task_folder
+from shards.task_folder import task_folder
 from sleepfm.errors import BusyError, ConfigError
 from sleepfm.files import write_atomic, write_json
 from sleepfm.signals.files import location

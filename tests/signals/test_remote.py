@@ -203,7 +203,7 @@ def test_s3_names_its_extra(monkeypatch):
         raise ImportError("Install s3fs to access S3")
 
     monkeypatch.setattr(fsspec, "get_filesystem_class", absent)
-    with pytest.raises(ConfigError, match=r"Install s3fs.*pip install 'sleepfm\[s3\]'"):
+    with pytest.raises(ConfigError, match=r"Install s3fs.*pip install '\.\[s3\]'"):
         sleepfm.read_recording("s3://bucket/night.edf")
 
 
