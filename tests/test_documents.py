@@ -14,7 +14,7 @@ from sleepfm import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / ".github").rglob("*.md")]
-DEMO = ROOT / "benchmarks" / "results" / "demo-2026-11-29.json"
+DEMO = ROOT / "benchmarks" / "results" / "demo-2026-11-30.json"
 
 
 def anchors(page: Path) -> set[str]:
