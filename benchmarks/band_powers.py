@@ -12,7 +12,6 @@ besides is its own. A minute on two cores.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,15 @@ from typing import Any
 import numpy as np
 from machine import describe
 from numpy.typing import NDArray
-from people import PEOPLE, as_edf, figures, stages_of
+from people import PEOPLE, as_edf, figures, prepared, stages_of
 from scipy.signal import butter, hilbert, sosfiltfilt, welch
 from scipy.stats import kurtosis, skew
+from side_by_side import tell
 from sklearn.ensemble import HistGradientBoostingClassifier
 
 from sleepfm.constants import EPOCH_SAMPLES, RATE_HZ
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.in_order import iter_record
-from sleepfm.evaluation.metrics import plain
-from sleepfm.inference.scorer import prepare_night
-from sleepfm.signals.cohorts.by_hand import with_channels
-from sleepfm.signals.cohorts.catalogue import load_rules
 
 Floats = NDArray[np.float64]
 EEG = ("EEG_C3", "EEG_C4")
@@ -95,8 +91,7 @@ def of_people(folder: Path) -> list[Floats]:
         for number in range(1, PEOPLE + 1):
             path = Path(work) / f"{number}.edf"
             label = as_edf(folder / f"excerpt{number}.txt", path)
-            night = prepare_night(path, with_channels(load_rules("generic"), {"EEG_C3": label}))
-            found.append(with_surroundings(of_epochs(night.channels["EEG_C3"])))
+            found.append(with_surroundings(of_epochs(prepared(path, label).channels["EEG_C3"])))
     return found
 
 
@@ -121,10 +116,7 @@ def main() -> None:
         "val": figures([stages for _, stages in judged], [trees.predict(own) for own, _ in judged]),
         "people": figures(truth, [trees.predict(own) for own in of_people(arguments.folder)]),
     }
-    text = json.dumps(plain(result), indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    tell(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -26,14 +26,14 @@ from typing import Any
 import numpy as np
 from machine import describe
 from numpy.typing import NDArray
-from side_by_side import STAGE_FIGURES, judged_stages
+from side_by_side import STAGE_FIGURES, judged_stages, tell
 
 from sleepfm.constants import EPOCH_SECONDS
-from sleepfm.evaluation.metrics import plain
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.signals.cohorts.by_hand import with_channels
 from sleepfm.signals.cohorts.catalogue import load_rules
 from sleepfm.signals.edf.writer import Channel, write_edf
+from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.tasks import TASKS
 
 PEOPLE = 8
@@ -64,6 +64,11 @@ def as_edf(signal: Path, path: Path) -> str:
     return label
 
 
+def prepared(path: Path, label: str) -> PreparedRecording:
+    """The excerpt in the EDF ``path``, whose one signal is the EEG ``label``."""
+    return prepare_night(path, with_channels(load_rules("generic"), {"EEG_C3": label}))
+
+
 def ours(
     models: list[str] | None, work: Path, labels: dict[str, str], gains: list[float]
 ) -> tuple[list[str], list[list[Stages]]]:
@@ -71,7 +76,7 @@ def ours(
     scorer = Scorer.load(models)
     found: list[list[Stages]] = [[] for _ in gains]
     for name, label in labels.items():
-        night = prepare_night(work / f"{name}.edf", with_channels(load_rules("generic"), {"EEG_C3": label}))
+        night = prepared(work / f"{name}.edf", label)
         for gain, stages in zip(gains, found, strict=True):
             scaled = {channel: np.float32(gain) * signal for channel, signal in night.channels.items()}
             stages.append(scorer.score(replace(night, channels=scaled)).stages)
@@ -135,10 +140,7 @@ def main() -> None:
             version, theirs = yasa(arguments.python, work, labels)
             both = figures(called, theirs)
             result |= {"yasa_version": version, "yasa": figures(truth, theirs), "kappa_of_both": both["kappa"]}
-    text = json.dumps(plain(result), indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n")
+    tell(result, arguments.json)
 
 
 if __name__ == "__main__":

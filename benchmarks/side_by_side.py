@@ -105,6 +105,14 @@ def models(addresses: Sequence[str] | None, work: Path, truth: Sequence[tuple[St
     return found
 
 
+def tell(result: dict[str, Any], file: Path | None) -> None:
+    """Print figures, and write them to ``file`` where one is named."""
+    text = json.dumps(plain(result), indent=2)
+    print(text)
+    if file:
+        file.write_text(text + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Print the figures, and write them to a file where one is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,10 +135,7 @@ def main() -> None:
     }
     if arguments.python:
         result |= outside(arguments.python, work, truth)
-    text = json.dumps(plain(result), indent=2)
-    print(text)
-    if arguments.json:
-        arguments.json.write_text(text + "\n", encoding="utf-8")
+    tell(result, arguments.json)
 
 
 if __name__ == "__main__":
