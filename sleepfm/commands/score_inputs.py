@@ -6,7 +6,6 @@ import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +13,7 @@ from sleepfm.errors import RecordingError, SleepFMError, UsageError
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.discover import discover_names
 from sleepfm.signals.files import answering, is_folder, is_remote, location
-from sleepfm.signals.record_names import names_of_several
+from sleepfm.signals.record_names import common_folders, names_of_several
 from sleepfm.signals.scorings.finder import FoundScoring
 
 
@@ -64,8 +63,8 @@ def named_apart(found: Sequence[Job | NoJob], words: Sequence[str]) -> list[Job 
     given = str(location(words[0])) if len(words) == 1 else ""
     folder = "" if given == "." else f"{given.rstrip('/')}/"
     if not given or not all(file.startswith(folder) for file in files):
-        levels = zip(*(file.split("/")[:-1] for file in files), strict=False)
-        folder = "".join(f"{level[0]}/" for level in takewhile(lambda level: len(set(level)) == 1, levels))
+        parts = [file.split("/") for file in files]
+        folder = "".join(f"{part}/" for part in parts[0][: common_folders(parts)]) if parts else ""
     below = {file: file.removeprefix(folder) for file in files}
     names = names_of_several(below.values())
     return [replace(job, record=names.get(below[job.file], "")) if isinstance(job, Job) else job for job in found]

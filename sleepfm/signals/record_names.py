@@ -10,8 +10,9 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from sleepfm.signals.files import name_below
@@ -104,6 +105,12 @@ def name_persons(records: Mapping[str, str]) -> dict[str, str]:
         alone = len(folders[stem]) == 1
         persons[path] = stem if alone else first.setdefault((PurePosixPath(path).parent, stem), record)
     return persons
+
+
+def common_folders(paths: Iterable[Sequence[str]]) -> int:
+    """How many folders all of ``paths``, in their parts, begin with; the last part is the file's name."""
+    levels = zip(*(parts[:-1] for parts in paths), strict=False)
+    return sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
 
 
 def stem_key(path: str) -> str:

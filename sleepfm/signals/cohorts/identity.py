@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 from sleepfm.errors import ConfigError
 from sleepfm.signals.cohorts.catalogue import Rules, cohort_names, load_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.record_names import RecordName, safe_key, stem_key
+from sleepfm.signals.record_names import RecordName, common_folders, safe_key, stem_key
 
 # A number of the person, a word or a sign, a number of the night: P01_night1.edf, 7-2.edf, pat 12 psg 1.edf.
 _PERSON_AND_NIGHT = re.compile(r"(?P<subject>.*\d[A-Za-z]?)(?P<between>[\s_.-]+(?:[A-Za-z]+[\s_.-]*)?)\d+\.[A-Za-z]+")
@@ -139,8 +138,7 @@ def _folder_pattern(paths: Sequence[str]) -> tuple[str, str] | None:
     names than such folders, the file's name, as in ``night1/P01.edf``. No name of a folder comes into the pattern.
     """
     parts = [PurePosixPath(path).parts for path in paths]
-    levels = zip(*(item[:-1] for item in parts), strict=False)
-    depth = sum(1 for _ in takewhile(lambda level: len(set(level)) == 1, levels))
+    depth = common_folders(parts)
     # By the stem: one night may be there in two formats.
     places: dict[str, set[str]] = {}
     for item in parts:
