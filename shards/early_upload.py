@@ -28,7 +28,7 @@ _POLL_SECONDS = 0.2
 class EarlyUpload:
     """Follows ``file``, which is written from its beginning to its end under a temporary name beside its own.
 
-    Exactly one of :meth:`arrive`, :meth:`finish` and :meth:`give_up` is called at the end.
+    Exactly one of :meth:`arrive` and :meth:`give_up` is called at the end.
     """
 
     def __init__(self, store: Store, name: str, file: Path) -> None:
@@ -65,11 +65,6 @@ class EarlyUpload:
         finally:
             self._close(discard=not whole)
         return self._upload if whole else None
-
-    def finish(self, sha256: str, check: Callable[[], None]) -> bool:
-        """:meth:`arrive`, and :func:`put_together`; whether the file is in the store now."""
-        upload = self.arrive(sha256)
-        return upload is not None and put_together(self._store, self._name, upload, self._path.stat().st_size, check)
 
     def give_up(self) -> None:
         """End without an object."""
@@ -141,6 +136,7 @@ def put_together(store: Store, name: str, upload: Upload, size: int, check: Call
     except BusyError:
         raise
     except Exception as error:
+        # Whatever the client raises; who then puts the file from the disk meets, and tells, what lasts.
         log.info("%s: its parts were not put together (%s)", name, error)
     finally:
         if not done:

@@ -74,14 +74,12 @@ def task_folder(
         content = (folder / sidecar).read_bytes()
         if (folder / tar).exists():
             sha256, size = json.loads(content)["sha256"], (folder / tar).stat().st_size
-            if early is not None and hand_over is not None and not there:
-                if (upload := early.arrive(sha256)) is not None:
-                    hand_over(Arrived(tar, size, sha256, upload, content))
-                    return
-            elif early is not None and early.finish(sha256, check):
-                _put_sidecar(store, sidecar, content, check, sidecar in there)
+            upload = early.arrive(sha256) if early is not None else None
+            if upload is not None and hand_over is not None and not there:
+                hand_over(Arrived(tar, size, sha256, upload, content))
                 return
-            _put_once(store, tar, size, sha256, check, lambda: store.upload(tar, folder / tar), tar in there)
+            if upload is None or not put_together(store, tar, upload, size, check):
+                _put_once(store, tar, size, sha256, check, lambda: store.upload(tar, folder / tar), tar in there)
         elif early is not None:
             early.give_up()
         _put_sidecar(store, sidecar, content, check, sidecar in there)
