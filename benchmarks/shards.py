@@ -155,7 +155,7 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
                 shard = shard_of(source, paths[number % len(paths)], number, STORE_RECORDINGS)
                 with only_builder(out, config.store.lease_s, print) as (builder, _):
                     before = len(store.requests())
-                    task = remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder, True)
+                    task = remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder, {}, True)
                     wall, processor, left = ray.get(task)
                     seconds[name].append((wall, processor))
                     if left is not None:
