@@ -78,6 +78,11 @@ def held_channels(signals: Tensor, present: Tensor, channels: Sequence[str]) -> 
     return signals[:, places], present[:, places], [channels[place] for place in places]
 
 
+def is_countable(present: Tensor) -> bool:
+    """Whether it costs nothing to ask how many rows are present: of a tensor on the host, which nobody compiles or traces."""
+    return type(present) is Tensor and present.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def check_signals(signals: Tensor, present: Tensor, channels: Sequence[str]) -> None:
     """Shapes ``[B, C, T]`` and ``[B, C]``. Raises :class:`ModelError`."""
     expected = (len(channels), EPOCH_SAMPLES)

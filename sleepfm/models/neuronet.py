@@ -19,7 +19,7 @@ from sleepfm.models import guards
 from sleepfm.models.embedding import Encoder
 from sleepfm.models.frame_encoder import FrameEncoder, FrameEncoderConfig
 from sleepfm.models.frames import frame_count, frames, samples
-from sleepfm.models.inputs import check_signals
+from sleepfm.models.inputs import check_signals, is_countable
 from sleepfm.models.losses import LossOutput, MaskedReconstruction, nt_xent_by_pair
 from sleepfm.models.masking import hidden, keep_indices, kept_count, take, unshuffle
 from sleepfm.models.negatives import Contrastive
@@ -236,12 +236,23 @@ class NeuroNet(Encoder):
         The signals are those of ``channels``, all of the model's by default. An epoch without any present channel gives zeros.
         """
         check_signals(signals, present, self.channels if channels is None else channels)
-        absent = ~present[..., None]
-        # In training, batch statistics leave absent rows out if `normalisation.by_rows` has been here.
-        with only(self.encoder, present.flatten().repeat_interleave(self.encoder.frames)):
-            tokens = self.encoder(signals.masked_fill(absent, 0).flatten(0, 1))[:, 1:].float()
-        rows = tokens.unflatten(0, present.shape).masked_fill(absent[..., None], 0)
+        rows = self._of_present(signals.flatten(0, 1), present.flatten()).unflatten(0, present.shape)
         return rows.sum(1) / present.sum(1)[:, None, None].clamp(min=1)
+
+    def _of_present(self, signals: Tensor, present: Tensor) -> Tensor:
+        """Frame tokens ``[N, F, D]`` in fp32 of the rows ``[N, T]`` that are present ``[N]``; zeros for the others."""
+        # Where nothing has to wait for it, no row is computed that is absent.
+        if is_countable(present):
+            if present.all():
+                return self.encoder(signals)[:, 1:].float()
+            if present.any():
+                found = self.encoder(signals[present])[:, 1:].float()
+                return found.new_zeros(len(present), *found.shape[1:]).index_put((present,), found)
+        absent = ~present
+        # In training, batch statistics leave absent rows out if `normalisation.by_rows` has been here.
+        with only(self.encoder, present.repeat_interleave(self.encoder.frames)):
+            tokens = self.encoder(signals.masked_fill(absent[:, None], 0))[:, 1:].float()
+        return tokens.masked_fill(absent[:, None, None], 0)
 
     def encode(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """The mean ``[B, D]`` over the frames of :meth:`encode_frames`."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sleepfm.config import read_yaml
 from sleepfm.errors import ModelError
-from sleepfm.models import context, heads
+from sleepfm.models import context, heads, neuronet
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.downstream import Downstream, DownstreamConfig, TuneConfig
@@ -199,6 +199,17 @@ def test_backbones_of_channels_that_nobody_has_do_not_run() -> None:
     assert given.shape == (3, 1, 3000) and not there.any() and names == ["EEG_C3"]
 
 
+def test_a_neuronet_on_a_processor_computes_no_row_that_is_absent() -> None:
+    model, ran = encoder("neuronet", ("EEG_C3", "EEG_C4")), []
+    model.encoder.frame_backbone.register_forward_hook(lambda module, args, out: ran.append(len(args[0])))
+    present = torch.tensor([[1, 0], [0, 0], [1, 1], [0, 1]]).bool()
+    signals = torch.randn(4, 2, 3000)
+    found = model.eval().encode_frames(signals, present)
+    assert ran == [4] and not found[1].any()
+    torch.testing.assert_close(found[2], model.encode_frames(signals, torch.ones_like(present))[2])
+    assert not model.encode_frames(signals, torch.zeros_like(present)).any()
+
+
 NORMS: dict[str, Callable[[], nn.Module]] = {
     "a projector": lambda: mlp((6, 5, 4, 3)),
     "a norm": lambda: RowBatchNorm(6),
@@ -296,9 +307,14 @@ def context_rank(rows: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("recomputed", [False, True])
 @pytest.mark.parametrize("mode", ["frozen", "lora", "full"])
-@pytest.mark.parametrize("kind", ["synthsleepnet", "neuronet"])
-def test_a_fine_tune_trains_as_on_the_epochs_that_exist(kind: str, mode: str, recomputed: bool) -> None:
+@pytest.mark.parametrize("kind", ["synthsleepnet", "neuronet", "neuronet, rows not counted"])
+def test_a_fine_tune_trains_as_on_the_epochs_that_exist(
+    kind: str, mode: str, recomputed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Epochs without a channel, channels that some epochs lack, and padding."""
+    kind, _, uncounted = kind.partition(", ")
+    if uncounted:
+        monkeypatch.setattr(neuronet, "is_countable", lambda present: False)
     channels = CHANNELS if kind == "synthsleepnet" else ("EEG_C3", "EEG_C4")
     source = encoder(kind, channels)
     config = DownstreamConfig(
