@@ -46,7 +46,16 @@ COMMAND_LINE = "command line"
 # Keys that files for other commands do not have, by what reads the files that have them.
 KEYS_OF_COMMANDS = {
     "`sleepfm pretrain`": ("model", "monitor", "encoders"),
-    "`sleepfm finetune`": ("tune", "context", "sequence", "layer_decay", "modality_dropout", "channel_dropout", "gain"),
+    "`sleepfm finetune`": (
+        "tune",
+        "context",
+        "sequence",
+        "layer_decay",
+        "modality_dropout",
+        "channel_dropout",
+        "gain",
+        "filter_db",
+    ),
     "`sleepfm recordings`": ("pool", "values"),
     "`sleepfm probe`": ("grid", "curve"),
     "`sleepfm probe`, `finetune` or `recordings`": ("task", "evaluate"),

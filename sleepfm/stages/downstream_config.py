@@ -191,8 +191,9 @@ class FinetuneConfig(DownstreamJob):
     under an event head. With ``layer_decay`` below 1 each layer of the encoder learns at that share of the rate of the one above.
     ``modality_dropout`` is the chance that a modality is left out of a sequence, so that the model learns to do without it; one
     that the task needs (EEG for stages) stays. ``channel_dropout`` is that of a channel of a modality that stays, of which one
-    always does. Each channel of a sequence, but for SpO2, is multiplied by a factor between 1 / ``gain`` and ``gain``: recordings
-    are scaled by their own spread, which is another one for an excerpt than for a whole night.
+    always does; it may be 1. Each channel of a sequence, but for SpO2, is multiplied by a factor between 1 / ``gain`` and
+    ``gain``: recordings are scaled by their own spread, which is another one for an excerpt than for a whole night. It also
+    passes through a filter whose gain differs by up to ``filter_db`` decibels from one, as other recorders have others.
     """
 
     example = "downstream/finetune-stage-base.yaml"
@@ -204,12 +205,13 @@ class FinetuneConfig(DownstreamJob):
     cache: LocalFolder | None = None
     layer_decay: float = Field(default=1.0, gt=0, le=1)
     modality_dropout: float = Field(default=0.0, ge=0, lt=1)
-    channel_dropout: float = Field(default=0.0, ge=0, lt=1)
+    channel_dropout: float = Field(default=0.0, ge=0, le=1)
     gain: float = Field(default=1.0, ge=1, le=10)
+    filter_db: float = Field(default=0.0, ge=0, le=40)
 
     def is_varied(self) -> bool:
         """Whether sequences are changed as they are trained on."""
-        return self.modality_dropout > 0 or self.channel_dropout > 0 or self.gain > 1
+        return self.modality_dropout > 0 or self.channel_dropout > 0 or self.gain > 1 or self.filter_db > 0
 
     def is_built_at_once(self) -> bool:
         """With a cache not before the data set is encoded."""
@@ -225,7 +227,8 @@ class FinetuneConfig(DownstreamJob):
             raise ValueError("cache: only a frozen encoder can be computed once; set tune.mode=frozen")
         if self.cache is not None and self.is_varied():
             raise ValueError(
-                "modality_dropout, channel_dropout, gain: what a cache holds cannot be changed; remove cache, or leave them out"
+                "modality_dropout, channel_dropout, gain, filter_db: what a cache holds cannot be changed; remove cache, or "
+                "leave them out"
             )
         return self
 

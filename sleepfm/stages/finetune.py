@@ -23,6 +23,7 @@ from sleepfm.inference.predict import NightPrediction, predict_embedded_nights, 
 from sleepfm.models.downstream import Downstream
 from sleepfm.models.modality_dropout import drop_channels, drop_modalities
 from sleepfm.models.noise import noise_for
+from sleepfm.models.random_filter import KNOTS_HZ, filtered
 from sleepfm.models.saturation import LEVELS
 from sleepfm.registry.registry import Resolved, load_package
 from sleepfm.stages.classification_loss import class_weights, classification_loss
@@ -85,7 +86,7 @@ class FinetuneStage:
             self._caches = {of.name: self._cache(Path(config.cache), of.dataset, *settings) for of in self.mixture.sources}
             self.stream: Stream = self.mixture.in_memory(self._of_encoded, config.train.seed, gaps=gaps)
         else:
-            noise = partial(noise_for, shape=(3, len(self.module.channels)), seed=config.train.seed)
+            noise = partial(noise_for, shape=(3 + len(KNOTS_HZ), len(self.module.channels)), seed=config.train.seed)
             drawn = noise if config.is_varied() else None
             self.stream = self.mixture.stream(self._of_data_set, config.data.reading(config.train.seed), drawn, gaps=gaps)
         self.draw.select("val", self.module.channels)
@@ -199,16 +200,19 @@ class FinetuneStage:
         return StepLoss(loss, parts, items)
 
     def _varied(self, batch: Batch, noise: Tensor) -> Batch:
-        """``batch`` as other recordings of the same sleep might be, by ``noise`` ``[B, 3, C]``: without some modalities, but
-        never one that the task needs, without some of the channels of the others, and at another scale, which hangs on what else
-        was recorded. The same for all of a sequence.
+        """``batch`` as other recordings of the same sleep might be, by ``noise`` ``[B, 3 + K, C]``: without some modalities, but
+        never one that the task needs, without some of the channels of the others, through another filter, and at another scale,
+        which hangs on what else was recorded. The same for all of a sequence.
         """
         config, channels = self.config, self.module.channels
         needed = {CHANNEL_MODALITY[name] for name in self.module.evidence}
         present = drop_modalities(batch.present, noise[:, None, 0], channels, config.modality_dropout, needed)
         present = drop_channels(present, noise[:, None, 2], channels, config.channel_dropout)
         factors = config.gain ** ((2 * noise[:, 1] - 1) * self._waves)  # [B, C]
-        return replace(batch, present=present, signals=batch.signals * factors[:, None, :, None])
+        signals = batch.signals * factors[:, None, :, None]
+        if config.filter_db:
+            signals = filtered(signals, noise[:, 3:], config.filter_db * self._waves)
+        return replace(batch, present=present, signals=signals)
 
     def _move_weights(self, device: torch.device) -> None:
         """Weights of classes and channels, once, to where the loss is computed."""

@@ -301,6 +301,7 @@ _LATER: dict[tuple[str, ...], Any] = {
     ("modality_dropout",): 0.0,
     ("channel_dropout",): 0.0,
     ("gain",): 1.0,
+    ("filter_db",): 0.0,
     ("data", "label_draw"): None,
     ("train", "patience"): 0,
 }

@@ -313,8 +313,29 @@ def test_a_fine_tune_varies_recordings_by_the_item(nights, source, tmp_path):
     eeg = [name.startswith("EEG") for name in stage.module.channels]
     assert torch.equal(seen[0][..., eeg], whole.present[..., eeg])
     assert 0.2 < seen[0][..., [not own for own in eeg]].float().mean() / whole.present.float().mean() < 0.7
-    with pytest.raises(ConfigError, match="modality_dropout, channel_dropout, gain: what a cache holds cannot be changed"):
+    with pytest.raises(ConfigError, match="channel_dropout, gain, filter_db: what a cache holds cannot be changed"):
         load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6", "tune={mode: frozen}", "cache=x"])
+
+
+def test_a_fine_tune_hears_one_channel_of_a_modality_through_another_filter(nights, source, tmp_path):
+    fixed = [f"data.path={nights.path}", f"train.output={tmp_path / 'run'}", "sequence={length: 6, stride: 6}"]
+    file = config_root() / "downstream" / "finetune-stage-tiny.yaml"
+    stage = FinetuneStage(load_config(FinetuneConfig, file, [*fixed, "channel_dropout=1", "filter_db=6"]), source)
+    seen, heard = [], []
+
+    def model(signals, present, valid):
+        seen.append(present), heard.append(signals)
+        return torch.zeros(*present.shape[:2], 5, requires_grad=True)
+
+    whole = stage.stream.batch(0, 8)
+    stage.loss(model, whole, 0)
+    eeg = [name.startswith("EEG") for name in stage.module.channels]
+    assert torch.equal(seen[0][..., eeg].sum(-1), whole.present[..., eeg].any(-1).long())
+    spectrum, before = (torch.fft.rfft(signals).abs() for signals in (heard[0], whole.signals))
+    power, former = (x[..., 15:].square().sum(-1) for x in (spectrum, before))
+    ratio = 10 * (power / former)[former > 0].log10()
+    assert ratio.abs().max() <= 6.01
+    assert ratio.std() > 1
 
 
 @pytest.mark.slow
