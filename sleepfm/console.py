@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import os
 import sys
-from collections.abc import Callable
-from typing import TextIO
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import TextIO, TypeVar
 
 from sleepfm.errors import Interrupted, SleepFMError
 
 # Codes of the terminal (ECMA-48).
 RED, YELLOW = "31", "33"
+SECONDS_BETWEEN_LINES = 10.0
+
+ItemT = TypeVar("ItemT")
 
 
 def accept_every_character() -> None:
@@ -44,6 +48,27 @@ def warn(text: str) -> None:
 def refuse(reason: str) -> None:
     """:func:`say` that a recording is refused, and that the command goes on."""
     say(f"{coloured('refused:', YELLOW, sys.stderr)} {reason}")
+
+
+def with_progress(items: Iterable[ItemT], total: int, what: str, unit: str) -> Iterator[ItemT]:
+    """``items``, with their number told on standard error: a bar on a terminal, else a line every few seconds.
+
+    Args:
+        total: how many ``items`` there are; these are of the kind ``unit``, in the singular.
+        what: what is done to them.
+    """
+    if sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, total=total, desc=what, unit=unit)
+        return
+    printed = time.monotonic()
+    for number, item in enumerate(items, 1):
+        now = time.monotonic()
+        if now - printed >= SECONDS_BETWEEN_LINES:
+            printed = now
+            say(f"{what}: {number} of {total} {unit}s")
+        yield item
 
 
 def exit_with(command: Callable[[], int]) -> int:

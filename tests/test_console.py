@@ -8,7 +8,8 @@ import pytest
 
 from shards import progress
 from shards.task import Outcome
-from sleepfm.console import RED, coloured, exit_with, refuse, warn
+from sleepfm import console
+from sleepfm.console import RED, coloured, exit_with, refuse, warn, with_progress
 from sleepfm.errors import UsageError
 
 
@@ -64,3 +65,17 @@ def test_a_listing_repeats_no_line(monkeypatch: pytest.MonkeyPatch, capsys: pyte
     for now, files in enumerate((1, 1, 1, 5, 5, 5, 5, 5, 5, 5)):  # noqa: B007
         told.update("found", files)
     assert capsys.readouterr().out.splitlines() == ["s3://bucket: 5 recordings found"]
+
+
+def test_outside_a_terminal_progress_is_lines_that_do_not_repeat(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 0.0
+    monkeypatch.setattr(console.time, "monotonic", lambda: now)
+    for item in with_progress("abcdefgh", 8, "synth", "night"):
+        now += 2.5 if item < "f" else 0.1
+    assert capsys.readouterr().err == "synth: 5 of 8 nights\n"
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    assert list(with_progress("ab", 2, "synth", "night")) == ["a", "b"]
+    assert "\rsynth: 100%" in terminal.getvalue()

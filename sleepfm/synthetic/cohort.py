@@ -6,9 +6,8 @@ import re
 from functools import partial
 from pathlib import Path
 
-from tqdm import tqdm
-
 from sleepfm.config import digest, to_dict
+from sleepfm.console import with_progress
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import UsageError
 from sleepfm.files import atomic_path, make_folder, read_json, remove_temporaries, sha256_file, write_json
@@ -88,7 +87,7 @@ def write_cohort(
         statement |= {"cohort": "varied", "variety": digest(variety)}
     write = partial(write_subject, out, cohort, seed, n_epochs, rates=rates, variety=variety, compare=compare)
     numbers = range(subjects) if part is None else part
-    progress = partial(tqdm, total=len(numbers), desc="synth", unit="night")
+    progress = partial(with_progress, total=len(numbers), what="synth", unit="night")
     _state(out / STATEMENT, statement, complete=False)
     remove_temporaries(out, re.escape(STATEMENT))
     for path in {place for number in numbers for place in places.place(out, number)}:

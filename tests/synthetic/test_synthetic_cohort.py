@@ -218,7 +218,8 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 def test_command_writes_and_says_where(tmp_path, capsys):
     assert main(["synth", str(tmp_path), "--subjects", "1", "--hours", "0.2", "--seed", "9", "--clean"]) == 0
-    assert str(EDFS) in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert str(EDFS) in said.out and said.err == ""
     assert (tmp_path / EDFS / "shhs1-200001.edf").stat().st_size == 3840 + 720 * 1270
 
 
