@@ -63,6 +63,7 @@ def build(
     retry_refused: bool = False,
     rebuild: bool = False,
     exclude: Sequence[str] = (),
+    removal_intended: bool = False,
 ) -> BuildResult:
     """Convert every recording below ``source`` that ``out`` does not hold yet; see :mod:`shards`.
 
@@ -70,6 +71,7 @@ def build(
         retry_refused: try refused recordings again.
         rebuild: make shards anew that another version of the code or other rules of their cohorts made.
         exclude: recordings that are left out, see :class:`shards.left_out.Exclusion`.
+        removal_intended: the caller removes what was converted from ``source``; nothing is said of it.
 
     Raises:
         RecordingError: ``source`` holds no recording; nothing is written.
@@ -87,7 +89,7 @@ def build(
     if f"{out}/".startswith(f"{source}/") or f"{source}/".startswith(f"{out}/"):
         raise UsageError(f"{out}: the output must lie outside the source {source}")
     with working_copy(out) as copy:
-        return _build(source, copy, config, workers, retry_refused, rebuild, exclude)
+        return _build(source, copy, config, workers, retry_refused, rebuild, exclude, removal_intended)
 
 
 def _build(
@@ -98,6 +100,7 @@ def _build(
     retry_refused: bool,
     rebuild: bool,
     exclude: Sequence[str],
+    removal_intended: bool,
 ) -> BuildResult:
     out = copy.folder
     wanted = identity(config)
@@ -136,7 +139,8 @@ def _build(
         late = _scored_since(done, files, known, root, config, rebuild)
         rescored = _to_do_again(before, done, found, late)
         withdrawn = _to_do_without(before, done, found, excluded)
-        if gone := dict.fromkeys(sorted(done.converted - found.keys() - excluded)):
+        gone = dict.fromkeys(sorted(done.converted - found.keys() - excluded))
+        if gone and not removal_intended:
             kept = "what was converted stays in the data set, and --exclude takes it out"
             print(f"{_recordings(gone)} gone from the source: {kept}", flush=True)
         refused = left_out(before, done.shards, stale, found.keys(), excluded)

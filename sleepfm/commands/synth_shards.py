@@ -87,7 +87,7 @@ def stream_to_shards(
                 compare=True,
             )
             written = {_name(recordings, path): sha256_file(path) for path in _places(recordings, part)}
-            result = build(recordings, shards, config, workers)
+            result = build(recordings, shards, config, workers, removal_intended=True)
             counts = result.description["counts"]
             print(
                 f"{part.stop} of {people.subjects} people: {counts['records']} recordings in {counts['shards']} shards",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from shards.build import build
 from shards.build_config import load_build_config
 from shards.left_out import Exclusion
 from shards.plan import Entry, ShardPlan
@@ -107,6 +108,17 @@ def test_what_is_excluded_is_left_out_before_and_after_it_was_converted(source, 
     assert run(arguments).returncode == 1
     assert built(out) == (names(1, 3, 4, 5), {"early/shhs1-2.edf": "RecordingError"})
     assert "whole" in run(["verify", out]).stdout
+
+
+def test_what_its_caller_removes_is_not_told_as_gone(source, tmp_path, run, capsys):
+    out = tmp_path / "out"
+    assert run(["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]).returncode == 0
+    (source / "early/shhs1-4.edf").unlink()
+    config = load_build_config(None, ["cohort=shhs1", "recordings_per_shard=2"])
+    for intended in (True, False):
+        build(source, out, config, workers=1, removal_intended=intended)
+        assert ("gone from the source" in capsys.readouterr().out) != intended
+    assert built(out) == (names(1, 2, 3, 4, 5), {})
 
 
 def test_what_is_gone_from_the_source_is_told_and_can_be_taken_out(source, tmp_path, run):

@@ -327,7 +327,9 @@ def test_streaming_removes_no_file_that_it_has_not_written(tmp_path: Path, capsy
 
 
 @pytest.mark.slow
-def test_a_data_set_made_part_by_part_is_that_of_all_recordings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_data_set_made_part_by_part_is_that_of_all_recordings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Also where it was ended between a part and the removal of its recordings."""
     import sleepfm.commands.synth_shards as streaming
 
@@ -348,6 +350,7 @@ def test_a_data_set_made_part_by_part_is_that_of_all_recordings(tmp_path: Path, 
             main(streamed)
     assert len(list((tmp_path / "part").rglob("*.edf"))) == 2
     assert main(streamed) == 0
+    assert "gone from the source" not in capsys.readouterr().out
     assert not list((tmp_path / "part").rglob("*.edf"))
     assert len(list((tmp_path / "part" / "truth").glob("*.json"))) == 5
     assert main(["synth", str(tmp_path / "whole"), *size]) == 0
