@@ -153,6 +153,8 @@ def test_a_dry_run_is_one_process_that_speaks_of_others(monkeypatch: pytest.Monk
     monkeypatch.setattr(os, "execv", lambda program, line: began.append(line))
     cli.main(["pretrain", "mine.yaml", "--processes", "64", "--dry-run"])
     assert began[0][3] == "1" and began[0][-3:] == ["--dry-run", "--processes", "64"]
+    cli.main(["pretrain", "mine.yaml", "--dry-run", "--print-config"])
+    assert began[1][3] == "1" and began[1][-2:] == ["--dry-run", "--print-config"]
 
 
 @pytest.mark.parametrize(("words", "said"), [(["typo"], "override 'typo': expected key=value"), (["="], "override '='")])

@@ -25,10 +25,16 @@ SURFACE = {
     },
     "sleepfm verify": {"OUT", "--workers"},
     "sleepfm info": {"OUT"},
-    "sleepfm pretrain": {"CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run"},
-    "sleepfm probe": {"CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--allow-leakage"},
-    "sleepfm finetune": {"CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--allow-leakage"},
-    "sleepfm recordings": {"CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--allow-leakage"},
+    "sleepfm pretrain": {"CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--print-config"},
+    "sleepfm probe": {
+        *("CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--print-config", "--allow-leakage"),
+    },
+    "sleepfm finetune": {
+        *("CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--print-config", "--allow-leakage"),
+    },
+    "sleepfm recordings": {
+        *("CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--print-config", "--allow-leakage"),
+    },
     "sleepfm completion": {"SHELL"},
     "sleepfm doctor": {"DIR", "--cohort", "--json", "--sample", "--headers"},
     "sleepfm score": {

@@ -55,6 +55,8 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         words += ["--dry-run", *(["--processes", str(processes)] if processes else [])]
         processes = 1
+    if arguments.print_config:
+        words.append("--print-config")
     line = launch_line(arguments.script, _processes(processes), words)
     sys.stdout.flush()
     os.execv(line[0], line)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from sleepfm.command_line import positive
-from sleepfm.config import load_config, to_dict
+from sleepfm.config import load_config, to_dict, to_yaml
 from sleepfm.console import SaidOnce, accept_every_character
 from sleepfm.data.mixed_stream import follow
 from sleepfm.data.report import report_of
@@ -132,6 +132,8 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
         require("deepspeed")
         world = World.from_environment()
         planned = world
+        if arguments.print_config and not arguments.dry_run:
+            raise UsageError("--print-config: only for --dry-run; a run keeps its configuration as config.yaml in train.output")
         if arguments.processes is not None:
             if not arguments.dry_run:
                 raise UsageError(
@@ -144,9 +146,19 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
         store = store_uri(config.tracking.uri)
         config = compute_dtype.as_begun(config, arguments.resume)
         preflight = Preflight(config, world, planned, store, arguments.resume, dataset_digest, arguments.dry_run)
-        return _run(config, build, preflight, world, arguments.resume, store, planned if arguments.dry_run else None)
+        trial = _Trial(planned, arguments.print_config) if arguments.dry_run else None
+        return _run(config, build, preflight, world, arguments.resume, store, trial)
 
     exit_ranked(command)
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """What ``--dry-run`` is asked for."""
+
+    planned: World
+    """The processes that it speaks of, whatever runs now."""
+    prints_config: bool
 
 
 def _run(
@@ -156,21 +168,21 @@ def _run(
     world: World,
     resume: Resume,
     store: str,
-    on_paper: World | None,
+    trial: _Trial | None,
 ) -> int:
     if preflight.done is not None:
         return _already_done(config, preflight.done, store) if world.is_main else 0
     preflight.before_start()
     start(world, _COLLECTIVE_TIMEOUT_SECONDS)
     watched = _Watched(Watchdog(world, config.train.stall_s, config.train.silent_s))
-    context = Context(world, store, resume, config, observer=watched, on_paper=on_paper is not None)
-    if on_paper is not None:
+    context = Context(world, store, resume, config, observer=watched, on_paper=trial is not None)
+    if trial is not None:
         stage, config = _stage(config, build, preflight, context)
         if config.init_from and (resume == "never" or not checkpoint.steps(RunFolder(config.train.output).checkpoints)):
             branch.initialise(stage.module, branch.weights_of(config.init_from, context.pull)[0])
-        text = describe_plan(config, stage, world, on_paper)
+        text = describe_plan(config, stage, world, trial.planned)
         if world.is_main:
-            print(text)
+            print(to_yaml(config) + text if trial.prints_config else text)
         return 0
 
     waits = SaidOnce()

@@ -37,7 +37,12 @@ def add_job_options(parser: argparse.ArgumentParser, evaluates: bool) -> None:
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="train nothing: check everything, print the configuration, memory and expected time",
+        help="train nothing: check everything, print memory and expected time",
+    )
+    parser.add_argument(
+        "--print-config",
+        action="store_true",
+        help="only with --dry-run: also print the resolved configuration, before the rest",
     )
 
 

@@ -58,12 +58,11 @@ def test_each_stage_of_zero_shards_more() -> None:
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.99])
-def test_it_prints_configuration_sizes_and_arithmetic_and_writes_nothing(tmp_path: Path, ema: float) -> None:
+def test_it_prints_sizes_and_arithmetic_and_writes_nothing(tmp_path: Path, ema: float) -> None:
     done = alone(tmp_path, "--dry-run", f"train.ema={ema}", "toy.width=12")
     assert done.returncode == 0, done.stderr
-    text, facts = done.stdout.split("\nsteps: ")
-    config = yaml.safe_load(text)
-    assert (config["toy"]["width"], config["train"]["ema"], config["train"]["global_batch"]) == (12, ema, 8)
+    _, facts = done.stdout.split("steps: ")
+    assert "global_batch" not in done.stdout
     total = sum(p.numel() for p in ToyModule(ToyConfig(width=12)).parameters())
     trained = total - (8 * 8 + 8)
     assert facts.startswith("12, items in a pass: 40\n")
@@ -74,6 +73,18 @@ def test_it_prints_configuration_sizes_and_arithmetic_and_writes_nothing(tmp_pat
     assert "processes: 1, of 4 items in each of 2 micro-steps" in facts
     assert "GiB activations of 4 items (counted)" in facts
     assert re.search(r"^1 x H100 \(75 GiB\): fits$", facts, re.MULTILINE)
+    assert not (tmp_path / "run").exists()
+
+
+def test_it_prints_the_configuration_where_asked_and_before_the_rest(tmp_path: Path) -> None:
+    done = alone(tmp_path, "--dry-run", "--print-config", "toy.width=12")
+    assert done.returncode == 0, done.stderr
+    text, facts = done.stdout.split("\nsteps: ")
+    config = yaml.safe_load(text)
+    assert (config["toy"]["width"], config["train"]["global_batch"], config["deepspeed"]["dtype"]) == (12, 8, "fp32")
+    assert facts.startswith("12, items in a pass: 40\n")
+    refused = alone(tmp_path, "--print-config")
+    assert refused.returncode == 2 and "--print-config: only for --dry-run" in refused.stderr
     assert not (tmp_path / "run").exists()
 
 

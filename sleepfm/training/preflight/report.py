@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 
-from sleepfm.config import to_yaml
 from sleepfm.data.identity import as_digest
 from sleepfm.data.mixed_stream import MixedStream, sources_of
 from sleepfm.models.recompute import recompute_activations
@@ -48,7 +47,6 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
     work = work_of(config, planned.size, flops, activations.bytes(shares.micro_batch), size.trainable)
     return "\n".join(
         [
-            to_yaml(config),
             f"steps: {steps}, items in a pass: {len(stage.stream)}",
             *_sources(stage),
             f"processes: {planned.size}, of {shares.micro_batch} items in each of {shares.accumulation} micro-steps",
