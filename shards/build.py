@@ -80,7 +80,7 @@ def build(
         UsageError: ``out`` lies in ``source`` or the other way round, or nothing is excluded by what is to exclude.
         BusyError: ``out`` is being built by another process.
         DatasetError: ``out`` is something else or holds a file that a build did not write, its source has changed, or people
-            would come into another split.
+            would come into another split, or the table that says whose they are is damaged.
         SubjectTableError: a table of people cannot be used; nothing is written.
         StorageError: ``out`` cannot be written to.
         ShardError: tasks failed.
@@ -147,6 +147,9 @@ def _build(
         size = config.recordings_per_shard
         plan = _plan(replace(before, identity=wanted), done, found, root, size, retry_refused, late.keys())
         _check_free(out, plan, before)
+        todo = [shard for shard in plan.shards if shard.name not in done.shards]
+        # Who is in a data set is moved by --rebuild alone.
+        subjects = stored_subjects(out) if _converts_again(todo, before) and not rebuild else {}
         if stale:
             print(f"making {len(stale)} of {len(before.shards)} shards again: {', '.join(stale)}", flush=True)
         if rescored:
@@ -159,10 +162,8 @@ def _build(
             write_plan(out, plan)
         copy.abandon_uploads()
         copy.publish(check)
-        todo = [shard for shard in plan.shards if shard.name not in done.shards]
         if todo:
-            # Who is in a data set is moved by --rebuild alone.
-            whose = whose_recordings(plan, files, {shard.name for shard in todo}, {} if rebuild else stored_subjects(out))
+            whose = whose_recordings(plan, files, {shard.name for shard in todo}, subjects)
             printed = _run(todo, root, copy.url, config, plan, workers, known, files, refused, builder, check, whose)
             copy.pull()
             # Workers that died have left files that nobody will finish.
@@ -187,6 +188,11 @@ def _build(
         tuple(known_of),
         tuple(warnings),
     )
+
+
+def _converts_again(todo: Sequence[ShardPlan], before: Plan) -> bool:
+    """Whether recordings that were planned ``before`` are to do, of which the manifest may know whose they are."""
+    return any(entry.path in before.latest for shard in todo for entry in shard.entries)
 
 
 def _check_free(out: Path, plan: Plan, before: Plan) -> None:

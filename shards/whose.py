@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,9 @@ import pyarrow.parquet as pq
 
 from shards.names import shown
 from shards.plan import Plan
-from sleepfm.data.format import MANIFEST_FOLDER
+from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER
+from sleepfm.errors import DatasetError
+from sleepfm.signals.files import file_sha256
 from sleepfm.signals.record_names import RecordName, name_persons, name_records, stem_key
 
 
@@ -63,9 +66,31 @@ def whose_recordings(
 
 
 def stored_subjects(out: Path) -> dict[str, str]:
-    """The subject of each recording in the manifest of ``out``, by its path as it stands there; none where there is none."""
-    try:
-        table = pq.read_table(out / MANIFEST_FOLDER / "records.parquet", columns=["source", "subject"])
-    except (OSError, pyarrow.lib.ArrowException):
+    """The subject of each recording in the manifest of ``out``, by its path as it stands there; none where there is no manifest,
+    as a build leaves it that was killed before it wrote one.
+
+    Raises:
+        DatasetError: the table of recordings is damaged.
+    """
+    path = out / MANIFEST_FOLDER / "records.parquet"
+    if not path.exists():
         return {}
+    try:
+        if _told_digest(out) not in ("", file_sha256(path)):
+            raise ValueError(f"its SHA-256 is not the one in {DATASET_FILE}")
+        table = pq.read_table(path, columns=["source", "subject"])
+    except (OSError, pyarrow.lib.ArrowException, ValueError) as error:
+        raise DatasetError(
+            f"{path}: cannot be read ({str(error).splitlines()[0]}), and only this table says who the people of the recordings "
+            "are that this build converts again; restore it from a copy, or run the same command with --rebuild, which names "
+            "these people anew"
+        ) from error
     return dict(zip(table["source"].to_pylist(), table["subject"].to_pylist(), strict=True))
+
+
+def _told_digest(out: Path) -> str:
+    """SHA-256 of the table of recordings as ``dataset.json`` has it; empty where that is not there, or itself damaged."""
+    try:
+        return str(json.loads((out / DATASET_FILE).read_text(encoding="utf-8"))["tables"]["records"])
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return ""

@@ -40,6 +40,51 @@ def test_two_folders_are_two_people_and_stay_who_they_are(run, tmp_path):
     assert pq.read_table(out / "manifest/quarantine.parquet").to_pylist()[0]["error"] == "DuplicateError"
 
 
+@pytest.mark.parametrize("damage", ["cut short", "other bytes"])
+def test_who_is_known_is_not_named_anew_where_the_manifest_is_damaged(run, tmp_path, digests, damage):
+    """A build that converts known people again ends before it changes anything; one that adds others writes the table anew."""
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    psg(tree / "P1/psg.edf", 1)
+    build = ["build", tree, out, "recordings_per_shard=1"]
+    assert run(build).returncode == 0
+    table = out / "manifest/records.parquet"
+    whole = table.read_bytes()
+    # The second is a table that can be read, and names another person.
+    table.write_bytes(whole[: len(whole) // 2] if damage == "cut short" else whole.replace(b"psg", b"gsp"))
+    psg(tree / "P2/psg.edf", 2)
+    (tree / "P1/psg.csv").write_text("onset,duration,stage\n0,30,N2\n30,30,N2\n")
+    before = digests(out)
+    result = run(build)
+    assert result.returncode == 1 and len(result.stderr.splitlines()) == 1, result.stderr
+    assert f"{table}: cannot be read (" in result.stderr and "restore it from a copy" in result.stderr
+    assert "--rebuild" in result.stderr and digests(out) == before
+    # Without the scoring nobody who is known is converted again.
+    scoring = (tree / "P1/psg.csv").rename(tmp_path / "psg.csv")
+    assert run(build).returncode == 0
+    scoring.rename(tree / "P1/psg.csv")
+    assert run(build).returncode == 0
+    assert stored_subjects(out) == {"P1/psg.edf": "psg", "P2/psg.edf": "P2-psg-edf"}
+    assert run(["verify", out]).returncode == 0
+
+
+def test_a_build_that_was_killed_before_its_first_manifest_goes_on(run, tmp_path, digests):
+    tree, out = tmp_path / "tree", tmp_path / "out"
+    for seed, name in enumerate(("P1/psg.edf", "P2/psg.edf")):
+        psg(tree / name, seed)
+    build = ["build", tree, out, "recordings_per_shard=1"]
+    assert run(build).returncode == 0
+    before = digests(out)
+    for name in ("dataset.json", "wids.json", "shards/shard-000001.json"):
+        (out / name).unlink()
+    shutil.rmtree(out / "manifest")
+    assert stored_subjects(out) == {}
+    assert run(build).returncode == 0 and digests(out) == before
+    # Of a damaged description nothing is told: the table itself is whole.
+    (out / "dataset.json").write_bytes(b"damaged")
+    (out / "shards/shard-000001.json").unlink()
+    assert run(build).returncode == 0 and digests(out) == before
+
+
 @pytest.mark.parametrize("names", ["keep", "digest"])
 def test_a_build_counts_them_as_it_says_and_a_pattern_sees_the_folder(run, tmp_path, names):
     tree, out, ruled = tmp_path / "tree", tmp_path / "out", tmp_path / "ruled"
