@@ -19,7 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from shards.build_config import BuildConfig
-from shards.faults import death_of
+from shards.faults import NO_MEMORY, death_of
 from shards.plan import Entry, ShardPlan
 from sleepfm.config import to_dict
 from sleepfm.data.format import SHARD_FOLDER
@@ -79,7 +79,7 @@ def attempt(source: Path, entry: Entry, file: str, config: BuildConfig) -> str:
     if status == _CANNOT_WRITE:
         raise StorageError(dump.strip())
     if status == _NO_MEMORY:
-        return "memory ran out"
+        return NO_MEMORY
     return death_of(status, dump) if status else ""
 
 

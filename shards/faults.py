@@ -11,6 +11,10 @@ from pathlib import Path, PurePath
 from sleepfm.errors import GoneError
 from sleepfm.signals.files import is_remote
 
+# What is said where memory ran out, or seems to have: in a process, of a node, and by the system's own choice.
+NO_MEMORY = "memory ran out"
+NODE_FULL = "its worker was ended, since its node's memory ran out"
+KILLED = "ended by SIGKILL, as the system does where memory runs out"
 # As faulthandler writes the innermost call first.
 _FRAME = re.compile(r'^  File "(?P<file>[^"]*)", line (?P<line>\d+) in (?P<name>.*)$', re.MULTILINE)
 
@@ -42,7 +46,12 @@ def death_of(status: int, dump: str, seconds: float | None = None) -> str:
     if seconds is not None:
         return f"not done within ray.task_timeout_s={seconds:g}{place}"
     if status == -signal.SIGKILL:
-        return "ended by SIGKILL, as the system does where memory runs out"
+        return KILLED
     if status < 0:
         return f"ended by {signal.Signals(-status).name}{place}"
     return f"ended with status {status}{place}"
+
+
+def is_of_memory(death: str) -> bool:
+    """Whether ``death``, as the schedule or :func:`death_of` says it, is for want of memory, as far as can be known."""
+    return death.startswith((NO_MEMORY, NODE_FULL, KILLED))

@@ -21,7 +21,7 @@ from shards.attempt import attempt
 from shards.build_config import BuildConfig
 from shards.capacity import Capacity
 from shards.completing import Completing
-from shards.faults import fault_of
+from shards.faults import NO_MEMORY, NODE_FULL, fault_of, is_of_memory
 from shards.lease import Builder
 from shards.memory import BASE_BYTES, measure
 from shards.names import shown
@@ -72,7 +72,7 @@ class _Shard:
     handed: dict[str, Discovered] | None = None
     alone: bool = False
     """Its task ends its upload itself."""
-    deaths: int = 0
+    deaths: list[str] = field(default_factory=list)
     nodes_lost: int = 0
     untried: int = 0
 
@@ -165,8 +165,8 @@ class Schedule:
                 self._try_suspects()
                 continue
             for reference in self._ready():
-                job, _ = self._running.pop(reference)
-                self._settle(job, reference)
+                job, memory = self._running.pop(reference)
+                self._settle(job, memory, reference)
             for (job, outcome), end in self._completing.ended(0.0 if self._running else 1.0):
                 self._end(job, outcome, end)
             self._report(None)
@@ -232,7 +232,8 @@ class Schedule:
             if most >= self._least and memory > most:
                 self._ray.cancel(reference)
 
-    def _settle(self, job: _Job, reference: Any) -> None:
+    def _settle(self, job: _Job, memory: int, reference: Any) -> None:
+        """See to a task that has ended, which had asked for so many bytes of ``memory``."""
         errors = self._ray.exceptions
         try:
             result = self._ray.get(reference)
@@ -242,25 +243,25 @@ class Schedule:
                 # What is at work may finish, so that nothing is written once this has returned.
                 self._stop = self._stop or cause
             elif isinstance(cause, MemoryError):
-                self._died(job, "memory ran out")
+                self._died(job, memory, " ".join([NO_MEMORY, *getattr(cause, "__notes__", ())]))
             else:
                 self._fail(job, str(error))
         except errors.OutOfMemoryError:
-            self._died(job, "its worker was ended, since its node's memory ran out")
+            self._died(job, memory, NODE_FULL)
         except errors.WorkerCrashedError:
-            self._died(job, "its worker died")
+            self._died(job, memory, "its worker died")
         except (errors.NodeDiedError, errors.LocalRayletDiedError, errors.ObjectLostError, errors.TaskCancelledError):
-            self._lost(job)
+            self._lost(job, memory)
         except errors.RayError as error:
             self._fail(job, str(error))
         else:
-            self._done(job, result)
+            self._done(job, memory, result)
 
-    def _done(self, job: _Job, result: Any) -> None:
+    def _done(self, job: _Job, memory: int, result: Any) -> None:
         item = job.item
         if isinstance(item, _Attempt):
             if result:
-                self._died(job, result)
+                self._died(job, memory, result)
             else:
                 self._lived += 1
                 # What it needed, its shard needs.
@@ -292,30 +293,48 @@ class Schedule:
                 job.item.alone = True
                 self._again.append(job)
 
-    def _lost(self, job: _Job) -> None:
+    def _lost(self, job: _Job, memory: int) -> None:
         """The task's node is gone."""
         job.item.nodes_lost += 1
         if job.item.nodes_lost % _NODES_LOST == 0:
-            self._died(job, "its node was lost")
+            self._died(job, memory, "its node was lost")
         else:
             self._again.append(job)
 
-    def _died(self, job: _Job, why: str) -> None:
+    def _died(self, job: _Job, memory: int, why: str) -> None:
         item = job.item
+        if is_of_memory(why):
+            why += f" (its task had asked for {memory / 2**20:.0f} MB)"
+        item.deaths.append(why)
         if isinstance(item, _Attempt):
-            item.deaths.append(why)
             if len(item.deaths) < self._most_deaths:
                 # Maybe the header says too little of what it needs.
                 self._again.append(replace(job, memory=2 * job.memory))
                 return
-            self._refuse(item)
+            self._refuse(item, memory)
             return
-        item.deaths += 1
-        if item.deaths > self._most_deaths:
-            self._fail(job, f"{why}, {item.deaths} times, although each of its recordings can be converted by itself")
+        if len(item.deaths) > self._most_deaths:
+            self._fail(job, self._shard_death(item, memory))
             return
         self._suspects.append(item)
         self._report(f"{item.plan.name}: {why}; its recordings are tried one by one when the other shards are done")
+
+    def _shard_death(self, shard: _Shard, memory: int) -> str:
+        """What to say of a shard whose task died time and again, the last time with so many bytes asked for."""
+        count, why = len(shard.deaths), "; ".join(dict.fromkeys(shard.deaths))
+        sound = "although each of its recordings can be converted by itself"
+        if not all(map(is_of_memory, shard.deaths)):
+            return f"{why}, {count} times in all, {sound}"
+        return f"its task ran out of memory {count} times, {sound} ({why}); {self._more_memory(memory)}"
+
+    def _more_memory(self, asked: int) -> str:
+        """What to change where ``asked`` bytes were not enough."""
+        if asked >= self._capacity.memory:
+            return f"no node offers a task more than these {asked / 2**20:.0f} MB; add a node with more memory"
+        return (
+            f"run fewer tasks at once on a node: let each ask for more (ray.task_memory_mb above {asked / 2**20:.0f}), or offer "
+            "fewer CPUs (--workers, ray start --num-cpus)"
+        )
 
     def _fail(self, job: _Job, reason: str) -> None:
         shard = job.item.shard if isinstance(job.item, _Attempt) else job.item
@@ -338,12 +357,20 @@ class Schedule:
         if not shard.untried:
             self._again.append(self._begin(shard))
 
-    def _refuse(self, item: _Attempt) -> None:
+    def _refuse(self, item: _Attempt, memory: int) -> None:
+        """Leave out a recording whose attempts all ended their process, the last with so many bytes asked for."""
         entry, why = item.entry, "; ".join(dict.fromkeys(item.deaths))
-        reason = (
-            f"ends the process that converts it, even when it is converted by itself ({len(item.deaths)} of "
-            f"{len(item.deaths)} attempts: {why}); --retry-refused tries it again"
-        )
+        attempts = f"{len(item.deaths)} of {len(item.deaths)} attempts: {why}"
+        if all(map(is_of_memory, item.deaths)):
+            reason = (
+                "as far as can be told, memory ran out whenever it was converted by itself, which may be no fault of the "
+                f"recording ({attempts}); {self._more_memory(memory)}, then try it again with --retry-refused"
+            )
+        else:
+            reason = (
+                f"ends the process that converts it, even when it is converted by itself ({attempts}); --retry-refused tries it "
+                "again"
+            )
         item.shard.refused[entry.path] = Refusal(entry.path, entry.size, FatalRecordingError.__name__, reason)
         self._fatal += 1
         if self._fatal >= _FATAL_ALONE and not self._lived:
