@@ -14,6 +14,7 @@ import threading
 import time
 from typing import Any
 
+import moto.s3.models
 import moto.server
 from werkzeug.serving import make_server
 
@@ -24,6 +25,7 @@ FAULTS: dict[str, Any] = {
     "delay_s": 0.0,  # longest time before an answer
     "denied": [],  # methods that these credentials must not use
     "conditions": True,  # without: If-None-Match is overlooked, as by stores that do not know it
+    "least_part": 5 * 2**20,  # bytes of a part that is not the last of an upload, as real stores want them
     "seed": 0,
 }
 _DENIAL = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
@@ -50,6 +52,7 @@ class Handler(moto.server.MotoRequestHandler):
             with _drawing:
                 FAULTS.update(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
                 _draws.seed(FAULTS["seed"])
+                moto.s3.models.S3_UPLOAD_PART_MIN_SIZE = FAULTS["least_part"]
             self._answer(200, b"")
             return
         with _drawing:
