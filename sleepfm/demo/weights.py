@@ -52,7 +52,8 @@ class WeightsConfig(Config):
     example = "synthetic/weights.yaml"
     cohort: VariedCohort
     held_out: VariedCohort
-    processes: int = Field(2, ge=1)
+    workers: int = Field(2, ge=1, description="processes that make nights and shards")
+    processes: int = Field(1, ge=1, description="processes that train")
     build: list[str] = []
     unimodal: list[str] = []
     events: list[str] = []
@@ -66,9 +67,9 @@ class WeightsPlan(Plan):
 
     def __init__(self, config: WeightsConfig, folder: Path, seed: int) -> None:
         jobs = to_dict(config) | {"cohort": {"subjects": config.cohort.subjects, "hours": config.cohort.hours}}
-        del jobs["held_out"]
+        del jobs["held_out"], jobs["workers"]
         super().__init__(DemoConfig(**jobs), folder, seed, None)
-        self.varied, self.held_out = config.cohort, config.held_out
+        self.varied, self.held_out, self.workers = config.cohort, config.held_out, config.workers
         self.unseen = folder / "held-out" / "shards"
 
     @property
@@ -94,7 +95,7 @@ class WeightsPlan(Plan):
     def _people(self, name: str, cohort: VariedCohort, seed: int, recordings: Path, shards: Path, build: Sequence[str]) -> Step:
         size = ["--subjects", str(cohort.subjects), "--hours", f"{cohort.hours:g}", "--seed", str(seed)]
         options = ["--shards", str(shards), *(word for item in build for word in ("--build", item))]
-        workers = ["--config", cohort.config, "--workers", str(self.config.processes)]
+        workers = ["--config", cohort.config, "--workers", str(self.workers)]
         return Step(name, [str(BIN / "sleepfm"), "synth", str(recordings), *size, *workers, *options])
 
     def finetune(self) -> Step:
