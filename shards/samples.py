@@ -126,6 +126,9 @@ def write_recording(
 
 
 def _clipped(steps: NDArray[np.int16]) -> int:
+    # Nearly always none, which the extremes tell at once.
+    if not len(steps) or (steps.max() < INT16_MAX and steps.min() > -INT16_MAX):
+        return 0
     return int(np.count_nonzero(steps == INT16_MAX) + np.count_nonzero(steps == -INT16_MAX))
 
 

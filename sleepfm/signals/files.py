@@ -253,10 +253,11 @@ class _LocalFile:
 
 
 class MemoryFile:
-    """The whole content of a file that was read before."""
+    """The whole content of a file that was read before, when it had this ``state``."""
 
-    def __init__(self, content: bytes) -> None:
+    def __init__(self, content: bytes, state: FileState | None = None) -> None:
         self._content = content
+        self._state = state or FileState(len(content), "")
         self.size = len(content)
 
     def __enter__(self) -> MemoryFile:
@@ -266,10 +267,14 @@ class MemoryFile:
         pass
 
     def state(self) -> FileState:
-        return FileState(self.size, "")
+        return self._state
 
     def read(self, start: int, length: int, keep: bool = True) -> bytes:
         return self._content[start : start + length]
+
+    def view(self, start: int, length: int) -> memoryview:
+        """What :meth:`read` gives, without a copy."""
+        return memoryview(self._content)[start : start + length]
 
 
 class _RemoteFile:

@@ -28,9 +28,9 @@ _LARGEST_DENOMINATOR = 10_000
 # Held by sample and hold between readings, so that steps (a finger that comes off) do not ring.
 STEPPED = ("SPO2",)
 _CENTRE_SAMPLES = 8192
-_QUARTILE_SAMPLES = 16_384
+_QUARTILE_SAMPLES = 32_768
 _QUARTILES = (0.25, 0.5, 0.75)
-_PIECE_SAMPLES = 65_536
+_PIECE_SAMPLES = 262_144
 # Samples of a block at the higher of both rates, so that its transform stays in the cache, and of a batch of blocks.
 _BLOCK_SAMPLES = 16_384
 _BATCH_SAMPLES = 1_000_000
@@ -129,7 +129,7 @@ def quartiles(signal: NDArray[np.float32]) -> tuple[float, float, float]:
     The night is gone through once, a piece that fits the processor's cache at a time.
     """
     few = np.sort(signal[:: max(1, len(signal) // _QUARTILE_SAMPLES)])
-    slack = max(1, len(few) // 64)
+    slack = max(1, len(few) // 128)
     places = [int(share * (len(few) - 1)) for share in _QUARTILES]
     brackets = [(few[max(0, place - slack)], few[min(len(few) - 1, place + 1 + slack)]) for place in places]
     below = [0] * len(brackets)

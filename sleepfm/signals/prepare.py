@@ -252,7 +252,9 @@ def _make_channel(description: RecordingDescription, examination: Examination, d
         samples, median, iqr = robust_scale(samples)
         if iqr < limits.floor:
             raise SignalError(f"too weak: an interquartile range of {iqr:.3g} is below the floor of {limits.floor:g}")
-    samples[np.isnan(samples)] = 0.0
+    missing = np.isnan(samples)
+    if missing.any():
+        samples[missing] = 0.0
     description.median[channel], description.iqr[channel], description.quality[channel] = median, iqr, quality
     entry = description.provenance["channels"][channel] = derivation.describe()
     if digests := examination.recording.sample_digests.get(derivation.active.index):

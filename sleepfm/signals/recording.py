@@ -23,10 +23,13 @@ from sleepfm.signals.edf.blocks import iter_blocks
 from sleepfm.signals.edf.header import EdfHeader, SignalHeader, read_header
 from sleepfm.signals.edf.sample_digests import SampleDigests
 from sleepfm.signals.edf.timeline import Timeline, continuous, read_extent, read_timeline
-from sleepfm.signals.files import RandomFile, location, name_below, random_file
+from sleepfm.signals.files import MemoryFile, RandomFile, is_remote, location, name_below, random_file
 
 # Beyond this a header is damaged, and samples would not fit their type.
 _LARGEST_VALUE = 1e15
+# A file on disk of at most so many bytes, such as a night of SHHS, is read once and not once a channel, where samples are wanted.
+# It fits into what a task of a build has in hand (shards/memory.py).
+_WHOLE_BYTES = 48 * 2**20
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,8 @@ def opened_recording(path: str | Path, header: EdfHeader | None = None, names_be
     with ExitStack() as stack:
         with _reading(name_below(path, names_below)):
             stack.enter_context(file)
+            if not is_remote(path) and file.size <= _WHOLE_BYTES:
+                file = MemoryFile(file.read(0, file.size), file.state())
         yield open_recording(file, path, header, names_below)
 
 
@@ -241,19 +246,25 @@ def _read_samples(
     rate = _rate(header, signal)
     gain = (signal.physical_max - signal.physical_min) / (signal.digital_max - signal.digital_min)
     offset = signal.physical_min - gain * signal.digital_min
-    samples = np.full(timeline.n_samples(rate, signal.samples), np.nan, dtype=np.float32)
+    samples = np.empty(timeline.n_samples(rate, signal.samples), dtype=np.float32)
+    filled = 0
     end = signal.offset + signal.samples * header.sample_bytes
     digest = SampleDigests(header.sample_bytes) if index not in digests else None
     with _reading(name), file:
         for piece in timeline.pieces:
             place = piece.place(rate)
+            samples[filled:place] = np.nan
             for scattered in iter_blocks(file, header, name, signal.offset, end, piece.first, piece.stop):
                 block = np.ascontiguousarray(scattered)
                 if digest is not None:
                     digest.add(block)
                 digital = _decode(block, header.sample_bytes)
-                samples[place : place + digital.size] = digital * gain + offset
+                digital *= gain
+                digital += offset
+                samples[place : place + digital.size] = digital
                 place += digital.size
+            filled = place
+    samples[filled:] = np.nan
     if digest is not None:
         digests[index] = digest.kept
     return samples

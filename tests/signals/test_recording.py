@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from datetime import datetime
 
@@ -14,7 +15,7 @@ from made_edf import Made, noise, tal, write_edf
 
 from sleepfm.errors import RecordingError
 from sleepfm.signals.files import MemoryFile
-from sleepfm.signals.recording import SignalInfo, open_recording, read_edf_extent, read_recording
+from sleepfm.signals.recording import SignalInfo, open_recording, opened_recording, read_edf_extent, read_recording
 
 READABLE = [
     "nox-a1/subject1.edf",
@@ -136,6 +137,25 @@ class Counted(MemoryFile):
     def read(self, start: int, length: int, keep: bool = True) -> bytes:
         self.asked += length
         return super().read(start, length, keep)
+
+    def view(self, start: int, length: int) -> memoryview:
+        self.asked += length
+        return super().view(start, length)
+
+
+def test_a_small_file_whose_samples_are_wanted_is_read_once(tmp_path, monkeypatch):
+    signals = [Made("A", noise(400), 100), Made("B", noise(400, 1), 100)]
+    path, read = write_edf(tmp_path / "x.edf", signals), []
+    pread = os.pread
+    monkeypatch.setattr(os, "pread", lambda *place: read.append(place[1:]) or pread(*place))
+    with opened_recording(path) as recording:
+        whole = [place for place in read if place[0] == path.stat().st_size]
+        found = [recording.read(index) for index in range(2)]
+        assert [place for place in read if place[0] == path.stat().st_size] == whole == [(path.stat().st_size, 0)]
+        path.write_bytes(b"")
+        assert np.array_equal(recording.read(0), found[0]), "what was read stays"
+    again = read_recording(write_edf(tmp_path / "y.edf", signals))
+    assert all(np.array_equal(again.read(index), found[index]) for index in range(2))
 
 
 @pytest.mark.parametrize(("per_record", "asked"), [(150_000, 2 * 40), (1_000, 2 * 2_040)], ids=["large", "small"])

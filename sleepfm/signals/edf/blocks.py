@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from sleepfm.errors import RecordingError
 from sleepfm.signals.edf.header import EdfHeader
-from sleepfm.signals.files import RandomFile
+from sleepfm.signals.files import MemoryFile, RandomFile
 
 _BLOCK_BYTES = 1 << 22
 # From this size on a record is not read whole: seeking to the wanted part is cheaper.
@@ -38,7 +38,7 @@ def iter_blocks(
 
 
 def _read(file: RandomFile, start: int, length: int, record: int, name: str) -> NDArray[np.uint8]:
-    block = file.read(start, length)
+    block = file.view(start, length) if isinstance(file, MemoryFile) else file.read(start, length)
     if len(block) < length:
         raise RecordingError(f"{name}: ends after record {record}; the file became shorter while it was read")
     return np.frombuffer(block, dtype=np.uint8)
