@@ -127,7 +127,7 @@ def test_the_compiled_step_of_the_multimodal_model_asks_for_less() -> None:
     eager, compiled = found["eager"], found["compiled"]
     assert compiled["kernels"] < 0.7 * eager["kernels"]
     assert compiled["other_bytes"] < eager["other_bytes"]
-    assert compiled["gflop_an_item"] == eager["gflop_an_item"]
+    assert compiled["gflop_an_item"] == pytest.approx(eager["gflop_an_item"], rel=1e-3)
 
 
 @pytest.mark.slow

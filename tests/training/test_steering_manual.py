@@ -40,7 +40,7 @@ def start(folder: Path, words: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_commands_of_the_manual_do_what_it_says(tmp_path: Path) -> None:
-    nights = [make_night(f"night{number}", 12, seed=number) for number in range(16)]
+    nights = [make_night(f"night{number}", 16, seed=number) for number in range(16)]
     make_dataset(tmp_path / "runs" / "demo" / "shards", nights, per_shard=4)
     for name in ("launch", "configs"):
         (tmp_path / name).symlink_to(REPOSITORY / name)
