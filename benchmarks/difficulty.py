@@ -92,12 +92,11 @@ def has_event(night: Night, kinds: Sequence[str]) -> NDArray[np.bool_]:
     return label
 
 
-def judged(nights: Sequence[Night], found_in: Sequence[dict[str, Floats]], modalities: Sequence[str]) -> dict[str, Any]:
-    """What trees that learn from the first three quarters of ``nights`` reach on the others, by the features of ``modalities``
-    that were ``found_in`` each.
+def judged(nights: Sequence[Night], found_in: Sequence[dict[str, Floats]], modalities: Sequence[str], cut: int) -> dict[str, Any]:
+    """What trees that learn from the ``nights`` before ``cut`` reach on the others, by the features of ``modalities`` that were
+    ``found_in`` each.
     """
     inputs = [np.column_stack([own[name] for name in modalities]) for own in found_in]
-    cut = 3 * len(nights) // 4
     train, test = np.concatenate(inputs[:cut]), np.concatenate(inputs[cut:])
     sleep = np.concatenate([night.stages for night in nights[cut:]]) != Stage.W
 
@@ -137,14 +136,14 @@ def main() -> None:
     epochs = round(3600 * arguments.hours / EPOCH_SECONDS)
     nights = [draw_night(arguments.seed, number, epochs) for number in range(arguments.subjects)]
     found_in = [features(night) for night in nights]
-    modalities = list(found_in[0])
+    modalities, cut = list(found_in[0]), 3 * len(nights) // 4
     result = {
         "machine": describe(),
         "subjects": arguments.subjects,
         "hours": arguments.hours,
         "features": sum(values.shape[1] for values in found_in[0].values()),
-        "all": judged(nights, found_in, modalities),
-        **{name: judged(nights, found_in, [name]) for name in modalities},
+        "all": judged(nights, found_in, modalities, cut),
+        **{name: judged(nights, found_in, [name], cut) for name in modalities},
     }
     tell(result, arguments.json)
 

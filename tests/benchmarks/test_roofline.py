@@ -24,7 +24,16 @@ SMALL: dict[str, Any] = {
     "kind": "neuronet",
     "channels": ["EEG_C4"],
     "step_s": 4.0,
-    "frame_encoder": {"stem": 4, "channels": [4, 8], "strides": [2, 2], "kernels": [3], "pools": [3], "feature": 16},
+    # Two features in squeeze-and-excitation: a compiler does not compute a product with a side of one as a product.
+    "frame_encoder": {
+        "stem": 4,
+        "channels": [4, 8],
+        "strides": [2, 2],
+        "kernels": [3],
+        "pools": [3],
+        "reduction": 2,
+        "feature": 16,
+    },
     "encoder": {"dim": 16, "depth": 1, "heads": 2},
     "decoder": {"dim": 8, "depth": 1, "heads": 2},
     "projector": [16, 8],
@@ -127,7 +136,7 @@ def test_the_compiled_step_of_the_multimodal_model_asks_for_less() -> None:
     eager, compiled = found["eager"], found["compiled"]
     assert compiled["kernels"] < 0.7 * eager["kernels"]
     assert compiled["other_bytes"] < eager["other_bytes"]
-    assert compiled["gflop_an_item"] == pytest.approx(eager["gflop_an_item"], rel=1e-3)
+    assert compiled["gflop_an_item"] == eager["gflop_an_item"]
 
 
 @pytest.mark.slow

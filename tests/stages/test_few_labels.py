@@ -278,10 +278,27 @@ def test_few_labels_select_by_few_and_are_compared_with_their_like(nights, sourc
     assert few.measure("val/kappa") != by_epoch.measure("val/kappa")
 
 
+def fine_tune(nights, folder, *asked):
+    """Of stages, by short sequences of ``nights``, with what is ``asked`` for besides."""
+    fixed = [f"data.path={nights.path}", f"train.output={folder / 'run'}", "sequence={length: 6, stride: 6}"]
+    return load_config(FinetuneConfig, config_root() / "downstream" / "finetune-stage-tiny.yaml", [*fixed, *asked])
+
+
+def shown(stage, batches):
+    """The signals, and what is present, that a model sees of each of ``batches``."""
+    signals, present = [], []
+
+    def model(heard, there, valid):
+        signals.append(heard), present.append(there)
+        return torch.zeros(*there.shape[:2], 5, requires_grad=True)
+
+    for batch in batches:
+        stage.loss(model, batch, 0)
+    return signals, present
+
+
 def test_a_fine_tune_learns_from_the_people_who_are_drawn(nights, source, tmp_path):
-    fixed = [f"data.path={nights.path}", f"train.output={tmp_path / 'run'}", "sequence={length: 6, stride: 6}"]
-    file = config_root() / "downstream" / "finetune-stage-tiny.yaml"
-    stage = FinetuneStage(load_config(FinetuneConfig, file, [*fixed, "data.label_fraction=0.3"]), source)
+    stage = FinetuneStage(fine_tune(nights, tmp_path, "data.label_fraction=0.3"), source)
     drawn = {nights.names[row] for row, _ in labelled(nights, stage.draw, "label")}
     assert set(stage.stream.batch(0, 2 * len(stage.stream)).record) <= drawn
     assert stage.n_labelled == len(labelled(nights, stage.draw, "label")) == stage.draw.drawn["label"].epochs
@@ -289,20 +306,10 @@ def test_a_fine_tune_learns_from_the_people_who_are_drawn(nights, source, tmp_pa
 
 
 def test_a_fine_tune_varies_recordings_by_the_item(nights, source, tmp_path):
-    fixed = [f"data.path={nights.path}", f"train.output={tmp_path / 'run'}", "sequence={length: 6, stride: 6}"]
-    file = config_root() / "downstream" / "finetune-stage-tiny.yaml"
-    stage = FinetuneStage(load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6", "gain=2"]), source)
-    assert FinetuneStage(load_config(FinetuneConfig, file, fixed), source).stream.batch(0, 1).noise is None
-    seen, scaled = [], []
-
-    def model(signals, present, valid):
-        seen.append(present), scaled.append(signals)
-        return torch.zeros(*present.shape[:2], 5, requires_grad=True)
-
+    stage = FinetuneStage(fine_tune(nights, tmp_path, "modality_dropout=0.6", "gain=2"), source)
+    assert FinetuneStage(fine_tune(nights, tmp_path), source).stream.batch(0, 1).noise is None
     whole = stage.stream.batch(0, 24)
-    stage.loss(model, whole, 0)
-    for place in range(24):
-        stage.loss(model, stage.stream.batch(place, 1), 0)
+    scaled, seen = shown(stage, [whole, *(stage.stream.batch(place, 1) for place in range(24))])
     for found in (seen, scaled):
         assert torch.equal(found[0], torch.cat(found[1:])), "the same for an item in every batch"
     heard = whole.signals.abs().amax(-1) > 0
@@ -313,22 +320,15 @@ def test_a_fine_tune_varies_recordings_by_the_item(nights, source, tmp_path):
     eeg = [name.startswith("EEG") for name in stage.module.channels]
     assert torch.equal(seen[0][..., eeg], whole.present[..., eeg])
     assert 0.2 < seen[0][..., [not own for own in eeg]].float().mean() / whole.present.float().mean() < 0.7
-    with pytest.raises(ConfigError, match="channel_dropout, gain, filter_db: what a cache holds cannot be changed"):
-        load_config(FinetuneConfig, file, [*fixed, "modality_dropout=0.6", "tune={mode: frozen}", "cache=x"])
+    reason = "modality_dropout, channel_dropout, gain, filter_db: what a cache holds cannot be changed"
+    with pytest.raises(ConfigError, match=reason):
+        fine_tune(nights, tmp_path, "modality_dropout=0.6", "tune={mode: frozen}", "cache=x")
 
 
 def test_a_fine_tune_hears_one_channel_of_a_modality_through_another_filter(nights, source, tmp_path):
-    fixed = [f"data.path={nights.path}", f"train.output={tmp_path / 'run'}", "sequence={length: 6, stride: 6}"]
-    file = config_root() / "downstream" / "finetune-stage-tiny.yaml"
-    stage = FinetuneStage(load_config(FinetuneConfig, file, [*fixed, "channel_dropout=1", "filter_db=6"]), source)
-    seen, heard = [], []
-
-    def model(signals, present, valid):
-        seen.append(present), heard.append(signals)
-        return torch.zeros(*present.shape[:2], 5, requires_grad=True)
-
+    stage = FinetuneStage(fine_tune(nights, tmp_path, "channel_dropout=1", "filter_db=6"), source)
     whole = stage.stream.batch(0, 8)
-    stage.loss(model, whole, 0)
+    heard, seen = shown(stage, [whole])
     eeg = [name.startswith("EEG") for name in stage.module.channels]
     assert torch.equal(seen[0][..., eeg].sum(-1), whole.present[..., eeg].any(-1).long())
     spectrum, before = (torch.fft.rfft(signals).abs() for signals in (heard[0], whole.signals))
