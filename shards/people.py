@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 from shards.build_config import BuildConfig, PrivacyConfig, SplitConfig, chosen_cohort
 from shards.privacy import token
 from shards.split import splits_of
+from shards.stored_tables import check_table, told_digests
 from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER
 from sleepfm.data.people import COLUMNS, person_of
 from sleepfm.errors import DatasetError
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.files import file_sha256, location
+from sleepfm.signals.files import location
 from sleepfm.signals.groups import group_of
 from sleepfm.signals.people import NOBODY, KnownPeople, Person, read_people
 
@@ -143,7 +144,9 @@ def read_stored(out: Path, config: SplitConfig) -> Stored:
     if not (folder / "records.parquet").exists() and not (config.stratify and (out / DATASET_FILE).exists()):
         return Stored()
     try:
-        _check_digests(out)
+        told = told_digests(out)
+        for name in ("records", "subjects"):
+            check_table(out, name, told)
         rows = pq.read_table(folder / "records.parquet", columns=["subject", "visit", "cohort", "split"]).to_pylist()
         people: dict[PersonKey, Person] = {(row["subject"], row["visit"], row["cohort"]): NOBODY for row in rows}
         if (folder / "subjects.parquet").exists():
@@ -157,19 +160,6 @@ def read_stored(out: Path, config: SplitConfig) -> Stored:
             ) from error
         return Stored()
     return Stored(people, {row["subject"]: row["split"] for row in rows})
-
-
-def _check_digests(out: Path) -> None:
-    """Raises :class:`ValueError` for a table whose bytes are not those that ``dataset.json`` means, where there is one."""
-    try:
-        tables = json.loads((out / DATASET_FILE).read_text(encoding="utf-8"))["tables"]
-    except FileNotFoundError:
-        return
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{DATASET_FILE} is damaged") from error
-    for name in ("records", "subjects"):
-        if name in tables and file_sha256(out / MANIFEST_FOLDER / f"{name}.parquet") != tables[name]:
-            raise ValueError(f"{name}.parquet has changed")
 
 
 def check_moves(out: Path, config: SplitConfig, tables: Tables) -> None:

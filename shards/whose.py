@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +11,9 @@ import pyarrow.parquet as pq
 
 from shards.names import shown
 from shards.plan import Plan
-from sleepfm.data.format import DATASET_FILE, MANIFEST_FOLDER
+from shards.stored_tables import check_table, told_digests
+from sleepfm.data.format import MANIFEST_FOLDER
 from sleepfm.errors import DatasetError
-from sleepfm.signals.files import file_sha256
 from sleepfm.signals.record_names import RecordName, name_persons, name_records, stem_key
 
 
@@ -76,8 +75,12 @@ def stored_subjects(out: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        if _told_digest(out) not in ("", file_sha256(path)):
-            raise ValueError(f"its SHA-256 is not the one in {DATASET_FILE}")
+        told = told_digests(out)
+    except ValueError:
+        # A damaged description is not held against a table that can be read.
+        told = {}
+    try:
+        check_table(out, "records", told)
         table = pq.read_table(path, columns=["source", "subject"])
     except (OSError, pyarrow.lib.ArrowException, ValueError) as error:
         raise DatasetError(
@@ -86,11 +89,3 @@ def stored_subjects(out: Path) -> dict[str, str]:
             "these people anew"
         ) from error
     return dict(zip(table["source"].to_pylist(), table["subject"].to_pylist(), strict=True))
-
-
-def _told_digest(out: Path) -> str:
-    """SHA-256 of the table of recordings as ``dataset.json`` has it; empty where that is not there, or itself damaged."""
-    try:
-        return str(json.loads((out / DATASET_FILE).read_text(encoding="utf-8"))["tables"]["records"])
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        return ""
