@@ -35,10 +35,10 @@ UNUSABLE = Quality.FLAT | Quality.DISCONNECTED | Quality.GAP
 # Of these, the epochs whose samples are not a person's; what a gap leaves of an epoch is.
 _LIFELESS = Quality.FLAT | Quality.DISCONNECTED
 
+# Samples of a second that are looked at first, where it may be flat.
+_FEW = 8
 # Shares of an epoch from which on a fault counts.
 _FLAT_SHARE = 0.5
-# Samples of a second that are looked at first.
-_FEW = 8
 _CLIPPED_SHARE = 0.01
 _RANGE_SHARE = 0.05
 _LOW_SHARE = 0.1
