@@ -49,14 +49,14 @@ def processor_seconds(work: Callable[[Path], Any], paths: list[Path]) -> list[fl
 
 def measure_ours(source: Path, *_: str) -> dict[str, Any]:
     from shards.build_config import load_build_config
-    from shards.task import build_shard
+    from shards.cluster import run_task
 
     config, hours, size = load_build_config(None, ["cohort=shhs1"]), [], []
     with output() as out:
 
         def work(path: Path) -> None:
             shard = shard_of(source, path, 0)
-            outcome = build_shard(source, out, shard, config, "benchmark")
+            outcome = run_task(source, out, shard, config, "benchmark", {})
             assert outcome.converted == 1, outcome.refusals
             hours.append(outcome.hours)
             size.append((out / "shards" / shard.name).stat().st_size)

@@ -284,7 +284,7 @@ def measure(case: str, name: str, device: str, threads: int, steps: int, referen
     """Median seconds of a step, wall and processor, and peak memory in GB, in this process."""
     import torch
 
-    from sleepfm.training.ranks.heap import keep_freed_memory
+    from sleepfm.heap import keep_freed_memory
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

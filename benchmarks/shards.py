@@ -5,14 +5,15 @@
 Synthesises nights shaped like SHHS (10 channels that are converted, 50 to 125 Hz) and measures, each in a process of its own
 with one thread and warm (the first night does not count):
 
-* `speed`: processor time of `build_shard`, a shard a night, everything included, and the bytes it writes, beside what they would
+* `speed`: processor time of a task, a shard a night, everything included, and the bytes it writes, beside what they would
   be with every channel at 100 Hz; with --reference also that of the released
   `dataset/data_parser.py`, which parses 7 of the channels and saves Parquet, on the same files in the same call.
 * `bound`: processor time of what no converter can do without: reading the bytes, decoding the samples that are wanted, and the
   forward and inverse transforms of resampling and filtering them in blocks, all to 100 Hz; nothing else.
 * `memory`: peak resident memory of a real Ray worker, before and after a night of 10 hours.
-* `workers`: wall time of a build on one and on two Ray workers that are warm, written to the temporary folder and, where there
-  is one, to a file system in memory, which takes the disk out of it.
+* `workers`: wall time of a build on one and on two Ray workers that are warm, in turns, written to the temporary folder and,
+  where there is one, to a file system in memory, which takes the disk out of it; and that of the same shards in one process and
+  in two without Ray, each with its half: what the cores themselves give.
 * `store`: wall time of a build into a bucket of a local S3 server (moto, a process of its own) beside one into a folder, shard
   for shard in turns on one Ray worker that is warm, so that what else the machine does meets both: how long the worker is at it,
   and then the driver, which has the server put the parts together; the worker's processor time, and the requests that the server
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -36,13 +38,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from conversion import edfs, measure_bound, measure_ours, measure_reference, output, shard_of
 from machine import describe
 
-# This file bears the name of the package: where it lies must not hide it, here and in Ray's workers.
+# This file bears the name of the package: where it lies must not hide it, here, in Ray's workers and in processes without Ray.
+sys.path.append(sys.path[0])
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 # The local S3 server.
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
@@ -50,6 +54,7 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
 MEMORY_HOURS = 10
 WORKER_SHARDS = 16
+WORKER_TURNS = 3
 STORE_SHARDS = 4
 STORE_RECORDINGS = 8  # as configs/shards.yaml has them
 COMMAND_NIGHTS = 32
@@ -104,26 +109,71 @@ def measure_memory(source: Path, *_: str) -> dict[str, Any]:
 
 
 def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
+    seconds: dict[str, list[float]] = {name: [] for name in ("ray_1", "ray_2", "alone_1", "alone_2")}
+    for _turn in range(WORKER_TURNS):
+        for count in (1, 2):
+            seconds[f"ray_{count}"].append(seconds_on_ray(source, place, count))
+            seconds[f"alone_{count}"].append(seconds_alone(source, place, count))
+    gains = {
+        way: [one / two for one, two in zip(seconds[f"{way}_1"], seconds[f"{way}_2"], strict=True)] for way in ("ray", "alone")
+    }
+    middle = {name: statistics.median(values) for name, values in seconds.items()}
+    return {
+        "nights": WORKER_SHARDS,
+        "turns": WORKER_TURNS,
+        "seconds_with_1": middle["ray_1"],
+        "seconds_with_2": middle["ray_2"],
+        "gain": statistics.median(gains["ray"]),
+        "gain_least": min(gains["ray"]),
+        "gain_most": max(gains["ray"]),
+        "seconds_alone_with_1": middle["alone_1"],
+        "seconds_alone_with_2": middle["alone_2"],
+        "gain_alone": statistics.median(gains["alone"]),
+        "gain_alone_least": min(gains["alone"]),
+        "gain_alone_most": max(gains["alone"]),
+    }
+
+
+def numbered_shards(source: Path, first: int, count: int) -> list[Any]:
+    paths = edfs(source)
+    return [shard_of(source, paths[number % len(paths)], first + number) for number in range(count)]
+
+
+def seconds_on_ray(source: Path, place: str, workers: int) -> float:
     from shards.build_config import load_build_config
     from shards.cluster import cluster, run_shards
 
-    config, paths = load_build_config(None, ["cohort=shhs1"]), edfs(source)
-    seconds = {}
-    for workers in (1, 2):
-        with output(place or None) as out, cluster(workers) as ray:
-            for first, count in ((0, 2 * workers), (100, WORKER_SHARDS), (200, WORKER_SHARDS)):
-                shards = [shard_of(source, paths[n % len(paths)], first + n) for n in range(count)]
-                begin = time.perf_counter()
-                run_shards(ray, shards, source, out, config, "benchmark", lambda news: None)
-                taken = time.perf_counter() - begin
-                if first:
-                    seconds[workers] = min(taken, seconds.get(workers, taken))
-    return {
-        "nights": WORKER_SHARDS,
-        "seconds_with_1": seconds[1],
-        "seconds_with_2": seconds[2],
-        "gain": seconds[1] / seconds[2],
-    }
+    config = load_build_config(None, ["cohort=shhs1"])
+    with output(place or None) as out, cluster(workers) as ray:
+        for first, count in ((0, 2 * workers), (100, WORKER_SHARDS)):  # the first ones warm the workers
+            begin = time.perf_counter()
+            run_shards(ray, numbered_shards(source, first, count), source, out, config, "benchmark", lambda news: None)
+        return time.perf_counter() - begin
+
+
+def seconds_alone(source: Path, place: str, processes: int) -> float:
+    """The same shards in processes that share nothing and are divided beforehand: what these cores give without Ray."""
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool, output(place or None) as out:
+
+        def all_of(first: int, count: int) -> float:
+            begin = time.perf_counter()
+            parts = [pool.submit(convert_alone, source, out, first + 1_000 * n, count // processes) for n in range(processes)]
+            for part in parts:
+                part.result()
+            return time.perf_counter() - begin
+
+        all_of(0, 2 * processes)
+        return all_of(100, WORKER_SHARDS)
+
+
+def convert_alone(source: Path, out: Path, first: int, count: int) -> None:
+    from shards.build_config import load_build_config
+    from shards.cluster import run_task
+
+    config = load_build_config(None, ["cohort=shhs1"])
+    for shard in numbered_shards(source, first, count):
+        outcome = run_task(source, out, shard, config, "benchmark", {})
+        assert outcome.converted == 1, outcome.refusals
 
 
 def timed_task(*arguments: Any) -> tuple[float, float, Any]:

@@ -22,6 +22,7 @@ from shards.task import Outcome, Refusal, build_shard
 from shards.time_limit import time_limit
 from shards.whose import Whose
 from sleepfm.errors import ConfigError, ShardError, UsageError
+from sleepfm.heap import keep_freed_memory
 from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import is_remote, location
 
@@ -40,6 +41,9 @@ OBJECT_STORE_BYTES = 80 * 2**20
 # How a user says who may use a cluster; see Ray's documentation of token authentication.
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 ANSWER_SECONDS = 20
+# A night of ten hours takes less than this, and a worker that holds it free still holds less than Ray is asked for. What a longer
+# one needs goes back to the system after it.
+KEPT_BYTES = 256 * 2**20
 _LONGEST_REASON = 300
 
 
@@ -219,8 +223,9 @@ def run_task(
     hand_over: bool = False,
 ) -> Outcome:
     """:func:`shards.task.build_shard` with its log in the worker's own, where the last line names what it died of, and within
-    ``ray.task_timeout_s`` a recording.
+    ``ray.task_timeout_s`` a recording. The worker keeps the memory that a night frees for the next one.
     """
+    keep_freed_memory(KEPT_BYTES)
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("shards").setLevel(logging.INFO)
     with time_limit(config.ray.task_timeout_s) as restart:

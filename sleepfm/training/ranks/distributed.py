@@ -24,9 +24,9 @@ from torch import Tensor
 from sleepfm.console import RED, coloured, say
 from sleepfm.errors import ConfigError, LostRankError, SleepFMError, TrainingError
 from sleepfm.extras import require
+from sleepfm.heap import keep_freed_memory
 from sleepfm.models.device import accelerator
 from sleepfm.training.ranks.ending import end
-from sleepfm.training.ranks.heap import keep_freed_memory
 from sleepfm.training.ranks.joining import cannot_join, join
 from sleepfm.training.ranks.preemption import leave_with
 
@@ -109,7 +109,7 @@ def import_deepspeed() -> ModuleType:
 def start(world: World, timeout_seconds: float) -> None:
     """Divide the cores among the processes of this host, unless ``OMP_NUM_THREADS`` says how many threads each takes, and join
     the process group. Sums, and so losses, are the same bit for bit only with the same number of threads. On a CPU the
-    process keeps the memory that its steps free (:mod:`.heap`).
+    process keeps the memory that its steps free (:mod:`sleepfm.heap`).
 
     A collective that waits longer than ``timeout_seconds`` for a rank fails instead of hanging.
     """
