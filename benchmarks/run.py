@@ -66,7 +66,7 @@ SCRIPTS = (
     ),
     Script(
         "shards",
-        "--nights 3 --hours 4 --only speed,bound,workers",
+        "--nights 3 --hours 4 --turns 1 --only speed,bound,workers",
         "--nights 1 --hours 0.2 --only speed,bound",
         takes_reference=True,
     ),

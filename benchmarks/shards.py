@@ -1,6 +1,6 @@
 """Recordings to shards: speed beside the released parser, memory of a worker, gain of a second one, and the lower bound.
 
-    python benchmarks/shards.py [--reference CHECKOUT] [--nights N] [--hours H] [--only CASE,...] [--json F]
+    python benchmarks/shards.py [--reference CHECKOUT] [--nights N] [--hours H] [--turns N] [--only CASE,...] [--json F]
 
 Synthesises nights shaped like SHHS (10 channels that are converted, 50 to 125 Hz) and measures, each in a process of its own
 with one thread and warm (the first night does not count):
@@ -53,10 +53,9 @@ sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests"))
 
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS"), "1")
 MEMORY_HOURS = 10
-WORKER_SHARDS = 16
-WORKER_TURNS = 3
+SHARD_RECORDINGS = 8  # as configs/shards.yaml has them
+WORKER_SHARDS = 4
 STORE_SHARDS = 4
-STORE_RECORDINGS = 8  # as configs/shards.yaml has them
 COMMAND_NIGHTS = 32
 COMMAND_TURNS = 3
 SIZING_CORES = 64
@@ -108,9 +107,9 @@ def measure_memory(source: Path, *_: str) -> dict[str, Any]:
     }
 
 
-def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
+def measure_workers(source: Path, turns: str, place: str = "", *_: str) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {name: [] for name in ("ray_1", "ray_2", "alone_1", "alone_2")}
-    for _turn in range(WORKER_TURNS):
+    for _turn in range(int(turns)):
         for count in (1, 2):
             seconds[f"ray_{count}"].append(seconds_on_ray(source, place, count))
             seconds[f"alone_{count}"].append(seconds_alone(source, place, count))
@@ -119,8 +118,9 @@ def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
     }
     middle = {name: statistics.median(values) for name, values in seconds.items()}
     return {
-        "nights": WORKER_SHARDS,
-        "turns": WORKER_TURNS,
+        "nights": WORKER_SHARDS * SHARD_RECORDINGS,
+        "shards": WORKER_SHARDS,
+        "turns": int(turns),
         "seconds_with_1": middle["ray_1"],
         "seconds_with_2": middle["ray_2"],
         "gain": statistics.median(gains["ray"]),
@@ -136,7 +136,7 @@ def measure_workers(source: Path, place: str = "", *_: str) -> dict[str, Any]:
 
 def numbered_shards(source: Path, first: int, count: int) -> list[Any]:
     paths = edfs(source)
-    return [shard_of(source, paths[number % len(paths)], first + number) for number in range(count)]
+    return [shard_of(source, paths[number % len(paths)], first + number, SHARD_RECORDINGS) for number in range(count)]
 
 
 def seconds_on_ray(source: Path, place: str, workers: int) -> float:
@@ -145,7 +145,7 @@ def seconds_on_ray(source: Path, place: str, workers: int) -> float:
 
     config = load_build_config(None, ["cohort=shhs1"])
     with output(place or None) as out, cluster(workers) as ray:
-        for first, count in ((0, 2 * workers), (100, WORKER_SHARDS)):  # the first ones warm the workers
+        for first, count in ((0, workers), (100, WORKER_SHARDS)):  # the first ones warm the workers
             begin = time.perf_counter()
             run_shards(ray, numbered_shards(source, first, count), source, out, config, "benchmark", lambda news: None)
         return time.perf_counter() - begin
@@ -162,7 +162,7 @@ def seconds_alone(source: Path, place: str, processes: int) -> float:
                 part.result()
             return time.perf_counter() - begin
 
-        all_of(0, 2 * processes)
+        all_of(0, processes)
         return all_of(100, WORKER_SHARDS)
 
 
@@ -173,7 +173,7 @@ def convert_alone(source: Path, out: Path, first: int, count: int) -> None:
     config = load_build_config(None, ["cohort=shhs1"])
     for shard in numbered_shards(source, first, count):
         outcome = run_task(source, out, shard, config, "benchmark", {})
-        assert outcome.converted == 1, outcome.refusals
+        assert outcome.converted == SHARD_RECORDINGS, outcome.refusals
 
 
 def timed_task(*arguments: Any) -> tuple[float, float, Any]:
@@ -181,7 +181,7 @@ def timed_task(*arguments: Any) -> tuple[float, float, Any]:
 
     wall, processor = time.perf_counter(), time.process_time()
     outcome = run_task(*arguments)
-    assert outcome.converted == STORE_RECORDINGS, outcome.refusals
+    assert outcome.converted == SHARD_RECORDINGS, outcome.refusals
     return time.perf_counter() - wall, time.process_time() - processor, outcome.left
 
 
@@ -202,7 +202,7 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
         remote = ray.remote(num_cpus=1)(timed_task)
         for number in range(STORE_SHARDS + 1):
             for name, out in (("folder", folder), ("url", location(f"s3://{BUCKET}/out"))):
-                shard = shard_of(source, paths[number % len(paths)], number, STORE_RECORDINGS)
+                shard = shard_of(source, paths[number % len(paths)], number, SHARD_RECORDINGS)
                 with only_builder(out, config.store.lease_s, print) as (builder, _):
                     before = len(store.requests())
                     task = remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder, {}, True)
@@ -217,7 +217,7 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
     here, there = ([statistics.median(column) for column in zip(*seconds[name][1:], strict=True)] for name in ("folder", "url"))
     return {
         "shards": STORE_SHARDS,
-        "recordings_in_each": STORE_RECORDINGS,
+        "recordings_in_each": SHARD_RECORDINGS,
         "seconds_into_a_folder": here[0],
         "seconds_into_a_url": there[0],
         "times_the_folder": there[0] / here[0],
@@ -366,6 +366,7 @@ def main() -> None:
     parser.add_argument("--reference", default="", metavar="CHECKOUT")
     parser.add_argument("--nights", type=int, default=4)
     parser.add_argument("--hours", type=float, default=8)
+    parser.add_argument("--turns", type=int, default=3, help="of one worker and two, in the case `workers`")
     parser.add_argument("--recordings", type=int, default=2_000, help="in the case `scale`")
     parser.add_argument("--scratch", type=Path, help="folder for the nights, kept for the next call")
     parser.add_argument("--only", default=",".join(CASES), metavar="CASE,...")
@@ -402,9 +403,9 @@ def main() -> None:
             long = synthesise(scratch, 1, MEMORY_HOURS)
             figures["memory"] = apart("memory", long) | {"hours": MEMORY_HOURS}
         if "workers" in chosen:
-            figures["workers"] = apart("workers", nights)
+            figures["workers"] = apart("workers", nights, str(arguments.turns))
             if MEMORY_FOLDER.is_dir():
-                figures["workers_in_memory"] = apart("workers", nights, str(MEMORY_FOLDER))
+                figures["workers_in_memory"] = apart("workers", nights, str(arguments.turns), str(MEMORY_FOLDER))
         if "store" in chosen:
             figures["store"] = apart("store", nights)
         if "command" in chosen:

@@ -240,8 +240,15 @@ class Place:
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of each, but of what keeps builders apart."""
+        found: dict[str, bytes] = {}
         if isinstance(self.out, Path):
-            found = {name: (self.out / name).read_bytes() for name in self.names()}
+            for name in self.names():
+                try:
+                    found[name] = (self.out / name).read_bytes()
+                except FileNotFoundError:
+                    # A worker outlives its driver by a moment, and may put in place what it writes.
+                    if not name.endswith(".tmp"):
+                        raise
         else:
             found = self._store.contents(self._key)
         return {
