@@ -233,15 +233,23 @@ def test_a_preempted_run_saves_where_it_is_and_asks_to_be_started_again(undistur
     finish(undisturbed, run)
 
 
+def largest(folder: Path) -> int:
+    """Bytes of the largest file that lies in ``folder`` itself."""
+    return max(path.stat().st_size for path in folder.iterdir() if path.is_file())
+
+
 def test_a_save_that_does_not_fit_on_the_disk_leaves_the_one_before(undisturbed: Path) -> None:
     (undisturbed / "toy.yaml").write_text(CONFIG)
     arguments = [STEPS, SLOW, "train.output=full"]
     disturb(undisturbed, "full", saved(undisturbed / "full"), lambda found: [p.kill() for p in found] and None)
     before = (undisturbed / "full" / "checkpoints" / "latest").read_text()
+    # The run's own records fit, the largest file of a checkpoint does not.
+    records, files = (largest(undisturbed / "full" / name) for name in (".", f"checkpoints/{before.strip()}"))
+    assert records < files - 1
+    most = (records + files) // 2
 
-    def no_file_above_six_kilobytes() -> None:
-        # The run's own records are smaller, the files of a checkpoint larger.
-        resource.setrlimit(resource.RLIMIT_FSIZE, (6144, 6144))
+    def no_larger_file() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
 
     done = subprocess.run(
         command(2, *arguments),
@@ -249,7 +257,7 @@ def test_a_save_that_does_not_fit_on_the_disk_leaves_the_one_before(undisturbed:
         capture_output=True,
         text=True,
         env=environment() | {"MLFLOW_TRACKING_URI": f"sqlite:///{undisturbed}/runs/mlflow.db"},
-        preexec_fn=no_file_above_six_kilobytes,
+        preexec_fn=no_larger_file,
         timeout=600,
     )
     assert done.returncode == 1
