@@ -235,7 +235,7 @@ ROWS = (
         allowed=(0, 5),
     ),
     Row(
-        *("shards", "16 nights on two workers", "s", workers(2)),
+        *("shards", "32 nights on two workers", "s", workers(2)),
         physical=("half of the time on one worker", lambda found: workers(1)(found) / 2),
         beside=("on one", workers(1)),
         allowed=(0, 0.8),
