@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ def edfs(source: Path) -> list[Path]:
     return sorted(source.rglob("*.edf"))
 
 
-def shard_of(source: Path, path: Path, number: int, recordings: int = 1) -> Any:
+def shard_of(source: Path, paths: Sequence[Path], number: int, recordings: int = 1) -> Any:
+    """A shard of so many recordings: ``paths``, again from the first where they are fewer."""
     from shards.plan import Entry, ShardPlan
 
-    place, size = path.relative_to(source).as_posix(), path.stat().st_size
-    entries = tuple(Entry(place, size, f"{path.stem}-{turn}" if turn else path.stem) for turn in range(recordings))
-    return ShardPlan(f"shard-{number:06d}.tar", entries)
+    def entry(turn: int) -> Any:
+        path = paths[turn % len(paths)]
+        return Entry(path.relative_to(source).as_posix(), path.stat().st_size, f"{path.stem}-{turn}" if turn else path.stem)
+
+    return ShardPlan(f"shard-{number:06d}.tar", tuple(entry(turn) for turn in range(recordings)))
 
 
 @contextmanager
@@ -55,7 +58,7 @@ def measure_ours(source: Path, *_: str) -> dict[str, Any]:
     with output() as out:
 
         def work(path: Path) -> None:
-            shard = shard_of(source, path, 0)
+            shard = shard_of(source, [path], 0)
             outcome = run_task(source, out, shard, config, "benchmark", {})
             assert outcome.converted == 1, outcome.refusals
             hours.append(outcome.hours)

@@ -79,7 +79,7 @@ class Laboratory(Plan):
 
         encoder = self.address("pretrain-multimodal")
         channels = ", ".join(load_package(encoder).module.channels)
-        overrides = [f"encoder={encoder}", f"events.amplitudes=[{channels}]", f"cache={self.folder / 'cache' / 'frames-without'}"]
+        overrides = [f"encoder={encoder}", f"events.amplitudes=[{channels}]", self.cached("frames-without")]
         return self._train(f"without-{task}", "finetune", f"downstream/events-{task}-tiny", [*overrides, *self.config.events])
 
     def random_weights(self) -> Step:
@@ -93,7 +93,7 @@ class Laboratory(Plan):
 
     def few_labels(self, name: str, encoder: str) -> Step:
         """A head for stages on ``encoder`` from few labels."""
-        overrides = [f"encoder={encoder}", f"data.label_fraction={FEW}", *self.config.probe]
+        overrides = [f"encoder={encoder}", self.cached("embeddings"), f"data.label_fraction={FEW}", *self.config.probe]
         return self._train(name, "probe", "downstream/probe-stage-tiny", overrides)
 
 

@@ -98,7 +98,7 @@ def measure_memory(source: Path, *_: str) -> dict[str, Any]:
     config, path = load_build_config(None, ["cohort=shhs1"]), edfs(source)[0]
     with output() as out, cluster(1) as ray:
         remote = ray.remote(num_cpus=1)(watched_task)
-        arguments = (source, out, shard_of(source, path, 0), config, "benchmark", {})
+        arguments = (source, out, shard_of(source, [path], 0), config, "benchmark", {})
         found = [ray.get(remote.remote(*arguments)) for _ in range(3)]
     return {
         "idle_worker_mib": found[0][0],
@@ -135,8 +135,8 @@ def measure_workers(source: Path, turns: str, place: str = "", *_: str) -> dict[
 
 
 def numbered_shards(source: Path, first: int, count: int) -> list[Any]:
-    paths = edfs(source)
-    return [shard_of(source, paths[number % len(paths)], first + number, SHARD_RECORDINGS) for number in range(count)]
+    """Alike in the work they take, so that none that comes last is waited for longer than another."""
+    return [shard_of(source, edfs(source), first + number, SHARD_RECORDINGS) for number in range(count)]
 
 
 def seconds_on_ray(source: Path, place: str, workers: int) -> float:
@@ -202,7 +202,7 @@ def measure_store(source: Path, *_: str) -> dict[str, Any]:
         remote = ray.remote(num_cpus=1)(timed_task)
         for number in range(STORE_SHARDS + 1):
             for name, out in (("folder", folder), ("url", location(f"s3://{BUCKET}/out"))):
-                shard = shard_of(source, paths[number % len(paths)], number, SHARD_RECORDINGS)
+                shard = shard_of(source, [paths[number % len(paths)]], number, SHARD_RECORDINGS)
                 with only_builder(out, config.store.lease_s, print) as (builder, _):
                     before = len(store.requests())
                     task = remote.remote(source, out, shard, config, "benchmark", {}, {}, {}, builder, {}, True)

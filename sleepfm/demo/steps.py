@@ -103,6 +103,10 @@ class Plan:
         """Folder of the training job ``name``."""
         return self.folder / name
 
+    def cached(self, what: str) -> str:
+        """The setting that keeps ``what`` a job computes of the nights in the folder of the demo."""
+        return f"cache={self.folder / 'cache' / what}"
+
     def synth(self) -> Step:
         """Make the cohort."""
         size = self.config.cohort
@@ -130,14 +134,14 @@ class Plan:
 
     def probe(self, task: str) -> Step:
         """Train a head for ``task`` on the frozen encoder."""
-        encoder = f"encoder={self.address('pretrain-multimodal')}"
-        return self._train(f"probe-{task}", "probe", f"downstream/probe-{task}-tiny", [encoder, *self.config.probe])
+        overrides = [f"encoder={self.address('pretrain-multimodal')}", self.cached("embeddings"), *self.config.probe]
+        return self._train(f"probe-{task}", "probe", f"downstream/probe-{task}-tiny", overrides)
 
     def events(self, task: str) -> Step:
         """Train an event head for ``task`` on the frozen network of breathing; a probe on SynthSleepNet without such."""
         if not self.breathes:
             return self.probe(task)
-        overrides = [f"encoder={self.address('pretrain-resp')}", f"cache={self.folder / 'cache' / 'frames'}", *self.config.events]
+        overrides = [f"encoder={self.address('pretrain-resp')}", self.cached("frames"), *self.config.events]
         return self._train(f"events-{task}", "finetune", f"downstream/events-{task}-{self.size}", overrides)
 
     def finetune(self) -> Step:

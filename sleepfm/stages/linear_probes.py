@@ -4,6 +4,7 @@ decay is best, and what is reached from fewer labels.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,13 +38,15 @@ _OF_HEADS = frozenset({"steps", "passes", "global_batch", "final_lr", "schedule"
 
 
 class LinearProbes:
-    """Linear heads for the task of ``config`` on embeddings of ``mixture``; ``module`` says what they start from, and which
-    epochs are assessed.
+    """Linear heads for the task of ``config`` on embeddings of ``mixture``; ``module``, which has not been trained yet, says what
+    they start from, and which epochs are assessed.
     """
 
     def __init__(self, config: ProbeConfig, mixture: Mixture, module: Downstream, work: SharedWork) -> None:
         self._config, self._mixture, self._module, self._work = config, mixture, module, work
         self._task = TASKS[config.task]
+        # A copy: the head of ``module`` learns from all labels before a curve of few is measured.
+        self._start = copy.deepcopy(module.head.layers)
 
     def stream(self, nights: Nights, draw: LabelDraw) -> Labelled:
         """The labelled epochs of ``nights`` that ``draw`` leaves, as items."""
@@ -81,7 +84,7 @@ class LinearProbes:
 
     def _heads(self, stream: Labelled) -> list[nn.Linear]:
         """One for every pair that is tried."""
-        start, train = self._module.head.layers, self._config.train
+        start, train = self._start, self._config.train
         assert isinstance(start, nn.Linear)
         pairs, steps, weights = self._config.tried(), steps_of(train, len(stream)), self.weights(stream)
         return train_heads(stream, self._task.name, pairs, start, train, steps, weights, self._work.device, self._work.goes_on)
