@@ -81,12 +81,12 @@ def test_a_figure_past_its_bar_is_told(place: tuple[str, ...], value: Any, numbe
 def test_every_step_runs_in_miniature_and_goes_on(tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
     words = [sys.executable, str(ROOT / "benchmarks" / "laboratory.py"), "--miniature", "--json", str(tmp_path / "figures.json")]
-    for done_before in (0, 17):
+    for done_before in (0, 19):
         done = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout.count("done before") == done_before
     written = json.loads((tmp_path / "figures.json").read_text())
-    assert len(written["bars"]) == 11 and len(written["step_seconds"]) == 17
+    assert len(written["bars"]) == 11 and len(written["step_seconds"]) == 19
     assert written["figures"]["breathing"]["ahi"]["reference"]
     assert written["figures"]["breathing_without_respiratory_channels"]["apnea"]["located"]
     assert len(written["figures"]["kappa_by_modalities"]) == 5
