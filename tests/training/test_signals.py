@@ -136,7 +136,7 @@ def test_ctrl_c_to_a_job_of_sleepfm_gives_the_status_that_says_it_can_be_continu
 
 
 # Two processes: the first ends with the status that the script is given, the other like one that has been asked to leave.
-LEAVES = """
+LEAVES = r"""
 import os, sys, time
 from sleepfm.training.ranks.ending import end_silently
 from sleepfm.training.ranks.preemption import leave_at_once
