@@ -97,7 +97,7 @@ def test_a_file_of_the_users_comes_before_a_shipped_one(python: Path, tmp_path: 
 @pytest.mark.slow
 def test_the_whole_chain_runs_in_an_empty_folder(python: Path, tmp_path: Path) -> None:
     printed = run(python, tmp_path, "-m", "sleepfm.demo", "--config", "demo/miniature.yaml", "--seed", "3", "processes=2")
-    assert re.search(r"12 steps, [\d.]+ minutes", printed)
+    assert re.search(r"13 steps, [\d.]+ minutes", printed)
     assert (tmp_path / "runs" / "demo" / "report" / "index.html").stat().st_size > 10_000
     # As the manual names the jobs where there is no checkout.
     deepspeed = [
