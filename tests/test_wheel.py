@@ -108,5 +108,7 @@ def test_the_whole_chain_runs_in_an_empty_folder(python: Path, tmp_path: Path) -
         str(free_port()),
         "--module",
     ]
-    job = ["launch.pretrain", "configs/pretrain/eeg-tiny.yaml", "data.path=runs/demo/shards", "--dry-run"]
+    # In a folder of its own: a dry run refuses what a start refuses, here the demo's run of another size.
+    paths = ["data.path=runs/demo/shards", "train.output=runs/dry"]
+    job = ["launch.pretrain", "configs/pretrain/eeg-tiny.yaml", *paths, "--dry-run"]
     assert "GFLOP an item" in run(python, tmp_path, *deepspeed, *job)
