@@ -96,13 +96,11 @@ class Laboratory(Plan):
     def few_labels(self, name: str, encoder: str, draw: str = "people") -> Step:
         """Linear heads for stages on ``encoder`` from few labels and from all."""
         curve = f"curve={{fractions: [{FEW}, 1.0], seeds: {DRAWS}, draw: {draw}}}"
-        overrides = [f"encoder={encoder}", self.cached("embeddings"), curve, *self.config.probe]
-        return self._train(name, "probe", "downstream/few-labels-stage-tiny", overrides)
+        return self._probe(name, "few-labels-stage-tiny", encoder, curve)
 
     def papers_head(self, name: str, encoder: str) -> Step:
         """The paper's head for stages on ``encoder`` from few labels, one draw."""
-        overrides = [f"encoder={encoder}", self.cached("embeddings"), f"data.label_fraction={FEW}", *self.config.probe]
-        return self._train(name, "probe", "downstream/probe-stage-tiny", overrides)
+        return self._probe(name, "probe-stage-tiny", encoder, f"data.label_fraction={FEW}")
 
 
 def steps(plan: Laboratory) -> Iterator[Step]:

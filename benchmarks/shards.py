@@ -136,7 +136,8 @@ def measure_workers(source: Path, turns: str, place: str = "", *_: str) -> dict[
 
 def numbered_shards(source: Path, first: int, count: int) -> list[Any]:
     """Alike in the work they take, so that none that comes last is waited for longer than another."""
-    return [shard_of(source, edfs(source), first + number, SHARD_RECORDINGS) for number in range(count)]
+    paths = edfs(source)
+    return [shard_of(source, paths, first + number, SHARD_RECORDINGS) for number in range(count)]
 
 
 def seconds_on_ray(source: Path, place: str, workers: int) -> float:

@@ -134,8 +134,7 @@ class Plan:
 
     def probe(self, task: str) -> Step:
         """Train a head for ``task`` on the frozen encoder."""
-        overrides = [f"encoder={self.address('pretrain-multimodal')}", self.cached("embeddings"), *self.config.probe]
-        return self._train(f"probe-{task}", "probe", f"downstream/probe-{task}-tiny", overrides)
+        return self._probe(f"probe-{task}", f"probe-{task}-tiny", self.address("pretrain-multimodal"))
 
     def events(self, task: str) -> Step:
         """Train an event head for ``task`` on the frozen network of breathing; a probe on SynthSleepNet without such."""
@@ -220,6 +219,10 @@ class Plan:
         from sleepfm.models.device import accelerator
 
         return min(self.config.processes, torch.cuda.device_count()) if accelerator() == "cuda" else self.config.processes
+
+    def _probe(self, name: str, config: str, encoder: str, *settings: str) -> Step:
+        overrides = [f"encoder={encoder}", self.cached("embeddings"), *settings, *self.config.probe]
+        return self._train(name, "probe", f"downstream/{config}", overrides)
 
     def _train(self, name: str, script: str, config: str, overrides: Sequence[str]) -> Step:
         paths = [f"data.path={self.shards}", f"train.output={self.output(name)}"]

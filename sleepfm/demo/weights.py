@@ -106,8 +106,8 @@ class WeightsPlan(Plan):
     def events(self, task: str) -> Step:
         """Train an event head on the frozen network that sees such events."""
         encoder = f"encoder={self.address(f'pretrain-{EVENTS[task]}')}"
-        cache = f"cache={self.folder / 'cache' / EVENTS[task]}"
-        return self._train(f"events-{task}", "finetune", f"downstream/events-{task}-small", [encoder, cache, *self.config.events])
+        overrides = [encoder, self.cached(EVENTS[task]), *self.config.events]
+        return self._train(f"events-{task}", "finetune", f"downstream/events-{task}-small", overrides)
 
 
 def main() -> int:
