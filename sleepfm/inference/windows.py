@@ -14,6 +14,8 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.models.device import full_precision
 from sleepfm.models.downstream import Downstream
 
+_EPOCHS_AT_ONCE = 64
+
 
 @torch.inference_mode()
 def classify_night(
@@ -75,8 +77,8 @@ def _by_windows(
 ) -> NDArray[np.float64]:
     """``function``, [W, L, ...] to probabilities [W, L, *shape], over windows of a night [E, ...]: [E, *shape]."""
     probability = np.full((len(night), *shape), np.nan)
-    # The sum of what is not finite is not finite, and takes no memory beside a night of frames.
-    usable = night.flatten(1).sum(dim=1, dtype=torch.float64).isfinite()
+    # A few epochs at a time: what a night of frames makes at once is as large as itself.
+    usable = torch.cat([epochs.flatten(1).isfinite().all(dim=1) for epochs in night.split(_EPOCHS_AT_ONCE)])
     if assessed is not None:
         usable &= torch.from_numpy(assessed)
     if not usable.any():

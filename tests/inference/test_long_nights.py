@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 
 from sleepfm.config import read_yaml
 from sleepfm.inference.embed import embed, frame_features, prepared_epochs
@@ -56,6 +57,19 @@ def test_what_is_held_once_is_what_was_put_together(recordings: list[Path], down
     stager, night_embedding = load(downstream_packages["stage"]), model.embedding_of(frames)
     whole = classify_night(stager, night_embedding, 7, assessed)
     np.testing.assert_array_equal(whole, classify_night(stager, model.embedding_of(blank), 7))
+
+
+def test_nothing_as_large_as_a_night_of_frames_is_made_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = located("apnea")
+    # What the head takes does not grow with the night.
+    monkeypatch.setattr(model, "locate", lambda batch: torch.zeros(*batch.shape[:2], 30, 2))
+    frames = torch.randn(1000, len(model.encoder.frame_times), model.feature_dim)
+    frames[::7] = torch.nan
+    # What an operation makes inside of itself counts, too.
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        seconds = locate_night(model, frames, 7)
+    assert np.isnan(seconds[:30]).all() and np.isfinite(seconds[30:210]).all()
+    assert 0 < max(event.self_cpu_memory_usage for event in seen.events()) < frames.nbytes / 2
 
 
 @pytest.mark.slow
