@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow.parquet as pq
@@ -16,7 +17,7 @@ from sleepfm.demo.steps import Plan
 from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.metrics import plain
 from sleepfm.evaluation.paired import PairedAgreement
-from sleepfm.files import write_json
+from sleepfm.files import read_json, write_json
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import ahi_subsets, predict_subsets, subset_results
 from sleepfm.models.device import native_bf16
@@ -90,6 +91,10 @@ def print_table(plan: Plan, journal: Journal) -> None:
             print(f"{'':<24} every {result.evaluation.few_people}")
     ahi, missing = _ahi(plan)
     print(f"AHI of test nights: {_told(ahi) if ahi is not None else f'not assessed: {missing}'}")
+    night = scored_night(plan)
+    if ahi_of_night := night["ahi"]:
+        model, scorer = (_index(ahi_of_night[side]) for side in ("model", "scored"))
+        print(f"AHI of the scored night {night['record']}: {model}, by its scorer {scorer}")
     seconds = sum(done.seconds for done in journal.steps.values())
     peak = max(done.peak_bytes for done in journal.steps.values())
     print(f"\n{len(journal.steps)} steps, {seconds / 60:.1f} minutes, peak memory {peak / 2**30:.1f} GiB")
@@ -106,6 +111,20 @@ def _told(ahi: PairedAgreement) -> str:
         f"mean error {ahi.mae.value:.1f}/h, bias {ahi.bias.value:+.1f}/h, ICC {ahi.icc.value:.2f}{right} "
         f"({ahi.n_nights} nights of {ahi.n_subjects} people)"
     )
+
+
+def scored_night(plan: Plan) -> dict[str, Any]:
+    """The night that the demo scores: its ``record``, and its ``ahi`` by the model and by its scorer, per hour of sleep (None
+    where breathing was not scored, or no model finds events).
+    """
+    (written,) = (plan.folder / "scored").glob("*/summary.json")
+    content = read_json(written)
+    assert content is not None  # it was found a moment ago
+    return {"record": content["record"], "ahi": content.get("agreement", {}).get("ahi")}
+
+
+def _index(value: float | None) -> str:
+    return "not assessed" if value is None else f"{value:.1f}/h"
 
 
 def _ahi(plan: Plan) -> tuple[PairedAgreement | None, str]:
@@ -125,6 +144,7 @@ def write_summary(plan: Plan, journal: Journal, seconds: float) -> None:
     events = {result.model: result.event_result.to_dict() for result in _results(plan) if result.event_result is not None}
     ahi, missing = _ahi(plan)
     breathing = {"events": events, "ahi": plain(ahi.to_dict()) if ahi is not None else {"not_assessed": missing}}
+    breathing["scored_night"] = scored_night(plan)
     content = {"test": figures} | breathing | {"steps": steps, "seconds": round(seconds), "environment": _environment(plan)}
     write_json(plan.folder / "summary.json", content)
 

@@ -45,6 +45,15 @@ def test_a_killed_demo_goes_on_where_it_was(finished: str) -> None:
     assert re.search(r"13 steps, [\d.]+ minutes, peak memory [\d.]+ GiB", finished)
 
 
+def test_the_scored_nights_ahi_stands_beside_its_scorers(finished: str, folder: Path) -> None:
+    demo = folder / "runs" / "demo"
+    (written,) = (demo / "scored").glob("*/summary.json")
+    ahi = json.loads(written.read_text())["agreement"]["ahi"]
+    night = json.loads((demo / "summary.json").read_text())["scored_night"]
+    assert night == {"record": written.parent.name, "ahi": ahi} and ahi["scored"] is not None
+    assert f"AHI of the scored night {night['record']}: " in finished and f"by its scorer {ahi['scored']:.1f}/h" in finished
+
+
 def test_the_report_opens_from_disk_and_shows_every_part(finished: str, folder: Path) -> None:
     report = folder / "runs" / "demo" / "report"
     page = (report / "index.html").read_text()
