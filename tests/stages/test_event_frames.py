@@ -235,6 +235,51 @@ def test_one_scoring_gives_every_index_and_its_evidence(scorer, recordings, tmp_
         assert score.ahi_by_definition["ahi_4_percent"] <= score.ahi_by_definition["ahi_3_percent"] <= score.ahi + 1e-9
 
 
+@pytest.fixture(scope="module")
+def arousals(dataset, tmp_path_factory):
+    """An event head for arousals on an untrained NeuroNet of EEG."""
+    folder = tmp_path_factory.mktemp("eeg")
+    torch.manual_seed(0)
+    model = build_model(read_yaml(config_root() / "models" / "neuronet-tiny.yaml")["model"] | {"channels": ["EEG_C3", "EEG_C4"]})
+    write_package(folder, model, {"model": model_config(model)}, "card")
+    return made(dataset, Resolved(str(folder), folder), tmp_path_factory.mktemp("arousal"), "arousal", "cache=null")
+
+
+def test_arousals_are_learnt_from_the_eeg(dataset, arousals):
+    assert arousals.module.channels == arousals.module.evidence == ("EEG_C3", "EEG_C4")
+    module = arousals.module.train()
+    optimiser = torch.optim.AdamW([parameter for parameter in module.parameters() if parameter.requires_grad], lr=3e-3)
+    losses = []
+    for step in range(12):
+        result = arousals.loss(module, arousals.stream.batch(4 * step, 4), 0)
+        optimiser.zero_grad()
+        result.loss.backward()
+        optimiser.step()
+        losses.append(result.loss.item())
+    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2])
+
+
+def test_with_a_model_of_arousals_their_index_and_the_ahi_by_rule_1a_are_known(arousals, scorer, recordings):
+    low = {"event_threshold": 0.01}
+    models = [*scorer.models.values(), entry_of(arousals)]
+    models = [replace(entry, usage=entry.usage.model_copy(update=low)) if entry.usage.located else entry for entry in models]
+    night = prepare_night(recordings[0])
+    score = Scorer(models).score(night)
+    asleep = score.stages > 0
+    found = [event for event in score.events if event.type == "arousal"]
+    seen = [event for event in found if asleep[int(event.onset // 30) : int(-(-(event.onset + event.duration) // 30))].any()]
+    assert seen and score.arousal_index == pytest.approx(len(seen) / (asleep.sum() * 30 / 3600))
+    content = summary(score, night)
+    assert content["arousal_index"] == pytest.approx(score.arousal_index)
+    definitions = content["ahi_by_definition"]
+    assert definitions["ahi_4_percent"] <= definitions["ahi_3_percent"] <= definitions["ahi_3_percent_or_arousal"]
+    for name in arousals.module.channels:
+        del night.channels[name]
+    # Nobody has looked for arousals without the EEG.
+    content = summary(Scorer(models).score(night), night)
+    assert content["arousal_index"] is content["ahi_by_definition"]["ahi_3_percent_or_arousal"] is None
+
+
 def test_labels_of_what_is_not_assessed_are_not_learnt(dataset, stage):
     batch = stage.stream.batch(0, 4)
     hidden = replace(batch, present=torch.zeros_like(batch.present))
