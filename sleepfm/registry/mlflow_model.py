@@ -41,6 +41,11 @@ REQUIRED = (
     *("torch", "numpy", "scipy", "pandas", "scikit-learn", "pydantic", "omegaconf", "pyyaml", "safetensors", "pyarrow", "fsspec"),
     *("universal_pathlib", "defusedxml", "pillow", "jinja2", "tqdm", "psutil", "mne", "mlflow", "shtab"),
 )
+# The first line of `requirements.txt` where no installer can get this project.
+_BESIDE = (
+    f"# Install sleepfm {__version__} beside these (pip install FOLDER, or its wheel): it came from a folder, and no index or "
+    "repository is known to have it."
+)
 # Kinds of models that give stages and events; every other kind is an encoder.
 _OF_NIGHTS = ("downstream", "scorer")
 _CODE = '''"""What MLflow runs: the package in this folder, by the installed sleepfm."""
@@ -86,7 +91,8 @@ def write_mlflow_files(folder: Path, config: Mapping[str, Any]) -> None:
         python_env=_PYTHON,
     )
     write_atomic(folder / CODE, _CODE.format(module=module, name=name))
-    write_atomic(folder / _REQUIREMENTS, "".join(f"{line}\n" for line in needed))
+    beside = [] if _this_project() else [_BESIDE]
+    write_atomic(folder / _REQUIREMENTS, "".join(f"{line}\n" for line in [*beside, *needed]))
     write_atomic(folder / _PYTHON, yaml.safe_dump({"python": _VERSION, "dependencies": [f"-r {_REQUIREMENTS}"]}))
     conda = {"name": "mlflow-env", "channels": ["conda-forge"], "dependencies": [f"python={_VERSION}", "pip", {"pip": needed}]}
     write_atomic(folder / _CONDA, yaml.safe_dump(conda, sort_keys=False))
@@ -108,14 +114,18 @@ def requirements() -> list[str]:
 def _this_project() -> list[str]:
     """The requirement that installs this version of this project; none where it lies in a folder of this machine."""
     try:
-        origin = importlib.metadata.distribution("sleepfm").read_text("direct_url.json")
+        found = importlib.metadata.distribution("sleepfm")
     except importlib.metadata.PackageNotFoundError:
         return []
+    # In a checkout the folder beside the source comes first, which no installer has put there and which says of no origin.
+    if not found.read_text("INSTALLER"):
+        return []
+    origin = found.read_text("direct_url.json")
     if origin is None:
         return [f"sleepfm=={__version__}"]
     known = json.loads(origin)
-    vcs = known.get("vcs_info")
-    return [f"sleepfm @ {vcs['vcs']}+{known['url']}@{vcs['commit_id']}"] if vcs else []
+    vcs, url = known.get("vcs_info"), known["url"]
+    return [f"sleepfm @ {vcs['vcs']}+{url}@{vcs['commit_id']}"] if vcs and not url.startswith("file:") else []
 
 
 def _signature(of_nights: bool) -> ModelSignature:

@@ -6,6 +6,8 @@ A server reads for whoever can reach it, so it takes paths below one folder alon
 
 from __future__ import annotations
 
+import base64
+import binascii
 import os
 import re
 import tempfile
@@ -92,7 +94,18 @@ def _of_row(number: int, row: dict[Any, Any]) -> tuple[str | bytes, str]:
     name = name if isinstance(name, str) and name else "recording.edf"
     if not _NAME.fullmatch(name):
         raise UsageError(f"row {number}: {NAME} {name[:100]!r}: expected a file's name of letters, digits, '.', '_' and '-'")
-    return bytes(content or b""), name
+    return _decoded(bytes(content or b"")), name
+
+
+def _decoded(content: bytes) -> bytes:
+    """The bytes of a file that may still be base64: MLflow decodes that of ``dataframe_records``, and not that of ``inputs``.
+
+    No EDF or BDF file is base64, which knows no blanks and no byte above 127.
+    """
+    try:
+        return base64.b64decode(content, validate=True)
+    except binascii.Error:
+        return content
 
 
 def _allowed(path: str) -> str:

@@ -1,4 +1,4 @@
-"""``mlflow models serve`` over HTTP: nights in, stages in JSON out, and status 400 with the reason for what is none."""
+"""``mlflow models serve`` over HTTP: nights in, stages and events in JSON out; what is none gets status 400 and the reason."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from sleepfm.serving.inputs import LIMIT_VARIABLE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 ROOT = Path(__file__).resolve().parents[2]
+NO_RECORDING = "no recording: give a column 'recording' of paths, or 'edf' of bytes (base64 in JSON)"
 
 
 def post(address: str, body: Any) -> tuple[int, Any]:
@@ -37,10 +38,12 @@ def post(address: str, body: Any) -> tuple[int, Any]:
 
 
 @pytest.fixture(scope="module")
-def server(store: str, recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A server of the scorer whose working folder holds the recordings; at most 8 MiB of bytes at once."""
+def server(located_store: str, recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A server of the scorer that tells events to the second; its working folder holds the recordings, and it takes at most
+    8 MiB of bytes at once.
+    """
     port, log = free_port(), tmp_path_factory.mktemp("server") / "log"
-    environment = os.environ | {"MLFLOW_TRACKING_URI": store, "PYTHONPATH": str(ROOT), LIMIT_VARIABLE: str(8 / 1024)}
+    environment = os.environ | {"MLFLOW_TRACKING_URI": located_store, "PYTHONPATH": str(ROOT), LIMIT_VARIABLE: str(8 / 1024)}
     command = [sys.executable, "-m", "mlflow", "models", "serve", "-m", "models:/sleepfm-scorer@champion"]
     command += ["--env-manager", "local", "--port", str(port), "--timeout", "600"]
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
@@ -61,29 +64,65 @@ def server(store: str, recordings: list[Path], tmp_path_factory: pytest.TempPath
         process.wait(60)
 
 
-def test_paths_and_bytes_are_scored(server: str, store: str, recordings: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
-    expected = sleepfm.score(recordings[0]).stages.tolist()
+@pytest.fixture(scope="module")
+def expected(located_store: str, recordings: list[Path]) -> list[dict[str, Any]]:
+    """Stages and events of the first three nights, as this process scores them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", located_store)
+        scores = [sleepfm.score(path) for path in recordings[:3]]
+    found = []
+    for score in scores:
+        events = [{"type": event.type, "onset": event.onset, "duration": event.duration} for event in score.events]
+        assert {event["type"] for event in events} == {"apnea", "hypopnea"}
+        found.append({"record": score.record, "stages": score.stages.tolist(), "events": events})
+    return found
+
+
+def told(answer: Any) -> list[dict[str, Any]]:
+    return [{key: row[key] for key in ("record", "stages", "events")} for row in answer["predictions"]]
+
+
+def test_paths_and_bytes_are_scored_with_stages_and_events(
+    server: str, recordings: list[Path], expected: list[dict[str, Any]]
+) -> None:
     status, answer = post(server, {"dataframe_records": [{"recording": recordings[0].name}]})
-    assert status == 200 and answer["predictions"][0]["stages"] == expected
+    assert status == 200 and told(answer) == expected[:1]
     content = base64.b64encode(recordings[0].read_bytes()).decode()
     status, answer = post(server, {"dataframe_records": [{"edf": content, "name": recordings[0].name}]})
-    assert status == 200 and answer["predictions"][0]["stages"] == expected
+    assert status == 200 and told(answer) == expected[:1]
+
+
+def test_several_paths_give_a_row_each_in_their_order(
+    server: str, recordings: list[Path], expected: list[dict[str, Any]]
+) -> None:
+    # Neither sorted nor all different: rows are those of the request, not of the files.
+    order = [2, 0, 1, 0]
+    names = [recordings[number].name for number in order]
+    for body in ({"dataframe_records": [{"recording": name} for name in names]}, {"inputs": {"recording": names}}):
+        status, answer = post(server, body)
+        assert status == 200 and told(answer) == [expected[number] for number in order]
+    # One that is none is named, and no half of an answer is given.
+    status, answer = post(server, {"inputs": {"recording": [names[0], "nowhere.edf"]}})
+    assert status == 400 and "nowhere.edf: cannot be read" in answer["message"], (status, answer)
 
 
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        ({"dataframe_records": [{"recording": "nowhere.edf"}]}, "nowhere.edf"),
+        ({"dataframe_records": [{"recording": "nowhere.edf"}]}, "nowhere.edf: cannot be read"),
         ({"dataframe_records": [{"recording": "/etc/passwd"}]}, "only reads recordings below its folder"),
         ({"dataframe_records": [{"edf": base64.b64encode(b"no EDF").decode()}]}, "recording.edf"),
         ({"dataframe_records": [{"edf": base64.b64encode(bytes(9 * 2**20)).decode()}]}, "MiB fit in one request"),
-        ({"dataframe_records": [{"edf": 3}]}, ""),
-        ({"dataframe_records": [{"colour": "red"}]}, ""),
-        ({"dataframe_records": []}, ""),
-        (b"no JSON", ""),
+        # These two are MLflow's own words: it decodes the bytes before the model sees them.
+        ({"dataframe_records": [{"edf": 3}]}, "Failed to convert column edf to type"),
+        ({"dataframe_records": [{"edf": "abcde"}]}, "Invalid base64-encoded string"),
+        ({"dataframe_records": [{"colour": "red"}]}, NO_RECORDING),
+        ({"dataframe_records": []}, NO_RECORDING),
+        ({"dataframe_records": [{"recording": None}]}, "row 1: give either 'recording', a path, or 'edf', the bytes of a file"),
+        (b"no JSON", "Ensure that input is a valid JSON formatted string"),
+        ({"nights": ["a.edf"]}, "exactly one of the input fields"),
     ],
-    ids=("absent", "outside", "no EDF", "large", "no text", "unknown", "none", "no JSON"),
+    ids=("absent", "outside", "no EDF", "large", "no text", "no base64", "unknown", "none", "null", "no JSON", "no field"),
 )
 def test_what_is_no_night_is_status_400_with_the_reason(server: str, body: Any, reason: str) -> None:
     status, answer = post(server, body)
