@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import edfio
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -63,6 +64,15 @@ def test_command_writes_whole_nights_and_refuses_the_rest(downstream_packages, r
     ]  # fmt: skip
     assert len(stages) == 30 and set(stages["events_not_assessed"]) <= {"breathing arousal", "breathing arousal desaturation"}
     assert set(stages["stage"]) <= set(STAGE_NAMES)
+    # Another reader lays the stages over the recording as they are in the table.
+    told, recording = edfio.read_edf(folder / "scoring.edf"), edfio.read_edf(recordings[0])
+    assert told.starttime == recording.starttime and told.num_signals == 0
+    runs = [found for found in told.annotations if found.text.startswith("Sleep stage ")]
+    lasting = [(found.text.removeprefix("Sleep stage "), found.duration / 30) for found in sorted(runs)]
+    laid = [name.replace("R", "REM") for name, epochs in lasting for _ in range(int(epochs))]
+    assert laid == list(stages["stage"]) and sum(epochs for _, epochs in lasting) == 30
+    starts = np.cumsum([0, *(epochs * 30 for _, epochs in lasting)])
+    assert [found.onset for found in sorted(runs)] == starts[:-1].tolist()
     density = pd.read_csv(folder / "hypnodensity.csv")
     assert np.allclose(density[list(STAGE_NAMES)].sum(axis=1), 1, atol=1e-4)
     written = json.loads((folder / "summary.json").read_text())

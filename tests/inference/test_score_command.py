@@ -13,21 +13,64 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+import torch
+from made_edf import Made, noise, write_edf
 from ray.cluster_utils import Cluster
 
 from sleepfm.cli import main
 from sleepfm.commands.score_inputs import Job, NoJob, named_apart
 from sleepfm.commands.score_night import choose_lights
+from sleepfm.config import read_yaml
+from sleepfm.constants import STAGE_NAMES
 from sleepfm.errors import RecordingError, UsageError
 from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE
+from sleepfm.inference.scorer import Scorer, prepare_night
+from sleepfm.models.build import build_model, model_config
+from sleepfm.models.context import ContextConfig
+from sleepfm.models.downstream import Downstream, DownstreamConfig
+from sleepfm.models.usage import Usage
+from sleepfm.paths import config_root
+from sleepfm.registry.package import write_package
 from sleepfm.signals.cohorts.by_hand import parse_channels
 from sleepfm.signals.recording import read_recording
 from sleepfm.signals.scorings.lights import find_lights
+from sleepfm.tasks import TASKS
 
 
 @pytest.fixture(scope="module")
 def stage_model(downstream_packages):
     return ["--model", str(downstream_packages["stage"])]
+
+
+@pytest.fixture(scope="module")
+def graded_model(tmp_path_factory):
+    """Stages by EEG_C4 alone, whose probabilities differ from second to second without one of them being 1."""
+    folder = tmp_path_factory.mktemp("graded")
+    torch.manual_seed(0)
+    encoder = build_model(read_yaml(config_root() / "models" / "neuronet-tiny.yaml")["model"] | {"channels": ["EEG_C4"]})
+    task = TASKS["stage"]
+    plan = DownstreamConfig(
+        task=task.name, classes=task.classes, encoder=model_config(encoder), context=ContextConfig(kind="mamba")
+    )
+    model = Downstream(plan, encoder)
+    with torch.no_grad():
+        model.head.layers[-1].weight.mul_(8.0)
+    usage = Usage(task=task.name, classes=task.classes, window=20)
+    write_package(folder, model, {"model": model_config(model)} | usage.to_package(), "card")
+    return ["--model", str(folder)]
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """Each night as the models get it, and what they say of it."""
+    found, score = [], Scorer.score
+
+    def kept(self, night, **told):
+        found.append((night, score(self, night, **told)))
+        return found[-1][1]
+
+    monkeypatch.setattr(Scorer, "score", kept)
+    return found
 
 
 @pytest.fixture
@@ -87,8 +130,16 @@ def test_a_folder_is_scored_once_and_summed_up(folder, stage_model, tmp_path, ca
     told = [json.loads(line) for line in lines(capsys)[0]]
     assert [item["status"] for item in told].count("done before") == 3 and len(told) == 4
     assert {path: path.stat().st_mtime_ns for path in written} == written
-    # Another option is another result, and so is a file that somebody took away.
     one = folder / next(path for path in os.listdir(folder) if path.startswith("shhs"))
+    # A file that somebody took away is written again.
+    gone = folder / "scored" / one.stem / "events.csv"
+    content = gone.read_bytes()
+    gone.unlink()
+    for status in ("scored", "done before"):
+        assert main(["score", str(one), *call[2:]]) == 0
+        (told,) = [json.loads(line) for line in lines(capsys)[0]]
+        assert told["status"] == status and gone.read_bytes() == content
+    # Another option is another result.
     assert main(["score", str(one), *call[2:], "--lights-off", "+60"]) == 0
     (summary,) = [json.loads(line) for line in lines(capsys)[0]]
     assert summary["status"] == "scored" and summary["summary"]["lights"]["off_from"] == BY_OPTION
@@ -136,6 +187,47 @@ def test_only_nights_of_one_name_are_named_by_their_paths(words, files, records)
     refused = NoJob("tree/P3/psg.edf", RecordingError("none"))
     named = named_apart([refused, *map(Job, files)], words)
     assert named[0] is refused and [job.record for job in named[1:]] == records
+
+
+def test_a_recording_under_one_epoch_is_refused_by_name(stage_model, tmp_path, capsys):
+    short = write_edf(tmp_path / "short.edf", [Made("C4-M1", noise(29 * 100), 100)])
+    call = ["score", str(short), *stage_model, "--out", str(tmp_path / "out")]
+    reason = f"{short}: 29 s long, shorter than one 30-s epoch"
+    assert main(call) == 1
+    assert lines(capsys) == ([], [f"refused: {reason}"])
+    assert main([*call, "--json"]) == 1
+    (told,) = map(json.loads, lines(capsys)[0])
+    assert told == {"status": "refused", "file": str(short), "reason": reason}
+    assert not list((tmp_path / "out").rglob("*"))
+
+
+@pytest.mark.parametrize("seconds", [1, 5])
+def test_a_finer_hypnodensity_is_written_in_steps_of_the_resolution(recordings, graded_model, scored, tmp_path, seconds):
+    # Three epochs are enough: the models go through the night up to 30 times.
+    content = bytearray(recordings[0].read_bytes())
+    header, records = int(content[184:192]), int(content[236:244])
+    assert records == 900
+    content[236:244] = b"90".ljust(8)
+    path = tmp_path / "night.edf"
+    path.write_bytes(content[: header + (len(content) - header) // records * 90])
+    assert main(["score", str(path), *graded_model, "--out", str(tmp_path), "--resolution", f"{seconds}s"]) == 0
+    folder = tmp_path / "night"
+    assert [found.name for found in folder.glob("hypnodensity-*")] == [f"hypnodensity-{seconds}s.csv"]
+    table = pd.read_csv(folder / f"hypnodensity-{seconds}s.csv")
+    assert list(table.columns) == ["onset_s", *STAGE_NAMES]
+    assert table["onset_s"].tolist() == list(range(0, 90, seconds))
+    density = table[list(STAGE_NAMES)].to_numpy()
+    # Five digits are written.
+    assert np.allclose(density.sum(axis=1), 1, atol=5e-5) and (density >= 0).all()
+    fine, epochs = scored[0][1].fine.probability, density.reshape(3, -1, 5)
+    assert np.allclose(epochs.mean(axis=1), fine.reshape(3, -1, 5).mean(axis=1), atol=1e-5)
+    # An epoch has no value that its steps repeat, and its own is that in its middle.
+    assert (np.ptp(epochs, axis=1).max(axis=1) > 1e-3).all()
+    whole = pd.read_csv(folder / "hypnodensity.csv")
+    assert whole["onset_s"].tolist() == [0, 30, 60]
+    assert np.allclose(epochs[:, {1: 14, 5: 2}[seconds]], whole[list(STAGE_NAMES)], atol=2e-5)
+    by_second = pd.read_parquet(folder / "probabilities.parquet")[[f"stage_{name}" for name in STAGE_NAMES]]
+    assert np.allclose(by_second, np.repeat(density, seconds, axis=0), atol=1e-5)
 
 
 def test_nothing_of_the_users_is_replaced(folder, stage_model, tmp_path, capsys):
@@ -218,6 +310,43 @@ def test_a_channel_by_hand_is_that_channel_or_a_refusal(folder, stage_model, tmp
             parse_channels([wrong])
     with pytest.raises(UsageError, match="twice"):
         parse_channels(["ECG=a", "ECG=b"])
+
+
+def slow_waves(n_epochs, sign=1.0, seed=0):
+    """Digital samples [n] of an EEG at 100 Hz whose negative peaks are the sharp ones, where ``sign`` is 1."""
+    peaks = np.exp(3.0 * np.cos(2 * np.pi * 0.8 * np.arange(n_epochs * 3000) / 100))
+    return np.round(sign * (4000.0 - 800.0 * peaks)).astype(int) + noise(len(peaks), seed, 600.0)
+
+
+def test_a_channel_by_hand_has_the_samples_of_a_file_that_holds_the_derivation(graded_model, scored, tmp_path):
+    """C4 is upside down, which is found only where the derivation is known to be against an ear."""
+    # Polarity is weighed from twenty epochs on.
+    n = 21
+    a1, a2 = (2 * noise(n * 3000, seed, 500.0) for seed in (1, 2))
+    c4_a1, other = slow_waves(n, -1.0, 3), slow_waves(n, -1.0, 4)
+    c4 = c4_a1 + a1
+
+    def write(name, **signals):
+        named = {"C3-M2": slow_waves(n), "E1-M2": slow_waves(n, 0.5, 6), **signals}
+        return write_edf(tmp_path / name, [Made(label, samples, 100) for label, samples in named.items()])
+
+    # What the rules would take by themselves is not taken: the rules prefer C4-M1, and C4 minus A1 to the mean of the ears.
+    electrodes = write("electrodes.edf", C4=c4, A1=a1, A2=a2, **{"C4-M1": noise(n * 3000, 5)})
+    both = write("both.edf", C4=c4, A1=a1, A2=a2, **{"C4:A1": other})
+    held = {
+        "difference": prepare_night(write("difference.edf", **{"C4-A1": c4_a1})),
+        "literal": prepare_night(write("literal.edf", **{"C4:A1": other})),
+        "mean": prepare_night(write("mean.edf", **{"C4-(A1+A2)/2": c4 - (a1 + a2) // 2})),
+    }
+    cases = [("C4:A1", electrodes, "difference"), ("C4:A1", both, "literal"), ("C4:A1,A2", both, "mean")]
+    for number, (signal, path, name) in enumerate(cases):
+        out = str(tmp_path / str(number))
+        assert main(["score", str(path), *graded_model, "--out", out, "--channel", f"EEG_C4={signal}"]) == 0
+        night, want = scored[number][0], held[name]
+        np.testing.assert_allclose(night.channels["EEG_C4"], want.channels["EEG_C4"], atol=1e-4, err_msg=name)
+        assert night.iqr["EEG_C4"] == pytest.approx(want.iqr["EEG_C4"], rel=1e-4)
+        polarity = [made.provenance["channels"]["EEG_C4"]["polarity"]["decision"] for made in (night, want)]
+        assert polarity == ["inverted", "inverted"], name
 
 
 def test_the_report_has_name_date_and_position_on_the_users_word_alone(folder, stage_model, tmp_path, capsys):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import re
+from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import edfio
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,19 @@ from sleepfm.signals.scorings.writers.night import FAMILIES, FAMILY, WrittenNigh
 STARTS = st.datetimes(datetime(1985, 1, 1), datetime(2083, 12, 31)).map(
     lambda t: t.replace(microsecond=t.microsecond // 1000 * 1000)
 )
+
+# Each event in the words of EDF+ readers and of Luna (zzz.bwh.harvard.edu/luna/nsrr).
+WORDS = {
+    "obstructive_apnea": ("Obstructive apnea", "apnea_obstructive"),
+    "central_apnea": ("Central apnea", "apnea_central"),
+    "mixed_apnea": ("Mixed apnea", "apnea_mixed"),
+    "apnea": ("Apnea", "apnea"),
+    "hypopnea": ("Hypopnea", "hypopnea"),
+    "desaturation": ("Oxygen desaturation", "desat"),
+    "arousal": ("EEG arousal", "arousal"),
+}
+# Onset, duration and name of the stages of `told_night`.
+STAGES = ((0.0, 30.0, "?"), (30.0, 30.0, "W"), (60.0, 30.0, "N1"), (90.0, 60.0, "N2"), (150.0, 30.0, "N3"), (180.0, 30.0, "R"))
 
 
 @st.composite
@@ -91,6 +106,11 @@ def test_a_long_fragmented_night_takes_several_records(tmp_path):
     header = (tmp_path / "scoring.edf").read_bytes()[:512]
     assert int(header[236:244]) > 1 and 2 * int(header[472:480]) <= 61_440
     assert header[88:113] == b"Startdate 29-FEB-2024 X X"
+    # Another reader goes on behind the first record, and takes the quarter of a second off in each.
+    read = edfio.read_edf(tmp_path / "scoring.edf").annotations
+    hypopneas = [item for item in read if item.text == "Hypopnea"]
+    assert len(read) == len(stages) + len(events)
+    assert [(item.onset, item.duration) for item in hypopneas] == [(event.onset, event.duration) for event in events]
 
 
 def test_mne_reads_the_annotations(tmp_path):
@@ -106,6 +126,87 @@ def test_mne_reads_the_annotations(tmp_path):
     }
     assert (35.5, 12.0, "Obstructive apnea") in rows and (60.0, 20.0, "Hypopnea") in rows
     assert (90.0, 60.0, "Sleep stage N2") in rows and (0.0, 30.0, "Sleep stage ?") in rows and len(rows) == 8
+
+
+def told_night(start):
+    """Every stage, and every event at milliseconds; breathing was not assessed in the last epoch, arousals in the one before."""
+    assert set(WORDS) == set(EVENT_TYPES)
+    stages = np.array([-1, 0, 1, 2, 2, 3, 4], np.int8)
+    events = tuple(Event(35.487 + 10.125 * number, 12.014 + number, kind) for number, kind in enumerate(EVENT_TYPES))
+    assessed = {"breathing": np.arange(7) != 6, "arousal": np.arange(7) != 5, "desaturation": np.ones(7, bool)}
+    return WrittenNight(stages, events, assessed, start, "22:10:05")
+
+
+def told_rows(night, stage, place):
+    """Onset, duration and text of all that ``told_night`` says, sorted; ``place`` is that of the format in WORDS."""
+    rows = [(onset, lasts, stage + name) for onset, lasts, name in STAGES]
+    rows += [(event.onset, event.duration, WORDS[event.type][place]) for event in night.events]
+    return sorted([*rows, (150.0, 30.0, "No arousal assessed"), (180.0, 30.0, "Unsure whether apnea or hypopnea")])
+
+
+@pytest.mark.parametrize("start", [datetime(2020, 2, 29, 23, 0, 1, 250_000), None])
+def test_edfio_reads_the_annotations(tmp_path, start):
+    night = told_night(start)
+    (tmp_path / "scoring.edf").write_bytes(scoring_files(night)["scoring.edf"])
+    edf = edfio.read_edf(tmp_path / "scoring.edf")
+    assert edf.num_signals == 0 and edf.reserved == "EDF+C"
+    if start is None:
+        # The time of day alone is known.
+        assert edf.starttime == time(22, 10, 5)
+        with pytest.raises(edfio.AnonymizedDateError):
+            _ = edf.startdate
+    else:
+        assert (edf.startdate, edf.starttime) == (date(2020, 2, 29), start.time())
+    found = sorted((round(item.onset, 6), item.duration, item.text) for item in edf.annotations)
+    want = told_rows(night, "Sleep stage ", 0)
+    assert [text for *_, text in found] == [text for *_, text in want]
+    assert np.allclose([times for *times, _ in found], [times for *times, _ in want], atol=1e-6)
+
+
+def read_annot(text):
+    """Class, start and stop of each row, by Luna's documentation alone (zzz.bwh.harvard.edu/luna/ref/annotations)."""
+    preamble, *lines = text.split("\n")
+    assert lines.pop() == "", "the last line ends"
+    # The line of titles must be this one; a line that began with # would define a class.
+    assert preamble == "class\tinstance\tchannel\tstart\tstop\tmeta"
+    rows = []
+    for line in lines:
+        # Six columns, of which those that are not used have a full stop.
+        name, instance, channel, start, stop, meta = line.split("\t")
+        assert name.strip() == name and name not in ("", ".") and not set("#|") & set(name)
+        assert (instance, channel, meta) == (".", ".", ".")
+        # A plain number is in seconds from the start of the EDF; with a colon it would be a clock time, with a plus or e another
+        # thing. What lies behind the fourth digit is rounded away.
+        assert all(re.fullmatch(r"\d+(\.\d{1,4})?", time) for time in (start, stop)), line
+        # The stop is the first instant behind the interval.
+        assert float(start) < float(stop)
+        rows.append((name, float(start), float(stop)))
+    return rows
+
+
+def test_luna_annot_is_as_luna_documents_it():
+    night = told_night(datetime(2020, 2, 29, 23, 0, 1, 250_000))
+    content = scoring_files(night)["scoring.annot"]
+    assert content == scoring_files(told_night(None))["scoring.annot"], "elapsed seconds know no clock"
+    rows = read_annot(content.decode("ascii"))
+    assert [start for _, start, _ in rows] == sorted(start for _, start, _ in rows)
+    found, want = sorted((start, stop - start, name) for name, start, stop in rows), told_rows(night, "", 1)
+    assert [text for *_, text in found] == [text for *_, text in want]
+    assert np.allclose([times for *times, _ in found], [times for *times, _ in want], atol=1e-6)
+
+
+def test_luna_reads_its_annot(tmp_path):
+    lunapi = pytest.importorskip("lunapi")
+    night = told_night(None)
+    (tmp_path / "scoring.annot").write_bytes(scoring_files(night)["scoring.annot"])
+    recording = lunapi.proj().empty_inst("night", 210, 1, "01.01.85", "22.10.05")
+    recording.attach_annot(str(tmp_path / "scoring.annot"))
+    table = recording.fetch_annots(list(recording.annots()["Annotations"]))
+    found = sorted(zip(table["Start"], table["Stop"] - table["Start"], table["Class"], strict=True))
+    # It puts an underscore for a blank.
+    want = [(onset, lasts, text.replace(" ", "_")) for onset, lasts, text in told_rows(night, "", 1)]
+    assert [text for *_, text in found] == [text for *_, text in want]
+    assert np.allclose([times for *times, _ in found], [times for *times, _ in want], atol=1e-3)
 
 
 def test_texts_that_xml_must_escape_are_written_whole(tmp_path):

@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import UsageError
 from sleepfm.signals.cohorts.cohort import ChannelRule, Cohort
+from sleepfm.signals.cohorts.label_grammar import read_label
+
+# Both mastoids or ears, by the grammar of labels.
+_LINKED = ({"M1", "M2"}, {"linked"})
 
 
 def parse_channels(texts: Sequence[str]) -> dict[str, str]:
@@ -39,10 +43,24 @@ def with_channels(cohort: Cohort, channels: Mapping[str, str]) -> Cohort:
 
 
 def _rules(signal: str) -> tuple[ChannelRule, ...]:
-    whole = ChannelRule(signal=(signal,), derivation=signal)
+    whole = ChannelRule(signal=(signal,), derivation=_derivation(signal))
     active, colon, references = signal.rpartition(":")
-    labels = [label.strip() for label in references.split(",")]
-    if not colon or not active.strip() or not all(labels):
+    active, labels = active.strip(), [label.strip() for label in references.split(",")]
+    if not colon or not active or not all(labels):
         return (whole,)
-    named = f"{active.strip()}-{'+'.join(labels)}"
-    return whole, ChannelRule(signal=(active.strip(),), reference=tuple((label,) for label in labels), derivation=named)
+    named = _derivation(active, labels)
+    return whole, ChannelRule(signal=(active,), reference=tuple((label,) for label in labels), derivation=named)
+
+
+def _derivation(active: str, references: Sequence[str] = ()) -> str:
+    """Electrode and reference as cohort files write them (``C4-M1``), since polarity is decided by these; the labels themselves
+    where they do not name electrodes.
+    """
+    written = f"{active}-{'+'.join(references)}" if references else active
+    said = [label for text in (active, *references) if (label := read_label(text)) is not None]
+    # What signals were recorded against falls out of their difference only where it is the same.
+    if len(said) <= len(references) or len({label.reference for label in said}) > 1:
+        return written
+    against = {label.electrode for label in said[1:]} if references else {said[0].reference}
+    reference = "linked mastoids" if against in _LINKED else "+".join(sorted(against))
+    return f"{said[0].electrode}-{reference}" if reference else written
