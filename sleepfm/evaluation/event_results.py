@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sleepfm.data.dataset import Dataset
 from sleepfm.data.mixture import Mixture
+from sleepfm.evaluation import groups
 from sleepfm.evaluation.event_figures import agreement_of_nights, event_metrics
 from sleepfm.evaluation.events import EventAgreement
 from sleepfm.evaluation.intervals import Metric
@@ -23,7 +24,8 @@ class EventResult:
 
     ``located`` says whether events were told to the second; else runs of positive epochs do for them, which are no events.
     ``matches`` are counts at an overlap of 20 %, ``metrics`` those of :func:`sleepfm.evaluation.event_figures.event_metrics`,
-    and ``index`` the events per hour of sleep by night.
+    and ``index`` the events per hour of sleep by night. ``by_group`` has the counts of each group of people, where these are
+    known; none in results of earlier versions.
     """
 
     kind: str
@@ -33,6 +35,7 @@ class EventResult:
     matches: EventAgreement
     metrics: dict[str, Metric]
     index: PairedAgreement
+    by_group: groups.EventGroups = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -48,6 +51,7 @@ class EventResult:
             matches=agreement_of_nights(nights)[0],
             metrics=event_metrics(nights, resamples, seed),
             index=index_agreement(nights, kind, resamples, seed),
+            by_group=groups.event_groups(data, nights),
         )
 
     def flat(self, split: str) -> dict[str, float]:
@@ -72,5 +76,6 @@ class EventResult:
             "matches": EventAgreement(**values["matches"]),
             "metrics": metrics_from(values["metrics"]),
             "index": PairedAgreement.from_dict(values["index"]),
+            "by_group": groups.events_from_dict(values.get("by_group", {})),
         }
         return cls(**{**values, **parts})

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.evaluation.reliability import PersonFigure, Reliability
-from sleepfm.reports.night_comparison import ComparedFigure
+from sleepfm.reports.night_comparison import ComparedFigure, figure_title
 from sleepfm.reports.svg import Picture, Scale, polyline, ticks
 
 WIDTH, HEIGHT = 340, 250
@@ -182,7 +182,7 @@ def bland_altman_chart(found: PairedAgreement, reference: str = "human", units: 
     unit = f" ({found.unit})" if found.unit else ""
     bias, low, high = found.bias.value, found.low.value, found.high.value
     alt = (
-        f"Bland-Altman plot of {found.n_nights} {units}, {found.name.replace('_', ' ')}: bias {_told(bias)}, limits "
+        f"Bland-Altman plot of {found.n_nights} {units}, {figure_title(found.name)}: bias {_told(bias)}, limits "
         f"{_told(low)} to {_told(high)}{unit}."
     )
     levels = [value for value in (bias, low, high) if math.isfinite(value)]
@@ -207,26 +207,42 @@ def night_difference_chart(figures: Sequence[ComparedFigure]) -> Markup:
     alt = f"Difference of model and human against their mean, in minutes: {told}."
     chart = _difference_chart(alt, mean, [figure.difference for figure in shown], " (min)", "human")
     chart.picture.line(chart.x.start, chart.y(0), chart.x.stop, chart.y(0), "reference")
-    taken: list[tuple[float, float, float]] = []
+    named: dict[tuple[int, int], list[str]] = {}
     for x, figure in zip(mean.tolist(), shown, strict=True):
         chart.dot(x, figure.difference)
-        name = figure.name.replace("total sleep time", "sleep")
-        # Some 7 pixels a letter; moved up or down until it lies on no other.
-        wide, left = 7.0 * len(name), chart.x(x) + 6
-        left = left if left + wide < WIDTH else left - wide - 12
-        rows = sorted(range(-9, 10), key=abs)
-        y = next(
-            (y for row in rows if not _lies_on(y := chart.y(figure.difference) + 4 - 12 * row, left, wide, taken)),
-            chart.y(figure.difference),
-        )
-        taken.append((left, left + wide, y))
-        chart.picture.text(left, y, name, "small")
+        # Points on one place have one text, as wake and WASO of who slept at once.
+        place = (round(chart.x(x)), round(chart.y(figure.difference)))
+        named.setdefault(place, []).append(figure.name.replace("total sleep time", "sleep"))
+    # A name lies neither on a point nor on another name; beside its own point where it can, else with a line to it.
+    taken = [(x - 5.0, x + 5.0, y + 3.0) for x, y in named]
+    texts = []
+    for (x, y), names in named.items():
+        text = ", ".join(names)
+        left, base, right = _free_place(x, y, text, taken)
+        taken.append((left, right, base))
+        texts.append((left, base, text))
+        if abs(base - 4 - y) > 1:
+            chart.picture.line(x, y, left - 2 if left > x else right + 2, base - 4, "leader")
+    # Above all lines.
+    for left, base, text in texts:
+        chart.picture.text(left, base, text, "small named")
     return chart.markup()
+
+
+def _free_place(x: float, y: float, text: str, taken: Sequence[tuple[float, float, float]]) -> tuple[float, float, float]:
+    """Left, base line and right of ``text`` beside the point ``x``, ``y``: the nearest place that is free."""
+    # Some 7 pixels a letter.
+    wide = 7.0 * len(text)
+    for row in sorted(range(-18, 19), key=abs):
+        for left in (x + 7 + abs(row), x - 7 - abs(row) - wide):
+            if not _lies_on(y + 4 + 6 * row, left, wide, taken):
+                return left, y + 4 + 6 * row, left + wide
+    return x + 7, y + 4, x + 7 + wide
 
 
 def _lies_on(y: float, left: float, wide: float, taken: Sequence[tuple[float, float, float]]) -> bool:
     """Whether a text of that width at that base line leaves the chart or touches one that is there."""
-    if not _TOP + 8 < y < HEIGHT - _BOTTOM:
+    if not _TOP + 8 < y < HEIGHT - _BOTTOM or left < _LEFT or left + wide > WIDTH:
         return True
     return any(abs(y - other) < 12 and left < stop and start < left + wide for start, stop, other in taken)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import EventAgreement
-from sleepfm.evaluation.groups import FEW, Groups, group_rows
+from sleepfm.evaluation.groups import FEW, EventGroups, Groups, group_rows
 from sleepfm.evaluation.metrics import Evaluation
 from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.evaluation.predictions import Predictions
@@ -22,6 +22,7 @@ from sleepfm.evaluation.regression import Regression
 from sleepfm.evaluation.reliability import HEADLINE, person_figures, reliability
 from sleepfm.files import write_atomic
 from sleepfm.reports.charts import bland_altman_chart, confusion_chart, label_chart, people_chart, reliability_chart
+from sleepfm.reports.night_comparison import figure_title
 from sleepfm.reports.rendering import render
 from sleepfm.tasks import RECORDING_TASKS, TASKS, Classes
 
@@ -35,9 +36,9 @@ class Result:
     ``labelled_epochs`` is how many labelled epochs its head was trained on; ``events`` compares what the model found with the
     scored events of the same recordings: events if ``located``, else runs of positive epochs. ``event_result`` says more of them,
     with intervals; ``sleep`` compares sleep statistics night by night; ``leakage`` says whether a person of the split was seen
-    before; ``by_group`` has figures of groups of people, by split. ``predictions`` of the split give the reliability curve and
-    the figures of each person; ``label_curve`` has what other shares of the labels gave, in rows of ``fraction``, ``seed`` and
-    ``kappa``.
+    before; ``by_group`` has figures of groups of people, and ``events_by_group`` their events, by split. ``predictions`` of the
+    split give the reliability curve and the figures of each person; ``label_curve`` has what other shares of the labels gave, in
+    rows of ``fraction``, ``seed`` and ``kappa``.
     """
 
     title: str
@@ -48,6 +49,7 @@ class Result:
     events: EventAgreement | None = None
     located: bool = False
     by_group: Mapping[str, Groups] = field(default_factory=dict)
+    events_by_group: Mapping[str, EventGroups] = field(default_factory=dict)
     event_result: EventResult | None = None
     sleep: Mapping[str, PairedAgreement] = field(default_factory=dict)
     leakage: str = ""
@@ -93,7 +95,7 @@ def evaluation_context(result: Result) -> dict[str, Any]:
         "key": key,
         "key_name": FIGURE_NAMES[key],
         "confusion": confusion_chart(evaluation.confusion, evaluation.classes),
-        "groups": list(group_rows(result.by_group)),
+        "groups": list(group_rows(result.by_group, result.events_by_group)),
         "few": FEW,
         "reliability": "",
         "people": "",
@@ -112,8 +114,13 @@ def evaluation_context(result: Result) -> dict[str, Any]:
     if result.event_result is not None and result.event_result.index.n_nights:
         context["index"] = bland_altman_chart(result.event_result.index)
     context["sleep_charts"] = [
-        (name.replace("_", " "), bland_altman_chart(found))
+        (_capital(figure_title(name)), bland_altman_chart(found))
         for name, found in result.sleep.items()
         if name in ("total_sleep_time", "waso") and found.n_nights
     ]
     return context
+
+
+def _capital(text: str) -> str:
+    """With a capital letter in front; those behind it stay as they are."""
+    return text[:1].upper() + text[1:]

@@ -53,14 +53,14 @@ def compared_figures(score: NightScore, night: PreparedRecording) -> tuple[Compa
     if "stage" in score.models and both.any():
         figures = [sleep_figures(sleep_statistics(np.where(both, stage, -1))) for stage in (mine, night.stage)]
         for name, unit in SLEEP_UNITS.items():
-            found.append(ComparedFigure(_title(name), unit, figures[0][name], figures[1][name]))
+            found.append(ComparedFigure(figure_title(name), unit, figures[0][name], figures[1][name]))
     index = agreement_with(score, night).get("ahi")
     if index is not None:
         found.append(ComparedFigure("AHI", "1/h", index["model"], index["scored"]))
     return tuple(figure for figure in found if not math.isnan(figure.model) or not math.isnan(figure.human))
 
 
-def _title(name: str) -> str:
+def figure_title(name: str) -> str:
     """``rem_latency`` as ``REM latency``, ``minutes_N2`` as ``N2``."""
     known = {"rem_latency": "REM latency", "waso": "WASO", "efficiency": "sleep efficiency", "latency": "sleep latency"}
     return known.get(name, name.removeprefix("minutes_").replace("_", " "))

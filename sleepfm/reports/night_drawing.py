@@ -19,6 +19,7 @@ from sleepfm.reports.night_facts import (
     event_rows,
     first_page,
     human_stages,
+    looked_for,
 )
 from sleepfm.reports.svg import NARROW, Picture, Scale, bars, envelope, for_both, polyline, ticks
 from sleepfm.signals.quality import unusable
@@ -156,9 +157,9 @@ class _Night:
     def events(self) -> None:
         """A line of bars for each family and scorer, then arousals and desaturations."""
         rows = {row_name(name, self._narrow): (events, _family(name)) for name, events in event_rows(self._example).items()}
-        if "arousal" in self._score.event_threshold:
+        if "arousal" in self._score.event_threshold and looked_for(self._score, "arousal"):
             rows["Arousal"] = ([e for e in self._score.events if e.type == "arousal"], "arousal")
-        if self._score.saturation is not None:
+        if self._score.saturation is not None and np.isfinite(self._score.saturation).any():
             rows["Desat." if self._narrow else "Desaturation"] = (
                 [fall.as_event() for fall in self._score.desaturations],
                 "desaturation",

@@ -300,12 +300,19 @@ def event_rows(example: NightExample) -> dict[str, list[Event]]:
 
 
 def found_rows(score: NightScore, kind: str) -> dict[str, list[Event]]:
-    """The lines of :func:`event_rows` that models scored of ``kind``."""
+    """The lines of :func:`event_rows` that models scored of ``kind``; none of what they had nothing to look at for."""
+    if not looked_for(score, kind):
+        return {}
     return {
         f"{kind}{what}": [span for span in spans if event_family(span.type) == kind]
         for what, spans in (("", score.events), (", positive epochs", score.runs))
         if kind in score.threshold and (kind in score.event_threshold) == (not what)
     }
+
+
+def looked_for(score: NightScore, task: str) -> bool:
+    """Whether a model of ``task`` had anything to look at in some epoch."""
+    return task not in score.without_evidence and bool(np.isfinite(score.probability.get(task, np.nan)).any())
 
 
 def human_stages(example: NightExample) -> bool:

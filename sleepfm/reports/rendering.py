@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from sleepfm.evaluation.intervals import Metric
 from sleepfm.reports import palette
+from sleepfm.reports.night_comparison import figure_title
 from sleepfm.version import __version__
 
 
@@ -34,6 +35,7 @@ def _environment() -> jinja2.Environment:
         "number": format_number,
         "quantity": format_quantity,
         "signed": format_signed,
+        "titled": figure_title,
     }
     return environment
 

@@ -38,7 +38,7 @@ def downstream_card(
     by_group: Mapping[str, Groups] = MappingProxyType({}),
 ) -> str:
     """Markdown with a table of ``facts``, one of figures, with those of ``events`` by split, and one of figures by group of
-    people; intervals are over resamples of subjects.
+    people, with F1 and counts of ``events``; intervals are over resamples of subjects.
     """
     lines = [f"# {title}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in facts.items()]
@@ -58,7 +58,7 @@ def downstream_card(
         f"class reaches. Prevalence on `val`: {shares}.",
         *few,
         "",
-        *_by_group(by_group, "auroc" if validation.threshold is not None else "kappa"),
+        *_by_group(by_group, "auroc" if validation.threshold is not None else "kappa", events),
         "## Limits",
         "",
         "For research; not a medical device. One prediction for each 30-s epoch; recordings unlike the "
@@ -68,19 +68,25 @@ def downstream_card(
     return "\n".join(lines)
 
 
-def _by_group(by_group: Mapping[str, Groups], figure: str) -> list[str]:
+def _by_group(by_group: Mapping[str, Groups], figure: str, events: Mapping[str, EventResult]) -> list[str]:
     lines = ["## By group of people", ""]
-    rows = list(group_rows(by_group))
+    rows = list(group_rows(by_group, {split: each.by_group for split, each in events.items()}))
     if not rows:
         return [*lines, "Age, sex and AHI of the people are not known to the data set.", ""]
     splits = list(by_group)
-    lines.append(f"| | group | {' | '.join(f'{split}: people | {figure}' for split in splits)} |")
-    lines.append(f"|---|---|{'---|---|' * len(splits)}")
+    titles = ["people", figure]
+    if events:
+        what = "events" if next(iter(events.values())).located else "positive runs"
+        titles.append(f"F1 of {what} (matched, missed, false)")
+    lines.append(f"| | group | {' | '.join(f'{split}: {title}' for split in splits for title in titles)} |")
+    lines.append(f"|---|---|{'---|' * len(titles) * len(splits)}")
     for row in rows:
         cells = []
         for split in splits:
             metrics = row.figures.get(split)
-            cells.append(f"{row.told(split)} | {_cell(metrics[figure]) if metrics else '–'}")
+            cells += [row.told(split), _cell(metrics[figure]) if metrics else "–"]
+            if events:
+                cells.append(row.told_events(split))
         lines.append(f"| {row.grouping} | {row.group} | {' | '.join(cells)} |")
     told = (
         f"What is known of people is from the tables of their cohorts, the AHI by each cohort's own rule. Fewer than {FEW} people"

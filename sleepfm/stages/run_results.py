@@ -34,6 +34,7 @@ def run_result(folder: Path, model: str, split: str = "test", predictions: Predi
     facts, evaluations = read_results(folder)
     if split not in evaluations:
         return None
+    event_results = read_event_results(folder)
     evaluation = evaluations[split]
     return Result(
         title=f"{folder.name}: {', '.join(TASKS[evaluation.task].classes)}",
@@ -44,7 +45,8 @@ def run_result(folder: Path, model: str, split: str = "test", predictions: Predi
         events=read_events(folder).get(split),
         located=tells_seconds(folder),
         by_group=read_groups(folder),
-        event_result=read_event_results(folder).get(split),
+        events_by_group={name: found.by_group for name, found in event_results.items()},
+        event_result=event_results.get(split),
         sleep=read_sleep(folder).get(split, {}),
         leakage=facts.get("test people seen before", ""),
         predictions=Predictions.read(run.predictions(split)) if predictions is None else predictions,

@@ -14,6 +14,8 @@ from shards.manifest import write_manifest
 from shards.people import Tables
 from shards.plan import read_plan
 from sleepfm.data.dataset import Dataset
+from sleepfm.evaluation.event_results import EventResult
+from sleepfm.evaluation.events import EventAgreement
 from sleepfm.evaluation.groups import FEW, evaluate_groups, from_dict, group_rows, to_dict
 from sleepfm.evaluation.metrics import Evaluation, evaluate
 from sleepfm.evaluation.prediction_figures import evaluate_predictions
@@ -21,6 +23,7 @@ from sleepfm.evaluation.predictions import Predictions
 from sleepfm.reports.report import ReportData, Result, build_report
 from sleepfm.signals.groups import UNKNOWN, group_of, groups
 from sleepfm.signals.people import NOBODY, KnownPeople, Person
+from sleepfm.signals.scorings.scoring import Event
 from sleepfm.stages.model_cards import downstream_card
 from sleepfm.tasks import TASKS
 
@@ -35,11 +38,18 @@ PEOPLE = {
 }
 
 
+# Epochs with a scored hypopnea, in every night, and those in which one is found.
+SCORED = (1, 3)
+FOUND = {"na": (1, 3), "nb": (1,), "nc": (5,), "nd": (), "ne": (1, 5), "n-e2": (3,)}
+
+
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     nights = [make_night(f"n{key}", 6, ("EEG_C4",), subject=key) for key in PEOPLE]
     later = make_night("n-e2", 6, ("EEG_C4",), subject="e")
     later.visit = "2"
+    for night in (*nights, later):
+        night.events = tuple(Event(30.0 * epoch, 25.0, "hypopnea") for epoch in SCORED)
     out = make_dataset(tmp_path_factory.mktemp("groups") / "out", [*nights, later]).path
     known = KnownPeople()
     ages = {("e", "2"): Person(age=60.0, sex="female", ahi=29.9, sources={"age": "t", "sex": "t", "ahi": "t"})}
@@ -129,6 +139,49 @@ def test_card_and_report_show_every_group_with_how_few_its_people_are(
     assert f"2 (fewer than {FEW})" in page and f"{kappa:.3f}" in page and "People, val" in page
     rows = list(group_rows(by_group))
     assert [row.group for row in rows if row.grouping == "Sex"] == ["female", "male", UNKNOWN]
+
+
+def test_events_of_a_group_are_counted_as_by_hand(dataset: Dataset, tmp_path: Path) -> None:
+    record, subject = (np.repeat(np.array(names, object), 6) for names in (dataset.names, dataset.subjects))
+    epoch = np.tile(np.arange(6), len(dataset.names))
+    positive = np.array([number in FOUND[name] for name, number in zip(record, epoch, strict=True)], float)
+    truth = np.isin(epoch, SCORED).astype(np.int64)
+    told = Predictions(record, subject, epoch, truth, np.column_stack([1 - positive, positive]))
+    result = EventResult.of(dataset, "hypopnea", told, 0.5, resamples=0)
+    # Matched, missed and false.
+    expected = {
+        "age": {
+            "below 18": (2, 0, 0),
+            "18 to below 40": (1, 1, 0),
+            "40 to below 60": (1, 1, 1),
+            "60 to below 80": (1, 1, 0),
+            "80 and above": (0, 2, 1),
+            UNKNOWN: (0, 2, 0),
+        },
+        "sex": {"female": (4, 2, 1), "male": (1, 3, 1), UNKNOWN: (0, 2, 0)},
+        "ahi": {
+            "below 5": (2, 0, 0),
+            "5 to below 15": (1, 1, 0),
+            "15 to below 30": (1, 1, 0),
+            "30 and above": (1, 1, 1),
+            UNKNOWN: (0, 4, 1),
+        },
+    }
+    counted = {name: {group: EventAgreement(*counts) for group, counts in part.items()} for name, part in expected.items()}
+    assert result.by_group == counted and list(result.by_group["age"]) == list(expected["age"])
+    assert EventResult.from_dict(json.loads(json.dumps(result.to_dict()))).by_group == result.by_group
+    older = {name: value for name, value in result.to_dict().items() if name != "by_group"}
+    assert EventResult.from_dict(older).by_group == {}
+    whole = evaluate_predictions(TASKS["hypopnea"], told, 0.5, resamples=0)
+    parts = evaluate_groups(dataset, told, lambda part: evaluate_predictions(TASKS["hypopnea"], part, 0.5, resamples=0))
+    card = downstream_card("Hypopnea", {}, whole, whole, {"val": result}, {"val": parts})
+    (women,) = [line for line in card.splitlines() if "| female |" in line]
+    # 2 x 4 of 2 x 4 + 2 + 1.
+    assert women.endswith("| 0.727 (4, 2, 1) |")
+    shown = Result("Hypopnea", "m", "test", whole, by_group={"test": parts}, events_by_group={"test": result.by_group})
+    page = build_report(tmp_path, ReportData("Run", results=[shown])).read_text()
+    assert "0.727 (4, 2, 1)" in page and "F1 of positive runs, test" in page
+    assert "positive runs were matched (overlap ≥ 20 %), missed and false" in page
 
 
 def test_ten_people_are_not_few() -> None:

@@ -64,6 +64,19 @@ def pages_of_print(folder: Path, page: Path) -> int:
     return len(re.findall(rb"/Type\s*/Page\b(?!s)", (folder / "page.pdf").read_bytes()))
 
 
+def said_on_paper(folder: Path, page: Path) -> str:
+    """The text that is there when the page is printed, line by line; what the style sheet leaves out on paper is not in it."""
+    text = page.read_text(encoding="utf-8")
+    assert "@media print" in text and "@media screen" in text
+    text = text.replace("@media print", "@media all").replace("@media screen", "@media not all")
+    told = "<script>onload = () => { const said = document.body.innerText; document.body.innerHTML = '<pre id=\"said\"></pre>'; "
+    told += "document.getElementById('said').textContent = said; };</script>"
+    copy = folder / f"{page.stem}-paper.html"
+    copy.write_text(text.replace("</body>", f"{told}</body>"), encoding="utf-8")
+    (said,) = re.findall(r'<pre id="said">(.*?)</pre>', run(folder, "--dump-dom", copy.as_uri()), re.DOTALL)
+    return unescape(said)
+
+
 def picture(page: Path, out: Path, width: int, height: int) -> None:
     """A PNG of the page's upper part."""
     run(out.parent, f"--screenshot={out}", f"--window-size={width},{height}", page.as_uri())

@@ -1,4 +1,6 @@
-"""A scored night whose models say nearly what its human says, with doubt, errors and everything that a page shows."""
+"""A scored night whose models say nearly what its human says, with doubt, errors and everything that a page shows; and
+evaluations.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,21 @@ from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.events import event_family
 from sleepfm.evaluation.lights import BY_OPTION, Lights
+from sleepfm.evaluation.metrics import evaluate
+from sleepfm.evaluation.night_agreement import sleep_agreement
+from sleepfm.evaluation.paired import paired_agreement
+from sleepfm.evaluation.predictions import Predictions
+from sleepfm.evaluation.regression import evaluate_regression
 from sleepfm.evaluation.stretches import stretch_warnings
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.scorer import prepare_night
+from sleepfm.reports.evaluation_page import RegressionResult, Result
 from sleepfm.reports.night_facts import NightExample
 from sleepfm.signals.position import BodyPosition
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality, unusable
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.tasks import TASKS
 
 EVENT_TASKS = ("apnea", "hypopnea", "arousal")
 BREATHING = ("AIRFLOW", "THORAX", "ABDOMEN")
@@ -75,6 +84,16 @@ def made_example(recording: Path | PreparedRecording, times: int = 1, seed: int 
     return NightExample(score, night, start=datetime(2021, 3, 4, 22, 41, 30), position=position)
 
 
+def made_warnings(night: PreparedRecording, seed: int = 0) -> tuple[str, ...]:
+    """What would be said of ``night`` if every electrode and sensor came off now and then."""
+    rng, quality = np.random.default_rng(seed), {name: flags.copy() for name, flags in night.quality.items()}
+    for flags in quality.values():
+        for start in rng.integers(0, night.n_epochs - 10, 7).tolist():
+            flags[start : start + int(rng.integers(1, 9))] |= np.uint8(Quality.DISCONNECTED)
+    found = stretch_warnings(replace(night, quality=quality), tuple(quality))
+    return (*found, "the models saw 2 hypopneas, the longest of 200 s (from 03:00:00); look at the signals there")
+
+
 def without_breathing(example: NightExample) -> NightExample:
     """The same recording without flow, belts and oximetry, and nobody's scoring."""
     score, night = example.score, example.prepared
@@ -118,3 +137,28 @@ def repeated(night: PreparedRecording, times: int) -> PreparedRecording:
         labels={name: np.tile(values, times) for name, values in night.labels.items()},
         events=tuple(replace(e, onset=e.onset + length * n) for n in range(times) for e in night.events),
     )
+
+
+def made_regression(n_people: int = 30) -> RegressionResult:
+    """Ages of some people by a model that is some years off."""
+    rng = np.random.default_rng(0)
+    truth = rng.uniform(20, 90, n_people)
+    estimate, subject = truth + rng.normal(2, 6, n_people), [f"person-{n}" for n in range(n_people)]
+    found = evaluate_regression("age", truth, estimate, subject, 55.0, unit="years", n_boot=50)
+    paired = paired_agreement("age", truth, estimate, subject, unit="years", n_boot=0)
+    return RegressionResult("age of a recording", "sleepfm-age", "test", found, paired, "none: nobody")
+
+
+def made_result(n_people: int = 12, n_epochs: int = 60) -> Result:
+    """Stages of some people by a model that is right four times out of five."""
+    rng = np.random.default_rng(0)
+    truth = rng.integers(0, 5, n_people * n_epochs)
+    density = rng.dirichlet(np.ones(5), len(truth)) * 0.5
+    density[np.arange(len(truth)), np.where(rng.random(len(truth)) < 0.8, truth, (truth + 1) % 5)] += 0.5
+    subject = np.repeat([f"person-{n}" for n in range(n_people)], n_epochs)
+    found = evaluate(TASKS["stage"], truth, density, subject, n_boot=50)
+    predictions = Predictions(subject, subject, np.tile(np.arange(n_epochs), n_people), truth, density)
+    rows = [(fraction, seed) for fraction in (0.01, 0.1, 1.0) for seed in range(3)]
+    curve = [{"fraction": fraction, "seed": seed, "kappa": 0.6 + 0.2 * fraction - 0.02 * seed} for fraction, seed in rows]
+    result = Result("Stages", "sleepfm-stage v3", "test", found, 700, predictions=predictions, label_curve=curve)
+    return replace(result, leakage="none", sleep=sleep_agreement(predictions, resamples=20))

@@ -1,4 +1,6 @@
 // Overflow: what is wider than its window, what scrolls sideways, texts of a picture that leave it or lie on one another.
+// Size: of every text of a picture as it is shown, in pixels, so that a picture that was shrunk instead of redrawn is found.
+// Place: where the notice ends, and where the first heading, figure or tile begins.
 // Contrast: of every text against what is behind it, and of every kind of shape of a picture against the page (WCAG 2.2).
 function channel(v) { v /= 255; return v <= 0.04045 ? v / 12.92 : Math.pow((v + 0.055) / 1.055, 2.4); }
 function parse(c) { const m = c.match(/[\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; }
@@ -37,10 +39,14 @@ function measure(frame) {
     const best = Math.max(...paints.map(c => contrast(parse(c), behind(view, e))));
     if (best < 3) found.shapes.push(name + ' ' + best.toFixed(2));
   }
+  found.small = []; found.least = Infinity;
   for (const svg of doc.querySelectorAll('svg')) {
     if (!seen(svg)) continue;
     const box = svg.getBoundingClientRect(), texts = [...svg.querySelectorAll('text')].map(t => [t, t.getBoundingClientRect()]);
     texts.forEach(([t, r], i) => {
+      const shown = t.getScreenCTM(), size = parseFloat(view.getComputedStyle(t).fontSize) * Math.hypot(shown.c, shown.d);
+      found.least = Math.min(found.least, size);
+      if (size < 9) found.small.push(told(t) + ' ' + size.toFixed(1));
       if (r.left < box.left - 1 || r.right > box.right + 1 || r.top < box.top - 2 || r.bottom > box.bottom + 2) found.left.push(told(t));
       for (const [o, q] of texts.slice(i + 1)) {
         const across = Math.min(r.right, q.right) - Math.max(r.left, q.left), down = Math.min(r.bottom, q.bottom) - Math.max(r.top, q.top);
@@ -48,6 +54,9 @@ function measure(frame) {
       }
     });
   }
+  const tops = [...doc.querySelectorAll('h1, figure, .tile, svg[role=img]')].filter(seen).map(e => e.getBoundingClientRect().top);
+  const notice = doc.querySelector('.notice');
+  found.notice = notice && seen(notice) ? notice.getBoundingClientRect().bottom : null; found.begins = Math.min(...tops);
   found.kinds = [...kinds].sort();
   return found;
 }

@@ -22,6 +22,7 @@ from sleepfm.evaluation.paired import severity_of
 from sleepfm.inference.night_frames import event_confidence
 from sleepfm.reports.event_pages import BUDGET, event_pages
 from sleepfm.reports.night_comparison import compared_figures
+from sleepfm.reports.night_drawing import draw_night, night_alt
 from sleepfm.reports.night_facts import (
     NOT_ASSESSED,
     NightExample,
@@ -30,6 +31,7 @@ from sleepfm.reports.night_facts import (
     ahi_rows,
     channel_facts,
     event_facts,
+    event_rows,
     first_page,
     lights_told,
     when,
@@ -37,6 +39,7 @@ from sleepfm.reports.night_facts import (
 )
 from sleepfm.reports.night_files import write_night
 from sleepfm.reports.night_page import night_page
+from sleepfm.reports.svg import WIDE
 from sleepfm.signals.scorings.scoring import Event
 
 
@@ -64,6 +67,15 @@ def test_what_nobody_looked_for_is_not_assessed_and_never_0(example: NightExampl
     for name in ("AHI", "ODI 3 %", "T90"):
         assert figures[name].value == NOT_ASSESSED and figures[name].note, name
     assert "airflow or effort" in figures["AHI"].note and "SpO₂" in figures["T90"].note
+    # A line without events would say that there were none.
+    assert (
+        event_rows(bare) == {} and "apnea:" not in night_alt(bare) and ">Hypopnea</text>" not in draw_night(bare, WIDE).markup()
+    )
+    deaf = replace(example.score, probability=example.score.probability | {"apnea": np.full(example.score.n_epochs, np.nan)})
+    assert list(event_rows(replace(example, score=deaf))) == ["apnea, scored", "hypopnea", "hypopnea, scored"]
+    no_eeg = replace(bare.score, without_evidence=("apnea", "hypopnea", "arousal"))
+    assert ">Arousal</text>" not in draw_night(replace(bare, score=no_eeg), WIDE).markup()
+    assert ">Arousal</text>" in draw_night(bare, WIDE).markup()
     assert ahi_rows(bare.score) == () and ahi_by_stage(bare.score) == () and event_facts(bare) == ()
     night_page(tmp_path / "report.html", bare)
     text = " ".join(re.sub(r"<style.*?</style>|<[^>]+>", " ", (tmp_path / "report.html").read_text(), flags=re.DOTALL).split())

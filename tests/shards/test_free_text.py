@@ -175,6 +175,8 @@ def test_no_name_is_in_what_scoring_and_embedding_write(source, tmp_path, capsys
     assert len(written(tmp_path / "scored")) >= 7 and naming(tmp_path / "scored") == []
     sleepfm(["embed", str(source), "--model", str(RELEASED / "encoder"), "--out", str(tmp_path / "e.parquet")])
     assert naming(tmp_path / "e.parquet") == []
+    epochs = pq.read_table(tmp_path / "e.parquet", columns=["record", "epoch"]).to_pandas().groupby("record")["epoch"].apply(list)
+    assert len(epochs) and all(numbers == [*range(1, len(numbers) + 1)] for numbers in epochs)  # from 1, as in every file
 
 
 @pytest.mark.parametrize("text", [NOTE, f"'{NAME}", f'"{NAME}', f'{NAME}\'s "x" \\', f"a\n{NAME}", f"it's '{NAME}'"])

@@ -33,7 +33,7 @@ from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.embedding_cache import EmbeddingCache
 from sleepfm.stages.finetune import FinetuneStage
 from sleepfm.stages.probe import ProbeStage
-from sleepfm.stages.run_results import read_events, read_results, tells_seconds
+from sleepfm.stages.run_results import read_event_results, read_events, read_groups, read_results, tells_seconds
 from sleepfm.tasks import TASKS
 from sleepfm.training.ranks.shared_work import ALONE
 
@@ -72,7 +72,39 @@ def exported(stage, tmp_path):
     return export, folder
 
 
-def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, source, tmp_path):
+def members(recordings, names):
+    """Grouping -> group -> those of the recordings in ``names`` that are in it, by the table of the cohort alone."""
+    (path,) = recordings[0].parents[3].glob("datasets/*.csv")
+    found = {"age": {}, "sex": {}, "ahi": {}}
+    for row in pd.read_csv(path).itertuples():
+        if (name := f"shhs1-{row.nsrrid}") in names:
+            age = next(group for end, group in ((60, "40 to below 60"), (80, "60 to below 80")) if 40 <= row.age_s1 < end)
+            bands = ((5, "below 5"), (15, "5 to below 15"), (30, "15 to below 30"), (999, "30 and above"))
+            ahi = next(group for end, group in bands if row.ahi_a0h3a < end)
+            sex = {1: "male", 2: "female"}[row.gender]
+            for grouping, group in (("age", age), ("sex", sex), ("ahi", ahi)):
+                found[grouping].setdefault(group, set()).add(name)
+    return found
+
+
+def assert_groups_of_both_splits(folder, recordings, figure):
+    """The figures of groups of people that a job left in ``folder`` are those of the recordings of these people."""
+    by_split = read_groups(folder)
+    assert list(by_split) == ["val", "test"]
+    card, page = (folder / "package" / "MODEL_CARD.md").read_text(), (folder / "evaluation.html").read_text()
+    for split, by_group in by_split.items():
+        rows = pd.read_parquet(folder / f"predictions-{split}.parquet")
+        expected = members(recordings, set(rows["record"]))
+        assert {grouping: set(part) for grouping, part in by_group.items()} == {g: set(part) for g, part in expected.items()}
+        for grouping, part in by_group.items():
+            for group, result in part.items():
+                own = rows[rows["record"].isin(expected[grouping][group]) & (rows["truth"] >= 0)]
+                assert (result.n_epochs, result.n_subjects) == (len(own), own["subject"].nunique())
+                assert f"| {group} |" in card and f"<td>{group}</td>" in page
+        assert f"{split}: {figure}" in card and f"People, {split}" in page
+
+
+def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, recordings, source, tmp_path):
     stage = ProbeStage(job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path), source, ALONE)
     before = {k: v.clone() for k, v in stage.module.encoder.state_dict().items()}
     losses = steps(stage, 60, 64)
@@ -106,6 +138,7 @@ def test_probe_learns_and_its_package_repeats_its_test_predictions(dataset, sour
     }
     assert export.metrics == pytest.approx(defined) and "test/accuracy" in defined
     assert "majority_accuracy" in (folder / "MODEL_CARD.md").read_text()
+    assert_groups_of_both_splits(tmp_path, recordings, "kappa")
 
 
 def test_event_probe_stores_the_threshold_that_val_chose(dataset, recordings, source, tmp_path):
@@ -120,12 +153,24 @@ def test_event_probe_stores_the_threshold_that_val_chose(dataset, recordings, so
     assert usage.label_rule == LabelRule(name=dataset.config["event_rule"], version=dataset.config["event_rule_version"])
     written = pd.read_parquet(tmp_path / "predictions-test.parquet")
     assert list(read_events(tmp_path)) == ["val", "test"]
-    total = EventAgreement(0, 0, 0)
+    total, counts = EventAgreement(0, 0, 0), {}
     for record, rows in written.groupby("record"):
         night = prepare_night(next(p for p in recordings if p.stem == record))
         found = positive_runs(rows["p1"], usage.threshold, "hypopnea")
-        total += match_events(found, [e for e in night.events if e.type == "hypopnea"])
+        counts[record] = match_events(found, [e for e in night.events if e.type == "hypopnea"])
+        total += counts[record]
     assert read_events(tmp_path)["test"] == total and not tells_seconds(tmp_path)
+    assert_groups_of_both_splits(tmp_path, recordings, "auroc")
+    by_group = read_event_results(tmp_path)["test"].by_group
+    assert by_group == {
+        grouping: {group: sum((counts[name] for name in names), EventAgreement(0, 0, 0)) for group, names in part.items()}
+        for grouping, part in members(recordings, counts).items()
+    }
+    card, page = (folder / "MODEL_CARD.md").read_text(), (tmp_path / "evaluation.html").read_text()
+    assert "test: F1 of positive runs (matched, missed, false)" in card and "F1 of positive runs, val" in page
+    for agreement in by_group["sex"].values():
+        assert f"({agreement.matched}, {agreement.missed}, {agreement.false})" in card
+        assert f"({agreement.matched}, {agreement.missed}, {agreement.false})" in page
 
 
 def test_stream_order_is_a_permutation_of_each_pass(dataset, source, tmp_path):
@@ -215,7 +260,7 @@ def test_models_of_equal_weights_and_other_configuration_do_not_share_embeddings
     assert not np.array_equal(Scorer([apnea]).score(night).probability["apnea"], alone)
 
 
-def test_finetune_learns_and_its_package_repeats_its_test_predictions(dataset, source, tmp_path):
+def test_finetune_learns_and_its_package_repeats_its_test_predictions(dataset, recordings, source, tmp_path):
     config = job(FinetuneConfig, "finetune-stage-tiny", dataset, tmp_path, "sequence.length=10")
     stage = FinetuneStage(config, source)
     backbone = {k: v.clone() for k, v in stage.module.encoder.state_dict().items() if "lora" not in k}
@@ -232,6 +277,9 @@ def test_finetune_learns_and_its_package_repeats_its_test_predictions(dataset, s
     assert not written.duplicated(["record", "epoch"]).any()
     epochs = {row.record: row.n_epochs for row in dataset.records if row.split == "test"}
     assert written.groupby("record").size().to_dict() == epochs
+    # Numbered from 1, as in every file.
+    assert written.groupby("record")["epoch"].apply(list).to_dict() == {name: [*range(1, n + 1)] for name, n in epochs.items()}
+    assert_groups_of_both_splits(tmp_path, recordings, "kappa")
 
 
 def test_fewer_modalities_change_predictions_and_an_unknown_one_is_refused(dataset, downstream_packages):
