@@ -80,11 +80,13 @@ def main() -> int:
         run = own / "run"
         run.mkdir(exist_ok=True)
         validated = dict(counts)
+        counts.clear()
         export = stage.export(stage.module, run, work)
         assert export is not None or not world.is_main
         found[kind] = {
             "built": built,
             "validated": validated,
+            "exported": dict(counts),
             "figures": figures,
             "metrics": export.metrics if export is not None and world.is_main else {},
             "files": sorted(path.name for path in run.iterdir()) if world.is_main else [],

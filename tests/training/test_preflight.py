@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,12 +27,13 @@ from sleepfm.config import load_config, to_yaml
 from sleepfm.data.dataset import Dataset
 from sleepfm.errors import ConfigError, PreflightError, RegistryError
 from sleepfm.paths import config_root
+from sleepfm.registry.registry import Entry
 from sleepfm.registry.store import client
 from sleepfm.stages.data_config import dataset_digest
 from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.pretrain import PretrainConfig, build_stage
 from sleepfm.training.job import Context
-from sleepfm.training.preflight import host
+from sleepfm.training.preflight import disks, host
 from sleepfm.training.preflight.checks import Preflight
 from sleepfm.training.preflight.configuration import doubts, faults_of_plan, split
 from sleepfm.training.preflight.faults import Fault, of_all_ranks, refuse
@@ -265,6 +267,153 @@ def test_a_disk_without_room_and_a_split_that_is_too_small_are_said_together(dat
     assert re.search(r"the split val has \d+ items, fewer than one step of train\.global_batch=128", text)
     assert re.search(r"checkpoints and packages take \d+\.\d\d GB, but only \d+\.\d\d GB are free; make room", text)
     assert caught.value.exit_status == ConfigError.exit_status
+
+
+def probing(data: Dataset, packages: Path, folder: Path, *overrides: str) -> ProbeConfig:
+    paths = [f"data.path={data.path}", f"train.output={folder / 'run'}", f"cache={folder / 'cache'}"]
+    encoder = f"encoder={packages / 'synthsleepnet'}"
+    return load_config(ProbeConfig, config_root() / "downstream/probe-stage-tiny.yaml", [*paths, encoder, *overrides])
+
+
+@pytest.fixture
+def free(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, int]:
+    """What is free, in bytes, on the disk of each folder in ``tmp_path``, by its name; there is room for everything on others.
+
+    TMPDIR and SLEEPFM_CACHE are two of these folders.
+    """
+    sizes: dict[str, int] = {}
+
+    def disk_usage(folder: Path) -> SimpleNamespace:
+        inside = Path(folder).is_relative_to(tmp_path) and Path(folder) != tmp_path
+        return SimpleNamespace(free=sizes.get(Path(folder).relative_to(tmp_path).parts[0], 10**15) if inside else 10**15)
+
+    monkeypatch.setattr(disks.shutil, "disk_usage", disk_usage)
+    for name in ("temporary", "fetched", "cache"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "temporary"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    monkeypatch.setenv("SLEEPFM_CACHE", str(tmp_path / "fetched"))
+    return sizes
+
+
+def test_every_disk_that_a_node_writes_to_needs_room(
+    dataset: Dataset,  # noqa: F811
+    packages: Path,
+    tmp_path: Path,
+    free: dict[str, int],
+) -> None:
+    config = probing(dataset, packages, tmp_path)
+    wanted = disks.Expected({"a" * 64: 1_200_000_000, "b" * 64: 40_000_000}, {"encoder-set-": 80_000_000_000})
+    free |= {"temporary": 100_000_000, "cache": 80_000_000_000, "fetched": 1_240_000_000}
+    assert disks.faults_of_disks(config, wanted) == []
+    free |= {name: size - 10_000_000 for name, size in free.items()}
+    temporary, cache, fetched = disks.faults_of_disks(config, wanted)
+    assert temporary.text == (
+        f"environment variable TMPDIR={tmp_path}/temporary: temporary files take at least 0.10 GB, but only 0.09 GB are free; "
+        "make room, or set TMPDIR to another folder"
+    )
+    assert cache.text == (
+        f"cache={tmp_path}/cache: embeddings take 80.00 GB, but only 79.99 GB are free; make room, or give another cache"
+    )
+    assert fetched.text == (
+        f"environment variable SLEEPFM_CACHE={tmp_path}/fetched: models of the registry take 1.24 GB, but only 1.23 GB are free; "
+        "make room, or set SLEEPFM_CACHE to another folder"
+    )
+    assert not (temporary.configured or cache.configured or fetched.configured)
+    # What a node has by now takes no more room.
+    free |= {"temporary": 10**9}
+    (tmp_path / "fetched" / "models" / f"{'b' * 24}-01234567").mkdir(parents=True)
+    with (tmp_path / "cache" / "held").open("wb") as file:
+        file.truncate(10_000_000)
+    (tmp_path / "cache" / "encoder-set-0123").mkdir()
+    (tmp_path / "cache" / "held").rename(tmp_path / "cache" / "encoder-set-0123" / "night.safetensors")
+    assert disks.faults_of_disks(config, wanted) == []
+    # Of what is not known there must be a little.
+    free |= {"cache": 90_000_000, "fetched": 90_000_000}
+    texts = [fault.text for fault in disks.faults_of_disks(config, disks.Expected({"c" * 64: None}, None))]
+    assert [re.search(r"take at least 0\.10 GB, but only 0\.09 GB are free", text) is not None for text in texts] == [True, True]
+    # And nothing where nothing is written.
+    assert disks.faults_of_disks(pretraining("eeg-base"), disks.Expected({}, None)) == []
+    remote = pretraining("eeg-base", "data.path=s3://bucket/shards")
+    (shards,) = disks.faults_of_disks(remote, disks.Expected({}, None))
+    assert "SLEEPFM_CACHE" in shards.text and "shards take at least" in shards.text
+
+
+def test_a_folder_that_cannot_be_written_to_is_said(
+    dataset: Dataset,  # noqa: F811
+    packages: Path,
+    tmp_path: Path,
+    free: dict[str, int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = probing(dataset, packages, tmp_path, f"cache={tmp_path}/cache/below/embeddings")
+    monkeypatch.setattr(disks.os, "access", lambda folder, mode: Path(folder) != tmp_path / "cache")
+    (fault,) = disks.faults_of_disks(config, disks.Expected({}, {"encoder-set-": 1}))
+    assert fault.text == (
+        f"cache={tmp_path}/cache/below/embeddings: cannot write embeddings ({tmp_path}/cache is not writable for this user); "
+        "or give another cache"
+    )
+    assert disks.faults_of_disks(config, disks.Expected({}, {"encoder-set-": 0})) == []
+
+
+def test_disks_without_room_are_in_the_list_of_all_faults(
+    dataset: Dataset,  # noqa: F811
+    packages: Path,
+    tmp_path: Path,
+    free: dict[str, int],
+) -> None:
+    free |= {"temporary": 0, "cache": 1000}
+    config = probing(dataset, packages, tmp_path, "registry.metric=val/loss")
+    preflight = Preflight(config, ALONE, ALONE, f"sqlite:///{tmp_path}/none.db", "auto", dataset_digest)
+    preflight.before_start()
+    with pytest.raises(PreflightError, match=r"3 faults") as caught:
+        preflight.stage(lambda: pytest.fail("built in spite of its faults"))
+    for number, said in enumerate(("registry.metric=val/loss: ", "environment variable TMPDIR=", f"cache={tmp_path}/cache: "), 1):
+        assert f"  {number}. {said}" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["probe", "context", "events on frames"])
+def test_what_embeddings_take_is_what_was_counted(
+    dataset: Dataset,  # noqa: F811
+    packages: Path,
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    stage = build(kind, dataset.path, packages, tmp_path)
+    config: RunConfig = stage.config  # type: ignore[attr-defined]
+    wanted = disks.expected(config, {}, f"sqlite:///{tmp_path}/none.db")
+    assert wanted.packages == {} and wanted.embeddings is not None
+    ((prefix, size),) = wanted.embeddings.items()
+    for cache in stage._caches.values():  # type: ignore[attr-defined]
+        assert cache.folder.name.startswith(prefix)
+        splits = ("pretrain", "val") if kind == "context" else ("label", "val", "test")
+        assert size == sum(kept.nbytes for split in splits for kept in cache.split(split).values())
+    # The files have headers.
+    assert disks._cached(config, wanted)[0].needed == 0
+
+
+def test_models_that_are_fetched_are_counted_by_their_parameters(
+    dataset: Dataset,  # noqa: F811
+    packages: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def look_up(address: str, store: str) -> Entry:
+        if address.endswith("/1"):
+            return Entry(address, "/seen/by/all", store, "seen", "1", tags={"sha256": "a" * 64, "parameters": "1000"})
+        tags = {"sha256": "b" * 64} | ({"parameters": "296000000"} if address.endswith("/2") else {})
+        return Entry(address, "mlflow-artifacts:/0/package", store, "fetched", "2", tags=tags)
+
+    def fetch_config(entry: Entry) -> dict[str, object]:
+        raise RegistryError("nobody answers")
+
+    monkeypatch.setattr(disks, "look_up", look_up)
+    monkeypatch.setattr(disks, "fetch_config", fetch_config)
+    for version, found in (("1", {}), ("2", {"b" * 64: 1_184_000_000}), ("3", {"b" * 64: None})):
+        config = probing(dataset, packages, tmp_path, f"encoder=models:/model/{version}")
+        assert disks.expected(config, {}, "http://host") == disks.Expected(found, None)
+    resumed = disks.expected(config, {"models:/model/3": "models:/model/2"}, "http://host")
+    assert resumed.packages == {"b" * 64: 1_184_000_000}
 
 
 @pytest.mark.slow

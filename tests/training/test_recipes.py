@@ -21,7 +21,9 @@ from sleepfm.training.run_config import RunConfig
 ROOT = Path(__file__).parents[2]
 SIZES = {8: (8,), 64: (64,), 512: (512, 1024)}
 PRETRAINED = ("eeg", "eog", "emg", "ecg", "multimodal", "resp", "psg", "context")
-NAMES = [f"pretrain/{name}" for name in PRETRAINED] + [f"downstream/finetune-{task}" for task in ("stage", "apnea", "hypopnea")]
+FINETUNED = [f"finetune-{task}" for task in ("stage", "apnea", "hypopnea")]
+EVENT_HEADS = [f"events-{task}" for task in ("apnea", "hypopnea", "arousal")]
+NAMES = [f"pretrain/{name}" for name in PRETRAINED] + [f"downstream/{name}" for name in FINETUNED + EVENT_HEADS]
 
 
 def load(name: str, suffix: str) -> RunConfig:
@@ -45,6 +47,8 @@ def test_a_recipe_passes_its_checks_at_its_size_and_follows_the_rules(name: str,
     # All else is the base's.
     assert (train.passes, train.weight_decay, train.clip) == (base.train.passes, base.train.weight_decay, base.train.clip)
     assert recipe.registry == base.registry and train.output == base.train.output
+    if isinstance(base, FinetuneConfig) and isinstance(recipe, FinetuneConfig):
+        assert (recipe.task, recipe.events, recipe.cache, recipe.encoder) == (base.task, base.events, base.cache, base.encoder)
 
 
 def test_the_base_configuration_is_refused_where_recipes_are_for() -> None:

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from made_nights import make_dataset, make_night
 from ports import free_port
 
 from sleepfm.data.dataset import Dataset
+from sleepfm.errors import ShardError
+from sleepfm.inference import embed
 from sleepfm.registry.registry import load_package
 from sleepfm.stages.embedding_cache import EmbeddingCache
 from sleepfm.training.ranks.distributed import World
@@ -108,14 +112,22 @@ def test_every_rank_does_its_share(job: Job, kind: str, size: int) -> None:
     ((one,), _), (ranks, _) = job(1, "fp32")[kind], job(size, "fp32")[kind]
     # The splits of a phase are divided one by one, and what is divided is nights of 25 epochs at the most, 16 epochs (which is
     # what the monitor embeds at once), or 8 sequences.
-    phases = {"validated": (VALIDATES[kind], *{"unimodal": (2, 16), "multimodal": (2, 16), "context": (1, 8)}.get(kind, (1, 25)))}
+    validates = {"unimodal": (2, 16), "multimodal": (2, 16), "context": (1, 8)}.get(kind, (1, 25))
+    phases = [("validated", VALIDATES[kind], *validates)]
     if kind in ("context", "probe"):
-        phases["built"] = ("SynthSleepNet.encode", 2, 25)
-    for phase, (name, splits, item) in phases.items():
+        phases.append(("built", "SynthSleepNet.encode", 2, 25))
+    if kind == "probe":
+        # It applies its head to `val` again; `test` is embedded for it.
+        phases += [("exported", "Downstream.classify", 2, 25), ("exported", "SynthSleepNet.encode", 1, 25)]
+    elif kind in ("fine-tune", "events"):
+        phases.append(("exported", VALIDATES[kind], 1, 25))
+    for phase, name, splits, item in phases:
         total, did = one[phase][name], [rank[phase].get(name, 0) for rank in ranks]
         assert sum(did) == total > 0, "something was left out, or done twice"
         assert max(did) <= total / size + splits * item
         assert sum(count > 0 for count in did) > 1 or total <= item
+        # Of one night alone nothing could be seen of who evaluates what is exported.
+        assert phase != "exported" or total > item
     assert all(rank["told"] for rank in ranks), "nothing was said of how far it had come"
 
 
@@ -131,6 +143,71 @@ def test_a_run_in_bf16_validates_in_bf16(job: Job) -> None:
 
 def _same(left: dict[str, float], right: dict[str, float]) -> bool:
     return left.keys() == right.keys() and all(np.array_equal(left[k], right[k], equal_nan=True) for k in left)
+
+
+class Reads:
+    """Stands for what reads the chunks of a recording: reads them, and notes how far it is ahead of who consumes them.
+
+    With ``fails`` it raises that instead of giving the first chunk of the second recording.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fails: Exception | None = None) -> None:
+        self._read, self._fails = embed.stored_epochs, fails
+        self.read: list[str] = []
+        self.consumed = 0
+        self.ahead: list[int] = []
+        monkeypatch.setattr(embed, "stored_epochs", self._chunks)
+
+    def _chunks(self, dataset: Dataset, record: str, channels: Sequence[str], chunk: int) -> Iterator[embed.Epochs]:
+        for epochs in self._read(dataset, record, channels, chunk):
+            if self._fails is not None and self.read and self.read[-1] != record:
+                raise self._fails
+            self.read.append(record)
+            self.ahead.append(len(self.read) - self.consumed)
+            yield epochs
+
+    def wait_for(self, count: int) -> None:
+        deadline = time.monotonic() + 30
+        while len(self.read) < count:
+            assert time.monotonic() < deadline, f"only {self.read} were read"
+            time.sleep(0.01)
+
+
+def test_the_next_recording_is_read_while_one_is_consumed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = dataset.select("pretrain").tolist()[:4]
+    chunks = [-(-int(dataset.n_epochs[row]) // 5) for row in rows]
+    reads = Reads(monkeypatch)
+    heard: list[int] = []
+    given = []
+    for row, epochs in embed.recordings_ahead(dataset, rows, ["EEG_C4"], 5, lambda: heard.append(1)):
+        for number, (signals, _) in enumerate(epochs):
+            reads.consumed += 1
+            if reads.consumed == 1:
+                # Long enough to read all of them, if nothing bounded that.
+                time.sleep(0.3)
+            if number == chunks[len(given)] - 1 and row != rows[-1]:
+                # Nobody has asked for the next recording yet.
+                reads.wait_for(reads.consumed + 1)
+                assert dataset.names[rows[len(given) + 1]] in reads.read
+            assert len(signals) <= 5
+        given.append(row)
+    assert given == rows and len(heard) == len(reads.read) == sum(chunks)
+    # Those that wait, the one for which there is no place yet, and the one that is asked for next.
+    assert 1 < max(reads.ahead) <= embed.CHUNKS_AHEAD + 2 < sum(chunks)
+
+
+def test_an_error_of_what_reads_ahead_comes_as_it_is_where_it_would_have_come(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = dataset.select("pretrain").tolist()[:3]
+    Reads(monkeypatch, fails=ShardError("epoch 0 is corrupt"))
+    threads, given = threading.active_count(), []
+    with pytest.raises(ShardError, match="epoch 0 is corrupt"):
+        for row, epochs in embed.recordings_ahead(dataset, rows, ["EEG_C4"], 5):
+            given.append((row, sum(len(signals) for signals, _ in epochs)))
+    # What came before it was given first, and the thread is gone.
+    assert given[0] == (rows[0], int(dataset.n_epochs[rows[0]])) and len(given) == 1
+    assert threading.active_count() == threads
 
 
 def test_nodes_that_share_nothing_get_the_same_bytes(dataset: Dataset, packages: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from sleepfm.errors import SleepFMError
 from sleepfm.training import branch
 from sleepfm.training.engine import total_steps
 from sleepfm.training.folder import Resume, RunFolder
-from sleepfm.training.preflight import host
+from sleepfm.training.preflight import disks, host
 from sleepfm.training.preflight.configuration import doubts, faults_of_plan, split
 from sleepfm.training.preflight.faults import Fault, fault_of, of_all_ranks, refuse
 from sleepfm.training.preflight.parents import missing_parents
@@ -119,7 +119,7 @@ class Preflight(Generic[ConfigT]):
         """
         hosts, faults = self._of_hosts()
         missing = missing_parents(self._config.parents(), self._sources, self._store) if self._world.is_main else []
-        faults = [*self._gather([*self._faults, *missing], hosts), *faults]
+        faults = [*self._gather([*self._faults, *missing, *self._of_disks()], hosts), *faults]
         incomplete = any(gather_json(self._world, bool(missing) or not self.dataset_digest))
         if faults and (incomplete or not self._config.is_built_at_once()):
             refuse(faults)
@@ -181,6 +181,14 @@ class Preflight(Generic[ConfigT]):
         faults += host.datasets([row[1] for row in times], hosts, path)
         return hosts, faults
 
+    def _of_disks(self) -> list[Fault]:
+        """What has no room on this node, of what is written before the stage is there and beside its output."""
+        world = self._world
+        wanted = disks.expected(self._config, self._sources, self._store) if world.is_main else disks.Expected({}, None)
+        packages, embeddings = gather_json(world, [wanted.packages, wanted.embeddings])[0]
+        # One for all ranks of a node.
+        return disks.faults_of_disks(self._config, disks.Expected(packages, embeddings)) if world.local_rank == 0 else []
+
     def _of_stage(self, stage: Stage) -> list[Fault]:
         """What the stage tells: enough held-out items, and how many bytes the run writes."""
         train = self._config.train
@@ -195,7 +203,7 @@ class Preflight(Generic[ConfigT]):
             )
         if self._world.local_rank == 0:
             needed = Size.of(stage.module).bytes_written(self._config.deepspeed.zero, train.keep, train.ema > 0)
-            found += host.room(Path(train.output), needed)
+            found += disks.room_for_output(Path(train.output), needed)
         return found
 
 

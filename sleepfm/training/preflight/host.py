@@ -1,18 +1,15 @@
-"""Faults of hosts: network interfaces, ports, what reaches what, clocks, room on disks, the data set that each sees."""
+"""Faults of hosts: network interfaces, ports, what reaches what, clocks, the data set that each sees."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 
-from sleepfm.errors import StorageError
 from sleepfm.training.preflight.faults import Fault
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.ranks.joining import wait_for_port
@@ -124,25 +121,3 @@ def datasets(digests: Sequence[str], hosts: Sequence[str], path: str) -> list[Fa
     told = ", ".join(f"{host} sees {digest[:12]}" for host, digest in sorted(others.items()))
     where = f"data.path={path}" if path else "data set"
     return [Fault(f"{where}: {told}, the others {common[:12]}; give every host the same data set", False)]
-
-
-def room(output: Path, needed: int) -> list[Fault]:
-    """The file system of ``output`` holds ``needed`` bytes more than what the run has there already."""
-    folder = output.absolute()
-    while not folder.exists():
-        folder = folder.parent
-    try:
-        free = shutil.disk_usage(folder).free
-        held = sum(file.stat().st_size for file in output.rglob("*") if file.is_file()) if output.is_dir() else 0
-    except OSError as error:
-        raise StorageError(f"{folder}: cannot be read ({error.strerror})") from error
-    missing = needed - held - free
-    if missing <= 0:
-        return []
-    return [
-        Fault(
-            f"train.output={output}: checkpoints and packages take {needed / 1e9:.2f} GB, but only {free / 1e9:.2f} GB are "
-            "free; make room, lower train.keep, or give another train.output",
-            False,
-        )
-    ]
