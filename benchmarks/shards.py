@@ -20,7 +20,11 @@ with one thread and warm (the first night does not count):
   counts (with any renewal of the lease meanwhile).
 * `command`: wall time of the whole command, `python -m shards build --workers 1`, of 32 nights in four shards, into a bucket of
   that server and into a folder, in turns: what a user waits for, with Ray's start, the plan, and the description at the end.
-* `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s, seconds per thousand.
+* `scale`: memory of the driver and of the object store during a real build of many recordings of 30 s with whole headers,
+  seconds per thousand.
+* `listing`: seconds and peak memory of listing many objects of that server, as a build lists its source. They are empty and have
+  the names of recordings. More than 10,000 are listed page by page; of fewer the client keeps what it was told. Most of the
+  seconds are the server's, which goes through all names for each page.
 
 CHECKOUT is github.com/dlcjfgmlnasa/SynthSleepNet, with polars importable (PYTHONPATH).
 """
@@ -38,7 +42,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +64,7 @@ STORE_SHARDS = 4
 COMMAND_NIGHTS = 32
 COMMAND_TURNS = 3
 SIZING_CORES = 64
+PUTTING_THREADS = 8
 MEMORY_FOLDER = Path("/dev/shm")
 MIB = 2**20
 
@@ -254,7 +260,7 @@ def measure_command(source: Path, *_: str) -> dict[str, Any]:
 
 
 def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
-    """A real build of copies of one recording of 30 s and a single channel."""
+    """A real build of recordings of 30 s that have a night's header, and of which one channel is stored."""
     from shards.build import build
     from shards.build_config import load_build_config
     from shards.cluster import cluster
@@ -263,9 +269,9 @@ def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="scale-") as folder, cluster(os.cpu_count() or 1) as ray:
         many, out = Path(folder) / "source", Path(folder) / "out"
         many.mkdir()
-        content = tiny(edfs(source)[0].read_bytes())
+        write = tiny(edfs(source)[0].read_bytes())
         for number in range(count):
-            (many / f"shhs1-{number:06d}.edf").write_bytes(content)
+            write(many / f"shhs1-{number:06d}.edf", number)
         whole = ray.cluster_resources()["object_store_memory"]
         most, stop, seen = [0.0, 0.0], threading.Event(), list[float]()
         before = resident_mib("VmRSS")
@@ -302,22 +308,85 @@ def measure_scale(source: Path, recordings: str, *_: str) -> dict[str, Any]:
     }
 
 
-def tiny(edf: bytes) -> bytes:
-    """The first 30 s of the recording's ``EEG`` alone."""
+def measure_listing(_source: Path, objects: str, *_: str) -> dict[str, Any]:
+    from object_store import BUCKET, object_store
+
+    from sleepfm.signals.files import location
+    from sleepfm.signals.listing import list_names
+
+    count, told = int(objects), list[int]()
+    with object_store() as store:
+        store.put("few/shhs1-000000.edf", b"")
+        list_names(location(f"s3://{BUCKET}/few"), (".edf",))  # the client and its session are there now
+        # By another process: what this one had put and forgotten would be room for what it lists.
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(put_empty, store.endpoint, f"/{BUCKET}/many/edfs/shhs1", count).result()
+        asked = len(store.requests())
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        before, begin = resident_mib("VmRSS"), time.perf_counter()
+        names = list_names(location(f"s3://{BUCKET}/many"), (".edf",), progress=told.append)
+        seconds, peak, after = time.perf_counter() - begin, resident_mib("VmHWM"), resident_mib("VmRSS")
+        asked = len(store.requests()) - asked
+    assert len(names) == count and told[-1] == count
+    return {
+        "objects": count,
+        "seconds": seconds,
+        "seconds_per_thousand": 1000 * seconds / count,
+        "requests": asked,
+        "times_progress_was_told": len(told),
+        "before_mib": before,
+        "peak_growth_mib": peak - before,
+        "peak_bytes_per_object": (peak - before) * MIB / count,
+        "growth_at_the_end_mib": after - before,
+    }
+
+
+def put_empty(endpoint: str, folder: str, count: int) -> None:
+    """So many empty objects below ``folder``, by as many threads as keep the server busy."""
+    place, local = endpoint.removeprefix("http://"), threading.local()
+
+    def put(number: int) -> None:
+        if not hasattr(local, "connection"):
+            local.connection = HTTPConnection(place)
+        local.connection.request("PUT", f"{folder}/shhs1-{number:06d}.edf", b"")
+        answer = local.connection.getresponse()
+        answer.read()
+        assert answer.status == 200, answer.status
+
+    with ThreadPoolExecutor(PUTTING_THREADS) as pool:
+        for _ in pool.map(put, range(count)):
+            pass
+
+
+def tiny(edf: bytes) -> Callable[[Path, int], None]:
+    """What writes recording ``number`` of 30 s to a path: the header of ``edf`` with all its signals, and one record.
+
+    The disk must hold a hundred thousand of them: only the `EEG` has samples, and the other signals are holes in the file, which
+    takes 16 kB of 42. The samples are of another half minute of the night from file to file, and the number is in the patient's
+    field, so that no two files are the same.
+    """
     signals = int(edf[252:256])
     begin, columns, place = 256 * (1 + signals), [], 256
-    widths = (16, 80, 8, 8, 8, 8, 8, 80, 8, 32)
-    for width in widths:
+    for width in (16, 80, 8, 8, 8, 8, 8, 80, 8, 32):
         columns.append([edf[place + n * width : place + (n + 1) * width] for n in range(signals)])
         place += signals * width
     chosen = next(n for n, label in enumerate(columns[0]) if label.strip() == b"EEG")
     samples = [int(text) for text in columns[8]]
-    offset, step = 2 * sum(samples[:chosen]), 2 * sum(samples)
-    seconds = float(edf[244:252])
-    records = round(30 / seconds)
-    data = b"".join(edf[begin + r * step + offset : begin + r * step + offset + 2 * samples[chosen]] for r in range(records))
-    fixed = edf[:184] + b"%-8d" % 512 + edf[192:236] + b"%-8d" % records + edf[244:252] + b"%-4d" % 1
-    return fixed + b"".join(column[chosen] for column in columns) + data
+    before, step, width = 2 * sum(samples[:chosen]), 2 * sum(samples), 2 * samples[chosen]
+    records = round(30 / float(edf[244:252]))
+    columns[8] = [b"%-8d" % (records * count) for count in samples]
+    described = b"".join(field for column in columns for field in column)
+    halves = (len(edf) - begin) // step // records
+
+    def write(path: Path, number: int) -> None:
+        first = begin + number % halves * records * step + before
+        with path.open("wb") as file:
+            file.write(edf[:8] + b"%-80d" % number + edf[88:236] + b"%-8d%-8d" % (1, 30) + edf[252:256] + described)
+            file.seek(records * before, os.SEEK_CUR)
+            file.write(b"".join(edf[first + turn * step :][:width] for turn in range(records)))
+            file.truncate(begin + records * step)
+
+    return write
 
 
 MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
@@ -329,8 +398,9 @@ MEASURES: dict[str, Callable[..., dict[str, Any]]] = {
     "store": measure_store,
     "command": measure_command,
     "scale": measure_scale,
+    "listing": measure_listing,
 }
-CASES = ("speed", "bound", "memory", "workers", "store", "command", "scale")
+CASES = ("speed", "bound", "memory", "workers", "store", "command", "scale", "listing")
 
 
 def apart(measure: str, source: Path, *arguments: str) -> dict[str, Any]:
@@ -369,6 +439,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=8)
     parser.add_argument("--turns", type=int, default=3, help="of one worker and two, in the case `workers`")
     parser.add_argument("--recordings", type=int, default=2_000, help="in the case `scale`")
+    parser.add_argument("--objects", type=int, default=20_000, help="in the case `listing`")
     parser.add_argument("--scratch", type=Path, help="folder for the nights, kept for the next call")
     parser.add_argument("--only", default=",".join(CASES), metavar="CASE,...")
     parser.add_argument("--json", type=Path, metavar="F", help="write the figures there; cases measured before stay")
@@ -413,6 +484,8 @@ def main() -> None:
             figures["command"] = apart("command", synthesise(scratch, COMMAND_NIGHTS, arguments.hours))
         if "scale" in chosen:
             figures["scale"] = apart("scale", nights, str(arguments.recordings))
+        if "listing" in chosen:
+            figures["listing"] = apart("listing", nights, str(arguments.objects))
     if {"ours", "workers"} <= figures.keys():
         figures["sizing"] = sizing(figures)
         for name, values in figures["sizing"].items():

@@ -173,7 +173,7 @@ def _build(
         copy.publish(check)
     shared = tuple(told.scorings.lines(lambda file: shown(file.name)))
     folders = {shown(token(name_below(Path(folder), source), config.privacy)): why for folder, why in unlisted.items()}
-    known_of, warnings = people_lines(out, config.split, people)
+    known_of, warnings = people_lines(out, people)
     warnings += empty_splits(description["split"], config.split)
     return BuildResult(
         description,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ SUBJECTS = pa.schema(
         ("sources", pa.string()),  # JSON: of each value the table and its column
     ]
 )
+# In a table of all recordings a row takes a kilobyte as Python has it.
+_ROWS_AT_ONCE = 4096
 # Subject, visit and cohort.
 PersonKey = tuple[str, str, str]
 
@@ -147,19 +149,29 @@ def read_stored(out: Path, config: SplitConfig) -> Stored:
         told = told_digests(out)
         for name in ("records", "subjects"):
             check_table(out, name, told)
-        rows = pq.read_table(folder / "records.parquet", columns=["subject", "visit", "cohort", "split"]).to_pylist()
-        people: dict[PersonKey, Person] = {(row["subject"], row["visit"], row["cohort"]): NOBODY for row in rows}
+        people: dict[PersonKey, Person] = {}
+        splits: dict[str, str] = {}
+        for row in _rows(folder / "records.parquet", (*COLUMNS[:3], "split")):
+            people[row["subject"], row["visit"], row["cohort"]] = NOBODY
+            splits[row["subject"]] = row["split"]
         if (folder / "subjects.parquet").exists():
-            found = pq.read_table(folder / "subjects.parquet", columns=list(COLUMNS)).to_pylist()
-            people |= {(row["subject"], row["visit"], row["cohort"]): person_of(row) for row in found}
-    except (OSError, pyarrow.lib.ArrowException, ValueError) as error:
+            for row in _rows(folder / "subjects.parquet", COLUMNS):
+                people[row["subject"], row["visit"], row["cohort"]] = person_of(row)
+    except (OSError, pyarrow.lib.ArrowException, ValueError, KeyError) as error:
         if config.stratify:
             raise DatasetError(
                 f"{folder}: cannot be read ({str(error).splitlines()[0]}), and only this table says which person is in which "
                 "split; restore it from a copy, or build into another folder"
             ) from error
         return Stored()
-    return Stored(people, {row["subject"]: row["split"] for row in rows})
+    return Stored(people, splits)
+
+
+def _rows(table: Path, columns: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The rows of a table, of which few are in memory at once."""
+    with pq.ParquetFile(table) as file:
+        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=list(columns)):
+            yield from batch.to_pylist()
 
 
 def check_moves(out: Path, config: SplitConfig, tables: Tables) -> None:
@@ -168,11 +180,13 @@ def check_moves(out: Path, config: SplitConfig, tables: Tables) -> None:
     join_people(stored.people, config, tables, stored, out)
 
 
-def people_lines(out: Path, config: SplitConfig, tables: Tables) -> tuple[list[str], list[str]]:
-    """What was read of the people in ``out``, a line each, and warnings."""
-    people = read_stored(out, config).people
-    cohorts = {cohort for _, _, cohort in people}
-    related = {cohort for (_, _, cohort), person in people.items() if person.family}
+def people_lines(out: Path, tables: Tables) -> tuple[list[str], list[str]]:
+    """What was read of the people in the data set ``out``, a line each, and warnings."""
+    cohorts, related = set[str](), set[str]()
+    for row in _rows(out / MANIFEST_FOLDER / "subjects.parquet", ("cohort", "family")):
+        cohorts.add(row["cohort"])
+        if row["family"]:
+            related.add(row["cohort"])
     warnings = [
         f"cohort {cohort}: the table that names families was not found (looked for {', '.join(patterns)}), and relatives may "
         "come into different splits; put it into `datasets` in the source, or give its folder with subjects.folder"

@@ -99,6 +99,32 @@ def test_a_store_is_asked_for_each_header_in_two_requests_and_for_each_file_once
     assert asked["GET /sleep"] == 3
 
 
+def test_headers_in_a_store_are_read_by_the_tasks(cohort, built, s3, tmp_path, run, monkeypatch, digests):
+    """The driver gets no byte of any recording; of these, which are small, it would otherwise look whether they are one."""
+    from aiobotocore.client import AioBaseClient
+
+    url = s3.upload(cohort, "headers-by-tasks")
+    own: list[tuple[str, str]] = []
+    ask = AioBaseClient._make_api_call
+
+    async def noted(client, operation, parameters):
+        own.append((operation, parameters.get("Key", "")))
+        return await ask(client, operation, parameters)
+
+    monkeypatch.setattr(AioBaseClient, "_make_api_call", noted)
+    monkeypatch.setattr("sleepfm.signals.discover._LARGEST_ANNOTATIONS", 0)
+    arguments = ["build", url, tmp_path / "out", "--cohort", "shhs1", "recordings_per_shard=2"]
+    before = len(s3.requests())
+    result = run(arguments)
+    assert result.returncode == 0, result.stdout + result.stderr
+    edfs = [f"headers-by-tasks/{path.relative_to(cohort).as_posix()}" for path in cohort.rglob("*.edf")]
+    asked = Counter(line.split("?")[0] for line in s3.requests()[before:])
+    # As above: two for the header and one for the records.
+    assert [asked[f"GET /sleep/{key}"] for key in edfs] == 6 * [3]
+    assert ("ListObjectsV2", "") in own and not [name for name in own if name[1].endswith(".edf")]
+    assert digests(tmp_path / "out") == digests(built)
+
+
 @pytest.mark.parametrize("name", RECORDINGS)
 def test_a_recording_that_grows_between_discovery_and_conversion_is_refused_by_name(nights, tmp_path, name):
     found = Discovered(read_edf_header(nights / name))

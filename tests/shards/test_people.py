@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import json
+import tracemalloc
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_nights import make_dataset, make_night
@@ -15,7 +17,7 @@ from made_nights import make_dataset, make_night
 from shards.build_config import BuildConfig, SplitConfig, check_same, identity, load_build_config
 from shards.info import info
 from shards.manifest import write_manifest
-from shards.people import Tables, check_moves, people_lines
+from shards.people import SUBJECTS, Tables, check_moves, people_lines, read_stored
 from shards.plan import read_plan
 from shards.privacy import token
 from shards.split import empty_splits, split_of, splits_of
@@ -105,10 +107,34 @@ def test_what_the_table_says_is_in_the_manifest_and_families_are_together(out: P
     assert "people   family   of 23 of 24 people, 8 families" in info(out)
 
 
+def test_tables_that_are_read_in_parts_say_the_same(out: Path, source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(out, source, move=True)
+    tables = Tables.read(source, config(), move=False)
+    whole = read_stored(out, config().split), people_lines(out, tables)
+    assert len(whole[0].people) == len(whole[0].splits) == PEOPLE and whole[0].people["cfs-800001", "5", "cfs"].age == 23
+    monkeypatch.setattr("shards.people._ROWS_AT_ONCE", 5)
+    assert (read_stored(out, config().split), people_lines(out, tables)) == whole
+
+
+def test_what_is_said_of_people_takes_no_room_for_each(tmp_path: Path) -> None:
+    (tmp_path / "manifest").mkdir()
+    peaks = []
+    for count in (10_000, 40_000):
+        values = {"subject": [f"cfs-{n}" for n in range(count)], "cohort": ["cfs"] * count, "family": [""] * count}
+        others = {name: [None] * count for name in SUBJECTS.names if name not in values}
+        pq.write_table(pa.table(values | others, schema=SUBJECTS), tmp_path / "manifest" / "subjects.parquet")
+        del values, others
+        tracemalloc.start()
+        people_lines(tmp_path, Tables())
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
+
+
 def test_a_table_that_comes_later_changes_no_shard_and_moves_nobody_unasked(out: Path, source: Path) -> None:
     before = splits(Dataset.open(out))
     assert Dataset.open(out).people.of(0) == NOBODY
-    told, (warning,) = people_lines(out, config().split, Tables.read(out, config(), move=False))
+    told, (warning,) = people_lines(out, Tables.read(out, config(), move=False))
     table, harmonised = "cfs-visit5-dataset-[0-9]*.csv", "cfs-visit5-harmonized-dataset-[0-9]*.csv"
     assert told == [f"cohort cfs: no table of its people was found (looked for {table}, {harmonised})"]
     assert warning.startswith(f"cohort cfs: the table that names families was not found (looked for {table})")
@@ -117,7 +143,7 @@ def test_a_table_that_comes_later_changes_no_shard_and_moves_nobody_unasked(out:
         write(out, source)
     assert splits(Dataset.open(out)) == before
     moved = write(out, source, move=True)
-    assert people_lines(out, config().split, Tables.read(out, config(), move=False))[1] == []
+    assert people_lines(out, Tables.read(out, config(), move=False))[1] == []
     assert splits(moved) != before
     assert {path: path.stat().st_mtime_ns for path in (out / "shards").iterdir()} == stamps
     # A table without families changes nothing but what is known.
