@@ -175,14 +175,15 @@ def test_what_needs_gpus_starts_on_paper(
     """The commands of nsrr.md from pretraining to a scored night, one after the other in one folder."""
     nights = [make_night(f"night{number}", 48, seed=number) for number in range(12)]
     shards = s3.upload(make_dataset(tmp_path / "set", nights, per_shard=4).path, f"documented/{tmp_path.name}/shards/shhs")
-    work = tmp_path / "work"
-    (work / "runs").mkdir(parents=True)
-    (work / "night.edf").write_bytes(next(cohort.rglob("*.edf")).read_bytes())
     variables = fresh(tmp_path / "home")
-    commands = documented("nsrr.md", "bash")
-    with tempfile.TemporaryDirectory() as packages:  # of more than a gigabyte, which is not kept with the test's folder
-        register_untrained(f"sqlite:///{work}/runs/mlflow.db", Path(packages), downstream_packages)
-        for words in commands:
+    run: list[str] = []
+    # The models take gigabytes, which are not kept with the test's folder.
+    with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+        work = Path(folder)
+        (work / "runs").mkdir()
+        (work / "night.edf").write_bytes(next(cohort.rglob("*.edf")).read_bytes())
+        register_untrained(f"sqlite:///{work}/runs/mlflow.db", work / "packages", downstream_packages)
+        for words in documented("nsrr.md", "bash"):
             if words[0] == "export":
                 assert words[1] == "SHARDS=s3://bucket/shards/shhs"
                 continue
@@ -196,7 +197,6 @@ def test_what_needs_gpus_starts_on_paper(
             done = subprocess.run(line, cwd=work, env=variables, capture_output=True, text=True, timeout=600)
             assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
             assert not job or ("8 x H200" in done.stdout and shards in done.stdout), done.stdout
-    assert [words[1] for words in commands] == [
-        "SHARDS=s3://bucket/shards/shhs", *["pretrain"] * 6, *["finetune"] * 3, "models", "score",
-    ]  # fmt: skip
-    assert (work / "scored" / "night" / "hypnodensity.csv").exists()
+            run.append(line[1])
+        assert (work / "scored" / "night" / "hypnodensity.csv").exists()
+    assert run == [*["pretrain"] * 6, *["finetune"] * 3, "models", "score"]
