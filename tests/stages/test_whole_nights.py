@@ -125,17 +125,26 @@ def test_the_demos_closing_table_and_summary_give_events_and_ahi(dataset, jobs, 
         result = {"name": f"sleepfm-{name.split('-')[1]}", "version": "1", "metrics": {"val/kappa": 0.5}, "promoted": True}
         (tmp_path / name / "result.json").write_text(json.dumps(result))
     plan.shards = dataset.path
+    scored = tmp_path / "scored" / "night" / "summary.json"
+    scored.parent.mkdir(parents=True)
+    scored.write_text(json.dumps({"record": "night", "agreement": {"ahi": {"model": 7.25, "scored": 6.0}}}))
     journal = Journal(tmp_path / "demo.json", "x", {"synth": Done(["synth"], 1.0, 2**20)})
     summary.print_table(plan, journal)
     shown = capsys.readouterr().out
     assert "event f1@0.2" in shown and "event f1@0.5" in shown and "AHI of test nights: mean error" in shown
+    assert "AHI of the scored night night: 7.2/h, by its scorer 6.0/h" in shown
     # What it shows beside has no bearing on these figures.
     monkeypatch.setattr(summary, "_environment", lambda plan: {})
     summary.write_summary(plan, journal, 1.0)
     found = json.loads((tmp_path / "summary.json").read_text())
     assert set(found["events"]) == {"sleepfm-apnea v1", "sleepfm-hypopnea v1"} and found["ahi"]["name"] == "ahi"
     assert "balanced_accuracy" in found["test"]["sleepfm-stage v1"]
+    assert found["scored_night"] == {"record": "night", "ahi": {"model": 7.25, "scored": 6.0}}
+    # A night of the user's own that nobody has scored.
+    scored.write_text(json.dumps({"record": "night"}))
     shutil.rmtree(tmp_path / "events-apnea")
     shutil.copytree(tmp_path / "probe-stage", tmp_path / "events-apnea")
     summary.print_table(plan, journal)
-    assert "AHI of test nights: not assessed: no model of this run tells apnea to the second" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "AHI of test nights: not assessed: no model of this run tells apnea to the second" in shown
+    assert "AHI of the scored night" not in shown
