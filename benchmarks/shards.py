@@ -383,7 +383,7 @@ def tiny(edf: bytes) -> Callable[[Path, int], None]:
         with path.open("wb") as file:
             file.write(edf[:8] + b"%-80d" % number + edf[88:236] + b"%-8d%-8d" % (1, 30) + edf[252:256] + described)
             file.seek(records * before, os.SEEK_CUR)
-            file.write(b"".join(edf[first + turn * step :][:width] for turn in range(records)))
+            file.write(b"".join(edf[first + turn * step : first + turn * step + width] for turn in range(records)))
             file.truncate(begin + records * step)
 
     return write
