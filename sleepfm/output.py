@@ -92,6 +92,12 @@ def strangers(folder: Path) -> list[Path]:
     return [path for path in _everything(folder) if not is_ours(path)]
 
 
+def missing(folder: Path) -> list[str]:
+    """What the marker of ``folder`` lists and is not there; nothing, without a marker."""
+    marker = _read_marker(folder)
+    return [name for name in marker["files"] if not (folder / name).is_file()] if marker else []
+
+
 def remove_written(folder: Path) -> None:
     """Remove the files that the marker of ``folder`` lists, as long as they are unchanged, and the folder if that was all."""
     if _read_marker(folder) is None:

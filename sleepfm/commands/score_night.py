@@ -21,7 +21,7 @@ from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE, Lights
 from sleepfm.files import read_json
 from sleepfm.inference.scorer import Scorer, prepare_night, scorings_root
 from sleepfm.models.device import Precision, choose_device
-from sleepfm.output import MARKER, Origin, check_free, holds, strangers, whole_folder
+from sleepfm.output import Origin, check_free, holds, missing, strangers, whole_folder
 from sleepfm.signals.cohorts.by_hand import with_channels
 from sleepfm.signals.cohorts.catalogue import Rules, load_rules, recognise_cohort
 from sleepfm.signals.cohorts.cohort import Cohort
@@ -189,13 +189,12 @@ def report_writer() -> Future[Any]:
 def is_done(folder: Path, made_with: dict[str, Any]) -> bool:
     """Whether ``folder`` holds, all of it and as it was written, a night that was made with the very same."""
     try:
-        summary, marker = read_json(folder / SUMMARY), read_json(folder / MARKER)
+        summary = read_json(folder / SUMMARY)
     except (OSError, ValueError):
         return False
-    if not isinstance(summary, dict) or summary.get("made_with") != made_with or strangers(folder):
+    if not isinstance(summary, dict) or summary.get("made_with") != made_with:
         return False
-    # A marker that lists no files would make strangers of all.
-    return marker is not None and all((folder / name).is_file() for name in marker["files"])
+    return not strangers(folder) and not missing(folder)
 
 
 def choose_lights(recording: Recording, texts: Sequence[tuple[float, str]], off: str | None, on: str | None) -> Lights:

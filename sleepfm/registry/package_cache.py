@@ -26,6 +26,8 @@ from sleepfm.lock import LOCK_FILE, locked
 from sleepfm.registry.package import verify
 
 FOLDER = "models"
+# Digits of the digest of its weights with which the name of a package begins.
+DIGITS = 24
 MARKER = ".sleepfm-models"
 LIMIT_VARIABLE = "SLEEPFM_CACHE_MODELS_GIB"
 DEFAULT_GIB = 16.0
@@ -50,7 +52,7 @@ def cached_package(label: str, tags: Mapping[str, str], download: Callable[[Path
         SleepFMError: whatever ``download`` raises; it should not be an ``OSError``.
     """
     limit = bytes_from_environment(LIMIT_VARIABLE, DEFAULT_GIB)
-    name = f"{tags.get('sha256', '')[:24]}-{tags.get('sha256.config', '')[:8]}"
+    name = f"{tags.get('sha256', '')[:DIGITS]}-{tags.get('sha256.config', '')[:8]}"
     if not _PACKAGE.fullmatch(name):
         raise RegistryError(f"{label}: registered without digests of its files; name a version that this program registered")
     folder = cache_folder() / FOLDER

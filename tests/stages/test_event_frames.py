@@ -119,18 +119,24 @@ def test_kinds_of_seconds_are_those_of_the_scored_events(dataset, stage):
     assert held >= {-1, 0}
 
 
-def test_it_learns_and_its_package_scores_events_with_kinds(dataset, recordings, stage, tmp_path):
+def losses_of(stage: FinetuneStage, steps: int) -> list[float]:
+    """Train the head of ``stage`` for a while."""
     module = stage.module.train()
-    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimiser = torch.optim.AdamW(trained, lr=3e-3)
-    before = {name: value.clone() for name, value in module.encoder.state_dict().items()}
+    optimiser = torch.optim.AdamW([parameter for parameter in module.parameters() if parameter.requires_grad], lr=3e-3)
     losses = []
-    for step in range(16):
+    for step in range(steps):
         result = stage.loss(module, stage.stream.batch(4 * step, 4), 0)
         optimiser.zero_grad()
         result.loss.backward()
         optimiser.step()
         losses.append(result.loss.item())
+    return losses
+
+
+def test_it_learns_and_its_package_scores_events_with_kinds(dataset, recordings, stage, tmp_path):
+    module = stage.module
+    before = {name: value.clone() for name, value in module.encoder.state_dict().items()}
+    losses = losses_of(stage, steps=16)
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2])
     assert all(torch.equal(value, before[name]) for name, value in module.encoder.state_dict().items())
     module.eval()
@@ -247,15 +253,7 @@ def arousals(dataset, tmp_path_factory):
 
 def test_arousals_are_learnt_from_the_eeg(dataset, arousals):
     assert arousals.module.channels == arousals.module.evidence == ("EEG_C3", "EEG_C4")
-    module = arousals.module.train()
-    optimiser = torch.optim.AdamW([parameter for parameter in module.parameters() if parameter.requires_grad], lr=3e-3)
-    losses = []
-    for step in range(12):
-        result = arousals.loss(module, arousals.stream.batch(4 * step, 4), 0)
-        optimiser.zero_grad()
-        result.loss.backward()
-        optimiser.step()
-        losses.append(result.loss.item())
+    losses = losses_of(arousals, steps=12)
     assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:2])
 
 

@@ -25,7 +25,7 @@ from sleepfm.models.build import KINDS
 from sleepfm.models.neuronet import NeuroNetConfig
 from sleepfm.models.synthsleepnet import SynthSleepNetConfig
 from sleepfm.registry.package import read_config
-from sleepfm.registry.package_cache import FOLDER
+from sleepfm.registry.package_cache import DIGITS, FOLDER
 from sleepfm.registry.registry import Entry, fetch_config, look_up
 from sleepfm.training.preflight.faults import Fault
 from sleepfm.training.run_config import RunConfig
@@ -35,8 +35,6 @@ _LEAST = 100_000_000
 _FLOAT = 4
 # The beginning of the digest of an encoder, and of a data set, in names of folders (see ``sleepfm.stages.embedding_cache``).
 _DIGITS = 16
-# The same of a package in the cache (see ``sleepfm.registry.package_cache``).
-_PACKAGE_DIGITS = 24
 
 
 @dataclass(frozen=True)
@@ -184,7 +182,7 @@ def _named(variable: str, folder: str) -> str:
 
 
 def _is_package_held(folder: Path, digest: str) -> bool:
-    return any((folder / FOLDER).glob(f"{digest[:_PACKAGE_DIGITS]}-*")) if digest else False
+    return any((folder / FOLDER).glob(f"{digest[:DIGITS]}-*")) if digest else False
 
 
 def _bytes_in(folder: Path) -> int:
