@@ -13,7 +13,8 @@ with one thread and warm (the first night does not count):
 * `memory`: peak resident memory of a real Ray worker, before and after a night of 10 hours.
 * `workers`: wall time of a build on one and on two Ray workers that are warm, in turns, written to the temporary folder and,
   where there is one, to a file system in memory, which takes the disk out of it; and that of the same shards in one process and
-  in two without Ray, each with its half: what the cores themselves give.
+  in two without Ray, each with its half: what the cores themselves give. Memory for the files is at hand
+  (`memory_at_hand.py`), so that what the host of a virtual machine takes for each page is not measured.
 * `store`: wall time of a build into a bucket of a local S3 server (moto, a process of its own) beside one into a folder, shard
   for shard in turns on one Ray worker that is warm, so that what else the machine does meets both: how long the worker is at it,
   and then the driver, which has the server put the parts together; the worker's processor time, and the requests that the server
@@ -49,6 +50,7 @@ from typing import Any
 
 from conversion import edfs, measure_bound, measure_ours, measure_reference, output, shard_of
 from machine import describe
+from memory_at_hand import memory_at_hand
 
 # This file bears the name of the package: where it lies must not hide it, here, in Ray's workers and in processes without Ray.
 sys.path.append(sys.path[0])
@@ -152,10 +154,15 @@ def seconds_on_ray(source: Path, place: str, workers: int) -> float:
 
     config = load_build_config(None, ["cohort=shhs1"])
     with output(place or None) as out, cluster(workers) as ray:
-        for first, count in ((0, workers), (100, WORKER_SHARDS)):  # the first ones warm the workers
+
+        def build(first: int, count: int) -> float:
             begin = time.perf_counter()
             run_shards(ray, numbered_shards(source, first, count), source, out, config, "benchmark", lambda news: None)
-        return time.perf_counter() - begin
+            return time.perf_counter() - begin
+
+        build(0, workers)  # warms the workers
+        with memory_at_hand():
+            return build(100, WORKER_SHARDS)
 
 
 def seconds_alone(source: Path, place: str, processes: int) -> float:
@@ -170,7 +177,8 @@ def seconds_alone(source: Path, place: str, processes: int) -> float:
             return time.perf_counter() - begin
 
         all_of(0, processes)
-        return all_of(100, WORKER_SHARDS)
+        with memory_at_hand():
+            return all_of(100, WORKER_SHARDS)
 
 
 def convert_alone(source: Path, out: Path, first: int, count: int) -> None:
