@@ -118,7 +118,10 @@ class Lease:
             log.warning("%s; the next build waits for %g s", error, self._record["lease_s"])
 
     def _renew(self) -> None:
-        while not self._end.wait(self._record["lease_s"] / _RENEWALS):
+        every, took = self._record["lease_s"] / _RENEWALS, 0.0
+        # From begin to begin: a store that answers slowly must not make renewals rarer.
+        while not self._end.wait(max(0.0, every - took)):
+            began = _now()
             try:
                 self._put()
             except (StorageError, DatasetError) as error:
@@ -126,6 +129,7 @@ class Lease:
                 log.warning("%s", error)
             if self._lost:
                 return
+            took = _now() - began
 
     def _put(self, **more: Any) -> None:
         began = _now()

@@ -256,6 +256,18 @@ def test_a_lease_is_renewed_while_its_builder_works(s3):
     assert not [thread for thread in threading.enumerate() if thread.name == "lease"]
 
 
+@pytest.mark.slow
+def test_slow_answers_do_not_make_renewals_rarer(s3):
+    """A renewal takes three requests: here nearly as long as the time between two of them."""
+    with only_builder(url("slow"), 4, print) as (_, check):
+        with s3.faults(delay_s=0.6):
+            time.sleep(12)
+            check()
+        (*_, last) = sorted(s3.names("lease-slow/.lease"))
+    # One a second; with that second after the end of each it would be six.
+    assert int(last.rsplit("/")[-1]) >= 9
+
+
 def test_a_task_on_a_host_with_another_folder_of_that_name_ends(tmp_path):
     here, there = tmp_path / "here", tmp_path / "there"
     with only_builder(here, 60, print) as (builder, check):
