@@ -9,6 +9,7 @@
 #   SPARES        how many of NODES stay in reserve until another one is lost; default: 0
 #   MIN_NODES     fewest nodes to continue with; default: 1
 #   MAX_RESTARTS  restarts without a new checkpoint between them, after which the job ends; default: 3
+#   REGROUP_SECONDS  how long a start runs before nodes that came back are taken in; default: 300
 #   MASTER_PORT   where rank 0 listens; the nodes themselves talk at the next one; default: 29500
 #   STATUS_FILE   file that the exit status is also written to; default: none
 #   PYTHON        default: python

@@ -34,6 +34,7 @@ class Host:
     """One host's launcher, in a process group of its own, its output in ``<name>.log``."""
 
     def __init__(self, folder: Path, name: str, command: list[str], variables: dict[str, str]) -> None:
+        self.command, self.variables = command, variables
         self.log = folder / f"{name}.log"
         sink = self.log.open("w")
         self.process = subprocess.Popen(
@@ -143,6 +144,25 @@ def test_a_spare_takes_the_place_of_a_lost_host_bit_for_bit(undisturbed: Path) -
     assert trace(undisturbed, "spare") == trace(undisturbed)
 
 
+@pytest.mark.parametrize("lost", [0, 1])
+def test_a_lost_host_that_comes_back_under_its_number_is_taken_in(undisturbed: Path, lost: int) -> None:
+    """As a pod that Kubernetes makes in place of one that it has lost."""
+    run = f"back{lost}"
+    arguments = (*PLAIN, "train.steps=24", "toy.seconds=2", f"train.output={run}")
+    hosts = two_hosts(undisturbed, arguments, REGROUP_SECONDS="10")
+    reach(undisturbed, run, 4, hosts)
+    lose(hosts[lost])
+    step, other = trace(undisturbed, run)[-1]["step"], hosts[1 - lost]
+    reach(undisturbed, run, step + 1, [other])
+    # With the same environment, in which the port is, and a log of its own.
+    back = Host(undisturbed, f"again{lost}", hosts[lost].command, hosts[lost].variables)
+    assert [other.wait(), back.wait()] == [0, 0], [other.log.read_text(), back.log.read_text()]
+    said = other.log.read_text()
+    assert "start 2 on 1 nodes" in said and "1 more nodes are ready; saving and restarting with them" in said
+    assert "start 3 on 2 nodes" in said and "start 3 on 2 nodes" in back.log.read_text()
+    assert_losses(undisturbed, run)
+
+
 @pytest.mark.parametrize("how", ["killed", "stopped", "fails"])
 def test_a_lost_process_restarts_the_job_on_both_hosts(undisturbed: Path, how: str) -> None:
     run = f"process-{how}"
@@ -175,7 +195,7 @@ def test_what_is_refused_is_not_started_again(undisturbed: Path) -> None:
 
 
 @pytest.mark.parametrize("to", ["everything", "the script alone"])
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_to_one_host_saves_on_both_and_asks_for_another_start(
     undisturbed: Path, number: signal.Signals, to: str
 ) -> None:
@@ -286,10 +306,8 @@ def ssh(tmp_path: Path) -> Iterator[dict[str, str]]:
         running.wait()
 
 
-def test_a_hostfile_and_pdsh_give_the_trace_of_one_host_also_after_a_preemption(
-    undisturbed: Path, ssh: dict[str, str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "pdsh"
+def hostfile_job(folder: Path) -> list[str]:
+    """The command of a job of two hosts in ``folder``, which pdsh reaches."""
     folder.mkdir()
     (folder / "toy.yaml").write_text(CONFIG)
     (folder / "hosts").write_text("127.0.0.1 slots=1\n127.0.0.2 slots=1\n")
@@ -299,16 +317,60 @@ def test_a_hostfile_and_pdsh_give_the_trace_of_one_host_also_after_a_preemption(
     )
     launcher = str(Path(sys.executable).with_name("deepspeed"))
     address = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
-    command = [launcher, "--hostfile", "hosts", *address, str(TOY), "toy.yaml", *LONG]
+    return [launcher, "--hostfile", "hosts", *address, str(TOY), "toy.yaml", *LONG]
+
+
+def ranks_in(folder: Path) -> list[psutil.Process]:
+    ranks = [found for found in psutil.process_iter(["cmdline"]) if str(TOY) in (found.info["cmdline"] or [])]
+    return [found for found in ranks if "--local_rank=0" in found.info["cmdline"] and found.cwd() == str(folder)]
+
+
+def test_a_hostfile_and_pdsh_give_the_trace_of_one_host_also_after_a_preemption(
+    undisturbed: Path, ssh: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "pdsh"
+    command = hostfile_job(folder)
     first = Host(folder, "first", command, ssh)
     reach(folder, "run", 6, [first])
-    ranks = [found for found in psutil.process_iter(["cmdline"]) if str(TOY) in (found.info["cmdline"] or [])]
-    own = [found for found in ranks if "--local_rank=0" in found.info["cmdline"] and found.cwd() == str(folder)]
+    own = ranks_in(folder)
     assert len(own) == 2
     own[1].send_signal(signal.SIGUSR1)
     assert first.wait() == PREEMPTED_STATUS, first.log.read_text()
     left = trace(folder, "run")[-1]["step"]
     assert 6 <= left < 24
+    again = Host(folder, "again", command, ssh)
+    assert again.wait() == 0, again.log.read_text()
+    assert trace(folder, "run") == trace(undisturbed)
+
+
+@pytest.mark.parametrize(
+    ("to", "number"),
+    [
+        ("command", signal.SIGTERM),
+        ("command", signal.SIGINT),
+        # A terminal that is closed, and one in which Ctrl-C is typed.
+        ("terminal", signal.SIGHUP),
+        ("terminal", signal.SIGINT),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_signal_to_the_command_of_a_hostfile_ends_all_ranks_saved(
+    undisturbed: Path, ssh: dict[str, str], tmp_path: Path, to: str, number: signal.Signals
+) -> None:
+    folder = tmp_path / "pdsh"
+    command = hostfile_job(folder)
+    first = Host(folder, "first", command, ssh)
+    reach(folder, "run", 6, [first])
+    own = ranks_in(folder)
+    if to == "command":
+        first.process.send_signal(number)
+    else:
+        first.signal_all(number)
+    assert psutil.wait_procs(own, timeout=40)[1] == []
+    left = trace(folder, "run")[-1]["step"]
+    assert 6 <= left < 24
+    assert (folder / "run" / "checkpoints" / f"step-{left:08d}").is_dir()
+    print(f"{number.name} to the {to}: the command ended with {first.wait()}")
     again = Host(folder, "again", command, ssh)
     assert again.wait() == 0, again.log.read_text()
     assert trace(folder, "run") == trace(undisturbed)

@@ -1,6 +1,7 @@
 """``python -m sleepfm.training.nodes [--module] SCRIPT CONFIG [key=value …]``: what ``launch/node.sh`` runs on every node.
 
-Environment: NODES, NODE_RANK, PROCESSES, MASTER_PORT, SPARES, MIN_NODES, MAX_RESTARTS, STATUS_FILE; see ``launch/node.sh``.
+Environment: NODES, NODE_RANK, PROCESSES, MASTER_PORT, SPARES, MIN_NODES, MAX_RESTARTS, REGROUP_SECONDS,
+STATUS_FILE; see ``launch/node.sh``.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def main(arguments: list[str]) -> int:
         max_restarts=_number("MAX_RESTARTS", 3, 0, 1000),
         train=train_section(arguments),
     )
-    supervisor = Supervisor(nodes, node, _number("MASTER_PORT", 29500, 1, 65534), demand, arguments)
+    regroup_s = _number("REGROUP_SECONDS", 300, 1, 1_000_000)
+    supervisor = Supervisor(nodes, node, _number("MASTER_PORT", 29500, 1, 65534), demand, arguments, regroup_s)
     status = LostRankError.exit_status
     try:
         status = supervisor.run()

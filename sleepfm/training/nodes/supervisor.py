@@ -19,6 +19,7 @@ from sleepfm.training.nodes.attempt import run_processes
 from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for
 from sleepfm.training.nodes.peers import Peers, Plan
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
+from sleepfm.training.ranks.unread import leave_when_nobody_reads
 
 _LOOK_SECONDS = 1.0
 # How long the first start waits for nodes that are still being made ready, and a restart for one that does not answer.
@@ -27,8 +28,6 @@ _AGAIN_SECONDS = 5.0
 # Between two lines about the nodes that are waited for, and how many a line names.
 _NEWS_SECONDS = 15.0
 _NAMED = 8
-# A node that comes later is taken in by a save and a start, which should be worth it.
-_REGROUP_SECONDS = 300.0
 # Between two looks at the other nodes while the processes run, and how long one may be absent.
 _PEERS_SECONDS = 5.0
 _ABSENT_SECONDS = 30.0
@@ -43,10 +42,14 @@ class Supervisor:
         nodes: names or addresses of all nodes, spares among them, and ``node``, this one's place among them.
         port: where rank 0 listens; the supervisors listen at the next one.
         arguments: script, configuration and overrides of the job.
+        regroup_s: seconds that a start runs before nodes that came later are taken in, by a save and another start.
     """
 
-    def __init__(self, nodes: Sequence[str], node: int, port: int, demand: Demand, arguments: Sequence[str]) -> None:
+    def __init__(
+        self, nodes: Sequence[str], node: int, port: int, demand: Demand, arguments: Sequence[str], regroup_s: float = 300.0
+    ) -> None:
         self._nodes, self._node, self._port, self._demand, self._arguments = nodes, node, port, demand, arguments
+        self._regroup_s = regroup_s
         self._asked = False
         self._peers = Peers(nodes, node, port + 1, digest([*nodes, *arguments]))
         self._looked = 0.0
@@ -61,6 +64,7 @@ class Supervisor:
         """
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._ask)
+        leave_when_nobody_reads()
         status = LostRankError.exit_status
         try:
             status = self._run()
@@ -118,7 +122,7 @@ class Supervisor:
         watch = _Watch(self._peers, plan)
 
         def asked() -> bool:
-            if watch.age > _REGROUP_SECONDS and plan.members[0].node == self._node:
+            if watch.age > self._regroup_s and plan.members[0].node == self._node:
                 self._regroup_if_worth(plan)
             return self._asked or self._peers.state.regroup
 
