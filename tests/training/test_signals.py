@@ -141,6 +141,35 @@ def test_ctrl_c_to_a_job_of_sleepfm_gives_the_status_that_says_it_can_be_continu
         assert finish.returncode == 0 and finish.stdout.count("run: continues from step ") == 1, finish.stdout + finish.stderr
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("starts", ["command", "sleepfm's launcher", "a process alone"])
+def test_a_job_whose_output_nobody_reads_any_more_saves(undisturbed: Path, starts: str) -> None:
+    """A terminal or an ssh connection that was closed, or the end of ``| tee``: a broken pipe."""
+    run = f"unread-{len(starts)}"
+    toy = [str(TOY), "toy.yaml", *LONG, f"train.output={run}"]
+    processes = 1 if starts == "a process alone" else 2
+    line = {
+        "command": command(2, *LONG, f"train.output={run}"),
+        "sleepfm's launcher": [sys.executable, "-m", "sleepfm.training.launcher", "2", *toy],
+        "a process alone": [sys.executable, *toy],
+    }[starts]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(line, cwd=undisturbed, env=environment(), stdout=pipe, stderr=subprocess.STDOUT, text=True) as job:
+        assert job.stdout is not None
+        while not (said := job.stdout.readline()).startswith("toy 5/30"):
+            assert said, job.wait()
+        job.stdout.close()
+        status = job.wait(timeout=120)
+    left = trace(undisturbed, run)[-1]["step"]
+    assert left < 30 and (undisturbed / run / "checkpoints" / f"step-{left:08d}").is_dir()
+    assert status == PREEMPTED_STATUS
+    finish = launch(undisturbed, processes, *LONG, f"train.output={run}", node=True)
+    assert finish.returncode == 0, finish.stderr
+    assert trace(undisturbed, run)[-1]["step"] == 30
+    if processes == 2:
+        assert trace(undisturbed, run) == trace(undisturbed)
+
+
 # Two processes: the first ends with the status that the script is given, the other like one that has been asked to leave.
 LEAVES = r"""
 import os, sys, time

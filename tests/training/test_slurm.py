@@ -89,8 +89,9 @@ class Batch:
         self.folder, self.cluster, self.trace = folder, cluster, folder / "slurm" / "trace.jsonl"
         (folder / "toy.yaml").write_text(CONFIG)
         # A user's folder looks like the repository: launch/ and .venv/ below it.
-        (folder / "launch").symlink_to(BATCH.parents[1])
-        (folder / ".venv").symlink_to(Path(sys.executable).parents[1])
+        for name, place in {"launch": BATCH.parents[1], ".venv": Path(sys.executable).parents[1]}.items():
+            if not (folder / name).exists():
+                (folder / name).symlink_to(place)
         variables = cluster | environment() | {"SLURM_CONF": cluster["SLURM_CONF"], "PROCESSES": "1"}
         # Both nodes are this machine, whose names for them nobody knows.
         variables["NODES"] = "127.0.0.1 127.0.0.2"
@@ -116,9 +117,13 @@ class Batch:
 
     def task(self, host: int) -> psutil.Process:
         """The supervisor of a node."""
-        found = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(self.folder)]
-        found = [p for p in found if "sleepfm.training.nodes" in p.info["cmdline"]]
+        found = [p for p in self.processes() if "sleepfm.training.nodes" in p.cmdline()]
         return next(p for p in found if p.environ()["NODE_RANK"] == str(host))
+
+    def processes(self) -> list[psutil.Process]:
+        """Supervisors, DeepSpeed's launchers and ranks."""
+        found = [p for p in psutil.process_iter(["cmdline", "cwd"]) if p.info["cwd"] == str(self.folder)]
+        return [p for p in found if str(TOY) in p.info["cmdline"] and "srun" not in p.info["cmdline"]]
 
 
 def test_a_job_that_slurm_asks_to_leave_goes_back_into_the_queue_and_on(cluster: dict[str, str], tmp_path: Path) -> None:
@@ -136,6 +141,26 @@ def test_a_job_that_slurm_asks_to_leave_goes_back_into_the_queue_and_on(cluster:
     run(cluster, "scontrol", "update", f"JobId={job.number}", "StartTime=now")
     job.wait(lambda: "registered toy:" in job.log)
     assert "Restarts=1" in run(cluster, "scontrol", "show", "job", job.number)
+    assert trace(tmp_path, "slurm") == trace(tmp_path)
+
+
+def test_a_job_that_is_cancelled_saves_and_the_next_one_goes_on(cluster: dict[str, str], tmp_path: Path) -> None:
+    """``scancel`` sends SIGTERM to every process, and SIGKILL after ``KillWait``."""
+    arguments = ["train.steps=24", "toy.seconds=0.2"]
+    assert launch(tmp_path, 2, *arguments).returncode == 0
+    job = Batch(cluster, tmp_path, *arguments)
+    job.wait(lambda: job.steps() >= 6)
+    processes = job.processes()
+    assert len(processes) >= 4
+    run(cluster, "scancel", job.number)
+    assert psutil.wait_procs(processes, timeout=50)[1] == [], job.log
+    left = trace(tmp_path, "slurm")[-1]["step"]
+    assert 6 <= left < 24
+    assert (tmp_path / "slurm" / "checkpoints" / f"step-{left:08d}").is_dir()
+    job.wait(lambda: "JobState=CANCELLED" in run(cluster, "scontrol", "show", "job", job.number), 60)
+    assert "Restarts=0" in run(cluster, "scontrol", "show", "job", job.number) and "going back" not in job.log
+    again = Batch(cluster, tmp_path, *arguments)
+    again.wait(lambda: "registered toy:" in again.log)
     assert trace(tmp_path, "slurm") == trace(tmp_path)
 
 

@@ -130,6 +130,25 @@ def test_a_long_phase_that_goes_on_is_left_alone_also_by_those_who_wait(tmp_path
 
 
 @pytest.mark.slow
+def test_an_embedding_before_the_first_step_may_take_longer_than_the_limit_of_a_stall(tmp_path: Path) -> None:
+    began = time.monotonic()
+    embedding = LONG_VALIDATION[0].replace("validate_s", "embed_s")
+    done = launch(tmp_path, 2, embedding, *LONG_VALIDATION[1:], node=True)
+    assert done.returncode == 0, done.stderr
+    assert "stalled" not in done.stderr and time.monotonic() - began > 36
+
+
+@pytest.mark.slow
+def test_an_embedding_that_hangs_ends_the_job(tmp_path: Path) -> None:
+    began = time.monotonic()
+    done = launch(tmp_path, 2, "toy.embed_s=[1,1]", "toy.hang_in_embedding=true", "train.stall_s=8", node=True)
+    assert done.returncode == LostRankError.exit_status
+    assert "stalled, no progress for " in done.stderr and " starting (embedding, 1 of 1)" in done.stderr
+    assert "the others wait for rank 0 (" in done.stderr and ", in toy.py:" in done.stderr
+    assert time.monotonic() - began < 90
+
+
+@pytest.mark.slow
 def test_a_phase_that_hangs_ends_after_the_stated_time(tmp_path: Path) -> None:
     began = time.monotonic()
     done = launch(tmp_path, 2, "toy.hang_in_validation=true", "train.stall_s=8", node=True)

@@ -54,6 +54,10 @@ class ToyConfig(Config):
     """Item of the step at which every rank waits for a message that no rank sends."""
     validate_s: tuple[float, ...] = ()
     """Seconds that the items of a validation take, which the ranks share."""
+    embed_s: tuple[float, ...] = ()
+    """Seconds that items take which the ranks share before the first step, as an embedding's."""
+    hang_in_embedding: bool = False
+    """Whether rank 0 stops moving in that."""
     hang_in_validation: bool = False
     """Whether rank 0 stops moving in a validation."""
     fail_at: int = -1
@@ -111,6 +115,19 @@ class ToyModule(nn.Module):
         return self.outer(self.hidden(self.frozen(signals))) + self.cls_token
 
 
+def rest_together(work: SharedWork, what: str, seconds: tuple[float, ...], hangs: bool) -> None:
+    """Work of the ranks that takes so long an item; after it, rank 0 may stop moving."""
+
+    def take(share: range) -> Iterator[tuple[Tensor, ...]]:
+        for item in share:
+            time.sleep(seconds[item])
+            yield ()
+
+    work.each(what, [1] * len(seconds), take)
+    if hangs and work.world.is_main:
+        time.sleep(3600)
+
+
 class ToyStage:
     name = "toy"
     epochs_per_item = 1
@@ -128,6 +145,7 @@ class ToyStage:
                 parameter.requires_grad_(bool(re.match(config.toy.trains, name)))
         self.stream = ToyStream()
         self.validations = 0
+        rest_together(context.work, "embedding", self.toy.embed_s, self.toy.hang_in_embedding)
 
     def loss(self, model: Callable[..., Any], batch: Batch, seed: int) -> StepLoss:
         time.sleep(self.toy.seconds)
@@ -161,16 +179,7 @@ class ToyStage:
         return self.toy.outer_rate if name.startswith("outer.") else 1.0
 
     def validate(self, module: nn.Module, work: SharedWork) -> dict[str, float]:
-        seconds = self.toy.validate_s
-
-        def take(share: range) -> Iterator[tuple[Tensor, ...]]:
-            for item in share:
-                time.sleep(seconds[item])
-                yield ()
-
-        work.each("items", [1] * len(seconds), take)
-        if self.toy.hang_in_validation and work.world.is_main:
-            time.sleep(3600)
+        rest_together(work, "items", self.toy.validate_s, self.toy.hang_in_validation)
         signals = ToyStream().batch(10_000, 40).signals.to(next(module.parameters()).device)
         error = (module(signals) - signals).pow(2).mean().item()
         self.validations += 1
