@@ -51,6 +51,15 @@ class FineHypnodensity:
 class NightScore:
     """What the models say about one night. It prints as one line; :meth:`plot` draws it, and the tables are pandas' DataFrames.
 
+    Example:
+        >>> import sleepfm
+        >>> night = sleepfm.score("patient.edf", model="stage")
+        >>> night
+        <NightScore patient: 30 epochs, 15 min of sleep>
+        >>> list(night.stages_frame().columns)
+        ['epoch', 'onset_s', 'stage', 'confidence']
+        >>> night.plot().save("patient.png")  # hypnogram, hypnodensity, events and SpO2
+
     Attributes:
         record: name of the recording.
         channels: canonical channels that were used.

@@ -283,6 +283,13 @@ def score(
 ) -> NightScore:
     """Score one night.
 
+    Example:
+        >>> night = score("patient.edf", model="stage")  # the folder of a package; or "models:/sleepfm-stage@champion"
+        >>> night.stages.shape, night.hypnodensity.shape  # 30 epochs of 30 s, and the probabilities of five stages
+        ((30,), (30, 5))
+        >>> night.channels
+        ('EEG_C4', 'EOG_L', 'EMG_CHIN', 'ECG')
+
     Args:
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
         model: registry address, package folder, ``builtin`` or a model that :func:`sleepfm.load` gave, or several of them. By

@@ -35,6 +35,14 @@ class EmbeddingModel(nn.Module, ABC):
     def embed(self, signals: Embeddable, cohort: str = "auto") -> Tensor:
         """One embedding for each epoch, ``[B, D]``, without gradient.
 
+        Example:
+            >>> import sleepfm, torch
+            >>> model = sleepfm.load("encoder")
+            >>> model.embed("patient.edf").shape  # 30 epochs of 30 s
+            torch.Size([30, 128])
+            >>> model.embed({"EEG_C4": torch.randn(2, 3000)}).shape
+            torch.Size([2, 128])
+
         Args:
             signals: ``{channel: [B, 3000]}``, NumPy arrays or tensors of any float type, of any of the model's channels. These
                 are epochs of 30 s at 100 Hz, filtered and robust-scaled as :func:`sleepfm.signals.prepare.prepare` does it. Or a

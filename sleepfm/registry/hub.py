@@ -48,6 +48,11 @@ def from_pretrained(folder: str | Path) -> EmbeddingModel:
 
     It is what :func:`sleepfm.load` gives for the package: a downstream one carries its ``usage``.
 
+    Example:
+        >>> model = from_pretrained("downloaded")
+        >>> model.embed("patient.edf").shape  # 30 epochs of 30 s
+        torch.Size([30, 128])
+
     Raises:
         RegistryError: no such folder, not in this layout, or weights that have changed.
         ModelError: weights or a usage that do not fit the model.

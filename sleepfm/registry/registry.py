@@ -247,6 +247,11 @@ def load_package(source: str | Path | Resolved, store: str | None = None, mapped
 def load(uri: str | Path, store: str | None = None) -> EmbeddingModel:
     """The model at ``uri`` in eval mode; ``usage`` of a downstream one says how it is used.
 
+    Example:
+        >>> model = load("encoder")  # the folder of a package; or "models:/sleepfm-synthsleepnet@champion"
+        >>> model.embed("patient.edf").shape  # 30 epochs of 30 s
+        torch.Size([30, 128])
+
     Args:
         uri: ``models:/NAME@ALIAS``, ``models:/NAME/VERSION``, the folder of a package, or an address of :mod:`sleepfm.builtin`.
         store: address of the MLflow store; by default ``MLFLOW_TRACKING_URI``, else ``sqlite:///runs/mlflow.db``.
