@@ -60,3 +60,20 @@ def test_a_documented_command_is_one_that_the_program_takes(line: str, monkeypat
 
 def test_there_are_commands_to_look_at() -> None:
     assert len(COMMANDS) > 60
+
+
+# What a test cannot run as it is printed, since the machine of the tests lacks what it needs.
+LACKING = re.compile(r"sbatch|srun|NODES=|nsrr |deepspeed --hostfile|(deepspeed|sleepfm \w+) .*-(base|8gpu)\.yaml(?!.*--dry-run)")
+
+
+def blocks(page: Path) -> Iterator[list[str]]:
+    """The lines of each block of shell in ``page``."""
+    for language, text in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        if language in ("", "sh", "bash"):
+            yield [line.strip() for line in text.splitlines()]
+
+
+def test_a_block_that_needs_more_than_a_computer_says_so() -> None:
+    needy = [(page.name, block) for page in PAGES for block in blocks(page) if any(map(LACKING.match, block))]
+    assert len(needy) >= 10
+    assert [(name, block[0]) for name, block in needy if not block[0].startswith("# needs ")] == []
