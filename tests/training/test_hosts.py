@@ -214,6 +214,14 @@ def test_a_signal_to_one_host_saves_on_both_and_asks_for_another_start(
     assert trace(undisturbed, run) == trace(undisturbed)
 
 
+def test_a_script_under_nohup_goes_on_when_the_terminal_is_closed(undisturbed: Path) -> None:
+    hosts = two_hosts(undisturbed, (*LONG, "train.output=nohup"), (["nohup"], ["nohup"]))
+    reach(undisturbed, "nohup", 6, hosts)
+    hosts[0].signal_all(signal.SIGHUP)
+    assert [host.wait() for host in hosts] == [0, 0], [host.log.read_text() for host in hosts]
+    assert trace(undisturbed, "nohup") == trace(undisturbed)
+
+
 @contextmanager
 def networks() -> Iterator[tuple[list[str], list[str]]]:
     """Commands that put a process into one of two network namespaces, joined by a cable."""

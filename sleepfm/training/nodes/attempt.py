@@ -19,7 +19,7 @@ import psutil
 from sleepfm.console import say
 from sleepfm.errors import LostRankError
 from sleepfm.training.ranks.ending import STATUSES, statuses
-from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
+from sleepfm.training.ranks.preemption import HEARD, PREEMPTED_STATUS, listened
 
 Look = Callable[[], bool]
 
@@ -48,9 +48,10 @@ def run_processes(
     line = [sys.executable, "-u", "-m", "deepspeed.launcher.launch", f"--world_info={base64.urlsafe_b64encode(world).decode()}"]
     line += [f"--node_rank={place}", f"--master_addr={hosts[0]}", f"--master_port={port}", "--log_level=critical", *arguments]
     with tempfile.TemporaryDirectory(prefix="sleepfm-") as folder:
+        variables = {STATUSES: folder, HEARD: "SIGHUP" if signal.SIGHUP in listened() else ""}
         # In a session of its own: Ctrl-C reaches the supervisor alone, which asks the processes to save.
         launcher = subprocess.Popen(
-            line, env=os.environ | {STATUSES: folder}, start_new_session=True, preexec_fn=_ignore_the_request_to_save
+            line, env=os.environ | variables, start_new_session=True, preexec_fn=_ignore_the_request_to_save
         )
         try:
             return _wait(launcher, Path(folder), processes, asked, lost)
@@ -104,8 +105,11 @@ def _listens(pid: int) -> bool:
 
 
 def _ignore_the_request_to_save() -> None:
-    """DeepSpeed's launcher would die of SIGUSR1, which Slurm sends to every process of a job; ranks listen when they can."""
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    """DeepSpeed's launcher would die of SIGUSR1, which Slurm sends to every process of a job, and of SIGHUP, and leave the ranks
+    to themselves while they save; ranks listen when they can.
+    """
+    for number in (signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _kill(launcher: subprocess.Popen[bytes]) -> None:

@@ -18,7 +18,7 @@ from sleepfm.errors import LostRankError
 from sleepfm.training.nodes.attempt import run_processes
 from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for
 from sleepfm.training.nodes.peers import Peers, Plan
-from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
+from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, listened
 from sleepfm.training.ranks.unread import leave_when_nobody_reads
 
 _LOOK_SECONDS = 1.0
@@ -62,7 +62,7 @@ class Supervisor:
         Raises:
             LostRankError: see :func:`sleepfm.training.nodes.membership.decide`.
         """
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        for number in listened():
             signal.signal(number, self._ask)
         leave_when_nobody_reads()
         status = LostRankError.exit_status

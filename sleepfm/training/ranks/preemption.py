@@ -15,6 +15,8 @@ from sleepfm.training.ranks.ending import end_silently
 
 # EX_TEMPFAIL of sysexits.h: nothing is wrong, try again later.
 PREEMPTED_STATUS = 75
+# Names of signals that a rank hears although its launcher, from which it inherits that, ignores them.
+HEARD = "SLEEPFM_HEARD_SIGNALS"
 
 _SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 _LOOK_SECONDS = 1.0
@@ -34,7 +36,7 @@ class Preemption:
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Preemption:
-        for number in _listened():
+        for number in listened():
             self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -51,7 +53,7 @@ def leave_at_once() -> None:
     """From here on, wherever no :class:`Preemption` is entered, a signal ends this process with the status of a preemption: there
     is nothing to save before the first step and after the last.
     """
-    for number in _listened():
+    for number in listened():
         signal.signal(number, _leave)
 
 
@@ -90,12 +92,13 @@ def leave_with_launcher() -> None:
     threading.Thread(target=look, name="launcher", daemon=True).start()
 
 
-def _listened() -> list[signal.Signals]:
+def listened() -> list[signal.Signals]:
     """Those of the signals that whoever started this process (``nohup``, a shell's ``&``) did not tell it to ignore.
 
-    ``launch/node.sh`` has the launchers ignore SIGUSR1, for the ranks to get it.
+    DeepSpeed's launcher may ignore some of which it would die, for the ranks to get them (:data:`HEARD`).
     """
-    return [number for number in _SIGNALS if number == signal.SIGUSR1 or signal.getsignal(number) is not signal.SIG_IGN]
+    heard = ("SIGUSR1", *os.environ.get(HEARD, "").split())
+    return [number for number in _SIGNALS if number.name in heard or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
