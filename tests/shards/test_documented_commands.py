@@ -36,7 +36,8 @@ def documented(page: str, language: str = "sh") -> list[list[str]]:
     blocks = re.findall(rf"```{language}\n(.*?)```", (ROOT / "docs" / page).read_text(encoding="utf-8"), re.DOTALL)
     if page == "shards.md":
         (blocks,) = [[block] for block in blocks if "ray start" in block]
-    return [shlex.split(line, comments=True) for block in blocks for line in block.splitlines()]
+    lines = [line for block in blocks for line in block.splitlines() if not line.startswith("#")]
+    return [shlex.split(line, comments=True) for line in lines]
 
 
 def fresh(home: Path) -> dict[str, str]:
