@@ -136,8 +136,10 @@ def test_a_job_that_slurm_asks_to_leave_goes_back_into_the_queue_and_on(cluster:
     job.wait(lambda: "going back into the queue (restart 1)" in job.log)
     left = trace(tmp_path, "slurm")[-1]["step"]
     assert 6 <= left < 24
-    # Slurm would let a requeued job wait for two minutes.
+    # Slurm would let a requeued job wait for two minutes. Within the second in which it has revoked the credential of the start
+    # before, it takes the next one's for that and ends the job.
     job.wait(lambda: run(cluster, "squeue", "-h", "-j", job.number, "-o", "%T") == "PENDING", 60)
+    time.sleep(3)
     run(cluster, "scontrol", "update", f"JobId={job.number}", "StartTime=now")
     job.wait(lambda: "registered toy:" in job.log)
     assert "Restarts=1" in run(cluster, "scontrol", "show", "job", job.number)
