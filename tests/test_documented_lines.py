@@ -17,18 +17,24 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 PROGRAMS = ("sleepfm", "python -m shards", "deepspeed", "make")
 
 
-def lines(page: Path) -> Iterator[str]:
-    """The lines of shell in blocks of ``page`` that call a program of this project."""
+def blocks(page: Path) -> Iterator[list[str]]:
+    """The lines of each block of shell in ``page``, a command a line."""
     language: str | None = None
+    block: list[str] = []
     for line in page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         text = line.strip()
         if text.startswith("```"):
-            language = text[3:] if language is None else None
-        elif language in ("", "sh", "bash") and text.startswith(tuple(f"{name} " for name in PROGRAMS)) and "…" not in text:
-            yield text
+            if language in ("", "sh", "bash"):
+                yield block
+            language, block = (text[3:] if language is None else None), []
+        else:
+            block.append(text)
 
 
-COMMANDS = sorted({line for page in PAGES for line in lines(page)})
+BLOCKS = [(page.name, block) for page in PAGES for block in blocks(page)]
+# Those that call a program of this project.
+CALLS = tuple(f"{name} " for name in PROGRAMS)
+COMMANDS = sorted({line for _, block in BLOCKS for line in block if line.startswith(CALLS) and "…" not in line})
 
 
 def parsed(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,14 +72,7 @@ def test_there_are_commands_to_look_at() -> None:
 LACKING = re.compile(r"sbatch|srun|NODES=|nsrr |deepspeed --hostfile|(deepspeed|sleepfm \w+) .*-(base|8gpu)\.yaml(?!.*--dry-run)")
 
 
-def blocks(page: Path) -> Iterator[list[str]]:
-    """The lines of each block of shell in ``page``."""
-    for language, text in re.findall(r"^ *```(\w*)\n(.*?)^ *```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
-        if language in ("", "sh", "bash"):
-            yield [line.strip() for line in text.splitlines()]
-
-
 def test_a_block_that_needs_more_than_a_computer_says_so() -> None:
-    needy = [(page.name, block) for page in PAGES for block in blocks(page) if any(map(LACKING.match, block))]
+    needy = [(name, block) for name, block in BLOCKS if any(map(LACKING.match, block))]
     assert len(needy) >= 10
     assert [(name, block[0]) for name, block in needy if not block[0].startswith("# needs ")] == []

@@ -333,8 +333,21 @@ def ranks_in(folder: Path) -> list[psutil.Process]:
     return [found for found in ranks if "--local_rank=0" in found.info["cmdline"] and found.cwd() == str(folder)]
 
 
-def test_a_hostfile_and_pdsh_give_the_trace_of_one_host_also_after_a_preemption(
-    undisturbed: Path, ssh: dict[str, str], tmp_path: Path
+# As docs/clusters.md says; the command dies of the signal of a terminal that is closed.
+@pytest.mark.parametrize(
+    ("to", "number", "status"),
+    [
+        ("a rank", signal.SIGUSR1, PREEMPTED_STATUS),
+        ("the command", signal.SIGTERM, 1),
+        ("the command", signal.SIGINT, 1),
+        # A terminal that is closed, and one in which Ctrl-C is typed.
+        ("the terminal", signal.SIGHUP, -signal.SIGHUP),
+        ("the terminal", signal.SIGINT, 1),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_hostfile_and_pdsh_give_the_trace_of_one_host_also_after_a_signal(
+    undisturbed: Path, ssh: dict[str, str], tmp_path: Path, to: str, number: signal.Signals, status: int
 ) -> None:
     folder = tmp_path / "pdsh"
     command = hostfile_job(folder)
@@ -342,43 +355,17 @@ def test_a_hostfile_and_pdsh_give_the_trace_of_one_host_also_after_a_preemption(
     reach(folder, "run", 6, [first])
     own = ranks_in(folder)
     assert len(own) == 2
-    own[1].send_signal(signal.SIGUSR1)
-    assert first.wait() == PREEMPTED_STATUS, first.log.read_text()
-    left = trace(folder, "run")[-1]["step"]
-    assert 6 <= left < 24
-    again = Host(folder, "again", command, ssh)
-    assert again.wait() == 0, again.log.read_text()
-    assert trace(folder, "run") == trace(undisturbed)
-
-
-@pytest.mark.parametrize(
-    ("to", "number"),
-    [
-        ("command", signal.SIGTERM),
-        ("command", signal.SIGINT),
-        # A terminal that is closed, and one in which Ctrl-C is typed.
-        ("terminal", signal.SIGHUP),
-        ("terminal", signal.SIGINT),
-    ],
-    ids=lambda value: getattr(value, "name", value),
-)
-def test_a_signal_to_the_command_of_a_hostfile_ends_all_ranks_saved(
-    undisturbed: Path, ssh: dict[str, str], tmp_path: Path, to: str, number: signal.Signals
-) -> None:
-    folder = tmp_path / "pdsh"
-    command = hostfile_job(folder)
-    first = Host(folder, "first", command, ssh)
-    reach(folder, "run", 6, [first])
-    own = ranks_in(folder)
-    if to == "command":
+    if to == "a rank":
+        own[1].send_signal(number)
+    elif to == "the command":
         first.process.send_signal(number)
     else:
         first.signal_all(number)
+    assert first.wait() == status, first.log.read_text()
     assert psutil.wait_procs(own, timeout=40)[1] == []
     left = trace(folder, "run")[-1]["step"]
     assert 6 <= left < 24
     assert (folder / "run" / "checkpoints" / f"step-{left:08d}").is_dir()
-    print(f"{number.name} to the {to}: the command ended with {first.wait()}")
     again = Host(folder, "again", command, ssh)
     assert again.wait() == 0, again.log.read_text()
     assert trace(folder, "run") == trace(undisturbed)

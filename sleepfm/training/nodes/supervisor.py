@@ -46,7 +46,7 @@ class Supervisor:
     """
 
     def __init__(
-        self, nodes: Sequence[str], node: int, port: int, demand: Demand, arguments: Sequence[str], regroup_s: float = 300.0
+        self, nodes: Sequence[str], node: int, port: int, demand: Demand, arguments: Sequence[str], regroup_s: float
     ) -> None:
         self._nodes, self._node, self._port, self._demand, self._arguments = nodes, node, port, demand, arguments
         self._regroup_s = regroup_s
