@@ -33,9 +33,9 @@ from sleepfm.training.preflight.checks import Preflight
 from sleepfm.training.preflight.report import describe as describe_plan
 from sleepfm.training.ranks.distributed import World, exit_ranked, on_every_node, on_main, start
 from sleepfm.training.ranks.joining import PREDECESSOR_SECONDS
+from sleepfm.training.ranks.lost_output import outlive_lost_output
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, leave_at_once, leave_with_launcher
 from sleepfm.training.ranks.shared_work import SharedWork
-from sleepfm.training.ranks.unread import leave_when_nobody_reads
 from sleepfm.training.ranks.watchdog import Watchdog
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.seen_people import keep_people
@@ -117,7 +117,7 @@ def run(schema: type[ConfigT], build: Build[ConfigT], dataset_digest: DigestOf[C
     accept_every_character()
     leave_at_once()
     leave_with_launcher()
-    leave_when_nobody_reads()
+    outlive_lost_output()
     parser = argparse.ArgumentParser(description=description.replace("``", "`"))
     parser.add_argument("config", metavar="CONFIG", help="YAML file, for example configs/pretrain/eeg-tiny.yaml")
     add_job_options(parser, evaluates="evaluate" in schema.model_fields)

@@ -28,8 +28,8 @@ if __name__ == "__main__":
 from sleepfm.console import exit_with
 from sleepfm.training.ranks.distributed import free_port, import_deepspeed
 from sleepfm.training.ranks.ending import STATUSES, statuses
+from sleepfm.training.ranks.lost_output import outlive_lost_output
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
-from sleepfm.training.ranks.unread import leave_when_nobody_reads
 
 
 def main(argv: list[str]) -> int:
@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     for number in (signal.SIGHUP, signal.SIGUSR1):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _ask)
-    leave_when_nobody_reads()
+    outlive_lost_output()
     with tempfile.TemporaryDirectory(prefix="sleepfm-") as folder:
         os.environ[STATUSES] = folder
         try:

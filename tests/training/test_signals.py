@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 from launching import CONFIG, TOY, command, environment, family, hear_signals, launch, trace
+from ports import free_port
 
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS
 
@@ -168,6 +169,24 @@ def test_a_job_whose_output_nobody_reads_any_more_saves(undisturbed: Path, start
     assert trace(undisturbed, run)[-1]["step"] == 30
     if processes == 2:
         assert trace(undisturbed, run) == trace(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("starts", ["command", "sleepfm's launcher", "node.sh"])
+def test_a_job_whose_log_has_no_room_trains_to_its_end(undisturbed: Path, starts: str) -> None:
+    run = f"full-{len(starts)}"
+    toy = [str(TOY), "toy.yaml", *LONG, f"train.output={run}"]
+    line = {
+        "command": command(2, *LONG, f"train.output={run}"),
+        "sleepfm's launcher": [sys.executable, "-m", "sleepfm.training.launcher", "2", *toy],
+        "node.sh": [sys.executable, "-m", "sleepfm.training.nodes", *toy],
+    }[starts]
+    node = {"NODES": "127.0.0.1", "NODE_RANK": "0", "PROCESSES": "2", "MASTER_PORT": str(free_port())}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(line, cwd=undisturbed, env=environment() | node, stdout=full, stderr=full, timeout=300)
+    assert done.returncode == 0
+    assert trace(undisturbed, run) == trace(undisturbed)
+    assert (undisturbed / run / "result.json").exists()
 
 
 # Two processes: the first ends with the status that the script is given, the other like one that has been asked to leave.

@@ -18,8 +18,8 @@ from sleepfm.errors import LostRankError
 from sleepfm.training.nodes.attempt import run_processes
 from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for
 from sleepfm.training.nodes.peers import Peers, Plan
+from sleepfm.training.ranks.lost_output import outlive_lost_output
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, listened
-from sleepfm.training.ranks.unread import leave_when_nobody_reads
 
 _LOOK_SECONDS = 1.0
 # How long the first start waits for nodes that are still being made ready, and a restart for one that does not answer.
@@ -64,7 +64,7 @@ class Supervisor:
         """
         for number in listened():
             signal.signal(number, self._ask)
-        leave_when_nobody_reads()
+        outlive_lost_output()
         status = LostRankError.exit_status
         try:
             status = self._run()
