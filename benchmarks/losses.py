@@ -11,6 +11,7 @@ first step that the trace did not have; beside them those of the first start.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -71,10 +72,13 @@ class Job:
             self._check()
             time.sleep(LOOK_S)
 
+    def trace(self) -> str:
+        path = self._output / "trace.jsonl"
+        return path.read_text() if path.exists() else ""
+
     def steps(self) -> int:
         """The trace's last."""
-        path = self._output / "trace.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = self.trace().splitlines()
         return json.loads(lines[-1])["step"] if lines else 0
 
     def checkpoint(self) -> int:
@@ -83,17 +87,14 @@ class Job:
 
     def lose(self, what: str) -> None:
         if what.startswith("host"):
-            for process in _family(self.hosts[int(what.split()[1])]):
-                process.kill()
+            _kill(self.hosts[int(what.split()[1])])
             return
         rank = next(found for found in _family(self.hosts[1]) if "--local_rank=0" in found.cmdline())
         rank.send_signal(signal.SIGKILL if what == "killed" else signal.SIGSTOP)
 
     def close(self) -> None:
         for host in self.hosts:
-            if host.poll() is None:
-                for process in _family(host):
-                    process.kill()
+            _kill(host)
             host.wait()
 
     def _check(self) -> None:
@@ -104,6 +105,14 @@ class Job:
 def _family(process: subprocess.Popen[Any]) -> list[psutil.Process]:
     found = psutil.Process(process.pid)
     return [found, *found.children(recursive=True)]
+
+
+def _kill(process: subprocess.Popen[Any]) -> None:
+    """With all that it has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for found in _family(process):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.kill()
 
 
 def measure(what: str, data: Path, output: Path) -> dict[str, float]:
@@ -119,12 +128,11 @@ def measure(what: str, data: Path, output: Path) -> dict[str, float]:
         job.until_said("was lost (start 1)")
         seen = time.perf_counter()
         # What was done when it was lost, and what the next start begins from.
-        step, checkpoint = job.steps(), job.checkpoint()
+        known, step, checkpoint = job.trace(), job.steps(), job.checkpoint()
         job.until_said("start 2 on")
-        # The trace is cut back to the checkpoint first.
-        while job.steps() > checkpoint:
+        # The trace is cut back to the checkpoint, and grows again.
+        while job.trace() == known or job.steps() <= checkpoint:
             time.sleep(LOOK_S)
-        job.until_step(checkpoint + 1)
         redone = time.perf_counter()
         job.until_step(step + 1)
         now = time.perf_counter()

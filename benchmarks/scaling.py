@@ -14,8 +14,9 @@ import argparse
 import json
 import math
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,9 @@ PLACES = [
     for name in RECIPES
     for size, processes in ((8, 8), (64, 64), (512, 512), (512, 1024))
 ]
+
+# People of all of SHHS 1, and of the paper's 329, that pretrain: 70 %.
+PAPER_PEOPLE = (4055, 230)
 
 # Measured at base size on two cores: 0.377 s for 1.145 GB, benchmarks/results/saving-2026-11-28.json.
 SAVED_BYTES_A_S = 1.145e9 / 0.377
@@ -199,6 +203,36 @@ def recipe_rows(assumed: Mapping[str, float] = ASSUMED) -> list[str]:
     return rows
 
 
+def paper_rows(assumed: Mapping[str, float] = ASSUMED) -> list[str]:
+    """The table of docs/paper.md: GPU hours of the base configurations on one GPU, and hours on eight."""
+
+    def hours(name: str, nights: int, processes: int, device: Device) -> float:
+        return modelled(f"pretrain/{name}", "base", processes, device, nights, assumed)["all"] / 3600
+
+    def row(title: str, value: Callable[[int, Device], float], unit: str = "") -> str:
+        cells = [", ".join(f"{device.name} {_short(value(people, device))}{unit}" for device in NAMED) for people in PAPER_PEOPLE]
+        return f"| {title} | {' | '.join(cells)} |"
+
+    # A night of two channels is two nights to a NeuroNet.
+    one = partial(hours, "eeg")
+
+    def whole(processes: int, people: int, device: Device) -> float:
+        neuronets = 2 * one(people, processes, device) + 2 * one(2 * people, processes, device)
+        return neuronets + hours("multimodal", people, processes, device)
+
+    return [
+        row("NeuroNet, EMG or ECG, each (one channel, 20 passes)", lambda people, device: one(people, 1, device)),
+        row("NeuroNet, EEG or EOG, each (two channels, 20 passes)", lambda people, device: one(2 * people, 1, device)),
+        row("SynthSleepNet (100 passes)", lambda people, device: hours("multimodal", people, 1, device)),
+        row("all of pretraining", partial(whole, 1)),
+        row("the same on eight GPUs, wall time", partial(whole, 8), " h"),
+    ]
+
+
+def _short(hours: float) -> str:
+    return f"{hours:.0f}" if hours >= 20 else f"{hours:.1f}" if hours >= 1 else f"{hours:.2f}"
+
+
 class Simulated:
     """The clock of a run in which time passes by the word."""
 
@@ -286,6 +320,7 @@ def main() -> None:
     for name, figures in exchanged.items():
         print(f"{name:<14}" + "  ".join(f"{key} {value:.3f}" for key, value in figures.items()))
     print("\n" + "\n".join(recipe_rows(assumed)))
+    print("\n" + "\n".join(paper_rows(assumed)))
     simulated = {}
     for name in RECIPES:
         with tempfile.TemporaryDirectory() as folder:

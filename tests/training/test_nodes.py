@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from sleepfm.errors import LostRankError, UsageError
 from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for, train_section
 from sleepfm.training.nodes.peers import Member, Peers, Plan, State
 from sleepfm.training.nodes.supervisor import _Absence
+from sleepfm.training.nodes.watch import Watch
 from sleepfm.training.run_config import TrainConfig
 
 
@@ -103,6 +106,40 @@ def test_a_node_is_absent_that_does_not_answer_was_started_anew_or_has_given_up(
         anew = states(*"bbbe", plan=plan)
         anew[3] = anew[3].model_copy(update={"status": status})
         assert absent(plan, anew, others) == expected
+
+
+class Answers:
+    """Nodes whose states the test sets, and a clock that it turns."""
+
+    def __init__(self, own: int, given: dict[int, State]) -> None:
+        self.state, self.given, self.now = given[own], given, 0.0
+
+    def look(self, nodes: Iterable[int]) -> dict[int, State]:
+        return {node: self.given[node] for node in nodes if node in self.given}
+
+    def seconds_until_lost(self, watch: Watch) -> float:
+        began = self.now
+        while not watch.lost():
+            self.now += 0.5
+            if self.now - began > 600:
+                return math.inf
+        return self.now - began
+
+
+@pytest.mark.parametrize("own", [0, 1])
+def test_a_node_that_says_it_has_left_is_waited_for_shorter_than_a_silent_one(own: int) -> None:
+    plan, other = plan_of(2, 0, 1), 1 - own
+    answers = Answers(own, states(*"bb", plan=plan))
+    watch = Watch(answers, plan, lambda: answers.now)
+    assert answers.seconds_until_lost(watch) == math.inf
+    # Its processes are lost, and it is ready for another start; those of this node may be stopped, and never see it.
+    there = answers.given.pop(other)
+    assert 30 < answers.seconds_until_lost(watch) <= 40
+    # A look that it did not answer, and nothing.
+    answers.given[other] = there
+    assert answers.seconds_until_lost(watch) == math.inf
+    answers.given[other] = there.model_copy(update={"phase": "ready"})
+    assert 10 < answers.seconds_until_lost(watch) <= 20
 
 
 def test_a_node_takes_part_in_the_newest_plan_that_names_it() -> None:

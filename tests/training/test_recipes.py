@@ -65,6 +65,14 @@ def test_the_manual_has_the_table_of_the_configurations() -> None:
         assert row in text, row
 
 
+def test_the_recipe_of_the_paper_has_the_hours_of_the_model() -> None:
+    rows = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))["paper_rows"]()
+    text = (ROOT / "docs" / "paper.md").read_text()
+    assert len(rows) == 5
+    for row in rows:
+        assert row in text, row
+
+
 def test_the_parameters_that_the_model_of_scaling_counts_are_those_of_the_model() -> None:
     counted = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))["NEURONET"]
     module = build_model(read_yaml(config_root() / "models" / "neuronet-base.yaml")["model"])

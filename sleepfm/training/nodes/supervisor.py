@@ -16,8 +16,9 @@ from sleepfm.config import digest
 from sleepfm.console import say
 from sleepfm.errors import LostRankError
 from sleepfm.training.nodes.attempt import run_processes
-from sleepfm.training.nodes.membership import Demand, absent, decide, plan_for
+from sleepfm.training.nodes.membership import Demand, decide, plan_for
 from sleepfm.training.nodes.peers import Peers, Plan
+from sleepfm.training.nodes.watch import Watch
 from sleepfm.training.ranks.lost_output import outlive_lost_output
 from sleepfm.training.ranks.preemption import PREEMPTED_STATUS, listened
 
@@ -28,9 +29,8 @@ _AGAIN_SECONDS = 5.0
 # Between two lines about the nodes that are waited for, and how many a line names.
 _NEWS_SECONDS = 15.0
 _NAMED = 8
-# Between two looks at the other nodes while the processes run, and how long one may be absent.
+# Between two looks at the other nodes for those that could be taken in.
 _PEERS_SECONDS = 5.0
-_ABSENT_SECONDS = 30.0
 # How long a supervisor that is done tells the others so.
 _FAREWELL_SECONDS = 30.0
 
@@ -119,7 +119,7 @@ class Supervisor:
         hosts = [self._nodes[member.node] for member in plan.members]
         if plan.number > 1:
             self._say(f"start {plan.number} on {len(hosts)} nodes: {' '.join(hosts)}, from step {plan.step}")
-        watch = _Watch(self._peers, plan)
+        watch = Watch(self._peers, plan)
 
         def asked() -> bool:
             if watch.age > self._regroup_s and plan.members[0].node == self._node:
@@ -181,32 +181,3 @@ class _Absence:
         shown = [f"node {node} ({self._nodes[node]}): {why}" for node, why in sorted(silent.items())]
         more = f"; and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
         return f"after {waited:.0f} s of at most {patience:.0f} s, waiting for {'; '.join(shown[:_NAMED])}{more}"
-
-
-class _Watch:
-    """Whether the other nodes of ``plan`` still take part. The first looks at all of them, and each of them at the first.
-
-    The processes see by themselves that others are lost, once they have met; this is for those that never will.
-    """
-
-    def __init__(self, peers: Peers, plan: Plan) -> None:
-        self._peers, self._plan = peers, plan
-        self._began = self._looked = time.monotonic()
-        self._since: dict[int, float] = {}
-        first, *others = [member.node for member in plan.members]
-        self._nodes = others if first == peers.state.member.node else [first]
-
-    @property
-    def age(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self._began
-
-    def lost(self) -> bool:
-        """Whether one of them has been absent for too long; asks at most every few seconds."""
-        now = time.monotonic()
-        if now - self._looked < _PEERS_SECONDS:
-            return False
-        self._looked = now
-        missing = absent(self._plan, self._peers.look(self._nodes), self._nodes)
-        self._since = {node: self._since.get(node, now) for node in missing}
-        return any(now - since > _ABSENT_SECONDS for since in self._since.values())
