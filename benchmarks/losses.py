@@ -5,7 +5,7 @@
 Two hosts of one process each, by ``launch/node.sh``, on this machine: ``launch/pretrain.py`` with ``eeg-tiny``. One of them, with
 rank 0 or without, loses all its processes (``host 0``, ``host 1``), or its training process is killed or stopped (``killed``,
 ``stopped``). A lost host stays away: the other goes on alone. Seconds are from the loss, and from the line that says so, to the
-first step that the trace did not have; beside them those of the first start.
+first step that the trace did not have; beside them those of the first start. With ``--json``, cases are merged into the file.
 """
 
 from __future__ import annotations
@@ -156,17 +156,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     arguments = parser.parse_args()
     sys.path.insert(0, str(REPOSITORY))
-    cases = {}
+    known = json.loads(arguments.json.read_text()) if arguments.json and arguments.json.exists() else {}
+    cases = known.get("cases", {})
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         data = arguments.data.resolve() if arguments.data else make_data(scratch, 12)
         for what in arguments.only.split(","):
             turns = [measure(what, data, scratch / f"{what.replace(' ', '-')}-{turn}") for turn in range(arguments.turns)]
-            cases[what] = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+            cases[what] = {"turns": len(turns)} | {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
             cases[what]["most_first_step_after_seen_s"] = max(turn["first_step_after_seen_s"] for turn in turns)
             print(f"{what}: {json.dumps(cases[what])}", flush=True)
     if arguments.json:
-        found = {"machine": describe(), "turns": arguments.turns, "cases": cases}
+        found = {"machine": describe(), "cases": cases}
         arguments.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
