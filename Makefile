@@ -1,4 +1,5 @@
-# Public targets: demo, weights, test, check, bench, docs, gpu-check, mutants. All but gpu-check run in .venv, which is made on first use.
+# Public targets: demo, weights, test, check, bench, docs, gpu-check, mutants. They run in .venv, which all but gpu-check make on
+# first use.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -62,11 +63,12 @@ docs: $(STAMP)
 	$(BIN)/python -m sphinx -b html -W --keep-going -q docs build/docs
 	@echo "build/docs/index.html"
 
-# All that needs a CUDA device, in ten minutes, by the PyTorch that PYTHON has there; docs/gpu.md. WHEELS is a folder that
-# scripts/wheels.sh has filled, REFERENCE a checkout of the released code.
+# All that needs a CUDA device, in ten minutes; docs/gpu.md. By the PyTorch of PYTHON if that is given, else of .venv if it is
+# there. WHEELS is a folder that scripts/wheels.sh has filled, REFERENCE a checkout of the released code.
 WHEELS ?=
+GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)),$(PYTHON))
 gpu-check:
-	$(PYTHON) benchmarks/gpu.py --json gpu-check.json $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(REFERENCE),--reference "$(REFERENCE)")
+		$(GPU_PYTHON) benchmarks/gpu.py --json gpu-check.json $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(REFERENCE),--reference "$(REFERENCE)")
 
 # Do the tests notice? N places of each module, drawn by SEED; about half an hour for N=1 on two cores.
 N ?= 1

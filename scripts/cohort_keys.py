@@ -25,7 +25,8 @@ generated (`python scripts/cohort_keys.py > docs/cohort-keys.md`).
 `extends` names other files from which missing keys are taken (`extends: generic.yaml`). `generic.yaml` has rules that recognise
 electrodes and references in labels; `defaults.yaml` has only filters, least rates and quality limits. Every shipped file extends
 one of them. Mappings are merged key by key; a list, such as the rules of a channel, is replaced as a whole. A wrong key or value
-is an error that names its line and the allowed values.
+is an error that names its line and the allowed values. "Must be given" means: here or in an extended file. Always give a `name`
+of your own; without one, recordings are stored under that of the extended file.
 
 Every recording is mapped to these canonical channels:
 {channels}.

@@ -35,6 +35,20 @@ sys.meta_path[:] = map(Without, sys.meta_path)
 """
 
 
+def test_the_target_takes_the_python_that_is_named_else_that_of_the_environment_else_that_of_the_system(tmp_path: Path) -> None:
+    shutil.copy(ROOT / "Makefile", tmp_path)
+
+    def python(*words: str) -> str:
+        kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "MAKEFLAGS", "MAKELEVEL")}
+        line = ["make", "-n", "-s", "gpu-check", *words]
+        return subprocess.run(line, cwd=tmp_path, env=kept, capture_output=True, text=True, check=True).stdout.split()[0]
+
+    assert (python(), python("PYTHON=other")) == ("python3", "other")
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / ".venv" / ".installed").touch()
+    assert (python(), python("PYTHON=python3")) == (".venv/bin/python", "python3")
+
+
 def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
@@ -160,7 +174,7 @@ def test_everything_rehearsed(tmp_path: Path, bare: dict[str, str]) -> None:
 
 def test_make_calls_it() -> None:
     command = (ROOT / "Makefile").read_text().split("\ngpu-check:\n", 1)[1].splitlines()[0].split()
-    assert command[:2] == ["$(PYTHON)", "benchmarks/gpu.py"]
+    assert command[:2] == ["$(GPU_PYTHON)", "benchmarks/gpu.py"]
 
 
 def test_wheels_are_named_as_they_are_pinned() -> None:
