@@ -172,7 +172,7 @@ class IdentityRule(Config):
         description="A regular expression that is searched for in the file name (with its ending); if it contains a slash, in "
         "the path below the folder of recordings, with slashes between the folders: `^(?P<subject>[^/]+)/` for one folder per "
         "person. It must have a group `subject` around the person, and may have a group `visit` around the night. A file that it "
-        "does not fit counts as a separate person, and doctor and build warn of it; files of one folder that differ only in their "
+        "does not fit counts as a separate person, and doctor and build warn of it; files of one folder that differ only in the "
         "ending, such as `a.edf` and `a.bdf`, count as one person. A pattern that fits no file is an error.",
         examples=["^(?P<subject>P\\d+)_night(?P<visit>\\d+)"],
     )
