@@ -68,7 +68,7 @@ docs: $(STAMP)
 WHEELS ?=
 GPU_PYTHON = $(if $(filter file,$(origin PYTHON)),$(if $(wildcard $(STAMP)),$(BIN)/python,$(PYTHON)),$(PYTHON))
 gpu-check:
-		$(GPU_PYTHON) benchmarks/gpu.py --json gpu-check.json $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(REFERENCE),--reference "$(REFERENCE)")
+	$(GPU_PYTHON) benchmarks/gpu.py --json gpu-check.json $(if $(WHEELS),--wheels "$(WHEELS)") $(if $(REFERENCE),--reference "$(REFERENCE)")
 
 # Do the tests notice? N places of each module, drawn by SEED; about half an hour for N=1 on two cores.
 N ?= 1
