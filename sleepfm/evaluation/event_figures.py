@@ -30,6 +30,7 @@ class ComparedNight:
         detected: by the model; ``scored`` by a human.
         epochs: [E], true where both scored the kind.
         asleep: [E], true where the human staged sleep; None where sleep was not staged.
+        kinds: those that the model tells apart, as the types of ``detected``; none where it tells no kinds.
     """
 
     record: str
@@ -38,6 +39,7 @@ class ComparedNight:
     scored: tuple[Event, ...]
     epochs: NDArray[np.bool_]
     asleep: NDArray[np.bool_] | None = None
+    kinds: tuple[str, ...] = ()
 
     def indices(self) -> tuple[float, float]:
         """Scored and detected events per hour of sleep, of the sleep in which both scored; nan without any."""
@@ -57,6 +59,18 @@ def agreement_of(night: ComparedNight, min_iou: float = MIN_IOU) -> tuple[EventA
     return EventAgreement(len(counted), len(missed), len(false)), errors
 
 
+def told_kinds(night: ComparedNight) -> NDArray[np.int64]:
+    """Of the matched events of one night, how many that a human scored as the kind of the row (of ``night.kinds``) the model
+    tells as that of the column, [K, K]. Events without a kind, or with another, are not counted.
+    """
+    table = np.zeros((len(night.kinds), len(night.kinds)), np.int64)
+    for i, j in matched_pairs(night.detected, night.scored, MIN_IOU):
+        told, scored = night.detected[i].type, night.scored[j].type
+        if told in night.kinds and scored in night.kinds and mostly_within(night.scored[j], night.epochs):
+            table[night.kinds.index(scored), night.kinds.index(told)] += 1
+    return table
+
+
 def agreement_of_nights(nights: Sequence[ComparedNight], min_iou: float = MIN_IOU) -> tuple[EventAgreement, NDArray[np.float64]]:
     """The same of several nights together."""
     total, errors = EventAgreement(0, 0, 0), [np.empty((0, 2))]
@@ -74,15 +88,16 @@ def event_metrics(
 
     ``f1_iou_X``, ``precision_iou_X`` and ``recall_iou_X`` for each share X of overlap; of the events matched at the first
     share the mean absolute and the mean error of onset and of duration in seconds: ``onset_error_s``, ``onset_bias_s`` and so
-    on, positive where the model is late or long.
+    on, positive where the model is late or long. Where the model tells kinds of events apart, ``kind_accuracy`` is the share of
+    the matched events of a scored kind that it tells rightly, and ``kind_recall_K`` that of the kind K alone.
     """
     names, index = np.unique([night.subject for night in nights], return_inverse=True)
     counts = subject_counts(len(names), n_boot, seed)
     found: dict[str, Metric] = {}
 
     def per_subject(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Sums [1 + n_boot, ...] over nights of ``values`` [N, ...]."""
-        sums = np.zeros((len(names), *values.shape[1:]))
+        """Sums [1 + n_boot, V] over nights of ``values`` [N, V]."""
+        sums = np.zeros((len(names), values.shape[1]))
         np.add.at(sums, index, values)
         return np.asarray(counts @ sums)
 
@@ -103,4 +118,11 @@ def event_metrics(
         number, *sums = per_subject(totals).T
         for name, total in zip(("onset_error_s", "duration_error_s", "onset_bias_s", "duration_bias_s"), sums, strict=True):
             add(name, total, number, "no event was matched")
+    if nights and (kinds := nights[0].kinds):
+        size = len(kinds)
+        table = per_subject(np.array([told_kinds(night).ravel() for night in nights], float)).reshape(-1, size, size)
+        right, scored = np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2)
+        add("kind_accuracy", right.sum(axis=1), scored.sum(axis=1), "no matched event has a scored kind")
+        for number, kind in enumerate(kinds):
+            add(f"kind_recall_{kind}", right[:, number], scored[:, number], f"no matched event was scored as {kind}")
     return found

@@ -118,4 +118,5 @@ def group_rows(by_split: Mapping[str, Groups], events: Mapping[str, EventGroups]
 def _part(predictions: Predictions, chosen: Any) -> Predictions:
     names = ("record", "subject", "epoch", "truth", "probability")
     seconds = None if predictions.seconds is None else predictions.seconds[chosen]
-    return replace(predictions, **{name: getattr(predictions, name)[chosen] for name in names}, seconds=seconds)
+    kinds = {name: values[chosen] for name, values in predictions.kinds.items()}
+    return replace(predictions, **{name: getattr(predictions, name)[chosen] for name in names}, seconds=seconds, kinds=kinds)

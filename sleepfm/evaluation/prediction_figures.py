@@ -16,6 +16,7 @@ from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import RecordLabels
 from sleepfm.data.scored_events import scored_events
 from sleepfm.evaluation.event_figures import ComparedNight, agreement_of_nights
+from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import MIN_IOU, event_family, find_events
 from sleepfm.evaluation.metrics import Evaluation, Threshold, choose_threshold, evaluate
 from sleepfm.evaluation.paired import PairedAgreement, paired_agreement
@@ -63,8 +64,8 @@ def epoch_threshold(task: Classes, predictions: Predictions) -> Threshold:
 def compared_nights(data: Dataset | Mixture, kind: str, predictions: Predictions, threshold: float) -> list[ComparedNight]:
     """Detected and scored events of ``kind`` of every recording whose events were scored.
 
-    What is detected are events from the seconds of an event head, else runs of positive epochs, which are no events (the
-    figures then say how far runs do for them).
+    What is detected are events from the seconds of an event head, of the kind that the head tells if it tells kinds, else runs
+    of positive epochs, which are no events (the figures then say how far runs do for them).
     """
     return EventNights(data, kind, predictions).at(threshold)
 
@@ -76,7 +77,8 @@ class EventNights:
         # Of each data set by its digest.
         read: dict[str, tuple[ShardReader, RecordLabels]] = {}
         self._kind, self._located = kind, predictions.seconds is not None
-        self._nights: list[tuple[NDArray[np.float64], ComparedNight]] = []
+        self._nights: list[tuple[NDArray[np.float64], NDArray[np.float64], ComparedNight]] = []
+        kinds = tuple(predictions.kinds)
         for record in dict.fromkeys(predictions.record):
             dataset, row = data.find(record)
             if not dataset.records[row].has_events:
@@ -91,14 +93,18 @@ class EventNights:
             both = (predictions.truth >= 0)[own] & predictions.scored[own]
             stage = stages.of(row)["stage"]
             asleep = stage > Stage.W if (stage >= 0).any() else None
-            self._nights.append((probability, ComparedNight(record, str(predictions.subject[own][0]), (), scored, both, asleep)))
+            of_kind = [values[own].reshape(-1) for values in predictions.kinds.values()]
+            chances = np.column_stack(of_kind) if kinds else np.empty((0, 0))
+            night = ComparedNight(record, str(predictions.subject[own][0]), (), scored, both, asleep, kinds)
+            self._nights.append((probability, chances, night))
 
     def at(self, threshold: float) -> list[ComparedNight]:
         """The nights with what is found at ``threshold``."""
-        return [
-            replace(night, detected=find_events(probability, threshold, self._kind, self._located))
-            for probability, night in self._nights
-        ]
+        found = []
+        for probability, chances, night in self._nights:
+            detected = find_events(probability, threshold, self._kind, self._located)
+            found.append(replace(night, detected=tell_kinds(detected, chances, night.kinds) if night.kinds else detected))
+        return found
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def best_event_threshold(
     night goes by. Where none was scored there is nothing to choose by: 0.5, and the rule says so. ``goes_on`` is called after
     each step.
     """
-    nights, tried = EventNights(data, kind, predictions), []
+    # Kinds play no part in it.
+    nights, tried = EventNights(data, kind, replace(predictions, kinds={})), []
     for threshold in np.arange(step, 1, step).tolist():
         found = nights.at(threshold)
         tried.append((agreement_of_nights(found)[0].f1, -threshold, _index_error(found)))

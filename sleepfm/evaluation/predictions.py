@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,15 @@ from numpy.typing import NDArray
 from sleepfm.errors import DatasetError
 from sleepfm.files import atomic_path
 
+# Columns of a file of predictions that hold kinds of events begin so.
+_KIND = "kind_"
+
 
 @dataclass(frozen=True)
 class Predictions:
     """One row an epoch, in recording order: truth [N] (-1 unscored) and class probabilities [N, K] (nan
-    unscorable); with an event head also the probability [N, 30] of an event in each second.
+    unscorable); with an event head also the probability [N, 30] of an event in each second, and where the head tells kinds of
+    events apart that of each of ``kinds`` [N, 30], if an event goes on.
     """
 
     record: NDArray[Any]
@@ -26,6 +31,7 @@ class Predictions:
     truth: NDArray[np.int64]
     probability: NDArray[np.float64]
     seconds: NDArray[np.float64] | None = None
+    kinds: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
 
     @classmethod
     def none(cls) -> Predictions:
@@ -49,8 +55,11 @@ class Predictions:
             probability = table[classes].to_numpy(float)
         except (OSError, ValueError, KeyError) as error:
             raise DatasetError(f"{path}: cannot be read as predictions ({error}); train again") from error
-        seconds = np.stack(table["seconds"].to_list()).astype(float) if "seconds" in table else None
-        return cls(record, subject, epoch, truth, probability, seconds)
+        listed = [name for name in table.columns if name == "seconds" or name.startswith(_KIND)]
+        found = {name: np.stack(table[name].to_list()).astype(float) for name in listed}
+        seconds = found.pop("seconds", None)
+        kinds = {name.removeprefix(_KIND): values for name, values in found.items()}
+        return cls(record, subject, epoch, truth, probability, seconds, kinds)
 
     @property
     def scored(self) -> NDArray[np.bool_]:
@@ -70,5 +79,6 @@ class Predictions:
         table |= {f"p{k}": self.probability[:, k].astype(np.float32) for k in range(self.probability.shape[1])}
         if self.seconds is not None:
             table["seconds"] = list(self.seconds.astype(np.float32))
+        table |= {f"{_KIND}{name}": list(values.astype(np.float32)) for name, values in self.kinds.items()}
         with atomic_path(path) as temporary:
             pd.DataFrame(table).to_parquet(temporary, index=False)

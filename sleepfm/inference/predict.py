@@ -29,6 +29,8 @@ class NightPrediction(NamedTuple):
     """[E, K]"""
     seconds: NDArray[np.float64]
     """[E, 30]; [0, 30] without an event head."""
+    kinds: NDArray[np.float64]
+    """[E, 30, K]; [0, 30, 0] without a head that tells kinds of events apart."""
 
 
 def predict(
@@ -61,7 +63,7 @@ def predict(
         found.append(night)
         if progress is not None:
             progress(number, len(rows))
-    return join_nights(dataset, rows, found)
+    return join_nights(dataset, rows, found, told_kinds(model))
 
 
 def predict_nights(
@@ -122,16 +124,24 @@ def predict_embedded(model: Downstream, dataset: Dataset, nights: Mapping[str, T
     return join_nights(dataset, rows, list(predict_embedded_nights(model, dataset, rows, nights, window)))
 
 
-def join_nights(dataset: Dataset, rows: Sequence[int], nights: Sequence[NightPrediction]) -> Predictions:
-    """The predictions ``nights`` of the recordings ``rows`` as one."""
+def told_kinds(model: Downstream) -> tuple[str, ...]:
+    """The kinds of events that ``model`` tells apart."""
+    return model.config.events.kinds if model.config.events is not None else ()
+
+
+def join_nights(
+    dataset: Dataset, rows: Sequence[int], nights: Sequence[NightPrediction], kinds: Sequence[str] = ()
+) -> Predictions:
+    """The predictions ``nights`` of the recordings ``rows`` as one; ``kinds`` are those that the model tells apart."""
     columns: list[tuple[Any, ...]] = []
     for row, night in zip(rows, nights, strict=True):
         n_epochs = len(night.epochs)
         name, subject = (np.full(n_epochs, text[row], dtype=object) for text in (dataset.names, dataset.subjects))
         columns.append((name, subject, np.arange(n_epochs), *night))
-    *joined, seconds = (np.concatenate(column) for column in zip(*columns, strict=True))
+    *joined, seconds, each = (np.concatenate(column) for column in zip(*columns, strict=True))
     record, subject, epoch, truth, probability = joined
-    return Predictions(record, subject, epoch, truth, probability, seconds if len(seconds) else None)
+    of_kind = {name: each[:, :, number] for number, name in enumerate(kinds)}
+    return Predictions(record, subject, epoch, truth, probability, seconds if len(seconds) else None, of_kind)
 
 
 def _beside_the_truth(
@@ -141,4 +151,10 @@ def _beside_the_truth(
     labels = RecordLabels(dataset, ShardReader(dataset), (task,), task)
     for row, night in nights:
         seconds = np.empty(0) if night.seconds is None else night.seconds
-        yield NightPrediction(labels.of(row)[task].astype(np.int64), night.epochs, seconds.reshape(-1, EPOCH_SECONDS))
+        kinds = np.empty((0, 0)) if night.kinds is None else night.kinds
+        yield NightPrediction(
+            labels.of(row)[task].astype(np.int64),
+            night.epochs,
+            seconds.reshape(-1, EPOCH_SECONDS),
+            kinds.reshape(len(kinds) // EPOCH_SECONDS, EPOCH_SECONDS, kinds.shape[1]),
+        )

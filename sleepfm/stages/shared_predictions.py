@@ -24,12 +24,14 @@ def shared_predictions(
     dataset: Dataset,
     rows: Sequence[int],
     predict: Callable[[Sequence[int]], Iterable[NightPrediction]],
+    kinds: Sequence[str] = (),
 ) -> Predictions:
     """What ``predict`` says of ``rows``, recordings in shard order, on rank 0; of no epoch on the others. Every rank calls this.
 
     Args:
         what: the work in words.
         predict: predictions of those of ``rows`` that this rank takes, in their order.
+        kinds: the kinds of events that the model tells apart.
 
     Raises:
         SleepFMError: what ``predict`` raised on any rank.
@@ -42,7 +44,8 @@ def shared_predictions(
     found = work.each(what, dataset.n_epochs[rows].tolist(), own)
     if not work.world.is_main:
         return Predictions.none()
-    return join_nights(dataset, rows, [NightPrediction(*(column.numpy() for column in columns)) for columns in found])
+    nights = [NightPrediction(*(column.numpy() for column in columns)) for columns in found]
+    return join_nights(dataset, rows, nights, kinds)
 
 
 def joined_predictions(mixture: Mixture, found: Sequence[tuple[DataSource, Predictions]]) -> Predictions:
@@ -55,6 +58,7 @@ def joined_predictions(mixture: Mixture, found: Sequence[tuple[DataSource, Predi
     if not parts:
         return Predictions.none()
     seconds = [part.seconds for part in parts if part.seconds is not None]
+    kinds = {name: np.concatenate([part.kinds[name] for part in parts]) for name in parts[0].kinds}
     return Predictions(
         np.concatenate([part.record for part in parts]),
         np.concatenate([part.subject for part in parts]),
@@ -62,6 +66,7 @@ def joined_predictions(mixture: Mixture, found: Sequence[tuple[DataSource, Predi
         np.concatenate([part.truth for part in parts]),
         np.concatenate([part.probability for part in parts]),
         np.concatenate(seconds) if seconds else None,
+        kinds,
     )
 
 
@@ -81,6 +86,6 @@ def figures_by_source(mixture: Mixture, task: Task, predictions: Predictions) ->
         own = np.array([record.startswith(mixture.label(source, "")) for record in predictions.record])
         if own.any():
             columns = {name: getattr(predictions, name)[own] for name in ("record", "subject", "epoch", "truth", "probability")}
-            part = replace(predictions, **columns, seconds=None)
+            part = replace(predictions, **columns, seconds=None, kinds={})
             figures |= {f"{name}/{source.name}": value for name, value in validation_figures(task, part).items()}
     return figures

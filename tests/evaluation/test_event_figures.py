@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from sleepfm.evaluation.event_figures import ComparedNight, agreement_of, agreement_of_nights, event_metrics
+from sleepfm.evaluation.event_figures import ComparedNight, agreement_of, agreement_of_nights, event_metrics, told_kinds
 from sleepfm.evaluation.events import EventAgreement, match_events
 from sleepfm.signals.scorings.scoring import Event
 
@@ -97,3 +97,51 @@ def test_figures_without_events_are_undefined_with_the_reason():
     assert all(math.isnan(metric.value) for metric in found.values())
     assert found["f1_iou_0.2"].note == "no event was scored or detected" and found["onset_error_s"].note == "no event was matched"
     assert all(math.isnan(metric.value) for metric in event_metrics([], n_boot=10).values())
+
+
+KINDS = ("obstructive_apnea", "central_apnea", "mixed_apnea")
+OBSTRUCTIVE, CENTRAL, MIXED = KINDS
+
+
+def of_kinds(told, scored, subject="a", excluded=()):
+    """A night of events a minute apart, the same spans on both sides."""
+    flags = np.ones(2 * len(told) + 2, bool)
+    flags[[2 * number for number in excluded]] = False
+    first, second = (tuple(Event(60.0 * n, 15.0, kind) for n, kind in enumerate(side) if kind) for side in (told, scored))
+    return ComparedNight(subject, subject, first, second, flags, None, KINDS)
+
+
+def test_kinds_of_matched_events_are_counted_by_hand():
+    told = [OBSTRUCTIVE, OBSTRUCTIVE, CENTRAL, CENTRAL, MIXED, OBSTRUCTIVE, "", CENTRAL, CENTRAL]
+    scored = [OBSTRUCTIVE, CENTRAL, CENTRAL, CENTRAL, OBSTRUCTIVE, "apnea", CENTRAL, "", OBSTRUCTIVE]
+    # The last is in an epoch that does not count; "apnea" has no kind; the two before it are missed and false.
+    night = of_kinds(told, scored, excluded=[8])
+    assert told_kinds(night).tolist() == [[1, 0, 1], [1, 2, 0], [0, 0, 0]]
+    found = event_metrics([night], n_boot=0)
+    assert found["kind_accuracy"].value == pytest.approx(3 / 5)
+    assert found[f"kind_recall_{OBSTRUCTIVE}"].value == pytest.approx(1 / 2)
+    assert found[f"kind_recall_{CENTRAL}"].value == pytest.approx(2 / 3)
+    mixed = found[f"kind_recall_{MIXED}"]
+    assert math.isnan(mixed.value) and "mixed_apnea" in mixed.note
+    # An event that is missed or has no kind is no event of a wrong kind, and stays in F1.
+    assert found["recall_iou_0.2"].value == pytest.approx(6 / 7)
+
+
+def test_intervals_of_kinds_are_over_people():
+    rng = np.random.default_rng(3)
+    nights = [
+        of_kinds(rng.choice(KINDS, 30).tolist(), rng.choice(KINDS[:2], 30).tolist(), subject=f"p{person}") for person in range(12)
+    ]
+    got = event_metrics(nights, n_boot=60, seed=5)["kind_accuracy"]
+    tables = np.array([told_kinds(n) for n in sorted(nights, key=lambda n: n.subject)])
+    drawn = [
+        np.trace(total) / total.sum()
+        for total in (
+            (count[:, None, None] * tables).sum(0) for count in np.random.default_rng(5).multinomial(12, np.full(12, 1 / 12), 60)
+        )
+    ]
+    assert [got.ci_low, got.ci_high] == pytest.approx(list(np.percentile(drawn, [2.5, 97.5])))
+
+
+def test_a_model_that_tells_no_kinds_has_no_figure_of_them():
+    assert not any(name.startswith("kind") for name in event_metrics(drawn_nights(), n_boot=0))

@@ -133,6 +133,11 @@ def test_predictions_are_read_as_they_were_written(told, tmp_path):
         assert list(again.record) == list(told[task].record) and (again.truth == told[task].truth).all()
         assert np.allclose(again.probability, told[task].probability, atol=1e-6)
         assert (again.seconds is None) == (task == "stage")
+    assert np.allclose(again.seconds, told["apnea"].seconds, atol=1e-6) and again.kinds == {}
+    kinds = {name: told["apnea"].seconds * share for name, share in (("obstructive_apnea", 0.7), ("central_apnea", 0.3))}
+    replace(told["apnea"], kinds=kinds).write(tmp_path / "kinds.parquet")
+    again = Predictions.read(tmp_path / "kinds.parquet")
+    assert list(again.kinds) == list(kinds) and all(np.allclose(again.kinds[name], kinds[name], atol=1e-6) for name in kinds)
     assert np.allclose(again.seconds, told["apnea"].seconds, atol=1e-6)
     (tmp_path / "no.parquet").write_bytes(b"PAR1")
     with pytest.raises(DatasetError, match=r"no\.parquet: cannot be read as predictions"):

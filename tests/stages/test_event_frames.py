@@ -5,6 +5,7 @@ airflow and effort is not assessed.
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,9 +16,12 @@ from sleepfm.data.reader import ShardReader
 from sleepfm.data.record_labels import epochs_with_any
 from sleepfm.data.scored_events import scored_events
 from sleepfm.errors import ConfigError, ModelError
+from sleepfm.evaluation.event_figures import event_metrics
 from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.metrics import plain
 from sleepfm.evaluation.night_agreement import ahi_agreement
+from sleepfm.evaluation.prediction_figures import compared_nights
+from sleepfm.evaluation.predictions import Predictions
 from sleepfm.inference.embed import frame_features, stored_epochs
 from sleepfm.inference.night_output import apply_to_epochs
 from sleepfm.inference.predict import predict
@@ -37,8 +41,10 @@ from sleepfm.reports.night_files import summary, write_night, written_night
 from sleepfm.signals.quality import Quality
 from sleepfm.stages.downstream_config import FinetuneConfig
 from sleepfm.stages.finetune import FinetuneStage
+from sleepfm.stages.run_results import read_event_results
 from sleepfm.stages.second_labels import SecondLabels
 from sleepfm.tasks import BREATHING, TASKS
+from sleepfm.training.folder import RunFolder
 
 KINDS = ("obstructive_apnea", "central_apnea", "mixed_apnea")
 
@@ -150,6 +156,22 @@ def test_it_learns_and_its_package_scores_events_with_kinds(dataset, recordings,
     assert score.events and {event.type for event in score.events} <= set(KINDS)
     assert score.breathing.of("apnea").found == len(score.events)
     assert score.inputs["apnea"] == BREATHING
+    # Its figures say how often a kind is told rightly, of the events that scoring finds.
+    told = Predictions.read(RunFolder(tmp_path).predictions("test"))
+    assert tuple(told.kinds) == KINDS
+    nights = compared_nights(dataset, "apnea", told, 0.01)
+    for night in nights:
+        row = dataset.records[dataset.index_of(night.record)]
+        (recording,) = (path for path in recordings if path.stem == Path(row.source).stem)
+        scored = Scorer([replace(entry, usage=low)]).score(prepare_night(recording))
+        assert [(e.onset, e.type) for e in night.detected] == [(e.onset, e.type) for e in scored.events]
+    results = read_event_results(tmp_path)["test"].metrics
+    want = event_metrics(compared_nights(dataset, "apnea", told, entry.usage.event_threshold), n_boot=0)
+    assert {name for name in results if name.startswith("kind_")} == {"kind_accuracy", *(f"kind_recall_{k}" for k in KINDS)}
+    assert plain(results["kind_accuracy"].value) == plain(want["kind_accuracy"].value)
+    page = (tmp_path / "evaluation.html").read_text()
+    assert "Kind of the matched events" in page and "Scored as central apnea" in page
+    assert "kind_recall_mixed_apnea" in (tmp_path / "package" / "MODEL_CARD.md").read_text()
 
 
 def entry_of(stage):
