@@ -111,6 +111,17 @@ class RecordingModel(BuiltOnEncoder):
         found = self(embedding, valid).float()
         return found.softmax(-1) if self.config.classes else found * self.spread + self.centre
 
+    @torch.inference_mode()
+    def of_night(self, embedding: Tensor) -> Tensor:
+        """What :meth:`predict` says ``[K]`` of one night: ``embedding`` ``[E, D]`` is nan in epochs that have none, and so is
+        what is found if no epoch has one.
+
+        Raises:
+            ModelError: another shape.
+        """
+        valid = embedding.isfinite().all(-1)
+        return self.predict(embedding.masked_fill(~valid[:, None], 0.0)[None], valid[None])[0]
+
     def _standardised(self, embedding: Tensor, valid: Tensor) -> Tensor:
         if embedding.ndim != 3 or embedding.shape[-1] != self.dim or valid.shape != embedding.shape[:2]:
             raise ModelError(

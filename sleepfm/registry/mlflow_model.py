@@ -46,8 +46,13 @@ _BESIDE = (
     f"# Install sleepfm {__version__} beside these (pip install FOLDER, or its wheel): it came from a folder, and no index or "
     "repository is known to have it."
 )
-# Kinds of models that give stages and events; every other kind is an encoder.
-_OF_NIGHTS = ("downstream", "scorer")
+# Module and class of :mod:`sleepfm.serving` for each kind of model; every other kind is an encoder.
+_SCORES, _EMBEDDINGS, _VALUES = (
+    ("night_scores", "NightScores"),
+    ("night_embeddings", "NightEmbeddings"),
+    ("night_values", "NightValues"),
+)
+_SERVED_BY = {"downstream": _SCORES, "scorer": _SCORES, "recording": _VALUES}
 _CODE = '''"""What MLflow runs: the package in this folder, by the installed sleepfm."""
 
 from pathlib import Path
@@ -73,10 +78,9 @@ def write_mlflow_files(folder: Path, config: Mapping[str, Any]) -> None:
     import mlflow.pyfunc
     from mlflow.models import Model
 
-    of_nights = config["model"].get("kind") in _OF_NIGHTS
-    module, name = ("night_scores", "NightScores") if of_nights else ("night_embeddings", "NightEmbeddings")
+    module, name = served_by = _SERVED_BY.get(config["model"].get("kind", ""), _EMBEDDINGS)
     needed = requirements()
-    model = Model(signature=_signature(of_nights), metadata={"sleepfm": __version__})
+    model = Model(signature=_signature(served_by), metadata={"sleepfm": __version__})
     model.saved_input_example_info = {
         "artifact_path": _EXAMPLE,
         "type": "dataframe",
@@ -128,7 +132,7 @@ def _this_project() -> list[str]:
     return [f"sleepfm @ {vcs['vcs']}+{url}@{vcs['commit_id']}"] if vcs and not url.startswith("file:") else []
 
 
-def _signature(of_nights: bool) -> ModelSignature:
+def _signature(served_by: tuple[str, str]) -> ModelSignature:
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
     from mlflow.types.schema import AnyType, Array
@@ -139,11 +143,16 @@ def _signature(of_nights: bool) -> ModelSignature:
         ColSpec(DataType.string, NAME, required=False),
     ]
     outputs: list[ColSpec | TensorSpec] = [ColSpec(DataType.string, "record"), ColSpec(DataType.string, "start", required=False)]
-    if of_nights:
+    if served_by == _SCORES:
         outputs += [ColSpec(AnyType(), name, required=False) for name in ("stages", "hypnodensity", "events", "positive_runs")]
         outputs += [ColSpec(AnyType(), name) for name in ("probability", "sleep", "breathing", "models", "not_assessed")]
     else:
-        outputs += [ColSpec(Array(DataType.string), "channels"), ColSpec(AnyType(), "embedding")]
+        outputs.append(ColSpec(Array(DataType.string), "channels"))
+    if served_by == _EMBEDDINGS:
+        outputs.append(ColSpec(AnyType(), "embedding"))
+    if served_by == _VALUES:
+        outputs += [ColSpec(DataType.string, "task"), ColSpec(AnyType(), "value", required=False)]
+        outputs += [ColSpec(DataType.string, "unit"), ColSpec(AnyType(), "probability", required=False)]
     outputs.append(ColSpec(Array(DataType.string), "warnings"))
     return ModelSignature(Schema(inputs), Schema(outputs), ParamSchema([ParamSpec(COHORT, DataType.string, "auto")]))
 

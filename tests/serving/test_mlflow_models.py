@@ -14,21 +14,30 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.pyfunc.scoring_server import invocations
 
 import sleepfm
+from sleepfm.config import read_yaml
 from sleepfm.inference.default_models import CHAMPIONS
+from sleepfm.inference.embed import embed, prepared_epochs
 from sleepfm.inference.scorer import prepare_night
+from sleepfm.models.build import build_model, model_config
+from sleepfm.models.recording import RecordingModel, RecordingModelConfig
+from sleepfm.paths import config_root
 from sleepfm.registry.mlflow_model import CODE, requirements, write_mlflow_files
+from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import look_up
 from sleepfm.registry.store import client
 from sleepfm.serving.inputs import FOLDER_VARIABLE, LIMIT_VARIABLE, NIGHTS_VARIABLE
 from sleepfm.serving.night_scores import plain_score
+from sleepfm.tasks import RECORDING_TASKS
 
 ROOT = Path(__file__).resolve().parents[2]
+ENCODER = read_yaml(config_root() / "models" / "neuronet-tiny.yaml")["model"]
 SERVING = "_MLFLOW_IS_IN_SERVING_ENVIRONMENT"
 
 
@@ -106,12 +115,56 @@ def test_bytes_are_scored_like_the_file_of_that_name(scorer: Any, recordings: li
 def test_an_encoder_gives_the_embedding_of_every_epoch(recordings: list[Path]) -> None:
     model = mlflow.pyfunc.load_model("models:/sleepfm-synthsleepnet@champion")
     (row,) = model.predict(paths(recordings[0]), params={"cohort": "shhs1"}).to_dict("records")
-    from sleepfm.inference.embed import embed, prepared_epochs
-
     encoder = sleepfm.load("models:/sleepfm-synthsleepnet@champion")
     expected = embed(encoder, prepared_epochs(prepare_night(recordings[0]), encoder.channels, 64)).numpy()
     assert np.allclose(np.array(row["embedding"], float), expected, equal_nan=True, atol=1e-6)
     assert set(row["channels"]) == set(encoder.channels)
+
+
+def of_recordings(folder: Path, task: str) -> Any:
+    """A package of an untrained model of ``task`` on the registered encoder, as MLflow loads it."""
+    encoder = sleepfm.load("models:/sleepfm-synthsleepnet@champion")
+    chosen = RECORDING_TASKS[task]
+    config = RecordingModelConfig(task=task, classes=chosen.classes, unit=chosen.unit, encoder=model_config(encoder))
+    torch.manual_seed(0)
+    module = RecordingModel(config, build_model(config.encoder)).eval()
+    assert not module.encoder.load_state_dict(encoder.state_dict(), strict=False).missing_keys
+    module.centre.fill_(50.0), module.spread.fill_(10.0)
+    usage = {"task": task, "classes": list(chosen.classes), "unit": chosen.unit}
+    content = {"model": model_config(module), "usage": usage | ({"threshold": 1e-6} if len(chosen.classes) == 2 else {})}
+    write_package(folder, module, content, "card")
+    write_mlflow_files(folder, content)
+    return module, mlflow.pyfunc.load_model(str(folder))
+
+
+@pytest.mark.parametrize("task", ["age", "sex", "ahi-class"])
+def test_a_model_of_recordings_gives_what_it_says_of_each(recordings: list[Path], tmp_path: Path, task: str) -> None:
+    module, model = of_recordings(tmp_path, task)
+    (row,) = model.predict(paths(recordings[0]), params={"cohort": "shhs1"}).to_dict("records")
+    night = prepare_night(recordings[0])
+    embedding = embed(module.encoder, prepared_epochs(night, module.channels, 64))
+    with torch.no_grad():
+        expected = module.predict(embedding[None], torch.ones(1, len(embedding), dtype=torch.bool))[0]
+    assert row["task"] == task and row["unit"] == RECORDING_TASKS[task].unit and row["record"] == recordings[0].stem
+    json.dumps(row)
+    if task == "age":
+        assert row["value"] == pytest.approx(expected.item(), abs=1e-3) and row["probability"] is None
+        return
+    classes = RECORDING_TASKS[task].classes
+    assert list(row["probability"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    # Of two classes the threshold of the package names one, however improbable.
+    assert row["value"] == (classes[1] if len(classes) == 2 else classes[int(expected.argmax())])
+
+
+def test_a_night_without_a_usable_epoch_has_no_value() -> None:
+    config = RecordingModelConfig(task="age", unit="years", encoder=model_config(build_model(ENCODER)))
+    module = RecordingModel(config, build_model(config.encoder)).eval()
+    night = torch.randn(6, module.dim)
+    night[2] = torch.nan
+    with torch.no_grad():
+        expected = module.predict(night[[0, 1, 3, 4, 5]][None], torch.ones(1, 5, dtype=torch.bool))[0]
+    torch.testing.assert_close(module.of_night(night), expected)
+    assert module.of_night(torch.full((6, module.dim), torch.nan)).isnan().all()
 
 
 def refusal(model: Any, rows: pd.DataFrame, **params: str) -> str:
@@ -219,7 +272,7 @@ def test_a_run_of_a_scorer_holds_figures_and_data_sets_as_entities(store: str) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["downstream", "neuronet"])
+@pytest.mark.parametrize("kind", ["downstream", "neuronet", "recording"])
 def test_the_files_are_what_mlflow_itself_would_write(tmp_path: Path, kind: str) -> None:
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
     ours.mkdir()
