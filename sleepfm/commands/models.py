@@ -28,11 +28,11 @@ _METRIC = "metric."
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm models`` and of what stands behind it."""
     parser.add_argument("--store", help=_STORE)
-    parser.add_argument("--name", help="show only this model: every figure of each version, and what it was made from")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    _add_list_options(parser)
     add_examples(parser, "", "--name sleepfm-stage", "promote sleepfm-stage 3")
     parser.set_defaults(run=run)
-    actions = parser.add_subparsers(title="actions", metavar="ACTION")
+    # Without an action, what there is is listed.
+    actions = parser.add_subparsers(title="actions", metavar="[ACTION]")
 
     def action(name: str, does: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
@@ -41,6 +41,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         added.set_defaults(run=does)
         return added
 
+    listing = action("list", run, "list what the registry holds, as without an action")
+    _add_list_options(listing, default=argparse.SUPPRESS)
+    add_examples(listing, "", "--name sleepfm-stage")
     promote = action("promote", _promote, "make a version the champion, whatever its figures")
     promote.add_argument("model", metavar="NAME", help="registered model")
     promote.add_argument("version", metavar="VERSION", help="number of the version")
@@ -59,6 +62,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_examples(bind, "")
 
 
+def _add_list_options(parser: argparse.ArgumentParser, **default: Any) -> None:
+    parser.add_argument("--name", **default, help="show only this model: every figure of each version, and what it was made from")
+    parser.add_argument("--json", **default, action="store_true", help="print everything as JSON")
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Print a table of versions; raises :class:`RegistryError` where there is no store."""
     found = registry.versions(arguments.store)
@@ -75,6 +83,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.name:
         for version in found:
             print(f"\n{version.name}:{version.version}")
+            if leak := version.tags.get(registry.LEAK):
+                print(f"  test people seen before: {leak}")
             intervals = _intervals(version)
             for key, value in sorted(_metrics(version).items()):
                 print(f"  {key:32} {_figure(value, intervals.get(key))}")
@@ -141,11 +151,12 @@ def _figure(value: float, interval: Sequence[float] | None) -> str:
 def _row(version: ModelVersion) -> tuple[str, ...]:
     metric = version.tags.get("selected_by", "")
     value = _metrics(version).get(metric)
+    figure = f"{metric} {_figure(value, _intervals(version).get(metric))}" if value is not None else ""
     return (
         version.name,
         str(version.version),
         ", ".join(version.aliases),
-        f"{metric} {_figure(value, _intervals(version).get(metric))}" if value is not None else "",
+        f"{figure} LEAK" if registry.LEAK in version.tags else figure,
         version.tags.get("dataset_digest", "")[:12],
         ", ".join(json.loads(version.tags.get("parents", "[]"))),
     )

@@ -29,6 +29,7 @@ from sleepfm.registry.package_cache import cached_package
 from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
 from sleepfm.registry.sqlite_look_up import StoredVersion, lacks_alias, stored_version
 from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, set_defaults, shown, store_uri, versions_of
+from sleepfm.signals.files import is_path
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
 # The tag that holds the intervals of figures: a JSON object of [low, high] by the figure's name.
 INTERVALS = "intervals"
+# A version with this tag is judged by people whom it, or an ancestor, has seen before; the tag says whom.
+LEAK = "people.leak"
 _ADDRESS = re.compile(r"models:/(?P<name>[^/@]+)(?:@(?P<alias>[^/@]+)|/(?P<version>\d+))$")
 
 
@@ -65,7 +68,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Resolved:
-    """Where an address leads: a package folder of this node, and the entry's address, name, version and tags."""
+    """Where an address leads: a model folder of this node, and the entry's address, name, version and tags."""
 
     uri: str
     path: Path
@@ -171,13 +174,13 @@ def fetch(entry: Entry) -> Resolved:
         path = Path(entry.source)
         if not path.is_dir():
             raise RegistryError(
-                f"{entry.uri}: no such folder on this host; a package that is given by its folder must be there on every host "
+                f"{entry.uri}: no such folder on this host; a model folder must be there on every host "
                 "of the job: copy it, or give a registered version"
             )
         read_config(path)
         if sha256_file(path / CONFIG) != entry.tags["sha256.config"]:
             raise RegistryError(
-                f"{entry.uri}: contains another package than the same folder on the host of rank 0; copy that package here, "
+                f"{entry.uri}: contains another model than the same folder on the host of rank 0; copy that folder here, "
                 "or give a registered version"
             )
         verify(path, entry.uri, entry.tags)
@@ -260,6 +263,9 @@ def load(uri: str | Path, store: str | None = None) -> EmbeddingModel:
         RegistryError: nothing registered there, or bytes that have changed.
         ModelError: weights or a usage that do not fit the model.
     """
+    if not is_path(uri):
+        kind = type(uri).__name__
+        raise RegistryError(f"uri: expected models:/NAME@ALIAS, models:/NAME/VERSION or a model folder, found a {kind}")
     return cast("EmbeddingModel", load_package(uri, store).module)
 
 

@@ -33,7 +33,7 @@ from sleepfm.registry.scorer_version import SCORER, bind_champions
 from sleepfm.training.folder import NOTE, RunFolder
 from sleepfm.training.observer import Observer
 from sleepfm.training.run_config import RunConfig
-from sleepfm.training.seen_people import of_export, tags_of
+from sleepfm.training.seen_people import leak_of, of_export, tags_of
 from sleepfm.training.stage import DrawsFromValidation, Export, Stage
 from sleepfm.training.state import sealed
 from sleepfm.training.state.selection import Best
@@ -64,7 +64,7 @@ class Exporter(Observer):
     def __init__(self, stage: Stage, config: RunConfig, store: str, tracker: Tracker, steps: int) -> None:
         self._stage, self._config, self._store, self._tracker, self._steps = stage, config, store, tracker, steps
         self._folder = RunFolder(config.train.output)
-        self._tags = common_tags(stage, config) | {"selected_by": config.registry.metric}
+        self._tags = common_tags(stage, config) | leak_of(stage) | {"selected_by": config.registry.metric}
         # Now, while every rank still holds them whole.
         self._parameters = sum(parameter.numel() for parameter in stage.module.parameters())
         # Written, read, loaded and uploaded.

@@ -10,6 +10,7 @@ from sleepfm.errors import RegistryError
 from sleepfm.files import read_json, write_json
 from sleepfm.registry.package import read_config
 from sleepfm.registry.people import PeopleOfStage, Seen
+from sleepfm.registry.registry import LEAK
 from sleepfm.training import branch
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.run_config import RunConfig
@@ -65,6 +66,12 @@ def of_export(folder: RunFolder) -> dict[str, Any]:
 def tags_of(folder: RunFolder) -> dict[str, str]:
     """Tags of a version of the run; none for a run that knows nobody."""
     return of_run(folder).tags() if folder.people.exists() else {}
+
+
+def leak_of(stage: Stage) -> dict[str, str]:
+    """The tag of a version whose test people were seen before and which is judged by them all the same; else none."""
+    verdict = stage.people.verdict if isinstance(stage, KnowsPeople) else ""
+    return {LEAK: verdict} if verdict.startswith("LEAK") else {}
 
 
 def _of_weights(weights: Path, address: str) -> Seen:

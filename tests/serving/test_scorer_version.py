@@ -145,7 +145,12 @@ def test_the_listing_shows_figures_with_intervals_and_where_all_is_from(own: str
     client.set_model_version_tag("sleepfm-stage", "1", registry.INTERVALS, '{"val/f1": [0.41, 0.6]}')
     assert main(["models"]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("sleepfm-stage")]
-    assert "champion" in row and "val/f1 0.5000 (0.4100 to 0.6000)" in row
+    assert "champion" in row and "val/f1 0.5000 (0.4100 to 0.6000)" in row and "LEAK" not in row
+    client.set_model_version_tag("sleepfm-stage", "1", registry.LEAK, "LEAK, allowed: 1 of 9 test people")
+    assert main(["models", "--name", "sleepfm-stage"]) == 0
+    printed = capsys.readouterr().out
+    assert "val/f1 0.5000 (0.4100 to 0.6000) LEAK" in printed
+    assert "  test people seen before: LEAK, allowed: 1 of 9 test people" in printed.splitlines()
     assert main(["models", "--name", "sleepfm-scorer"]) == 0
     printed = capsys.readouterr().out.splitlines()
     assert "  made from sleepfm-stage:1 (data set dddddddddddd)" in printed

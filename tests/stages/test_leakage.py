@@ -31,7 +31,7 @@ from sleepfm.stages.run_results import read_results
 from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.shared_work import ALONE
-from sleepfm.training.seen_people import keep_people, of_export, tags_of
+from sleepfm.training.seen_people import keep_people, leak_of, of_export, tags_of
 
 PRETRAINED = {"pretrain": "pretraining", "val": "selection", "label": "selection"}
 
@@ -110,12 +110,16 @@ def test_another_salt_that_makes_a_validation_person_a_test_person_is_refused(da
 
 def test_an_allowed_leak_marks_what_is_reported(dataset, resplit, packaged, tmp_path):
     config = job(ProbeConfig, "probe-stage-tiny", resplit, tmp_path, "evaluate.allow_leakage=true", "evaluate.resamples=20")
-    stage = ProbeStage(config, packaged(Seen.of([dataset], PRETRAINED)), ALONE)
+    source = packaged(Seen.of([dataset], PRETRAINED))
+    stage = ProbeStage(config, source, ALONE)
     stage.module.eval()
     export = stage.export(stage.module, tmp_path)
     facts, _ = read_results(tmp_path)
     assert facts["test people seen before"].startswith("LEAK, allowed: ") and facts["test people seen before"] in export.card
     assert export.config["facts"] == facts
+    assert leak_of(stage) == {"people.leak": facts["test people seen before"]}
+    same = ProbeStage(job(ProbeConfig, "probe-stage-tiny", dataset, tmp_path / "same"), source, ALONE)
+    assert leak_of(same) == {}
 
 
 def test_another_visit_of_a_person_is_the_same_person(dataset, later_visit, packaged, tmp_path):
