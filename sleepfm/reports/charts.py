@@ -17,6 +17,8 @@ from sleepfm.reports.svg import Picture, Scale, polyline, ticks
 
 WIDTH, HEIGHT = 340, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 36
+# Height of a line of small text.
+_TEXT = 14
 
 
 class _Chart:
@@ -187,10 +189,15 @@ def bland_altman_chart(found: PairedAgreement, reference: str = "human", units: 
     )
     levels = [value for value in (bias, low, high) if math.isfinite(value)]
     chart = _difference_chart(alt, mean, [*difference, *levels], unit, reference)
+    named: list[float] = []
     for value, css in ((bias, "trace"), (low, "reference"), (high, "reference")):
         if math.isfinite(value):
-            chart.picture.line(chart.x.start, chart.y(value), chart.x.stop, chart.y(value), css)
-            chart.picture.text(chart.x.stop, chart.y(value) - 3, f"{value:.1f}", "small", "end")
+            y = chart.y(value)
+            chart.picture.line(chart.x.start, y, chart.x.stop, y, css)
+            # Of lines that nearly coincide one has its number; the table has all.
+            if all(abs(y - other) >= _TEXT for other in named):
+                chart.picture.text(chart.x.stop, y - 3, f"{value:.1f}", "small", "end")
+                named.append(y)
     for x, y in zip(mean.tolist(), difference.tolist(), strict=True):
         chart.dot(x, y)
     return chart.markup()

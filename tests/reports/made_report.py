@@ -12,23 +12,30 @@ import numpy as np
 
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.evaluation.desaturations import read_saturation
+from sleepfm.evaluation.event_figures import ComparedNight, agreement_of_nights, event_metrics
+from sleepfm.evaluation.event_results import EventResult
 from sleepfm.evaluation.events import event_family
 from sleepfm.evaluation.lights import BY_OPTION, Lights
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.night_agreement import sleep_agreement
 from sleepfm.evaluation.paired import paired_agreement
+from sleepfm.evaluation.prediction_figures import index_agreement
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.evaluation.regression import evaluate_regression
 from sleepfm.evaluation.stretches import stretch_warnings
 from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.scorer import prepare_night
+from sleepfm.inference.subsets import SubsetAhi, SubsetResult
 from sleepfm.reports.evaluation_page import RegressionResult, Result
+from sleepfm.reports.lineage import Lineage, Node
 from sleepfm.reports.night_facts import NightExample
+from sleepfm.reports.report import ReportData, StepCost
 from sleepfm.signals.position import BodyPosition
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality, unusable
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
+from sleepfm.training.tracking.trace import Trace
 
 EVENT_TASKS = ("apnea", "hypopnea", "arousal")
 BREATHING = ("AIRFLOW", "THORAX", "ABDOMEN")
@@ -162,3 +169,59 @@ def made_result(n_people: int = 12, n_epochs: int = 60) -> Result:
     curve = [{"fraction": fraction, "seed": seed, "kappa": 0.6 + 0.2 * fraction - 0.02 * seed} for fraction, seed in rows]
     result = Result("Stages", "sleepfm-stage v3", "test", found, 700, predictions=predictions, label_curve=curve)
     return replace(result, leakage="none", sleep=sleep_agreement(predictions, resamples=20))
+
+
+def made_apneas(n_people: int = 12) -> Result:
+    """Apneas of some people by a model that tells their kinds, and is wrong about every fourth."""
+    kinds, nights = ("obstructive_apnea", "central_apnea", "mixed_apnea"), []
+    rng = np.random.default_rng(0)
+    for person in range(n_people):
+        scored = tuple(Event(60.0 * n, 20.0, str(rng.choice(kinds))) for n in range(20))
+        told = tuple(replace(event, type=str(rng.choice(kinds)) if n % 4 == 0 else event.type) for n, event in enumerate(scored))
+        nights.append(
+            ComparedNight(f"night-{person}", f"person-{person}", told[1:], scored, np.ones(40, bool), np.ones(40, bool), kinds)
+        )
+    truth = rng.integers(0, 2, n_people * 40)
+    likely = np.clip(0.3 + 0.4 * truth + rng.normal(0, 0.2, len(truth)), 0.01, 0.99)
+    subject = np.repeat([f"person-{n}" for n in range(n_people)], 40)
+    found = evaluate(TASKS["apnea"], truth, np.column_stack([1 - likely, likely]), subject, n_boot=50)
+    agreement, _ = agreement_of_nights(nights)
+    index = index_agreement(nights, "apnea", resamples=50)
+    events = EventResult("apnea", True, 0.3, n_people, agreement, event_metrics(nights, 50), index)
+    return Result("Apnea", "sleepfm-apnea v2", "test", found, 480, agreement, located=True, event_result=events)
+
+
+def made_run(example: NightExample, folder: Path) -> ReportData:
+    """The report of a run with all parts that it can have; its trace goes into ``folder``."""
+    trace = Trace(folder / "trace.jsonl", 0)
+    for step in range(1, 40):
+        trace.append({"step": step, "loss": 1 / step, "parts": {"contrastive": 0.5 / step}})
+    trace.close()
+    stages, apneas = made_result(), made_apneas()
+    assert apneas.event_result is not None
+    lineage = Lineage(
+        (
+            Node("d", "data", "shards"),
+            Node("e", "pretrained", "sleepfm-synthsleepnet v1"),
+            Node("m", "downstream", "sleepfm-stage v1"),
+        ),
+        (("d", "e"), ("e", "m")),
+    )
+    return ReportData(
+        title="A run",
+        summary="Every step on a synthetic cohort.",
+        results=[stages, apneas],
+        traces={"pretrain-eeg": folder / "trace.jsonl", "probe-stage": folder / "trace.jsonl"},
+        night=example,
+        ahi=apneas.event_result.index,
+        subsets={
+            "stage": [SubsetResult(("EEG", "EOG"), stages.evaluation), SubsetResult(("EEG",), stages.evaluation)],
+            "apnea": [SubsetResult(("RESP",), apneas.evaluation, apneas.event_result)],
+        },
+        ahi_subsets=[SubsetAhi(("EEG", "RESP"), apneas.event_result.index), SubsetAhi(("EEG",), None, "no model takes it")],
+        lineage=lineage,
+        environment={"python": "3.11", "machine": "2 cores"},
+        configuration={"probe.yaml": "train:\n  output: a/folder/whose/name/is/long/enough/to/leave/the/window/of/a/telephone\n"},
+        steps=[StepCost("synth", 3.0, 2**30), StepCost("shards", 4.5)],
+        notes=["a note"],
+    )

@@ -122,3 +122,13 @@ def test_other_figures_make_another_plot(tmp_path: Path) -> None:
     evaluation_page(tmp_path / "evaluation.html", replace(result, sleep={"waso": moved}))
     alt, shapes = picture_of((tmp_path / "evaluation.html").read_text(encoding="utf-8"), "Bland-Altman plot of 12 nights, WASO")
     assert "bias 7.2, limits -3.5 to 18.0 (min)." in alt and ">18.0</text>" in shapes
+
+
+def test_of_lines_on_one_place_one_has_its_number(tmp_path: Path) -> None:
+    """Every night is off by the same amount."""
+    result = made_result()
+    same = {name: replace(getattr(result.sleep["waso"], name), value=-3.0) for name in ("bias", "low", "high")}
+    moved = replace(result.sleep["waso"], **same)
+    evaluation_page(tmp_path / "evaluation.html", replace(result, sleep={"waso": moved}))
+    alt, shapes = picture_of((tmp_path / "evaluation.html").read_text(encoding="utf-8"), "Bland-Altman plot of 12 nights, WASO")
+    assert "bias -3.0, limits -3.0 to -3.0 (min)." in alt and shapes.count(">-3.0</text>") == 1

@@ -10,17 +10,18 @@ from pathlib import Path
 
 import pytest
 from browser import browser, measured, pages_of_print, said_on_paper
-from made_report import made_example, made_regression, made_result, made_warnings, without_breathing
+from made_report import made_apneas, made_example, made_regression, made_result, made_run, made_warnings, without_breathing
 
 from sleepfm.reports.evaluation_page import evaluation_page
 from sleepfm.reports.night_page import night_page
+from sleepfm.reports.report import build_report
 
 WIDTHS = [320, 390, 768, 1280]
 
 
 @pytest.fixture(scope="module")
 def pages(recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A night with all that a page can show, one with as little, and an evaluation."""
+    """A night with all that a page can show, one with as little, evaluations, and the report of a run."""
     browser()
     folder = tmp_path_factory.mktemp("pages")
     example = made_example(recordings[0], times=8)
@@ -28,7 +29,10 @@ def pages(recordings: list[Path], tmp_path_factory: pytest.TempPathFactory) -> l
     night_page(folder / "bare.html", without_breathing(example))
     evaluation_page(folder / "evaluation.html", made_result())
     evaluation_page(folder / "regression.html", made_regression())
-    return [folder / name for name in ("night.html", "bare.html", "evaluation.html", "regression.html")]
+    evaluation_page(folder / "events.html", made_apneas())
+    build_report(folder, made_run(example, folder))
+    names = ("night.html", "bare.html", "evaluation.html", "regression.html", "events.html", "index.html")
+    return [folder / name for name in names]
 
 
 def test_pages_fit_phone_and_desk_and_can_be_read_light_and_dark(pages: list[Path]) -> None:
