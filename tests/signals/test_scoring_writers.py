@@ -195,18 +195,45 @@ def test_luna_annot_is_as_luna_documents_it():
     assert np.allclose([times for *times, _ in found], [times for *times, _ in want], atol=1e-6)
 
 
-def test_luna_reads_its_annot(tmp_path):
+def of_luna(text, name):
+    """What Luna makes of a text of ``scoring.annot`` where it stands in the file ``name``."""
+    kind = {
+        "apnea_obstructive": "Obstructive_Apnea",
+        "apnea_central": "Central_Apnea",
+        "apnea_mixed": "Mixed_Apnea",
+        "apnea": "Apnea",
+        "hypopnea": "Hypopnea",
+        "desat": "SpO2_desaturation",
+        "arousal": "Arousal",
+    }
+    # It puts an underscore for a blank.
+    return (text if name == "scoring.annot" else kind.get(text, text)).replace(" ", "_")
+
+
+@pytest.mark.parametrize("name", ["scoring.annot", "scoring-nsrr.xml", "scoring-profusion.xml"])
+def test_luna_itself_reads_them(tmp_path, name):
     lunapi = pytest.importorskip("lunapi")
     night = told_night(None)
-    (tmp_path / "scoring.annot").write_bytes(scoring_files(night)["scoring.annot"])
+    (tmp_path / name).write_bytes(scoring_files(night)[name])
     recording = lunapi.proj().empty_inst("night", 210, 1, "01.01.85", "22.10.05")
-    recording.attach_annot(str(tmp_path / "scoring.annot"))
+    recording.attach_annot(str(tmp_path / name))
     table = recording.fetch_annots(list(recording.annots()["Annotations"]))
-    found = sorted(zip(table["Start"], table["Stop"] - table["Start"], table["Class"], strict=True))
-    # It puts an underscore for a blank.
-    want = [(onset, lasts, text.replace(" ", "_")) for onset, lasts, text in told_rows(night, "", 1)]
-    assert [text for *_, text in found] == [text for *_, text in want]
+    # Of NSRR's "Obstructive apnea|Obstructive Apnea" the second half is the name.
+    names = [text.rpartition("|")[2] for text in table["Class"]]
+    found = seconds_of(zip(table["Start"], table["Stop"] - table["Start"], names, strict=True))
+    want = seconds_of((onset, lasts, of_luna(text, name)) for onset, lasts, text in told_rows(night, "", 1))
+    unscored = {"?", "U"}
+    assert [text for *_, text in found if text not in unscored] == [text for *_, text in want if text not in unscored]
     assert np.allclose([times for *times, _ in found], [times for *times, _ in want], atol=1e-3)
+
+
+def seconds_of(rows):
+    """Rows (onset, duration, text) by time, in which a stage of several epochs is as many rows, as Profusion writes it."""
+    found = []
+    for onset, lasts, text in rows:
+        epochs = round(lasts / 30) if text in ("?", "U", "W", "N1", "N2", "N3", "R") else 1
+        found += [(onset + lasts * part / epochs, lasts / epochs, text) for part in range(epochs)]
+    return sorted(found)
 
 
 def test_texts_that_xml_must_escape_are_written_whole(tmp_path):
