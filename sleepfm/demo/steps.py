@@ -163,7 +163,8 @@ class Plan:
         return Step("score", [str(BIN / "sleepfm"), "score", *arguments], texts_in_log=self.data is None)
 
     def unseen_night(self) -> Path:
-        """A recording of the test split: the one with the most respiratory events scored, so that there is much to see.
+        """A recording of the test split, to be scored before the user's eyes: of those whose events a person scored, the one with
+        the most scored epochs, so that there is much to compare with.
 
         Raises:
             DatasetError: the test split is empty.
