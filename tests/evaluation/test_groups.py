@@ -25,7 +25,8 @@ from sleepfm.signals.groups import UNKNOWN, group_of, groups
 from sleepfm.signals.people import NOBODY, KnownPeople, Person
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.stages.model_cards import downstream_card
-from sleepfm.tasks import TASKS
+from sleepfm.stages.person_values import Values
+from sleepfm.tasks import RECORDING_TASKS, TASKS
 
 STAGE = TASKS["stage"]
 PEOPLE = {
@@ -67,6 +68,16 @@ def predictions(dataset: Dataset) -> Predictions:
     truth = rng.integers(-1, 5, len(record))
     probability = rng.dirichlet(np.ones(5), len(record))
     return Predictions(record, subject, np.tile(np.arange(40), len(dataset.names)), truth, probability)
+
+
+def test_values_of_recordings_are_those_of_the_manifests_people(dataset: Dataset) -> None:
+    """The table that a build writes is where a probe of recordings finds what it learns."""
+    row = {dataset.names[number]: number for number in range(len(dataset.names))}
+    age, sex, ahi = (Values.of(RECORDING_TASKS[task], None) for task in ("age", "sex", "ahi-class"))
+    assert [age.target(dataset, row[name]) for name in ("na", "nc", "ne", "n-e2")] == [17.9, 90.0, 59.9, 60.0]
+    assert [sex.target(dataset, row[name]) for name in ("na", "nb")] == [1.0, 0.0]
+    assert [ahi.target(dataset, row[name]) for name in ("na", "nb", "ne", "n-e2")] == [0.0, 1.0, 3.0, 2.0]
+    assert all(math.isnan(values.target(dataset, row["nd"])) for values in (age, sex, ahi))
 
 
 def figures(predictions: Predictions) -> Evaluation:

@@ -143,6 +143,11 @@ def test_epochs_are_drawn_of_every_recording_as_before(nights, mixture):
     assert (draw.labels(nights).of(row)["stage"] == expected).all()
     assert {nights.subjects[row] for row, _ in labelled(nights, draw, "val")} == people_of(nights, "val")
     assert draw.drawn["val"].epochs == len(labelled(nights, draw, "val"))
+    # More labels are the fewer ones and others.
+    fewer, more = (
+        set(labelled(nights, LabelDraw(mixture, "stage", data(nights, part, 3, "epochs")), "label")) for part in (0.3, 0.6)
+    )
+    assert fewer < more
 
 
 def test_a_class_without_a_label_is_said(tmp_path, capsys):
