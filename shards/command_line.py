@@ -40,7 +40,11 @@ def configure_build(parser: argparse.ArgumentParser) -> None:
         help="leave out this recording, folder of recordings, or all recordings that match a pattern; may be given several times",
     )
     parser.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="change a key of the configuration, for example max_refused=0.1"
+        "overrides",
+        nargs="*",
+        default=[],
+        metavar="key=value",
+        help="change a key of the configuration, for example max_refused=0.1",
     )
     add_examples(parser, "recordings data --cohort shhs1", "s3://bucket/shhs s3://bucket/shards --cohort shhs1 max_refused=0.1")
     parser.set_defaults(run=_interruptible(_build, _KEPT), several="overrides")
@@ -48,7 +52,7 @@ def configure_build(parser: argparse.ArgumentParser) -> None:
 
 def configure_verify(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``verify``."""
-    parser.add_argument("out", metavar="OUT", help=_DATA_SET)
+    parser.add_argument("dataset", metavar="DATASET", help=_DATA_SET)
     parser.add_argument(
         "--workers", type=positive, metavar="N", default=os.cpu_count(), help="CPUs of the local Ray cluster (default: all)"
     )
@@ -58,14 +62,14 @@ def configure_verify(parser: argparse.ArgumentParser) -> None:
 
 def configure_info(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``info``."""
-    parser.add_argument("out", metavar="OUT", help=_DATA_SET)
+    parser.add_argument("dataset", metavar="DATASET", help=_DATA_SET)
     add_examples(parser, "data")
     parser.set_defaults(run=_interruptible(_info))
 
 
 def configure_export(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``python -m shards export``."""
-    parser.add_argument("out", metavar="OUT", help=_DATA_SET)
+    parser.add_argument("dataset", metavar="DATASET", help=_DATA_SET)
     parser.add_argument("folder", metavar="DIR", type=Path, help="new folder for what is written")
     parser.add_argument(
         "--format",
@@ -157,19 +161,19 @@ def _verify(arguments: argparse.Namespace) -> int:
     from sleepfm.signals.files import location
 
     faults = 0
-    for fault in verify_in_parallel(location(arguments.out), arguments.workers):
+    for fault in verify_in_parallel(location(arguments.dataset), arguments.workers):
         faults += 1
         print(fault, flush=True)
-    for line in recordings_aside(arguments.out):
+    for line in recordings_aside(arguments.dataset):
         print(line)
-    print(f"{arguments.out}: {'whole' if not faults else f'{faults} faults found'}")
+    print(f"{arguments.dataset}: {'whole' if not faults else f'{faults} faults found'}")
     return 1 if faults else 0
 
 
 def _info(arguments: argparse.Namespace) -> int:
     from shards.info import info
 
-    print(info(arguments.out))
+    print(info(arguments.dataset))
     return 0
 
 
@@ -181,11 +185,11 @@ def _export(arguments: argparse.Namespace) -> int:
 
     folder = local_path(arguments.folder, "DIR")
     if arguments.format == "parquet":
-        records = export_parquet(arguments.out, folder, arguments.rule or "overlap")
+        records = export_parquet(arguments.dataset, folder, arguments.rule or "overlap")
     elif arguments.rule:
         raise UsageError("--rule: only for --format parquet; other formats have the labels of the shards")
     else:
-        records = export_epochs(arguments.out, folder)
+        records = export_epochs(arguments.dataset, folder)
     for count, record in enumerate(records, start=1):
         print(f"{count:6d}  {record}", flush=True)
     return 0

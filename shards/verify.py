@@ -63,7 +63,7 @@ def _faults(copy: WorkingCopy, starmap: StarMap) -> Iterator[str]:
         for name in damaged:
             yield (
                 f"{path / MANIFEST_FOLDER / name}.parquet: missing, or its SHA-256 is not the one in {DATASET_FILE}; "
-                "run the same `python -m shards build` again to write it anew"
+                "run the same `sleepfm build` again to write it anew"
             )
         yield from _check_plan(path, description, whole=not damaged)
         if damaged:
@@ -74,7 +74,7 @@ def _faults(copy: WorkingCopy, starmap: StarMap) -> Iterator[str]:
             yield from _check_content(copy, description, starmap)
             yield from _check_index(path, description)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `python -m shards build` again"
+        yield f"{path / DATASET_FILE}: is damaged ({error!r}); run the same `sleepfm build` again"
 
 
 def recordings_aside(path: str | Path) -> Iterator[str]:
@@ -228,7 +228,8 @@ def _check_counts(path: Path, description: dict[str, Any], tables: dict[str, pa.
     }
     for name, count in description["counts"].items():
         if found[name] != count:
-            yield f"{path / MANIFEST_FOLDER}: {found[name]} {name}, {DATASET_FILE} says {count}"
+            called = "refused" if name == "quarantined" else name
+            yield f"{path / MANIFEST_FOLDER}: {found[name]} {called}, {DATASET_FILE} says {count}"
 
 
 def _check_splits(records: list[dict[str, Any]], people: list[dict[str, Any]], config: SplitConfig) -> Iterator[str]:

@@ -24,6 +24,14 @@ def positive(text: str) -> int:
     return value
 
 
+def hours(text: str) -> float:
+    """The type of an option that is a number of hours. Raises :class:`argparse.ArgumentTypeError`."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected a number of hours, for example 8 or 0.5") from None
+
+
 def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Namespace:
     """The arguments in ``argv``.
 
@@ -34,7 +42,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str]) -> argparse.Name
     several = getattr(arguments, "several", None)
     unknown = rest if several is None else [word for word in rest if word.startswith("-")]
     if unknown:
-        getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
+        # A key of the configuration as if it were an option.
+        keys = [word.lstrip("-") for word in unknown if several == "overrides" and ("=" in word or "." in word)]
+        stated = " ".join(key if "=" in key else f"{key}=VALUE" for key in keys)
+        hint = f"; if it is a key of the configuration, write it without dashes: {stated}" if keys else ""
+        getattr(arguments, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
     if several is not None:
         setattr(arguments, several, [*getattr(arguments, several), *rest])
     return arguments

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from sleepfm.errors import ConfigError
-from sleepfm.paths import config_root, find_config
+from sleepfm.paths import config_root, find_config, shipped_alike, shipped_config
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 # Characters of a wrong value that an error repeats.
@@ -28,6 +28,7 @@ _LONGEST_VALUE = 60
 _NAMED = 4
 # What pydantic says at length, by its name of the fault.
 _EXPECTED = {
+    "missing": "missing",
     "float_parsing": "expected a number",
     "float_type": "expected a number",
     "int_parsing": "expected a whole number",
@@ -43,10 +44,11 @@ _EXPECTED = {
 }
 # Where overrides come from, in errors.
 COMMAND_LINE = "command line"
+_PROBE, _FINETUNE, _OF_TASKS = "`sleepfm probe`", "`sleepfm finetune`", "`sleepfm probe`, `finetune` or `recordings`"
 # Keys that files for other commands do not have, by what reads the files that have them.
 KEYS_OF_COMMANDS = {
     "`sleepfm pretrain`": ("model", "monitor", "encoders"),
-    "`sleepfm finetune`": (
+    _FINETUNE: (
         "tune",
         "context",
         "sequence",
@@ -57,8 +59,8 @@ KEYS_OF_COMMANDS = {
         "filter_db",
     ),
     "`sleepfm recordings`": ("pool", "values"),
-    "`sleepfm probe`": ("grid", "curve"),
-    "`sleepfm probe`, `finetune` or `recordings`": ("task", "evaluate"),
+    _PROBE: ("grid", "curve"),
+    _OF_TASKS: ("task", "evaluate"),
     "`sleepfm build`": ("recordings_per_shard", "segment_epochs", "event_rule", "require"),
     "`sleepfm synth`": ("montage", "amplifier", "insomnia", "medication", "gains"),
     "`make demo` or `make weights`": ("unimodal",),
@@ -90,6 +92,8 @@ class Config(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
     example: ClassVar[str] = ""
     """A shipped file of this kind, which an error names where another kind is given."""
+    begin_with: ClassVar[str] = ""
+    """A shipped file that one's own extends, where that is not the example."""
 
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
@@ -124,10 +128,10 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         content = {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: a configuration is a mapping of keys, found a {type(content).__name__}")
-    bases = content.pop("extends", [])
     merged: dict[Any, Any] = {}
-    for base in [bases] if isinstance(bases, str) else bases:
+    for base in _bases(content):
         merged = merge(merged, _read(_base(path, base), (*seen, path)))
+    content.pop("extends", None)
     return {str(key): value for key, value in merge(merged, content).items()}
 
 
@@ -143,11 +147,27 @@ def _place_and_reason(error: yaml.YAMLError, text: str) -> str:
     return f"line {mark.line + 1}: {problem}"
 
 
+def _bases(content: dict[Any, Any]) -> list[str]:
+    """What a file with this ``content`` extends, as it names it."""
+    bases = content.get("extends") or []
+    return [str(base) for base in bases] if isinstance(bases, list) else [str(bases)]
+
+
 def _base(path: Path, name: str) -> Path:
-    """The file that ``path`` extends: beside it, or else the one of that name that comes with the package."""
+    """The file that ``path`` extends: beside it, or else a shipped one, named as for a command or by its own name alone.
+
+    Raises:
+        ConfigError: there is none.
+    """
     beside = path.parent / name
-    shipped = [] if beside.exists() else list(config_root().glob(f"*/{Path(name).name}"))
-    return shipped[0] if len(shipped) == 1 and Path(name).name == name else beside
+    if beside.exists():
+        return beside
+    alike = shipped_alike(name)
+    found = shipped_config(name) or (config_root() / alike[0] if [Path(one).name for one in alike] == [name] else None)
+    if found is None:
+        hint = f"did you mean {' or '.join(alike)}?" if alike else "shipped ones are named as in pretrain/eeg-tiny.yaml"
+        raise ConfigError(f"{path}: extends {name!r}, which is no file beside it and no shipped one; {hint}")
+    return found
 
 
 def merge(below: dict[Any, Any], above: dict[Any, Any]) -> dict[Any, Any]:
@@ -163,13 +183,16 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str], origin: st
     """``values`` with every ``dotted.key=value`` of ``overrides`` applied; ``origin`` names their file in errors.
 
     Raises:
-        ConfigError: an override without ``=``, with a malformed key or with a value that is no YAML, or a reference (``${key}``)
-            to what is not there.
+        ConfigError: an override without ``=``, without a value, with a malformed key or with a value that is no YAML, or a
+            reference (``${key}``) to what is not there.
     """
     overrides = list(overrides)
     for item in overrides:
         if "=" not in item or item.startswith("="):
             raise ConfigError(f"{COMMAND_LINE}: override {item!r}: expected key=value, for example train.steps=100")
+        key, _, value = item.partition("=")
+        if not value.strip():
+            raise ConfigError(f"{COMMAND_LINE}: {key} is empty; write its value behind the =, or null for none")
     # OmegaConf takes a tenth of a second and more for a cohort, of which a process may read twenty.
     if not overrides and "${" not in repr(values):
         return values
@@ -231,8 +254,11 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
             command line.
     """
     found = find_config(path)
+    if not found.exists() and (alike := shipped_alike(found)):
+        raise ConfigError(f"{path}: no such file; did you mean {' or '.join(alike)}?")
     stated = read_yaml(found)
     values = apply_overrides(stated, overrides, str(path))
+    _check_reader(schema, path, stated, values)
     given = [tuple(item.split("=", 1)[0].split(".")) for item in overrides]
 
     def place(fault: Any) -> tuple[str, str]:
@@ -251,22 +277,58 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
         return validate(schema, values, str(path), place)
     except ConfigError as error:
         faults = list(_faults(error.__cause__)) if isinstance(error.__cause__, ValidationError) else []
-        unknown = {item["loc"][0] for item in faults if item["type"] == "extra_forbidden" and len(item["loc"]) == 1}
-        for reader, keys in KEYS_OF_COMMANDS.items():
-            if told := [key for key in keys if key in unknown & stated.keys()]:
-                named = f"key {told[0]}" if len(told) == 1 else f"keys {', '.join(told)}"
-                other = f"is a configuration for {reader} (it has the {named})"
-                example = str(getattr(schema, "example", ""))
-                raise ConfigError(
-                    f"{path}: {other}; give one for this command{f', for example {example}' if example else ''}"
-                ) from error
-        whole = _extended_by(found) if any(item["type"] == "missing" for item in faults) else []
-        if not whole:
-            raise
-        more = f" and {len(whole) - _NAMED} more" if len(whole) > _NAMED else ""
-        raise ConfigError(
-            f"{error}; this file is a part of other configurations, which give the rest: {', '.join(whole[:_NAMED])}{more}"
-        ) from error
+        missing = [".".join(map(str, item["loc"])) for item in faults if item["type"] == "missing"]
+        if told := _told_of_missing(schema, path, found, stated, missing, str(error)):
+            raise ConfigError(told) from error
+        raise
+
+
+def _check_reader(schema: type[BaseModel], path: str | Path, stated: dict[str, Any], values: dict[str, Any]) -> None:
+    """Raises :class:`ConfigError` where the file at ``path``, which states these values, is for another command.
+
+    ``values`` are with those of the command line, which can make a fine-tune of the file of a probe.
+    """
+    fields = schema.model_fields
+    for reader, keys in KEYS_OF_COMMANDS.items():
+        told = [key for key in keys if key in stated and key not in fields]
+        why = f"it has the key{'s' if len(told) > 1 else ''} {', '.join(told)}" if told else ""
+        other = _instead(schema)
+        if reader == _OF_TASKS and _is_of_a_probe(fields, stated, values):
+            reader, why = _PROBE, "it has the key head, but neither tune nor context"
+            other += ", or state tune" if "tune" in fields else ""
+        if why:
+            raise ConfigError(f"{path}: is a configuration for {reader} ({why}); {other}")
+
+
+def _is_of_a_probe(fields: Collection[str], stated: dict[str, Any], values: dict[str, Any]) -> bool:
+    """Whether a file is for a probe, and the command, whose configuration has these ``fields``, is another one."""
+    tuned = (*KEYS_OF_COMMANDS[_FINETUNE], "events")
+    return "head" in stated and ("head" not in fields or "tune" in fields) and not any(key in values for key in tuned)
+
+
+def _instead(schema: type[BaseModel]) -> str:
+    example = str(getattr(schema, "example", ""))
+    return f"give one for this command{f', for example {example}' if example else ''}"
+
+
+def _told_of_missing(
+    schema: type[BaseModel], path: str | Path, found: Path, stated: dict[str, Any], missing: list[str], told: str
+) -> str:
+    """What to say of the file ``found`` that lacks the keys ``missing``, of which ``told`` is known; empty where that is all."""
+    if not missing:
+        return ""
+    whole = _extended_by(found)
+    more = f" and {len(whole) - _NAMED} more" if len(whole) > _NAMED else ""
+    names = f"{', '.join(whole[:_NAMED])}{more}"
+    if whole and "train" in missing:
+        return f"{path}: is a part of configurations ({names}), not one of a command: it has no section train; {_instead(schema)}"
+    if whole:
+        return f"{told}; this file is a part of other configurations, which give the rest: {names}"
+    first = str(getattr(schema, "begin_with", "") or getattr(schema, "example", ""))
+    if not first or _stated_bases(found):
+        return ""
+    what = told if stated else f"{path}: is empty; missing are {', '.join(missing)}"
+    return f"{what}; begin it with `extends: {first}`, and write below what is to differ"
 
 
 def _names(values: Any, location: Location) -> tuple[str, ...]:
@@ -303,17 +365,18 @@ def _stands_alone(schema: type[BaseModel], stated: dict[str, Any], fault: Any) -
 
 
 def _extended_by(path: Path) -> list[str]:
-    """Names of the files beside ``path`` that extend it."""
-    found = []
-    for other in sorted(path.parent.glob("*.yaml")):
-        try:
-            bases = (yaml.load(other.read_text(encoding="utf-8"), _LOADER) or {}).get("extends", [])
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
-            # Not the file that was asked for.
-            continue
-        if path.name in ([bases] if isinstance(bases, str) else bases):
-            found.append(other.name)
-    return found
+    """Names of the files that extend ``path``: those beside it, and of a shipped one those in the other folders."""
+    path, root = path.resolve(), config_root().resolve()
+    others = root.glob("*/*.yaml") if path.is_relative_to(root) else path.parent.glob("*.yaml")
+    return [other.name for other in sorted(others) if path in [(other.parent / base).resolve() for base in _stated_bases(other)]]
+
+
+def _stated_bases(path: Path) -> list[str]:
+    """What the file at ``path`` extends, as it names it; nothing where it is no configuration."""
+    try:
+        return _bases(yaml.load(path.read_text(encoding="utf-8"), _LOADER) or {})
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, AttributeError):
+        return []
 
 
 def line_of(path: Path, location: Location) -> str:
@@ -346,8 +409,7 @@ def _depth_and_line(node: Any, location: Location) -> tuple[int, int]:
 def _files(path: Path) -> Iterator[Path]:
     """``path`` and what it extends, what wins first."""
     yield path
-    bases = (yaml.load(path.read_text(encoding="utf-8"), _LOADER) or {}).get("extends", [])
-    for base in reversed([bases] if isinstance(bases, str) else bases):
+    for base in reversed(_stated_bases(path)):
         yield from _files(_base(path, base).resolve())
 
 

@@ -34,8 +34,17 @@ def find_config(name: str | Path) -> Path:
     neither is returned as it stands, for its reader to refuse.
     """
     path = Path(name)
-    if path.is_absolute() or path.exists():
-        return path
-    inside = Path(*path.parts[1:]) if path.parts[:1] == ("configs",) else path
-    shipped = config_root() / inside
-    return shipped if shipped.is_file() else path
+    return path if path.is_absolute() or path.exists() else shipped_config(path) or path
+
+
+def shipped_config(name: str | Path) -> Path | None:
+    """The shipped file that commands know as ``name``, with ``configs/`` or without; None where there is none."""
+    path = Path(name)
+    shipped = config_root() / Path(*path.parts[1:] if path.parts[:1] == ("configs",) else path.parts)
+    return shipped if shipped.is_file() else None
+
+
+def shipped_alike(name: str | Path) -> list[str]:
+    """What commands know the shipped files as whose own name, without folders, is that of ``name``, with ``.yaml`` or without."""
+    file = f"{Path(name).name.removesuffix('.yaml')}.yaml"
+    return sorted(path.relative_to(config_root()).as_posix() for path in config_root().rglob("*.yaml") if path.name == file)

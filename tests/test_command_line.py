@@ -14,6 +14,7 @@ import pytest
 
 from sleepfm import cli
 from sleepfm.command_line import parse
+from sleepfm.commands import models
 from sleepfm.paths import find_config
 from sleepfm.training.job_options import LAUNCH
 
@@ -171,3 +172,59 @@ def test_a_number_of_processes_is_at_least_one(number: str, capsys: pytest.Captu
     with pytest.raises(SystemExit):
         cli.main(["build", "src", "out", "--workers", number])
     assert "--workers: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The last line of what argparse says of wrong usage."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_hours_are_a_number(capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(["synth", "nights", "--subjects", "1", "--hours", "x"], capsys)
+    assert told == "sleepfm synth: error: argument --hours: 'x': expected a number of hours, for example 8 or 0.5"
+
+
+def test_a_build_lacks_only_its_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert refused(["build", str(tmp_path)], capsys) == "sleepfm build: error: the following arguments are required: OUT"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["pretrain", "a.yaml", "--train.steps=5"], "train.steps=5"),
+        (["build", "src", "out", "--split.salt", "x"], "split.salt=VALUE"),
+        (["probe", "a.yaml", "--nope"], ""),
+        (["score", "a.edf", "--out", "x", "--train.steps=5"], ""),
+    ],
+)
+def test_a_key_is_written_without_dashes(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refused(words, capsys)
+    (word,) = [word for word in words if word.startswith("--") and word != "--out"]
+    hint = f"; if it is a key of the configuration, write it without dashes: {said}" if said else ""
+    assert told == f"sleepfm {words[0]}: error: unrecognized arguments: {word}{hint}"
+
+
+def test_completion_is_a_line_that_may_be_written_twice() -> None:
+    text = PARSERS["sleepfm completion"].format_help()
+    assert '\n  eval "$(sleepfm completion bash)"' in text and ">> " not in text
+
+
+def test_a_cohort_is_called_alike_everywhere() -> None:
+    found = [action for parser in PARSERS.values() for action in parser._actions if action.dest == "cohort"]
+    assert len(found) == 5 and {action.metavar for action in found} == {None}
+
+
+def test_the_folder_of_a_model_is_called_alike_everywhere() -> None:
+    assert [prog for prog, parser in PARSERS.items() if "package folder" in " ".join(parser.format_help().split())] == []
+    assert "or a model folder" in " ".join(PARSERS["sleepfm export"].format_help().split())
+
+
+def test_models_lists_with_and_without_the_word() -> None:
+    assert "[--json] [ACTION] ..." in " ".join(PARSERS["sleepfm models"].format_usage().split())
+    options = ["--store", "s", "--name", "n", "--json"]
+    for words in (options, ["list", *options], [*options, "list"]):
+        found = parse(cli.front_parser(cli.COMMANDS), ["models", *words])
+        assert (found.run, found.store, found.name, found.json) == (models.run, "s", "n", True)

@@ -181,7 +181,7 @@ def test_unknown_key_names_the_nearest_one(tmp_path: Path) -> None:
     [
         ("name: [", "not valid YAML"),
         ("- a\n- b\n", "a configuration is a mapping"),
-        ("extends: missing.yaml\n", "cannot read configuration"),
+        ("extends: missing.yaml\n", r"job\.yaml: extends 'missing\.yaml', which is no file beside it and no shipped one"),
         ("extends: job.yaml\n", "extends itself"),
         ("optimiser: {lr: fast}\nname: x\n", r"optimiser\.lr.*found 'fast'"),
         ("optimiser: {}\n", "'name'"),
@@ -221,7 +221,15 @@ def test_keys_that_tell_a_command_are_its_own() -> None:
         (ProbeConfig, "pretrain/eeg-tiny.yaml", "is a configuration for `sleepfm pretrain` (it has the keys model, monitor)"),
         (ProbeConfig, "downstream/finetune-stage-tiny.yaml", "is a configuration for `sleepfm finetune`"),
         (FinetuneConfig, "downstream/recordings-age-tiny.yaml", "is a configuration for `sleepfm recordings`"),
-        (PretrainConfig, "downstream/probe-stage-tiny.yaml", "`sleepfm probe`, `finetune` or `recordings` (it has the key"),
+        (FinetuneConfig, "downstream/few-labels-stage-tiny.yaml", "for `sleepfm probe` (it has the keys grid, curve)"),
+        (PretrainConfig, "downstream/probe-stage-tiny.yaml", "for `sleepfm probe` (it has the key head, but neither tune nor"),
+        (RecordingProbeConfig, "downstream/probe-stage-tiny.yaml", "is a configuration for `sleepfm probe` (it has the key head"),
+        (RecordingProbeConfig, "downstream/probe-base.yaml", "is a configuration for `sleepfm probe` (it has the key head"),
+        (
+            PretrainConfig,
+            "downstream/recordings-age-tiny.yaml",
+            "is a configuration for `sleepfm recordings` (it has the key pool)",
+        ),
         (PretrainConfig, "shards.yaml", "is a configuration for `sleepfm build`"),
         (BuildConfig, "synthetic/train.yaml", "is a configuration for `sleepfm synth`"),
         (BuildConfig, "demo/default.yaml", "is a configuration for `make demo`"),
@@ -236,15 +244,111 @@ def test_a_file_for_another_command_says_for_which(schema: type[Config], name: s
     assert str(caught.value).endswith(f"; give one for this command, for example {schema.example}")
 
 
+def test_a_file_for_several_commands_names_them(tmp_path: Path) -> None:
+    path = write(tmp_path, "job.yaml", "task: stage\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, path)
+    assert "is a configuration for `sleepfm probe`, `finetune` or `recordings` (it has the key task)" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["probe-stage-base", "probe-stage-tiny", "probe-apnea-tiny"])
+def test_a_fine_tune_takes_the_file_of_a_probe_only_if_it_is_told_how(name: str) -> None:
+    path = f"downstream/{name}.yaml"
+    with pytest.raises(ConfigError) as caught:
+        load_config(FinetuneConfig, path)
+    assert str(caught.value) == (
+        f"{path}: is a configuration for `sleepfm probe` (it has the key head, but neither tune nor context); give one for this "
+        "command, for example downstream/finetune-stage-base.yaml, or state tune"
+    )
+    assert load_config(FinetuneConfig, path, ["tune.mode=frozen"]).tune.mode == "frozen"
+    load_config(ProbeConfig, path)
+
+
+@pytest.mark.parametrize("name", ["models/neuronet-tiny.yaml", "deepspeed/zero1-auto.yaml"])
+def test_a_part_without_training_is_for_no_command(name: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, name)
+    parts = re.escape(f"{name}: is a part of configurations (") + r".*eeg-tiny\.yaml.* and \d+ more"
+    told = "), not one of a command: it has no section train; give one for this command, for example pretrain/eeg-base.yaml"
+    assert re.fullmatch(f"{parts}{re.escape(told)}", str(caught.value))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "own.yaml: is empty; missing are train, registry, data, model; "),
+        ("# later\n", "own.yaml: is empty; missing are train, registry, data, model; "),
+        (
+            "train: {passes: 5}\n",
+            "own.yaml: line 1: key 'train.output': missing; line 1: key 'train.lr': missing; key 'registry': ",
+        ),
+    ],
+)
+def test_a_file_that_lacks_what_every_one_has_is_told_how_to_begin(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, write(tmp_path, "own.yaml", text))
+    assert said in str(caught.value) and "Field required" not in str(caught.value)
+    assert str(caught.value).endswith("; begin it with `extends: pretrain/eeg-base.yaml`, and write below what is to differ")
+    write(tmp_path, "own.yaml", f"extends: pretrain/eeg-base.yaml\n{text}")
+    load_config(PretrainConfig, tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize("name", ["pretrain/eeg-tiny.yaml", "configs/pretrain/eeg-tiny.yaml", "eeg-tiny.yaml"])
+def test_a_file_extends_a_shipped_one_by_the_name_that_commands_take(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path, "own.yaml", f"extends: {name}\ntrain: {{steps: 7}}\n")
+    assert load_config(PretrainConfig, path).train.steps == 7
+    write(tmp_path, name, "train: {steps: 9, lr: nan}\n")
+    assert read_yaml(path) == {"train": {"steps": 7, "lr": "nan"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("../models/neuronet-tiny.yaml", "did you mean models/neuronet-tiny.yaml?"),
+        ("downstream/eeg-tiny.yaml", "did you mean pretrain/eeg-tiny.yaml?"),
+        ("pretrain/mine.yaml", "shipped ones are named as in pretrain/eeg-tiny.yaml"),
+    ],
+)
+def test_what_cannot_be_extended_is_told_of_the_file_that_names_it(tmp_path: Path, name: str, hint: str) -> None:
+    path = write(tmp_path, "own.yaml", f"extends: {name}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, path)
+    assert str(caught.value) == f"{path}: extends {name!r}, which is no file beside it and no shipped one; {hint}"
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("eeg-base.yaml", "pretrain/eeg-base.yaml"), ("pretrain/probe-base", "downstream/probe-base.yaml"), ("x.yaml", "")],
+)
+def test_a_file_that_is_not_there_may_be_a_shipped_one(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, given)
+    if meant:
+        assert str(caught.value) == f"{given}: no such file; did you mean {meant}?"
+    else:
+        assert "x.yaml: cannot read configuration (No such file" in str(caught.value)
+
+
 @pytest.mark.parametrize("schema", sorted({schema for readers in READERS.values() for schema in readers}, key=str))
 def test_the_example_of_a_kind_is_shipped_and_of_that_kind(schema: type[Config]) -> None:
     load_config(schema, schema.example)
+    read_yaml(config_root() / (schema.begin_with or schema.example))
 
 
 @pytest.mark.parametrize("override", ["steps", "=3", ""])
 def test_an_override_without_key_or_value_is_refused(override: str) -> None:
     with pytest.raises(ConfigError, match="key=value"):
         apply_overrides({}, [override])
+
+
+@pytest.mark.parametrize("override", ["data.path=", "data.path= "])
+def test_an_override_without_a_value_is_refused_by_its_key(override: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(PretrainConfig, "pretrain/eeg-base.yaml", [override])
+    assert str(caught.value) == "command line: data.path is empty; write its value behind the =, or null for none"
 
 
 @pytest.mark.parametrize("override", ["optimiser={lr:{a:1}}", "optimiser=[1, 2", "name=*missing"])
@@ -297,7 +401,7 @@ def test_every_default_would_be_accepted_as_a_value() -> None:
 )
 def test_a_part_of_configurations_names_those_that_extend_it(name: str, whole: str) -> None:
     schema = PretrainConfig if name.startswith("pretrain") else ProbeConfig
-    with pytest.raises(ConfigError, match="Field required") as caught:
+    with pytest.raises(ConfigError, match=r"key 'train\.output': missing; .*key '(task|model)': missing") as caught:
         load_config(schema, config_root() / name)
     assert str(caught.value).endswith(f"this file is a part of other configurations, which give the rest: {whole}")
     with pytest.raises(ConfigError) as caught:

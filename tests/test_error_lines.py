@@ -130,6 +130,35 @@ def test_a_store_that_is_none(tmp_path: Path, kind: str, capsys: pytest.CaptureF
     assert len(lines) == 1 and lines[0].startswith("error: ")
 
 
+def test_a_path_is_no_address_of_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").mkdir()
+    meant = {"nosuch.db": "sqlite:///nosuch.db", "runs": "sqlite:///runs/mlflow.db", "file:/a/b.db": "sqlite:////a/b.db"}
+    for path, address in meant.items():
+        assert main(["models", "--store", path]) == 1
+        assert capsys.readouterr().err == f"error: {path}: is no address of a store; write {address}\n"
+
+
+@pytest.mark.parametrize("name", ["x.csv", "embeddings", "x.parquet.gz"])
+def test_embeddings_are_written_under_their_own_ending(
+    name: str, night: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["embed", night, "--model", "none", "--out", name]) == 2
+    said = f"error: --out {name}: embeddings are written as Parquet; give a file whose name ends in .parquet\n"
+    assert capsys.readouterr().err == said and not Path(name).exists()
+
+
+def test_a_recording_is_no_checkpoint(
+    night: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["convert", night, "converted"]) == 1
+    assert capsys.readouterr().err.startswith("error: night.edf: not a PyTorch checkpoint (")
+
+
 @pytest.mark.parametrize(
     ("command", "words"),
     [

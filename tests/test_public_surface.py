@@ -23,8 +23,8 @@ SURFACE = {
     "sleepfm build": {
         *("SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused", "--rebuild", "--exclude"),
     },
-    "sleepfm verify": {"OUT", "--workers"},
-    "sleepfm info": {"OUT"},
+    "sleepfm verify": {"DATASET", "--workers"},
+    "sleepfm info": {"DATASET"},
     "sleepfm pretrain": {"CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--print-config"},
     "sleepfm probe": {
         *("CONFIG", "key=value", "--config", "--processes", "--resume", "--dry-run", "--print-config", "--allow-leakage"),
@@ -41,9 +41,10 @@ SURFACE = {
         *("EDF", "--model", "--out", "--store", "--cohort", "--channel", "--device", "--scoring", "--lights-off", "--lights-on"),
         *("--resolution", "--workers", "--again", "--json", "--precision", "--position", "--show-identity"),
     },
-    "sleepfm embed": {"SRC", "--model", "--out", "--cohort", "--device"},
+    "sleepfm embed": {"SRC", "--model", "--out", "--store", "--cohort", "--device"},
     "sleepfm convert": {"CKPT", "OUT", "--task", "--pretrained", "--channels"},
-    "sleepfm models": {"--store", "--name", "--json", "ACTION"},
+    "sleepfm models": {"--store", "--name", "--json", "[ACTION]"},
+    "sleepfm models list": {"--store", "--name", "--json"},
     "sleepfm models promote": {"NAME", "VERSION", "--store"},
     "sleepfm models prune": {"NAME", "--keep", "--store"},
     "sleepfm models bind": {"--store"},
@@ -51,9 +52,9 @@ SURFACE = {
     "python -m shards build": {
         *("SRC", "OUT", "key=value", "--cohort", "--workers", "--config", "--retry-refused", "--rebuild", "--exclude"),
     },
-    "python -m shards verify": {"OUT", "--workers"},
-    "python -m shards info": {"OUT"},
-    "python -m shards export": {"OUT", "DIR", "--format", "--rule"},
+    "python -m shards verify": {"DATASET", "--workers"},
+    "python -m shards info": {"DATASET"},
+    "python -m shards export": {"DATASET", "DIR", "--format", "--rule"},
 }
 
 
@@ -70,7 +71,7 @@ def declared(text: str) -> set[str]:
     lines = [line.strip() for line in text.split(heading, 1)[1].splitlines()]
     names: set[str] = set()
     for line in lines:
-        match = re.match(r"(--[a-z-]+|-h, --help|[A-Z]{2,}|key=value)(\s|$)", line)
+        match = re.match(r"(--[a-z-]+|-h, --help|[A-Z]{2,}|\[ACTION\]|key=value)(\s|$)", line)
         if match and match[1] != "-h, --help":
             names.add(match[1])
     return names

@@ -6,9 +6,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from sleepfm.command_line import add_examples
-
-_PLACES = ("SRC", "OUT", "DIR", "FILE", "EDF", "CKPT", "FILE.parquet", "FILE|PATTERN")
+_PLACES = ("SRC", "OUT", "DATASET", "DIR", "FILE", "EDF", "CKPT", "FILE.parquet", "FILE|PATTERN")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -20,7 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help='bash: put eval "$(sleepfm completion bash)" into ~/.bashrc; zsh: write what is printed to a file _sleepfm in '
         "a folder of $fpath",
     )
-    add_examples(parser, "bash >> ~/.bash_completion", "zsh > ~/.zfunc/_sleepfm")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = 'examples:\n  eval "$(%(prog)s bash)"  (write this line into ~/.bashrc)\n  %(prog)s zsh > ~/.zfunc/_sleepfm'
     parser.set_defaults(run=run)
 
 

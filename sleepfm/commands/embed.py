@@ -11,7 +11,7 @@ from typing import Any
 
 from sleepfm.command_line import add_examples
 from sleepfm.commands.device_option import add_device
-from sleepfm.console import refuse
+from sleepfm.commands.refusals import Refusals
 from sleepfm.errors import RecordingError, SleepFMError, StorageError, UsageError
 from sleepfm.files import atomic_path, make_folder
 from sleepfm.signals.files import is_remote, local_path, location
@@ -35,9 +35,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cohort",
         default="auto",
-        metavar="NAME",
         help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
         "of such files (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--store", help="address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
     )
     add_device(parser)
     add_examples(parser, "recordings --model models:/sleepfm-synthsleepnet@champion --out embeddings.parquet")
@@ -60,11 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
         raise RecordingError(f"{source}: no such file or folder")
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; give a file, for example {out / 'embeddings.parquet'}")
+    if out.suffix != ".parquet":
+        raise UsageError(f"--out {out}: embeddings are written as Parquet; give a file whose name ends in .parquet")
     # Bytes of no encoding in a name are kept apart.
     origin = str(source if is_remote(source) else source.resolve()).encode("utf-8", "backslashreplace").decode()
     _check_free(out, origin)
     device = choose_device(arguments.device)
-    package = load_package(arguments.model)
+    package = load_package(arguments.model, arguments.store)
     held = package.module.to(device)
     encoder: Any = held.encoder if isinstance(held, (Downstream, MaskedContext, RecordingModel)) else held
     schema = pa.schema(
@@ -81,21 +85,19 @@ def run(arguments: argparse.Namespace) -> int:
             "model_sha256": package.config["weights"]["sha256"],
         },
     )
-    refused = 0
+    embedded, refusals = 0, Refusals()
     make_folder(out.parent)
     digest = hashlib.sha256()
     with atomic_path(out) as unfinished, pq.ParquetWriter(unfinished, schema) as writer:
-        for result in _embedded(source, encoder, arguments.cohort):
+        for file, result in _embedded(source, encoder, arguments.cohort):
             if isinstance(result, SleepFMError):
-                refused += 1
-                refuse(str(result))
+                refusals.add(file, str(result))
                 continue
             record, embedding, stage = result
             usable = embedding.isfinite().all(dim=1).tolist()
             if not any(usable):
-                refused += 1
                 channels = ", ".join(encoder.channels)
-                refuse(f"{record}: no epoch with a usable channel of the model ({channels})")
+                refusals.add(record, f"{record}: no epoch with a usable channel of the model ({channels})")
                 continue
             columns = {
                 "record": [record] * len(embedding),
@@ -106,10 +108,13 @@ def run(arguments: argparse.Namespace) -> int:
             table = pa.table(columns, schema=schema)
             writer.write_table(table)
             _add_rows(digest, table)
+            embedded += 1
             print(f"{record}: {len(embedding)} epochs", flush=True)
         writer.add_key_value_metadata({_DIGEST: digest.hexdigest()})
         _check_free(out, origin)
-    return 1 if refused else 0
+    if embedded + refusals.count > 1:
+        print("\n".join(refusals.summary(f"{embedded} embedded")), flush=True)
+    return 1 if refusals.count else 0
 
 
 def _check_free(out: Path, source: str) -> None:
@@ -159,8 +164,8 @@ def _add_rows(digest: Any, table: Any) -> None:
             digest.update(repr((name, column.to_pylist())).encode())
 
 
-def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
-    """(record, embedding [E, D], stage [E]) of every night, or the error that refused it."""
+def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[tuple[str, Any]]:
+    """The name of every recording, and (record, embedding [E, D], stage [E]) of the night or the error that refused it."""
     import torch
 
     from sleepfm.data.dataset import Dataset
@@ -180,14 +185,14 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
         for row, record in enumerate(dataset.names):
             try:
                 embedding = embed(encoder, stored_epochs(dataset, record, encoder.channels, CHUNK))
-                yield record, embedding, torch.from_numpy(labels.of(row)["stage"])
+                yield record, (record, embedding, torch.from_numpy(labels.of(row)["stage"]))
             except SleepFMError as error:
-                yield error
+                yield record, error
         return
     unlisted: dict[str, str] = {}
     recordings = discover(source, load_rules(cohort), unlisted=unlisted)
     for folder, why in unlisted.items():
-        yield RecordingError(f"{folder}: {why}")
+        yield folder, RecordingError(f"{folder}: {why}")
     names = names_below(recordings, source)
     for path, found in recordings.items():
         try:
@@ -195,6 +200,6 @@ def _embedded(source: Path, encoder: Any, cohort: str) -> Iterator[Any]:
             with opened_recording(path, found.header) as recording:
                 night = prepare_night(recording, cohort, found.scoring, names[path])
             embedding = embed(encoder, prepared_epochs(night, encoder.channels, CHUNK))
-            yield night.record, embedding, torch.from_numpy(night.stage)
+            yield str(path), (night.record, embedding, torch.from_numpy(night.stage))
         except SleepFMError as error:
-            yield error
+            yield str(path), error

@@ -11,7 +11,7 @@ from sleepfm.signals.files import local_path
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm export``."""
-    parser.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION or a package folder")
+    parser.add_argument("model", metavar="MODEL", help="models:/NAME@ALIAS, models:/NAME/VERSION or a model folder")
     parser.add_argument(
         "--to", required=True, metavar="DIR", help="new folder, or one that an earlier export of the same model wrote"
     )

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sleepfm import builtin
 from sleepfm.command_line import add_examples, positive
 from sleepfm.commands.device_option import add_device
-from sleepfm.console import refuse, say
+from sleepfm.console import say
 from sleepfm.errors import UsageError
 from sleepfm.files import check_folder, make_folder
 from sleepfm.signals.files import is_file, local_path, location
@@ -50,7 +50,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cohort",
         default="auto",
-        metavar="NAME",
         help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
         "of such files (default: %(default)s)",
     )
@@ -122,6 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not words:
         raise UsageError("no recording given; give EDF or BDF files, or folders of them")
     scoring = _scoring(arguments.scoring)
+    from sleepfm.commands.refusals import Refusals
     from sleepfm.commands.score_inputs import Job, find_jobs, named_apart
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
     from sleepfm.commands.score_pool import outcomes
@@ -159,9 +159,10 @@ def run(arguments: argparse.Namespace) -> int:
     if scoring and len(found) > 1:
         raise UsageError("--scoring is for one recording; score the other recordings in separate calls")
     check_summary(out)
-    refused = {item.file: str(item.error) for item in found if not isinstance(item, Job)}
-    for reason in refused.values():
-        refuse(reason)
+    refusals = Refusals()
+    for item in found:
+        if not isinstance(item, Job):
+            refusals.add(item.file, str(item.error))
     names: dict[str, str] = {}
     if jobs and not plan.models:
         plan = replace(plan, models=_default_models(arguments.store))
@@ -170,7 +171,7 @@ def run(arguments: argparse.Namespace) -> int:
     if jobs:
         # Models that are not there are told before anything is made.
         make_folder(out)
-    number = len(refused)
+    number = refusals.count
     counts = {"scored": 0, "done before": 0}
     while first is not None:
         number += 1
@@ -179,19 +180,19 @@ def run(arguments: argparse.Namespace) -> int:
             reason = f"{outcome.file}: named {outcome.record!r} like {names[outcome.record]}; use another --out"
             outcome = Outcome("refused", outcome.file, reason=reason)
         if outcome.status == "refused":
-            refused[outcome.file] = outcome.reason
+            refusals.add(outcome.file, outcome.reason)
         else:
             counts[outcome.status] += 1
         _tell(outcome, f"[{number}/{len(found)}]", arguments.json)
         first = next(done, None)
     if names:
-        folder = write_summary(out, refused)
+        folder = write_summary(out, refusals.reasons)
         if not arguments.json:
             print(f"summary of all nights -> {folder}", flush=True)
     if len(found) > 1 and not arguments.json:
-        before = f"{counts['done before']} done before, " if counts["done before"] else ""
-        print(f"{counts['scored']} scored, {before}{len(refused)} refused", flush=True)
-    return 1 if refused else 0
+        before = f", {counts['done before']} done before" if counts["done before"] else ""
+        print("\n".join(refusals.summary(f"{counts['scored']} scored{before}")), flush=True)
+    return 1 if refusals.count else 0
 
 
 def _default_models(store: str | None) -> tuple[str, ...]:
@@ -204,8 +205,6 @@ def _default_models(store: str | None) -> tuple[str, ...]:
 
 
 def _tell(outcome: Outcome, count: str, as_json: bool) -> None:
-    if outcome.status == "refused":
-        refuse(outcome.reason)
     if as_json:
         content = {"status": outcome.status, "file": outcome.file}
         if outcome.status == "refused":

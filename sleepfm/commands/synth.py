@@ -6,14 +6,14 @@ import argparse
 import os
 from pathlib import Path
 
-from sleepfm.command_line import add_examples
+from sleepfm.command_line import add_examples, hours
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm synth``."""
     parser.add_argument("out", type=Path, metavar="OUT", help="folder for the recordings, laid out like an NSRR download")
     parser.add_argument("--subjects", type=int, required=True, metavar="N", help="number of people, one recording each")
-    parser.add_argument("--hours", type=float, required=True, metavar="H", help="length of each recording in hours")
+    parser.add_argument("--hours", type=hours, required=True, metavar="H", help="length of each recording in hours")
     parser.add_argument(
         "--seed", type=int, default=1, metavar="S", help="the same seed gives the same bytes (default: %(default)s)"
     )

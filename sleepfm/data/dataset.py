@@ -98,9 +98,10 @@ class Dataset:
         if strange:
             raise DatasetError(f"{self.origin}: {strange[0]!r} is not a valid name of a shard; build the data set again")
         if table.num_rows != description["counts"]["records"] or len(names) != description["counts"]["shards"]:
+            stated = description["counts"]
             raise DatasetError(
-                f"{self.origin}: the manifest holds {table.num_rows} recordings in {len(names)} shards, dataset.json "
-                f"says {description['counts']}; run `python -m shards build` again to finish it"
+                f"{self.origin}: the manifest holds {table.num_rows} recordings in {len(names)} shards, dataset.json says "
+                f"{stated['records']} in {stated['shards']}; run `sleepfm build` again to finish it"
             )
         self.shard_paths = tuple(path / SHARD_FOLDER / name for name in names)
         self.shard_bytes = shards["bytes"].to_numpy()
@@ -197,7 +198,7 @@ class Dataset:
         try:
             return self._index[record]
         except KeyError:
-            raise DatasetError(f"{self.origin}: no recording {record!r}; see `python -m shards info {self.origin}`") from None
+            raise DatasetError(f"{self.origin}: no recording {record!r}; see `sleepfm info {self.origin}`") from None
 
     def select(self, split: str, channels: Sequence[str] = ()) -> NDArray[np.int64]:
         """Rows of the recordings of ``split`` that have at least one of ``channels`` (any, if empty).
@@ -229,7 +230,7 @@ class Dataset:
             if table.num_rows != self.description["counts"]["segments"]:
                 raise DatasetError(
                     f"{self.origin}: segments.parquet holds {table.num_rows} samples, dataset.json says "
-                    f"{self.description['counts']['segments']}; run `python -m shards verify {self.origin}`"
+                    f"{self.description['counts']['segments']}; run `sleepfm verify {self.origin}`"
                 )
             begin = table.column(0).to_numpy()
             self._offsets[member] = np.where(begin < 0, begin, begin + self.layout.skipped(member))
@@ -278,9 +279,9 @@ def read_description(path: str | Path) -> dict[str, Any]:
         content = file.read_bytes()
     except FileNotFoundError:
         hint = (
-            "its build has not finished: run the same `python -m shards build` again"
+            "its build has not finished: run the same `sleepfm build` again"
             if (path / SHARD_FOLDER).is_dir()
-            else "not a data set; make one with `python -m shards build SRC OUT`"
+            else "not a data set; make one with `sleepfm build SRC OUT`"
         )
         raise DatasetError(f"{path}: no {DATASET_FILE} here; {hint}") from None
     except OSError as error:
@@ -329,5 +330,5 @@ def _read_table(path: Path, name: str, columns: list[str]) -> Any:
         return pq.read_table(file, columns=columns, memory_map=False)
     except (OSError, pyarrow.lib.ArrowException) as error:
         raise DatasetError(
-            f"{file}: cannot read the manifest ({str(error).splitlines()[0]}); run `python -m shards build` again to write it"
+            f"{file}: cannot read the manifest ({str(error).splitlines()[0]}); run `sleepfm build` again to write it"
         ) from error

@@ -172,7 +172,7 @@ class Stream(ABC):
         message = (
             f"{self.dataset.origin}: {self.report.skipped:,} of {self.report.items:,} items are corrupt ({why}); "
             f"shards: {names}; last: {self.report.last_fault}; restore these shards, "
-            f"`python -m shards verify {self.dataset.origin}` lists all faults"
+            f"`sleepfm verify {self.dataset.origin}` lists all faults"
         )
         return TooManyCorruptError(message, why)
 

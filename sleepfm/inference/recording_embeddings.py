@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sleepfm.errors import MontageError
 from sleepfm.inference.embed import embed, prepared_epochs
-from sleepfm.inference.scorer import prepare_night
+from sleepfm.inference.scorer import check_recording, prepare_night
 from sleepfm.signals.recording import Recording
 from sleepfm.signals.scorings.finder import FoundScoring
 
@@ -20,7 +20,8 @@ _CHUNK = 64
 
 
 def embed_recording(encoder: Any, recording: str | Path | Recording | mne.io.BaseRaw, cohort: str = "auto") -> Tensor:
-    """Embeddings [E, D] of the epochs of ``recording``; nan in those without a usable channel of ``encoder``.
+    """Embeddings [E, D] of the epochs of ``recording``, which is the ``signals`` of a model's ``embed``; nan in those without a
+    usable channel of ``encoder``.
 
     Args:
         encoder: as for :func:`sleepfm.inference.embed.embed`.
@@ -29,6 +30,7 @@ def embed_recording(encoder: Any, recording: str | Path | Recording | mne.io.Bas
     Raises:
         RecordingError, MontageError, SignalError: the recording cannot be used, or has none of the encoder's channels.
     """
+    check_recording(recording, "signals", "{channel: [B, 3000]}, ")
     night = prepare_night(recording, cohort, FoundScoring(None))
     if not set(encoder.channels) & set(night.channels):
         raise MontageError(f"{night.path}: none of the channels of the model ({', '.join(encoder.channels)})")

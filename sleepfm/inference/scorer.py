@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,12 +35,12 @@ from sleepfm.models.device import Precision, choose_precision
 from sleepfm.models.sharing import same_encoder, share_encoder, state_digest
 from sleepfm.signals.cohorts.catalogue import load_rules
 from sleepfm.signals.cohorts.cohort import Cohort
-from sleepfm.signals.files import location
+from sleepfm.signals.files import is_path, location
 from sleepfm.signals.prepare import PreparedRecording, prepare
 from sleepfm.signals.quality import unusable
 from sleepfm.signals.raw import recording_from_raw
 from sleepfm.signals.record_names import RecordName
-from sleepfm.signals.recording import Recording
+from sleepfm.signals.recording import Recording, opened_recording
 from sleepfm.signals.scorings.finder import FoundScoring
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.signals.scorings.text_counts import TextCounts
@@ -77,7 +78,7 @@ class Scorer:
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> Scorer:
-        """Load models, or scorers of several, by registry address or package folder onto ``device``; by default those of
+        """Load models, or scorers of several, by registry address or model folder onto ``device``; by default those of
         :func:`sleepfm.inference.default_models.default_models`.
 
         Of an encoder that several of them have in common there is one copy.
@@ -292,7 +293,7 @@ def score(
 
     Args:
         recording: path of an EDF or BDF file, an opened recording, or an ``mne`` Raw.
-        model: registry address, package folder, ``builtin`` or a model that :func:`sleepfm.load` gave, or several of them. By
+        model: registry address, model folder, ``builtin`` or a model that :func:`sleepfm.load` gave, or several of them. By
             default the champion of ``sleepfm-scorer``; where there is none, the champions of ``sleepfm-stage``, ``sleepfm-apnea``
             and ``sleepfm-hypopnea``; where there are none, the built-in models.
         cohort: rules for the recording: a name in ``configs/cohorts``, a YAML file, or a folder of them. ``auto`` recognises the
@@ -302,11 +303,28 @@ def score(
         RecordingError, MontageError, SignalError: the recording cannot be used.
         RegistryError, ModelError: the models cannot.
     """
-    if model is None:
-        model = default_models()[0]
-    chosen = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
-    models = [found for item in chosen for found in load_task_models(item)]
-    return Scorer(models).score(prepare_night(recording, cohort))
+    check_recording(recording)
+    if isinstance(model, Sequence) and not model:
+        raise ModelError("model: names no model; give one or several, or leave model out for the champions of the registry")
+    # A recording that is not there is told before models that are not.
+    with opened_recording(recording) if is_path(recording) else nullcontext(recording) as opened:
+        if model is None:
+            model = default_models()[0]
+        chosen = model if isinstance(model, Sequence) and not isinstance(model, str) else [model]
+        models = [found for item in chosen for found in load_task_models(item)]
+        night = prepare_night(opened, cohort)
+    return Scorer(models).score(night)
+
+
+def check_recording(recording: object, argument: str = "recording", also: str = "") -> None:
+    """Raises :class:`RecordingError` unless the value of ``argument`` is of a kind that :func:`prepare_night` takes; ``also`` is
+    what else the argument may be.
+    """
+    if not (isinstance(recording, Recording) or hasattr(recording, "get_data") or is_path(recording)):
+        raise RecordingError(
+            f"{argument}: expected {also}the path of an EDF or BDF file, what sleepfm.read_recording gave, or an mne Raw, "
+            f"found a {type(recording).__name__}"
+        )
 
 
 def prepare_night(
@@ -320,14 +338,9 @@ def prepare_night(
     Raises as :func:`score`.
     """
     rules = load_rules(cohort) if isinstance(cohort, str) else cohort
+    check_recording(recording)
     if hasattr(recording, "get_data"):
         recording = recording_from_raw(recording)
-    # Paths of a store are no `os.PathLike`, and have a suffix like all of them.
-    elif not isinstance(recording, (str, Recording)) and not hasattr(recording, "suffix"):
-        raise RecordingError(
-            "recording: expected the path of an EDF or BDF file, what sleepfm.read_recording gave, or an mne Raw, found a "
-            f"{type(recording).__name__}"
-        )
     path = recording.path if isinstance(recording, Recording) else location(recording)
     return prepare(recording, rules, root=scorings_root(path), scoring=scoring, called=called)
 

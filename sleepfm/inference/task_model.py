@@ -34,7 +34,7 @@ class TaskModel:
 
     @classmethod
     def load(cls, item: str | Path | Resolved | nn.Module, store: str | None = None, mapped: bool = False) -> TaskModel:
-        """The model at a registry address or in a package folder, fetched or not, or a module that :func:`sleepfm.load` gave;
+        """The model at a registry address or in a model folder, fetched or not, or a module that :func:`sleepfm.load` gave;
         ``mapped`` as in :func:`sleepfm.registry.registry.load_package`.
 
         Raises:

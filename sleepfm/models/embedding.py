@@ -51,9 +51,8 @@ class EmbeddingModel(nn.Module, ABC):
             cohort: rules for a recording, as for :func:`sleepfm.score`.
 
         Raises:
-            ModelError: ``signals`` is neither, or has an unknown channel, another shape, no floats, or values that are not
-                finite.
-            RecordingError, MontageError, SignalError: the recording cannot be used.
+            ModelError: ``signals`` has an unknown channel or none, another shape, no floats, or values that are not finite.
+            RecordingError, MontageError, SignalError: it is neither, or the recording cannot be used.
         """
 
 

@@ -16,6 +16,7 @@ import yaml
 from sleepfm.errors import RegistryError
 from sleepfm.files import sha256_file, write_atomic, write_json
 from sleepfm.registry.package import CARD, CONFIG, WEIGHTS, build_module
+from sleepfm.signals.files import is_path
 from sleepfm.version import __version__
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ def from_pretrained(folder: str | Path) -> EmbeddingModel:
     """
     from sleepfm.models.build import build_model
 
+    if not is_path(folder):
+        raise RegistryError(f"folder: expected the path of a folder in the layout of a hub, found a {type(folder).__name__}")
     place = Path(folder)
     if not place.is_dir():
         raise RegistryError(

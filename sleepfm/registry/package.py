@@ -123,13 +123,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         content = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
     except OSError as error:
-        raise RegistryError(f"{folder}: not a model package, no {CONFIG} ({error.strerror})") from error
+        raise RegistryError(f"{folder}: not a model folder, no {CONFIG} ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RegistryError(f"{folder / CONFIG}: not valid YAML; the package is damaged") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        raise RegistryError(f"{folder / CONFIG}: no section 'model'; not a model package")
+        raise RegistryError(f"{folder / CONFIG}: no section 'model'; not a model folder")
     if "sha256" not in content.get("weights", {}) and not is_scorer(content):
-        raise RegistryError(f"{folder / CONFIG}: no keys 'model' and 'weights.sha256'; not a model package")
+        raise RegistryError(f"{folder / CONFIG}: no keys 'model' and 'weights.sha256'; not a model folder")
     return content
 
 

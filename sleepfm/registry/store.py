@@ -62,16 +62,31 @@ def missing_folder(uri: str) -> Path | None:
     return file.parent if file is not None and file.is_absolute() and not file.parent.is_dir() else None
 
 
+def told_of_path(uri: str) -> str:
+    """What to say of a path in the place of a store's address; empty for an address.
+
+    MLflow takes a path for a folder with a file for each figure, and refuses that unless MLFLOW_ALLOW_FILE_STORE is set.
+    """
+    scheme = uri.split(":", 1)[0]
+    is_address = scheme != "file" and ("://" in uri or scheme in ("databricks", "databricks-uc", "uc"))
+    if is_address or os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
+        return ""
+    path = uri.removeprefix("file://").removeprefix("file:")
+    return f"is no address of a store; write sqlite:///{path}{'/mlflow.db' if Path(path).is_dir() else ''}"
+
+
 def client(uri: str | None = None, create: bool = False) -> MlflowClient:
     """A client of the store at ``uri``.
 
     Requests to a server end after about a minute at the longest, unless MLflow's own variables say otherwise.
 
     Raises:
-        RegistryError: the store is a SQLite file that does not exist, and ``create`` is false; one in a folder that is not there,
-            see :func:`missing_folder`; or none that can be opened.
+        RegistryError: a path and no address; the store is a SQLite file that does not exist, and ``create`` is false; one in a
+            folder that is not there, see :func:`missing_folder`; or none that can be opened.
     """
     uri = stated = store_uri(uri)
+    if told := told_of_path(uri):
+        raise RegistryError(f"{uri}: {told}")
     file = sqlite_file(uri)
     if file is not None:
         # MLflow keeps open stores by address, which must not change its meaning with the working folder.

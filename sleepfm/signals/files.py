@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, TypeGuard, cast
 
 from sleepfm.errors import ConfigError, UsageError
 from sleepfm.signals.denied import is_denied
@@ -99,6 +99,12 @@ def location(path: str | os.PathLike[str]) -> Path:
 
     # Typed as Path, whose reading interface it has; it is none, so that nothing takes it for a file on disk.
     return cast(Path, UPath(text))
+
+
+def is_path(value: object) -> TypeGuard[str | Path]:
+    """Whether ``value`` is a path or a URL, as text or as an object of :mod:`pathlib` or fsspec."""
+    # Paths of a store are no `os.PathLike`, and have a suffix like all of them.
+    return isinstance(value, str) or hasattr(value, "suffix")
 
 
 def local_path(path: str | os.PathLike[str], what: str) -> Path:

@@ -23,7 +23,7 @@ from sleepfm.signals.edf.blocks import iter_blocks
 from sleepfm.signals.edf.header import EdfHeader, SignalHeader, read_header
 from sleepfm.signals.edf.sample_digests import SampleDigests
 from sleepfm.signals.edf.timeline import Timeline, continuous, read_extent, read_timeline
-from sleepfm.signals.files import MemoryFile, RandomFile, is_remote, location, name_below, random_file
+from sleepfm.signals.files import MemoryFile, RandomFile, is_path, is_remote, location, name_below, random_file
 
 # Beyond this a header is damaged, and samples would not fit their type.
 _LARGEST_VALUE = 1e15
@@ -143,6 +143,8 @@ def read_recording(path: str | Path, header: EdfHeader | None = None, names_belo
         RecordingError: the file is missing, is not EDF or BDF, is damaged or truncated.
         ConfigError: a URL whose protocol is unknown or needs a package that is not installed.
     """
+    if not is_path(path):
+        raise RecordingError(f"path: expected the path or URL of an EDF or BDF file, found a {type(path).__name__}")
     path = location(path)
     return open_recording(random_file(path), path, header, names_below)
 

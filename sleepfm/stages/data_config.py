@@ -13,6 +13,7 @@ from sleepfm.data.mixture import Mixture, SourcePlan, read_digest
 from sleepfm.data.report import SLOW_SECONDS
 from sleepfm.data.stream import Reading
 from sleepfm.data.tolerance import MAX_CORRUPT
+from sleepfm.errors import DatasetError
 from sleepfm.models.device import accelerator
 from sleepfm.training.ranks.distributed import World
 
@@ -108,4 +109,8 @@ class SourceConfig(Config):
 
 def dataset_digest(config: Any) -> DataDigest:
     """Digest of the data sets that ``config.data`` names, without opening them. Raises :class:`DatasetError`."""
-    return read_digest(config.data.plans(), config.data.temperature)
+    try:
+        return read_digest(config.data.plans(), config.data.temperature)
+    except DatasetError as error:
+        single = "this is data.path of the configuration; data.path=FOLDER names another data set"
+        raise type(error)(f"{error}; {single if config.data.path else 'see data.sources of the configuration'}") from error

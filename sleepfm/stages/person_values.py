@@ -86,7 +86,7 @@ class Values:
             if any(not math.isnan(self.target(dataset, row)) for row in range(len(dataset))):
                 return
         hint = (
-            "the keys of the table are not those of `python -m shards info`"
+            "the keys of the table are not those of `sleepfm info`"
             if self._table
             else "build the data set with a table of its people (docs/shards.md), or name one in values.file"
         )

@@ -160,6 +160,12 @@ def test_embed_leaves_nothing_behind_when_refused(encoder_package, tmp_path, cap
     assert list(tmp_path.iterdir()) == [] and "no such" in capsys.readouterr().err
 
 
+def test_embed_takes_its_model_from_the_store_that_is_named(recordings, tmp_path, capsys):
+    store, out = f"sqlite:///{tmp_path}/none.db", tmp_path / "e.parquet"
+    assert main(["embed", str(recordings[0]), "--model", "models:/a@b", "--out", str(out), "--store", store]) == 1
+    assert f"no registry at {tmp_path}/none.db" in capsys.readouterr().err
+
+
 def test_embed_refuses_a_recording_without_a_channel_of_the_model(recordings, tmp_path, capsys):
     """The others are embedded; nothing stands for a night of which nothing is known."""
     torch.manual_seed(0)
@@ -174,7 +180,12 @@ def test_embed_refuses_a_recording_without_a_channel_of_the_model(recordings, tm
     (source / "without.edf").write_bytes(content.replace(label, b"Something else  ", 1))
     out = tmp_path / "e.parquet"
     assert main(["embed", str(source), "--model", str(tmp_path / "emg"), "--out", str(out)]) == 1
-    refused = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr()
+    refused = printed.err.splitlines()
     assert len(refused) == 1 and "without" in refused[0] and "EMG_CHIN" in refused[0]
+    assert printed.out.splitlines()[1:] == [
+        "1 embedded, 1 refused:",
+        "       1  no epoch with a usable channel of the model (EMG_CHIN)",
+    ]
     table = pd.read_parquet(out)
     assert table["record"].nunique() == 1 and table["embedding"].notna().all()

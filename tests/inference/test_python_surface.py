@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import sleepfm
-from sleepfm.errors import ModelError, MontageError, RecordingError
+from sleepfm.errors import ModelError, MontageError, RecordingError, RegistryError
 from sleepfm.inference.embed import embed, prepared_epochs
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.reports.night_files import write_night
@@ -84,13 +84,42 @@ def test_errors_name_the_argument(model, given, said) -> None:
         model.embed(given)
 
 
-def test_what_is_no_recording_is_refused(model, downstream_packages) -> None:
-    with pytest.raises(RecordingError, match=r"recording: expected the path of an EDF .* found a int"):
-        model.embed(7)
+def test_what_is_no_recording_is_refused(model, downstream_packages, recordings) -> None:
+    for wrong in (7, None):
+        said = rf"signals: expected \{{channel: \[B, 3000\]\}}, the path of an EDF .* found a {type(wrong).__name__}"
+        with pytest.raises(RecordingError, match=said):
+            model.embed(wrong)
+        with pytest.raises(RecordingError, match=f"^path: expected the path or URL of an EDF .*found a {type(wrong).__name__}"):
+            sleepfm.read_recording(wrong)
     with pytest.raises(RecordingError, match="recording: expected"):
         sleepfm.score(None, downstream_packages["stage"])
     with pytest.raises(ModelError, match=r"model: int gives no stages or events"):
-        sleepfm.score("night.edf", 7)
+        sleepfm.score(recordings[0], 7)
+    with pytest.raises(ModelError, match=r"^model: names no model; give one or several, or leave model out"):
+        sleepfm.score(recordings[0], [])
+
+
+def test_what_is_no_model_is_refused_by_its_argument() -> None:
+    with pytest.raises(RegistryError, match=r"^uri: expected models:/NAME@ALIAS, .* or a model folder, found a NoneType"):
+        sleepfm.load(None)
+    with pytest.raises(RegistryError, match=r"^folder: expected the path of a folder in the layout .* found a NoneType"):
+        sleepfm.from_pretrained(None)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (None, "^recording: expected the path of an EDF .* found a NoneType"),
+        (np.zeros((2, 3000)), "^recording: expected the path of an EDF .* found a ndarray"),
+        ("nope.edf", r"^nope\.edf: cannot be read \(No such file"),
+    ],
+)
+def test_a_recording_is_looked_at_before_the_models(given, said, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for model in (None, "no-such-model"):
+        with pytest.raises(RecordingError, match=said):
+            sleepfm.score(given, model)
 
 
 def test_a_recording_is_embedded_in_every_form(model, recordings) -> None:

@@ -94,7 +94,7 @@ def test_what_is_not_there_is_told_before_a_registry_is_missed(tmp_path, monkeyp
     assert main(["score", "nope.edf", "--out", "scored"]) == 1
     assert lines(capsys) == ([], ["refused: nope.edf: no such file or folder"])
     assert main(["score", "nope.edf", "neither.edf", "--out", "scored"]) == 1
-    assert lines(capsys)[0] == ["0 scored, 2 refused"]
+    assert lines(capsys)[0] == ["0 scored, 2 refused:", "       2  no such file or folder"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -390,3 +390,18 @@ def test_lights_are_as_stated_else_as_annotated_else_by_rule(recordings):
     for wrong in ("late", "+x", "25:00", "12"):
         with pytest.raises(UsageError, match="--lights-off"):
             choose_lights(recording, (), wrong, None)
+
+
+def test_refused_nights_are_counted_by_reason(stage_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "taken").mkdir()
+    for number in range(3):
+        (tmp_path / f"taken/{number}.edf").write_bytes(b"x" * (84 + number))
+    assert main(["score", "taken", "nope.edf", *stage_model, "--out", "scored"]) == 1
+    printed, errors = lines(capsys)
+    assert errors[1] == "refused: taken/0.edf: not an EDF or BDF file: 84 bytes, shorter than the 256 of an EDF header"
+    assert printed == [
+        "0 scored, 4 refused:",
+        "       3  not an EDF or BDF file: … bytes, shorter than the 256 of an EDF header",
+        "       1  no such file or folder",
+    ]

@@ -198,7 +198,7 @@ def test_other_files_are_refused_with_their_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"absent\.pth: cannot be read"):
         read_archive(tmp_path / "absent.pth")
     (tmp_path / "old.pth").write_bytes(pickle.dumps({"a": 1}))
-    with pytest.raises(CheckpointError, match=r"old.pth: not a file of torch.save"):
+    with pytest.raises(CheckpointError, match=r"old.pth: not a PyTorch checkpoint \(file of torch.save"):
         read_archive(tmp_path / "old.pth")
     with zipfile.ZipFile(tmp_path / "zip.pth", "w") as file:
         file.writestr("readme.txt", "hello")

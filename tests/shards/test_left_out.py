@@ -210,9 +210,9 @@ def test_the_status_follows_the_share_of_refused_recordings():
 
 def test_refused_recordings_are_counted_by_reason():
     rows = [
-        {"error": "RecordingError", "reason": "49 bytes, shorter than the 256 of an EDF header"},
+        {"error": "RecordingError", "reason": "not an EDF or BDF file: 49 bytes, shorter than the 256 of an EDF header"},
         {"error": "MontageError", "reason": "EEG_C4 is ambiguous: 'C4' and 'C4-A1'; say which in a cohort file"},
-        {"error": "RecordingError", "reason": "7 bytes, shorter than the 256 of an EDF header"},
+        {"error": "RecordingError", "reason": "not an EDF or BDF file: 7 bytes, shorter than the 256 of an EDF header"},
         {"error": "DuplicateError", "reason": "has the same signals as a/shhs1-1.edf; remove one of the two"},
         {"error": "DuplicateError", "reason": "has the same signals as a/shhs1-2.edf; remove one of the two"},
         {"error": "DuplicateError", "reason": "has the same signals as 0123456789abcdef; remove one of the two"},
@@ -222,7 +222,7 @@ def test_refused_recordings_are_counted_by_reason():
     assert refused_lines(rows, "there") == [
         "7 recordings refused, see there:",
         "       3  has the same signals as …; remove one of the two",
-        "       2  … bytes, shorter than the 256 of an EDF header",
+        "       2  not an EDF or BDF file: … bytes, shorter than the 256 of an EDF header",
         "       1  EEG_C4 is ambiguous: 'C4' and 'C4-A1'; say which in a cohort file",
         "       1  ValueError in line 3",
         "1 recording met a fault of this program; the table says where in the program: please report it; --retry-refused tries "

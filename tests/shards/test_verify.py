@@ -110,3 +110,11 @@ def test_a_flipped_bit_of_a_tar_is_found_beside_a_damaged_table(copy):
         path.write_bytes(content)
     found = faults(copy)
     assert len(found) == 2 and str(table) in found[0] and f"{tar}: its SHA-256 is not the manifest's" in found[1], found
+
+
+def test_counts_are_told_in_the_words_of_the_screen(copy):
+    description = json.loads((copy / "dataset.json").read_text())
+    description["counts"]["quarantined"] += 1
+    (copy / "dataset.json").write_text(json.dumps(description))
+    (told,) = [line for line in faults(copy) if "dataset.json says 1" in line]
+    assert told == f"{copy / 'manifest'}: 0 refused, dataset.json says 1"

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
 from sleepfm.config import load_config
-from sleepfm.errors import ConfigError
+from sleepfm.errors import ConfigError, DatasetError
 from sleepfm.paths import config_root
 from sleepfm.stages import data_config
 from sleepfm.stages.pretrain import PretrainConfig
@@ -79,3 +80,15 @@ def test_several_data_sets_and_their_shares_are_stated_in_one_way() -> None:
 def test_sources_are_known_by_their_digests_and_not_by_the_settings_of_a_run() -> None:
     one = config_digest(pretraining("deepspeed.dtype=fp32"))
     assert one == config_digest(sources("[{path: a, weight: 2}, {path: b, weight: 1}]", "deepspeed.dtype=fp32"))
+
+
+def test_a_data_set_that_is_none_is_told_with_the_key_that_names_it(tmp_path: Path) -> None:
+    found = pretraining(f"data.path={tmp_path / 'none'}")
+    with pytest.raises(DatasetError) as caught:
+        data_config.dataset_digest(found)
+    assert str(caught.value) == (
+        f"{tmp_path / 'none'}: no dataset.json here; not a data set; make one with `sleepfm build SRC OUT`; this is data.path of "
+        "the configuration; data.path=FOLDER names another data set"
+    )
+    with pytest.raises(DatasetError, match=r"2 of 2 sources cannot be read: .*; see data\.sources of the configuration$"):
+        data_config.dataset_digest(sources(f"[{{path: {tmp_path}/a}}, {{path: {tmp_path}/b}}]"))

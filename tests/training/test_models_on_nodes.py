@@ -163,6 +163,6 @@ def test_a_folder_must_hold_the_same_package_on_every_host(trained: Cluster) -> 
     other = shutil.copytree(trained.disk("node-a") / "encoder", trained.disk("node-b") / "encoder")
     with (other / "config.yaml").open("a") as file:
         file.write("note: another\n")
-    refused(trained.job("context", *here), r"host node-b \(rank 1\): encoder: contains another package than the same folder on")
+    refused(trained.job("context", *here), r"host node-b \(rank 1\): encoder: contains another model than the same folder on")
     shutil.copy(trained.disk("node-a") / "encoder" / "config.yaml", other)
     assert statuses(trained.job("context", *here)) == [0, 0]

@@ -153,6 +153,7 @@ def test_a_split_without_one_step_is_a_fault_whatever_selects_and_doubts_are_sai
         ("htp://x", "tracking.uri=htp://x: htp: is not a known kind of store; did you mean http:?"),
         ("mongo://user:secret@x/db", "tracking.uri=mongo://user:***@x/db: mongo: is not a known kind of store"),
         ("http://", "names no host"),
+        ("runs.db", "tracking.uri=runs.db: is no address of a store; write sqlite:///runs.db"),
         ("http://host:many", "Port could not be cast"),
         ("sqlite://runs/mlflow.db", "gives no file; write sqlite:///FILE"),
         ("sqlite:////nonexistent/folder/x.db", "no folder /nonexistent/folder; create it"),
@@ -248,7 +249,7 @@ def test_all_faults_come_in_one_list(tmp_path: Path) -> None:
     expected = (
         *expected[:3],
         "encoders.EEG, encoders.EOG, encoders.EMG: no registry",
-        "encoders.ECG: somewhere: not a model package",
+        "encoders.ECG: somewhere: not a model folder",
     )
     for text, said in zip(expected, numbered, strict=True):
         assert text in said

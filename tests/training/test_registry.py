@@ -87,7 +87,7 @@ def test_a_changed_byte_is_refused(store: str, module: nn.Module, file: str) -> 
 
 
 def test_a_package_without_a_file_or_of_another_shape_is_refused(tmp_path: Path, module: nn.Module) -> None:
-    with pytest.raises(RegistryError, match="not a model package"):
+    with pytest.raises(RegistryError, match="not a model folder"):
         registry.load(tmp_path)
     with pytest.raises(RegistryError, match="no such folder"):
         registry.load(tmp_path / "nowhere")

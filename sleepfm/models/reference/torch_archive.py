@@ -71,7 +71,9 @@ def read_archive(path: str | Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError, struct.error) as error:
         # All of what the zip reader raises on damaged directories.
-        raise CheckpointError(f"{path}: not a file of torch.save (version 1.6 or later), or damaged ({error})") from error
+        raise CheckpointError(
+            f"{path}: not a PyTorch checkpoint (file of torch.save, version 1.6 or later), or damaged ({error})"
+        ) from error
 
 
 class _Archive:
@@ -80,7 +82,7 @@ class _Archive:
         self.members = {info.filename: info for info in archive.infolist()}
         descriptions = [name for name in self.members if name.endswith("/data.pkl")]
         if len(descriptions) != 1:
-            raise CheckpointError(f"{path}: a zip archive, but not one of torch.save: no data.pkl in it")
+            raise CheckpointError(f"{path}: not a PyTorch checkpoint, but another zip archive: no data.pkl in it")
         self.root = descriptions[0].removesuffix("data.pkl")
         order = f"{self.root}byteorder"
         if order in self.members and self.bytes_of(order) != b"little":

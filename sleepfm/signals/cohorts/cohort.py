@@ -336,6 +336,7 @@ class Cohort(Config):
     """The rules of one cohort."""
 
     example = "cohorts/generic.yaml"
+    begin_with = "cohorts/defaults.yaml"
     name: str = Field(description="The cohort's name, as it is stored with each recording.", examples=["lakeside"])
     source: str = Field(
         description="Where the rules come from, in words: a manual, a page, a colleague.",

@@ -108,7 +108,7 @@ def read_header(file: RandomFile, name: str) -> EdfHeader:
     size = file.size
     fixed = file.read(0, FIXED_BYTES, keep=False)
     if len(fixed) < FIXED_BYTES:
-        raise RecordingError(f"{name}: {size} bytes, shorter than the {FIXED_BYTES} of an EDF header")
+        raise RecordingError(f"{name}: not an EDF or BDF file: {size} bytes, shorter than the {FIXED_BYTES} of an EDF header")
     kind, version = edf_kind(fixed), fixed[:8].decode("latin-1")
     if kind is None:
         raise RecordingError(f"{name}: neither EDF nor BDF (starts with {version!r}); convert it to EDF first")

@@ -6,12 +6,12 @@ import difflib
 import socket
 from urllib.parse import urlsplit
 
-from sleepfm.registry.store import missing_folder, shown
+from sleepfm.registry.store import missing_folder, shown, told_of_path
 from sleepfm.training.preflight.faults import Fault
 
 _SERVERS = ("http", "https")
 _DATABASES = ("postgresql", "mysql", "mssql")
-# Further kinds that MLflow takes; a path without a scheme is a folder.
+# Further kinds that MLflow takes; a path without a scheme is a folder, if MLFLOW_ALLOW_FILE_STORE lets it be.
 _OTHERS = ("sqlite", "file", "databricks", "")
 _CONNECT_SECONDS = 3.0
 _EXAMPLES = "such as sqlite:///runs/mlflow.db or http://HOST:5000"
@@ -26,6 +26,8 @@ def faults_of_store(uri: str, key: str) -> list[Fault]:
     scheme = uri.split(":", 1)[0].lower() if "://" in uri or uri.startswith("file:") else ""
     kind = scheme.split("+", 1)[0]
     known = (*_SERVERS, *_DATABASES, *_OTHERS)
+    if told := told_of_path(uri):
+        return [Fault(f"{said}: {told}")]
     if uri == "databricks":
         return []
     if kind not in known:
