@@ -70,6 +70,8 @@ class Counted:
 NEURONET = Counted(24.97e9, 38.3e6, 71_558_976, 256, 30_000 * 2 * 8.87e9, 71_558_976)
 SYNTHSLEEPNET = Counted(42.87e9, 16.7e6, 28_291_840, 256, 30_000 * (4 * 8.87e9 + 3e9), 296_000_000)
 CONTEXT = Counted(56.53e9, 179.7e6, 3_471_776, 64, 500 * 56.53e9 / 3, 3_471_776)
+# Of 20 epochs of SynthSleepNet's four channels, all of them present; a validation scores nights, of 1,000 epochs forward each.
+FINETUNE = Counted(1011.72e9, 387.5e6, 2_090_965, 32, 1000 * 767.69e9 / 20, 284_860_629)
 
 # A cohort of nearly the size of SHHS: nights of 1,000 epochs. The recipes for 512 GPUs are for more, see docs/scaling.md.
 NIGHTS = 5_000
@@ -82,8 +84,11 @@ PLACES = [
     for size, processes in ((8, 8), (64, 64), (512, 512), (512, 1024))
 ]
 
-# People of all of SHHS 1, and of the paper's 329, that pretrain: 70 %.
+# People of all of SHHS 1, and of the paper's 329, that pretrain, 70 %; and of these the 12 % that fine-tune and the 8 % of `val`.
 PAPER_PEOPLE = (4055, 230)
+PAPER_LABELLED = {4055: (695, 463), 230: (39, 26)}
+# Sequences of a night of 1,000 epochs: 20 of them, a new one every ten.
+SEQUENCES = 99
 
 # Measured at base size on two cores: 0.377 s for 1.145 GB, benchmarks/results/saving-2026-11-28.json.
 SAVED_BYTES_A_S = 1.145e9 / 0.377
@@ -169,14 +174,22 @@ def steps_of(config: RunConfig, nights: int, items_a_night: int) -> int:
 
 
 def modelled(
-    name: str, size: str, processes: int, device: Device, nights: int, assumed: Mapping[str, float] = ASSUMED
+    name: str,
+    size: str,
+    processes: int,
+    device: Device,
+    nights: int,
+    assumed: Mapping[str, float] = ASSUMED,
+    of: tuple[Counted, int] | None = None,
 ) -> dict[str, float]:
     """A run of the recipe: its steps, seconds by cause, goodput, and ``efficiency``: what a GPU does in it beside one that is
-    busy and alone, with everything counted but start and end.
+    busy and alone, with everything counted but start and end. ``of``: what an item takes and how many a night has, where
+    :data:`RECIPES` does not say it.
     """
-    counted, items = RECIPES[name]
+    counted, items = of or RECIPES[name]
     config = recipe(name, size)
-    work = work_of(config, processes, counted.flops, counted.kept * config.train.global_batch / processes, counted.trained)
+    micro_step = config.train.global_batch / config.train.accumulation / processes
+    work = work_of(config, processes, counted.flops, counted.kept * micro_step, counted.trained)
     step = step_seconds(work, processes, device)
     steps = steps_of(config, nights, items)
     met = replace(conditions(config, counted, processes, device, step["step"]), **assumed)
@@ -220,12 +233,19 @@ def paper_rows(assumed: Mapping[str, float] = ASSUMED) -> list[str]:
         neuronets = 2 * one(people, processes, device) + 2 * one(2 * people, processes, device)
         return neuronets + hours("multimodal", people, processes, device)
 
+    def finetune(processes: int, people: int, device: Device) -> float:
+        labelled, validating = PAPER_LABELLED[people]
+        of = replace(FINETUNE, embedding=validating * FINETUNE.embedding), SEQUENCES
+        return modelled("downstream/finetune-stage", "base", processes, device, labelled, assumed, of)["all"] / 3600
+
     return [
         row("NeuroNet, EMG or ECG, each (one channel, 20 passes)", lambda people, device: one(people, 1, device)),
         row("NeuroNet, EEG or EOG, each (two channels, 20 passes)", lambda people, device: one(2 * people, 1, device)),
         row("SynthSleepNet (100 passes)", lambda people, device: hours("multimodal", people, 1, device)),
         row("all of pretraining", partial(whole, 1)),
         row("the same on eight GPUs, wall time", partial(whole, 8), " h"),
+        row("fine-tune, each of three (12 % of the people, 30 passes)", partial(finetune, 1)),
+        row("all three on eight GPUs, wall time", lambda people, device: 3 * finetune(8, people, device), " h"),
     ]
 
 

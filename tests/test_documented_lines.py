@@ -69,10 +69,34 @@ def test_there_are_commands_to_look_at() -> None:
 
 
 # What a test cannot run as it is printed, since the machine of the tests lacks what it needs.
-LACKING = re.compile(r"sbatch|srun|NODES=|nsrr |deepspeed --hostfile|(deepspeed|sleepfm \w+) .*-(base|8gpu)\.yaml(?!.*--dry-run)")
+LACKING = re.compile(
+    r"sbatch|srun|NODES=|nsrr |deepspeed --hostfile|(deepspeed|sleepfm \w+) .*-(base|8gpu)\.yaml(?!.*--dry-run)"
+    r"|.*-(64|512)gpu\.yaml|make gpu-check|python scripts/paper\.py|git push|(sudo )?apt-get"
+)
+# Who runs the blocks of a page that do not say what they need.
+RUN_BY = {
+    "CONTRIBUTING.md": "test_contributing.py",
+    "README.md": "serving/test_readme.py",
+    "convert.md": "models/test_convert.py",
+    "nsrr.md": "shards/test_documented_commands.py",
+    "own-recordings.md": "test_own_recordings.py",
+    "quickstart.md": "serving/test_readme.py",
+    "registry.md": "serving/test_readme.py",
+    "scoring.md": "serving/test_readme.py",
+    "training.md": "training/test_steering_manual.py",
+}
 
 
 def test_a_block_that_needs_more_than_a_computer_says_so() -> None:
     needy = [(name, block) for name, block in BLOCKS if any(map(LACKING.match, block))]
     assert len(needy) >= 10
     assert [(name, block[0]) for name, block in needy if not block[0].startswith("# needs ")] == []
+
+
+def test_a_page_with_other_commands_has_a_test_that_runs_them() -> None:
+    plain = {
+        name for name, block in BLOCKS if not block[0].startswith("# needs ") and any(line.startswith(CALLS) for line in block)
+    }
+    assert plain == set(RUN_BY)
+    for page, test in RUN_BY.items():
+        assert page in (ROOT / "tests" / test).read_text(encoding="utf-8"), page

@@ -20,7 +20,7 @@ from sleepfm.signals.cohorts.label_grammar import read_label, without_running_nu
 from sleepfm.signals.cohorts.montage import Montage, resolve
 from sleepfm.signals.recording import Recording, SignalInfo
 
-MANUAL = Path(__file__).parents[2] / "docs" / "recordings.md"
+MANUAL = Path(__file__).parents[2] / "docs" / "channels.md"
 
 
 def recording_of(*labels: str, unit: str = "uV", named: bool = False) -> Recording:

@@ -68,7 +68,7 @@ def test_the_manual_has_the_table_of_the_configurations() -> None:
 def test_the_recipe_of_the_paper_has_the_hours_of_the_model() -> None:
     rows = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))["paper_rows"]()
     text = (ROOT / "docs" / "paper.md").read_text()
-    assert len(rows) == 5
+    assert len(rows) == 7
     for row in rows:
         assert row in text, row
 

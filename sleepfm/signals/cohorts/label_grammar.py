@@ -6,7 +6,7 @@ label does not say). Anything stands between them: blanks, ``-``, ``:``, ``/``, 
 which one more word stands (``C3 Imp``, ``EOGr512``, ``EMG Aux1``) says something else and is not read.
 
 A1 and A2 (ears) are M1 and M2 (mastoids), as the AASM manual puts the one in the place of the other. Spellings come from the
-lists of labels that docs/recordings.md names.
+lists of labels that docs/channels.md names.
 """
 
 from __future__ import annotations
