@@ -120,8 +120,8 @@ def event_metrics(
             add(name, total, number, "no event was matched")
     if nights and (kinds := nights[0].kinds):
         size = len(kinds)
-        table = per_subject(np.array([told_kinds(night).ravel() for night in nights], float)).reshape(-1, size, size)
-        right, scored = np.diagonal(table, axis1=1, axis2=2), table.sum(axis=2)
+        kind_table = per_subject(np.array([told_kinds(night).ravel() for night in nights], float)).reshape(-1, size, size)
+        right, scored = np.diagonal(kind_table, axis1=1, axis2=2), kind_table.sum(axis=2)
         add("kind_accuracy", right.sum(axis=1), scored.sum(axis=1), "no matched event has a scored kind")
         for number, kind in enumerate(kinds):
             add(f"kind_recall_{kind}", right[:, number], scored[:, number], f"no matched event was scored as {kind}")
