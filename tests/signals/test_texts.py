@@ -86,7 +86,7 @@ def test_a_cohort_file_of_ones_own_extends_a_shipped_one_from_anywhere(tmp_path)
     assert prepare(path, load_cohort(str(own))).stage.tolist() == STAGES
     other = tmp_path / "other.yaml"
     other.write_text("extends: nowhere.yaml\n")
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: cannot read"):
+    with pytest.raises(ConfigError, match=r"other\.yaml: extends 'nowhere\.yaml', which is no file beside it"):
         load_cohort(str(other))
 
 
