@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.command_line import add_examples, positive
+from sleepfm.commands.options import add_cohort
 from sleepfm.console import RED, YELLOW, coloured, warn
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import SubjectTableError
@@ -21,12 +22,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Arguments of ``sleepfm doctor``."""
     parser.add_argument("folder", metavar="DIR", help="folder or URL (s3://...) of EDF or BDF recordings, or one recording")
-    parser.add_argument(
-        "--cohort",
-        default="auto",
-        help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
-        "of such files (default: %(default)s)",
-    )
+    add_cohort(parser)
     parser.add_argument(
         "--sample",
         type=positive,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm.command_line import add_examples
-from sleepfm.commands.device_option import add_device
+from sleepfm.commands.options import add_cohort, add_device, add_store
 from sleepfm.commands.refusals import Refusals
 from sleepfm.errors import RecordingError, SleepFMError, StorageError, UsageError
 from sleepfm.files import atomic_path, make_folder
@@ -32,15 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a model of the registry (models:/NAME@ALIAS or models:/NAME/VERSION), or a model folder",
     )
     parser.add_argument("--out", required=True, metavar="FILE.parquet", help="file for the embeddings")
-    parser.add_argument(
-        "--cohort",
-        default="auto",
-        help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
-        "of such files (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--store", help="address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
-    )
+    add_cohort(parser)
+    add_store(parser)
     add_device(parser)
     add_examples(parser, "recordings --model models:/sleepfm-synthsleepnet@champion --out embeddings.parquet")
     parser.set_defaults(run=run)

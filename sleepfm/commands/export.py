@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from sleepfm.command_line import add_examples
+from sleepfm.commands.options import add_store
 from sleepfm.console import say
 from sleepfm.signals.files import local_path
 
@@ -15,9 +16,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", required=True, metavar="DIR", help="new folder, or one that an earlier export of the same model wrote"
     )
-    parser.add_argument(
-        "--store", help="address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
-    )
+    add_store(parser)
     parser.add_argument("--no-onnx", action="store_true", help="do not write the encoder as an ONNX file")
     add_examples(
         parser, "models:/sleepfm-scorer@champion --to exported", "models:/sleepfm-neuronet-eeg/3 --to exported --no-onnx"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from sleepfm.command_line import add_examples, positive
+from sleepfm.commands.options import add_store
 from sleepfm.errors import UsageError
 from sleepfm.inference.default_models import CHAMPIONS
 from sleepfm.registry import registry
@@ -21,13 +22,12 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
 
 _HEADER = ("model", "version", "alias", "selected by", "data set", "made from")
-_STORE = "address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
 _METRIC = "metric."
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``sleepfm models`` and of what stands behind it."""
-    parser.add_argument("--store", help=_STORE)
+    add_store(parser)
     _add_list_options(parser)
     add_examples(parser, "", "--name sleepfm-stage", "promote sleepfm-stage 3")
     parser.set_defaults(run=run)
@@ -37,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     def action(name: str, does: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
         added = actions.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         # Behind the action as before it; one that is not there must not hide the other.
-        added.add_argument("--store", default=argparse.SUPPRESS, help=_STORE)
+        add_store(added, default=argparse.SUPPRESS)
         added.set_defaults(run=does)
         return added
 

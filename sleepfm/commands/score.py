@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from sleepfm import builtin
 from sleepfm.command_line import add_examples, positive
-from sleepfm.commands.device_option import add_device
+from sleepfm.commands.options import add_cohort, add_device, add_store
 from sleepfm.console import say
 from sleepfm.errors import UsageError
 from sleepfm.files import check_folder, make_folder
@@ -44,15 +44,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="models:/NAME@ALIAS, models:/NAME/VERSION, builtin or a model folder; one for each task (default: the champion of "
         "sleepfm-scorer, else the champions of sleepfm-stage, sleepfm-apnea and sleepfm-hypopnea, else builtin)",
     )
-    parser.add_argument(
-        "--store", help="address of the MLflow store (default: MLFLOW_TRACKING_URI, else sqlite:///runs/mlflow.db)"
-    )
-    parser.add_argument(
-        "--cohort",
-        default="auto",
-        help="rules for the recordings: auto (recognise the cohort of each), a name in configs/cohorts, a YAML file, or a folder "
-        "of such files (default: %(default)s)",
-    )
+    add_store(parser)
+    add_cohort(parser)
     parser.add_argument(
         "--channel",
         action="append",
