@@ -190,21 +190,20 @@ def few_labels(plan: Laboratory) -> dict[str, Any]:
     }
 
 
-def arousals(plan: Laboratory) -> dict[str, Any]:
-    """Figures of arousals on ``test``."""
+def events(plan: Laboratory, job: str) -> dict[str, Any]:
+    """Figures of what the event head ``job`` finds on ``test``."""
     from sleepfm.stages.run_results import read_event_results
 
-    return read_event_results(plan.output("events-arousal"))["test"].to_dict()
+    return read_event_results(plan.output(job))["test"].to_dict()
 
 
 def breathing(plan: Laboratory, jobs: Sequence[str], stagers: Sequence[str]) -> dict[str, Any]:
     """Figures of events and of the AHI on ``test``, of the event heads ``jobs`` and the stages of the best of ``stagers``."""
-    from sleepfm.stages.run_results import read_event_results
     from sleepfm.stages.whole_nights import ahi_of_jobs
 
     found: dict[str, Any] = {}
     for task, job in zip(EVENTS, jobs, strict=True):
-        found[task] = read_event_results(plan.output(job))["test"].to_dict()
+        found[task] = events(plan, job)
     ahi, missing = ahi_of_jobs([plan.output(name) for name in (*stagers, *jobs)], Dataset.open(plan.shards))
     return found | {"ahi": plain(ahi.to_dict()) if ahi is not None else {"not_assessed": missing}}
 
@@ -255,7 +254,7 @@ def measure(plan: Laboratory) -> dict[str, Any]:
         "stager": best,
         "breathing": breathing(plan, [f"events-{task}" for task in EVENTS], stagers),
         "breathing_without_respiratory_channels": breathing(plan, [f"without-{task}" for task in EVENTS], stagers),
-        "arousals": arousals(plan),
+        "arousals": events(plan, "events-arousal"),
         "few_labels": few_labels(plan),
         "kappa_by_modalities": by_modalities(plan, best),
     }

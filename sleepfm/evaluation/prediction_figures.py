@@ -67,7 +67,15 @@ def compared_nights(data: Dataset | Mixture, kind: str, predictions: Predictions
     What is detected are events from the seconds of an event head, of the kind that the head tells if it tells kinds, else runs
     of positive epochs, which are no events (the figures then say how far runs do for them).
     """
-    return EventNights(data, kind, predictions).at(threshold)
+    nights = EventNights(data, kind, predictions).at(threshold)
+    return [_with_kinds(night, predictions) for night in nights] if predictions.kinds else nights
+
+
+def _with_kinds(night: ComparedNight, predictions: Predictions) -> ComparedNight:
+    """``night`` with the kind that ``predictions`` tell of each detected event."""
+    own, kinds = predictions.record == night.record, tuple(predictions.kinds)
+    chances = np.column_stack([values[own].reshape(-1) for values in predictions.kinds.values()])
+    return replace(night, detected=tell_kinds(night.detected, chances, kinds), kinds=kinds)
 
 
 class EventNights:
@@ -77,8 +85,7 @@ class EventNights:
         # Of each data set by its digest.
         read: dict[str, tuple[ShardReader, RecordLabels]] = {}
         self._kind, self._located = kind, predictions.seconds is not None
-        self._nights: list[tuple[NDArray[np.float64], NDArray[np.float64], ComparedNight]] = []
-        kinds = tuple(predictions.kinds)
+        self._nights: list[tuple[NDArray[np.float64], ComparedNight]] = []
         for record in dict.fromkeys(predictions.record):
             dataset, row = data.find(record)
             if not dataset.records[row].has_events:
@@ -93,18 +100,14 @@ class EventNights:
             both = (predictions.truth >= 0)[own] & predictions.scored[own]
             stage = stages.of(row)["stage"]
             asleep = stage > Stage.W if (stage >= 0).any() else None
-            of_kind = [values[own].reshape(-1) for values in predictions.kinds.values()]
-            chances = np.column_stack(of_kind) if kinds else np.empty((0, 0))
-            night = ComparedNight(record, str(predictions.subject[own][0]), (), scored, both, asleep, kinds)
-            self._nights.append((probability, chances, night))
+            self._nights.append((probability, ComparedNight(record, str(predictions.subject[own][0]), (), scored, both, asleep)))
 
     def at(self, threshold: float) -> list[ComparedNight]:
         """The nights with what is found at ``threshold``."""
-        found = []
-        for probability, chances, night in self._nights:
-            detected = find_events(probability, threshold, self._kind, self._located)
-            found.append(replace(night, detected=tell_kinds(detected, chances, night.kinds) if night.kinds else detected))
-        return found
+        return [
+            replace(night, detected=find_events(probability, threshold, self._kind, self._located))
+            for probability, night in self._nights
+        ]
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,7 @@ def best_event_threshold(
     night goes by. Where none was scored there is nothing to choose by: 0.5, and the rule says so. ``goes_on`` is called after
     each step.
     """
-    # Kinds play no part in it.
-    nights, tried = EventNights(data, kind, replace(predictions, kinds={})), []
+    nights, tried = EventNights(data, kind, predictions), []
     for threshold in np.arange(step, 1, step).tolist():
         found = nights.at(threshold)
         tried.append((agreement_of_nights(found)[0].f1, -threshold, _index_error(found)))

@@ -63,7 +63,7 @@ def predict(
         found.append(night)
         if progress is not None:
             progress(number, len(rows))
-    return join_nights(dataset, rows, found, told_kinds(model))
+    return join_nights(dataset, rows, found, model.config.kinds)
 
 
 def predict_nights(
@@ -122,11 +122,6 @@ def predict_embedded(model: Downstream, dataset: Dataset, nights: Mapping[str, T
     """Predictions for every epoch from the embeddings [E, D] of each recording, by name."""
     rows = [dataset.index_of(name) for name in nights]
     return join_nights(dataset, rows, list(predict_embedded_nights(model, dataset, rows, nights, window)))
-
-
-def told_kinds(model: Downstream) -> tuple[str, ...]:
-    """The kinds of events that ``model`` tells apart."""
-    return model.config.events.kinds if model.config.events is not None else ()
 
 
 def join_nights(

@@ -183,8 +183,8 @@ class Scorer:
                 probability[task] = np.full_like(found.epochs, np.nan)
             if TASKS[task].event:
                 mine = find_events(found.positive, usage.detection_threshold, task, usage.located)
-                if found.kinds is not None and entry.model.config.events is not None:
-                    mine = tell_kinds(mine, found.kinds, entry.model.config.events.kinds)
+                if found.kinds is not None:
+                    mine = tell_kinds(mine, found.kinds, entry.model.config.kinds)
                 (events if usage.located else runs).extend(mine)
         score = self._assemble(night, used, probability, events, runs, seconds)
         staged = self.models.get("stage")

@@ -47,7 +47,7 @@ def locate_night(
     """
     events = model.config.events
     both_ways = events is not None and events.context.bidirectional
-    kinds = len(events.kinds) if events is not None else 0
+    kinds = len(model.config.kinds)
     # Behind the two logits of an event stand those of its kinds.
     locate = _softmax(model.locate, 2)
     seconds = _by_windows(model, locate, frames, length, both_ways, (EPOCH_SECONDS, 2 + kinds), assessed)

@@ -57,6 +57,11 @@ class DownstreamConfig(Config):
     events: EventHeadConfig | None = None
     evidence: tuple[str, ...] = ()
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of events that the model tells apart."""
+        return self.events.kinds if self.events is not None else ()
+
 
 class Downstream(BuiltOnEncoder):
     """Encoder, context and head; with ``config.events`` also an event head on the frames.

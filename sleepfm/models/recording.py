@@ -111,7 +111,7 @@ class RecordingModel(BuiltOnEncoder):
         found = self(embedding, valid).float()
         return found.softmax(-1) if self.config.classes else found * self.spread + self.centre
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def of_night(self, embedding: Tensor) -> Tensor:
         """What :meth:`predict` says ``[K]`` of one night: ``embedding`` ``[E, D]`` is nan in epochs that have none, and so is
         what is found if no epoch has one.

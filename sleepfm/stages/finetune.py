@@ -271,7 +271,7 @@ class FinetuneStage:
                     predict = partial(predict_embedded_nights, model, dataset, nights=nights, window=window)
             else:
                 predict = partial(predict_nights, model, dataset, window=window, chunk=chunk, at_chunk=work.goes_on)
-            found = shared_predictions(work, f"recordings of {split}", dataset, rows, predict, self._kinds)
+            found = shared_predictions(work, f"recordings of {split}", dataset, rows, predict, model.config.kinds)
             return self.draw.in_proportion(dataset, found) if split == "val" else found
 
         chosen: Iterable[tuple[DataSource, Sequence[int]]]

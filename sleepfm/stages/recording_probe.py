@@ -239,8 +239,7 @@ class RecordingProbeStage:
 
         def own(share: range) -> Iterable[tuple[Tensor, ...]]:
             for number in share:
-                embedding, valid = as_batch(rows[number][2])
-                yield (module.predict(embedding.to(device), valid.to(device))[0].cpu(),)
+                yield (module.of_night(rows[number][2].to(device)).cpu(),)
 
         found = work.each(f"recordings of {split}", [len(night) for *_, night in rows], own)
         if not work.world.is_main:
