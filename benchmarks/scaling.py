@@ -22,7 +22,7 @@ from typing import Any
 
 from sleepfm.config import load_config
 from sleepfm.paths import config_root
-from sleepfm.stages.downstream_config import FinetuneConfig
+from sleepfm.stages.downstream_config import FinetuneConfig, ProbeConfig
 from sleepfm.stages.pretrain import PretrainConfig
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.ranks.distributed import World
@@ -68,7 +68,7 @@ class Counted:
 
 # 30,000 epochs are probed, of a NeuroNet's two channels or SynthSleepNet's four: 8.87 GFLOP a channel, and 3 for its own layers.
 NEURONET = Counted(24.97e9, 38.3e6, 71_558_976, 256, 30_000 * 2 * 8.87e9, 71_558_976)
-SYNTHSLEEPNET = Counted(42.87e9, 16.7e6, 28_291_840, 256, 30_000 * (4 * 8.87e9 + 3e9), 296_000_000)
+SYNTHSLEEPNET = Counted(48.31e9, 16.7e6, 28_291_840, 256, 30_000 * (4 * 8.87e9 + 3e9), 296_000_000)
 CONTEXT = Counted(56.53e9, 179.7e6, 3_471_776, 64, 500 * 56.53e9 / 3, 3_471_776)
 # Of 20 epochs of SynthSleepNet's four channels, all of them present; a validation scores nights, of 1,000 epochs forward each.
 FINETUNE = Counted(1011.72e9, 387.5e6, 2_090_965, 32, 1000 * 767.69e9 / 20, 284_860_629)
@@ -84,9 +84,14 @@ PLACES = [
     for size, processes in ((8, 8), (64, 64), (512, 512), (512, 1024))
 ]
 
-# People of all of SHHS 1, and of the paper's 329, that pretrain, 70 %; and of these the 12 % that fine-tune and the 8 % of `val`.
+# People of all of SHHS 1, and of the paper's 329, that pretrain, 70 %; and of these the 12 % with labels, and the 8 % of `val`.
 PAPER_PEOPLE = (4055, 230)
 PAPER_LABELLED = {4055: (695, 463), 230: (39, 26)}
+PAPER_TESTED = {4055: 579, 230: 33}
+# Each task has a head on all labelled epochs and one on 5 % of them (scripts/paper.py).
+TASKS, FEW_LABELS = 3, 0.05
+# Assumed: a head is three small layers, and its step as long as the launches of its kernels and the work of DeepSpeed's engine.
+HEAD_STEP_S = 0.005
 # Sequences of a night of 1,000 epochs: 20 of them, a new one every ten.
 SEQUENCES = 99
 
@@ -144,7 +149,8 @@ def exchanges() -> dict[str, dict[str, float]]:
 
 def recipe(name: str, size: str) -> RunConfig:
     """The shipped configuration ``name`` for ``size``, such as ``64gpu`` or ``base``."""
-    schema: type[RunConfig] = PretrainConfig if name.startswith("pretrain") else FinetuneConfig
+    schemas: dict[str, type[RunConfig]] = {"pretrain": PretrainConfig, "downstream/probe": ProbeConfig, "downstream": FinetuneConfig}
+    schema = next(schema for begin, schema in schemas.items() if name.startswith(begin))
     return load_config(schema, config_root() / f"{name}-{size}.yaml")
 
 
@@ -238,12 +244,20 @@ def paper_rows(assumed: Mapping[str, float] = ASSUMED) -> list[str]:
         of = replace(FINETUNE, embedding=validating * FINETUNE.embedding), SEQUENCES
         return modelled("downstream/finetune-stage", "base", processes, device, labelled, assumed, of)["all"] / 3600
 
+    def heads(people: int, device: Device) -> float:
+        # The encoder sees each epoch once, for all heads; a validation's FLOP are those of 30,000 epochs.
+        epochs = 1000 * (sum(PAPER_LABELLED[people]) + PAPER_TESTED[people])
+        embedding = epochs * SYNTHSLEEPNET.embedding / 30_000 / (SHARE_OF_PEAK * device.bf16)
+        steps = steps_of(recipe("downstream/probe-stage", "base"), PAPER_LABELLED[people][0], 1000)
+        return (embedding + TASKS * (1 + FEW_LABELS) * steps * HEAD_STEP_S + 2 * TASKS * (START_S + END_S)) / 3600
+
     return [
         row("NeuroNet, EMG or ECG, each (one channel, 20 passes)", lambda people, device: one(people, 1, device)),
         row("NeuroNet, EEG or EOG, each (two channels, 20 passes)", lambda people, device: one(2 * people, 1, device)),
         row("SynthSleepNet (100 passes)", lambda people, device: hours("multimodal", people, 1, device)),
         row("all of pretraining", partial(whole, 1)),
         row("the same on eight GPUs, wall time", partial(whole, 8), " h"),
+        row("six heads on the frozen encoder, all together (12 % of the people, 100 passes)", heads),
         row("fine-tune, each of three (12 % of the people, 30 passes)", partial(finetune, 1)),
         row("all three on eight GPUs, wall time", lambda people, device: 3 * finetune(8, people, device), " h"),
     ]

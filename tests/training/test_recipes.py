@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import runpy
 from pathlib import Path
@@ -68,7 +69,7 @@ def test_the_manual_has_the_table_of_the_configurations() -> None:
 def test_the_recipe_of_the_paper_has_the_hours_of_the_model() -> None:
     rows = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))["paper_rows"]()
     text = (ROOT / "docs" / "paper.md").read_text()
-    assert len(rows) == 7
+    assert len(rows) == 8
     for row in rows:
         assert row in text, row
 
@@ -77,3 +78,10 @@ def test_the_parameters_that_the_model_of_scaling_counts_are_those_of_the_model(
     counted = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))["NEURONET"]
     module = build_model(read_yaml(config_root() / "models" / "neuronet-base.yaml")["model"])
     assert counted.trained == sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def test_the_arithmetic_that_the_model_of_scaling_counts_is_that_of_the_roofline() -> None:
+    names = runpy.run_path(str(ROOT / "benchmarks" / "scaling.py"))
+    measured = json.loads(max((ROOT / "benchmarks" / "results").glob("roofline-*.json")).read_text(encoding="utf-8"))["steps"]
+    for counted, model in ((names["NEURONET"], "NeuroNet"), (names["SYNTHSLEEPNET"], "SynthSleepNet")):
+        assert counted.flops == pytest.approx(1e9 * measured[model]["eager"]["gflop_an_item"], rel=0.005), model
