@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +117,11 @@ def test_the_image_is_the_one_that_the_cluster_files_name() -> None:
     assert set(re.findall(r"^ARG EXTRAS=(.+)$", text, re.MULTILINE)[0].split(",")) <= set(setup["options.extras_require"])
     # The same torch as `make` installs.
     assert set(re.findall(r"torch==\S+", text)) == set(re.findall(r"torch==\S+", (root / "Makefile").read_text()))
-    if shutil.which("hadolint"):
-        done = subprocess.run(["hadolint", str(root / "Dockerfile")], capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+
+
+def test_the_linter_of_dockerfiles_finds_nothing_in_ours() -> None:
+    hadolint = shutil.which("hadolint", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    if hadolint is None:
+        pytest.skip("hadolint is not installed: its package is for Linux on x86-64")
+    done = subprocess.run([hadolint, str(LAUNCH.parent / "Dockerfile")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
