@@ -149,8 +149,8 @@ def exchanges() -> dict[str, dict[str, float]]:
 
 def recipe(name: str, size: str) -> RunConfig:
     """The shipped configuration ``name`` for ``size``, such as ``64gpu`` or ``base``."""
-    schemas: dict[str, type[RunConfig]] = {"pretrain": PretrainConfig, "downstream/probe": ProbeConfig, "downstream": FinetuneConfig}
-    schema = next(schema for begin, schema in schemas.items() if name.startswith(begin))
+    downstream = ProbeConfig if "/probe-" in name else FinetuneConfig
+    schema: type[RunConfig] = PretrainConfig if name.startswith("pretrain/") else downstream
     return load_config(schema, config_root() / f"{name}-{size}.yaml")
 
 
