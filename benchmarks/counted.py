@@ -1,8 +1,7 @@
 """Counts what a training step asks of a GPU, without one: operations, arithmetic and bytes, on tensors that hold no numbers.
 
-An operation reads its inputs and writes its outputs; views move nothing. Matrix products, convolutions and attention are
-*products*. The others are bound by memory: their bytes are the step's logical traffic outside products. What a cache saves, and
-what an operation needs inside, is not counted.
+It counts as sleepfm/training/tracking/traffic.py does, operation by operation. The bytes of operations that are no products are
+the step's logical traffic outside products.
 """
 
 from __future__ import annotations
@@ -18,10 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward"})
-ATTENTION = "_scaled_dot_product"
-# Neither kernels nor traffic: they make, name or describe tensors.
-FREE = frozenset({"detach", "_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided", "lift_fresh", "device"})
+from sleepfm.training.tracking.traffic import moved_bytes, moves
+from sleepfm.training.tracking.unfilled import is_product, operation
+
 # Tensors that a launch of torch's fused optimiser takes at most, and chunks of 65,536 numbers (MultiTensorApply.cuh).
 _OPTIMISER_TENSORS, _OPTIMISER_CHUNKS, _CHUNK = 36, 320, 65_536
 
@@ -99,25 +97,15 @@ class Counting(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::").removeprefix("prim::")
+        name = operation(func)
         product = is_product(name)
-        if func.is_view or name in FREE or name.startswith("profiler::") or (self._only_products and not product):
+        if not moves(func, name) or (self._only_products and not product):
             return out
         tensors = [leaf for leaf in (*tree_leaves((args, kwargs)), *tree_leaves(out)) if isinstance(leaf, Tensor)]
         formula = flop_registry.get(func.overloadpacket)
         flops = float(formula(*args, **kwargs, out_val=out)) if formula is not None else 0.0
-        self.step.kernels.append(Kernel(name, _bytes(tensors), flops, product, _launches(name, args, kwargs)))
+        self.step.kernels.append(Kernel(name, moved_bytes(tensors), flops, product, _launches(name, args, kwargs)))
         return out
-
-
-def is_product(name: str) -> bool:
-    """Whether the operation ``name`` is bound by arithmetic, if it is large."""
-    return name.rstrip("_") in PRODUCTS or name.startswith(ATTENTION)
-
-
-def _bytes(tensors: list[Tensor]) -> float:
-    """What is read and written; of an expanded tensor what lies in memory."""
-    return float(sum(min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()) for tensor in tensors))
 
 
 def _launches(name: str, args: Any, kwargs: dict[str, Any]) -> int:

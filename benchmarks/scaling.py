@@ -31,7 +31,6 @@ from sleepfm.training.tracking.devices import NAMED, Device, known_device
 from sleepfm.training.tracking.goodput import Goodput
 from sleepfm.training.tracking.run_time import Conditions, run_seconds
 from sleepfm.training.tracking.step_time import (
-    SHARE_OF_PEAK,
     Contrast,
     Work,
     sent_bytes,
@@ -39,6 +38,7 @@ from sleepfm.training.tracking.step_time import (
     transfer_seconds,
     work_of,
 )
+from sleepfm.training.tracking.traffic import StepTraffic, Traffic
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -50,28 +50,53 @@ class Counted:
     """Of one stage at base size, as ``--dry-run`` counts it.
 
     Attributes:
-        flops: of an item, forward and backward.
-        kept: bytes that an item keeps for the backward pass in bf16.
+        traffic: of a micro-step, forward and backward.
         trained: parameters that train.
         filled: items a GPU with which one is busy; scaling is told beside it.
         embedding: FLOP of the items that a validation embeds for its probes.
         weights: parameters of the whole model, which the best weights hold.
     """
 
-    flops: float
-    kept: float
+    traffic: StepTraffic
     trained: int
     filled: int
     embedding: float
     weights: int
 
+    @property
+    def flops(self) -> float:
+        """Of an item."""
+        return self.traffic.per_item.flops
+
+    def rate(self, device: Device) -> float:
+        """FLOP/s of the forward and backward passes where one GPU is busy."""
+        traffic = self.traffic.of(self.filled)
+        step = step_seconds(Work(traffic, 0, 0), 1, device)
+        return traffic.flops / max(step["computing"] + step["moving"], step["launching"])
+
 
 # 30,000 epochs are probed, of a NeuroNet's two channels or SynthSleepNet's four: 8.87 GFLOP a channel, and 3 for its own layers.
-NEURONET = Counted(24.97e9, 38.3e6, 71_558_976, 256, 30_000 * 2 * 8.87e9, 71_558_976)
-SYNTHSLEEPNET = Counted(48.31e9, 16.7e6, 28_291_840, 256, 30_000 * (4 * 8.87e9 + 3e9), 296_000_000)
-CONTEXT = Counted(56.53e9, 179.7e6, 3_471_776, 64, 500 * 56.53e9 / 3, 3_471_776)
+NEURONET = Counted(
+    StepTraffic(Traffic(0, 0.437e9, 0.867e9), Traffic(24.97e9, 82.6e6, 269.5e6)), 71_558_976, 256, 30_000 * 2 * 8.87e9, 71_558_976
+)
+SYNTHSLEEPNET = Counted(
+    StepTraffic(Traffic(0, 0.911e9, 2.031e9), Traffic(48.30e9, 174.5e6, 385.5e6)),
+    28_291_840,
+    256,
+    30_000 * (4 * 8.87e9 + 3e9),
+    296_000_000,
+)
+CONTEXT = Counted(
+    StepTraffic(Traffic(0, 0.037e9, 0.217e9), Traffic(56.53e9, 317.5e6, 2114.3e6)), 3_471_776, 64, 500 * 56.53e9 / 3, 3_471_776
+)
 # Of 20 epochs of SynthSleepNet's four channels, all of them present; a validation scores nights, of 1,000 epochs forward each.
-FINETUNE = Counted(1011.72e9, 387.5e6, 2_090_965, 32, 1000 * 767.69e9 / 20, 284_860_629)
+FINETUNE = Counted(
+    StepTraffic(Traffic(0, 0.944e9, 1.810e9), Traffic(1011.72e9, 3662.2e6, 8073.6e6)),
+    2_090_965,
+    32,
+    1000 * 767.69e9 / 20,
+    284_860_629,
+)
 
 # A cohort of nearly the size of SHHS: nights of 1,000 epochs. The recipes for 512 GPUs are for more, see docs/scaling.md.
 NIGHTS = 5_000
@@ -114,7 +139,7 @@ def filled_step(counted: Counted, device: Device) -> float:
     """Seconds for an item of one busy GPU alone, without ZeRO."""
     width = {NEURONET: 512, SYNTHSLEEPNET: 256}.get(counted)
     contrast = Contrast(counted.filled, width, 1 if counted is NEURONET else 4, 1) if width else None
-    work = Work(counted.filled * counted.flops, counted.filled * counted.kept, counted.trained, 0, 4, contrast)
+    work = Work(counted.traffic.of(counted.filled), counted.trained, 0, 4, contrast)
     return step_seconds(work, 1, device)["step"] / counted.filled
 
 
@@ -122,7 +147,7 @@ def base_step(zero: int, processes: int, gradient_bytes: int, ranks: int) -> dic
     """Seconds of a step of NeuroNet base with 256 items a GPU on H100, each compared with those of ``ranks`` ranks."""
     counted = NEURONET
     contrast = Contrast(counted.filled, 512, 1, min(ranks, processes))
-    work = Work(counted.filled * counted.flops, counted.filled * counted.kept, counted.trained, zero, gradient_bytes, contrast)
+    work = Work(counted.traffic.of(counted.filled), counted.trained, zero, gradient_bytes, contrast)
     step = step_seconds(work, processes, h100())
     ideal = filled_step(counted, h100()) * counted.filled
     return step | {
@@ -159,7 +184,7 @@ def conditions(config: RunConfig, counted: Counted, processes: int, device: Devi
     and writing, which are rank 0's.
     """
     shared = counted.embedding + (config.validated_items() or 0) * counted.flops / 3
-    validation = shared / (device.bf16 * SHARE_OF_PEAK) / processes + PROBES_S + 4 * counted.weights / WRITE_BYTES_A_S
+    validation = shared / counted.rate(device) / processes + PROBES_S + 4 * counted.weights / WRITE_BYTES_A_S
     train = config.train
     # Weights and, of what trains, a master copy and two moments, all in fp32.
     save = 4 * (counted.weights + 3 * counted.trained) / SAVED_BYTES_A_S
@@ -194,8 +219,7 @@ def modelled(
     """
     counted, items = of or RECIPES[name]
     config = recipe(name, size)
-    micro_step = config.train.global_batch / config.train.accumulation / processes
-    work = work_of(config, processes, counted.flops, counted.kept * micro_step, counted.trained)
+    work = work_of(config, processes, counted.traffic, counted.trained)
     step = step_seconds(work, processes, device)
     steps = steps_of(config, nights, items)
     met = replace(conditions(config, counted, processes, device, step["step"]), **assumed)
@@ -247,7 +271,7 @@ def paper_rows(assumed: Mapping[str, float] = ASSUMED) -> list[str]:
     def heads(people: int, device: Device) -> float:
         # The encoder sees each epoch once, for all heads; a validation's FLOP are those of 30,000 epochs.
         epochs = 1000 * (sum(PAPER_LABELLED[people]) + PAPER_TESTED[people])
-        embedding = epochs * SYNTHSLEEPNET.embedding / 30_000 / (SHARE_OF_PEAK * device.bf16)
+        embedding = epochs * SYNTHSLEEPNET.embedding / 30_000 / SYNTHSLEEPNET.rate(device)
         steps = steps_of(recipe("downstream/probe-stage", "base"), PAPER_LABELLED[people][0], 1000)
         return (embedding + TASKS * (1 + FEW_LABELS) * steps * HEAD_STEP_S + 2 * TASKS * (START_S + END_S)) / 3600
 
@@ -284,7 +308,7 @@ def simulate(name: str, nights: int, folder: Path) -> dict[str, Any]:
     counted, items = RECIPES[name]
     config, device = recipe(name, "base"), h100()
     train = config.train
-    work = work_of(config, 1, counted.flops, counted.kept * train.global_batch, counted.trained)
+    work = work_of(config, 1, counted.traffic, counted.trained)
     step_s, steps = step_seconds(work, 1, device)["step"], steps_of(config, nights, items)
     met = conditions(config, counted, 1, device, step_s)
     clock = Simulated()
@@ -360,12 +384,25 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             simulated[name] = simulate(name, NIGHTS, Path(folder))
         print(f"{name}-base on one H100: goodput {simulated[name]['share']:.3f} {simulated[name]}")
+    shares = {
+        name: {device.name: counted.flops / filled_step(counted, device) / device.bf16 for device in NAMED}
+        for name, counted in (("NeuroNet", NEURONET), ("SynthSleepNet", SYNTHSLEEPNET))
+    }
+    for name, share in shares.items():
+        print(f"{name}: MFU of a busy GPU " + ", ".join(f"{device} {value:.2f}" for device, value in share.items()))
     if arguments.json:
         runs = {
             f"{name}-{size}gpu on {processes}": modelled(name, f"{size}gpu", processes, h100(), nights, assumed)
             for name, size, processes, nights in PLACES
         }
-        content = {"modelled": weak, "bytes": compared, "contrast": exchanged, "recipes": runs, "simulated": simulated}
+        content = {
+            "modelled": weak,
+            "bytes": compared,
+            "contrast": exchanged,
+            "recipes": runs,
+            "simulated": simulated,
+            "mfu": shares,
+        }
         arguments.json.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 

@@ -19,7 +19,7 @@ from unittest.mock import patch
 import torch
 import torch._inductor.config
 import torch._inductor.scheduler
-from counted import Counting, Kernel, is_product
+from counted import Counting, Kernel
 from torch import Tensor, nn
 from torch._dynamo.device_interface import CudaInterface
 from torch._functorch.aot_autograd import aot_function
@@ -36,6 +36,7 @@ from torch.fx import GraphModule, Interpreter
 from torch.utils._pytree import tree_flatten, tree_map
 
 from sleepfm.models import recompute
+from sleepfm.training.tracking.unfilled import is_product
 
 _DEVICE = torch.device("cuda", 0)
 _H100 = SimpleNamespace(

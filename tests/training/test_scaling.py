@@ -18,6 +18,7 @@ from sleepfm.stages.pretrain import PretrainConfig
 from sleepfm.training.tracking.devices import NAMED
 from sleepfm.training.tracking.run_time import Conditions, expected_maximum, run_seconds
 from sleepfm.training.tracking.step_time import Contrast, Work, step_seconds, work_of
+from sleepfm.training.tracking.traffic import StepTraffic, Traffic
 
 H100 = NAMED[1]
 
@@ -67,11 +68,11 @@ def test_the_causes_of_a_run_add_up() -> None:
 
 
 def test_a_loss_costs_its_products_its_passes_and_its_bytes() -> None:
-    without = step_seconds(Work(1e12, 0, 1e6, 0), 64, H100)
+    without = step_seconds(Work(Traffic(1e12), 1e6, 0), 64, H100)
     contrast = Contrast(pairs=32, width=512, losses=4, ranks=8)
-    found = step_seconds(Work(1e12, 0, 1e6, 0, contrast=contrast), 64, H100)
+    found = step_seconds(Work(Traffic(1e12), 1e6, 0, contrast=contrast), 64, H100)
     similarities = 64 * 64 * 8
-    arithmetic = 4 * (4 * similarities * 512 / (0.3 * 989e12) + 96 * similarities / (0.7 * 3.35e12))
+    arithmetic = 4 * (4 * similarities * 512 / (0.5 * 989e12) + 96 * similarities / (0.7 * 3.35e12))
     assert found["loss"] == pytest.approx(arithmetic)
     assert contrast.sent_bytes == 4 * negatives.sent_bytes(32, 512, 8, bf16=True)
     assert found["exchange"] == pytest.approx(contrast.sent_bytes / (0.7 * 450e9))
@@ -81,7 +82,7 @@ def test_a_loss_costs_its_products_its_passes_and_its_bytes() -> None:
 def test_the_work_of_a_configuration_is_that_of_its_model() -> None:
     def contrast(name: str, *more: str) -> Contrast | None:
         config = load_config(PretrainConfig, config_root() / "pretrain" / f"{name}.yaml", more)
-        return work_of(config, 64, 1e9, 1e6, 1e6).contrast
+        return work_of(config, 64, StepTraffic(Traffic(), Traffic(1e9)), 1e6).contrast
 
     assert contrast("eeg-64gpu") == Contrast(128, 512, 1, 64)
     assert contrast("eeg-64gpu", "model.negatives=node", "train.accumulation=2") == Contrast(64, 512, 2, 8)

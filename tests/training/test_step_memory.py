@@ -19,6 +19,7 @@ from sleepfm.training.ranks.distributed import World
 from sleepfm.training.tracking.activations import count_activations, measure_activations
 from sleepfm.training.tracking.devices import DEVICES, NAMED, known_device
 from sleepfm.training.tracking.step_time import Work, sent_bytes, step_seconds
+from sleepfm.training.tracking.traffic import Traffic
 
 WORLD = World(0, 1, 0, 1)
 JOB = Path(__file__).with_name("step_memory_job.py")
@@ -97,15 +98,19 @@ def test_devices_are_known_by_the_names_that_torch_gives() -> None:
     assert all(device.source for device in DEVICES)
 
 
-def test_a_step_is_as_long_as_the_slower_of_arithmetic_and_memory() -> None:
+def test_a_step_takes_the_arithmetic_of_products_and_the_bytes_of_all_else() -> None:
     device = NAMED[1]
-    optimiser = 28e6 / (0.7 * 3.35e12)
-    computing = step_seconds(Work(1e15, 0, 1e6, 1), 1, device)
-    assert computing["arithmetic"] == pytest.approx(1e15 / (0.3 * 989e12) + optimiser) == computing["step"]
-    moving = step_seconds(Work(1e9, 1e12, 1e6, 1), 1, device)
-    assert moving["arithmetic"] == pytest.approx(2e12 / (0.7 * 3.35e12) + optimiser) == moving["step"]
-    launching = step_seconds(Work(1e9, 0, 1e6, 1, kernels=2000), 1, device)
+    optimiser, bandwidth = 28e6 / (0.7 * 3.35e12), 0.7 * 3.35e12
+    computing = step_seconds(Work(Traffic(1e15, 1e9), 1e6, 1), 1, device)
+    assert computing["arithmetic"] == pytest.approx(1e15 / (0.5 * 989e12) + optimiser) == computing["step"]
+    fetching = step_seconds(Work(Traffic(1e9, 1e12), 1e6, 1), 1, device)
+    assert fetching["arithmetic"] == pytest.approx(1e12 / bandwidth + optimiser) == fetching["step"]
+    eager = step_seconds(Work(Traffic(1e15, 0, 1e12), 1e6, 1, compiled=False), 1, device)
+    assert eager["step"] == pytest.approx(1e12 / bandwidth + computing["step"])
+    compiled = step_seconds(Work(Traffic(1e15, 0, 1e12), 1e6, 1), 1, device)
+    assert compiled["step"] == pytest.approx(0.62e12 / bandwidth + computing["step"])
+    launching = step_seconds(Work(Traffic(1e9), 1e6, 1, kernels=2000), 1, device)
     assert launching["arithmetic"] == pytest.approx(2000 * 5e-6 + optimiser) == launching["step"]
-    several = step_seconds(Work(1e9, 0, 1e9, 1), 16, device)
+    several = step_seconds(Work(Traffic(1e9), 1e9, 1), 16, device)
     assert several["communication"] > sent_bytes(1, 1e9, 16) / device.nvlink
     assert several["step"] > several["arithmetic"]

@@ -16,14 +16,13 @@ from sleepfm.training.tracking.activations import Activations, count_activations
 from sleepfm.training.tracking.devices import NAMED
 from sleepfm.training.tracking.flops import item_flops
 from sleepfm.training.tracking.sizing import Size
-from sleepfm.training.tracking.step_time import SHARE_OF_PEAK, Work, step_seconds, work_of
+from sleepfm.training.tracking.step_time import SHARE_OF_BANDWIDTH, SHARE_OF_PEAK, Work, step_seconds, work_of
+from sleepfm.training.tracking.traffic import count_traffic
 from sleepfm.training.zero import bucket_bytes, trained_sizes
 
 # Assumed for CUDA's own context, NCCL's buffers and what the allocator cannot use.
 _CUDA_BYTES = 2 * 2**30
 _GIB = 2**30
-# Parts of a modelled step, in words.
-_LIMITS = {"computing": "arithmetic", "moving": "memory", "launching": "launches"}
 
 
 def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> str:
@@ -34,6 +33,7 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
     if train.recompute:
         recompute_activations(stage.module)
     activations = _activations(config, stage, world, shares.micro_batch)
+    traffic = count_traffic(stage, world, config.deepspeed.compute_dtype)
     size, steps = Size.of(stage.module), total_steps(config, stage)
     parts = {
         "parameters, gradients and optimiser state": size.bytes_per_rank(zero, planned.size, train.ema > 0),
@@ -44,13 +44,15 @@ def describe(config: RunConfig, stage: Stage, world: World, planned: World) -> s
         "assumed for CUDA and NCCL": _CUDA_BYTES,
     }
     needed = sum(parts.values())
-    work = work_of(config, planned.size, flops, activations.bytes(shares.micro_batch), size.trainable)
+    work = work_of(config, planned.size, traffic, size.trainable)
     return "\n".join(
         [
             f"steps: {steps}, items in a pass: {len(stage.stream)}",
             *_sources(stage),
             f"processes: {planned.size}, of {shares.micro_batch} items in each of {shares.accumulation} micro-steps",
             f"arithmetic: {flops / 1e9:.2f} GFLOP an item, {flops * train.global_batch / 1e12:.3f} TFLOP a step",
+            f"memory traffic: {traffic.per_item.product_bytes / 1e6:.0f} MB an item in products, "
+            f"{traffic.per_item.other_bytes / 1e6:.0f} MB in all else (not compiled)",
             size.describe(planned.size, train.ema > 0),
             f"disk: {size.bytes_written(zero, train.keep, train.ema > 0) / 1e9:.2f} GB in {train.output}",
             f"memory of a rank on a GPU at ZeRO {zero}: {needed / _GIB:.2f} GiB",
@@ -96,11 +98,13 @@ def _on_devices(work: Work, processes: int, steps: int, needed: float, dtype: st
         line = f"{processes} x {device.name} ({device.memory / _GIB:.0f} GiB): {fits}"
         if dtype == "bf16":
             step = step_seconds(work, processes, device)
-            slowest = _LIMITS[max(_LIMITS, key=step.__getitem__)]
+            launched = step["launching"] >= step["computing"] + step["moving"]
+            slowest = "launches" if launched else "arithmetic" if step["computing"] > step["moving"] else "memory"
             line += f", {steps * step['step'] / 3600:.2f} h expected ({1000 * step['step']:.1f} ms a step, set by {slowest})"
         lines.append(line)
     if dtype == "bf16":
         lines.append(
-            f"  at {SHARE_OF_PEAK:.0%} of the data sheets' peak, assumed; without validations, saves, waiting for data and faults"
+            f"  at {SHARE_OF_PEAK:.0%} of the data sheets' peak and {SHARE_OF_BANDWIDTH:.0%} of their bandwidth, assumed; "
+            "without validations, saves, waiting for data and faults"
         )
     return lines

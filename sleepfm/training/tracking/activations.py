@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking.flops import undone
+from sleepfm.training.tracking.unfilled import UnfilledProducts
 
 # Two sizes, between which memory grows by the item: what does not grow are copies of weights in the compute type.
 _FEW, _MORE = 2, 4
@@ -57,7 +58,7 @@ def measure_activations(stage: Stage, world: World, dtype: Literal["bf16", "fp32
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
-    with undone(module, world), _autocast(device, dtype):
+    with undone(module, world), in_type(device, dtype):
         stage.loss(module, stage.stream.batch(0, micro_batch).to(device), 0).loss.backward()
     gradients = sum(parameter.nbytes for parameter in module.parameters() if parameter.requires_grad)
     peak = torch.cuda.max_memory_allocated(device) - before - gradients
@@ -77,11 +78,13 @@ def _kept_bytes(stage: Stage, world: World, items: int, dtype: Literal["bf16", "
             kept[storage._cdata] = storage
         return tensor
 
-    with undone(module, world), _autocast(world.device, dtype), saved_tensors_hooks(keep, lambda tensor: tensor):
+    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
+    with undone(module, world), UnfilledProducts(), in_type(world.device, dtype), hooks:  # type: ignore[no-untyped-call]
         loss = stage.loss(module, batch, 0).loss
     del loss
     return sum(storage.nbytes() for storage in kept.values())
 
 
-def _autocast(device: torch.device, dtype: Literal["bf16", "fp32"]) -> torch.autocast | nullcontext[None]:
+def in_type(device: torch.device, dtype: Literal["bf16", "fp32"]) -> torch.autocast | nullcontext[None]:
+    """In which products are of ``dtype``, as in a job."""
     return torch.autocast(device.type, dtype=torch.bfloat16) if dtype == "bf16" else nullcontext()

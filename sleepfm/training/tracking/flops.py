@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from sleepfm.models.device import native_bf16
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.stage import Stage
 from sleepfm.training.tracking.devices import known_device
+from sleepfm.training.tracking.unfilled import UnfilledProducts
 
 # Of square matrices whose products are measured: at most 0.5 GB each in fp32. Twenty milliseconds are a thousand launches.
 _SIDES = (512, 1024, 2048, 4096, 8192)
@@ -23,24 +23,15 @@ _TRIES = 4
 _LONG_ENOUGH_S = 0.02
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(UnfilledProducts):
     """Adds up torch's own formulas over every operation."""
 
     total = 0
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        # Else torch imports its compiler to protect this mode from it, which takes 2 s in every process (its own
-        # FlopCounterMode does). Nothing is compiled inside.
-        return False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        result = func(*args, **kwargs)
+    def see(self, func: Any, args: Any, kwargs: dict[str, Any], out: Any) -> None:
         formula = flop_registry.get(func.overloadpacket)
         if formula is not None:
-            self.total += formula(*args, **kwargs, out_val=result)
-        return result
+            self.total += formula(*args, **kwargs, out_val=out)
 
 
 def item_flops(stage: Stage, world: World) -> float:

@@ -15,9 +15,13 @@ from sleepfm.training.feed import Shares
 from sleepfm.training.ranks.distributed import World
 from sleepfm.training.run_config import RunConfig
 from sleepfm.training.tracking.devices import Device
+from sleepfm.training.tracking.traffic import StepTraffic, Traffic
 
-SHARE_OF_PEAK = 0.30  # assumed share of a GPU's peak that arithmetic reaches (MFU)
+SHARE_OF_PEAK = 0.5  # assumed share of a GPU's peak that products reach
 SHARE_OF_BANDWIDTH = 0.7  # assumed share of the memory's bandwidth
+# Of the bytes outside products, what is left when a model is compiled: 0.63 of NeuroNet's, 0.60 of SynthSleepNet's, counted by
+# benchmarks/roofline.py.
+COMPILED = 0.62
 NETWORK = 50e9  # bytes/s of one 400 Gb/s port a GPU, nvidia.com/en-us/networking/products/infiniband/quantum-2
 SHARE_OF_LINK = 0.7  # assumed of NVLink and of the network
 LATENCY = 10e-6  # assumed seconds a hop between nodes
@@ -68,26 +72,26 @@ class Work:
     """What one rank does in a step.
 
     Attributes:
-        flops: forward and backward, of all its micro-steps.
-        activations: bytes kept for the backward pass, of all its micro-steps.
+        traffic: forward and backward, of all its micro-steps.
         trained: parameters that train, of the whole model.
         zero: stage of ZeRO.
         gradient_bytes: of a gradient on its way between ranks.
         contrast: its contrastive losses, if it has any.
         kernels: that it launches, in all its micro-steps.
+        compiled: whether the model is, so that operations outside products share their reads and writes.
     """
 
-    flops: float
-    activations: float
+    traffic: Traffic
     trained: float
     zero: int
     gradient_bytes: int = 4
     contrast: Contrast | None = None
     kernels: int = KERNELS
+    compiled: bool = True
 
 
-def work_of(config: RunConfig, processes: int, flops: float, activations: float, trained: float) -> Work:
-    """The work of ``config`` on ``processes``: ``flops`` are of an item, ``activations`` of a micro-step of one rank.
+def work_of(config: RunConfig, processes: int, traffic: StepTraffic, trained: float) -> Work:
+    """The work of ``config`` on ``processes``, of which ``traffic`` is a micro-step on one rank.
 
     Raises:
         ConfigError: the configuration does not fit so many processes.
@@ -99,13 +103,13 @@ def work_of(config: RunConfig, processes: int, flops: float, activations: float,
         ranks = group_size(config.negatives(), processes, min(processes, GPUS_A_NODE))
         contrast = Contrast(shares.micro_batch, width, losses * shares.accumulation, ranks, losses)
     return Work(
-        flops * shares.micro_batch * shares.accumulation,
-        activations * shares.accumulation,
+        traffic.of(shares.micro_batch) * shares.accumulation,
         trained,
         config.deepspeed.zero,
         2 if config.deepspeed.reduce_dtype == "bf16" else 4,
         contrast,
         KERNELS * shares.accumulation,
+        config.train.compile != "off",
     )
 
 
@@ -147,17 +151,18 @@ def step_seconds(work: Work, processes: int, device: Device) -> dict[str, float]
     """Seconds of a step in bf16, by part; ``step`` is the sum of ``arithmetic``, ``loss``, ``exchange`` and what the backward
     pass does not hide of ``communication``.
 
-    ``arithmetic`` is the longest of computing, moving (a kept activation is written once and read once) and launching, and then
-    the ``optimiser``, which reads and writes 28 bytes a parameter (weight, gradient and two moments in, weight and two moments
-    out), shared by ZeRO. ``loss`` and ``exchange`` are the arithmetic of the contrastive loss and its embeddings on their way,
-    ``communication`` gradients and then, with ZeRO, parameters on theirs; these come after the optimiser, so that nothing hides
-    them.
+    ``arithmetic`` is computing (products, by their arithmetic or their bytes) and moving (all other operations, by their bytes)
+    one after the other, or launching if that is longer, and then the ``optimiser``, which reads and writes 28 bytes a parameter
+    (weight, gradient and two moments in, weight and two moments out), shared by ZeRO. ``loss`` and ``exchange`` are the
+    arithmetic of the contrastive loss and its embeddings on their way, ``communication`` gradients and then, with ZeRO,
+    parameters on theirs; these come after the optimiser, so that nothing hides them.
     """
-    computing = work.flops / (device.bf16 * SHARE_OF_PEAK)
-    moving = 2 * work.activations / (device.bandwidth * SHARE_OF_BANDWIDTH)
+    traffic, bandwidth = work.traffic, device.bandwidth * SHARE_OF_BANDWIDTH
+    computing = max(traffic.flops / (device.bf16 * SHARE_OF_PEAK), traffic.product_bytes / bandwidth)
+    moving = traffic.other_bytes * (COMPILED if work.compiled else 1.0) / bandwidth
     launching = work.kernels * LAUNCH
-    optimiser = 28 * work.trained / (processes if work.zero else 1) / (device.bandwidth * SHARE_OF_BANDWIDTH)
-    longest = max(computing, moving, launching)
+    optimiser = 28 * work.trained / (processes if work.zero else 1) / bandwidth
+    longest = max(computing + moving, launching)
     arithmetic = longest + optimiser
     loss = exchange = 0.0
     if work.contrast is not None:
