@@ -109,7 +109,7 @@ def _told(ahi: PairedAgreement) -> str:
     right = f", severity right in {ahi.severity.accuracy.value:.0%}" if ahi.severity is not None and ahi.n_nights else ""
     return (
         f"mean error {ahi.mae.value:.1f}/h, bias {ahi.bias.value:+.1f}/h, ICC {ahi.icc.value:.2f}{right} "
-        f"({ahi.n_nights} nights of {ahi.n_subjects} people)"
+        f"({ahi.n_nights} nights of {ahi.n_subjects} people{f'; {ahi.n_left_out} left out' if ahi.n_left_out else ''})"
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from sleepfm.evaluation.events import MIN_IOU, EventAgreement, matched_pairs, mostly_within, overlapping, timing_of
+from sleepfm.evaluation.events import MIN_IOU, EventAgreement, is_known, matched_pairs, mostly_within, overlapping, timing_of
 from sleepfm.evaluation.intervals import Metric, metric_of, subject_counts
 from sleepfm.signals.scorings.scoring import Event
 
@@ -30,6 +30,7 @@ class ComparedNight:
         detected: by the model; ``scored`` by a human.
         epochs: [E], true where both scored the kind.
         asleep: [E], true where the human staged sleep; None where sleep was not staged.
+        labelled: [E], true where the human's scoring says whether there is an event; None where it does in all epochs.
         kinds: those that the model tells apart, as the types of ``detected``; none where it tells no kinds.
     """
 
@@ -40,9 +41,14 @@ class ComparedNight:
     epochs: NDArray[np.bool_]
     asleep: NDArray[np.bool_] | None = None
     kinds: tuple[str, ...] = ()
+    labelled: NDArray[np.bool_] | None = None
 
     def indices(self) -> tuple[float, float]:
-        """Scored and detected events per hour of sleep, of the sleep in which both scored; nan without any."""
+        """Scored and detected events per hour of sleep, of the sleep in which both scored; nan without any, and where the
+        human's index is not known (:func:`sleepfm.evaluation.events.is_known`).
+        """
+        if self.asleep is not None and self.labelled is not None and not is_known(self.asleep, self.labelled):
+            return np.nan, np.nan
         if self.asleep is None or not (hours := (counted := self.asleep & self.epochs).sum() / 120):
             return np.nan, np.nan
         return len(overlapping(self.scored, counted)) / hours, len(overlapping(self.detected, counted)) / hours

@@ -33,6 +33,9 @@ RESPIRATORY_TYPES = (*APNEA_TYPES, "apnea", "hypopnea")
 MIN_SECONDS = 10
 MIN_AROUSAL_SECONDS = 3
 BRIDGED_SECONDS = 3
+# Epochs of sleep without a label of breathing hold what could not be understood: each may be an event. With more of them in an
+# hour than the AHI at which apnea begins (AASM: 5/h), a scorer's index is not known.
+MOST_UNKNOWN_PER_HOUR = 5.0
 
 
 def event_family(kind: str) -> str:
@@ -137,6 +140,19 @@ def index_per_hour(events: Sequence[Event], epochs: ArrayLike) -> float:
     """Those of ``events`` that overlap a true epoch of ``epochs`` [E], per hour of true epochs; nan without one."""
     hours = np.asarray(epochs, dtype=bool).sum() * EPOCH_SECONDS / 3600
     return len(overlapping(events, epochs)) / hours if hours else math.nan
+
+
+def is_known(asleep: ArrayLike, labelled: ArrayLike) -> bool:
+    """Whether a scorer's index of a night is known: of the epochs that the scorer staged as sleep, ``asleep`` [E], at most
+    :data:`MOST_UNKNOWN_PER_HOUR` in an hour have no label of these events (``labelled`` [E] is false).
+
+    Example:
+        >>> is_known([True] * 120, [False] * 5 + [True] * 115), is_known([True] * 120, [False] * 6 + [True] * 114)
+        (True, False)
+    """
+    sleep = np.asarray(asleep, dtype=bool)
+    unknown = sleep & ~np.asarray(labelled, dtype=bool)
+    return bool(unknown.sum() * 3600 <= MOST_UNKNOWN_PER_HOUR * EPOCH_SECONDS * sleep.sum())
 
 
 def ahi(events: Sequence[Event], asleep: ArrayLike) -> float:

@@ -17,7 +17,7 @@ from sleepfm.data.dataset import Dataset
 from sleepfm.data.reader import ShardReader
 from sleepfm.data.scored_events import scored_events
 from sleepfm.evaluation.breathing import KINDS
-from sleepfm.evaluation.events import ahi, find_events, join_overlapping
+from sleepfm.evaluation.events import ahi, find_events, is_known, join_overlapping
 from sleepfm.evaluation.paired import PairedAgreement, paired_agreement
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.evaluation.sleep_statistics import SleepStatistics, sleep_statistics
@@ -71,8 +71,9 @@ def ahi_agreement(
         staging: of sleep stages; the model's sleep is where it says so.
         events: apnea and hypopnea, each told to the second; ``thresholds`` of a second, chosen on ``val``.
 
-    Nights that a human did not stage or score for breathing are in none of it; nights without common sleep are counted as left
-    out.
+    Nights that a human did not stage or score for breathing are in none of it. Nights without common sleep, and those of which
+    the human's AHI is not known since too many events were not understood (:func:`sleepfm.evaluation.events.is_known`), are
+    counted as left out.
     """
     reader = ShardReader(dataset)
     people, theirs, mine = [], [], []
@@ -82,14 +83,18 @@ def ahi_agreement(
         if not dataset.records[row].has_events or not all(own[kind].any() for kind in KINDS) or not (truth >= 0).any():
             continue
         both = (truth >= 0) & (stage >= 0)
+        labelled = np.ones_like(both)
         found: list[Event] = []
         for kind in KINDS:
             predictions, mask = events[kind], own[kind]
-            both &= (predictions.truth[mask] >= 0) & predictions.scored[mask]
+            labelled &= predictions.truth[mask] >= 0
+            both &= predictions.scored[mask]
             assert predictions.seconds is not None
             found += find_events(predictions.seconds[mask].reshape(-1), thresholds[kind], kind, True)
+        known = is_known(both & (truth > Stage.W), labelled)
+        both &= labelled
         people.append(subject)
-        theirs.append(ahi(scored_events(dataset, reader, row), both & (truth > Stage.W)))
+        theirs.append(ahi(scored_events(dataset, reader, row), both & (truth > Stage.W)) if known else math.nan)
         mine.append(ahi(join_overlapping(found), both & (stage > Stage.W)))
     return paired_agreement("ahi", theirs, mine, people, unit="1/h", is_ahi=True, n_boot=resamples, seed=seed)
 

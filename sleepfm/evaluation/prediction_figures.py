@@ -97,10 +97,12 @@ class EventNights:
             own, seconds = predictions.record == record, predictions.seconds
             probability = predictions.probability[own, 1] if seconds is None else seconds[own].reshape(-1)
             scored = tuple(e for e in scored_events(dataset, reader, row) if event_family(e.type) == kind)
-            both = (predictions.truth >= 0)[own] & predictions.scored[own]
+            labelled = (predictions.truth >= 0)[own]
+            both = labelled & predictions.scored[own]
             stage = stages.of(row)["stage"]
             asleep = stage > Stage.W if (stage >= 0).any() else None
-            self._nights.append((probability, ComparedNight(record, str(predictions.subject[own][0]), (), scored, both, asleep)))
+            person = str(predictions.subject[own][0])
+            self._nights.append((probability, ComparedNight(record, person, (), scored, both, asleep, labelled=labelled)))
 
     def at(self, threshold: float) -> list[ComparedNight]:
         """The nights with what is found at ``threshold``."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sleepfm.constants import Stage
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.event_figures import ComparedNight, agreement_of
-from sleepfm.evaluation.events import ahi, event_family, join_overlapping
+from sleepfm.evaluation.events import ahi, event_family, is_known, join_overlapping
 from sleepfm.evaluation.metrics import evaluate
 from sleepfm.evaluation.night_agreement import SLEEP_UNITS, sleep_figures
 from sleepfm.evaluation.sleep_statistics import sleep_statistics
@@ -71,7 +71,7 @@ def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any
     the AHI.
 
     ``positive_runs`` says whether the model's side of a family are runs of positive epochs instead of events. Events outside of
-    the epochs that both scored count on neither side.
+    the epochs that both scored count on neither side. The human's AHI is nan where too many events were not understood.
     """
     found: dict[str, Any] = {}
     if "stage" in score.models:
@@ -99,9 +99,10 @@ def agreement_with(score: NightScore, night: PreparedRecording) -> dict[str, Any
         found[kind] = asdict(match) | {"f1": match.f1, "positive_runs": not located}
     if set(KINDS) <= score.event_threshold.keys() and (night.stage >= 0).any() and all(both_scored[kind].any() for kind in KINDS):
         both = both_scored["apnea"] & both_scored["hypopnea"]
+        labelled = (truths["apnea"] >= 0) & (truths["hypopnea"] >= 0)
         found["ahi"] = {
             "model": ahi(score.events, both & (score.stages > Stage.W)),
-            "scored": ahi(scored, both & (night.stage > Stage.W)),
+            "scored": ahi(scored, both & (night.stage > Stage.W)) if is_known(night.stage > Stage.W, labelled) else math.nan,
         }
     return found
 

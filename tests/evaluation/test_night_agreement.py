@@ -15,7 +15,7 @@ from sleepfm.data.scored_events import scored_events
 from sleepfm.errors import DatasetError
 from sleepfm.evaluation.breathing import KINDS
 from sleepfm.evaluation.event_results import EventResult
-from sleepfm.evaluation.events import ahi
+from sleepfm.evaluation.events import MOST_UNKNOWN_PER_HOUR, ahi
 from sleepfm.evaluation.night_agreement import ahi_agreement, sleep_agreement
 from sleepfm.evaluation.prediction_figures import best_event_threshold
 from sleepfm.evaluation.predictions import Predictions
@@ -91,12 +91,42 @@ def test_the_ahi_of_the_models_against_the_humans(dataset, told):
         want.append(ahi(scored_events(dataset, reader, row), both))
     assert list(got.reference) == pytest.approx([value for value in want if not math.isnan(value)])
     assert got.n_nights + got.n_left_out == len(dataset) and got.mae.value < 4.0 and got.severity.accuracy.value > 0.7
+    assert got.n_left_out == sum(math.isnan(value) for value in want)
     # A model that finds nothing is wrong by the human's AHI; one whose night is all wake has no AHI, and the night is left out.
     silent = {kind: replace(told[kind], seconds=np.zeros_like(told[kind].seconds)) for kind in KINDS}
     assert ahi_agreement(dataset, told["stage"], silent, thresholds, 0).mae.value == pytest.approx(np.mean(got.reference))
     awake = replace(told["stage"], probability=np.tile(np.eye(5)[0], (len(told["stage"].truth), 1)))
     none = ahi_agreement(dataset, awake, events, thresholds, 0)
     assert none.n_nights == 0 and none.n_left_out == len(dataset) and math.isnan(none.mae.value)
+
+
+def test_a_night_whose_events_were_not_understood_has_no_index_and_not_a_low_one(dataset, told):
+    """Without a label are then just the epochs that hold events: what is left of the night is free of them."""
+    reader, predictions = ShardReader(dataset), told["hypopnea"]
+    stages = RecordLabels(dataset, reader, ("stage",))
+    counts = {row: sum(e.type == "hypopnea" for e in scored_events(dataset, reader, row)) for row in range(len(dataset))}
+    row = max(counts, key=counts.__getitem__)
+    own = np.flatnonzero(predictions.record == dataset.names[row])
+    asleep = stages.of(row)["stage"] > 0
+    held = [epoch for epoch in np.flatnonzero(predictions.truth[own] == 1) if asleep[epoch]]
+    few = max(1, int(MOST_UNKNOWN_PER_HOUR * asleep.sum() / 120))
+    assert len(held) > few
+
+    def without(epochs):
+        truth = predictions.truth.copy()
+        truth[own[list(epochs)]] = -1
+        return replace(predictions, truth=truth)
+
+    def of(changed):
+        events = {"apnea": told["apnea"], "hypopnea": changed}
+        ahi = ahi_agreement(dataset, told["stage"], events, dict.fromkeys(KINDS, 0.5), 0)
+        return EventResult.of(dataset, "hypopnea", changed, 0.5, resamples=0).index, ahi
+
+    whole_index, whole_ahi = of(predictions)
+    for changed, more in ((without(held), 1), (without(held[:few]), 0)):
+        for got, want in zip(of(changed), (whole_index, whole_ahi), strict=True):
+            assert got.n_left_out == want.n_left_out + more and got.n_nights == want.n_nights - more
+            assert min(got.reference) >= min(want.reference) - MOST_UNKNOWN_PER_HOUR
 
 
 def nights(*hypnograms):

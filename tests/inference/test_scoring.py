@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from sleepfm.models.event_head import EventHeadConfig
 from sleepfm.models.usage import Usage
 from sleepfm.registry.package import write_package
 from sleepfm.registry.registry import load
+from sleepfm.reports.night_comparison import compared_figures
 from sleepfm.reports.night_files import agreement_with, summary
 from sleepfm.signals.quality import Quality
 from sleepfm.tasks import TASKS
@@ -331,7 +333,7 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
     assert not content["agreement"]["apnea"]["positive_runs"]
 
     # The AHI of either side counts what lies in that side's sleep, where both scored breathing.
-    stages, human = np.arange(30) % 3, np.arange(30) % 2
+    stages, human = np.arange(30) % 3, np.where(np.arange(30) < 24, np.arange(30) % 2, 0)
     night = replace(night, stage=human, labels={kind: np.where(np.arange(30) < 24, 0, -1) for kind in ("apnea", "hypopnea")})
     found = agreement_with(replace(score, stages=stages), night)["ahi"]
 
@@ -343,6 +345,13 @@ def test_apneas_and_hypopneas_to_the_second_make_an_ahi_and_overlap_nowhere(loca
     assert found["model"] == pytest.approx(slow_ahi(score.events, stages))
     breaths = [event for event in join_overlapping(night.events) if event_family(event.type) in ("apnea", "hypopnea")]
     assert found["scored"] == pytest.approx(slow_ahi(breaths, human))
+
+    # Where much of the human's sleep has events that were not understood, no AHI of the human is known.
+    night = replace(night, stage=np.ones(30, int))
+    unknown = agreement_with(replace(score, stages=stages), night)["ahi"]
+    assert math.isnan(unknown["scored"]) and unknown["model"] == found["model"]
+    assert summary(replace(score, stages=stages), night)["agreement"]["ahi"]["scored"] is None
+    assert not any(figure.name == "AHI" and figure.human == 0 for figure in compared_figures(score, night))
 
 
 def test_what_was_not_scored_is_null(downstream_packages, night):
