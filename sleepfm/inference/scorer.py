@@ -25,6 +25,7 @@ from sleepfm.evaluation.desaturations import read_saturation
 from sleepfm.evaluation.event_kinds import tell_kinds
 from sleepfm.evaluation.events import find_events, join_overlapping
 from sleepfm.evaluation.stretches import long_event_warnings, stretch_warnings, unscored_warning
+from sleepfm.inference.backup import BACKUP, Seen, with_backup
 from sleepfm.inference.default_models import default_models
 from sleepfm.inference.embed import NIGHT_CHUNK, counted, epochs_with_any, prepared_epochs
 from sleepfm.inference.night_output import apply_to_epochs
@@ -130,7 +131,8 @@ class Scorer:
     ) -> NightScore:
         """Score a prepared night with the channels it has.
 
-        A model of which it has no channel assesses nothing, nor does one of stages without EEG.
+        A model of which it has no channel assesses nothing, nor does one of stages without EEG. The EEG of the other side stands
+        in for a central one that a model takes (:mod:`sleepfm.inference.backup`); the warnings say so.
 
         Args:
             resolution: seconds that one value of the hypnodensity stands for: 30, or 5 or 1 beside these
@@ -141,8 +143,8 @@ class Scorer:
         Raises:
             MontageError: it has none that any model can use.
         """
-        used = [name for name in self.channels if name in night.channels]
-        if not used:
+        seen_by = {task: with_backup(night, entry.model.channels) for task, entry in self.models.items()}
+        if not any(set(entry.model.channels) & set(seen_by[task].night.channels) for task, entry in self.models.items()):
             raise MontageError(
                 f"{night.path}: none of the channels of {', '.join(entry.address for entry in self.models.values())} "
                 f"({', '.join(self.channels)}); found {', '.join(night.channels) or 'no canonical channel'}"
@@ -155,12 +157,13 @@ class Scorer:
         seconds: dict[str, NDArray[np.float64]] = {}
         # Those that need frames first: their mean is the embedding, so that the others need no pass of their own.
         for task, entry in sorted(self.models.items(), key=lambda item: item[1].model.events is None):
-            if not set(entry.model.channels) & set(used):
+            shown = seen_by[task].night
+            if not set(entry.model.channels) & set(shown.channels):
                 probability[task] = np.full((night.n_epochs, len(entry.usage.classes)), np.nan)
                 continue
             key, usage = self._encoder[task], entry.usage
-            epochs = counted(prepared_epochs(night, entry.model.channels, chunk), progress)
-            assessed = epochs_with_any(night, entry.model.evidence)
+            epochs = counted(prepared_epochs(shown, entry.model.channels, chunk), progress)
+            assessed = epochs_with_any(shown, entry.model.evidence)
             # Event heads on one encoder share what they see.
             head = entry.model.config.events
             seen = (key, head.amplitudes if head is not None else ())
@@ -186,11 +189,11 @@ class Scorer:
                 if found.kinds is not None:
                     mine = tell_kinds(mine, found.kinds, entry.model.config.kinds)
                 (events if usage.located else runs).extend(mine)
-        score = self._assemble(night, used, probability, events, runs, seconds)
+        score = self._assemble(night, seen_by, probability, events, runs, seconds)
         staged = self.models.get("stage")
         if resolution == EPOCH_SECONDS or staged is None or not (score.stages >= 0).any():
             return score
-        fine = fine_hypnodensity(staged, night, resolution, chunk, self._precision_of(staged), progress)
+        fine = fine_hypnodensity(staged, seen_by["stage"].night, resolution, chunk, self._precision_of(staged), progress)
         return replace(score, fine=fine)
 
     def _precision_of(self, entry: TaskModel) -> Precision:
@@ -199,7 +202,7 @@ class Scorer:
     def _assemble(
         self,
         night: PreparedRecording,
-        used: Sequence[str],
+        seen_by: Mapping[str, Seen],
         probability: Mapping[str, NDArray[np.float64]],
         events: Sequence[Event],
         runs: Sequence[Event],
@@ -208,12 +211,13 @@ class Scorer:
         density = probability.get("stage", np.full((night.n_epochs, len(TASKS["stage"].classes)), np.nan))
         unscored = np.isnan(density).any(axis=1)
         stages = np.where(unscored, -1, np.nan_to_num(density).argmax(axis=1)).astype(np.int8)
-        warnings = stretch_warnings(night, self.channels)
+        warnings = stretch_warnings(night, self.channels) + _told_of_backup(seen_by)
+        inputs = {task: _inputs(entry, night, seen_by[task]) for task, entry in self.models.items()}
         # Where the models use different channels: what none of them could score.
         nowhere = np.all([np.isnan(p).any(axis=1) for p in probability.values()], axis=0)
         if told := unscored_warning(night, nowhere):
             warnings.append(told)
-        warnings += self._told_of_evidence(night)
+        warnings += self._told_of_evidence(night, seen_by)
         found = join_overlapping(events)
         warnings += long_event_warnings(found, night.provenance.get("clock"))
         warnings += builtin.statement(entry.address for entry in self.models.values())
@@ -225,7 +229,7 @@ class Scorer:
         warnings += _told_of_reading(night)
         return NightScore(
             record=night.record,
-            channels=tuple(used),
+            channels=tuple(dict.fromkeys(name for names in inputs.values() for name in names)),
             models={task: entry.address for task, entry in self.models.items()},
             stages=stages,
             hypnodensity=density,
@@ -235,7 +239,7 @@ class Scorer:
             warnings=tuple(warnings),
             runs=tuple(sorted(runs, key=lambda run: (run.onset, run.type))),
             event_threshold={t: e.usage.detection_threshold for t, e in self.models.items() if e.usage.located},
-            inputs={t: tuple(name for name in e.model.channels if name in used) for t, e in self.models.items()},
+            inputs=inputs,
             saturation=read_saturation(night.channels["SPO2"], unusable(night.quality["SPO2"]))
             if "SPO2" in night.channels
             else None,
@@ -243,13 +247,14 @@ class Scorer:
             seconds=seconds,
         )
 
-    def _told_of_evidence(self, night: PreparedRecording) -> list[str]:
+    def _told_of_evidence(self, night: PreparedRecording, seen_by: Mapping[str, Seen]) -> list[str]:
         """Which stages and events could not be assessed, or were looked for in channels that do not show them."""
         told = []
         for task, entry in self.models.items():
             names = ", ".join(TASKS[task].evidence)
-            lost = int((~epochs_with_any(night, entry.model.evidence)).sum())
-            if not set(entry.model.channels) & set(night.channels):
+            shown = seen_by[task].night
+            lost = int((~epochs_with_any(shown, entry.model.evidence)).sum())
+            if not set(entry.model.channels) & set(shown.channels):
                 has = ", ".join(entry.model.channels)
                 told.append(f"{task}: not assessed, since the recording has none of the channels of its model ({has})")
             elif _lacks_evidence(task, night):
@@ -259,6 +264,22 @@ class Scorer:
             elif entry.usage.located and TASKS[task].evidence and not entry.model.evidence:
                 told.append(f"{task}: its model uses none of {names}, which the recording has, so its events are less certain")
         return told
+
+
+def _inputs(entry: TaskModel, night: PreparedRecording, seen: Seen) -> tuple[str, ...]:
+    """The channels of the recording that the model of ``entry`` saw, with the other side's EEG where it stood in."""
+    taken = (own for name in entry.model.channels for own in (name, BACKUP[name] if name in seen.replaced else name))
+    return tuple(dict.fromkeys(name for name in taken if name in night.channels))
+
+
+def _told_of_backup(seen_by: Mapping[str, Seen]) -> list[str]:
+    """Where models saw the EEG of the other side."""
+    told: dict[str, list[str]] = {}
+    for task, seen in seen_by.items():
+        for name, epochs in seen.replaced.items():
+            line = f"{BACKUP[name]} stands in for {name} in {epochs} of {seen.night.n_epochs} epochs, as its backup (AASM)"
+            told.setdefault(line, []).append(task)
+    return [f"{line}, for {', '.join(tasks)}" for line, tasks in told.items()]
 
 
 def _lacks_evidence(task: str, night: PreparedRecording) -> bool:
