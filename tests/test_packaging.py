@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import importlib
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,15 @@ def pins() -> dict[str, str]:
 @pytest.mark.parametrize("package", ["sleepfm", "shards", "launch"])
 def test_packages_import(package: str) -> None:
     assert importlib.import_module(package).__doc__
+
+
+def test_the_package_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    """As from the folder in which the repository was cloned."""
+    (tmp_path / "sleepfm").mkdir()
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    program = "import sleepfm; print(sleepfm.score.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "score\n"), done.stderr
 
 
 def test_every_requirement_is_pinned_and_explained() -> None:
