@@ -27,6 +27,8 @@ from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
 
 NOT_ASSESSED = "not assessed"
+# A larger share of epochs without a stage is said beside the total sleep time.
+_UNSTAGED_SHARE = 0.05
 # What follows the name of a line of events that a human scored.
 SCORED = ", scored"
 TASK_NAMES = {"stage": "sleep stages", "apnea": "apneas", "hypopnea": "hypopneas", "arousal": "arousals"}
@@ -207,7 +209,7 @@ def first_page(example: NightExample) -> tuple[Figure, ...]:
     stats, breathing, oximetry = score.statistics, score.breathing, score.oximetry
     severity = severity_of(breathing.ahi)
     figures = [
-        _figure("Total sleep time", _minutes(stats.total_sleep_time), "", why_not(score, "stage")),
+        _figure("Total sleep time", _minutes(stats.total_sleep_time), _how_much_staged(score), why_not(score, "stage")),
         _figure("Sleep efficiency", _number(stats.efficiency, " %"), "of the time in bed", why_not(score, "stage")),
         _figure("AHI", _number(breathing.ahi, "/h"), severity and f"severity: {severity}", why_no_ahi(score)),
     ]
@@ -227,6 +229,15 @@ def first_page(example: NightExample) -> tuple[Figure, ...]:
         _figure("Arousal index", _number(score.arousal_index, "/h"), "", why_not(score, "arousal", needs_sleep=True)),
     ]
     return tuple(figures)
+
+
+def _how_much_staged(score: NightScore) -> str:
+    """Of how much of the recording the sleep figures are, where a part that matters could not be staged."""
+    staged = int((score.stages >= 0).sum())
+    if score.n_epochs - staged <= _UNSTAGED_SHARE * score.n_epochs:
+        return ""
+    minutes = (number * EPOCH_SECONDS / 60 for number in (staged, score.n_epochs))
+    return "of {:.0f} min with stages; the recording lasts {:.0f} min".format(*minutes)
 
 
 def why_not(score: NightScore, task: str, needs_sleep: bool = False) -> str:

@@ -61,6 +61,18 @@ def test_figures_are_those_of_the_score(example: NightExample) -> None:
     assert [row.hours for row in rows] == pytest.approx([score.breathing.hours, *score.hours_by_definition.values()])
 
 
+def test_figures_of_a_part_of_the_night_say_of_which_part(example: NightExample) -> None:
+    """An EEG that comes off ends the time in bed: total sleep time and efficiency are then of what came before."""
+    score, stop = example.score, example.score.n_epochs // 3
+    density = np.where(np.arange(score.n_epochs)[:, None] < stop, score.hypnodensity, np.nan)
+    stages = np.where(np.arange(score.n_epochs) < stop, score.stages, -1)
+    part = replace(example, score=replace(score, hypnodensity=density, stages=stages))
+    (told,) = (figure.note for figure in first_page(part) if figure.name == "Total sleep time")
+    assert told == f"of {stop / 2:.0f} min with stages; the recording lasts {score.n_epochs / 2:.0f} min"
+    (whole,) = (figure.note for figure in first_page(example) if figure.name == "Total sleep time")
+    assert not whole
+
+
 def test_what_nobody_looked_for_is_not_assessed_and_never_0(example: NightExample, tmp_path: Path) -> None:
     bare = without_breathing(example)
     figures = {figure.name: figure for figure in first_page(bare)}
