@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -166,6 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
         make_folder(out)
     number = refusals.count
     counts = {"scored": 0, "done before": 0}
+    lacking: Counter[str] = Counter()
     while first is not None:
         number += 1
         outcome = first
@@ -176,6 +178,8 @@ def run(arguments: argparse.Namespace) -> int:
             refusals.add(outcome.file, outcome.reason)
         else:
             counts[outcome.status] += 1
+            if outcome.lacks:
+                lacking[outcome.lacks] += 1
         _tell(outcome, f"[{number}/{len(found)}]", arguments.json)
         first = next(done, None)
     if names:
@@ -183,8 +187,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"summary of all nights -> {folder}", flush=True)
     if len(found) > 1 and not arguments.json:
-        before = f", {counts['done before']} done before" if counts["done before"] else ""
-        print("\n".join(refusals.summary(f"{counts['scored']} scored{before}")), flush=True)
+        parts = [f"{counts['scored']} scored", *(f"{count} of them without {what}" for what, count in sorted(lacking.items()))]
+        parts += [f"{counts['done before']} done before"] if counts["done before"] else []
+        print("\n".join(refusals.summary(", ".join(parts))), flush=True)
     return 1 if refusals.count else 0
 
 

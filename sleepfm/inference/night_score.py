@@ -160,6 +160,11 @@ class NightScore:
         scored = {t: np.isfinite(p) for t, p in self.probability.items() if t not in self.without_evidence}
         return {task: epochs for task, epochs in scored.items() if epochs.any() or not TASKS[task].evidence}
 
+    @property
+    def assessed(self) -> tuple[str, ...]:
+        """The tasks beside the stages that were assessed in some epoch."""
+        return tuple(task for task, epochs in self._assessed.items() if epochs.any())
+
     @cached_property
     def desaturations(self) -> tuple[Desaturation, ...]:
         """By rule from :attr:`saturation`."""

@@ -405,3 +405,15 @@ def test_refused_nights_are_counted_by_reason(stage_model, tmp_path, monkeypatch
         "       3  not an EDF or BDF file: … bytes, shorter than the 256 of an EDF header",
         "       1  no such file or folder",
     ]
+
+
+def test_a_night_of_which_nothing_could_be_scored_is_counted_apart(recordings, stage_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recordings[0], "night.edf")
+    write_edf(tmp_path / "heart.edf", [Made("ECG", noise(300 * 100), 100, "mV", ("-5", "5"))])
+    assert main(["score", "night.edf", "heart.edf", *stage_model, "--out", "scored"]) == 0
+    printed, _ = lines(capsys)
+    assert printed[-1] == "2 scored, 1 of them without stages, 0 refused"
+    (told,) = [line for line in printed if "10 of 10 epochs" in line]
+    assert "because none of EEG_C3, EEG_C4, which the models need, is usable in them" in told
+    assert not any("in any channel" in line for line in printed)
