@@ -119,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.commands.score_inputs import Job, find_jobs, named_apart
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
     from sleepfm.commands.score_pool import outcomes
+    from sleepfm.commands.score_scorings import with_named_scorings
     from sleepfm.reports.cohort_summary import check_summary, write_summary
     from sleepfm.signals.cohorts.by_hand import parse_channels
     from sleepfm.signals.cohorts.catalogue import load_rules
@@ -148,7 +149,11 @@ def run(arguments: argparse.Namespace) -> int:
         position=arguments.position,
         show_identity=arguments.show_identity,
     )
-    found = named_apart(list(find_jobs(words, load_rules(arguments.cohort), out)), words)
+    rules = load_rules(arguments.cohort)
+    given, told = with_named_scorings(list(find_jobs(words, rules, out)), rules)
+    for line in told:
+        say(line)
+    found = named_apart(given, words)
     jobs = [job for job in found if isinstance(job, Job)]
     if scoring and len(found) > 1:
         raise UsageError("--scoring is for one recording; score the other recordings in separate calls")

@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -34,6 +35,7 @@ from sleepfm.registry.package import write_package
 from sleepfm.signals.cohorts.by_hand import parse_channels
 from sleepfm.signals.recording import read_recording
 from sleepfm.signals.scorings.lights import find_lights
+from sleepfm.signals.scorings.writers.night import WrittenNight, scoring_files
 from sleepfm.tasks import TASKS
 
 
@@ -417,3 +419,32 @@ def test_a_night_of_which_nothing_could_be_scored_is_counted_apart(recordings, s
     (told,) = [line for line in printed if "10 of 10 epochs" in line]
     assert "because none of EEG_C3, EEG_C4, which the models need, is usable in them" in told
     assert not any("in any channel" in line for line in printed)
+
+
+def test_a_scoring_among_the_recordings_is_its_recordings(recordings, stage_model, tmp_path, monkeypatch, capsys):
+    """EDF+ and XML, named beside the recording or without it; one that is nobody's is refused with advice."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("P1", "P2"):
+        shutil.copy(recordings[0], f"{name}.edf")
+    night = WrittenNight(np.full(30, 2, np.int8), (), {}, read_recording(recordings[0]).start)
+    files = scoring_files(night)
+    Path("P1_hypnogram.edf").write_bytes(files["scoring.edf"])
+    Path("P2.xml").write_bytes(files["scoring-nsrr.xml"])
+    Path("deep").mkdir()
+    Path("deep/of-nobody.edf").write_bytes(files["scoring.edf"])
+    Path("deep/of-nobody.xml").write_bytes(files["scoring-nsrr.xml"])
+    Path("ours.yaml").write_text(
+        "extends: generic.yaml\nname: ours\nsource: a test\nscoring: {files: ['{stem}_hypnogram.edf', '{stem}.xml']}\n"
+    )
+    call = [*stage_model, "--cohort", "ours.yaml", "--json"]
+    words = ["P1_hypnogram.edf", "P1.edf", "P2.xml", "deep/of-nobody.edf", "deep/of-nobody.xml"]
+    assert main(["score", *words, *call, "--out", "scored"]) == 1
+    printed, errors = lines(capsys)
+    told = [json.loads(line) for line in printed]
+    assert [(item["status"], item["file"]) for item in told] == [("scored", "P1.edf"), ("scored", "P2.edf")]
+    assert all(set(item["summary"]["agreement"]) == {"stage"} for item in told)
+    assert "P1_hypnogram.edf: taken for the human scoring of P1.edf" in errors
+    assert "P2.xml: taken for the human scoring of P2.edf, which is scored in its place" in errors
+    refused = [line for line in errors if line.startswith("refused")]
+    assert len(refused) == 2 and "holds annotations and no signal" in refused[0] and "is no EDF or BDF file" in refused[1]
+    assert all(f"--scoring {file}" in line for file, line in zip(words[3:], refused, strict=True))
