@@ -215,6 +215,15 @@ class NightScore:
                 found[family] = scored
         return found
 
+    def counted_sleep(self, kind: str) -> NDArray[np.bool_]:
+        """Epochs [E] of sleep in bed in which events of ``kind`` count: those in which both apneas and hypopneas were assessed,
+        or the kind alone where the models tell not both to the second.
+        """
+        family = "breathing" if kind in KINDS else kind
+        scored = self.assessed_families.get(family, self._assessed.get(kind))
+        asleep = self.in_bed > Stage.W
+        return asleep if scored is None else asleep & scored
+
     @property
     def arousal_index(self) -> float:
         """Arousals per hour of sleep in which they were scored; nan unless they were told to the second."""

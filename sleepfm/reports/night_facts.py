@@ -16,7 +16,7 @@ from sleepfm.evaluation.breathing import KINDS, IndexOfPart, index_by_part
 from sleepfm.evaluation.events import event_family, matched_pairs
 from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS, breathing_events
 from sleepfm.evaluation.paired import severity_of
-from sleepfm.inference.night_frames import event_confidence
+from sleepfm.inference.night_frames import event_confidence, event_stages
 from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.night_tables import clock_of
 from sleepfm.signals.position import BodyPosition
@@ -102,7 +102,7 @@ class EventFact:
 
     Attributes:
         confidence: mean probability over its seconds (of a run over its epochs); nan where there is none.
-        stage: of the epoch in which it begins, empty where unscored.
+        stage: as in ``events.csv`` and the AHI by stage (:func:`sleepfm.inference.night_frames.event_stages`), empty without one.
         depth: % of its desaturation, 0 without one, None where that is not known; ``arousal`` likewise.
         human: whether the human scored the same event; None where nobody did.
     """
@@ -138,16 +138,14 @@ def event_facts(example: NightExample) -> tuple[EventFact, ...]:
     events = [e for e in (*score.events, *score.runs) if event_family(e.type) in KINDS]
     matched = _human_matches(events, night)
     found = []
-    for number, event in enumerate(events):
-        epoch = int(event.onset // EPOCH_SECONDS)
-        stage = int(score.stages[epoch])
+    for number, (event, stage) in enumerate(zip(events, event_stages(score, events), strict=True)):
         seen = evidence.get(event)
         found.append(
             EventFact(
                 event=event,
                 confidence=event_confidence(score, event),
                 clock=clock(event.onset) or f"+{timedelta(seconds=int(event.onset))}",
-                stage=STAGE_NAMES[stage] if stage >= 0 else "",
+                stage=stage or "",
                 depth=seen.depth if seen else None,
                 arousal=seen.arousal if seen else None,
                 human=matched.get(number),
@@ -268,7 +266,7 @@ def ahi_rows(score: NightScore) -> tuple[AhiRow, ...]:
 
 def ahi_by_stage(score: NightScore) -> tuple[IndexOfPart, ...]:
     """The AHI of each stage of sleep; empty where there is none."""
-    parts = np.where(_counted(score), score.in_bed.astype(int) - 1, -1) if not math.isnan(score.ahi) else np.empty(0, int)
+    parts = np.where(score.counted_sleep("apnea"), score.in_bed.astype(int) - 1, -1) if not math.isnan(score.ahi) else np.empty(0, int)
     return index_by_part(breathing_events(score.events), parts, STAGE_NAMES[1:]) if len(parts) else ()
 
 
@@ -277,14 +275,9 @@ def ahi_by_position(example: NightExample) -> tuple[IndexOfPart, ...]:
     score, position = example.score, example.position
     if position is None or math.isnan(score.ahi):
         return ()
-    parts = np.where(_counted(score), position.epochs, -1)
+    parts = np.where(score.counted_sleep("apnea"), position.epochs, -1)
     found = index_by_part(breathing_events(score.events), parts, position.names)
     return tuple(row for row in found if row.hours)
-
-
-def _counted(score: NightScore) -> NDArray[np.bool_]:
-    """Epochs [E] of sleep in which apneas and hypopneas were scored."""
-    return (score.in_bed > Stage.W) & score.assessed_families["breathing"]
 
 
 def event_rows(example: NightExample) -> dict[str, list[Event]]:
