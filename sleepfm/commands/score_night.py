@@ -136,8 +136,9 @@ class NightScorer:
         with self._progress(scorer, night) as progress:
             score = replace(scorer.score(night, resolution=plan.resolution, progress=progress), lights=lights)
         with whole_folder(folder, origin) as unfinished:
-            writing.result().write_night(unfinished, score, night, start, made_with, identity, position)
-        return Outcome("scored", job.file, record, str(folder), score.headline, score.warnings, lacks=_lacks(score))
+            written = writing.result().write_night(unfinished, score, night, start, made_with, identity, position)
+        line = score.headline + _agreement(written)
+        return Outcome("scored", job.file, record, str(folder), line, score.warnings, lacks=_lacks(score))
 
     def _called(self, job: Job, file: str, origin: Origin) -> RecordName:
         """The name of a night: that of its file, or the one by which the call tells it from others of this name.
@@ -177,6 +178,12 @@ class NightScorer:
     @cached_property
     def _digests(self) -> dict[str, str]:
         return self._scorer.digests
+
+
+def _agreement(summary: dict[str, Any]) -> str:
+    """How the stages agree with a human's, for the line of a night that one has scored."""
+    kappa = summary.get("agreement", {}).get("stage", {}).get("kappa")
+    return "" if kappa is None else f", κ {kappa:.2f} with the human stages"
 
 
 def _lacks(score: NightScore) -> str:

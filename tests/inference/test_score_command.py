@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import fsspec
@@ -32,6 +33,7 @@ from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.usage import Usage
 from sleepfm.paths import config_root
 from sleepfm.registry.package import write_package
+from sleepfm.reports.cohort_summary import _agreement
 from sleepfm.signals.cohorts.by_hand import parse_channels
 from sleepfm.signals.recording import read_recording
 from sleepfm.signals.scorings.lights import find_lights
@@ -448,3 +450,44 @@ def test_a_scoring_among_the_recordings_is_its_recordings(recordings, stage_mode
     refused = [line for line in errors if line.startswith("refused")]
     assert len(refused) == 2 and "holds annotations and no signal" in refused[0] and "is no EDF or BDF file" in refused[1]
     assert all(f"--scoring {file}" in line for file, line in zip(words[3:], refused, strict=True))
+
+
+def test_agreement_with_a_human_is_in_the_line_and_in_the_table_of_nights(recordings, graded_model, tmp_path, monkeypatch, capsys):
+    """Empty for a night that no human has scored; and a scoring that says another start is told in all places."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("scored", "alone"):
+        shutil.copy(recordings[0], f"{name}.edf")
+    start = read_recording(recordings[0]).start
+    assert main(["score", "alone.edf", *graded_model, "--out", "out"]) == 0
+    assert "κ" not in "".join(lines(capsys)[0])
+    # What the model says of every second epoch, and of the others another stage.
+    found = np.load("out/alone/hypnogram.npy")
+    truth = np.where(np.arange(30) % 2, found, (found + 1) % 5).astype(np.int8)
+    night = WrittenNight(truth, (), {}, start + timedelta(hours=2))
+    Path("human.xml").write_bytes(scoring_files(night)["scoring-nsrr.xml"])
+    call = ["score", "scored.edf", "--scoring", "human.xml", *graded_model, "--out", "out"]
+    assert main(call) == 0
+    printed, _ = lines(capsys)
+    table = pd.read_csv("out/summary/summary.csv").set_index("record")
+    summary = json.loads(Path("out/scored/summary.json").read_text())
+    kappa = summary["agreement"]["stage"]["kappa"]
+    assert f", κ {kappa:.2f} with the human stages -> " in printed[0]
+    assert table.loc["scored", "agreement_stage_kappa"] == pytest.approx(kappa)
+    assert table.loc["scored", "agreement_stage_accuracy"] == pytest.approx(0.5)
+    columns = [name for name in table if name.startswith("agreement_")]
+    assert {"agreement_apnea_f1", "agreement_hypopnea_f1", "agreement_ahi_model", "agreement_ahi_human"} < set(columns)
+    assert table.loc["alone", columns].isna().all() and "agreement" not in json.loads(Path("out/alone/summary.json").read_text())
+    assert pd.read_parquet("out/summary/summary.parquet")[columns].isna().sum().max() == 2
+    doubt = "started 120.0 min after this one did"
+    page = Path("out/scored/report.html").read_text()
+    assert doubt in "".join(printed) and doubt in page and any(doubt in warning for warning in summary["warnings"])
+
+
+def test_the_f1_of_positive_runs_is_not_in_the_column_of_events():
+    events = {"f1": 0.5, "positive_runs": False}
+    assert _agreement({"apnea": events, "ahi": {"model": 3.0, "scored": 4.0}}) == {
+        "agreement_stage_kappa": None, "agreement_stage_accuracy": None, "agreement_apnea_f1": 0.5,
+        "agreement_hypopnea_f1": None, "agreement_arousal_f1": None, "agreement_ahi_model": 3.0, "agreement_ahi_human": 4.0,
+    }  # fmt: skip
+    row = _agreement({"apnea": events | {"positive_runs": True}})
+    assert row["agreement_apnea_f1"] is None and row["agreement_apnea_positive_runs_f1"] == 0.5
