@@ -1,9 +1,9 @@
-"""Scoring files that are named among the recordings of ``sleepfm score``: each is taken for its recording, or refused with advice."""
+"""Scoring files among the recordings of ``sleepfm score``: each is taken for its recording, or refused with advice."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 
 from sleepfm.commands.score_inputs import Job, NoJob
 from sleepfm.errors import RecordingError

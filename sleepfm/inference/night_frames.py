@@ -42,7 +42,7 @@ def hypnodensity_frame(score: NightScore) -> pd.DataFrame:
 
 
 def events_frame(score: NightScore) -> pd.DataFrame:
-    """A row for each event: ``onset_s``, ``duration_s``, ``type``, its ``stage`` (:func:`event_stages`), what followed an apnea or
+    """A row for each event: ``onset_s``, ``duration_s``, ``type``, ``stage`` (:func:`event_stages`), what followed an apnea or
     a hypopnea, and ``confidence``, its mean probability.
 
     ``desaturation_percent`` is 0 without a desaturation, ``arousal`` whether one ended the event; None if that was not scored.

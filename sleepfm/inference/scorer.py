@@ -251,8 +251,8 @@ class Scorer:
         if starved := int((nowhere & ~lifeless).sum()):
             needed = dict.fromkeys(n for task, e in self.models.items() for n in TASKS[task].evidence or e.model.channels)
             told.append(
-                f"{starved} of {night.n_epochs} epochs are unscored, because none of {', '.join(needed)}, which the models need, is "
-                "usable in them; they count in no figure"
+                f"{starved} of {night.n_epochs} epochs are unscored, because none of {', '.join(needed)}, which the models need, "
+                "is usable in them; they count in no figure"
             )
         return told
 

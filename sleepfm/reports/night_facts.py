@@ -9,7 +9,6 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.evaluation.breathing import KINDS, IndexOfPart, index_by_part
@@ -27,13 +26,14 @@ from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
 
 NOT_ASSESSED = "not assessed"
+NOT_DEFINED = "not defined"
 # What follows the name of a line of events that a human scored.
 SCORED = ", scored"
 TASK_NAMES = {"stage": "sleep stages", "apnea": "apneas", "hypopnea": "hypopneas", "arousal": "arousals"}
 DEFINITION_NAMES = {
-    "ahi_3_percent": "hypopneas with 3 %",
-    "ahi_3_percent_or_arousal": "hypopneas with 3 % or an arousal",
-    "ahi_4_percent": "hypopneas with 4 %",
+    "ahi_3_percent": "hypopneas with a desaturation of 3 %",
+    "ahi_3_percent_or_arousal": "hypopneas with a desaturation of 3 % or an arousal",
+    "ahi_4_percent": "hypopneas with a desaturation of 4 %",
 }
 
 
@@ -227,6 +227,30 @@ def first_page(example: NightExample) -> tuple[Figure, ...]:
     return tuple(figures)
 
 
+def sleep_rows(score: NightScore) -> tuple[tuple[str, str], ...]:
+    """The table of sleep: names and values with units. What a night has none of is not defined, and never 0."""
+    stats = score.statistics
+    staged, slept = not math.isnan(stats.total_sleep_time), bool(stats.total_sleep_time)
+
+    def told(value: float | None, unit: str = " min", why: str = "", digits: int = 1) -> str:
+        if value is not None and not math.isnan(value):
+            return f"{value:.{digits}f}{unit}"
+        return f"{NOT_DEFINED} ({why})" if staged else NOT_ASSESSED
+
+    rows = [
+        ("Recorded", told(stats.recorded)),
+        ("Time in bed", told(stats.time_in_bed)),
+        ("Total sleep time", told(stats.total_sleep_time)),
+        ("Sleep efficiency", told(stats.efficiency, " %")),
+        ("Sleep latency", told(stats.latency, why="no sleep")),
+        ("REM latency, from sleep onset", told(stats.rem_latency, why="no REM" if slept else "no sleep")),
+        ("Wake after sleep onset", told(stats.waso, why="no sleep")),
+        ("Awakenings", told(stats.awakenings, "", digits=0)),
+        ("Unscored", told(stats.unscored)),
+    ]
+    return (*rows, *([("Unscored within time in bed", told(stats.unscored_in_bed))] if stats.unscored else []))
+
+
 def why_not(score: NightScore, task: str, needs_sleep: bool = False) -> str:
     """Why there is no figure of ``task``; empty where nothing stands against it."""
     name = TASK_NAMES.get(task, task)
@@ -266,7 +290,11 @@ def ahi_rows(score: NightScore) -> tuple[AhiRow, ...]:
 
 def ahi_by_stage(score: NightScore) -> tuple[IndexOfPart, ...]:
     """The AHI of each stage of sleep; empty where there is none."""
-    parts = np.where(score.counted_sleep("apnea"), score.in_bed.astype(int) - 1, -1) if not math.isnan(score.ahi) else np.empty(0, int)
+    parts = (
+        np.where(score.counted_sleep("apnea"), score.in_bed.astype(int) - 1, -1)
+        if not math.isnan(score.ahi)
+        else np.empty(0, int)
+    )
     return index_by_part(breathing_events(score.events), parts, STAGE_NAMES[1:]) if len(parts) else ()
 
 
@@ -377,6 +405,7 @@ def page_facts(example: NightExample) -> dict[str, Any]:
         "lights": lights_told(example),
         "models": model_lines(example),
         "figures": first_page(example),
+        "sleep": sleep_rows(score),
         "breathing": score.breathing,
         "ahi_rows": ahi_rows(score),
         "ahi_missing": why_no_ahi(score),

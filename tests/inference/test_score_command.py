@@ -452,7 +452,9 @@ def test_a_scoring_among_the_recordings_is_its_recordings(recordings, stage_mode
     assert all(f"--scoring {file}" in line for file, line in zip(words[3:], refused, strict=True))
 
 
-def test_agreement_with_a_human_is_in_the_line_and_in_the_table_of_nights(recordings, graded_model, tmp_path, monkeypatch, capsys):
+def test_agreement_with_a_human_is_in_the_line_and_in_the_table_of_nights(
+    recordings, graded_model, tmp_path, monkeypatch, capsys
+):
     """Empty for a night that no human has scored; and a scoring that says another start is told in all places."""
     monkeypatch.chdir(tmp_path)
     for name in ("scored", "alone"):

@@ -36,6 +36,7 @@ from sleepfm.reports.night_facts import (
     event_rows,
     first_page,
     lights_told,
+    sleep_rows,
     when,
     why_no_ahi,
 )
@@ -125,6 +126,37 @@ def test_an_event_has_one_stage_in_the_table_the_captions_and_the_index(example:
     write_night(tmp_path, score, example.prepared, example.start)
     table = pd.read_csv(tmp_path / "events.csv", keep_default_na=False)
     assert table["stage"].tolist() == ["N1", "N2", "W", "", "W"]
+
+
+def test_a_latency_of_what_there_is_none_of_is_not_defined(example: NightExample, tmp_path: Path) -> None:
+    stages = example.score.stages
+    density = np.full((len(stages), 5), 0.2)
+    for absent, rows in (
+        (stages == Stage.REM, {"REM latency, from sleep onset": "not defined (no REM)"}),
+        (
+            stages > Stage.W,
+            {
+                "Total sleep time": "0.0 min",
+                "Sleep latency": "not defined (no sleep)",
+                "REM latency, from sleep onset": "not defined (no sleep)",
+                "Wake after sleep onset": "not defined (no sleep)",
+            },
+        ),
+        (stages > -2, {"Total sleep time": "not assessed", "REM latency, from sleep onset": "not assessed"}),
+    ):
+        value = -1 if absent.all() else int(Stage.W)
+        score = replace(example.score, stages=np.where(absent, value, stages).astype(np.int8), hypnodensity=density)
+        told = dict(sleep_rows(score))
+        assert rows.items() <= told.items()
+        night_page(tmp_path / "report.html", replace(example, score=score))
+        page = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text()).split())
+        assert all(f"{name} {text}" in page for name, text in rows.items()) and "– min" not in page
+    assert "not" not in "".join(dict(sleep_rows(example.score)).values())
+
+
+def test_definitions_of_hypopneas_name_the_desaturation(example: NightExample) -> None:
+    for row in ahi_rows(example.score)[1:]:
+        assert re.fullmatch(r"hypopneas with a desaturation of [34] %( or an arousal)?", row.name)
 
 
 spans = st.lists(st.tuples(st.floats(0, 290), st.floats(0, 60)), max_size=12)

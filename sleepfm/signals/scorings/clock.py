@@ -35,7 +35,7 @@ def elapsed_seconds(text: str) -> float | None:
 
 
 def time_of_day(text: str) -> float | None:
-    """Seconds since midnight of the time of day that ends ``text``; None without one, or for 00:00:00, which stands for unknown."""
+    """Seconds since midnight of the time of day that ends ``text``; None without one, or for 00:00:00, which means unknown."""
     match = _CLOCK.fullmatch((text.split() or [""])[-1])
     try:
         return _time(match, 0).total_seconds() or None if match else None
