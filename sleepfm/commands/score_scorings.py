@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import PurePath
 
@@ -10,7 +11,7 @@ from sleepfm.errors import RecordingError
 from sleepfm.inference.scorer import scorings_root
 from sleepfm.signals.cohorts.catalogue import Rules
 from sleepfm.signals.discover import SUFFIXES, annotations_alone, scoring_beside
-from sleepfm.signals.files import location, matching_files
+from sleepfm.signals.files import is_remote, location, matching_files
 from sleepfm.signals.scorings.finder import FoundScoring
 
 # Endings of scorings of other formats than EDF.
@@ -23,25 +24,31 @@ def with_named_scorings(found: Sequence[Job | NoJob], rules: Rules) -> tuple[lis
     A scoring that the rules give to a recording of the call is that one's. One that they give to a recording beside it, which
     was not named, has this recording scored in its place. Any other is refused.
     """
-    scorings = {job.file for job in found if isinstance(job, Job) and _is_scoring(job.file)}
+    scorings = {job.file: _place(job.file) for job in found if isinstance(job, Job) and job.named and _is_scoring(job.file)}
     if not scorings:
         return list(found), []
     named = [job.file for job in found if isinstance(job, Job) and job.file not in scorings]
     owner = _owners(named, rules)
-    beside = {} if scorings <= owner.keys() else _owners(_beside(scorings, {*named, *scorings}), rules)
+    missing = set(scorings.values()) - owner.keys()
+    beside = _owners(_beside(scorings, set(map(_place, (*named, *scorings)))), rules) if missing else {}
     kept: list[Job | NoJob] = []
     told = []
     for job in found:
         if job.file not in scorings:
             kept.append(job)
-        elif recording := owner.get(job.file):
+        elif recording := owner.get(scorings[job.file]):
             told.append(f"{job.file}: taken for the human scoring of {recording}")
-        elif recording := beside.get(job.file):
+        elif recording := beside.get(scorings[job.file]):
             told.append(f"{job.file}: taken for the human scoring of {recording}, which is scored in its place")
             kept.append(Job(recording, FoundScoring(location(job.file))))
         else:
             kept.append(NoJob(job.file, _refusal(job.file)))
     return kept, told
+
+
+def _place(file: str) -> str:
+    """By what a file is the same, however it is named: as a URL, or from the root."""
+    return file if is_remote(location(file)) else os.path.abspath(file)
 
 
 def _is_scoring(file: str) -> bool:
@@ -57,7 +64,7 @@ def _beside(scorings: Iterable[str], but: set[str]) -> Iterator[str]:
         except OSError:
             continue
         for path in sorted(paths):
-            if path.suffix.lower() in SUFFIXES and str(path) not in but:
+            if path.suffix.lower() in SUFFIXES and _place(str(path)) not in but:
                 yield str(path)
 
 
@@ -68,7 +75,7 @@ def _owners(recordings: Iterable[str], rules: Rules) -> dict[str, str]:
         path = location(file)
         scoring = None if annotations_alone(path) else scoring_beside(path, scorings_root(path), rules)
         if scoring is not None:
-            owners.setdefault(str(scoring), file)
+            owners.setdefault(_place(str(scoring)), file)
     return owners
 
 

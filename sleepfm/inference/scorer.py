@@ -286,7 +286,7 @@ def _told_of_reading(night: PreparedRecording) -> list[str]:
     if reason := night.provenance.get("scoring_refused"):
         return [*warnings, f"not compared with its human scoring, which cannot be used: {reason}"]
     for text in (night.provenance.get("scoring") or {}).get("misplaced", ()):
-        warnings.append(f"human scoring: {text}, and then the agreement with it means nothing")
+        warnings.append(f"human scoring: {text}; then the agreement with it means nothing")
     texts = TextCounts()
     texts.add(night.record, night.provenance)
     return warnings + [f"human scoring: {line}" for line in texts.not_understood()]

@@ -450,6 +450,9 @@ def test_a_scoring_among_the_recordings_is_its_recordings(recordings, stage_mode
     refused = [line for line in errors if line.startswith("refused")]
     assert len(refused) == 2 and "holds annotations and no signal" in refused[0] and "is no EDF or BDF file" in refused[1]
     assert all(f"--scoring {file}" in line for file, line in zip(words[3:], refused, strict=True))
+    # Named from the root, it is the same file.
+    assert main(["score", "P1_hypnogram.edf", str(tmp_path / "P1.edf"), *call, "--out", "again"]) == 0
+    assert len(lines(capsys)[0]) == 1
 
 
 def test_agreement_with_a_human_is_in_the_line_and_in_the_table_of_nights(
