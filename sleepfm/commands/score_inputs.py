@@ -21,8 +21,8 @@ from sleepfm.signals.scorings.finder import FoundScoring
 class Job:
     """A recording to score, and what looking for its scoring came to where somebody has looked.
 
-    ``record`` names its results where its file name is that of another recording of the call too; else it is empty. ``named``: the
-    call names this file, so that nobody has looked whether it is a recording.
+    ``record`` names its results where its file name is that of another recording of the call too; else it is empty. ``named``:
+    the call names this file, so that nobody has looked whether it is a recording.
     """
 
     file: str
