@@ -58,7 +58,7 @@ def kept_description(night: RecordingDescription, path: str, privacy: PrivacyCon
             # It names a format and the file.
             provenance["scoring"] = {**provenance["scoring"], "source": "a file whose name is not kept"}
     for place in (provenance, provenance.get("scoring") or {}):
-        for key in ("warnings", "missing", "scoring_refused"):
+        for key in ("warnings", "misplaced", "missing", "scoring_refused"):
             if key in place:
                 place[key] = _each(place[key], lambda message: kept_message(message, path, privacy))
     return replace(night, provenance=provenance)

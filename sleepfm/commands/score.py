@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,6 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     from sleepfm.commands.score_inputs import Job, find_jobs, named_apart
     from sleepfm.commands.score_night import Outcome, Plan, parse_time
     from sleepfm.commands.score_pool import outcomes
+    from sleepfm.commands.score_scorings import with_named_scorings
     from sleepfm.reports.cohort_summary import check_summary, write_summary
     from sleepfm.signals.cohorts.by_hand import parse_channels
     from sleepfm.signals.cohorts.catalogue import load_rules
@@ -147,7 +149,11 @@ def run(arguments: argparse.Namespace) -> int:
         position=arguments.position,
         show_identity=arguments.show_identity,
     )
-    found = named_apart(list(find_jobs(words, load_rules(arguments.cohort), out)), words)
+    rules = load_rules(arguments.cohort)
+    given, told = with_named_scorings(list(find_jobs(words, rules, out)), rules)
+    for line in told:
+        say(line)
+    found = named_apart(given, words)
     jobs = [job for job in found if isinstance(job, Job)]
     if scoring and len(found) > 1:
         raise UsageError("--scoring is for one recording; score the other recordings in separate calls")
@@ -166,6 +172,7 @@ def run(arguments: argparse.Namespace) -> int:
         make_folder(out)
     number = refusals.count
     counts = {"scored": 0, "done before": 0}
+    lacking: Counter[str] = Counter()
     while first is not None:
         number += 1
         outcome = first
@@ -176,6 +183,8 @@ def run(arguments: argparse.Namespace) -> int:
             refusals.add(outcome.file, outcome.reason)
         else:
             counts[outcome.status] += 1
+            if outcome.lacks:
+                lacking[outcome.lacks] += 1
         _tell(outcome, f"[{number}/{len(found)}]", arguments.json)
         first = next(done, None)
     if names:
@@ -183,8 +192,9 @@ def run(arguments: argparse.Namespace) -> int:
         if not arguments.json:
             print(f"summary of all nights -> {folder}", flush=True)
     if len(found) > 1 and not arguments.json:
-        before = f", {counts['done before']} done before" if counts["done before"] else ""
-        print("\n".join(refusals.summary(f"{counts['scored']} scored{before}")), flush=True)
+        parts = [f"{counts['scored']} scored", *(f"{count} of them without {what}" for what, count in sorted(lacking.items()))]
+        parts += [f"{counts['done before']} done before"] if counts["done before"] else []
+        print("\n".join(refusals.summary(", ".join(parts))), flush=True)
     return 1 if refusals.count else 0
 
 

@@ -21,12 +21,14 @@ from sleepfm.signals.scorings.finder import FoundScoring
 class Job:
     """A recording to score, and what looking for its scoring came to where somebody has looked.
 
-    ``record`` names its results where its file name is that of another recording of the call too; else it is empty.
+    ``record`` names its results where its file name is that of another recording of the call too; else it is empty. ``named``:
+    the call names this file, so that nobody has looked whether it is a recording.
     """
 
     file: str
     scoring: FoundScoring | None = None
     record: str = ""
+    named: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def _below(path: Path, rules: Rules, out: Path) -> Iterator[Job | NoJob]:
     try:
         if not is_folder(path):
             if is_remote(path) or path.exists():
-                yield Job(str(path))
+                yield Job(str(path), named=True)
             else:
                 yield NoJob(str(path), RecordingError(f"{path}: no such file or folder"))
             return

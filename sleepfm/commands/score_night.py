@@ -19,6 +19,7 @@ from sleepfm.commands.score_inputs import Job
 from sleepfm.errors import MontageError, RecordingError, SleepFMError, UsageError
 from sleepfm.evaluation.lights import BY_ANNOTATION, BY_OPTION, BY_RULE, Lights
 from sleepfm.files import read_json
+from sleepfm.inference.night_score import NightScore
 from sleepfm.inference.scorer import Scorer, prepare_night, scorings_root
 from sleepfm.models.device import Precision, choose_device
 from sleepfm.output import Origin, check_free, holds, missing, strangers, whole_folder
@@ -64,7 +65,9 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a recording; ``line`` is the night in a line, ``reason`` why it was refused."""
+    """What became of a recording; ``line`` is the night in a line, ``reason`` why it was refused, ``lacks`` what a scored night
+    is without (``stages``, ``events``), or empty.
+    """
 
     status: Literal["scored", "done before", "refused"]
     file: str
@@ -73,6 +76,7 @@ class Outcome:
     line: str = ""
     warnings: tuple[str, ...] = ()
     reason: str = ""
+    lacks: str = ""
 
 
 class NightScorer:
@@ -132,8 +136,9 @@ class NightScorer:
         with self._progress(scorer, night) as progress:
             score = replace(scorer.score(night, resolution=plan.resolution, progress=progress), lights=lights)
         with whole_folder(folder, origin) as unfinished:
-            writing.result().write_night(unfinished, score, night, start, made_with, identity, position)
-        return Outcome("scored", job.file, record, str(folder), score.headline, score.warnings)
+            written = writing.result().write_night(unfinished, score, night, start, made_with, identity, position)
+        line = score.headline + _agreement(written)
+        return Outcome("scored", job.file, record, str(folder), line, score.warnings, lacks=_lacks(score))
 
     def _called(self, job: Job, file: str, origin: Origin) -> RecordName:
         """The name of a night: that of its file, or the one by which the call tells it from others of this name.
@@ -173,6 +178,21 @@ class NightScorer:
     @cached_property
     def _digests(self) -> dict[str, str]:
         return self._scorer.digests
+
+
+def _agreement(summary: dict[str, Any]) -> str:
+    """How the stages agree with a human's, for the line of a night that one has scored."""
+    kappa = summary.get("agreement", {}).get("stage", {}).get("kappa")
+    return "" if kappa is None else f", κ {kappa:.2f} with the human stages"
+
+
+def _lacks(score: NightScore) -> str:
+    """What a night is without of which the models could say nothing, or nothing of its stages."""
+    if (score.stages >= 0).any():
+        return ""
+    lacking = ["stages"] if "stage" in score.models else []
+    lacking += ["events"] if not score.assessed and set(score.models) - {"stage"} else []
+    return " and ".join(lacking)
 
 
 @lru_cache(1)

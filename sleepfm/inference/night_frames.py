@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES
+from sleepfm.evaluation.breathing import index_by_part
 from sleepfm.evaluation.events import event_family
 from sleepfm.signals.scorings.scoring import Event
 
@@ -41,8 +42,8 @@ def hypnodensity_frame(score: NightScore) -> pd.DataFrame:
 
 
 def events_frame(score: NightScore) -> pd.DataFrame:
-    """A row for each event: ``onset_s``, ``duration_s``, ``type``, the ``stage`` in which it begins, what followed an apnea or a
-    hypopnea, and ``confidence``, its mean probability.
+    """A row for each event: ``onset_s``, ``duration_s``, ``type``, ``stage`` (:func:`event_stages`), what followed an apnea or
+    a hypopnea, and ``confidence``, its mean probability.
 
     ``desaturation_percent`` is 0 without a desaturation, ``arousal`` whether one ended the event; None if that was not scored.
     """
@@ -55,18 +56,30 @@ def events_frame(score: NightScore) -> pd.DataFrame:
 
 
 def spans_frame(score: NightScore, spans: Sequence[Event]) -> pd.DataFrame:
-    """A row for each of ``spans``: ``onset_s``, ``duration_s``, ``type``, and the ``stage`` of the epoch in which it begins."""
+    """A row for each of ``spans``: ``onset_s``, ``duration_s``, ``type``, and ``stage`` (:func:`event_stages`)."""
     import pandas as pd
 
-    stages = stage_names(score)
     return pd.DataFrame(
         {
             "onset_s": [span.onset for span in spans],
             "duration_s": [span.duration for span in spans],
             "type": [span.type for span in spans],
-            "stage": [stages[int(span.onset // EPOCH_SECONDS)] for span in spans],
+            "stage": event_stages(score, spans),
         }
     )
+
+
+def event_stages(score: NightScore, events: Sequence[Event]) -> list[str | None]:
+    """The stage of each event, as the AHI by stage has it: that of the epoch of counted sleep that most of the event lies in, of
+    equals the first. Where it lies in no such epoch, it is the same of all epochs with a stage; None without one.
+    """
+    staged = score.stages.astype(int)
+    counted = {kind: np.where(score.counted_sleep(kind), staged, -1) for kind in {event_family(e.type) for e in events}}
+    return [_stage_of(event, counted[event_family(event.type)]) or _stage_of(event, staged) for event in events]
+
+
+def _stage_of(event: Event, stages: NDArray[np.int64]) -> str | None:
+    return next((part.name for part in index_by_part([event], stages, STAGE_NAMES) if part.found), None)
 
 
 def stage_names(score: NightScore) -> list[str | None]:

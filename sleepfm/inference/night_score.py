@@ -160,6 +160,11 @@ class NightScore:
         scored = {t: np.isfinite(p) for t, p in self.probability.items() if t not in self.without_evidence}
         return {task: epochs for task, epochs in scored.items() if epochs.any() or not TASKS[task].evidence}
 
+    @property
+    def assessed(self) -> tuple[str, ...]:
+        """The tasks beside the stages that were assessed in some epoch."""
+        return tuple(task for task, epochs in self._assessed.items() if epochs.any())
+
     @cached_property
     def desaturations(self) -> tuple[Desaturation, ...]:
         """By rule from :attr:`saturation`."""
@@ -209,6 +214,15 @@ class NightScore:
             if scored is not None:
                 found[family] = scored
         return found
+
+    def counted_sleep(self, kind: str) -> NDArray[np.bool_]:
+        """Epochs [E] of sleep in bed in which events of ``kind`` count: those in which both apneas and hypopneas were assessed,
+        or the kind alone where the models tell not both to the second.
+        """
+        family = "breathing" if kind in KINDS else kind
+        scored = self.assessed_families.get(family, self._assessed.get(kind))
+        asleep = self.in_bed > Stage.W
+        return asleep if scored is None else asleep & scored
 
     @property
     def arousal_index(self) -> float:

@@ -215,8 +215,7 @@ class Scorer:
         inputs = {task: _inputs(entry, night, seen_by[task]) for task, entry in self.models.items()}
         # Where the models use different channels: what none of them could score.
         nowhere = np.all([np.isnan(p).any(axis=1) for p in probability.values()], axis=0)
-        if told := unscored_warning(night, nowhere):
-            warnings.append(told)
+        warnings += self._told_of_unscored(night, nowhere)
         warnings += self._told_of_evidence(night, seen_by)
         found = join_overlapping(events)
         warnings += long_event_warnings(found, night.provenance.get("clock"))
@@ -246,6 +245,20 @@ class Scorer:
             without_evidence=tuple(task for task in self.models if _lacks_evidence(task, night)),
             seconds=seconds,
         )
+
+    def _told_of_unscored(self, night: PreparedRecording, nowhere: NDArray[np.bool_]) -> list[str]:
+        """Of the epochs [E] in which no model scored anything: those without any usable signal, and those with some that no model
+        can use.
+        """
+        lifeless = nowhere & np.all([unusable(flags) for flags in night.quality.values()], axis=0)
+        told = [text] if (text := unscored_warning(night, lifeless)) else []
+        if starved := int((nowhere & ~lifeless).sum()):
+            needed = dict.fromkeys(n for task, e in self.models.items() for n in TASKS[task].evidence or e.model.channels)
+            told.append(
+                f"{starved} of {night.n_epochs} epochs are unscored, because none of {', '.join(needed)}, which the models need, "
+                "is usable in them; they count in no figure"
+            )
+        return told
 
     def _told_of_evidence(self, night: PreparedRecording, seen_by: Mapping[str, Seen]) -> list[str]:
         """Which stages and events could not be assessed, or were looked for in channels that do not show them."""
@@ -293,6 +306,8 @@ def _told_of_reading(night: PreparedRecording) -> list[str]:
     warnings = [f"recording: {text}" for text in night.provenance.get("warnings", ())]
     if reason := night.provenance.get("scoring_refused"):
         return [*warnings, f"not compared with its human scoring, which cannot be used: {reason}"]
+    for text in (night.provenance.get("scoring") or {}).get("misplaced", ()):
+        warnings.append(f"human scoring: {text}; then the agreement with it means nothing")
     texts = TextCounts()
     texts.add(night.record, night.provenance)
     return warnings + [f"human scoring: {line}" for line in texts.not_understood()]

@@ -60,6 +60,19 @@ def _nights(out: Path) -> Iterator[dict[str, Any]]:
             yield _row(content)
 
 
+def _agreement(found: dict[str, Any]) -> dict[str, Any]:
+    """What a human's scoring of the night came to beside the models'; None where there is none, or nothing to compare."""
+    stage, ahi = found.get("stage") or {}, found.get("ahi") or {}
+    row: dict[str, Any] = {f"agreement_stage_{name}": stage.get(name) for name in ("kappa", "accuracy")}
+    for kind in ("apnea", "hypopnea", "arousal"):
+        family = found.get(kind) or {}
+        of_runs = bool(family.get("positive_runs"))
+        row[f"agreement_{kind}_f1"] = None if of_runs else family.get("f1")
+        if of_runs:
+            row[f"agreement_{kind}_positive_runs_f1"] = family.get("f1")
+    return row | {"agreement_ahi_model": ahi.get("model"), "agreement_ahi_human": ahi.get("scored")}
+
+
 def _row(content: dict[str, Any]) -> dict[str, Any]:
     row: dict[str, Any] = {"status": "scored"} | {name: content.get(name) for name in _VALUES}
     for section in _SECTIONS:
@@ -68,6 +81,7 @@ def _row(content: dict[str, Any]) -> dict[str, Any]:
                 row |= {f"{section}_{name}_{key}": item for key, item in value.items()}
             elif not isinstance(value, list):
                 row[f"{section}_{name}"] = value
+    row |= _agreement(content.get("agreement") or {})
     row |= {f"model_{task}": address for task, address in content.get("models", {}).items()}
     row["channels"] = " ".join(content.get("channels", ()))
     row["warnings"] = len(content.get("warnings", ()))

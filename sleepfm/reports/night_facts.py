@@ -9,14 +9,13 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from sleepfm.constants import EPOCH_SECONDS, STAGE_NAMES, Stage
 from sleepfm.evaluation.breathing import KINDS, IndexOfPart, index_by_part
 from sleepfm.evaluation.events import event_family, matched_pairs
 from sleepfm.evaluation.hypopnea_rules import COMMON, DEFINITIONS, breathing_events
 from sleepfm.evaluation.paired import severity_of
-from sleepfm.inference.night_frames import event_confidence
+from sleepfm.inference.night_frames import event_confidence, event_stages
 from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.night_tables import clock_of
 from sleepfm.signals.position import BodyPosition
@@ -29,13 +28,14 @@ from sleepfm.tasks import TASKS
 NOT_ASSESSED = "not assessed"
 # A larger share of epochs without a stage is said beside the total sleep time.
 _UNSTAGED_SHARE = 0.05
+NOT_DEFINED = "not defined"
 # What follows the name of a line of events that a human scored.
 SCORED = ", scored"
 TASK_NAMES = {"stage": "sleep stages", "apnea": "apneas", "hypopnea": "hypopneas", "arousal": "arousals"}
 DEFINITION_NAMES = {
-    "ahi_3_percent": "hypopneas with 3 %",
-    "ahi_3_percent_or_arousal": "hypopneas with 3 % or an arousal",
-    "ahi_4_percent": "hypopneas with 4 %",
+    "ahi_3_percent": "hypopneas with a desaturation of 3 %",
+    "ahi_3_percent_or_arousal": "hypopneas with a desaturation of 3 % or an arousal",
+    "ahi_4_percent": "hypopneas with a desaturation of 4 %",
 }
 
 
@@ -104,7 +104,7 @@ class EventFact:
 
     Attributes:
         confidence: mean probability over its seconds (of a run over its epochs); nan where there is none.
-        stage: of the epoch in which it begins, empty where unscored.
+        stage: as in ``events.csv`` and the AHI by stage (:func:`sleepfm.inference.night_frames.event_stages`), empty without one.
         depth: % of its desaturation, 0 without one, None where that is not known; ``arousal`` likewise.
         human: whether the human scored the same event; None where nobody did.
     """
@@ -140,16 +140,14 @@ def event_facts(example: NightExample) -> tuple[EventFact, ...]:
     events = [e for e in (*score.events, *score.runs) if event_family(e.type) in KINDS]
     matched = _human_matches(events, night)
     found = []
-    for number, event in enumerate(events):
-        epoch = int(event.onset // EPOCH_SECONDS)
-        stage = int(score.stages[epoch])
+    for number, (event, stage) in enumerate(zip(events, event_stages(score, events), strict=True)):
         seen = evidence.get(event)
         found.append(
             EventFact(
                 event=event,
                 confidence=event_confidence(score, event),
                 clock=clock(event.onset) or f"+{timedelta(seconds=int(event.onset))}",
-                stage=STAGE_NAMES[stage] if stage >= 0 else "",
+                stage=stage or "",
                 depth=seen.depth if seen else None,
                 arousal=seen.arousal if seen else None,
                 human=matched.get(number),
@@ -240,6 +238,30 @@ def _how_much_staged(score: NightScore) -> str:
     return "of {:.0f} min with stages; the recording lasts {:.0f} min".format(*minutes)
 
 
+def sleep_rows(score: NightScore) -> tuple[tuple[str, str], ...]:
+    """The table of sleep: names and values with units. What a night has none of is not defined, and never 0."""
+    stats = score.statistics
+    staged, slept = not math.isnan(stats.total_sleep_time), bool(stats.total_sleep_time)
+
+    def told(value: float | None, unit: str = " min", why: str = "", digits: int = 1) -> str:
+        if value is not None and not math.isnan(value):
+            return f"{value:.{digits}f}{unit}"
+        return f"{NOT_DEFINED} ({why})" if staged else NOT_ASSESSED
+
+    rows = [
+        ("Recorded", told(stats.recorded)),
+        ("Time in bed", told(stats.time_in_bed)),
+        ("Total sleep time", told(stats.total_sleep_time)),
+        ("Sleep efficiency", told(stats.efficiency, " %")),
+        ("Sleep latency", told(stats.latency, why="no sleep")),
+        ("REM latency, from sleep onset", told(stats.rem_latency, why="no REM" if slept else "no sleep")),
+        ("Wake after sleep onset", told(stats.waso, why="no sleep")),
+        ("Awakenings", told(stats.awakenings, "", digits=0)),
+        ("Unscored", told(stats.unscored)),
+    ]
+    return (*rows, *([("Unscored within time in bed", told(stats.unscored_in_bed))] if stats.unscored else []))
+
+
 def why_not(score: NightScore, task: str, needs_sleep: bool = False) -> str:
     """Why there is no figure of ``task``; empty where nothing stands against it."""
     name = TASK_NAMES.get(task, task)
@@ -279,7 +301,11 @@ def ahi_rows(score: NightScore) -> tuple[AhiRow, ...]:
 
 def ahi_by_stage(score: NightScore) -> tuple[IndexOfPart, ...]:
     """The AHI of each stage of sleep; empty where there is none."""
-    parts = np.where(_counted(score), score.in_bed.astype(int) - 1, -1) if not math.isnan(score.ahi) else np.empty(0, int)
+    parts = (
+        np.where(score.counted_sleep("apnea"), score.in_bed.astype(int) - 1, -1)
+        if not math.isnan(score.ahi)
+        else np.empty(0, int)
+    )
     return index_by_part(breathing_events(score.events), parts, STAGE_NAMES[1:]) if len(parts) else ()
 
 
@@ -288,14 +314,9 @@ def ahi_by_position(example: NightExample) -> tuple[IndexOfPart, ...]:
     score, position = example.score, example.position
     if position is None or math.isnan(score.ahi):
         return ()
-    parts = np.where(_counted(score), position.epochs, -1)
+    parts = np.where(score.counted_sleep("apnea"), position.epochs, -1)
     found = index_by_part(breathing_events(score.events), parts, position.names)
     return tuple(row for row in found if row.hours)
-
-
-def _counted(score: NightScore) -> NDArray[np.bool_]:
-    """Epochs [E] of sleep in which apneas and hypopneas were scored."""
-    return (score.in_bed > Stage.W) & score.assessed_families["breathing"]
 
 
 def event_rows(example: NightExample) -> dict[str, list[Event]]:
@@ -395,6 +416,7 @@ def page_facts(example: NightExample) -> dict[str, Any]:
         "lights": lights_told(example),
         "models": model_lines(example),
         "figures": first_page(example),
+        "sleep": sleep_rows(score),
         "breathing": score.breathing,
         "ahi_rows": ahi_rows(score),
         "ahi_missing": why_no_ahi(score),

@@ -40,8 +40,10 @@ def write_night(
     made_with: dict[str, Any] | None = None,
     identity: str | None = None,
     position: BodyPosition | None = None,
-) -> None:
+) -> dict[str, Any]:
     """Write the files of one scored night, none of which holds free text of the recording or its scoring.
+
+    Returns what ``summary.json`` holds.
 
     Epochs are numbered from 1 and seconds from 0 in each: ``stages.csv``, ``hypnodensity.csv``, ``events.csv``,
     ``desaturations.csv``, ``positive_runs.csv``, ``probabilities.parquet``, ``hypnogram.npy``, the scoring in the formats of
@@ -64,9 +66,11 @@ def write_night(
     for name, content in scoring_files(written_night(score, night, start)).items():
         (folder / name).write_bytes(content)
     example = NightExample(score, night, start=start, identity=identity, position=position)
-    write_json(folder / "summary.json", summary(score, night, position) | ({"made_with": made_with} if made_with else {}))
+    facts = summary(score, night, position) | ({"made_with": made_with} if made_with else {})
+    write_json(folder / "summary.json", facts)
     (folder / "night.png").write_bytes(night_png(example))
     night_page(folder / "report.html", example)
+    return facts
 
 
 def written_night(score: NightScore, night: PreparedRecording, start: datetime | None) -> WrittenNight:

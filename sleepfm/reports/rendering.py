@@ -12,6 +12,7 @@ from markupsafe import Markup
 from sleepfm.evaluation.intervals import Metric
 from sleepfm.reports import palette
 from sleepfm.reports.night_comparison import figure_title
+from sleepfm.reports.night_facts import NOT_DEFINED
 from sleepfm.version import __version__
 
 
@@ -33,6 +34,7 @@ def _environment() -> jinja2.Environment:
     environment.filters |= {
         "metric": format_metric,
         "number": format_number,
+        "defined": format_defined,
         "quantity": format_quantity,
         "signed": format_signed,
         "titled": figure_title,
@@ -65,6 +67,11 @@ def format_quantity(metric: Metric | None, digits: int = 1) -> Markup:
 def format_number(value: float | None, digits: int = 1) -> str:
     """``value`` with ``digits`` decimals, a dash for nan or nothing."""
     return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def format_defined(value: float, digits: int = 1) -> str:
+    """``value`` with ``digits`` decimals, "not defined" for nan."""
+    return NOT_DEFINED if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def format_signed(value: float, digits: int = 1) -> str:

@@ -19,7 +19,8 @@ from sleepfm.signals.listing import Names, list_names
 from sleepfm.signals.recording import read_edf_extent, read_edf_header
 from sleepfm.signals.scorings.finder import FoundScoring, find_scoring
 
-_SUFFIXES = (".edf", ".bdf")
+# Endings of recordings, and of EDF+ annotations.
+SUFFIXES = (".edf", ".bdf")
 # Annotations without a signal are smaller. Larger files are recordings, whose headers need not be fetched to list a folder.
 _LARGEST_ANNOTATIONS = 16 << 20
 # Of so many what was learnt is handed on; of further ones it is asked again, since memory must not grow with the cohort.
@@ -145,6 +146,20 @@ def discover_names(
     return {name: _with_size(known.get(name, _NOTHING), names[name]) for name in recordings}
 
 
+def annotations_alone(path: Path) -> bool:
+    """Whether ``path`` is an EDF+ or BDF+ file without any signal; a file that cannot be read is none."""
+    if path.suffix.lower() not in SUFFIXES:
+        return False
+    header = _look_at_small(path, None, False).header
+    return header is not None and not header.ordinary
+
+
+def scoring_beside(path: Path, root: Path | None, cohort: Rules = None) -> Path | None:
+    """The scoring of the recording ``path`` as :func:`discover` finds it; None also where the recording cannot be read."""
+    found = _with_scoring(path, _NOTHING, root, cohort, False, {})
+    return found.scoring.file if found.scoring else None
+
+
 def _listed(root: Path, unlisted: dict[str, str] | None, progress: Callable[[str, int], object] | None) -> Names:
     """What a listing of ``root`` says; empty where that is a file."""
     failures: list[OSError] = []
@@ -155,7 +170,7 @@ def _listed(root: Path, unlisted: dict[str, str] | None, progress: Callable[[str
         if not is_remote(root) and not is_folder(root):
             raise _no_such(root)
         counted = None if progress is None else partial(progress, "listed")
-        names = list_names(root, _SUFFIXES, None if unlisted is None else failures.append, counted)
+        names = list_names(root, SUFFIXES, None if unlisted is None else failures.append, counted)
         if failures and not names:
             raise failures[0]
         if not names and not is_folder(root):  # of a store, its listing says whether there is anything
@@ -166,7 +181,7 @@ def _listed(root: Path, unlisted: dict[str, str] | None, progress: Callable[[str
     if unlisted is not None:
         unlisted.update(_not_listed(root, error) for error in failures)
     if not names:
-        raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(_SUFFIXES)} at any depth)")
+        raise RecordingError(f"{root}: no recording in this folder (looked for {', '.join(SUFFIXES)} at any depth)")
     return names
 
 
@@ -240,7 +255,7 @@ def _look_at(path: Path, extents: bool) -> Discovered:
 
 
 def _with_scoring(
-    path: Path, found: Discovered, root: Path, rules: Rules, extents: bool, others: Mapping[Path, EdfHeader]
+    path: Path, found: Discovered, root: Path | None, rules: Rules, extents: bool, others: Mapping[Path, EdfHeader]
 ) -> Discovered:
     """``found`` with the scoring of the recording, and with its header where the search needs it."""
     try:

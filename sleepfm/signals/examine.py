@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import time
 from pathlib import Path
 
 from sleepfm.constants import EPOCH_SECONDS
@@ -15,6 +16,7 @@ from sleepfm.signals.cohorts.identity import Identity, identify
 from sleepfm.signals.cohorts.montage import NO_LABEL, Montage, resolve
 from sleepfm.signals.record_names import RecordName
 from sleepfm.signals.recording import Recording, read_recording
+from sleepfm.signals.scorings.clock import seconds_apart
 from sleepfm.signals.scorings.edf_plus import from_annotations
 from sleepfm.signals.scorings.finder import FoundScoring, find_scoring, passed_over
 from sleepfm.signals.scorings.own_words import OwnWords
@@ -124,6 +126,7 @@ def _read_scoring(
         scored = from_annotations(texts, "annotations of the recording", words=own.events)
     if scored is None:
         return None
+    scored = _with_clock(scored, recording)
     names = [recording.path.name, *([found.name] if found is not None else [])]
     if _any_named(names, cohort.scoring.stages_wrong):
         raise AnnotationError(
@@ -135,6 +138,20 @@ def _read_scoring(
     else:
         scored = _without_unreliable(scored, cohort)
     return reconcile(scored, recording.duration, cohort.scoring.longer, name, cohort.scoring.shorter)
+
+
+def _with_clock(scored: Scoring, recording: Recording) -> Scoring:
+    """``scored``, with a warning where it says that its recording started more than an epoch from when this one did."""
+    start = recording.start
+    if scored.clock is None or start is None or start.time() == time():
+        return scored
+    apart = seconds_apart(scored.clock, start)
+    if abs(apart) <= EPOCH_SECONDS:
+        return scored
+    return scored.with_misplaced(
+        f"it says that its recording started {abs(apart) / 60:.1f} min {'after' if apart > 0 else 'before'} this one "
+        "did; its times are taken as they are, and it may be of another night"
+    )
 
 
 def _read_file(recording: Recording, cohort: Cohort, found: Path, root: Path | None, own: OwnWords, looked_for: bool) -> Scoring:

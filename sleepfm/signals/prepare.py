@@ -310,6 +310,7 @@ def _provenance(examination: Examination, rule: EventRule) -> dict[str, Any]:
             "unclear": dict(Counter(event.type for event in scoring.unclear)),
             "ignored": scoring.ignored,
             "warnings": list(scoring.warnings),
+            **({"misplaced": list(scoring.misplaced)} if scoring.misplaced else {}),
         }
         if scoring
         else None,

@@ -7,6 +7,8 @@ import os
 import shutil
 import threading
 import time
+from datetime import timedelta
+from pathlib import Path
 
 import fsspec
 import numpy as np
@@ -31,9 +33,11 @@ from sleepfm.models.downstream import Downstream, DownstreamConfig
 from sleepfm.models.usage import Usage
 from sleepfm.paths import config_root
 from sleepfm.registry.package import write_package
+from sleepfm.reports.cohort_summary import _agreement
 from sleepfm.signals.cohorts.by_hand import parse_channels
 from sleepfm.signals.recording import read_recording
 from sleepfm.signals.scorings.lights import find_lights
+from sleepfm.signals.scorings.writers.night import WrittenNight, scoring_files
 from sleepfm.tasks import TASKS
 
 
@@ -405,3 +409,90 @@ def test_refused_nights_are_counted_by_reason(stage_model, tmp_path, monkeypatch
         "       3  not an EDF or BDF file: … bytes, shorter than the 256 of an EDF header",
         "       1  no such file or folder",
     ]
+
+
+def test_a_night_of_which_nothing_could_be_scored_is_counted_apart(recordings, stage_model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(recordings[0], "night.edf")
+    write_edf(tmp_path / "heart.edf", [Made("ECG", noise(300 * 100), 100, "mV", ("-5", "5"))])
+    assert main(["score", "night.edf", "heart.edf", *stage_model, "--out", "scored"]) == 0
+    printed, _ = lines(capsys)
+    assert printed[-1] == "2 scored, 1 of them without stages, 0 refused"
+    (told,) = [line for line in printed if "10 of 10 epochs" in line]
+    assert "because none of EEG_C3, EEG_C4, which the models need, is usable in them" in told
+    assert not any("in any channel" in line for line in printed)
+
+
+def test_a_scoring_among_the_recordings_is_its_recordings(recordings, stage_model, tmp_path, monkeypatch, capsys):
+    """EDF+ and XML, named beside the recording or without it; one that is nobody's is refused with advice."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("P1", "P2"):
+        shutil.copy(recordings[0], f"{name}.edf")
+    night = WrittenNight(np.full(30, 2, np.int8), (), {}, read_recording(recordings[0]).start)
+    files = scoring_files(night)
+    Path("P1_hypnogram.edf").write_bytes(files["scoring.edf"])
+    Path("P2.xml").write_bytes(files["scoring-nsrr.xml"])
+    Path("deep").mkdir()
+    Path("deep/of-nobody.edf").write_bytes(files["scoring.edf"])
+    Path("deep/of-nobody.xml").write_bytes(files["scoring-nsrr.xml"])
+    Path("ours.yaml").write_text(
+        "extends: generic.yaml\nname: ours\nsource: a test\nscoring: {files: ['{stem}_hypnogram.edf', '{stem}.xml']}\n"
+    )
+    call = [*stage_model, "--cohort", "ours.yaml", "--json"]
+    words = ["P1_hypnogram.edf", "P1.edf", "P2.xml", "deep/of-nobody.edf", "deep/of-nobody.xml"]
+    assert main(["score", *words, *call, "--out", "scored"]) == 1
+    printed, errors = lines(capsys)
+    told = [json.loads(line) for line in printed]
+    assert [(item["status"], item["file"]) for item in told] == [("scored", "P1.edf"), ("scored", "P2.edf")]
+    assert all(set(item["summary"]["agreement"]) == {"stage"} for item in told)
+    assert "P1_hypnogram.edf: taken for the human scoring of P1.edf" in errors
+    assert "P2.xml: taken for the human scoring of P2.edf, which is scored in its place" in errors
+    refused = [line for line in errors if line.startswith("refused")]
+    assert len(refused) == 2 and "holds annotations and no signal" in refused[0] and "is no EDF or BDF file" in refused[1]
+    assert all(f"--scoring {file}" in line for file, line in zip(words[3:], refused, strict=True))
+    # Named from the root, it is the same file.
+    assert main(["score", "P1_hypnogram.edf", str(tmp_path / "P1.edf"), *call, "--out", "again"]) == 0
+    assert len(lines(capsys)[0]) == 1
+
+
+def test_agreement_with_a_human_is_in_the_line_and_in_the_table_of_nights(
+    recordings, graded_model, tmp_path, monkeypatch, capsys
+):
+    """Empty for a night that no human has scored; and a scoring that says another start is told in all places."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("scored", "alone"):
+        shutil.copy(recordings[0], f"{name}.edf")
+    start = read_recording(recordings[0]).start
+    assert main(["score", "alone.edf", *graded_model, "--out", "out"]) == 0
+    assert "κ" not in "".join(lines(capsys)[0])
+    # What the model says of every second epoch, and of the others another stage.
+    found = np.load("out/alone/hypnogram.npy")
+    truth = np.where(np.arange(30) % 2, found, (found + 1) % 5).astype(np.int8)
+    night = WrittenNight(truth, (), {}, start + timedelta(hours=2))
+    Path("human.xml").write_bytes(scoring_files(night)["scoring-nsrr.xml"])
+    call = ["score", "scored.edf", "--scoring", "human.xml", *graded_model, "--out", "out"]
+    assert main(call) == 0
+    printed, _ = lines(capsys)
+    table = pd.read_csv("out/summary/summary.csv").set_index("record")
+    summary = json.loads(Path("out/scored/summary.json").read_text())
+    kappa = summary["agreement"]["stage"]["kappa"]
+    assert f", κ {kappa:.2f} with the human stages -> " in printed[0]
+    assert table.loc["scored", "agreement_stage_kappa"] == pytest.approx(kappa)
+    assert table.loc["scored", "agreement_stage_accuracy"] == pytest.approx(0.5)
+    columns = [name for name in table if name.startswith("agreement_")]
+    assert {"agreement_apnea_f1", "agreement_hypopnea_f1", "agreement_ahi_model", "agreement_ahi_human"} < set(columns)
+    assert table.loc["alone", columns].isna().all() and "agreement" not in json.loads(Path("out/alone/summary.json").read_text())
+    assert pd.read_parquet("out/summary/summary.parquet")[columns].isna().sum().max() == 2
+    doubt = "started 120.0 min after this one did"
+    page = Path("out/scored/report.html").read_text()
+    assert doubt in "".join(printed) and doubt in page and any(doubt in warning for warning in summary["warnings"])
+
+
+def test_the_f1_of_positive_runs_is_not_in_the_column_of_events():
+    events = {"f1": 0.5, "positive_runs": False}
+    assert _agreement({"apnea": events, "ahi": {"model": 3.0, "scored": 4.0}}) == {
+        "agreement_stage_kappa": None, "agreement_stage_accuracy": None, "agreement_apnea_f1": 0.5,
+        "agreement_hypopnea_f1": None, "agreement_arousal_f1": None, "agreement_ahi_model": 3.0, "agreement_ahi_human": 4.0,
+    }  # fmt: skip
+    row = _agreement({"apnea": events | {"positive_runs": True}})
+    assert row["agreement_apnea_f1"] is None and row["agreement_apnea_positive_runs_f1"] == 0.5

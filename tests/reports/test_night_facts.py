@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_report import made_example, without_breathing
 
+from sleepfm.constants import Stage
 from sleepfm.evaluation.breathing import index_by_part
 from sleepfm.evaluation.events import index_per_hour
+from sleepfm.evaluation.lights import Lights
 from sleepfm.evaluation.paired import severity_of
-from sleepfm.inference.night_frames import event_confidence
+from sleepfm.inference.night_frames import event_confidence, event_stages
 from sleepfm.reports.event_pages import BUDGET, event_pages
 from sleepfm.reports.night_comparison import compared_figures
 from sleepfm.reports.night_drawing import draw_night, night_alt
@@ -34,6 +36,7 @@ from sleepfm.reports.night_facts import (
     event_rows,
     first_page,
     lights_told,
+    sleep_rows,
     when,
     why_no_ahi,
 )
@@ -108,6 +111,64 @@ def test_stages_and_positions_share_out_the_events_of_the_ahi(example: NightExam
         assert sum(part.found for part in parts) / hours == pytest.approx(score.ahi)
         assert hours == pytest.approx(score.breathing.hours)
     assert ahi_by_position(replace(example, position=None)) == ()
+
+
+def test_an_event_has_one_stage_in_the_table_the_captions_and_the_index(example: NightExample, tmp_path: Path) -> None:
+    """That of the epoch of sleep that most of it lies in, though its middle may lie in Wake."""
+    stages = np.zeros_like(example.score.stages)
+    stages[1], stages[4:6], stages[8] = Stage.N1, (Stage.N2, Stage.REM), -1
+    events = (
+        Event(55.0, 40.0, "obstructive_apnea"),  # 5 s of N1, then Wake
+        Event(100.0, 75.0, "hypopnea"),  # Wake, 30 s of N2, 25 s of REM
+        Event(190.0, 20.0, "hypopnea"),  # Wake alone
+        Event(245.0, 20.0, "central_apnea"),  # unscored alone
+        Event(262.0, 20.0, "hypopnea"),  # unscored, then Wake
+    )
+    density = np.full((len(stages), 5), 0.2)
+    score = replace(example.score, stages=stages, hypnodensity=density, events=events, lights=Lights())
+    assert event_stages(score, events) == ["N1", "N2", "W", None, "W"]
+    counted = {part.name: part.found for part in ahi_by_stage(score)}
+    assert counted == {"N1": 1, "N2": 1, "N3": 0, "REM": 0} and sum(row.asleep for row in score.breathing.counted) == 2
+    assert {fact.event: fact.stage for fact in event_facts(replace(example, score=score))} == dict(
+        zip(events, ("N1", "N2", "W", "", "W"), strict=True)
+    )
+    # Nothing counts before lights off; there an event has the stage of the epoch that holds most of it.
+    late = replace(score, lights=Lights(off=150.0))
+    assert event_stages(late, events)[:2] == ["W", "REM"] and sum(part.found for part in ahi_by_stage(late)) == 1
+    write_night(tmp_path, score, example.prepared, example.start)
+    table = pd.read_csv(tmp_path / "events.csv", keep_default_na=False)
+    assert table["stage"].tolist() == ["N1", "N2", "W", "", "W"]
+
+
+def test_a_latency_of_what_there_is_none_of_is_not_defined(example: NightExample, tmp_path: Path) -> None:
+    stages = example.score.stages
+    density = np.full((len(stages), 5), 0.2)
+    for absent, rows in (
+        (stages == Stage.REM, {"REM latency, from sleep onset": "not defined (no REM)"}),
+        (
+            stages > Stage.W,
+            {
+                "Total sleep time": "0.0 min",
+                "Sleep latency": "not defined (no sleep)",
+                "REM latency, from sleep onset": "not defined (no sleep)",
+                "Wake after sleep onset": "not defined (no sleep)",
+            },
+        ),
+        (stages > -2, {"Total sleep time": "not assessed", "REM latency, from sleep onset": "not assessed"}),
+    ):
+        value = -1 if absent.all() else int(Stage.W)
+        score = replace(example.score, stages=np.where(absent, value, stages).astype(np.int8), hypnodensity=density)
+        told = dict(sleep_rows(score))
+        assert rows.items() <= told.items()
+        night_page(tmp_path / "report.html", replace(example, score=score))
+        page = " ".join(re.sub(r"<[^>]+>", " ", (tmp_path / "report.html").read_text()).split())
+        assert all(f"{name} {text}" in page for name, text in rows.items()) and "– min" not in page
+    assert "not" not in "".join(dict(sleep_rows(example.score)).values())
+
+
+def test_definitions_of_hypopneas_name_the_desaturation(example: NightExample) -> None:
+    for row in ahi_rows(example.score)[1:]:
+        assert re.fullmatch(r"hypopneas with a desaturation of [34] %( or an arousal)?", row.name)
 
 
 spans = st.lists(st.tuples(st.floats(0, 290), st.floats(0, 60)), max_size=12)

@@ -146,6 +146,8 @@ def test_a_recording_without_eeg_gets_no_stages_and_no_index(entries, night, tmp
         "stage: not assessed, since the recording has no usable channel of EEG_C3, EEG_C4" in told
         and "apnea: not assessed" in told
     )
+    # The ECG is usable, though nothing can be told from it.
+    assert "in any channel" not in told and f"{night.n_epochs} of {night.n_epochs} epochs are unscored, because none of" in told
     write_night(tmp_path, score, night)
     stages = pd.read_csv(tmp_path / "stages.csv", keep_default_na=False)
     assert set(stages["unscored_because"]) == {"the recording has no usable channel of EEG_C3, EEG_C4"}

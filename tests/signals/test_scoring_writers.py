@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +18,8 @@ from sleepfm.constants import EVENT_TYPES
 from sleepfm.signals.scorings.labels import LABEL_EVENTS, event_labels, stage_labels
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.signals.scorings.text_counts import TextCounts
+from sleepfm.signals.scorings.vocabulary import NOT_ASSESSED, event_of
 from sleepfm.signals.scorings.writers.edf_plus import edf_annotations
 from sleepfm.signals.scorings.writers.night import FAMILIES, FAMILY, WrittenNight, scoring_files
 
@@ -95,6 +98,30 @@ def test_what_was_not_assessed_is_read_as_unknown_and_never_as_none(night):
                 assert (labels >= 0).all(), (name, label)
 
 
+def test_what_was_not_assessed_is_a_span_for_each_run_and_counts_as_no_event(tmp_path):
+    """Not an annotation an epoch, and of no type or name by which a program counts events."""
+    n, looked = 240, np.arange(240) >= 40
+    events = (Event(3000.0, 15.0, "hypopnea"),)
+    night = WrittenNight(np.full(n, 2, np.int8), events, {"breathing": looked, "desaturation": looked})
+    files = {name: content.decode() for name, content in scoring_files(night).items()}
+    for name, text in files.items():
+        counts = [text.count(said) for said in NOT_ASSESSED.values()]
+        assert counts == ([2, 2, 2] if name == "scoring-nsrr.xml" else [1, 1, 1]), name
+        assert not re.search("unsure", text, re.IGNORECASE), name
+        assert all(event_of(said) is None for said in NOT_ASSESSED.values())
+    kinds = re.findall(r"<EventType>(.*)</EventType>\n<EventConcept>(.*)</EventConcept>", files["scoring-nsrr.xml"])
+    assert [concept for kind, concept in kinds if kind.startswith(("Arousals", "Respiratory"))] == ["Hypopnea|Hypopnea"]
+    assert {concept.split("|")[0] for kind, concept in kinds if kind == "Not assessed|Not assessed"} == set(NOT_ASSESSED.values())
+    for name, scoring in read_back(night, tmp_path).items():
+        assert scoring.events == events and scoring.warnings == (), name
+        for label, types in LABEL_EVENTS.items():
+            labels = event_labels(scoring, n, types)
+            assert ((labels == -1) == (~looked if label != "arousal" else np.ones(n, bool))).all(), (name, label)
+        counts = TextCounts()
+        counts.add(name, {"scoring": {"unclear": Counter(event.type for event in scoring.unclear)}})
+        assert len(counts.not_understood()) == 1 and counts.not_understood()[0].startswith("states that nobody looked for")
+
+
 def test_a_long_fragmented_night_takes_several_records(tmp_path):
     stages = np.tile(np.array([0, 1, 2, 3, 4, -1], np.int8), 480)
     events = tuple(Event(float(second), 12.0, "hypopnea") for second in range(5, 86_000, 40))
@@ -141,7 +168,7 @@ def told_rows(night, stage, place):
     """Onset, duration and text of all that ``told_night`` says, sorted; ``place`` is that of the format in WORDS."""
     rows = [(onset, lasts, stage + name) for onset, lasts, name in STAGES]
     rows += [(event.onset, event.duration, WORDS[event.type][place]) for event in night.events]
-    return sorted([*rows, (150.0, 30.0, "No arousal assessed"), (180.0, 30.0, "Unsure whether apnea or hypopnea")])
+    return sorted([*rows, (150.0, 30.0, "No arousals assessed"), (180.0, 30.0, "No breathing events assessed")])
 
 
 @pytest.mark.parametrize("start", [datetime(2020, 2, 29, 23, 0, 1, 250_000), None])

@@ -34,6 +34,22 @@ def elapsed_seconds(text: str) -> float | None:
     return int(match[1]) * 3600 + int(match[2]) * 60 + int(match[3]) + float(f"0.{match[4] or 0}")
 
 
+def time_of_day(text: str) -> float | None:
+    """Seconds since midnight of the time of day that ends ``text``; None without one, or for 00:00:00, which means unknown."""
+    match = _CLOCK.fullmatch((text.split() or [""])[-1])
+    try:
+        return _time(match, 0).total_seconds() or None if match else None
+    except ValueError:
+        return None
+
+
+def seconds_apart(clock: float, start: datetime) -> float:
+    """How long after ``start`` the nearest time of day ``clock`` is, in s; negative where it is before."""
+    midnight = start.replace(hour=0, minute=0, second=0, microsecond=0)
+    day = _DAY.total_seconds()
+    return (clock - (start - midnight).total_seconds() + day / 2) % day - day / 2
+
+
 class Clock:
     """Reads clock times, having decided once whether the day or the month comes first.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from sleepfm.signals.scorings.event_words import EventWords
 from sleepfm.signals.scorings.scoring import Event, Row
-from sleepfm.signals.scorings.vocabulary import is_beside_the_point, mentioned_events
+from sleepfm.signals.scorings.vocabulary import is_beside_the_point, mentioned_events, says_not_assessed
 
 # Onsets and durations in s beyond which nothing is a time.
 LONGEST = 1e9
@@ -76,12 +76,13 @@ class Doubts:
         """Texts that name no event, and the rows among them that are in doubt of breathing.
 
         Such a text may be an event where it lasts as events do; ``with_lengths`` says whether the events of this scoring have
-        durations, since where none has one, this one need not either.
+        durations, since where none has one, this one need not either. What says that nobody looked for events may last a night.
         """
         found = []
         for row in rows:
             shortest, longest = _AS_EVENTS_LAST
-            if not (shortest <= row.duration <= longest if row.duration else not with_lengths):
+            stated = bool(row.duration) and says_not_assessed(row.text)
+            if not stated and not (shortest <= row.duration <= longest if row.duration else not with_lengths):
                 continue
             if not is_beside_the_point(row.text):
                 self._add_any(row.text, row.onset, row.duration or _REACH)

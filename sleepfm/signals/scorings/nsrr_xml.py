@@ -19,6 +19,7 @@ from defusedxml.ElementTree import fromstring
 
 from sleepfm.constants import EPOCH_SECONDS, Stage
 from sleepfm.errors import AnnotationError
+from sleepfm.signals.scorings.clock import time_of_day
 from sleepfm.signals.scorings.event_words import EventWords
 from sleepfm.signals.scorings.rows import Row, scoring_of_rows
 from sleepfm.signals.scorings.scoring import Group, Scoring, StageInterval
@@ -107,7 +108,7 @@ def read_nsrr(root: Element, path: PurePath, words: EventWords) -> Scoring:
     onset_unit, duration_unit, warnings = _units([row for row, _ in staged])
     stages = [StageInterval(row.onset * onset_unit, (row.duration or 0.0) * duration_unit, int(stage)) for row, stage in staged]
     rows = [replace(row, onset=row.onset * onset_unit, duration=(row.duration or 0.0) * duration_unit) for row in rows]
-    return scoring_of_rows(
+    scoring = scoring_of_rows(
         rows,
         f"NSRR XML {path.name}",
         str(path),
@@ -117,6 +118,15 @@ def read_nsrr(root: Element, path: PurePath, words: EventWords) -> Scoring:
         warnings=warnings,
         words=words,
     )
+    return replace(scoring, clock=_clock(root))
+
+
+def _clock(root: Element) -> float | None:
+    """The time of day of the recording's start, as the element for that says it."""
+    for element in root.iter("ScoredEvent"):
+        if fold(element_text(element, "EventConcept").split("|")[0]).startswith("recordingstart"):
+            return time_of_day(element_text(element, "ClockTime"))
+    return None
 
 
 def _stage(kind: str, head: str, code: str) -> Stage | None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from datetime import datetime
 from pathlib import Path, PurePath
 
+from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.edf.header import FIXED_BYTES, edf_kind
 from sleepfm.signals.files import MemoryFile, location, name_below, random_file, read_start
@@ -102,6 +103,9 @@ def _of_edf(recording: Recording, start: datetime | None, own: OwnWords) -> Scor
     scoring = from_annotations(texts, f"EDF+ annotations {recording.path.name}", shift, own.events)
     if scoring is None:
         raise AnnotationError(f"{recording.name}: none of its {len(recording.annotations)} annotations is a sleep stage")
+    if abs(shift) > EPOCH_SECONDS:
+        moved = f"{abs(shift) / 60:.1f} min {'after' if shift > 0 else 'before'} the recording"
+        return scoring.with_misplaced(f"its file starts {moved}, and its times are moved by that; it may be of another night")
     return scoring
 
 

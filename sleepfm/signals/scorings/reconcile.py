@@ -77,8 +77,10 @@ def reconcile(
         warnings.append(
             f"scoring ends {-excess:.1f} s ({-excess / EPOCH_SECONDS:.1f} epochs) before the recording; not scored there"
         )
+    misplaced = scoring.misplaced
     if scoring.begin < 0:
         warnings.append(f"scoring begins {-scoring.begin:.1f} s before the recording; cut")
+        misplaced += (warnings[-1],) if scoring.begin < -EPOCH_SECONDS else ()
     outside = len(scoring.events) + len(scoring.unclear) - len(events) - len(unclear)
     has_events = scoring.has_events
     if outside:
@@ -93,6 +95,7 @@ def reconcile(
         untimed=untimed,
         has_events=has_events,
         warnings=scoring.warnings + tuple(warnings),
+        misplaced=misplaced,
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 # What a scoring is worth to whoever reads a recording: it must be there and usable, is used where it can be, or is not read.
@@ -58,6 +58,8 @@ class Scoring:
         others: these, as events whose type is their text; a cohort's rules may know more of them.
         warnings: what was repaired or cut.
         seconds_assumed: nothing in the file says that its epochs have 30 s, or its times are seconds.
+        misplaced: those of ``warnings`` by which it may be of another night: its recording started at another time of day.
+        clock: time of day in s at which the recording started, by the file; None where it does not say.
         unreliable: types of events of which this scoring is documented to say nothing that holds; none of them is in ``events``.
     """
 
@@ -73,6 +75,12 @@ class Scoring:
     warnings: tuple[str, ...] = ()
     unreliable: tuple[str, ...] = ()
     seconds_assumed: bool = False
+    misplaced: tuple[str, ...] = ()
+    clock: float | None = None
+
+    def with_misplaced(self, told: str) -> Scoring:
+        """This, with ``told`` among what speaks for another night."""
+        return replace(self, warnings=(*self.warnings, told), misplaced=(*self.misplaced, told))
 
     @property
     def begin(self) -> float:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sleepfm.signals.scorings.vocabulary import is_beside_the_point
+from sleepfm.signals.scorings.vocabulary import is_beside_the_point, says_not_assessed
 
 # Distinct texts that are kept of a cohort, and shown of each sort.
 _KEPT = 10_000
@@ -66,8 +66,10 @@ class TextCounts:
 
     def not_understood(self) -> list[str]:
         """A line for each sort of text that is not understood."""
+        stated = Counter({text: count for text, count in self.unclear.items() if says_not_assessed(text)})
         sorts = (
-            (self.unclear, "not understood, epochs without a label of apnea and hypopnea"),
+            (stated, "states that nobody looked for apneas and hypopneas, so that epochs have no label of them"),
+            (self.unclear - stated, "not understood, epochs without a label of apnea and hypopnea"),
             (self._unknown(), "not understood, without effect"),
         )
         return [f"{meaning}: {_listed(counter)}" for counter, meaning in sorts if counter]

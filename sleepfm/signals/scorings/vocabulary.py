@@ -154,9 +154,16 @@ _STANDARD_TEXTS = (
     "positionchange supine prone left right upright bodyposition calibration biocalibration impedancecheck montagechange "
     "gainfilterchange sleepspindle kcomplex rapideyemovement sawtoothwave bruxism cheynestokesbreathing cheynestokes "
     "hypoventilation arousals narrowcomplextachycardia widecomplextachycardia atrialfibrillation respiratoryparadox "
-    "respiratoryevent centralapneaunsure unscoredevent eegarousal spontaneousarousal"
+    "respiratoryevent centralapneaunsure unscoredevent eegarousal spontaneousarousal "
+    "nobreathingeventsassessed noarousalsassessed nodesaturationsassessed"
 )
 _STANDARD = frozenset(_STANDARD_TEXTS.split())
+# What this project's files say over time in which nobody looked for a family of events, however long that is.
+NOT_ASSESSED = {
+    "breathing": "No breathing events assessed",
+    "arousal": "No arousals assessed",
+    "desaturation": "No desaturations assessed",
+}
 
 
 def is_standard_text(text: str) -> bool:
@@ -171,6 +178,11 @@ def is_standard_text(text: str) -> bool:
     return all(known(part) for part in text[:_READ].split("|")) and len(text) <= _READ
 
 
+def says_not_assessed(text: str) -> bool:
+    """Whether ``text`` is one of :data:`NOT_ASSESSED`, or both of NSRR's names are it."""
+    return all(fold(part) in _SAID_NOT_ASSESSED for part in text[:_READ].split("|"))
+
+
 def fold(text: str) -> str:
     """``text`` without case, accents, spaces and punctuation (a question mark is a stage in EDF+)."""
     return _fold(text[:_READ])
@@ -181,6 +193,9 @@ def fold(text: str) -> str:
 def _fold(text: str) -> str:
     plain = unicodedata.normalize("NFKD", _PREFIX.sub("", text)).casefold().replace("æ", "ae").replace("œ", "oe")
     return "".join(character for character in plain if character.isalnum() or character == "?")
+
+
+_SAID_NOT_ASSESSED = frozenset(map(fold, NOT_ASSESSED.values()))
 
 
 def _key(text: str) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sleepfm.constants import APNEA_TYPES, EPOCH_SECONDS, Stage
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.signals.scorings.vocabulary import NOT_ASSESSED
 from sleepfm.signals.scorings.writers.edf_plus import edf_annotations
 from sleepfm.signals.scorings.writers.luna_annot import luna_annot
 from sleepfm.signals.scorings.writers.nsrr_xml import ScoredEvent, nsrr_xml
@@ -24,13 +25,13 @@ from sleepfm.signals.scorings.writers.texts import (
     NSRR_STAGE,
     PROFUSION_EVENT,
     STAGE_CODE,
-    not_assessed_text,
 )
 
 # Families of events that are in doubt together, as readers see it.
 FAMILY = {**dict.fromkeys((*APNEA_TYPES, "hypopnea"), "breathing"), "arousal": "arousal", "desaturation": "desaturation"}
 FAMILIES = ("breathing", "arousal", "desaturation")
-_NSRR_TYPE = {True: "Respiratory|Respiratory", False: "Arousals|Arousals"}
+# Of no type that has events in it, so that nobody counts these.
+_NSRR_NOT_ASSESSED = "Not assessed|Not assessed"
 
 
 @dataclass(frozen=True)
@@ -74,17 +75,17 @@ def stage_runs(codes: Sequence[int]) -> list[tuple[int, int, int]]:
 
 
 def not_assessed(night: WrittenNight) -> list[Event]:
-    """Doubt, as events with its text, over the epochs in which families of events were not assessed.
+    """What is not known, as events with its text: a span for every run of epochs in which a family of events was not assessed.
 
-    An epoch each: a text about arousals or desaturations alone is read as doubt only where it lasts as events do.
+    No format has a word for it, and silence is read as "none". This project's readers take what such a text covers for unknown.
     """
-    nowhere = np.zeros(len(night.stages), bool)
-    found = []
-    for epoch in range(len(night.stages)):
-        text = not_assessed_text(name for name in FAMILIES if not night.assessed.get(name, nowhere)[epoch])
-        if text:
-            found.append(Event(float(epoch * EPOCH_SECONDS), float(EPOCH_SECONDS), text))
-    return found
+    everywhere = np.ones(len(night.stages), bool)
+    return [
+        Event(float(first * EPOCH_SECONDS), float(length * EPOCH_SECONDS), NOT_ASSESSED[family])
+        for family in FAMILIES
+        for first, length, missing in stage_runs((~night.assessed[family] if family in night.assessed else everywhere).tolist())
+        if missing
+    ]
 
 
 def _codes(night: WrittenNight) -> list[int]:
@@ -92,7 +93,7 @@ def _codes(night: WrittenNight) -> list[int]:
 
 
 def _rows(night: WrittenNight, events: Mapping[str, str]) -> list[Event]:
-    """Events by the format's words, and doubt."""
+    """Events by the format's words, and what was not assessed."""
     return [*(replace(event, type=events[event.type]) for event in night.events), *not_assessed(night)]
 
 
@@ -127,8 +128,7 @@ def _nsrr(night: WrittenNight) -> str:
         kind, concept, location = NSRR_EVENT[event.type]
         rows.append(ScoredEvent(kind, concept, event.onset, event.duration, (("SignalLocation", location),)))
     for event in not_assessed(night):
-        kind = _NSRR_TYPE[event.type.startswith("Unsure")]
-        rows.append(ScoredEvent(kind, f"{event.type}|{event.type}", event.onset, event.duration))
+        rows.append(ScoredEvent(_NSRR_NOT_ASSESSED, f"{event.type}|{event.type}", event.onset, event.duration))
     rows.sort(key=lambda row: (row.onset, row.concept))
     stages = [ScoredEvent("Stages|Stages", row.type, row.onset, row.duration) for row in _staged(night, NSRR_STAGE)]
     clock = (night.start.strftime("%H:%M:%S") if night.start else night.clock or "00:00:00")[:8].replace(":", ".")

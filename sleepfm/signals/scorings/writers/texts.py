@@ -1,12 +1,10 @@
-"""How each format calls stages and events, and what is said of time in which a family of events was not assessed.
+"""How each format calls stages and events.
 
 Sources: EDF+ specification (standard texts); NSRR's XML; Luna's canonical classes (zzz.bwh.harvard.edu/luna/nsrr);
 Compumedics Profusion's names of events.
 """
 
 from __future__ import annotations
-
-from collections.abc import Iterable
 
 from sleepfm.constants import Stage
 
@@ -59,17 +57,3 @@ LUNA_EVENT = {
     "desaturation": "desat",
     "arousal": "arousal",
 }
-
-
-def not_assessed_text(families: Iterable[str]) -> str:
-    """What is written over time in which events of ``families`` (breathing, arousal, desaturation) were not assessed.
-
-    No format has a word for it, and silence is read as "none". Profusion's scorers tag what they cannot judge "Unsure", which
-    this project's readers take for doubt about breathing; arousals and desaturations that a text names which is no event are in
-    doubt as well (:mod:`sleepfm.signals.scorings.doubt`).
-    """
-    missing = set(families)
-    beside = [name for name in ("arousal", "desaturation") if name in missing]
-    if "breathing" in missing:
-        return "Unsure whether " + " or ".join(["apnea", "hypopnea", *beside])
-    return "No " + " or ".join(beside) + " assessed" if beside else ""
