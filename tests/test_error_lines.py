@@ -128,7 +128,11 @@ def test_a_server_that_is_no_registry(
             b"Invalid Host header - possible DNS rebinding attack detected",
             "the server refuses the host name NAME (Invalid Host header); start it with --allowed-hosts NAME, or call it in ",
         ),
-        (403, b'{"error_code": "PERMISSION_DENIED", "message": "no"}', "the registry refuses access (PERMISSION_DENIED: no); set "),
+        (
+            403,
+            b'{"error_code": "PERMISSION_DENIED", "message": "no"}',
+            "the registry refuses access (PERMISSION_DENIED: no); set ",
+        ),
         (401, b"You are not authenticated.", "the registry refuses access (API request to endpoint "),
     ],
     ids=["name", "rights", "user"],

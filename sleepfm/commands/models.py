@@ -146,7 +146,7 @@ def _intervals(version: ModelVersion) -> dict[str, list[float]]:
 
 
 def _figure(value: float, interval: Sequence[float] | None) -> str:
-    return f"{value:.4f}" if interval is None else f"{value:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
+    return f"{value:z.4f}" if interval is None else f"{value:z.4f} ({interval[0]:z.4f} to {interval[1]:z.4f})"
 
 
 def _row(version: ModelVersion) -> tuple[str, ...]:

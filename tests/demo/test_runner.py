@@ -24,7 +24,7 @@ def test_refused_inputs_are_accepted_and_errors_are_not(tmp_path: Path) -> None:
         with pytest.raises(TrainingError, match="shards ended with status"):
             runner.run(failed)
         assert "shards" not in journal.steps
-    runner.run(step("1 recordings refused", 1))
+    runner.run(step("1 recording refused", 1))
     assert "shards" in journal.steps
 
 

@@ -26,7 +26,7 @@ def test_a_failing_task_is_reported_after_the_others_have_finished(cohort, conne
     bad = ShardPlan("shard-000000.tar", (Entry(good.entries[0].path, {1}, "bad"),))  # type: ignore[arg-type]
     outcomes = []
     with cluster(1) as ray:
-        with pytest.raises(ShardError, match=r"(?s)1 shards failed.*shard-000000.*TypeError"):
+        with pytest.raises(ShardError, match=r"(?s)1 shard failed.*shard-000000.*TypeError"):
             run_shards(ray, [bad, good], cohort, tmp_path, load_build_config(), "build", outcomes.append)
         assert {news.shard: type(news) for news in outcomes if news} == {
             "shard-000000.tar": Failure,
