@@ -37,6 +37,7 @@ from sleepfm.signals.cohorts.identity import check_identity
 from sleepfm.signals.discover import Discovered
 from sleepfm.signals.files import file_size, is_remote, name_below
 from sleepfm.signals.prepare import discover_names
+from sleepfm.wording import counted, for_number
 
 _SHARD_FILES = r"shard-[0-9]{6,}\.(?:tar|json)"
 
@@ -151,7 +152,7 @@ def _build(
         # Who is in a data set is moved by --rebuild alone.
         subjects = stored_subjects(out) if _converts_again(todo, before) and not rebuild else {}
         if stale:
-            print(f"making {len(stale)} of {len(before.shards)} shards again: {', '.join(stale)}", flush=True)
+            print(f"making {len(stale)} of {counted(len(before.shards), 'shard')} again: {', '.join(stale)}", flush=True)
         if rescored:
             print(f"{_shards(rescored)} built again: {_recordings(late)} a scoring that came or changed since", flush=True)
         if withdrawn:
@@ -354,8 +355,8 @@ def _run(
 ) -> set[str]:
     count = sum(len(shard.entries) for shard in todo)
     finished = len(plan.shards) - len(todo)
-    kept = f", {finished} shards are finished already" if finished else ""
-    print(f"{count} recordings in {len(todo)} shards{kept}; starting Ray", flush=True)
+    kept = f", {counted(finished, 'shard')} {for_number(finished, 'is')} finished already" if finished else ""
+    print(f"{counted(count, 'recording')} in {counted(len(todo), 'shard')}{kept}; starting Ray", flush=True)
     progress = Progress(len(todo), count)
 
     def report(news: News) -> None:

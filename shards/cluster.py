@@ -41,6 +41,9 @@ OBJECT_STORE_BYTES = 80 * 2**20
 # How a user says who may use a cluster; see Ray's documentation of token authentication.
 _AUTHENTICATION = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
 ANSWER_SECONDS = 20
+# Options of gRPC, for a channel without a proxy, and a question that every head of a cluster answers.
+_DIRECT = (("grpc.enable_http_proxy", 0),)
+_QUESTION = "/ray.rpc.NodeInfoGcsService/GetClusterId"
 # A night of ten hours takes less than this, and a worker that holds it free still holds less than Ray is asked for. What a longer
 # one needs goes back to the system after it.
 KEPT_BYTES = 256 * 2**20
@@ -95,8 +98,9 @@ def cluster(workers: int) -> Iterator[Any]:
         yield ray
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    place = ""
     if address not in (None, "", "local"):
-        _require_answer(address)
+        place = _require_answer(address)
     elif not any(name in os.environ for name in _AUTHENTICATION):
         # Ray asks for a token on a cluster that it starts, and would leave a new one in the user's home, after which a plain
         # `ray start` makes clusters that `ray job submit` cannot use. This one is known to this process and its children alone.
@@ -116,6 +120,11 @@ def cluster(workers: int) -> Iterator[Any]:
     except Exception as error:
         # Ray has no class of its own for processes that do not come up within half a minute.
         reason = " ".join(str(error).split())[:_LONGEST_REASON]
+        if place and _asks_for_token(place):
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: the Ray cluster there asks for a token, and this process has none or another one; set "
+                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token (default: ~/.ray/auth_token)"
+            ) from error
         if address:
             raise ConfigError(
                 f"RAY_ADDRESS={address}: cannot work on the Ray cluster there ({reason}); unset it for a local cluster"
@@ -130,9 +139,10 @@ def cluster(workers: int) -> Iterator[Any]:
         ray.shutdown()
 
 
-def _require_answer(address: str) -> None:
-    """Raise :class:`ConfigError` unless something that speaks gRPC, as Ray does, listens at ``address``.
+def _require_answer(address: str) -> str:
+    """Host and port of the cluster at ``address``.
 
+    Raise :class:`ConfigError` unless something that speaks gRPC, as Ray does, listens there.
     Ray itself asks a host that does not answer for a quarter of an hour.
     """
     place = address.removeprefix("ray://")
@@ -152,21 +162,46 @@ def _require_answer(address: str) -> None:
         raise ConfigError(
             f"RAY_ADDRESS={address}: expected HOST:PORT, ray://HOST:PORT or auto; an http address is for `ray job submit`"
         )
-    waited = f"no Ray cluster answers there within {ANSWER_SECONDS} s"
-    hint = f"{waited}; start one (ray start --head), or unset RAY_ADDRESS to use only this machine"
+    silent = f"RAY_ADDRESS={address}: no Ray cluster answers there"
+    hint = "start one (ray start --head), or unset RAY_ADDRESS to use only this machine"
     try:
         socket.create_connection((host.strip("[]"), int(port)), ANSWER_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ConfigError(f"RAY_ADDRESS={address}: {hint} ({getattr(error, 'strerror', None) or error})") from error
-    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
-        return
+        waited = isinstance(error, TimeoutError)
+        why = f" within {ANSWER_SECONDS} s" if waited else f" ({getattr(error, 'strerror', None) or error})"
+        raise ConfigError(f"{silent}{why}; {hint}") from error
+    if _uses_tls():
+        return place
     import grpc
 
-    with grpc.insecure_channel(place, options=(("grpc.enable_http_proxy", 0),)) as channel:
+    with grpc.insecure_channel(place, options=_DIRECT) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout=ANSWER_SECONDS)
         except grpc.FutureTimeoutError as error:
-            raise ConfigError(f"RAY_ADDRESS={address}: {hint} (something else listens there)") from error
+            raise ConfigError(f"{silent} within {ANSWER_SECONDS} s (something else listens there); {hint}") from error
+    return place
+
+
+def _uses_tls() -> bool:
+    """Whether Ray's processes speak TLS with each other."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def _asks_for_token(place: str) -> bool:
+    """Whether the cluster at ``place``, a host and its port, refuses a question that comes without a token.
+
+    Ray tells that on its own log alone; what it raises is that it cannot connect.
+    """
+    if _uses_tls():
+        return False
+    import grpc
+
+    with grpc.insecure_channel(place, options=_DIRECT) as channel:
+        try:
+            channel.unary_unary(_QUESTION)(b"", timeout=ANSWER_SECONDS)
+        except grpc.RpcError as error:
+            return error.code() is grpc.StatusCode.UNAUTHENTICATED
+    return False
 
 
 def _folder_of_sockets(error: OSError) -> str:

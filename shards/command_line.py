@@ -10,6 +10,7 @@ from pathlib import Path
 
 from shards.interruption import interruptible
 from sleepfm.command_line import add_examples, positive
+from sleepfm.wording import counted, for_number
 
 _DATA_SET = "folder or URL (s3://...) of the data set"
 _KEPT = "what is finished is kept, and the same command continues"
@@ -126,7 +127,8 @@ def _build(arguments: argparse.Namespace) -> int:
         arguments.exclude,
     )
     counts = result.description["counts"]
-    print(f"{arguments.out}: {counts['records']} recordings in {counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB")
+    made = f"{counted(counts['records'], 'recording')} in {counted(counts['shards'], 'shard')}"
+    print(f"{arguments.out}: {made}, {counts['bytes'] / 1e6:.1f} MB")
     print(f"digest {result.description['digest']}")
     texts = result.texts.lines()
     for line in texts:
@@ -136,7 +138,8 @@ def _build(arguments: argparse.Namespace) -> int:
         print(told)
     warning = coloured("warning:", YELLOW)
     if result.unscored:
-        print(f"{result.unscored} of {counts['records']} recordings have no scoring; `sleepfm doctor` lists them")
+        has = for_number(result.unscored, "has")
+        print(f"{result.unscored} of {counted(counts['records'], 'recording')} {has} no scoring; `sleepfm doctor` lists them")
     if result.unread.count:
         print(f"{warning} {result.unread.warning(counts['records'])}")
     for line in result.people:

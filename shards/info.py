@@ -17,6 +17,7 @@ from sleepfm.data.format import MANIFEST_FOLDER
 from sleepfm.errors import ExcludedError
 from sleepfm.signals.scorings.labels import describe_rule
 from sleepfm.signals.scorings.text_counts import TextCounts
+from sleepfm.wording import counted
 
 
 def info(path: str | Path) -> str:
@@ -31,8 +32,8 @@ def info(path: str | Path) -> str:
         f"digest   {dataset.digest}",
         f"cohort   {dataset.config['cohort']}, samples of {dataset.segment_epochs} epochs",
         f"events   {describe_rule(dataset.config['event_rule'], dataset.config.get('event_rule_version', 1))}",
-        f"holds    {counts['records']} recordings, {counts['epochs'] * EPOCH_SECONDS / 3600:.1f} h, "
-        f"{counts['shards']} shards, {counts['bytes'] / 1e6:.1f} MB; {len(quarantine) - excluded} refused"
+        f"holds    {counted(counts['records'], 'recording')}, {counts['epochs'] * EPOCH_SECONDS / 3600:.1f} h, "
+        f"{counted(counts['shards'], 'shard')}, {counts['bytes'] / 1e6:.1f} MB; {len(quarantine) - excluded} refused"
         f"{f', {excluded} excluded' if excluded else ''}",
         "",
     ]

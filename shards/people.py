@@ -24,6 +24,7 @@ from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.files import location
 from sleepfm.signals.groups import group_of
 from sleepfm.signals.people import NOBODY, KnownPeople, Person, read_people
+from sleepfm.wording import counted
 
 SUBJECTS = pa.schema(
     [
@@ -201,7 +202,7 @@ def _refuse_moves(splits: Mapping[str, str], before: Mapping[str, str], tables: 
     if moved and not tables.move:
         first = moved[0]
         raise DatasetError(
-            f"{out}: {len(moved)} people would move to another split, for example {first} from {before[first]} to "
+            f"{out}: {counted(len(moved), 'person')} would move to another split, for example {first} from {before[first]} to "
             f"{splits[first]}, "
             "because of what is now known about their families; a model that was trained on the data set may have seen them. "
             "Give the table "

@@ -9,6 +9,7 @@ from shards.schedule import News
 from shards.summary import refusal_line
 from shards.task import Outcome
 from sleepfm.errors import ExcludedError
+from sleepfm.wording import counted
 
 SECONDS_BETWEEN_LINES = 3.0
 _SECONDS_OF_SILENCE = 60.0
@@ -74,7 +75,7 @@ class Progress:
         return (
             f"shards {self._done}/{self._shards}  recordings {recordings}/{self._recordings}  "
             f"{rate * 60:.1f} recordings/min  {self._hours / seconds * 60:.0f} h of signal/min  "
-            f"refused {len(self.refused) - self._excluded}  failed {self._failed} shards  ETA {_clock(left)}"
+            f"refused {len(self.refused) - self._excluded}  failed {counted(self._failed, 'shard')}  ETA {_clock(left)}"
         )
 
 
@@ -91,7 +92,7 @@ class ListingProgress:
         now = time.monotonic()
         if now - self._printed >= SECONDS_BETWEEN_LINES and (what, files) != self._told:
             self._printed, self._told = now, (what, files)
-            print(f"{self._source}: {files} recordings {what}", flush=True)
+            print(f"{self._source}: {counted(files, 'recording')} {what}", flush=True)
 
 
 def _clock(seconds: float | None) -> str:

@@ -31,6 +31,7 @@ from shards.time_limit import time_limit
 from shards.whose import Whose
 from sleepfm.errors import FatalRecordingError, ShardError, SleepFMError
 from sleepfm.signals.discover import Discovered
+from sleepfm.wording import counted
 
 # Enough to keep every worker busy while a finished task is replaced; the rest waits in the driver as plain names.
 IN_FLIGHT_PER_CPU = 2
@@ -150,8 +151,8 @@ class Schedule:
             raise self._stop
         if self._failed:
             raise ShardError(
-                f"{len(self._failed)} shards failed, the others are finished and kept; run the same command to try again; "
-                f"the first, with its cause:\n{self._failed[0].shard}: {self._failed[0].reason}"
+                f"{counted(len(self._failed), 'shard')} failed, the others are finished and kept; run the same command to try "
+                f"again; the first, with its cause:\n{self._failed[0].shard}: {self._failed[0].reason}"
             )
 
     def _run(self) -> None:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 from shards.build_config import SplitConfig
 from sleepfm.constants import SPLITS
+from sleepfm.wording import counted
 
 # Successive multiples of the golden section modulo 1 spread evenly, so that few people are spread well too.
 _GOLDEN = 0.6180339887498949
@@ -66,8 +67,8 @@ def empty_splits(counts: Mapping[str, Mapping[str, int]], config: SplitConfig) -
     shares = ", ".join(f"split.{name}={getattr(config, name):g}" for name in empty)
     spread = f", in groups of like {', '.join(config.stratify)}" if config.stratify else ""
     return [
-        f"nobody is in {' or '.join(empty)} ({shares} of {people} people{spread}); add people, or build into another folder with "
-        "another split.salt or other fractions"
+        f"nobody is in {' or '.join(empty)} ({shares} of {counted(people, 'person')}{spread}); add people, or build into another "
+        "folder with another split.salt or other fractions"
     ]
 
 

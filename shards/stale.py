@@ -14,6 +14,7 @@ from sleepfm.data.format import DATASET_FILE
 from sleepfm.errors import ConfigError
 from sleepfm.signals.cohorts.catalogue import all_cohorts
 from sleepfm.signals.cohorts.cohort import Cohort, rules_digest
+from sleepfm.wording import counted, for_number
 
 _SHOWN = 8
 
@@ -44,8 +45,8 @@ def refuse_stale(out: Path, plan: Plan, stale: dict[str, str]) -> None:
     names = ", ".join(list(stale)[:_SHOWN]) + (f" and {len(stale) - _SHOWN} more" if len(stale) > _SHOWN else "")
     reasons = "; ".join(dict.fromkeys(stale.values()))
     raise ConfigError(
-        f"{out}: {len(stale)} of its {len(plan.shards)} shards were made differently from how they would be made now "
-        f"({reasons}): {names}. "
+        f"{out}: {len(stale)} of its {counted(len(plan.shards), 'shard')} {for_number(len(stale), 'was')} made differently from "
+        f"how {for_number(len(stale), 'it')} would be made now ({reasons}): {names}. "
         "Use --rebuild to make them again, which changes the digest of the data set, or build into another folder. Until then "
         "the data set can be read as it is"
     )

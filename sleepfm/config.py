@@ -254,8 +254,10 @@ def load_config(schema: type[ConfigT], path: str | Path, overrides: Sequence[str
             command line.
     """
     found = find_config(path)
-    if not found.exists() and (alike := shipped_alike(found)):
-        raise ConfigError(f"{path}: no such file; did you mean {' or '.join(alike)}?")
+    if not found.exists():
+        if alike := shipped_alike(found):
+            raise ConfigError(f"{path}: no such file; did you mean {' or '.join(alike)}?")
+        raise ConfigError(f"{path}: no such file, and none is shipped under this name; {_instead(schema)}")
     stated = read_yaml(found)
     values = apply_overrides(stated, overrides, str(path))
     _check_reader(schema, path, stated, values)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 import sysconfig
 from pathlib import Path
@@ -45,6 +46,19 @@ def shipped_config(name: str | Path) -> Path | None:
 
 
 def shipped_alike(name: str | Path) -> list[str]:
-    """What commands know the shipped files as whose own name, without folders, is that of ``name``, with ``.yaml`` or without."""
+    """What commands know the shipped files as whose own name, without folders, is that of ``name``, with ``.yaml`` or without; if
+    there is none, those whose name is nearest to it, in the folder that ``name`` has if that is a shipped one.
+    """
     file = f"{Path(name).name.removesuffix('.yaml')}.yaml"
-    return sorted(path.relative_to(config_root()).as_posix() for path in config_root().rglob("*.yaml") if path.name == file)
+    shipped = sorted(config_root().rglob("*.yaml"))
+    alike = [path for path in shipped if path.name == file]
+    if not alike:
+        beside = [path for path in shipped if path.parent.name == Path(name).parent.name]
+        alike = _nearest(file, beside) or _nearest(file, shipped)
+    return [path.relative_to(config_root()).as_posix() for path in alike]
+
+
+def _nearest(name: str, files: list[Path]) -> list[Path]:
+    """Those of ``files`` for which ``name`` may be meant, with a slip of a letter or two; none if it is like no name."""
+    near = difflib.get_close_matches(Path(name).stem, {file.stem for file in files}, n=1, cutoff=0.8)
+    return [file for file in files if file.stem in near]

@@ -318,7 +318,16 @@ def test_what_cannot_be_extended_is_told_of_the_file_that_names_it(tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("given", "meant"),
-    [("eeg-base.yaml", "pretrain/eeg-base.yaml"), ("pretrain/probe-base", "downstream/probe-base.yaml"), ("x.yaml", "")],
+    [
+        ("eeg-base.yaml", "pretrain/eeg-base.yaml"),
+        ("pretrain/probe-base", "downstream/probe-base.yaml"),
+        ("pretrain/eeg-tny.yaml", "pretrain/eeg-tiny.yaml"),
+        ("configs/pretrain/multimodel-tiny", "pretrain/multimodal-tiny.yaml"),
+        ("downstream/probe-stage-bsae.yaml", "downstream/probe-stage-base.yaml"),
+        ("eeg-tny.yaml", "pretrain/eeg-tiny.yaml"),
+        ("x.yaml", ""),
+        ("pretrain/mine.yaml", ""),
+    ],
 )
 def test_a_file_that_is_not_there_may_be_a_shipped_one(
     given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -329,7 +338,8 @@ def test_a_file_that_is_not_there_may_be_a_shipped_one(
     if meant:
         assert str(caught.value) == f"{given}: no such file; did you mean {meant}?"
     else:
-        assert "x.yaml: cannot read configuration (No such file" in str(caught.value)
+        said = "no such file, and none is shipped under this name; give one for this command, for example pretrain/eeg-base.yaml"
+        assert str(caught.value) == f"{given}: {said}"
 
 
 @pytest.mark.parametrize("schema", sorted({schema for readers in READERS.values() for schema in readers}, key=str))

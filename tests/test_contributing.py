@@ -92,7 +92,7 @@ def test_a_cohort(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_recording(folder / "recordings" / "lake-12-1.edf")
     names = run("A cohort")
     assert set(names["montage"].channels) == {"EEG_C4", "EOG_L", "EMG_CHIN"}
-    assert "1 recordings" in capsys.readouterr().out
+    assert "1 recording" in capsys.readouterr().out
 
 
 def test_a_scoring_format() -> None:

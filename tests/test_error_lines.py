@@ -120,6 +120,35 @@ def test_a_server_that_is_no_registry(
     assert max(map(len, lines)) < 600
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "said"),
+    [
+        (
+            403,
+            b"Invalid Host header - possible DNS rebinding attack detected",
+            "the server refuses the host name NAME (Invalid Host header); start it with --allowed-hosts NAME, or call it in ",
+        ),
+        (
+            403,
+            b'{"error_code": "PERMISSION_DENIED", "message": "no"}',
+            "the registry refuses access (PERMISSION_DENIED: no); set ",
+        ),
+        (401, b"You are not authenticated.", "the registry refuses access (API request to endpoint "),
+    ],
+    ids=["name", "rights", "user"],
+)
+def test_a_registry_that_refuses(
+    web: HTTPServer, status: int, body: bytes, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    web.RequestHandlerClass.status, web.RequestHandlerClass.body = status, body  # type: ignore[attr-defined]
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    name = f"127.0.0.1:{web.server_port}"
+    for words in (["models"], ["models", "promote", "x", "1"]):
+        assert main([*words, "--store", f"http://user:secret@{name}"]) == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: http://user:***@{name}: {said.replace('NAME', name)}") and "secret" not in line
+
+
 @pytest.mark.parametrize("kind", ["folder", "text", "driver"])
 def test_a_store_that_is_none(tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "folder").mkdir()
@@ -136,9 +165,13 @@ def test_a_path_is_no_address_of_a_store(
     monkeypatch.chdir(tmp_path)
     Path("runs").mkdir()
     meant = {"nosuch.db": "sqlite:///nosuch.db", "runs": "sqlite:///runs/mlflow.db", "file:/a/b.db": "sqlite:////a/b.db"}
+    servers = ("127.0.0.1:5077", "localhost:5000", "[::1]:5000", "ml-host.lab:80/mlflow")
+    meant |= {server: f"http://{server}" for server in servers}
     for path, address in meant.items():
         assert main(["models", "--store", path]) == 1
         assert capsys.readouterr().err == f"error: {path}: is no address of a store; write {address}\n"
+    assert main(["models", "--store", "user:secret@host:5000"]) == 1
+    assert capsys.readouterr().err == "error: user:***@host:5000: is no address of a store; write http://user:***@host:5000\n"
 
 
 @pytest.mark.parametrize("name", ["x.csv", "embeddings", "x.parquet.gz"])

@@ -14,6 +14,7 @@ from sleepfm.console import RED, YELLOW, coloured, warn
 from sleepfm.constants import CHANNELS
 from sleepfm.errors import SubjectTableError
 from sleepfm.signals.cohorts.montage import NO_LABEL
+from sleepfm.wording import counted
 
 if TYPE_CHECKING:
     from sleepfm.signals.doctor import Finding
@@ -90,7 +91,7 @@ def run(arguments: argparse.Namespace) -> int:
                 "duplicate nights"
             )
         if len(chosen) < len(found):
-            print(f"a sample of {len(chosen)} of the {len(found)} recordings; the others were not looked at")
+            print(f"a sample of {len(chosen)} of the {counted(len(found), 'recording')}; the others were not looked at")
     return 1 if summary.troubled or unusable else 0
 
 
@@ -102,10 +103,10 @@ def _element(finding: Finding, before: int) -> str:
 def _lines(finding: Finding) -> list[str]:
     lines = [finding.path]
     if finding.cohort:
-        gaps = f", {finding.gaps} gaps" if finding.gaps else ""
+        gaps = f", {counted(finding.gaps, 'gap')}" if finding.gaps else ""
         lines.append(
-            f"  cohort {finding.cohort}, subject {finding.subject}, {finding.epochs} epochs ({finding.hours:.2f} h), "
-            f"{len(finding.signals)} signals{gaps}"
+            f"  cohort {finding.cohort}, subject {finding.subject}, {counted(finding.epochs, 'epoch')} ({finding.hours:.2f} h), "
+            f"{counted(len(finding.signals), 'signal')}{gaps}"
         )
     for name in CHANNELS:
         if name in finding.channels:
@@ -121,7 +122,7 @@ def _lines(finding: Finding) -> list[str]:
         signals = (f"{item['label']!r} ({item['rate']:g} Hz, {item['unit'] or 'no unit'})" for item in finding.unmapped)
         lines.append(f"  {'unmapped':<9} {', '.join(signals)}")
     if finding.cohort:
-        scored = f"{finding.scoring}: {finding.scored_epochs} epochs scored, {finding.events} events"
+        scored = f"{finding.scoring}: {counted(finding.scored_epochs, 'epoch')} scored, {counted(finding.events, 'event')}"
         found = scored if finding.scoring else "none found"
         refused = finding.scoring_refused.removeprefix(finding.path + ": ")
         lines.append(f"  scoring   {coloured('NOT USED', YELLOW) + ' ' + refused if refused else found}")

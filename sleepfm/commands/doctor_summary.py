@@ -18,6 +18,7 @@ from sleepfm.signals.polarity import POLAR, was_weighed
 from sleepfm.signals.refusals import ReasonCounts
 from sleepfm.signals.scorings.finder import SharedScorings
 from sleepfm.signals.scorings.text_counts import TextCounts
+from sleepfm.wording import counted, for_number
 
 if TYPE_CHECKING:
     from sleepfm.signals.doctor import Finding
@@ -144,9 +145,7 @@ class FolderSummary:
         if self.usable:
             yield from self._channels()
             yield "cohorts    " + ", ".join(f"{name} {count}" for name, count in sorted(self._cohorts.items()))
-            verb = "has" if self._not_used == 1 else "have"
-            also = f" ({self._not_used} {verb} one that is not used)" if self._not_used else ""
-            yield f"subjects   {len(self._subjects)}; {self._unscored} of the usable recordings have no scoring{also}"
+            yield f"subjects   {len(self._subjects)}; {self._about_scorings()}"
             yield from (f"texts      {line}" for line in self._texts.lines())
             yield from self._places()
         yield from self._about_people()
@@ -158,9 +157,18 @@ class FolderSummary:
             yield f"warning    {self._unread.warning(self._opened)}"
         if self._folders:
             yield f"folders    {self._folders} cannot be listed; what is in them is not counted"
-        twice = f"; {self.duplicates} of the usable are duplicates, which a build leaves out" if self.duplicates else ""
+        duplicates = "is a duplicate" if self.duplicates == 1 else "are duplicates"
+        twice = f"; {self.duplicates} of the usable {duplicates}, which a build leaves out" if self.duplicates else ""
         yield from (f"refused {line}" for line in self._refusals.lines())
-        yield f"{self.found} recordings: {self.usable} usable, {self.found - self.usable} would be refused{twice}"
+        yield f"{counted(self.found, 'recording')}: {self.usable} usable, {self.found - self.usable} would be refused{twice}"
+
+    def _about_scorings(self) -> str:
+        """How many of the usable recordings have no scoring, or none that is used."""
+        if self.usable == 1:
+            also = " (it has one that is not used)" if self._not_used else ""
+            return f"the usable recording has {'no' if self._unscored else 'a'} scoring{also}"
+        also = f" ({self._not_used} {for_number(self._not_used, 'has')} one that is not used)" if self._not_used else ""
+        return f"{self._unscored} of the usable recordings {for_number(self._unscored, 'has')} no scoring{also}"
 
     def _channels(self) -> Iterable[str]:
         """Of each channel the recordings that have it; where signals were read, what became of its polarity."""
@@ -179,9 +187,11 @@ class FolderSummary:
             known = ", ".join(f"{name} of {count}" for name, count in sorted(self._in_table.items()) if name)
             people = len({subject for _, subject, _ in self._met})
             total = len(self._subjects)
-            yield f"people     {people} of the {total} here are of a cohort with a table; known: {known or 'nothing'}"
+            here = f"{people} of the {total} here {for_number(people, 'is')}"
+            yield f"people     {here} of a cohort with a table; known: {known or 'nothing'}"
             if self._in_table[""]:
-                yield f"people     {self._in_table['']} of them, at this visit, are in no table"
+                absent = self._in_table[""]
+                yield f"people     {absent} of them, at this visit, {for_number(absent, 'is')} in no table"
         for path, first in list(self._same.items())[:_SHOWN]:
             told = "a build leaves out the one without a scoring, or else the later one: remove it"
             yield f"warning    {path} has the same signals as {first}; {told}"
@@ -197,20 +207,28 @@ class FolderSummary:
         """Signals that are part of no channel, and the rules that would map some of them."""
         if not self._unmapped:
             return
+        # Of one recording they stand above, in what is said of it.
+        if self.found > 1:
+            yield from self._unmapped_signals()
+        if self._rules:
+            what = "to map them" if self.found > 1 else "to map signals that are unmapped above"
+            yield f"rules      {what}, if they are what they seem to be; put them below `channels:` in your cohort file:"
+        for rule, counts in merged(self._rules)[:_SHOWN]:
+            check = "; the header states no unit, check this one" if ", unit: " in rule else ""
+            found = f"{', '.join(map(str, counts))} {for_number(max(counts), 'recording')}"
+            first = ", in this order" if len(counts) > 1 else ""
+            channel = rule.partition(":")[0]
+            has = f"{counted(self._mapped[channel], 'other')} {for_number(self._mapped[channel], 'has')} {channel}"
+            instead = f"; {has} by rules that this one replaces: write these rules too" if self._mapped[channel] else ""
+            yield f"           {rule}  # {found}{first}{check}{instead}"
+
+    def _unmapped_signals(self) -> Iterable[str]:
+        """Signals that are part of no channel, the most frequent ones."""
         yield "not mapped                              rate   unit      recordings"
         for (label, rate, unit), count in sorted(self._unmapped.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]:
             yield f"           {label!r:<24} {rate:>7g} Hz   {unit or '-':<8} {count:>6} of {self.found}"
         if len(self._unmapped) > _SHOWN:
             yield f"           and {len(self._unmapped) - _SHOWN} more; --json has all"
-        if self._rules:
-            yield "rules      to map them, if they are what they seem to be; put them below `channels:` in your cohort file:"
-        for rule, counts in merged(self._rules)[:_SHOWN]:
-            check = "; the header states no unit, check this one" if ", unit: " in rule else ""
-            first = ", in this order" if len(counts) > 1 else ""
-            channel = rule.partition(":")[0]
-            others = f"; {self._mapped[channel]} others have {channel} by rules that this one replaces: write these rules too"
-            instead = others if self._mapped[channel] else ""
-            yield f"           {rule}  # {', '.join(map(str, counts))} recordings{first}{check}{instead}"
 
     def _scoring_patterns(self) -> Iterable[str]:
         """Patterns by which there would be scorings of recordings that have none."""
@@ -220,7 +238,7 @@ class FolderSummary:
         if patterns:
             yield "scorings   patterns that would find scoring files; put one below `scoring:` in your cohort file:"
         for name, count in patterns.most_common(_SHOWN):
-            yield f"           files: [{json.dumps(name)}]  # {count} recordings"
+            yield f"           files: [{json.dumps(name)}]  # {counted(count, 'recording')}"
 
 
 def _count(counter: Counter[_Key], key: _Key, count: int = 1) -> None:

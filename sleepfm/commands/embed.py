@@ -15,6 +15,7 @@ from sleepfm.commands.refusals import Refusals
 from sleepfm.errors import RecordingError, SleepFMError, StorageError, UsageError
 from sleepfm.files import atomic_path, make_folder
 from sleepfm.signals.files import is_remote, local_path, location
+from sleepfm.wording import counted
 
 CHUNK = 64
 # The key of the file's metadata that says who wrote it.
@@ -102,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
             writer.write_table(table)
             _add_rows(digest, table)
             embedded += 1
-            print(f"{record}: {len(embedding)} epochs", flush=True)
+            print(f"{record}: {counted(len(embedding), 'epoch')}", flush=True)
         writer.add_key_value_metadata({_DIGEST: digest.hexdigest()})
         _check_free(out, origin)
     if embedded + refusals.count > 1:

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 from sleepfm.command_line import add_examples, positive
 from sleepfm.commands.options import add_store
-from sleepfm.errors import UsageError
+from sleepfm.errors import RegistryError, UsageError
 from sleepfm.inference.default_models import CHAMPIONS
 from sleepfm.registry import registry
 from sleepfm.registry.lineage import lineage
 from sleepfm.registry.promotion import CHAMPION, promote_by_hand
 from sleepfm.registry.pruning import prune_all
 from sleepfm.registry.scorer_version import SCORER, bind_champions
-from sleepfm.registry.store import shown, store_uri
+from sleepfm.registry.store import registered, shown, store_uri
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -68,16 +68,17 @@ def _add_list_options(parser: argparse.ArgumentParser, **default: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print a table of versions; raises :class:`RegistryError` where there is no store."""
-    found = registry.versions(arguments.store)
-    if arguments.name:
-        found = [version for version in found if version.name == arguments.name]
+    """Print a table of versions; raises :class:`RegistryError` where there is no store, or no model ``--name`` in it."""
+    everything = registry.versions(arguments.store)
+    found = [version for version in everything if arguments.name in (None, version.name)]
+    if arguments.name is not None and not found:
+        there = registered(arguments.name, (version.name for version in everything))
+        raise RegistryError(f"{shown(store_uri(arguments.store))}: no version of {arguments.name!r} is registered; {there}")
     if arguments.json:
         print(json.dumps([_plain(version) for version in found], indent=1))
         return 0
     if not found:
-        what = f"no version of {arguments.name!r}" if arguments.name else "no models"
-        print(f"{shown(store_uri(arguments.store))}: {what} registered yet")
+        print(f"{shown(store_uri(arguments.store))}: no models registered yet")
         return 0
     print(_table([_HEADER, *(_row(version) for version in found)]))
     if arguments.name:
@@ -145,7 +146,7 @@ def _intervals(version: ModelVersion) -> dict[str, list[float]]:
 
 
 def _figure(value: float, interval: Sequence[float] | None) -> str:
-    return f"{value:.4f}" if interval is None else f"{value:.4f} ({interval[0]:.4f} to {interval[1]:.4f})"
+    return f"{value:z.4f}" if interval is None else f"{value:z.4f} ({interval[0]:z.4f} to {interval[1]:z.4f})"
 
 
 def _row(version: ModelVersion) -> tuple[str, ...]:

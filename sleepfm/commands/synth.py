@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 from sleepfm.command_line import add_examples, hours
+from sleepfm.wording import counted
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,5 +81,5 @@ def run(arguments: argparse.Namespace) -> int:
         shards = local_path(arguments.shards, "--shards")
         return stream_to_shards(out, shards, People(*size), variety, rates, workers, arguments.build)
     paths = write_cohort(out, *size, arguments.cohort or "shhs1", workers, rates, variety)
-    print(f"{len(paths)} recordings in {paths[0].parent}")
+    print(f"{counted(len(paths), 'recording')} in {paths[0].parent}")
     return 0

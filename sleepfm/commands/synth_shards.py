@@ -15,6 +15,7 @@ from sleepfm.synthetic.cohort import write_cohort
 from sleepfm.synthetic.faults.rates import FaultRates
 from sleepfm.synthetic.variety.config import Variety
 from sleepfm.synthetic.variety.recorder import varied_layout
+from sleepfm.wording import counted
 
 RULES = "synthetic/cohort.yaml"
 # Shards whose recordings lie on disk at a time.
@@ -68,8 +69,8 @@ def stream_to_shards(
         done = int(journal.get("recordings", 0))  # from the first on, in the data set
         if done and not shards.is_dir():
             raise DatasetError(
-                f"{shards}: does not exist, but the first {done} recordings of {recordings} were removed after they were "
-                "added to it; restore it, or start with two new folders"
+                f"{shards}: does not exist, but the first {counted(done, 'recording')} of {recordings} were removed after they "
+                "were added to it; restore it, or start with two new folders"
             )
         # A call may have been ended before it removed those of its part.
         _remove(recordings, range(done), journal.get("files", {}))
@@ -90,7 +91,8 @@ def stream_to_shards(
             result = build(recordings, shards, config, workers, removal_intended=True)
             counts = result.description["counts"]
             print(
-                f"{part.stop} of {people.subjects} people: {counts['records']} recordings in {counts['shards']} shards",
+                f"{part.stop} of {counted(people.subjects, 'person')}: {counted(counts['records'], 'recording')} in "
+                f"{counted(counts['shards'], 'shard')}",
                 flush=True,
             )
             for line in refused_lines(result.quarantine, f"{shards}/manifest/quarantine.parquet"):

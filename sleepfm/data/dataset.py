@@ -24,6 +24,7 @@ from sleepfm.data.people import COLUMNS as PEOPLE_COLUMNS
 from sleepfm.data.people import People
 from sleepfm.data.remote import RemoteFolder, RemoteShards, description_bytes, is_url
 from sleepfm.errors import DatasetError, EmptySplitError, ShardError
+from sleepfm.wording import counted
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,8 @@ class Dataset:
         if table.num_rows != description["counts"]["records"] or len(names) != description["counts"]["shards"]:
             stated = description["counts"]
             raise DatasetError(
-                f"{self.origin}: the manifest holds {table.num_rows} recordings in {len(names)} shards, dataset.json says "
-                f"{stated['records']} in {stated['shards']}; run `sleepfm build` again to finish it"
+                f"{self.origin}: the manifest holds {counted(table.num_rows, 'recording')} in {len(names)} shards, dataset.json "
+                f"says {stated['records']} in {stated['shards']}; run `sleepfm build` again to finish it"
             )
         self.shard_paths = tuple(path / SHARD_FOLDER / name for name in names)
         self.shard_bytes = shards["bytes"].to_numpy()
@@ -214,7 +215,7 @@ class Dataset:
         chosen = self.split_of == SPLITS.index(split)
         if not chosen.any():
             raise EmptySplitError(
-                f"{self.origin}: split {split!r} is empty (of {len(self)} recordings); build from more subjects"
+                f"{self.origin}: split {split!r} is empty (of {counted(len(self), 'recording')}); build from more subjects"
             )
         if channels:
             chosen &= self.present[:, [CHANNELS.index(channel) for channel in channels]].any(axis=1)

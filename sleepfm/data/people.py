@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from sleepfm.signals.people import NOBODY, Person
+from sleepfm.wording import counted
 
 # Of `subjects.parquet`; the first three say whose row it is.
 COLUMNS = ("subject", "visit", "cohort", "family", "age", "sex", "bmi", "ahi", "more", "sources")
@@ -52,10 +53,12 @@ class People:
                 sources.setdefault(name, set()).add(source)
         total = len(self)
         lines = [
-            f"{name:<8} of {len(known[name])} of {total} people ({', '.join(sorted(sources[name]))})" for name in sorted(known)
+            f"{name:<8} of {len(known[name])} of {counted(total, 'person')} ({', '.join(sorted(sources[name]))})"
+            for name in sorted(known)
         ]
         if self.families:
-            lines.append(f"{'family':<8} of {len(self.families)} of {total} people, {len(set(self.families.values()))} families")
+            families = len(set(self.families.values()))
+            lines.append(f"{'family':<8} of {len(self.families)} of {counted(total, 'person')}, {counted(families, 'family')}")
         return lines
 
 

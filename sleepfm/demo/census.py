@@ -17,6 +17,7 @@ from sleepfm.signals.files import is_folder
 from sleepfm.signals.record_names import names_below
 from sleepfm.signals.recording import read_recording
 from sleepfm.signals.scorings.labels import stage_labels
+from sleepfm.wording import counted, for_number
 
 # Splits that jobs take labels from: they train on `label`, select on `val` and report on `test`.
 LABELLED = ("label", "val", "test")
@@ -65,9 +66,8 @@ class Census:
             )
         usable = sum(count.recordings for count in self.splits.values())
         scored = sum(count.scored for count in self.splits.values())
-        lines.append(
-            f"{usable} recordings can be used, {usable - scored} of them have no scoring; {self.refused} would be refused"
-        )
+        without = f"{usable - scored} of them {for_number(usable - scored, 'has')} no scoring"
+        lines.append(f"{counted(usable, 'recording')} can be used, {without}; {self.refused} would be refused")
         lines += [f"{folder}: {why}; what is in it is not counted" for folder, why in self.unlisted.items()]
         lines.append(
             "needed at least: a person in pretrain, and a person with a scoring of stages and breathing events in each of "

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -21,6 +23,7 @@ from sleepfm.signals.scorings.free_text import without_texts
 NOISE = ("[20", "[W", "[I", "Setting ds_accelerator", "warnings.warn", "  warnings.warn", "/", "WARNING", "INFO")
 RELAY_SECONDS = 2.0
 JOURNAL_FILE = "demo.json"
+_MARGIN = " " * 8
 START_OVER = "make demo FRESH=1 sets it aside and starts over, OUT=FOLDER takes another folder"
 
 
@@ -138,7 +141,7 @@ class Runner:
         print(title, flush=True)
         log = self._logs / f"{self._count:02d}-{step.name}.log"
         started = time.monotonic()
-        status, last_line, peak = _run_logged(step, log)
+        status, last_line, peak, shown = _run_logged(step, log)
         seconds = time.monotonic() - started
         # A refused input ends with status 1 too, but prints no error.
         refused = step.refusals_ok and status == 1 and not last_line.startswith("error: ")
@@ -146,12 +149,22 @@ class Runner:
             raise TrainingError(f"{step.name} ended with status {status}: {last_line} (all it printed: {log})")
         self._journal.steps[step.name] = Done(step.command, round(seconds, 1), peak)
         self._journal.save()
-        print(f"        {last_line[:150]}", flush=True)
-        print(f"        {seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB", flush=True)
+        if last_line and last_line != shown:
+            _relay(last_line)
+        print(f"{_MARGIN}{seconds:.0f} s, peak memory {peak / 2**30:.1f} GiB", flush=True)
 
 
-def _run_logged(step: Step, log: Path) -> tuple[int, str, int]:
-    """Run ``step`` with its output in ``log``; returns its status, its last line and its peak memory in bytes."""
+def _relay(text: str) -> None:
+    """Print a line of a step below its title: whole, but on a terminal no longer than one row of it."""
+    if sys.stdout.isatty():
+        text = text[: max(shutil.get_terminal_size().columns - len(_MARGIN), 1)]
+    print(f"{_MARGIN}{text}", flush=True)
+
+
+def _run_logged(step: Step, log: Path) -> tuple[int, str, int, str]:
+    """Run ``step`` with its output in ``log``; returns its status, its last line, its peak memory in bytes and the line that
+    was relayed last.
+    """
     last_line, error_line, shown, shown_at = "", "", "", time.monotonic()
     with log.open("w") as sink:
         process = subprocess.Popen(step.command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
@@ -167,7 +180,7 @@ def _run_logged(step: Step, log: Path) -> tuple[int, str, int]:
                 if text.startswith("error: "):
                     error_line = text
                 if time.monotonic() - shown_at > RELAY_SECONDS and text != shown:
-                    print(f"        {text[:150]}", flush=True)
+                    _relay(text)
                     shown, shown_at = text, time.monotonic()
             status = process.wait()
-    return status, error_line or last_line, memory.peak
+    return status, error_line or last_line, memory.peak, shown

@@ -28,6 +28,7 @@ from sleepfm.stages.whole_nights import ahi_of_jobs
 from sleepfm.tasks import TASKS
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.tracking.machine import cpu_model
+from sleepfm.wording import counted
 
 SYNTHETIC_NOTE = "Synthetic nights are far easier than patients: the figures show that the chain works, not more."
 # By the kind of task.
@@ -80,13 +81,13 @@ def print_table(plan: Plan, journal: Journal) -> None:
         for name in HEADLINE[TASKS[result.evaluation.task].kind]:
             metric = result.evaluation.metrics[name]
             majority = f"{result.evaluation.metrics['majority_accuracy'].value:8.3f}" if name == "accuracy" else ""
-            interval = f"[{metric.ci_low:.3f}, {metric.ci_high:.3f}]"
-            print(f"{result.model:<24} {name:<10} {metric.value:6.3f}   {interval:<15} {majority}")
+            interval = f"[{metric.ci_low:z.3f}, {metric.ci_high:z.3f}]"
+            print(f"{result.model:<24} {name:<10} {metric.value:z6.3f}   {interval:<15} {majority}")
         if found := result.event_result:
             for name in ("f1_iou_0.2", "f1_iou_0.5"):
                 metric = found.metrics[name]
-                interval = f"[{metric.ci_low:.3f}, {metric.ci_high:.3f}]"
-                print(f"{result.model:<24} {_named(found, name):<10} {metric.value:6.3f}   {interval}")
+                interval = f"[{metric.ci_low:z.3f}, {metric.ci_high:z.3f}]"
+                print(f"{result.model:<24} {_named(found, name):<10} {metric.value:z6.3f}   {interval}")
         if result.evaluation.few_people:
             print(f"{'':<24} every {result.evaluation.few_people}")
     ahi, missing = _ahi(plan)
@@ -107,9 +108,10 @@ def _named(found: EventResult, name: str) -> str:
 
 def _told(ahi: PairedAgreement) -> str:
     right = f", severity right in {ahi.severity.accuracy.value:.0%}" if ahi.severity is not None and ahi.n_nights else ""
+    left_out = f"; {ahi.n_left_out} left out" if ahi.n_left_out else ""
     return (
-        f"mean error {ahi.mae.value:.1f}/h, bias {ahi.bias.value:+.1f}/h, ICC {ahi.icc.value:.2f}{right} "
-        f"({ahi.n_nights} nights of {ahi.n_subjects} people{f'; {ahi.n_left_out} left out' if ahi.n_left_out else ''})"
+        f"mean error {ahi.mae.value:.1f}/h, bias {ahi.bias.value:+z.1f}/h, ICC {ahi.icc.value:z.2f}{right} "
+        f"({counted(ahi.n_nights, 'night')} of {counted(ahi.n_subjects, 'person')}{left_out})"
     )
 
 
@@ -158,7 +160,7 @@ def _results(plan: Plan) -> Iterator[Result]:
 
 
 def _subset_done(number: int, total: int) -> None:
-    print(f"        report: {number} of {total} nights evaluated with every subset of modalities", flush=True)
+    print(f"        report: {number} of {counted(total, 'night')} evaluated with every subset of modalities", flush=True)
 
 
 def _environment(plan: Plan) -> dict[str, str]:

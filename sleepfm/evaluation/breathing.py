@@ -155,4 +155,4 @@ def index_by_part(events: Sequence[Event], part: ArrayLike, names: Sequence[str]
 
 
 def _number(value: float) -> str:
-    return "undefined" if math.isnan(value) else f"{value:.1f}"
+    return "undefined" if math.isnan(value) else f"{value:z.1f}"

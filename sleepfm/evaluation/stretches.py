@@ -13,6 +13,7 @@ from sleepfm.evaluation.events import event_family, runs
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import unusable
 from sleepfm.signals.scorings.scoring import Event
+from sleepfm.wording import counted, for_number
 
 # Of each group of channels, the longest stretches are told one by one, the others in a sum.
 TOLD = 5
@@ -45,9 +46,11 @@ def unscored_warning(night: PreparedRecording, unscored: NDArray[np.bool_]) -> s
     if not unscored.any():
         return ""
     told = _told(tuple(runs(unscored)), night.provenance.get("clock"))
+    number = int(unscored.sum())
+    has, be, it, count = (for_number(number, word) for word in ("has", "is", "it", "counts"))
     return (
-        f"{int(unscored.sum())} of {night.n_epochs} epochs hold no usable signal in any channel and are unscored: {told}; "
-        "they count in no figure"
+        f"{number} of {counted(night.n_epochs, 'epoch')} {has} no usable signal in any channel and {be} unscored: {told}; "
+        f"{it} {count} in no figure"
     )
 
 

@@ -30,6 +30,7 @@ from sleepfm.evaluation.sleep_statistics import SleepStatistics, sleep_statistic
 from sleepfm.inference.night_frames import events_frame, hypnodensity_frame, stages_frame
 from sleepfm.signals.scorings.scoring import Event
 from sleepfm.tasks import TASKS
+from sleepfm.wording import counted
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +106,7 @@ class NightScore:
     @property
     def headline(self) -> str:
         """The night in one line: what was scored, and nothing of what was not."""
-        parts = [f"{self.n_epochs} epochs"]
+        parts = [counted(self.n_epochs, "epoch")]
         if "stage" in self.models:
             stats = self.statistics
             slept = stats.total_sleep_time

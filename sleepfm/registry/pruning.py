@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from sleepfm.config import digest
 from sleepfm.errors import RegistryError
 from sleepfm.registry.artifacts import remove
-from sleepfm.registry.store import answering, client, pages, shown, store_uri, versions_of
+from sleepfm.registry.store import answering, client, pages, registered, shown, store_uri, versions_of
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -91,8 +91,9 @@ def prune_all(keep: int, name: str | None = None, store: str | None = None) -> l
     with answering(store):
         everything = _everything(mlflow_client)
     runs = sorted({(v.name, v.run_id) for v in everything if v.run_id and AUTOMATIC in v.tags and name in (None, v.name)})
-    if name is not None and name not in {version.name for version in everything}:
-        raise RegistryError(f"{name}: no such model in {shown(store_uri(store))}; `sleepfm models` lists all models")
+    models = {version.name for version in everything}
+    if name is not None and name not in models:
+        raise RegistryError(f"{name}: no such model in {shown(store_uri(store))}; {registered(name, models)}")
     return [f"{model}:{version}" for model, run_id in runs for version in prune(model, run_id, keep, store)]
 
 

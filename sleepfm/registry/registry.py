@@ -28,7 +28,18 @@ from sleepfm.registry.package import CONFIG, build_module, is_scorer, read_confi
 from sleepfm.registry.package_cache import cached_package
 from sleepfm.registry.pruning import AUTOMATIC, is_untouched, mark
 from sleepfm.registry.sqlite_look_up import StoredVersion, lacks_alias, stored_version
-from sleepfm.registry.store import NOT_THERE, answering, client, pages, reason_of, set_defaults, shown, store_uri, versions_of
+from sleepfm.registry.store import (
+    NOT_THERE,
+    answering,
+    client,
+    pages,
+    reason_of,
+    registered,
+    set_defaults,
+    shown,
+    store_uri,
+    versions_of,
+)
 from sleepfm.signals.files import is_path
 
 if TYPE_CHECKING:
@@ -394,9 +405,9 @@ def _download(entry: Entry, folder: Path, file: str = "") -> Path:
 
 def _holdings(mlflow_client: MlflowClient, name: str) -> str:
     models = pages(lambda token: mlflow_client.search_registered_models(page_token=token))
-    registered = sorted(model.name for model in models)
-    if name not in registered:
-        return f"registered models: {', '.join(registered) or 'none'}"
+    names = [model.name for model in models]
+    if name not in names:
+        return registered(name, names)
     model = mlflow_client.get_registered_model(name)
     numbers = [int(version.version) for version in versions_of(mlflow_client, name)]
     aliases = ", ".join(f"{alias} -> {number}" for alias, number in sorted(model.aliases.items()))

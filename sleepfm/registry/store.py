@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
 import re
 import sqlite3
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from sleepfm.errors import RegistryError, SleepFMError
 
@@ -23,7 +25,12 @@ DEFAULT_STORE = "sqlite:///runs/mlflow.db"
 NOT_THERE = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _LONGEST_REASON = 200
 _PLACEHOLDER = "sqlite:////path/to/runs/mlflow.db"
-_PASSWORD = re.compile(r"(://[^:/@\s]*):[^@\s]*@")
+_PASSWORD = re.compile(r"((?:^|://)[^:/@\s]*):(?!//)[^@\s]*@")
+# A server's address without http://; a host of letters, digits, dots and dashes, or in brackets one of IPv6.
+_HOST_AND_PORT = re.compile(r"(?:[^/@\s]+@)?(?:[\w.-]+|\[[0-9A-Fa-f:.]+\]):\d{1,5}(?:/.*)?")
+# What MLflow's server answers where it does not know the name by which it is called (mlflow.server.security_utils).
+_FOREIGN_NAME = "Invalid Host header"
+_REFUSALS = ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED")
 _DEFAULTS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -63,10 +70,12 @@ def missing_folder(uri: str) -> Path | None:
 
 
 def told_of_path(uri: str) -> str:
-    """What to say of a path in the place of a store's address; empty for an address.
+    """What to say of a path, or of a host and its port alone, in the place of a store's address; empty for an address.
 
     MLflow takes a path for a folder with a file for each figure, and refuses that unless MLFLOW_ALLOW_FILE_STORE is set.
     """
+    if _HOST_AND_PORT.fullmatch(uri) and not Path(uri).exists():
+        return f"is no address of a store; write {shown(f'http://{uri}')}"
     scheme = uri.split(":", 1)[0]
     is_address = scheme != "file" and ("://" in uri or scheme in ("databricks", "databricks-uc", "uc"))
     if is_address or os.environ.get("MLFLOW_ALLOW_FILE_STORE"):
@@ -86,7 +95,7 @@ def client(uri: str | None = None, create: bool = False) -> MlflowClient:
     """
     uri = stated = store_uri(uri)
     if told := told_of_path(uri):
-        raise RegistryError(f"{uri}: {told}")
+        raise RegistryError(f"{shown(uri)}: {told}")
     file = sqlite_file(uri)
     if file is not None:
         # MLflow keeps open stores by address, which must not change its meaning with the working folder.
@@ -155,10 +164,23 @@ def answering(uri: str | None = None) -> Iterator[None]:
         raise
     # ValueError: an answer that is no JSON, and an address that is none. ImportError: a database whose driver is not installed.
     except (MlflowException, SQLAlchemyError, OSError, ValueError, ImportError) as error:
-        raise RegistryError(
-            f"{shown(store_uri(uri))}: the registry does not answer ({reason_of(error)}); start it, or set "
-            "MLFLOW_TRACKING_URI to another one"
-        ) from error
+        raise RegistryError(f"{shown(store_uri(uri))}: {_told_of_failure(error, store_uri(uri))}") from error
+
+
+def _told_of_failure(error: BaseException, uri: str) -> str:
+    """What is wrong where the store at ``uri`` raised ``error``, and what to do."""
+    if _FOREIGN_NAME in str(error):
+        name = urlsplit(uri).netloc.rpartition("@")[2]
+        return (
+            f"the server refuses the host name {name} ({_FOREIGN_NAME}); start it with --allowed-hosts {name}, or call it in "
+            "MLFLOW_TRACKING_URI by a name that it allows"
+        )
+    if getattr(error, "error_code", "") in _REFUSALS:
+        return (
+            f"the registry refuses access ({reason_of(error)}); set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD to "
+            "those of a user with the right to it"
+        )
+    return f"the registry does not answer ({reason_of(error)}); start it, or set MLFLOW_TRACKING_URI to another one"
 
 
 def reason_of(error: BaseException) -> str:
@@ -170,6 +192,8 @@ def reason_of(error: BaseException) -> str:
         if isinstance(inner, sqlite3.Error):
             return str(inner)
         inner = inner.__cause__ or inner.__context__
+    if _FOREIGN_NAME in str(error):
+        return f"{_FOREIGN_NAME}: the server refuses the name by which it is called; start it with --allowed-hosts HOST:PORT"
     text = shown(" ".join(str(error).split()) or type(error).__name__)
     return text if len(text) <= _LONGEST_REASON else f"{text[:_LONGEST_REASON]} ..."
 
@@ -208,3 +232,12 @@ def versions_of(mlflow_client: MlflowClient, name: str) -> list[ModelVersion]:
     """Every version of ``name`` with its tags, by number."""
     found = pages(lambda token: mlflow_client.search_model_versions(f"name = '{name}'", page_token=token))
     return sorted(found, key=lambda version: int(version.version))
+
+
+def registered(name: str, models: Iterable[str]) -> str:
+    """What to say of the registered ``models`` where there is none called ``name``: their names, the nearest first."""
+
+    def distance(model: str) -> tuple[float, str]:
+        return -difflib.SequenceMatcher(None, name, model).ratio(), model
+
+    return f"registered models: {', '.join(sorted(set(models), key=distance)) or 'none'}"

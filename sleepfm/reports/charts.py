@@ -14,6 +14,7 @@ from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.evaluation.reliability import PersonFigure, Reliability
 from sleepfm.reports.night_comparison import ComparedFigure, figure_title
 from sleepfm.reports.svg import Picture, Scale, polyline, ticks
+from sleepfm.wording import counted
 
 WIDTH, HEIGHT = 340, 250
 _LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 12, 36
@@ -97,7 +98,7 @@ def _loss_chart(name: str, trace: Mapping[str, NDArray[np.floating]]) -> Markup:
     highest = float(finite.max()) if len(finite) else 1.0
     known = loss[np.isfinite(loss)]
     told = f"from {known[0]:.3g} to {known[-1]:.3g}" if len(known) else "never a number"
-    alt = f"Loss of {name} over {len(step)} steps, {told}."
+    alt = f"Loss of {name} over {counted(len(step), 'step')}, {told}."
     chart = _Chart(alt, (float(step[0]), float(max(step[-1], step[0] + 1)), "step"), (0.0, highest * 1.05 or 1.0, "loss"))
     for part, values in trace.items():
         if part not in ("step", "loss"):
@@ -134,10 +135,10 @@ def people_chart(people: Sequence[PersonFigure], name: str) -> Markup:
     """One point for each person from low to high, with the median; people of whom the figure is not defined are not shown."""
     values = [person.value for person in people if not math.isnan(person.value)]
     middle = float(np.median(values)) if values else math.nan
-    span = f"from {values[0]:.2f} to {values[-1]:.2f}, median {middle:.2f}" if values else "of nobody"
+    span = f"from {values[0]:z.2f} to {values[-1]:z.2f}, median {middle:z.2f}" if values else "of nobody"
     lowest = min([0.0, *(math.floor(value * 5) / 5 for value in values)])
     chart = _Chart(
-        f"{name} of each of {len(values)} people, {span}.",
+        f"{name} of each of {counted(len(values), 'person')}, {span}.",
         (0.0, max(len(values), 1), "people, from low to high"),
         (lowest, 1.0, name),
         x_ticks={0.5: "1", len(values) - 0.5: str(len(values))} if len(values) > 1 else {0.5: "1"},
@@ -160,7 +161,7 @@ def label_chart(rows: Sequence[Mapping[str, Any]]) -> Markup:
         return Markup("")
     fractions = sorted({fraction for fraction, _ in points})
     means = [float(np.mean([kappa for share, kappa in points if share == fraction])) for fraction in fractions]
-    told = ", ".join(f"{100 * fraction:g} %: {mean:.2f}" for fraction, mean in zip(fractions, means, strict=True))
+    told = ", ".join(f"{100 * fraction:g} %: {mean:z.2f}" for fraction, mean in zip(fractions, means, strict=True))
     low, high = math.log10(fractions[0]) - 0.1, math.log10(fractions[-1]) + 0.1
     chart = _Chart(
         f"Label curve, mean kappa by share of labelled people: {told}.",
@@ -196,7 +197,7 @@ def bland_altman_chart(found: PairedAgreement, reference: str = "human", units: 
             chart.picture.line(chart.x.start, y, chart.x.stop, y, css)
             # Of lines that nearly coincide one has its number; the table has all.
             if all(abs(y - other) >= _TEXT for other in named):
-                chart.picture.text(chart.x.stop, y - 3, f"{value:.1f}", "small", "end")
+                chart.picture.text(chart.x.stop, y - 3, f"{value:z.1f}", "small", "end")
                 named.append(y)
     for x, y in zip(mean.tolist(), difference.tolist(), strict=True):
         chart.dot(x, y)
@@ -210,7 +211,7 @@ def night_difference_chart(figures: Sequence[ComparedFigure]) -> Markup:
     """
     shown = [f for f in figures if f.unit == "min" and math.isfinite(f.difference)]
     mean = np.array([(figure.model + figure.human) / 2 for figure in shown])
-    told = ", ".join(f"{figure.name} {figure.difference:+.1f}" for figure in shown)
+    told = ", ".join(f"{figure.name} {figure.difference:+z.1f}" for figure in shown)
     alt = f"Difference of model and human against their mean, in minutes: {told}."
     chart = _difference_chart(alt, mean, [figure.difference for figure in shown], " (min)", "human")
     chart.picture.line(chart.x.start, chart.y(0), chart.x.stop, chart.y(0), "reference")
@@ -270,4 +271,4 @@ def _named(low: float, high: float, most: int) -> dict[float, str]:
 
 
 def _told(value: float) -> str:
-    return "not defined" if math.isnan(value) else f"{value:.1f}"
+    return "not defined" if math.isnan(value) else f"{value:z.1f}"

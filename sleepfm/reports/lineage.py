@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sleepfm.tasks import TASKS
+from sleepfm.wording import counted
 
 BOX_WIDTH, LINE_HEIGHT, GAP_X, GAP_Y, MARGIN = 236, 15, 70, 18, 10
 # Tags that name the data sets of a mixture.
@@ -85,7 +86,7 @@ def to_svg(lineage: Lineage) -> str:
             y += _height(node) + GAP_Y
     nodes = {node.key: node for node in lineage.nodes}
     width, height = 2 * MARGIN + n_columns * BOX_WIDTH + (n_columns - 1) * GAP_X, tall + 2 * MARGIN
-    told = f"Lineage of {len(lineage.nodes)} data sets and models, {len(lineage.edges)} steps from shards to models."
+    told = f"Lineage of {len(lineage.nodes)} data sets and models, {counted(len(lineage.edges), 'step')} from shards to models."
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height:g}" width="100%" '
         f'style="max-width:{width}px" role="img" aria-label="{told}">'

@@ -395,7 +395,7 @@ def _figure(name: str, value: str, note: str, reason: str) -> Figure:
 
 
 def _number(value: float, unit: str) -> str:
-    return NOT_ASSESSED if math.isnan(value) else f"{value:.1f}{unit}"
+    return NOT_ASSESSED if math.isnan(value) else f"{value:z.1f}{unit}"
 
 
 def _minutes(value: float) -> str:

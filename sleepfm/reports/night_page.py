@@ -77,4 +77,4 @@ def _agreement(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _told(value: float) -> str:
-    return "–" if math.isnan(value) else f"{value:.2f}"
+    return "–" if math.isnan(value) else f"{value:z.2f}"

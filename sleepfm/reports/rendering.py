@@ -1,4 +1,7 @@
-"""Templates into pages that are one file each: pictures inside, no script, nothing fetched."""
+"""Templates into pages that are one file each: pictures inside, no script, nothing fetched.
+
+Figures are formatted with ``z``, so that what rounds to zero has no minus.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from sleepfm.reports import palette
 from sleepfm.reports.night_comparison import figure_title
 from sleepfm.reports.night_facts import NOT_DEFINED
 from sleepfm.version import __version__
+from sleepfm.wording import counted
 
 
 def render(template: str, **context: Any) -> str:
@@ -32,6 +36,7 @@ def _environment() -> jinja2.Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
+        "counted": counted,
         "metric": format_metric,
         "number": format_number,
         "defined": format_defined,
@@ -47,9 +52,9 @@ def format_metric(metric: Metric | None, scale: float = 1.0) -> Markup:
     if metric is None or math.isnan(metric.value):
         return Markup("–")
     digits = 3 if scale == 1.0 else 1
-    text = Markup(f"{metric.value * scale:.{digits}f}")
+    text = Markup(f"{metric.value * scale:z.{digits}f}")
     if not math.isnan(metric.ci_low):
-        bounds = f"{metric.ci_low * scale:.{digits}f}–{metric.ci_high * scale:.{digits}f}"
+        bounds = f"{metric.ci_low * scale:z.{digits}f}–{metric.ci_high * scale:z.{digits}f}"
         text += Markup(f' <span class="ci">{bounds}</span>')
     return text
 
@@ -58,15 +63,15 @@ def format_quantity(metric: Metric | None, digits: int = 1) -> Markup:
     """A figure with a unit, and its interval in small type; a dash where undefined."""
     if metric is None or math.isnan(metric.value):
         return Markup("–")
-    text = Markup(f"{metric.value:.{digits}f}")
+    text = Markup(f"{metric.value:z.{digits}f}")
     if not math.isnan(metric.ci_low):
-        text += Markup(f' <span class="ci">{metric.ci_low:.{digits}f} to {metric.ci_high:.{digits}f}</span>')
+        text += Markup(f' <span class="ci">{metric.ci_low:z.{digits}f} to {metric.ci_high:z.{digits}f}</span>')
     return text
 
 
 def format_number(value: float | None, digits: int = 1) -> str:
     """``value`` with ``digits`` decimals, a dash for nan or nothing."""
-    return "–" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    return "–" if value is None or math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def format_defined(value: float, digits: int = 1) -> str:
@@ -76,4 +81,4 @@ def format_defined(value: float, digits: int = 1) -> str:
 
 def format_signed(value: float, digits: int = 1) -> str:
     """A difference with its sign, a dash for nan."""
-    return "–" if math.isnan(value) else f"{value:+.{digits}f}"
+    return "–" if math.isnan(value) else f"{value:+z.{digits}f}"

@@ -23,6 +23,7 @@ from sleepfm.signals.scorings.own_words import OwnWords
 from sleepfm.signals.scorings.reader import read_scoring
 from sleepfm.signals.scorings.reconcile import reconcile
 from sleepfm.signals.scorings.scoring import Scoring, ScoringUse
+from sleepfm.wording import counted
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ def require_channels(examination: Examination, require: Sequence[str] = ()) -> N
         reasons = "; ".join(f"{name}: {why}" for name, why in montage.missing.items() if why != NO_LABEL)
         raise MontageError(
             f"{path}: no canonical channel by the rules of cohort {examination.cohort.name} among "
-            f"{len(signals)} signals ({labels})"
+            f"{counted(len(signals), 'signal')} ({labels})"
             f"{'; ' + reasons if reasons else ''}; name them in a cohort file"
         )
     lacking = [name for name in require if name not in montage.channels]

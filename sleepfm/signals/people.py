@@ -16,6 +16,7 @@ from sleepfm.signals.cohorts.cohort import Cohort
 from sleepfm.signals.cohorts.subject_rules import NO_VALUE, OLDEST, QUANTITIES, SubjectColumn, SubjectTable
 from sleepfm.signals.files import is_folder, matching_files, name_below, random_file
 from sleepfm.signals.record_names import safe_key
+from sleepfm.wording import counted, for_number
 
 # NSRR keeps tables in `datasets` beside `polysomnography`; a folder of cohorts has one below each.
 _BESIDE = "datasets/*.csv"
@@ -80,12 +81,15 @@ class TableReport:
 
     def lines(self) -> Iterator[str]:
         """The report, a line each."""
-        yield f"{self.file} (cohort {self.cohort}): {self.people} people; {', '.join(self.columns) or 'nothing'} known of them"
+        known = ", ".join(self.columns) or "nothing"
+        yield f"{self.file} (cohort {self.cohort}): {counted(self.people, 'person')}; {known} known of them"
         if self.older:
             yield f"{self.file}: not read, since of several versions the last counts: {', '.join(self.older)}"
         for problem, count in self.problems.items():
             line = self.first_line[problem]
-            yield f"{self.file}: {problem}" + (f" ({count} cells, first in line {line}); they count as not known" if line else "")
+            they_count = f"{for_number(count, 'it')} {for_number(count, 'counts')}"
+            cells = f" ({counted(count, 'cell')}, first in line {line}); {they_count} as not known"
+            yield f"{self.file}: {problem}{cells if line else ''}"
 
 
 class KnownPeople:
@@ -257,7 +261,8 @@ def _read(
         cells = [cell.strip() for cell in row]
         if len(cells) != len(titles):
             raise SubjectTableError(
-                f"{report.file}: line {line} has {len(cells)} cells, but its first line has {len(titles)}; download it again"
+                f"{report.file}: line {line} has {counted(len(cells), 'cell')}, but its first line has {len(titles)}; download "
+                "it again"
             )
         key = _subject_key(cells[place["key"]], table)
         visits = _visits(cells[place["visit"]] if table.visit else None, table)

@@ -28,6 +28,7 @@ from sleepfm.models.downstream import Downstream
 from sleepfm.registry.package import save_tensors, sha256_file
 from sleepfm.training.ranks.distributed import agree, gather_json
 from sleepfm.training.ranks.shared_work import ALONE, SharedWork
+from sleepfm.wording import counted
 
 
 @lru_cache(maxsize=1)
@@ -137,7 +138,7 @@ class EmbeddingCache:
         """Store the embeddings of ``rows``; nothing of them is to be gathered."""
         for number, _ in enumerate(self._computed(rows), 1):
             if self._work.world.is_main and (number == len(rows) or number % 20 == 0):
-                print(f"embedded {number} of {len(rows)} recordings of {split}", file=sys.stderr, flush=True)
+                print(f"embedded {number} of {counted(len(rows), 'recording')} of {split}", file=sys.stderr, flush=True)
             yield ()
 
     def _computed(self, rows: Sequence[int]) -> Iterator[Tensor]:

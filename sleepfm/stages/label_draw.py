@@ -24,6 +24,7 @@ from sleepfm.errors import EmptySplitError
 from sleepfm.evaluation.predictions import Predictions
 from sleepfm.stages.downstream_config import LabelledData
 from sleepfm.tasks import TASKS
+from sleepfm.wording import counted
 
 DRAWN = ("label", "val")
 # Of so many people who come next by chance, the one whose labels suit those before best.
@@ -121,7 +122,9 @@ class LabelDraw:
         found = {}
         for split, drawn in self.drawn.items():
             by = f"{'people' if self._data.label_draw == 'people' else 'epochs of every recording'}, seed {self._data.label_seed}"
-            found[f"labels of {split}"] = f"{drawn.epochs} epochs of {drawn.people} of {drawn.of_people} people, drawn by {by}"
+            found[f"labels of {split}"] = (
+                f"{drawn.epochs} epochs of {drawn.people} of {counted(drawn.of_people, 'person')}, drawn by {by}"
+            )
             if drawn.missing:
                 found[f"classes without a label in {split}"] = ", ".join(drawn.missing)
         return found
@@ -130,9 +133,10 @@ class LabelDraw:
         """Say which classes the drawn labels lack: nothing is learnt of them, or selected by them."""
         for split, drawn in self.drawn.items():
             if drawn.missing:
+                of = f"{counted(drawn.epochs, 'epoch')} of {counted(drawn.people, 'person')}"
                 warn(
-                    f"{self._task}: the labels drawn of {split} ({drawn.epochs} epochs of {drawn.people} people) have none of "
-                    f"{', '.join(drawn.missing)}; raise data.label_fraction, or try another data.label_seed"
+                    f"{self._task}: the labels drawn of {split} ({of}) have none of {', '.join(drawn.missing)}; raise "
+                    "data.label_fraction, or try another data.label_seed"
                 )
 
     def measure(self) -> dict[str, object]:

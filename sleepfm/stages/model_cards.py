@@ -110,5 +110,5 @@ def _cell(metric: Metric) -> str:
     if math.isnan(metric.value):
         return f"undefined ({metric.note})"
     if math.isnan(metric.ci_low):
-        return f"{metric.value:.3f}"
-    return f"{metric.value:.3f} ({metric.ci_low:.3f}–{metric.ci_high:.3f})"
+        return f"{metric.value:z.3f}"
+    return f"{metric.value:z.3f} ({metric.ci_low:z.3f}–{metric.ci_high:z.3f})"

@@ -147,4 +147,4 @@ def _card(task: RecordingTask, facts: dict[str, Any], results: dict[str, Evaluat
 def _cell(metric: Metric) -> str:
     if math.isnan(metric.value):
         return f"undefined ({metric.note})"
-    return f"{metric.value:.3f}" + ("" if math.isnan(metric.ci_low) else f" ({metric.ci_low:.3f}–{metric.ci_high:.3f})")
+    return f"{metric.value:z.3f}" + ("" if math.isnan(metric.ci_low) else f" ({metric.ci_low:z.3f}–{metric.ci_high:z.3f})")

@@ -48,6 +48,7 @@ from sleepfm.training.tracking.profile import Profiler
 from sleepfm.training.tracking.recorder import Recorder
 from sleepfm.training.tracking.step_time import GPUS_A_NODE
 from sleepfm.training.tracking.tracker import Tracker, undelivered
+from sleepfm.wording import counted
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -331,8 +332,8 @@ def _conclude(
     metric = config.registry.metric
     lost = "".join(f"; lost: {what}" for what in folder.lost())
     print(
-        f"{stage.name}: {result['steps']} steps in {result['seconds']:.0f} s, {goodput.describe()}, best {metric} "
-        f"{result['metrics'][metric]:.4f} at step {result['best_step']}; {describe(config, result)}{lost}",
+        f"{stage.name}: {counted(result['steps'], 'step')} in {result['seconds']:.0f} s, {goodput.describe()}, best {metric} "
+        f"{result['metrics'][metric]:z.4f} at step {result['best_step']}; {describe(config, result)}{lost}",
         flush=True,
     )
     return result
@@ -365,7 +366,7 @@ def _already_done(config: RunConfig, done: dict[str, Any], store: str) -> int:
     output = Path(config.train.output)
     if _is_registered(done, store) and not undelivered(output):
         label = f"{done['name']}:{done['version']}"
-        print(f"{output}: already trained ({done['steps']} steps) and registered as {label}; nothing to do")
+        print(f"{output}: already trained ({counted(done['steps'], 'step')}) and registered as {label}; nothing to do")
         return 0
     with only_writer(output):
         tracker = Tracker(output, store, config.tracking.experiment, done["tags"]["stage"], to_dict(config), done["tags"])

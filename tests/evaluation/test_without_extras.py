@@ -83,7 +83,7 @@ def test_reading_scoring_and_embedding_need_no_extra(
 ) -> None:
     done(bare, tmp_path, "synth", "cohort", "--subjects", "1", "--hours", "0.15", "--workers", "1")
     night = str(next((tmp_path / "cohort").rglob("*.edf")))
-    assert "1 recordings" in done(bare, tmp_path, "doctor", "cohort")
+    assert "1 recording" in done(bare, tmp_path, "doctor", "cohort")
     packages = [str(path) for path in downstream_packages.values()]
     done(bare, tmp_path, "score", night, "--out", "scored", "--model", *packages)
     assert {"stages.csv", "report.html"} <= {path.name for path in (tmp_path / "scored").rglob("*")}

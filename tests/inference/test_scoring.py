@@ -176,9 +176,9 @@ def test_texts_and_repairs_of_a_recording_are_told_beside_its_score(scorer, reco
     rows = [f"{30 * i},30,Sleep stage N2" for i in range(30)] + ["95,20,Resp. arrest", "300,5,Leg movement"]
     path.write_text("onset,duration,event\n" + "\n".join(rows) + "\n")
     night = prepare_night(recordings[0], scoring=path)
-    night.provenance["warnings"] = ["its time stamps leave 1 gaps of 315 s"]
+    night.provenance["warnings"] = ["its time stamps leave 1 gap of 315 s"]
     told = "\n".join(scorer.score(night).warnings)
-    assert "recording: its time stamps leave 1 gaps of 315 s" in told
+    assert "recording: its time stamps leave 1 gap of 315 s" in told
     assert "human scoring: not understood" in told and "'Resp. arrest' 1" in told and "Leg movement" not in told
 
 

@@ -86,7 +86,7 @@ def test_the_commands_of_the_readme_work_from_a_synthetic_night_on(
     assert [line[1] for line in lines if line[0] == "sleepfm"] == ["synth", "doctor", "score"]
     written = {path.name for path in Path("scored/night").iterdir()}
     assert {"report.html", "stages.csv", "events.csv", "scoring.edf"} <= written
-    assert "1 recordings: 1 usable" in capsys.readouterr().out
+    assert "1 recording: 1 usable" in capsys.readouterr().out
 
 
 def test_the_commands_about_scoring_work_beside_built_in_models(

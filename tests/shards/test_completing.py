@@ -180,7 +180,7 @@ def failing(error: Exception) -> Callable[..., bool]:
 
 def test_a_fault_after_its_task_fails_the_shard_by_name(s3, ray, monkeypatch):
     monkeypatch.setattr(completing, "complete", failing(RuntimeError("broken")))
-    with pytest.raises(ShardError, match=r"1 shards failed, the others are finished.*\nshard-000001.tar: .*RuntimeError: broken"):
+    with pytest.raises(ShardError, match=r"1 shard failed, the others are finished.*\nshard-000001.tar: .*RuntimeError: broken"):
         build(ray, url("faulty"), lambda news: None)
     assert len(s3.names("completing-faulty/shards")) == 2 * (SHARDS - 1)
     Store(url("faulty")).abandon_uploads("shards", r".*\.tar")

@@ -234,4 +234,4 @@ def test_a_cohorts_own_name_stays_in_a_refusal(tmp_path):
     with pytest.raises(MontageError) as caught:
         require_channels(examine(path, load_cohort(str(rules))))
     kept = kept_message(str(caught.value), "P1.edf", load_build_config().privacy)
-    assert "by the rules of cohort schlaflabor nord among 1 signals (text-" in kept and "Erika" not in kept
+    assert "by the rules of cohort schlaflabor nord among 1 signal (text-" in kept and "Erika" not in kept

@@ -46,7 +46,7 @@ def test_a_scoring_that_comes_or_is_mended_later_is_taken_at_the_next_build(coho
     out = tmp_path / "out"
     arguments = ["build", source, out, "--cohort", "shhs1", "recordings_per_shard=2"]
     first = run(arguments)
-    assert "1 of 3 recordings have no scoring" in first.stdout
+    assert "1 of 3 recordings has no scoring" in first.stdout
     rows = records(out)
     assert [row["scored_epochs"] > 0 for row in rows.values()] == [True, False, False]
     assert "not well-formed" in rows["200002"]["provenance"]["scoring_refused"] and len(rows["200002"]["channels"]) == 10

@@ -116,7 +116,7 @@ def test_a_build_of_a_release_says_what_to_do_and_is_rebuilt(release, run, tmp_p
     arguments[1] = next((release.parent / "night").rglob("*.edf")).parent
     assert run(["verify", out]).returncode == 0
     refused = run(arguments)
-    assert refused.returncode == 2 and "1 of its 1 shards" in refused.stderr and "earlier version" in refused.stderr
+    assert refused.returncode == 2 and "1 of its 1 shard" in refused.stderr and "earlier version" in refused.stderr
     assert "--rebuild" in refused.stderr and "can be read as it is" in refused.stderr
     assert Dataset.open(out).digest == json.loads((release / "dataset.json").read_text())["digest"]
     done = run([*arguments, "--rebuild"])

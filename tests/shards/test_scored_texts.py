@@ -114,7 +114,7 @@ def test_the_rule_and_its_version_shape_a_data_set(dataset, monkeypatch):
     plan = read_plan(dataset.path, other)
     stale = stale_shards(dataset.path, plan, other, config)
     assert list(stale) == ["shard-000000.tar"] and not stale_shards(dataset.path, plan, now, config)
-    with pytest.raises(ConfigError, match=r"1 of its 1 shards .*event_rule_version=2, which is 99 now.*Use --rebuild"):
+    with pytest.raises(ConfigError, match=r"1 of its 1 shard .*event_rule_version=2, which is 99 now.*Use --rebuild"):
         refuse_stale(dataset.path, plan, stale)
 
 

@@ -54,7 +54,7 @@ def table(tmp_path, *rows):
 def test_what_a_damaged_row_may_touch_has_no_label(tmp_path, row, open_epochs, text, touched):
     scoring = table(tmp_path, row.format(text), "200,20,Hypopnea", "300,5,Arousal")
     (warning,) = scoring.warnings
-    assert warning.startswith("1 events whose times cannot be are left out") and repr(text) in warning
+    assert warning.startswith("1 event whose times cannot be is left out") and repr(text) in warning
     labels = labels_of(scoring)
     for name, found in labels.items():
         unknown = open_epochs - set(np.flatnonzero(found == 1)) if name in touched else set()

@@ -57,10 +57,22 @@ def test_every_signal_that_is_not_mapped_is_listed_and_its_rule_maps_it(tmp_path
     assert {derivation.active.label: name for name, derivation in montage.channels.items()} == channels | {"C4-M1": "EEG_C4"}
     assert main(["doctor", str(tmp_path / "nights")]) == 0
     text = capsys.readouterr().out
-    assert "'Brain L'                    200 Hz   uV            1 of 1" in text
-    assert f"           {rules['My chin 7']}  # 1 recordings\n" in text
+    # Once, in what is said of the one recording.
+    assert text.count("'Brain L'") == 1 and "  unmapped  'Brain L' (200 Hz, uV), " in text
+    assert "subjects   1; the usable recording has no scoring\n" in text
+    assert "rules      to map signals that are unmapped above, if" in text
+    assert f"           {rules['My chin 7']}  # 1 recording\n" in text
     assert yaml.safe_load(rules["ECG V5"])["ECG"] == [{"signal": ["ECG V5"], "derivation": "ECG V5", "unit": "mV"}]
-    assert f"{rules['ECG V5']}  # 1 recordings; the header states no unit, check this one\n" in text
+    assert f"{rules['ECG V5']}  # 1 recording; the header states no unit, check this one\n" in text
+
+
+def test_signals_that_several_recordings_have_are_counted(tmp_path, capsys):
+    night(tmp_path)
+    night(tmp_path, "b.edf")
+    assert main(["doctor", str(tmp_path), "--headers"]) == 0
+    text = capsys.readouterr().out
+    assert "'Brain L'                    200 Hz   uV            2 of 2" in text and "rules      to map them, if they are" in text
+    assert "2 of the usable recordings have no scoring" in text
 
 
 def test_two_signals_of_one_label_get_no_rule_that_cannot_tell_them_apart(tmp_path):
@@ -184,7 +196,7 @@ def test_a_link_to_a_recording_is_no_second_one(tmp_path, capsys):
     night(annexed / ".git" / "annex", "MD5E-1.edf")
     (annexed / "sub-1_eeg.edf").symlink_to(".git/annex/MD5E-1.edf")
     status, text = run_doctor(annexed, capsys)
-    assert status == 0 and "1 recordings: 1 usable" in text and f"{annexed}/sub-1_eeg.edf\n" in text
+    assert status == 0 and "1 recording: 1 usable" in text and f"{annexed}/sub-1_eeg.edf\n" in text
 
 
 def run_doctor(folder: Path, capsys, *options: str) -> tuple[int, str]:
@@ -201,7 +213,7 @@ def test_headers_alone_tell_all_but_what_is_in_the_signals(tmp_path, capsys, mon
     (tmp_path / "b.edf").write_bytes(scored.read_bytes())
     (tmp_path / "b.csv").write_text("onset,duration,stage\n90000,30,W\n")
     status, text = run_doctor(tmp_path, capsys)
-    twice = "; 1 of the usable are duplicates, which a build leaves out"
+    twice = "; 1 of the usable is a duplicate, which a build leaves out"
     assert status == 1 and f"4 recordings: 2 usable, 2 would be refused{twice}" in text
     monkeypatch.setattr(Recording, "read", lambda *_: pytest.fail("a sample was read"))
     status, text = run_doctor(tmp_path, capsys, "--headers")

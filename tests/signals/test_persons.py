@@ -38,6 +38,48 @@ def test_a_name_that_says_no_person_is_told_from_one_that_does(tmp_path):
     assert first.read and first.subject == again.subject == "P01" and (first.visit, again.visit) == ("1", "2") and not other.read
 
 
+def unread(*persons: str) -> UnreadNames:
+    """Recordings ``a.edf``, ``b.edf``, … that count as ``persons``."""
+    names = UnreadNames()
+    for number, person in enumerate(persons):
+        names.add(f"{'abc'[number]}.edf", person)
+    return names
+
+
+@pytest.mark.parametrize(
+    ("persons", "total", "said", "apart"),
+    [
+        (
+            ("a",),
+            1,
+            "the file name a.edf does not say whose recording it is by the identity rule of its cohort: it counts",
+            True,
+        ),
+        (("a",), 4, "1 of 4 file names, a.edf, does not say whose recording it is by the identity rule of its cohort: it ", True),
+        (("a", "b"), 2, "2 of 2 file names, such as a.edf, do not say", True),
+        (
+            ("a", "a", "b"),
+            3,
+            "they count as 2 persons, since files of one folder that differ in their ending alone",
+            True,
+        ),
+        (
+            ("a", "a"),
+            2,
+            "they count as 1 person, since they differ in their ending alone, and come into one split; say",
+            False,
+        ),
+        (("a", "a"), 3, "and come into one split; another night of this person may come into another one; say in", True),
+    ],
+)
+def test_what_is_said_of_the_splits_is_true_of_so_many_persons(
+    persons: tuple[str, ...], total: int, said: str, apart: bool
+) -> None:
+    told = unread(*persons).warning(total)
+    assert said in told
+    assert ("different splits" in told or "may come into another" in told) == apart
+
+
 def test_a_pattern_without_a_subject_or_that_fits_nothing_is_an_error(tmp_path):
     rules = tmp_path / "lab.yaml"
     rules.write_text('extends: generic.yaml\nname: lab\nsource: x\nidentity: {pattern: "^P(\\\\d+)_"}\n')
@@ -120,7 +162,7 @@ MOST = tuple(f"Pat{number:03}_N1.edf" for number in range(1, 6))
 def test_a_pattern_is_that_of_most_names_and_has_no_name_of_a_person_in_it(names, pattern):
     said = warning(*names)
     assert said.split("identity: ")[1] == f"{{pattern: '{pattern or _EXAMPLE}'}}"
-    example = said.split("such as ")[1].split(", do not")[0]
+    example = re.search(r"(?:such as|the file name) (.*?)(?:, do| does) not say", said)[1]
     assert example in names and (not pattern or re.search(pattern, example))
 
 

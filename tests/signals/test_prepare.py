@@ -254,7 +254,7 @@ class TestDoctor:
     def test_usable_folders(self, shared_data, tree, capsys):
         assert main(["doctor", str(shared_data / "nox-a1")]) == 0
         text = capsys.readouterr().out
-        assert "EEG_C3    C3-M2, 200 Hz, V" in text and "1 recordings: 1 usable, 0 would be refused" in text
+        assert "EEG_C3    C3-M2, 200 Hz, V" in text and "1 recording: 1 usable, 0 would be refused" in text
         assert main(["doctor", str(tree), "--json"]) == 0
         findings = json.loads(capsys.readouterr().out)
         assert [finding["record"] for finding in findings] == ["shhs1-200001", "shhs1-200002"]

@@ -44,9 +44,9 @@ def test_a_proposed_pattern_finds_the_table(tmp_path, capsys, night, scored, pat
     table(tmp_path / "nights" / "a12_staging.txt")
     main(["doctor", str(tmp_path)])
     out = capsys.readouterr().out
-    assert re.findall(r"^ +files: (.*)  # 1 recordings$", out, re.MULTILINE) == [json.dumps([pattern])]
+    assert re.findall(r"^ +files: (.*)  # 1 recording$", out, re.MULTILINE) == [json.dumps([pattern])]
     rules = tmp_path / "lab.yaml"
-    channels = dict(re.findall(r"^ +(EEG_C4|AIRFLOW): (.*)  # 1 recordings$", out, re.MULTILINE))
+    channels = dict(re.findall(r"^ +(EEG_C4|AIRFLOW): (.*)  # 1 recording$", out, re.MULTILINE))
     lines = [f"  {name}: {rule}" for name, rule in channels.items()]
     rules.write_text("\n".join(["extends: generic.yaml", "name: lab", "source: x", "channels:", *lines, "scoring:", ""]))
     with rules.open("a") as file:
@@ -90,7 +90,7 @@ def test_proposals_for_one_channel_are_one_line_that_maps_all_its_recordings(tmp
     # One of the four has its C4 by the cohort's rules, which a line of one's own replaces.
     (other,) = found.keys() - {eeg}
     assert other == "EEG_C4: [{signal: [Kanal 2 C4/A1], derivation: C4-M1}]"
-    assert found[other].startswith(" 3 recordings; 1 others have EEG_C4 by rules that this one replaces")
+    assert found[other].startswith(" 3 recordings; 1 other has EEG_C4 by rules that this one replaces")
     rules = tmp_path / "lab.yaml"
     rules.write_text("\n".join(["extends: generic.yaml", "name: lab", "source: x", "channels:", f"  {eeg}", ""]))
     main(["doctor", str(folder), "--headers", "--cohort", str(rules)])

@@ -83,11 +83,11 @@ def test_what_is_missing_or_not_understood_stays_unknown_and_is_told_by_its_line
     assert (people[5].age, people[5].sex) == (89, "male")
     lines = told(known)
     for problem in (
-        "gender has codes that the rule does not list (1 cells, first in line 4)",
-        "age_s1 has values outside of 0 to 120 years (1 cells, first in line 4)",
-        "bmi_s1 has texts that are no number (1 cells, first in line 4)",
-        "bmi_s1 has values outside of 5 to 150 kg/m2 (1 cells, first in line 5)",
-        "ahi_a0h3a has values outside of 0 to 300 events/h (1 cells, first in line 4)",
+        "gender has codes that the rule does not list (1 cell, first in line 4)",
+        "age_s1 has values outside of 0 to 120 years (1 cell, first in line 4)",
+        "bmi_s1 has texts that are no number (1 cell, first in line 4)",
+        "bmi_s1 has values outside of 5 to 150 kg/m2 (1 cell, first in line 5)",
+        "ahi_a0h3a has values outside of 0 to 300 events/h (1 cell, first in line 4)",
     ):
         assert problem in lines
     assert "fat" not in lines and "Smith" not in lines + repr(people)
@@ -248,7 +248,7 @@ def test_the_doctor_says_which_table_there_is_and_whom_it_knows(tmp_path: Path, 
     said = capsys.readouterr().out
     assert "people     datasets/shhs1-dataset-0.21.0.csv (cohort shhs1): 3 people; age, sex, bmi, ahi known of them" in said
     assert "people     3 of the 3 here are of a cohort with a table; known: age of 1, sex of 2" in said
-    assert "people     1 of them, at this visit, are in no table" in said
+    assert "people     1 of them, at this visit, is in no table" in said
     assert f"warning    {edfs / 'shhs1-200002.edf'} has the same signals as {edfs / 'shhs1-200001.edf'}" in said
     (tmp_path / "datasets" / "shhs1-dataset-0.21.0.csv").unlink()
     assert main(["doctor", str(tmp_path), "--headers"]) == 0

@@ -153,6 +153,7 @@ def test_a_split_without_one_step_is_a_fault_whatever_selects_and_doubts_are_sai
         ("htp://x", "tracking.uri=htp://x: htp: is not a known kind of store; did you mean http:?"),
         ("mongo://user:secret@x/db", "tracking.uri=mongo://user:***@x/db: mongo: is not a known kind of store"),
         ("http://", "names no host"),
+        ("localhost:5000", "tracking.uri=localhost:5000: is no address of a store; write http://localhost:5000"),
         ("runs.db", "tracking.uri=runs.db: is no address of a store; write sqlite:///runs.db"),
         ("http://host:many", "Port could not be cast"),
         ("sqlite://runs/mlflow.db", "gives no file; write sqlite:///FILE"),

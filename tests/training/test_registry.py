@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from small_model import MODEL
 from torch import nn
 
+from sleepfm.cli import main
 from sleepfm.errors import ModelError, RegistryError
 from sleepfm.models.build import build_model, model_config
 from sleepfm.registry import registry
@@ -115,6 +116,30 @@ def test_what_is_not_there_is_named_with_what_is(
     with pytest.raises(RegistryError, match=r"no registry at runs/mlflow\.db"):
         registry.resolve("models:/named@champion")
     assert not Path("runs").exists()
+
+
+def test_a_mistyped_name_is_answered_with_the_names_that_are_there(
+    module: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.chdir(tmp_path)
+    client = mlflow_client(DEFAULT_STORE, create=True)
+    assert main(["models"]) == 0
+    assert main(["models", "--name", "sleepfm-stage"]) == 1
+    told = capsys.readouterr()
+    assert "no models registered yet" in told.out and told.err.endswith("is registered; registered models: none\n")
+    for name in ("sleepfm-apnea", "sleepfm-stage", "other"):
+        client.create_registered_model(name)
+        client.create_model_version(name, source="file:///nowhere")
+    there = "registered models: sleepfm-stage, sleepfm-apnea, other\n"
+    for words in (["--json"], []):
+        assert main(["models", "--name", "sleepfm-stag", *words]) == 1
+        said = f"error: {DEFAULT_STORE}: no version of 'sleepfm-stag' is registered; {there}"
+        assert capsys.readouterr() == ("", said)
+    assert main(["models", "prune", "sleepfm-stag"]) == 1
+    assert capsys.readouterr().err.endswith(there)
+    assert main(["models", "promote", "sleepfm-stag", "1"]) == 1
+    assert capsys.readouterr().err.endswith(there)
 
 
 def test_lineage_goes_back_to_the_first_parents(store: str, module: nn.Module) -> None:

@@ -18,6 +18,8 @@ _PERSON_AND_NIGHT = re.compile(r"(?P<subject>.*\d[A-Za-z]?)(?P<between>[\s_.-]+(
 _WORD = re.compile(r"[^\W\d_]{3,}")
 _EXAMPLE = r"^(?P<subject>P\d+)_night(?P<visit>\d)"
 _KEPT = 10_000
+_APART = "so two nights of one person may come into different splits"
+_ALONE = "it counts as a person of its own, so another night of this person may come into another split"
 
 
 @dataclass(frozen=True)
@@ -97,16 +99,26 @@ class UnreadNames:
     def warning(self, total: int) -> str:
         """What doctor and build say of them among ``total`` recordings."""
         pattern, example = proposed_pattern(self._paths)
-        each = "each counts as a separate person"
-        if len(self._persons) < self.count:
-            persons = "1 person" if len(self._persons) == 1 else f"{len(self._persons)} persons"
-            each = f"they count as {persons}, since files of one folder that differ in their ending alone are one person's"
         part = "path (a pattern with a slash is searched below the folder of recordings)" if "/" in pattern else "name"
+        say = f"say in a cohort file which part of the {part} is the person, such as identity: {{pattern: '{pattern}'}}"
+        rule = "whose recording it is by the identity rule of"
+        if self.count == 1:
+            which = f"the file name {example}" if total == 1 else f"1 of {total} file names, {example},"
+            return f"{which} does not say {rule} its cohort: {_ALONE}; {say}"
         return (
-            f"{self.count} of {total} file names, such as {example}, do not say whose recording it is by the identity rule of "
-            f"their cohort: {each}, so two nights of one person may come into different splits; say in a cohort file which part "
-            f"of the {part} is the person, such as identity: {{pattern: '{pattern}'}}"
+            f"{self.count} of {total} file names, such as {example}, do not say {rule} their cohort: {self._told(total)}; {say}"
         )
+
+    def _told(self, total: int) -> str:
+        """As how many persons they count, and what follows for the splits."""
+        persons = len(self._persons)
+        if persons == self.count:
+            return f"each counts as a separate person, {_APART}"
+        if persons > 1:
+            same = "files of one folder that differ in their ending alone are one person's"
+            return f"they count as {persons} persons, since {same}; any other two are of different persons, {_APART}"
+        together = "they count as 1 person, since they differ in their ending alone, and come into one split"
+        return together if self.count == total else f"{together}; another night of this person may come into another one"
 
 
 def proposed_pattern(paths: Sequence[str]) -> tuple[str, str]:

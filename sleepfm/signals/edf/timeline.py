@@ -13,6 +13,7 @@ from sleepfm.signals.edf.annotations import Annotation, parse_record
 from sleepfm.signals.edf.blocks import iter_blocks
 from sleepfm.signals.edf.header import LONGEST_SECONDS, EdfHeader
 from sleepfm.signals.files import RandomFile
+from sleepfm.wording import counted
 
 # In a file declared discontinuous a record that starts this late after the end of the one before it starts a new piece.
 _JITTER_SECONDS = 0.01
@@ -102,7 +103,9 @@ def read_timeline(file: RandomFile, header: EdfHeader, name: str) -> Timeline:
     elif astray > _DRIFT_SECONDS:
         pieces, gaps, duration = _split(stamps, seconds, _DRIFT_SECONDS, name)
         paused = sum(length for _, length in gaps)
-        warnings.append(f"declared continuous, but its time stamps leave {len(gaps)} gaps of {paused:g} s in all, which are kept")
+        warnings.append(
+            f"declared continuous, but its time stamps leave {counted(len(gaps), 'gap')} of {paused:g} s in all, which are kept"
+        )
     elif astray > _JITTER_SECONDS:
         warnings.append(f"declared continuous, and taken so, though time stamps are up to {astray:g} s off")
     annotations = sorted(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from sleepfm.signals.scorings.event_words import EventWords
 from sleepfm.signals.scorings.scoring import Event, Row
 from sleepfm.signals.scorings.vocabulary import is_beside_the_point, mentioned_events, says_not_assessed
+from sleepfm.wording import counted, for_number
 
 # Onsets and durations in s beyond which nothing is a time.
 LONGEST = 1e9
@@ -53,16 +54,19 @@ class Doubts:
                 self._add(row.text, words.event_of(row.text), begin, lasts)
             else:
                 self._add_any(row.text, begin, lasts)
-        self._warn(lost, "events whose times cannot be are left out, what they may touch has no label")
+        be, it = for_number(len(lost), "is"), for_number(len(lost), "it")
+        self._warn(lost, f"whose times cannot be {be} left out, what {it} may touch has no label")
 
     def add_without_lengths(self, events: Iterable[tuple[Row, str]]) -> None:
         """Events that begin where they say and end nobody knows where."""
         short = [(row, kind) for row, kind in events if not row.duration]
         for row, kind in short:
             self._add(row.text, kind, row.onset, _REACH)
+        count, it = for_number(len(short), "counts"), for_number(len(short), "it")
+        begin = for_number(len(short), "begins")
         self._warn(
             [f"{row.text[:TEXT]!r} at {row.onset:g} s" for row, _ in short],
-            "events without a duration count where they begin, what they may touch in the minute after has no label",
+            f"without a duration {count} where {it} {begin}, what {it} may touch in the minute after has no label",
         )
 
     def add_unclear(self, rows: Iterable[Row]) -> None:
@@ -105,4 +109,4 @@ class Doubts:
     def _warn(self, rows: Sequence[str], what: str) -> None:
         more = f" and {len(rows) - _SHOWN} more" if len(rows) > _SHOWN else ""
         if rows:
-            self.warnings.append(f"{len(rows)} {what}: {', '.join(rows[:_SHOWN])}{more}")
+            self.warnings.append(f"{counted(len(rows), 'event')} {what}: {', '.join(rows[:_SHOWN])}{more}")

@@ -9,6 +9,7 @@ from typing import Literal
 from sleepfm.constants import EPOCH_SECONDS
 from sleepfm.errors import AnnotationError
 from sleepfm.signals.scorings.scoring import Event, Scoring
+from sleepfm.wording import counted, for_number
 
 # Of a scoring whose seconds are assumed, at most this share is cut off; what is several times longer is no scoring of the night.
 _MOST_CUT = 0.5
@@ -84,7 +85,7 @@ def reconcile(
     outside = len(scoring.events) + len(scoring.unclear) - len(events) - len(unclear)
     has_events = scoring.has_events
     if outside:
-        warnings.append(f"{outside} events outside the recording are left out")
+        warnings.append(f"{counted(outside, 'event')} outside the recording {for_number(outside, 'is')} left out")
         if has_events and not events and not unclear:
             has_events = False
             warnings.append("none of its events lies in the recording, whose events count as not scored")

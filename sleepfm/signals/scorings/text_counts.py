@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sleepfm.signals.scorings.vocabulary import is_beside_the_point, says_not_assessed
+from sleepfm.wording import counted
 
 # Distinct texts that are kept of a cohort, and shown of each sort.
 _KEPT = 10_000
@@ -60,7 +61,7 @@ class TextCounts:
         lines = [f"scoring not used: {_of_all(reason, found)}" for reason, found in list(reasons.items())[:_SHOWN]]
         shown = sum(len(found) for found in list(reasons.values())[:_SHOWN])
         if self.refusals > shown:
-            lines.append(f"scoring not used: {self.refusals - shown} recordings more")
+            lines.append(f"scoring not used: {counted(self.refusals - shown, 'recording')} more")
         known = self.ignored - self._unknown()
         return lines + self.not_understood() + ([f"ignored: {_listed(known)}"] if known else [])
 

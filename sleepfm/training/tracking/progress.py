@@ -39,7 +39,7 @@ class Progress:
         self._last_time, self._last_step = now, step
 
     def validated(self, step: int, figures: Mapping[str, float]) -> None:
-        text = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        text = "  ".join(f"{name} {value:z.4f}" for name, value in figures.items())
         print(f"{self._name} {step}/{self._steps}  {text}", flush=True)
 
 

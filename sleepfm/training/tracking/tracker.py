@@ -24,6 +24,7 @@ from sleepfm.registry.store import client as mlflow_client
 from sleepfm.registry.store import experiment_id, reason_of, shown
 from sleepfm.training.folder import RunFolder
 from sleepfm.training.tracking.journal import Journal
+from sleepfm.wording import counted
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -147,11 +148,12 @@ class Tracker:
         left = self._journal.left(self._state["delivered"])
         warnings = []
         if self._journal.refused:
-            warnings.append(f"{self._journal.refused} rows of figures dropped, because {self._folder.figures} is full")
+            warnings.append(f"{counted(self._journal.refused, 'row')} of figures dropped, because {self._folder.figures} is full")
         if left:
+            why = self._problem or self._journal.problem
             warnings.append(
-                f"{left} rows of figures not delivered to {self._shown} ({self._problem or self._journal.problem}); kept in "
-                f"{self._folder.figures}: start the same command again to deliver them"
+                f"{counted(left, 'row')} of figures not delivered to {self._shown} ({why}); kept "
+                f"in {self._folder.figures}: start the same command again to deliver them"
             )
         elif self._thread.is_alive() or self._problem:
             follows = "; the error that ended the run follows" if status == "FAILED" else ""
