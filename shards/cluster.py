@@ -123,7 +123,8 @@ def cluster(workers: int) -> Iterator[Any]:
         if place and _asks_for_token(place):
             raise ConfigError(
                 f"RAY_ADDRESS={address}: the Ray cluster there asks for a token, and this process has none or another one; set "
-                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token (default: ~/.ray/auth_token)"
+                "RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to a file with the cluster's token (default: ~/.ray/auth_token), "
+                "or unset RAY_ADDRESS to use only this machine"
             ) from error
         if address:
             raise ConfigError(
@@ -140,9 +141,9 @@ def cluster(workers: int) -> Iterator[Any]:
 
 
 def _require_answer(address: str) -> str:
-    """Host and port of the cluster at ``address``.
+    """Host and port of the cluster at ``address``; raises :class:`ConfigError` unless something that speaks gRPC, as Ray does,
+    listens there.
 
-    Raise :class:`ConfigError` unless something that speaks gRPC, as Ray does, listens there.
     Ray itself asks a host that does not answer for a quarter of an hour.
     """
     place = address.removeprefix("ray://")

@@ -12,6 +12,7 @@ _PLURAL = {
     "was": "were",
     "counts": "count",
     "begins": "begin",
+    "holds": "hold",
 }
 
 

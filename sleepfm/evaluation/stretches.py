@@ -47,9 +47,9 @@ def unscored_warning(night: PreparedRecording, unscored: NDArray[np.bool_]) -> s
         return ""
     told = _told(tuple(runs(unscored)), night.provenance.get("clock"))
     number = int(unscored.sum())
-    has, be, it, count = (for_number(number, word) for word in ("has", "is", "it", "counts"))
+    hold, be, it, count = (for_number(number, word) for word in ("holds", "is", "it", "counts"))
     return (
-        f"{number} of {counted(night.n_epochs, 'epoch')} {has} no usable signal in any channel and {be} unscored: {told}; "
+        f"{number} of {counted(night.n_epochs, 'epoch')} {hold} no usable signal in any channel and {be} unscored: {told}; "
         f"{it} {count} in no figure"
     )
 
