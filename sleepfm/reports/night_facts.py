@@ -18,6 +18,7 @@ from sleepfm.evaluation.paired import severity_of
 from sleepfm.inference.night_frames import event_confidence, event_stages
 from sleepfm.inference.night_score import NightScore
 from sleepfm.reports.night_tables import clock_of
+from sleepfm.reports.rendering import NOT_DEFINED
 from sleepfm.signals.position import BodyPosition
 from sleepfm.signals.prepare import PreparedRecording
 from sleepfm.signals.quality import Quality, unusable
@@ -28,7 +29,6 @@ from sleepfm.tasks import TASKS
 NOT_ASSESSED = "not assessed"
 # A larger share of epochs without a stage is said beside the total sleep time.
 _UNSTAGED_SHARE = 0.05
-NOT_DEFINED = "not defined"
 # What follows the name of a line of events that a human scored.
 SCORED = ", scored"
 TASK_NAMES = {"stage": "sleep stages", "apnea": "apneas", "hypopnea": "hypopneas", "arousal": "arousals"}

@@ -15,9 +15,10 @@ from markupsafe import Markup
 from sleepfm.evaluation.intervals import Metric
 from sleepfm.reports import palette
 from sleepfm.reports.night_comparison import figure_title
-from sleepfm.reports.night_facts import NOT_DEFINED
 from sleepfm.version import __version__
 from sleepfm.wording import counted
+
+NOT_DEFINED = "not defined"
 
 
 def render(template: str, **context: Any) -> str:
