@@ -12,7 +12,7 @@ from sleepfm.signals.doctor import examine_recordings
 from sleepfm.signals.recording import read_recording
 
 SHORT = r"{} s long, shorter than one 30-s epoch"
-NO_CHANNEL = r"no canonical channel by the rules of cohort generic among {} signals .*; name them in a cohort file"
+NO_CHANNEL = r"no canonical channel by the rules of cohort generic among {} signals? .*; name them in a cohort file"
 
 # What is read: variant, signals, seconds, annotations. And why it makes no training data.
 READ = {

@@ -16,6 +16,7 @@ from made_edf import Made, noise, tal, write_edf
 from sleepfm.errors import RecordingError
 from sleepfm.signals.files import MemoryFile
 from sleepfm.signals.recording import SignalInfo, open_recording, opened_recording, read_edf_extent, read_recording
+from sleepfm.wording import counted
 
 READABLE = [
     "nox-a1/subject1.edf",
@@ -221,7 +222,7 @@ def test_samples_lie_where_time_stamps_say_whatever_the_header_declares(tmp_path
     assert recording.duration == pytest.approx(clock[-1] + 1, abs=0.41) and read_edf_extent(path)[1] >= recording.duration - 1
     assert bool(recording.gaps) == (clock[-1] >= len(clock)) and len(samples) / 4 == pytest.approx(recording.duration, abs=0.13)
     if recording.gaps and variant != "EDF+D":
-        assert f"{len(recording.gaps)} gaps" in recording.warnings[0]
+        assert f"{counted(len(recording.gaps), 'gap')} of" in recording.warnings[0]
 
 
 def test_a_pause_of_half_a_second_is_a_gap_and_a_late_stamp_is_none(tmp_path):
