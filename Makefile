@@ -53,7 +53,7 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# All benchmarks in one table, in fifteen minutes on two cores; its file goes to benchmarks/results. REFERENCE is a checkout of
+# All benchmarks in one table, in some 15 minutes on two cores; its file goes to benchmarks/results. REFERENCE is a checkout of
 # the released code (github.com/dlcjfgmlnasa/SynthSleepNet), whose figures then stand beside ours.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/run.py $(if $(REFERENCE),--reference "$(REFERENCE)")

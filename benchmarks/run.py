@@ -1,4 +1,4 @@
-"""The benchmarks that run as they stand, in one table: what ``make bench`` calls, in at most 15 minutes on two cores.
+"""The benchmarks that run as they stand, in one table: what ``make bench`` calls, in some 15 minutes on two cores.
 
     python benchmarks/run.py [--reference CHECKOUT] [--quick] [--out FOLDER]
 
@@ -55,7 +55,7 @@ SCRIPTS = (
     Script("rates", "", "--seconds 0.05"),
     Script(
         "models",
-        "--only neuronet-tiny,neuronet-base,synthsleepnet-base,nt-xent,mamba-length --steps 3",
+        "--only neuronet-tiny,neuronet-base,synthsleepnet-base,nt-xent,mamba-length --steps 2",
         "--only neuronet-tiny --steps 1",
         takes_reference=True,
     ),
@@ -75,7 +75,7 @@ SCRIPTS = (
         "--only tiny-one-process,tiny-ddp,tiny-zero0,tiny-zero1,tiny-save --steps 20",
         "--only tiny-one-process --steps 2 --subjects 8",
     ),
-    Script("doctor", "--headers 10000", "--headers 40"),
+    Script("doctor", "--headers 3000", "--headers 40"),
     Script("dead_time", "--hours 3 --kinds mains rail", "--hours 0.5 --kinds zeros", file_option=""),
     Script("scoring", "--sizes tiny", "--sizes tiny --hours 0.25"),
 )
