@@ -91,7 +91,7 @@ def ahi_agreement(
             both &= predictions.scored[mask]
             assert predictions.seconds is not None
             found += find_events(predictions.seconds[mask].reshape(-1), thresholds[kind], kind, True)
-        known = is_known(both & (truth > Stage.W), labelled)
+        known = is_known(truth > Stage.W, labelled)
         both &= labelled
         people.append(subject)
         theirs.append(ahi(scored_events(dataset, reader, row), both & (truth > Stage.W)) if known else math.nan)

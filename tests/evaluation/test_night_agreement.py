@@ -123,6 +123,11 @@ def test_a_night_whose_events_were_not_understood_has_no_index_and_not_a_low_one
         return EventResult.of(dataset, "hypopnea", changed, 0.5, resamples=0).index, ahi
 
     whole_index, whole_ahi = of(predictions)
+    # What the model could not stage is of the human's sleep all the same.
+    probability = told["stage"].probability.copy()
+    probability[own[held]] = np.nan
+    blind, heads = replace(told["stage"], probability=probability), {"apnea": told["apnea"], "hypopnea": without(held)}
+    assert ahi_agreement(dataset, blind, heads, dict.fromkeys(KINDS, 0.5), 0).n_left_out == whole_ahi.n_left_out + 1
     for changed, more in ((without(held), 1), (without(held[:few]), 0)):
         for got, want in zip(of(changed), (whole_index, whole_ahi), strict=True):
             assert got.n_left_out == want.n_left_out + more and got.n_nights == want.n_nights - more
