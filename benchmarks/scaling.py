@@ -71,8 +71,8 @@ class Counted:
     def rate(self, device: Device) -> float:
         """FLOP/s of the forward and backward passes where one GPU is busy."""
         traffic = self.traffic.of(self.filled)
-        step = step_seconds(Work(traffic, 0, 0), 1, device)
-        return traffic.flops / max(step["computing"] + step["moving"], step["launching"])
+        # With nothing that trains, the arithmetic of a step is that of its passes alone.
+        return traffic.flops / step_seconds(Work(traffic, 0, 0), 1, device)["arithmetic"]
 
 
 # 30,000 epochs are probed, of a NeuroNet's two channels or SynthSleepNet's four: 8.87 GFLOP a channel, and 3 for its own layers.

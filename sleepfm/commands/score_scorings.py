@@ -10,12 +10,13 @@ from sleepfm.commands.score_inputs import Job, NoJob
 from sleepfm.errors import RecordingError
 from sleepfm.inference.scorer import scorings_root
 from sleepfm.signals.cohorts.catalogue import Rules
+from sleepfm.signals.cohorts.proposals import SCORING_ENDINGS
 from sleepfm.signals.discover import SUFFIXES, annotations_alone, scoring_beside
 from sleepfm.signals.files import is_remote, location, matching_files
 from sleepfm.signals.scorings.finder import FoundScoring
 
 # Endings of scorings of other formats than EDF.
-_SCORINGS = (".xml", ".annot", ".eannot", ".csv", ".tsv", ".txt", ".xls")
+_SCORINGS = (*SCORING_ENDINGS, ".xls")
 
 
 def with_named_scorings(found: Sequence[Job | NoJob], rules: Rules) -> tuple[list[Job | NoJob], list[str]]:

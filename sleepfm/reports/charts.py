@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from sleepfm.evaluation.paired import PairedAgreement
 from sleepfm.evaluation.reliability import PersonFigure, Reliability
 from sleepfm.reports.night_comparison import ComparedFigure, figure_title
+from sleepfm.reports.rendering import format_defined
 from sleepfm.reports.svg import Picture, Scale, polyline, ticks
 from sleepfm.wording import counted
 
@@ -185,8 +186,8 @@ def bland_altman_chart(found: PairedAgreement, reference: str = "human", units: 
     unit = f" ({found.unit})" if found.unit else ""
     bias, low, high = found.bias.value, found.low.value, found.high.value
     alt = (
-        f"Bland-Altman plot of {found.n_nights} {units}, {figure_title(found.name)}: bias {_told(bias)}, limits "
-        f"{_told(low)} to {_told(high)}{unit}."
+        f"Bland-Altman plot of {found.n_nights} {units}, {figure_title(found.name)}: bias {format_defined(bias)}, limits "
+        f"{format_defined(low)} to {format_defined(high)}{unit}."
     )
     levels = [value for value in (bias, low, high) if math.isfinite(value)]
     chart = _difference_chart(alt, mean, [*difference, *levels], unit, reference)
@@ -268,7 +269,3 @@ def _difference_chart(alt: str, mean: NDArray[np.float64], differences: Sequence
 
 def _named(low: float, high: float, most: int) -> dict[float, str]:
     return {value: f"{value:g}" for value in ticks(low, high, most)}
-
-
-def _told(value: float) -> str:
-    return "not defined" if math.isnan(value) else f"{value:z.1f}"

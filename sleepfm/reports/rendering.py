@@ -77,7 +77,7 @@ def format_number(value: float | None, digits: int = 1) -> str:
 
 def format_defined(value: float, digits: int = 1) -> str:
     """``value`` with ``digits`` decimals, "not defined" for nan."""
-    return NOT_DEFINED if math.isnan(value) else f"{value:.{digits}f}"
+    return NOT_DEFINED if math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def format_signed(value: float, digits: int = 1) -> str:

@@ -49,7 +49,7 @@ _WORDS = (
 )
 
 # Of files that scorings are exported as.
-_SCORING_ENDINGS = (".csv", ".tsv", ".txt", ".xml", ".annot", ".eannot")
+SCORING_ENDINGS = (".csv", ".tsv", ".txt", ".xml", ".annot", ".eannot")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def scoring_patterns(recordings: Sequence[Path], root: Path) -> Counter[str]:
     for path in recordings:
         by_stem[path.stem].append(path)
     found: dict[str, set[Path]] = defaultdict(set)
-    for file in list_files(root, _SCORING_ENDINGS, unlisted=_already_told):
+    for file in list_files(root, SCORING_ENDINGS, unlisted=_already_told):
         stem = next((part for part in _parts(file.name) if part in by_stem), "")
         for path in by_stem[stem] if stem else ():
             if pattern := _pattern(path, file, stem):
