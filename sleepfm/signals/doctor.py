@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from sleepfm.signals.examine import Examination, examine, require_channels
 from sleepfm.signals.files import is_folder
 from sleepfm.signals.prepare import describe, make_channels
 from sleepfm.signals.record_names import RecordName, names_below
-from sleepfm.signals.recording import opened_recording
+from sleepfm.signals.recording import opened_recording, read_recording
 from sleepfm.signals.scorings.finder import looked_for
 from sleepfm.signals.scorings.labels import stage_labels
 from sleepfm.signals.scorings.text_counts import TextCounts
@@ -126,7 +127,8 @@ def _look(path: Path, found: Discovered, called: RecordName, root: Path | None, 
     finding = Finding(str(path))
     try:
         found.check(str(path))
-        with opened_recording(path, found.header) as recording:
+        # A recording that is opened for its samples may be read whole at once.
+        with opened_recording(path, found.header) if signals else nullcontext(read_recording(path, found.header)) as recording:
             examination = examine(recording, rules, root, found.scoring, called=called)
             _fill(finding, examination)
             require_channels(examination)

@@ -66,6 +66,29 @@ def test_every_signal_that_is_not_mapped_is_listed_and_its_rule_maps_it(tmp_path
     assert f"{rules['ECG V5']}  # 1 recording; the header states no unit, check this one\n" in text
 
 
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="counts the bytes that a process has read as Linux tells them")
+def test_headers_are_read_without_the_samples_behind_them(tmp_path):
+    path = night(tmp_path)
+    samples = path.stat().st_size
+    assert samples > 500_000
+
+    def read(signals: bool) -> int:
+        """Bytes that this process reads from files meanwhile, once everything is imported and the rules are loaded."""
+        told = []
+        for _ in range(2):
+            before = counted()
+            (finding,) = examine_recordings(discover(tmp_path), tmp_path, None, signals=signals)
+            told.append(counted() - before)
+            assert not finding.refused and finding.channels
+        return told[-1]
+
+    def counted() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    assert read(signals=False) < 0.2 * samples
+    assert read(signals=True) > samples
+
+
 def test_signals_that_several_recordings_have_are_counted(tmp_path, capsys):
     night(tmp_path)
     night(tmp_path, "b.edf")
