@@ -126,6 +126,17 @@ def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | 
     return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
 
 
+def embed_for(
+    model: Downstream,
+    epochs: Iterable[Epochs],
+    keep: Sequence[bool] | None = None,
+    precision: Precision = "fp32",
+    n_epochs: int | None = None,
+) -> Tensor:
+    """What ``model`` classifies all ``epochs`` by, [E, D], as :func:`embed`: embeddings, behind them the powers of bands."""
+    return _encoded(model, model.embed_epochs, (model.embedding_dim,), epochs, keep, precision, n_epochs)
+
+
 def frame_features(
     model: Downstream,
     epochs: Iterable[Epochs],

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sleepfm.inference.embed import Epochs, embed, frame_features
+from sleepfm.inference.embed import Epochs, embed_for, frame_features
 from sleepfm.inference.windows import classify_night, locate_night
 from sleepfm.models.device import Precision
 from sleepfm.models.downstream import Downstream
@@ -20,7 +20,7 @@ class NightOutput:
     """What a model gives for one night; nan where an epoch has no usable channel.
 
     Attributes:
-        embedding: [E, D], by its encoder.
+        embedding: [E, D], what it classifies an epoch by.
         epochs: [E, K], probability of each class.
         seconds: [30 E], probability that an event goes on; only with an event head on frames.
         kinds: [30 E, K], probability of each kind of event that the head tells apart, if one goes on; only with such a head.
@@ -55,11 +55,11 @@ def apply_to_epochs(
         epochs: of the whole night in order, with the model's channels.
         window: epochs that the temporal context sees at once, as in training.
         keep: [C], channels the encoder may use; all by default.
-        embedding: [E, D] of the same ``epochs`` by an equal encoder, where there is one already; what needs no frames then
-            does not encode them again.
+        embedding: [E, D] of the same ``epochs``, where a model with an equal encoder and the same band powers has made them;
+            what needs no frames then does not encode them again.
         assessed: [E], epochs that the task can be assessed in (:attr:`Downstream.evidence`); all by default. The others are as
             epochs without a usable channel, but in the embedding.
-        frames: [E, F, D'] of the same ``epochs``, where a model with an equal encoder and the same amplitudes has made them.
+        frames: [E, F, D'] of the same ``epochs``, where a model that sees the same of them (``beside_tokens``) has made them.
         precision: of the encoder's products, ``fp32`` or ``bf16``; context and heads compute in fp32.
     """
     n_epochs = None if assessed is None else len(assessed)
@@ -68,7 +68,7 @@ def apply_to_epochs(
             frames = frame_features(model, epochs, keep, precision, n_epochs)
         return apply_to_frames(model, frames, window, assessed)
     if embedding is None:
-        embedding = embed(model.encoder, epochs, keep, precision, n_epochs)
+        embedding = embed_for(model, epochs, keep, precision, n_epochs)
     return apply_to_embedding(model, embedding, window, assessed)
 
 

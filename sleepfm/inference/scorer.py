@@ -120,7 +120,11 @@ class Scorer:
     def passes(self, resolution: int = EPOCH_SECONDS) -> int:
         """How often the epochs of a night go through an encoder."""
         fine = EPOCH_SECONDS // resolution if resolution != EPOCH_SECONDS and "stage" in self.models else 0
-        return len(set(self._encoder.values())) + fine
+        located = {task: entry.model.config for task, entry in self.models.items() if entry.model.config.events is not None}
+        framed = {(self._encoder[task], config.beside_tokens) for task, config in located.items()}
+        embedded = {(self._encoder[task], entry.model.config.powered) for task, entry in self.models.items()}
+        # The mean of frames is the embedding.
+        return len(framed) + len(embedded - {(self._encoder[task], config.powered) for task, config in located.items()}) + fine
 
     def score(
         self,
@@ -149,8 +153,8 @@ class Scorer:
                 f"{night.path}: none of the channels of {', '.join(entry.address for entry in self.models.values())} "
                 f"({', '.join(self.channels)}); found {', '.join(night.channels) or 'no canonical channel'}"
             )
-        embedded: dict[int, Tensor] = {}
-        framed: dict[tuple[int, tuple[str, ...]], Tensor] = {}
+        embedded: dict[tuple[int, tuple[str, ...]], Tensor] = {}
+        framed: dict[tuple[int, tuple[tuple[str, ...], ...]], Tensor] = {}
         probability: dict[str, NDArray[np.float64]] = {}
         events: list[Event] = []
         runs: list[Event] = []
@@ -161,12 +165,11 @@ class Scorer:
             if not set(entry.model.channels) & set(shown.channels):
                 probability[task] = np.full((night.n_epochs, len(entry.usage.classes)), np.nan)
                 continue
-            key, usage = self._encoder[task], entry.usage
+            config, usage = entry.model.config, entry.usage
             epochs = counted(prepared_epochs(shown, entry.model.channels, chunk), progress)
             assessed = epochs_with_any(shown, entry.model.evidence)
             # Event heads on one encoder share what they see.
-            head = entry.model.config.events
-            seen = (key, head.amplitudes if head is not None else ())
+            key, seen = (self._encoder[task], config.powered), (self._encoder[task], config.beside_tokens)
             found = apply_to_epochs(
                 entry.model,
                 epochs,

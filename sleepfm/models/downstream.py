@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sleepfm.config import Config
 from sleepfm.errors import ModelError
 from sleepfm.models.amplitude import FrameGrid, frame_amplitudes
+from sleepfm.models.band_powers import WIDTH, BandPowers, BandPowersConfig, band_powers
 from sleepfm.models.context import ContextConfig, build_context
 from sleepfm.models.embedding import BuiltOnEncoder
 from sleepfm.models.event_head import EventHead, EventHeadConfig
@@ -44,7 +45,7 @@ class TuneConfig(Config):
 class DownstreamConfig(Config):
     """``encoder`` is the configuration of the pretrained model, as :func:`sleepfm.models.build.build_model` takes it;
     ``events`` adds a head that tells seconds apart; ``evidence`` are the encoder's channels of which one must be usable in an
-    epoch that is assessed.
+    epoch that is assessed; ``band_powers`` names those whose power in each band context and head are told.
     """
 
     kind: Literal["downstream"] = "downstream"
@@ -56,6 +57,17 @@ class DownstreamConfig(Config):
     head: HeadConfig = HeadConfig()
     events: EventHeadConfig | None = None
     evidence: tuple[str, ...] = ()
+    band_powers: BandPowersConfig | None = None
+
+    @property
+    def beside_tokens(self) -> tuple[tuple[str, ...], ...]:
+        """Channels told of beside the tokens; models of one encoder that have the same of these see the same."""
+        return (self.events.amplitudes if self.events is not None else (), self.powered)
+
+    @property
+    def powered(self) -> tuple[str, ...]:
+        """The channels of ``band_powers``."""
+        return self.band_powers.channels if self.band_powers is not None else ()
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -84,14 +96,15 @@ class Downstream(BuiltOnEncoder):
         self.encoder: Any = cast(Any, encoder)
         self.encoder.drop_pretraining()
         self._own_lora = self._adapt()
+        named = {"band_powers.channels": config.powered, "events.amplitudes": config.events.amplitudes if config.events else ()}
+        for key, names in named.items():
+            if unknown := [name for name in names if name not in self.channels]:
+                raise ModelError(f"{key}: {', '.join(unknown)}: not among the encoder's channels {', '.join(self.channels)}")
+        self.powers = BandPowers(self.encoder.dim, config.band_powers) if config.band_powers is not None else None
         self.context = build_context(config.context, self.encoder.dim)
         self.head = Head(self.encoder.dim, len(config.classes), config.head)
         self.events: EventHead | None = None
         if config.events is not None:
-            if unknown := [name for name in config.events.amplitudes if name not in self.channels]:
-                raise ModelError(
-                    f"events.amplitudes: {', '.join(unknown)}: not among the encoder's channels {', '.join(self.channels)}"
-                )
             self.events = EventHead(self.feature_dim, self.encoder.frame_times, config.events)
             self._grid = FrameGrid.of(self.encoder.frame_times)
 
@@ -99,7 +112,12 @@ class Downstream(BuiltOnEncoder):
     def feature_dim(self) -> int:
         """Width of what :meth:`frame_features` gives."""
         events = self.config.events
-        return self.encoder.dim + (2 * len(events.amplitudes) if events is not None else 0)
+        return self.embedding_dim + (2 * len(events.amplitudes) if events is not None else 0)
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of what :meth:`classify` takes of an epoch: the encoder's embedding, behind it the powers of bands."""
+        return int(self.encoder.dim) + (WIDTH if self.powers is not None else 0)
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -155,19 +173,32 @@ class Downstream(BuiltOnEncoder):
 
     def frame_features(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
         """``[B, C, T]`` of ``channels`` (the model's by default) with ``[B, C]`` to the encoder's frame tokens, behind each of
-        which stand the amplitudes that the event head is told: ``[B, F, D']``, in fp32.
+        which stand the powers of the epoch's bands and the amplitudes that the event head is told: ``[B, F, D']``, in fp32.
         """
-        tokens = self.encoder.encode_frames(signals, present, channels)
-        events = self.config.events
-        if events is None or not events.amplitudes:
-            return tokens
-        given = self.channels if channels is None else channels
-        size = frame_amplitudes(signals, present, given, events.amplitudes, self._grid)
-        return torch.cat([tokens, size], dim=-1)
+        tokens = self._tokens(signals, present, channels)
+        given, events, told = self.channels if channels is None else channels, self.config.events, [tokens]
+        if self.config.powered:
+            powers = band_powers(signals, present, given, self.config.powered)
+            told.append(powers[:, None].expand(-1, tokens.shape[1], -1))
+        if events is not None and events.amplitudes:
+            told.append(frame_amplitudes(signals, present, given, events.amplitudes, self._grid))
+        return torch.cat(told, dim=-1) if len(told) > 1 else tokens
+
+    def _tokens(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None) -> Tensor:
+        """The encoder's frame tokens ``[B, F, D]``; zeros where nothing in this model sees them."""
+        config = self.config
+        if config.band_powers is not None and not config.band_powers.embedding and config.events is None:
+            return signals.new_zeros(len(signals), len(self.encoder.frame_times), self.encoder.dim, dtype=torch.float32)
+        tokens: Tensor = self.encoder.encode_frames(signals, present, channels)
+        return tokens
 
     def embedding_of(self, frames: Tensor) -> Tensor:
-        """The embedding ``[..., D]`` of an epoch with the features ``[..., F, D']``: the mean of its tokens."""
-        return frames[..., : self.encoder.dim].mean(-2)
+        """What is known of an epoch with the features ``[..., F, D']``, ``[..., D]``: the mean of its tokens and its powers."""
+        return frames[..., : self.embedding_dim].mean(-2)
+
+    def embed_epochs(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None = None) -> Tensor:
+        """``[B, C, T]`` of ``channels`` (the model's by default) with ``[B, C]`` to what :meth:`classify` takes, ``[B, D]``."""
+        return self.embedding_of(self.frame_features(signals, present, channels))
 
     def encode(self, signals: Tensor, present: Tensor, valid: Tensor | None = None) -> Tensor:
         """``signals`` ``[B, L, C, T]`` and ``present`` ``[B, L, C]`` to embeddings ``[B, L, D]``."""
@@ -175,8 +206,10 @@ class Downstream(BuiltOnEncoder):
 
     def classify(self, embedding: Tensor, valid: Tensor | None = None) -> Tensor:
         """Embeddings ``[B, L, D]`` of consecutive epochs to logits ``[B, L, K]``."""
-        if embedding.ndim != 3 or embedding.shape[-1] != self.encoder.dim:
-            raise ModelError(f"expected embeddings [B, L, {self.encoder.dim}], found {list(embedding.shape)}")
+        if embedding.ndim != 3 or embedding.shape[-1] != self.embedding_dim:
+            raise ModelError(f"expected embeddings [B, L, {self.embedding_dim}], found {list(embedding.shape)}")
+        if self.powers is not None:
+            embedding = self.powers(embedding, valid)
         return self.head(self.context(embedding, valid), valid)
 
     def locate(self, frames: Tensor, valid: Tensor | None = None) -> Tensor:

@@ -10,16 +10,17 @@ from sleepfm.training.stage import StepLoss
 
 
 def class_weights(labels: Tensor, n_classes: int, weighting: str) -> Tensor:
-    """Weight [K] of each class: 1, or the inverse of its frequency among the scored ``labels``, with mean 1
-    over epochs.
+    """Weight [K] of each class: 1, or the inverse of its frequency among the scored ``labels`` (``inverse``) or of the
+    frequency's root (``inverse-root``), with mean 1 over epochs.
 
     A class that does not occur keeps weight 1: nothing is learnt about it either way.
     """
     weights = torch.ones(n_classes)
-    if weighting == "inverse":
+    if weighting != "none":
         counts = torch.bincount(labels[labels >= 0].flatten(), minlength=n_classes)
         held = counts > 0
-        weights[held] = counts.sum() / (held.sum() * counts[held])
+        weights[held] = counts[held] ** (-0.5 if weighting == "inverse-root" else -1.0)
+        weights[held] *= counts.sum() / (weights * counts).sum()
     return weights
 
 

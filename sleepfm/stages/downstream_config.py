@@ -11,6 +11,7 @@ from sleepfm.config import Config
 from sleepfm.evaluation.prediction_figures import VALIDATION_FIGURES
 from sleepfm.evaluation.regression import FIGURES as REGRESSION_FIGURES
 from sleepfm.inference.default_models import CHAMPIONS
+from sleepfm.models.band_powers import BandPowersConfig
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import TuneConfig
 from sleepfm.models.event_head import EventHeadConfig
@@ -126,7 +127,8 @@ class DownstreamJob(TaskJob):
     """What the probe and the fine-tune share, whose tasks are of epochs.
 
     ``weighting`` ``inverse`` weighs each class by the inverse of its frequency among the labelled epochs
-    (mean weight 1), which helps rare classes and spoils calibration; ``none`` is the paper's.
+    (mean weight 1), which helps rare classes and spoils calibration; ``inverse-root`` by its square root, half of the way;
+    ``none`` is the paper's.
     """
 
     tasks = TASKS
@@ -134,7 +136,7 @@ class DownstreamJob(TaskJob):
     task: TaskName
     data: LabelledData
     head: HeadConfig = HeadConfig()
-    weighting: Literal["none", "inverse"] = "none"
+    weighting: Literal["none", "inverse", "inverse-root"] = "none"
 
     def figures(self) -> tuple[str, ...]:
         """The headline figures of the task."""
@@ -194,6 +196,7 @@ class FinetuneConfig(DownstreamJob):
     always does; it may be 1. Each channel of a sequence, but for SpO2, is multiplied by a factor between 1 / ``gain`` and
     ``gain``: recordings are scaled by their own spread, which is another one for an excerpt than for a whole night. It also
     passes through a filter whose gain differs by up to ``filter_db`` decibels from one, as other recorders have others.
+    ``band_powers`` names channels whose power in each band context and head are told beside the embedding, or instead of it.
     """
 
     example = "downstream/finetune-stage-base.yaml"
@@ -208,6 +211,7 @@ class FinetuneConfig(DownstreamJob):
     channel_dropout: float = Field(default=0.0, ge=0, le=1)
     gain: float = Field(default=1.0, ge=1, le=10)
     filter_db: float = Field(default=0.0, ge=0, le=40)
+    band_powers: BandPowersConfig | None = None
 
     def is_varied(self) -> bool:
         """Whether sequences are changed as they are trained on."""
@@ -230,6 +234,12 @@ class FinetuneConfig(DownstreamJob):
                 "modality_dropout, channel_dropout, gain, filter_db: what a cache holds cannot be changed; remove cache, or "
                 "leave them out"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _powers_are_of_signals(self) -> FinetuneConfig:
+        if self.cache is not None and self.band_powers is not None:
+            raise ValueError("band_powers: a cache holds none; remove cache or band_powers")
         return self
 
     @model_validator(mode="after")

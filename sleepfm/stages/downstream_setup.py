@@ -43,6 +43,7 @@ def downstream_plan(job: DownstreamJob, encoder: nn.Module, source: Resolved) ->
         head=job.head,
         events=events,
         evidence=task.needed(cast(Any, encoder).channels),
+        band_powers=job.band_powers if isinstance(job, FinetuneConfig) else None,
     )
 
 

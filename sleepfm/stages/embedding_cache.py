@@ -225,8 +225,8 @@ class FrameCache(EmbeddingCache):
         return (len(self._model.encoder.frame_times), self._model.feature_dim)
 
     def _also(self) -> dict[str, str]:
-        events = self._model.config.events
-        return {"frames": ",".join(("tokens", *(events.amplitudes if events is not None else ())))}
+        amplitudes, _ = self._model.config.beside_tokens
+        return {"frames": ",".join(("tokens", *amplitudes))}
 
     def _encoded(self, epochs: Iterable[Epochs]) -> Tensor:
         return frame_features(self._model, epochs)

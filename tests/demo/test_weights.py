@@ -16,7 +16,7 @@ from killed_runs import killed_in_its_third_step
 import sleepfm
 from sleepfm import builtin
 from sleepfm.config import load_config
-from sleepfm.demo.weights import WeightsConfig, WeightsPlan, size_of
+from sleepfm.demo.weights import WeightsConfig, WeightsPlan, measured_on, size_of
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.synthetic.cohort import write_cohort
 
@@ -47,6 +47,15 @@ def test_the_first_step_streams_people_of_a_shipped_configuration(name: str, tmp
     assert held_out["--shards"] == str(tmp_path / "held-out" / "shards") != words["--shards"]
     # Synth, two NeuroNets, four heads, people to judge them on.
     assert plan.n_steps == 1 + 2 + 4 + 1 and len(plan.tasks) == 4
+
+
+def test_what_people_showed_is_told_with_what_the_synthetic_nights_did(tmp_path: Path) -> None:
+    held_out = {"people": 24, "kappa": {"value": 0.604}}
+    alone = "24 synthetic people of other ranges (stages: kappa 0.60)"
+    assert measured_on(held_out, None) == alone
+    (tmp_path / "people.json").write_text(json.dumps({"ours": {"epochs": 480, "kappa": {"value": 0.456}}}))
+    both = measured_on(held_out, tmp_path / "people.json")
+    assert both == f"{alone} and 480 epochs of real people from one EEG channel (stages: kappa 0.46)"
 
 
 @pytest.mark.slow

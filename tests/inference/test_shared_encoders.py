@@ -11,6 +11,7 @@ import torch
 from sleepfm.config import read_yaml
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.task_model import TaskModel
+from sleepfm.models.band_powers import BandPowersConfig
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.device import choose_precision
 from sleepfm.models.downstream import Downstream, DownstreamConfig
@@ -85,6 +86,23 @@ def test_one_pass_gives_what_each_model_gives_alone(downstream_packages, event_p
     fine = []
     assert together.score(night, resolution=5, progress=fine.append).fine is not None
     assert night.n_epochs * 6 < sum(fine) <= night.n_epochs * together.passes(5)
+
+
+@pytest.mark.parametrize("embedding", [True, False])
+def test_a_model_that_is_told_the_powers_of_bands_passes_over_the_night_by_itself(event_package, night, tmp_path, embedding):
+    encoder = build_model(read_yaml(MODELS / "synthsleepnet-tiny.yaml")["model"])
+    encoder.load_state_dict(load_package(event_package).module.encoder.state_dict(), strict=False)
+    task, powers = TASKS["stage"], BandPowersConfig(channels=("EEG_C4",), embedding=embedding)
+    config = DownstreamConfig(task="stage", classes=task.classes, encoder=model_config(encoder), band_powers=powers)
+    usage = Usage(task="stage", classes=task.classes, window=20)
+    model = Downstream(config, encoder)
+    write_package(tmp_path, model, {"model": model_config(model)} | usage.to_package(), "card")
+    together, done = Scorer.load([tmp_path, event_package]), []
+    score = together.score(night, chunk=7, progress=done.append)
+    assert together.passes() == 2 and sum(done) == 2 * night.n_epochs
+    alone = [Scorer.load([package]).score(night) for package in (tmp_path, event_package)]
+    np.testing.assert_allclose(score.hypnodensity, alone[0].hypnodensity, atol=1e-6)
+    np.testing.assert_allclose(score.seconds["apnea"], alone[1].seconds["apnea"], atol=1e-6)
 
 
 def test_encoders_in_bf16_say_nearly_the_same(downstream_packages, event_package, night):

@@ -343,6 +343,9 @@ def test_inverse_weights_give_every_class_the_same_total():
     weights = class_weights(labels, 3, "inverse")
     assert weights[0] * 90 == pytest.approx(float(weights[1]) * 10) and weights[2] == 1
     assert (weights[0] * 90 + weights[1] * 10) / 100 == pytest.approx(1)
+    half = class_weights(labels, 3, "inverse-root")
+    assert half[1] / half[0] == pytest.approx(3) and half[2] == 1
+    assert (half[0] * 90 + half[1] * 10) / 100 == pytest.approx(1)
     assert torch.equal(class_weights(labels, 3, "none"), torch.ones(3))
 
 

@@ -327,6 +327,8 @@ def test_a_fine_tune_varies_recordings_by_the_item(nights, source, tmp_path):
     eeg = [name.startswith("EEG") for name in stage.module.channels]
     assert torch.equal(seen[0][..., eeg], whole.present[..., eeg])
     assert 0.2 < seen[0][..., [not own for own in eeg]].float().mean() / whole.present.float().mean() < 0.7
+    with pytest.raises(ConfigError, match="band_powers: a cache holds none; remove cache or band_powers"):
+        fine_tune(nights, tmp_path, "band_powers.channels=[EEG_C4]", "tune={mode: frozen}", "cache=x")
     reason = "modality_dropout, channel_dropout, gain, filter_db: what a cache holds cannot be changed"
     with pytest.raises(ConfigError, match=reason):
         fine_tune(nights, tmp_path, "modality_dropout=0.6", "tune={mode: frozen}", "cache=x")

@@ -44,6 +44,10 @@ STAGES: dict[str, tuple[str, list[str]]] = {
     "fine-tune, frozen": ("downstream/finetune-stage-tiny", [*_SHORT, "tune.mode=frozen", "weighting=inverse"]),
     "fine-tune, full": ("downstream/finetune-stage-tiny", [*_SHORT, "tune.mode=full"]),
     "fine-tune, both ways": ("downstream/finetune-stage-tiny", [*_SHORT, "context.bidirectional=true"]),
+    "fine-tune, powers of bands": (
+        "downstream/finetune-stage-tiny",
+        [*_SHORT, "tune.mode=frozen", "band_powers.channels=[EEG_C4]"],
+    ),
     "events": (
         "downstream/finetune-apnea-events-tiny",
         [*_SHORT, "events.kinds=[obstructive_apnea, central_apnea]", "events.amplitudes=[EEG_C4]"],
