@@ -25,7 +25,7 @@ from sleepfm.demo.runner import Journal, Runner, Step
 from sleepfm.demo.steps import BIN, DemoConfig, Plan
 from sleepfm.errors import ModelError
 from sleepfm.extras import require
-from sleepfm.files import make_folder, write_json
+from sleepfm.files import make_folder, read_json, write_json
 from sleepfm.lock import only_writer
 from sleepfm.signals.files import local_path
 from sleepfm.version import __version__
@@ -121,6 +121,9 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/weights"), help="folder for everything that is made (default: %(default)s)"
     )
+    parser.add_argument(
+        "--people", type=Path, metavar="FILE", help="what benchmarks/people.py found of these models, which is then told with them"
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the settings")
     arguments = parser.parse_args()
     return exit_with(lambda: run(arguments))
@@ -142,11 +145,11 @@ def run(arguments: argparse.Namespace) -> int:
         runner.run(plan.synth())
         for modality in ENCODERS:
             runner.run(plan.pretrain(modality))
-        runner.run(plan.finetune())
         for task in EVENTS:
             runner.run(plan.events(task))
+        runner.run(plan.finetune())
         runner.run(plan.synth_held_out())
-        folder = gather(plan)
+        folder = gather(plan, arguments.people)
     print(
         f"{folder}: {size_of(folder) / 1e6:.1f} MB in {(time.monotonic() - started) / 3600:.1f} h; copied to {builtin.WEIGHTS} "
         "they are the built-in models of a wheel that is made there"
@@ -154,8 +157,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def gather(plan: WeightsPlan) -> Path:
-    """The models of every task in ``OUT/builtin``, as :mod:`sleepfm.builtin` reads them; returns the folder.
+def gather(plan: WeightsPlan, people: Path | None = None) -> Path:
+    """The models of every task in ``OUT/builtin``, as :mod:`sleepfm.builtin` reads them; returns the folder. ``people`` is a
+    result of ``benchmarks/people.py``.
 
     Raises:
         ModelError: together they are larger than a wheel is to carry.
@@ -182,7 +186,7 @@ def gather(plan: WeightsPlan) -> Path:
         raise ModelError(f"{folder}: {total / 1e6:.1f} MB, more than the {MOST_BYTES / 1e6:.0f} MB that a wheel may carry")
     about = {
         "trained_on": TRAINED_ON,
-        "measured_on": f"{plan.held_out.subjects} synthetic nights of other ranges (configs/{plan.held_out.config})",
+        "measured_on": measured_on(tasks["stage"]["held_out"], people),
         "seed": plan.seed,
         "subjects": plan.varied.subjects,
         "hours": plan.varied.hours,
@@ -191,6 +195,16 @@ def gather(plan: WeightsPlan) -> Path:
     }
     write_json(folder / builtin.ABOUT, about)
     return folder
+
+
+def measured_on(held_out: dict[str, Any], people: Path | None) -> str:
+    """What the models were measured on, and how well they told stages there."""
+    told = f"{held_out['people']} synthetic people of other ranges (stages: kappa {held_out['kappa']['value']:.2f})"
+    if people is None:
+        return told
+    found = read_json(people)
+    kappa, epochs = (found["ours"][name] for name in ("kappa", "epochs"))
+    return f"{told} and {epochs} epochs of real people from one EEG channel (stages: kappa {kappa['value']:.2f})"
 
 
 def size_of(folder: Path) -> int:
