@@ -122,7 +122,10 @@ def main() -> int:
         "--out", type=Path, default=Path("runs/weights"), help="folder for everything that is made (default: %(default)s)"
     )
     parser.add_argument(
-        "--people", type=Path, metavar="FILE", help="what benchmarks/people.py found of these models, which is then told with them"
+        "--people",
+        type=Path,
+        metavar="FILE",
+        help="a result of benchmarks/people.py of these models: told with them from then on",
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a key of the settings")
     arguments = parser.parse_args()
