@@ -23,7 +23,7 @@ from sleepfm.config import Config, digest, load_config, to_dict
 from sleepfm.console import accept_every_character, exit_with
 from sleepfm.demo.runner import Journal, Runner, Step
 from sleepfm.demo.steps import BIN, DemoConfig, Plan
-from sleepfm.errors import ModelError
+from sleepfm.errors import ConfigError, ModelError
 from sleepfm.extras import require
 from sleepfm.files import make_folder, read_json, write_json
 from sleepfm.lock import only_writer
@@ -138,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
     out = local_path(arguments.out, "--out")
     config = load_config(WeightsConfig, arguments.config, arguments.overrides)
     plan = WeightsPlan(config, out, arguments.seed)
+    people = None if arguments.people is None else people_result(arguments.people)
     # A registry of its own: what is trained here is no champion among the user's models.
     os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{out.resolve() / 'mlflow.db'}"
     identity = digest({"config": to_dict(config), "seed": arguments.seed})
@@ -152,7 +153,7 @@ def run(arguments: argparse.Namespace) -> int:
             runner.run(plan.events(task))
         runner.run(plan.finetune())
         runner.run(plan.synth_held_out())
-        folder = gather(plan, arguments.people)
+        folder = gather(plan, people)
     print(
         f"{folder}: {size_of(folder) / 1e6:.1f} MB in {(time.monotonic() - started) / 3600:.1f} h; copied to {builtin.WEIGHTS} "
         "they are the built-in models of a wheel that is made there"
@@ -160,9 +161,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def gather(plan: WeightsPlan, people: Path | None = None) -> Path:
-    """The models of every task in ``OUT/builtin``, as :mod:`sleepfm.builtin` reads them; returns the folder. ``people`` is a
-    result of ``benchmarks/people.py``.
+def gather(plan: WeightsPlan, people: dict[str, Any] | None = None) -> Path:
+    """The models of every task in ``OUT/builtin``, as :mod:`sleepfm.builtin` reads them; returns the folder. ``people`` is
+    what :func:`people_result` gives.
 
     Raises:
         ModelError: together they are larger than a wheel is to carry.
@@ -200,14 +201,31 @@ def gather(plan: WeightsPlan, people: Path | None = None) -> Path:
     return folder
 
 
-def measured_on(held_out: dict[str, Any], people: Path | None) -> str:
+def people_result(path: Path) -> dict[str, Any]:
+    """The figures of stages in a result of ``benchmarks/people.py``.
+
+    Raises:
+        ConfigError: there is no such file, or it is no such result.
+    """
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise ConfigError(f"--people {path}: is not JSON") from error
+    if found is None:
+        raise ConfigError(f"--people {path}: does not exist")
+    figures = found.get("ours") if isinstance(found, dict) else None
+    if not isinstance(figures, dict) or not {"epochs", "kappa"} <= figures.keys():
+        raise ConfigError(f"--people {path}: is no result of benchmarks/people.py --json")
+    return figures
+
+
+def measured_on(held_out: dict[str, Any], people: dict[str, Any] | None) -> str:
     """What the models were measured on, and how well they told stages there."""
     told = f"{held_out['people']} synthetic people of other ranges (stages: kappa {held_out['kappa']['value']:.2f})"
     if people is None:
         return told
-    found = read_json(people)
-    kappa, epochs = (found["ours"][name] for name in ("kappa", "epochs"))
-    return f"{told} and {epochs} epochs of real people from one EEG channel (stages: kappa {kappa['value']:.2f})"
+    kappa = people["kappa"]["value"]
+    return f"{told} and {people['epochs']} epochs of real people from one EEG channel (stages: kappa {kappa:.2f})"
 
 
 def size_of(folder: Path) -> int:

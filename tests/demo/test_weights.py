@@ -16,7 +16,7 @@ from killed_runs import killed_in_its_third_step
 import sleepfm
 from sleepfm import builtin
 from sleepfm.config import load_config
-from sleepfm.demo.weights import WeightsConfig, WeightsPlan, measured_on, size_of
+from sleepfm.demo.weights import WeightsConfig, WeightsPlan, main, measured_on, people_result, size_of
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.synthetic.cohort import write_cohort
 
@@ -53,9 +53,26 @@ def test_what_people_showed_is_told_with_what_the_synthetic_nights_did(tmp_path:
     held_out = {"people": 24, "kappa": {"value": 0.604}}
     alone = "24 synthetic people of other ranges (stages: kappa 0.60)"
     assert measured_on(held_out, None) == alone
-    (tmp_path / "people.json").write_text(json.dumps({"ours": {"epochs": 480, "kappa": {"value": 0.456}}}))
-    both = measured_on(held_out, tmp_path / "people.json")
+    result = tmp_path / "people.json"
+    result.write_text(json.dumps({"ours": {"epochs": 480, "kappa": {"value": 0.456}}}))
+    both = measured_on(held_out, people_result(result))
     assert both == f"{alone} and 480 epochs of real people from one EEG channel (stages: kappa 0.46)"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(None, "does not exist"), ("{", "is not JSON"), ("[]", "is no result"), ('{"ours": 3}', "is no result")]
+)
+def test_a_result_that_is_none_is_refused_before_anything_is_trained(
+    content: str | None, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = tmp_path / "people.json"
+    if content is not None:
+        result.write_text(content)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["weights", "--people", str(result)])
+    assert main() == 2
+    assert f"--people {result}: {said}" in capsys.readouterr().err
+    assert not (tmp_path / "runs" / "weights" / "shards").exists()
 
 
 @pytest.mark.slow
