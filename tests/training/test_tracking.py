@@ -39,11 +39,11 @@ def store(empty_store: Path) -> str:
     return f"sqlite:///{shutil.copy(empty_store, empty_store.with_name('shared.db'))}"
 
 
-def tracker(output: Path, uri: str) -> Tracker:
+def tracker(output: Path, uri: str, **measured: object) -> Tracker:
     output.mkdir(exist_ok=True)
     artifact = output / "config.yaml"
     artifact.write_text("train: {}\n")
-    parameters = {"train": {"lr": 0.1, "betas": [0.9, 0.99]}, "long": "x" * 9000}
+    parameters = {"train": {"lr": 0.1, "betas": [0.9, 0.99]}, "long": "x" * 9000} | measured
     return Tracker(output, uri, "tests", "toy", parameters, {"dataset_digest": "abc"}, (artifact,))
 
 
@@ -128,6 +128,22 @@ def test_a_run_whose_id_never_arrived_is_found_again(tmp_path: Path, store: str)
     second = tracker(tmp_path, store)
     assert second.wait_for_run() == run_id
     second.close()
+    assert history(store, run_id) == [(1, 1.0)]
+
+
+def test_what_a_killed_job_had_told_of_its_machine_stays_and_the_rest_follows(tmp_path: Path, store: str) -> None:
+    first = tracker(tmp_path, store, peak="9.854e+10")
+    run_id = first.wait_for_run()
+    first.close()
+    # Killed before it had noted that the store knows its parameters.
+    state = json.loads((tmp_path / "tracking.json").read_text())
+    (tmp_path / "tracking.json").write_text(json.dumps(state | {"described": False}))
+    second = tracker(tmp_path, store, peak="8.899e+10", unsaid="yes")
+    second.log(1, {"train/loss": 1.0})
+    assert second.wait_for_run() == run_id
+    assert second.close() == ""
+    params = mlflow_client(store).get_run(run_id).data.params
+    assert (params["peak"], params["unsaid"]) == ("9.854e+10", "yes")
     assert history(store, run_id) == [(1, 1.0)]
 
 

@@ -214,10 +214,15 @@ class Tracker:
         return client
 
     def _describe(self, client: MlflowClient, run_id: str) -> None:
-        """Parameters and data set, which MLflow lets nobody change afterwards."""
+        """Parameters and data set, which MLflow lets nobody change afterwards.
+
+        A process that was killed in here has told some already, and what it measured of its machine another one measures
+        otherwise: what was told first stays.
+        """
         from mlflow.entities import Param
 
-        items = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in self._parameters.items()]
+        told = client.get_run(run_id).data.params
+        items = [Param(key, str(value)[:_LONGEST_PARAMETER]) for key, value in self._parameters.items() if key not in told]
         for start in range(0, len(items), 100):
             client.log_batch(run_id, params=items[start : start + 100])
         if self._dataset_digest:
