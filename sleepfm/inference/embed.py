@@ -117,24 +117,13 @@ def embed(
         precision: of its products, ``fp32`` or ``bf16``.
         n_epochs: how many there are, where that is known: what is found is then held once, and not twice at the end.
     """
-    return _encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep, precision, n_epochs)
+    return encoded(encoder, encoder.encode, (encoder.dim,), epochs, keep, precision, n_epochs)
 
 
 def embed_frames(encoder: Any, epochs: Iterable[Epochs], keep: Sequence[bool] | None = None) -> Tensor:
     """Frame tokens [E, F, D] of all ``epochs``, as :func:`embed`; their mean over frames is the embedding."""
     shape = (len(encoder.frame_times), encoder.dim)
-    return _encoded(encoder, encoder.encode_frames, shape, epochs, keep)
-
-
-def embed_for(
-    model: Downstream,
-    epochs: Iterable[Epochs],
-    keep: Sequence[bool] | None = None,
-    precision: Precision = "fp32",
-    n_epochs: int | None = None,
-) -> Tensor:
-    """What ``model`` classifies all ``epochs`` by, [E, D], as :func:`embed`: embeddings, behind them the powers of bands."""
-    return _encoded(model, model.embed_epochs, (model.embedding_dim,), epochs, keep, precision, n_epochs)
+    return encoded(encoder, encoder.encode_frames, shape, epochs, keep)
 
 
 def frame_features(
@@ -146,7 +135,7 @@ def frame_features(
 ) -> Tensor:
     """What the heads of ``model`` see of all ``epochs``, [E, F, D'], as :func:`embed`: frame tokens, behind them amplitudes."""
     shape = (len(model.encoder.frame_times), model.feature_dim)
-    return _encoded(model, model.frame_features, shape, epochs, keep, precision, n_epochs)
+    return encoded(model, model.frame_features, shape, epochs, keep, precision, n_epochs)
 
 
 def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Sequence[Sequence[bool]]) -> Tensor:
@@ -163,12 +152,12 @@ def embed_subsets(encoder: Any, epochs: Iterable[Epochs], subsets: Sequence[Sequ
         usable = (present[None] & torch.tensor(own)[:, None].to(present.device)).any(-1)
         return found.masked_fill(~usable[..., None], torch.nan).transpose(0, 1)
 
-    return _encoded(encoder, encode, (len(subsets), encoder.dim), epochs, None).transpose(0, 1)
+    return encoded(encoder, encode, (len(subsets), encoder.dim), epochs, None).transpose(0, 1)
 
 
 @full_precision()
 @torch.inference_mode()
-def _encoded(
+def encoded(
     encoder: Any,
     encode: Any,
     shape: tuple[int, ...],
@@ -177,6 +166,9 @@ def _encoded(
     precision: Precision = "fp32",
     n_epochs: int | None = None,
 ) -> Tensor:
+    """What ``encode(signals, present, channels)`` of the module ``encoder`` gives for all ``epochs``, [E, *shape]; the rest as
+    :func:`embed`.
+    """
     device = next(encoder.parameters()).device
     night = torch.empty(n_epochs or 0, *shape)
     rows, done = [night], 0

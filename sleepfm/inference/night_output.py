@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sleepfm.inference.embed import Epochs, embed_for, frame_features
+from sleepfm.inference.embed import Epochs, encoded, frame_features
 from sleepfm.inference.windows import classify_night, locate_night
 from sleepfm.models.device import Precision
 from sleepfm.models.downstream import Downstream
@@ -68,7 +68,7 @@ def apply_to_epochs(
             frames = frame_features(model, epochs, keep, precision, n_epochs)
         return apply_to_frames(model, frames, window, assessed)
     if embedding is None:
-        embedding = embed_for(model, epochs, keep, precision, n_epochs)
+        embedding = encoded(model, model.embed_epochs, (model.embedding_dim,), epochs, keep, precision, n_epochs)
     return apply_to_embedding(model, embedding, window, assessed)
 
 

@@ -55,6 +55,10 @@ if TYPE_CHECKING:
 _SHORT_EPOCHS = 10
 
 
+# The number of its encoder, whether that runs, and the channels whose powers of bands are told.
+_Sees = tuple[int, bool, tuple[str, ...]]
+
+
 class Scorer:
     """Models loaded once, for any number of nights; at most one for each task."""
 
@@ -120,11 +124,16 @@ class Scorer:
     def passes(self, resolution: int = EPOCH_SECONDS) -> int:
         """How often the epochs of a night go through an encoder."""
         fine = EPOCH_SECONDS // resolution if resolution != EPOCH_SECONDS and "stage" in self.models else 0
-        located = {task: entry.model.config for task, entry in self.models.items() if entry.model.config.events is not None}
-        framed = {(self._encoder[task], config.beside_tokens) for task, config in located.items()}
-        embedded = {(self._encoder[task], entry.model.config.powered) for task, entry in self.models.items()}
+        located = {task for task, entry in self.models.items() if entry.model.events is not None}
+        framed = {(self._sees(task), self.models[task].model.config.amplitudes) for task in located}
         # The mean of frames is the embedding.
-        return len(framed) + len(embedded - {(self._encoder[task], config.powered) for task, config in located.items()}) + fine
+        embedded = {self._sees(task) for task in self.models} - {self._sees(task) for task in located}
+        return len(framed) + len(embedded) + fine
+
+    def _sees(self, task: str) -> _Sees:
+        """What the model of ``task`` classifies epochs by: models with the same of these share it."""
+        config = self.models[task].model.config
+        return self._encoder[task], config.encodes, config.powered
 
     def score(
         self,
@@ -153,8 +162,8 @@ class Scorer:
                 f"{night.path}: none of the channels of {', '.join(entry.address for entry in self.models.values())} "
                 f"({', '.join(self.channels)}); found {', '.join(night.channels) or 'no canonical channel'}"
             )
-        embedded: dict[tuple[int, tuple[str, ...]], Tensor] = {}
-        framed: dict[tuple[int, tuple[tuple[str, ...], ...]], Tensor] = {}
+        embedded: dict[_Sees, Tensor] = {}
+        framed: dict[tuple[_Sees, tuple[str, ...]], Tensor] = {}
         probability: dict[str, NDArray[np.float64]] = {}
         events: list[Event] = []
         runs: list[Event] = []
@@ -165,11 +174,11 @@ class Scorer:
             if not set(entry.model.channels) & set(shown.channels):
                 probability[task] = np.full((night.n_epochs, len(entry.usage.classes)), np.nan)
                 continue
-            config, usage = entry.model.config, entry.usage
+            key, usage = self._sees(task), entry.usage
             epochs = counted(prepared_epochs(shown, entry.model.channels, chunk), progress)
             assessed = epochs_with_any(shown, entry.model.evidence)
             # Event heads on one encoder share what they see.
-            key, seen = (self._encoder[task], config.powered), (self._encoder[task], config.beside_tokens)
+            seen = (key, entry.model.config.amplitudes)
             found = apply_to_epochs(
                 entry.model,
                 epochs,

@@ -127,8 +127,8 @@ def predict_subsets(
     """What ``entry`` says on ``split`` given each of ``subsets``: every one of the model's modalities by default, largest first.
 
     The model itself is the same throughout; channels outside the subset are absent. Recordings are read and go through the
-    backbones once, whatever the number of subsets; under an event head, whose frames of all subsets would take much memory, once
-    for each. ``progress`` counts recordings, of all passes.
+    backbones once, whatever the number of subsets; under an event head, whose frames of all subsets would take much memory, and
+    with powers of bands, once for each. ``progress`` counts recordings, of all passes.
 
     Raises:
         DatasetError: the split holds no recording with such a channel.
@@ -141,7 +141,7 @@ def predict_subsets(
             raise ModelError(f"the model has no channel of {subset}; its channels: {', '.join(model.channels)}")
     if len(known) == 1:  # then every subset is all there is
         return dict.fromkeys(subsets, predict(model, dataset, split, window=entry.usage.window, chunk=chunk, progress=progress))
-    if model.events is None:
+    if model.events is None and not model.config.powered:
         return _predict_embedded(entry, dataset, split, subsets, chunk, progress)
     found = {}
     for number, subset in enumerate(subsets):

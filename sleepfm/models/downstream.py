@@ -60,9 +60,14 @@ class DownstreamConfig(Config):
     band_powers: BandPowersConfig | None = None
 
     @property
-    def beside_tokens(self) -> tuple[tuple[str, ...], ...]:
-        """Channels told of beside the tokens; models of one encoder that have the same of these see the same."""
-        return (self.events.amplitudes if self.events is not None else (), self.powered)
+    def amplitudes(self) -> tuple[str, ...]:
+        """The channels whose amplitude the event head is told."""
+        return self.events.amplitudes if self.events is not None else ()
+
+    @property
+    def encodes(self) -> bool:
+        """Whether anything in the model sees the encoder's tokens."""
+        return self.band_powers is None or self.band_powers.embedding or self.events is not None
 
     @property
     def powered(self) -> tuple[str, ...]:
@@ -96,7 +101,7 @@ class Downstream(BuiltOnEncoder):
         self.encoder: Any = cast(Any, encoder)
         self.encoder.drop_pretraining()
         self._own_lora = self._adapt()
-        named = {"band_powers.channels": config.powered, "events.amplitudes": config.events.amplitudes if config.events else ()}
+        named = {"band_powers.channels": config.powered, "events.amplitudes": config.amplitudes}
         for key, names in named.items():
             if unknown := [name for name in names if name not in self.channels]:
                 raise ModelError(f"{key}: {', '.join(unknown)}: not among the encoder's channels {', '.join(self.channels)}")
@@ -186,8 +191,7 @@ class Downstream(BuiltOnEncoder):
 
     def _tokens(self, signals: Tensor, present: Tensor, channels: Sequence[str] | None) -> Tensor:
         """The encoder's frame tokens ``[B, F, D]``; zeros where nothing in this model sees them."""
-        config = self.config
-        if config.band_powers is not None and not config.band_powers.embedding and config.events is None:
+        if not self.config.encodes:
             return signals.new_zeros(len(signals), len(self.encoder.frame_times), self.encoder.dim, dtype=torch.float32)
         tokens: Tensor = self.encoder.encode_frames(signals, present, channels)
         return tokens

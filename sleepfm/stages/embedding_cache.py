@@ -225,8 +225,7 @@ class FrameCache(EmbeddingCache):
         return (len(self._model.encoder.frame_times), self._model.feature_dim)
 
     def _also(self) -> dict[str, str]:
-        amplitudes, _ = self._model.config.beside_tokens
-        return {"frames": ",".join(("tokens", *amplitudes))}
+        return {"frames": ",".join(("tokens", *self._model.config.amplitudes))}
 
     def _encoded(self, epochs: Iterable[Epochs]) -> Tensor:
         return frame_features(self._model, epochs)

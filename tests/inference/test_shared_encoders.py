@@ -105,6 +105,25 @@ def test_a_model_that_is_told_the_powers_of_bands_passes_over_the_night_by_itsel
     np.testing.assert_allclose(score.seconds["apnea"], alone[1].seconds["apnea"], atol=1e-6)
 
 
+def test_a_model_that_sees_no_embedding_shares_none_with_one_that_does(night):
+    """Of one encoder and with powers of the same channels."""
+    encoder = build_model(read_yaml(MODELS / "synthsleepnet-tiny.yaml")["model"])
+
+    def model(task, embedding):
+        powers = BandPowersConfig(channels=("EEG_C4",), embedding=embedding)
+        classes = TASKS[task].classes
+        torch.manual_seed(len(task))
+        config = DownstreamConfig(task=task, classes=classes, encoder=model_config(encoder), band_powers=powers)
+        usage = Usage(task=task, classes=classes, window=20, threshold=0.5 if task == "apnea" else None)
+        return TaskModel(Downstream(config, encoder).eval(), usage, task)
+
+    models = [model("stage", False), model("apnea", True)]
+    together, alone = Scorer(models).score(night), [Scorer([own]).score(night) for own in models]
+    np.testing.assert_array_equal(together.hypnodensity, alone[0].hypnodensity)
+    np.testing.assert_array_equal(together.probability["apnea"], alone[1].probability["apnea"])
+    assert Scorer(models).passes() == 2
+
+
 def test_encoders_in_bf16_say_nearly_the_same(downstream_packages, event_package, night):
     packages = [downstream_packages["stage"], event_package]
     exact, rounded = (Scorer.load(packages, precision=kind).score(night) for kind in ("fp32", "bf16"))

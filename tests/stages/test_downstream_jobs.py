@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -20,6 +21,7 @@ from sleepfm.inference.embed import embed, stored_epochs
 from sleepfm.inference.predict import predict
 from sleepfm.inference.scorer import Scorer, prepare_night
 from sleepfm.inference.subsets import modality_subsets
+from sleepfm.models.band_powers import BandPowersConfig
 from sleepfm.models.build import build_model, model_config
 from sleepfm.models.context import ContextConfig
 from sleepfm.models.downstream import Downstream
@@ -289,6 +291,15 @@ def test_fewer_modalities_change_predictions_and_an_unknown_one_is_refused(datas
     assert list(one.record) == list(whole.record) and not np.allclose(one.probability, whole.probability)
     with pytest.raises(ModelError, match="RESP"):
         predict(model, dataset, "test", window=20, modalities=["RESP"])
+
+
+def test_subsets_are_evaluated_of_a_model_that_is_told_powers_of_bands(dataset, downstream_packages):
+    entry = Scorer.load([downstream_packages["stage"]]).models["stage"]
+    config = entry.model.config.model_copy(update={"band_powers": BandPowersConfig(channels=("EEG_C4",))})
+    powered = replace(entry, model=Downstream(config, entry.model.encoder).eval())
+    (found,) = modality_subsets(powered, dataset, "test", [("EEG",)])
+    alone = predict(powered.model, dataset, "test", window=entry.usage.window, modalities=["EEG"])
+    assert found.evaluation == evaluate_predictions(TASKS["stage"], alone, math.nan)
 
 
 def test_every_subset_of_modalities_is_evaluated(dataset, downstream_packages):
